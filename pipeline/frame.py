@@ -1,0 +1,203 @@
+"""What travels through the graph: Frame, AlignedSet, Prediction, Health.
+
+Owns the meaning of every field; knows nothing of sockets, files or devices. All times are int nanoseconds of the rig's
+monotonic clock. Three of them are never mixed: `capture_ns` (when the world did it), `publish_ns` (when the node sent
+it), and the reader's own `arrival_ns` (see node.Arrival).
+
+    frame = Frame(stream="camera", seq=7, capture_ns=clock.now_ns(), encoding="bgr8", data=image)
+    frame.end_ns                      # capture_ns + duration_ns
+    msgspec.json.encode(prediction.record())   # one line of --out
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+Encoding = Literal[
+    "bgr8",  # (h, w, 3) uint8
+    "jpeg",  # (n,) uint8, a JFIF file
+    "pcm_f32",  # (n,) float32 in [-1, 1], mono
+    "depth_u16_mm",  # (h, w) uint16, millimetres, 0 = no reading
+    "points_xyzi_f32",  # (n, 4) float32: metres, metres, metres, reflectance in [0, 1]
+    "imu_f64",  # (6,) float64: m/s² x3, rad/s x3
+    "series_f32",  # (n,) float32, any numeric series
+    "text_utf8",  # (n,) uint8
+    "label",  # (n,) uint8, UTF-8
+    "none",  # (0,) uint8: nothing happened until capture_ns (a watermark)
+]
+
+ReceiptState = Literal[
+    "exact",  # the sample's time is the anchor's, or a window is covered to the last sample
+    "nearest",  # nearest frame within the tolerance
+    "held",  # the latest frame before the anchor
+    "interpolated",
+    "partial",  # a window with gaps
+    "predicted",  # right unless the stream broke its learned minimum gap
+    "late",  # the stream is alive, but what was needed came after the deadline
+    "absent",  # nothing near the anchor exists
+    "silent",  # the stream has stopped, or its source said that nothing happened
+    "bad",  # it arrived and cannot be used: dark, torn, undecodable
+]
+
+NO_DATA = np.empty(0, np.uint8)
+NO_DATA.setflags(write=False)
+
+
+class StreamInfo(msgspec.Struct, frozen=True, array_like=True, tag="StreamInfo"):
+    """Once per stream, at the handshake and in a recording."""
+
+    stream: str
+    encoding: str
+    rate_hz: float | None = None  # None: not known, or irregular
+    channels: int = 1
+    sensor: str = ""  # the sensor's name in the rig file
+    description: str = ""  # for people: "clip.mp4, 640×360 at 23.98 Hz"
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False):
+    """One measurement. `data` is read-only: other readers share it."""
+
+    stream: str
+    seq: int  # +1 per frame, given by the node loop: a gap is a drop
+    capture_ns: int  # mid-exposure, first sample, sweep start
+    encoding: Encoding
+    data: np.ndarray = NO_DATA
+    duration_ns: int = 0  # 0 for an instant; the length of an audio chunk or of a lidar sweep
+    publish_ns: int = 0  # when it left the node
+    clock_error_ns: int = 0  # bound on the error of capture_ns against the rig's clock
+    reason: str = ""  # of an encoding "none": why nothing happened ("muted", "unplugged")
+
+    def __post_init__(self) -> None:
+        self.data.setflags(write=False)
+
+    @property
+    def end_ns(self) -> int:
+        return self.capture_ns + self.duration_ns
+
+
+def silence(stream: str, until_ns: int, reason: str) -> Frame:
+    """A watermark: nothing happened on `stream` until `until_ns`."""
+    return Frame(stream, -1, until_ns, "none", reason=reason)
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True):
+    """How one stream of one set was answered."""
+
+    stream: str
+    state: ReceiptState
+    seq: tuple[int, ...] = ()  # every frame used
+    span_ns: int = 0  # time from the first to the end of the last frame used
+    skew_ns: int = 0  # capture − anchor, of the frame nearest to the anchor
+    age_ns: int = 0  # set sent − newest capture
+    clock_error_ns: int = 0
+    reason: str = ""
+
+    @property
+    def present(self) -> bool:
+        return self.state not in ("late", "absent", "silent", "bad")
+
+
+class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet", eq=False):
+    """The frames of all streams that belong to one moment. A stream that is missing is not in `frames`: never faked."""
+
+    anchor: str  # the anchor stream's name, or "" for a tick of a fixed rate
+    anchor_ns: int
+    frames: dict[str, tuple[Frame, ...]]
+    receipts: tuple[Receipt, ...]
+    missing: tuple[str, ...] = ()
+    arrival_ns: int = 0  # when the anchor arrived (or ticked) at the aligner
+    sent_ns: int = 0  # when the aligner sent the set
+
+
+class Subject(msgspec.Struct, frozen=True, array_like=True):
+    """One face track or object."""
+
+    id: int
+    box_px: tuple[float, float, float, float]  # x, y, width, height in the captured picture
+    probs: tuple[float, ...]  # in the order of Prediction.labels
+    score: float = 1.0  # of the detection, in [0, 1]
+
+
+class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction", eq=False):
+    """One answer of a task, with its receipts."""
+
+    task: str
+    capture_ns: int  # the anchor's
+    labels: tuple[str, ...]
+    probs: np.ndarray  # (n,) float32, sums to 1; uniform where nothing could be seen
+    label: str | None  # None: no evidence, so no answer
+    model: str  # "face-expression@1a2b3c4d"
+    subjects: tuple[Subject, ...] = ()
+    used: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
+    speaking: bool | None = None  # None: no microphone to tell by
+    timing_ns: dict[str, int] = {}  # wait (anchor's arrival → set), infer (the task), total (capture → published)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""
+        return {
+            "task": self.task,
+            "capture_ns": self.capture_ns,
+            "label": self.label,
+            "probs": dict(zip(self.labels, (round(float(p), 6) for p in self.probs), strict=True)),
+            "subjects": [
+                {
+                    "id": s.id,
+                    "box_px": [round(v, 1) for v in s.box_px],
+                    "score": round(s.score, 4),
+                    "probs": dict(zip(self.labels, (round(p, 6) for p in s.probs), strict=True)),
+                }
+                for s in self.subjects
+            ],
+            "speaking": self.speaking,
+            "used": list(self.used),
+            "missing": list(self.missing),
+            "receipts": [
+                {
+                    "stream": r.stream,
+                    "seq": list(r.seq),
+                    "span_ns": r.span_ns,
+                    "skew_ns": r.skew_ns,
+                    "age_ns": r.age_ns,
+                    "clock_error_ns": r.clock_error_ns,
+                    "state": r.state,
+                    "reason": r.reason,
+                }
+                for r in self.receipts
+            ],
+            "timing_ms": {name: ns / 1e6 for name, ns in self.timing_ns.items()},
+            "model": self.model,
+        }
+
+
+NodeState = Literal["starting", "ready", "running", "silent", "muted", "absent", "restarting", "finished", "stopped", "failed"]
+
+
+class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
+    """One node, as the launcher last heard of it."""
+
+    node: str
+    state: NodeState
+    note: str = ""  # why, for people: "unplugged, trying again in 4 s"
+    pid: int = 0
+    restarts: int = 0
+    cpu_s: float = 0.0  # of the node's process so far, user + system
+    produced: int = 0
+    received: dict[str, int] = {}  # by source
+    dropped: dict[str, dict[str, int]] = {}  # source → reason → count
+    latency_ms: dict[str, dict[str, float]] = {}  # name → p50, p95, p99
+    facts: dict[str, str] = {}  # "engine face-expression": "onnxruntime 1.27, 1 thread"
+
+
+class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
+    """All nodes of the run, published by the launcher as the stream `health`."""
+
+    publish_ns: int
+    nodes: tuple[NodeHealth, ...]
+
+
+Message = Frame | AlignedSet | Prediction | Health
