@@ -1,0 +1,28 @@
+"""Fixtures that all tests share. Everything heavier belongs to the test that needs it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets (its README.md lists them); none of it is in the repository."""
+    folder = Path(os.environ.get("SENSORIUM_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}: set SENSORIUM_DATA to the folder that holds faces/, speech/, driving/ …")
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
