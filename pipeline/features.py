@@ -1,0 +1,85 @@
+"""Where a frame becomes a tensor. The live tasks and the training loops call these same functions, so a network never
+meets live what it did not meet in training.
+
+Pure: numpy and OpenCV in, numpy out. It knows no torch, no model, no file and no clock.
+
+    grey = face_crop(frame.data, box_px, landmarks_px)     # (48, 48) uint8
+    logits = engine.run({"face": face_tensor(grey)[None]})["logits"]
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+FACE_PX = 48
+
+# The crop's side in units of the detector box's geometric mean side. FER2013's pictures were framed by another detector;
+# CenterFace boxes drawn on them have this median ratio (quartiles 1.12 and 1.30) and share their centre within 0.3 px of 48.
+FACE_SIDE_PER_BOX = 1.2
+
+# Heads tilted further than the network's training rotation (15°) are turned upright by their eyes; the detector's eye
+# points are too noisy on a profile for more than this to be believed.
+MAX_ROLL_DEG = 45.0
+
+# A face's contrast is divided out, but not below this many grey levels: a nearly flat picture (a covered lens, fog)
+# would otherwise turn sensor noise into a face-like pattern of full strength.
+CONTRAST_FLOOR = 4.0
+
+
+def face_crop(
+    image_bgr: npt.NDArray[np.uint8], box_px: npt.NDArray[np.float32], landmarks_px: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint8]:
+    """Cut one face out of a picture, framed as FER2013 frames its faces, and upright when its landmarks are known.
+
+    image_bgr: (h, w, 3). box_px: (4,) left, top, width, height; it may reach outside the picture, whose border is then
+    repeated. landmarks_px: (5, 2) x, y of left eye, right eye, nose and mouth corners, left and right as the picture
+    shows them. Returns (48, 48) grey. Raises ValueError for a box without area.
+    """
+    left, top, width, height = (float(value) for value in box_px)
+    if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
+        raise ValueError(f"face box {(left, top, width, height)} px has no area")
+    side_px = FACE_SIDE_PER_BOX * math.sqrt(width * height)
+    roll_rad = 0.0 if landmarks_px is None else _roll_rad(landmarks_px)
+
+    # One bilinear sample per target pixel would skip pixels of a large face, and the flicker of what it skips looks like
+    # movement: sample finely first, then average down.
+    fine = max(1, min(8, round(side_px / FACE_PX)))
+    fine_px = FACE_PX * fine
+    step_px = side_px / fine_px
+    cos, sin = math.cos(roll_rad) * step_px, math.sin(roll_rad) * step_px
+    middle = (fine_px - 1) / 2
+    # A box edge at 0 is the outer edge of pixel 0, whose centre has the coordinate 0: hence the halves.
+    centre_x_px, centre_y_px = left + width / 2 - 0.5, top + height / 2 - 0.5
+    picture_from_crop = np.array([
+        [cos, -sin, centre_x_px - (cos - sin) * middle],
+        [sin, cos, centre_y_px - (sin + cos) * middle],
+    ])
+    patch = cv2.warpAffine(image_bgr, picture_from_crop, (fine_px, fine_px), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                           borderMode=cv2.BORDER_REPLICATE)
+    grey = cv2.cvtColor(patch, cv2.COLOR_BGR2GRAY)
+    if fine > 1:
+        grey = cv2.resize(grey, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA)
+    return np.asarray(grey, dtype=np.uint8)
+
+
+def face_tensor(grey: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Standardise each face by its own mean and contrast, so that neither exposure nor gain reaches the network.
+
+    grey: (..., 48, 48), 0 to 255. Returns (..., 1, 48, 48) float32 with mean 0 and standard deviation at most 1.
+    """
+    face = np.asarray(grey, dtype=np.float32)
+    mean = face.mean(axis=(-2, -1), keepdims=True)
+    contrast = face.std(axis=(-2, -1), keepdims=True)
+    standard = (face - mean) / np.maximum(contrast, CONTRAST_FLOOR)
+    return np.asarray(standard[..., None, :, :], dtype=np.float32)
+
+
+def _roll_rad(landmarks_px: npt.NDArray[np.float32]) -> float:
+    """The head's tilt in the picture, clockwise positive, from the line between the eyes; 0 where that is not believable."""
+    (left_x, left_y), (right_x, right_y) = (float(x) for x in landmarks_px[0]), (float(x) for x in landmarks_px[1])
+    roll_rad = math.atan2(right_y - left_y, right_x - left_x)
+    return roll_rad if abs(roll_rad) <= math.radians(MAX_ROLL_DEG) else 0.0

@@ -1,0 +1,122 @@
+"""What an ONNX file says about itself: its inputs, labels, calibration, origin and figures, kept in the file's metadata.
+
+A model travels as one file; its manifest cannot be lost, and the task reads labels and temperature from it instead of
+from its own code. The hash is of the graph with its weights, not of the file: writing the manifest does not change it,
+altering a weight does.
+
+    manifest = Manifest.read(Path("models/face-expression.onnx"))
+    manifest.id                  # "face-expression@1a2b3c4d", the `model` of every prediction it makes
+    probs = softmax(logits / manifest.temperature)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from pipeline.errors import ConfigError
+
+METADATA_KEY = "sensorium.manifest"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """shape: a name instead of a number where the size is free, as in ("n", 1, 48, 48). meaning: unit, range, how it is made."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """temperature: logits are divided by it before the softmax. windows_ms: how much time an input covers, for inputs that
+    cover any. metrics: name of the measure on a named set → value, as in {"publictest_accuracy": 0.67}. made_by: the exact
+    command, seed included. sha256: of the graph; filled in by `write`.
+    """
+
+    name: str
+    task: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    labels: tuple[str, ...]
+    temperature: float
+    training_data: str
+    licence: str
+    made_by: str
+    windows_ms: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.sha256[:8]}"
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Raises ConfigError when the file is missing, is no ONNX file, has no manifest, or is not what was exported."""
+        model = _load(path)
+        stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+        if stored is None:
+            raise ConfigError(
+                f"{path}: an ONNX file without a manifest (no '{METADATA_KEY}' in its metadata). "
+                "Export it with: python run_pipeline.py train …, or add one with Manifest.write()."
+            )
+        manifest = cls._parse(path, stored)
+        found = graph_sha256(model)
+        if found != manifest.sha256:
+            raise ConfigError(
+                f"{path}: the graph has changed since it was exported (hash {found[:8]}, its manifest says "
+                f"{manifest.sha256[:8]}). Fetch the file anew: git checkout -- {path}"
+            )
+        for said, has in ((manifest.inputs, model.graph.input), (manifest.outputs, model.graph.output)):
+            if [tensor.name for tensor in said] != [value.name for value in has]:
+                raise ConfigError(
+                    f"{path}: the manifest describes {[tensor.name for tensor in said]}, the graph has "
+                    f"{[value.name for value in has]}. Export it anew."
+                )
+        return manifest
+
+    def write(self, path: Path) -> Manifest:
+        """Put this manifest into the ONNX file, in place of an earlier one. Returns it with the graph's hash filled in."""
+        model = _load(path)
+        written = replace(self, sha256=graph_sha256(model))
+        others = {entry.key: entry.value for entry in model.metadata_props if entry.key != METADATA_KEY}
+        onnx.helper.set_model_props(model, others | {METADATA_KEY: json.dumps(asdict(written), ensure_ascii=False)})
+        whole = path.with_suffix(".onnx.new")
+        onnx.save(model, str(whole))
+        whole.replace(path)                                  # a reader sees the old file or the new one, never half of one
+        return written
+
+    @classmethod
+    def _parse(cls, path: Path, stored: str) -> Manifest:
+        try:
+            values: dict[str, Any] = json.loads(stored)
+            values = {f.name: values[f.name] for f in fields(cls)}
+            for side in ("inputs", "outputs"):
+                values[side] = tuple(TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in values[side])
+            values["labels"] = tuple(values["labels"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: its manifest cannot be read ({error!r}). Export it anew.") from error
+
+
+def graph_sha256(model: onnx.ModelProto) -> str:
+    """SHA-256 of the graph and its weights: the same before and after metadata is written."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such model. Those that ship are listed by: python run_pipeline.py models list")
+    try:
+        return onnx.load(str(path))
+    except DecodeError as error:
+        raise ConfigError(f"{path}: not an ONNX file, or cut short ({error}). Fetch it anew.") from error

@@ -1,0 +1,52 @@
+"""A trained network becomes the ONNX file that ships, and is compared with it before anybody may use it.
+
+    export_face(net, Path("models/face-expression.onnx"))
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from pipeline.features import FACE_PX
+from pipeline.training.nets import FaceNet
+
+OPSET = 20                    # TensorRT-RTX builds 18 to 22
+MAX_DIFFERENCE = 1e-4
+
+
+def export_face(net: FaceNet, path: Path) -> None:
+    """Write `face` (n, 1, 48, 48) -> `logits` (n, 7), `embedding` (n, 256), float32.
+
+    n is free because a picture shows any number of faces, and one call for all costs less than one each. Raises
+    RuntimeError, and leaves no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
+    """
+    plain = FaceNet().eval()                            # a copy: exporting must not change the network's memory format
+    plain.load_state_dict(net.state_dict())
+    samples = torch.randn(3, 1, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unchecked = path.with_suffix(".onnx.unchecked")
+    with warnings.catch_warnings():
+        # The older exporter is used on purpose: it folds batch-norm into the convolutions and needs no further package.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(plain, (samples[:1],), str(unchecked), dynamo=False, opset_version=OPSET, input_names=["face"],
+                          output_names=["logits", "embedding"],
+                          dynamic_axes={"face": {0: "n"}, "logits": {0: "n"}, "embedding": {0: "n"}})
+    difference = largest_difference(plain, unchecked, samples)
+    if difference > MAX_DIFFERENCE:
+        unchecked.unlink()
+        raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {MAX_DIFFERENCE}")
+    unchecked.replace(path)
+
+
+@torch.no_grad()
+def largest_difference(net: FaceNet, path: Path, faces: torch.Tensor) -> float:
+    """Between torch and ONNX Runtime, over logits and embeddings. faces: (n, 1, 48, 48)."""
+    net.eval()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    exported = session.run(["logits", "embedding"], {"face": faces.numpy()})
+    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in zip(net(faces), exported, strict=True))

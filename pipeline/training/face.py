@@ -1,0 +1,233 @@
+"""Trains the face-expression network on FER2013, from the data to the shipped ONNX file, top to bottom.
+
+    python run_pipeline.py train face --epochs 60 --seed 7           # stop it at any time; go on with --resume
+
+A tenth of the training faces is held back, near-duplicates kept together: it chooses the epoch and fits the temperature.
+The official PublicTest is looked at once, at the end, and chooses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.features import CONTRAST_FLOOR, FACE_PX, face_tensor
+from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.training import evaluate
+from pipeline.training.datasets import (
+    FACE_CLASSES,
+    Faces,
+    data_folder,
+    load_faces,
+    near_duplicate_groups,
+    split_by_group,
+)
+from pipeline.training.export import export_face
+from pipeline.training.nets import FaceNet
+
+BATCH = 128
+PEAK_LR = 0.1
+WEIGHT_DECAY = 5e-4
+WARMUP = 0.06              # of all steps
+LABEL_SMOOTHING = 0.1      # FER2013's labels are wrong in about one picture in ten
+MIXUP_ALPHA = 0.2
+EMA_DECAY = 0.999          # averages over the last five epochs or so
+HELD_BACK = 0.1
+
+
+def augment(grey: Tensor, generator: torch.Generator) -> Tensor:
+    """What may happen to a face without changing its expression: another framing, light, focus, a hand in front.
+
+    grey: (B, 48, 48) float32, 0 to 255. Returns the same shape and range. One grid_sample moves the whole batch.
+    """
+    batch = len(grey)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(batch).uniform_(low, high, generator=generator)
+
+    angle, scale, stretch = uniform(-0.26, 0.26), uniform(0.85, 1.12), uniform(0.94, 1.06)        # ±15°
+    mirror = (torch.rand(batch, generator=generator) < 0.5).float() * 2 - 1
+    shear = uniform(-0.1, 0.1)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    row_x = torch.stack([mirror * cos * stretch, shear - sin, uniform(-0.16, 0.16)], dim=1)       # ±4 px
+    row_y = torch.stack([mirror * sin, cos / stretch, uniform(-0.16, 0.16)], dim=1)
+    source_from_target = torch.stack([row_x, row_y], dim=1)                                       # (B, 2, 3)
+    grid = F.affine_grid(source_from_target, [batch, 1, FACE_PX, FACE_PX], align_corners=False)
+    face = F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)         # (B, 1, 48, 48)
+
+    blurred = F.avg_pool2d(face, 3, 1, 1, count_include_pad=False)
+    face = torch.where(uniform(0, 1)[:, None, None, None] < 0.1, blurred, face)
+    gamma = torch.exp(uniform(-0.4, 0.4))[:, None, None, None]
+    face = 255 * (face / 255).clamp(1e-3, 1) ** gamma
+
+    # A rectangle of middle grey hides up to a sixth of half of the faces.
+    height, width = uniform(8, 20), uniform(8, 20)
+    top, left = uniform(-4, FACE_PX - 4), uniform(-4, FACE_PX - 4)
+    hidden = (uniform(0, 1) < 0.5).float()
+    pixel = torch.arange(FACE_PX, dtype=torch.float32)
+    inside_y = (pixel >= top[:, None]) & (pixel < (top + height * hidden)[:, None])               # (B, 48)
+    inside_x = (pixel >= left[:, None]) & (pixel < (left + width * hidden)[:, None])
+    covered = inside_y[:, :, None] & inside_x[:, None, :]                                         # (B, 48, 48)
+    face = face[:, 0]
+    return torch.where(covered, face.mean(dim=(1, 2), keepdim=True), face)
+
+
+def learning_rate(progress: float) -> float:
+    """Linear warm-up, then half a cosine down to zero. progress: 0 to 1 over all steps."""
+    if progress < WARMUP:
+        return PEAK_LR * progress / WARMUP
+    return PEAK_LR * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+
+
+@torch.no_grad()
+def follow(average: FaceNet, net: FaceNet, step: int) -> None:
+    """Move the averaged weights one step towards the trained ones; batch-norm's running figures are averaged as well."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))      # early on, the average must not remember the random start
+    for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if slow.dtype.is_floating_point:
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
+
+
+def bf16_is_fast() -> bool:
+    """True where the processor multiplies bfloat16 itself (twice as fast as float32); elsewhere bfloat16 is emulated and slow."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "avx512_bf16" in cpuinfo.read_text()
+
+
+@torch.no_grad()
+def held_back_accuracy(net: FaceNet, faces: Faces) -> float:
+    net.eval()
+    right = 0
+    for start in range(0, len(faces), 512):
+        x = torch.from_numpy(face_tensor(faces.images[start : start + 512]))                      # (B, 1, 48, 48)
+        logits = net(x.contiguous(memory_format=torch.channels_last))[0]                          # (B, 7)
+        right += int((logits.argmax(1) == torch.from_numpy(faces.labels[start : start + 512])).sum())
+    return right / len(faces)
+
+
+def train(*, data: Path | None = None, out: Path = Path("models/face-expression.onnx"), epochs: int = 60, seed: int = 7,
+          resume: bool = False, runs: Path = Path("runs/face")) -> None:
+    """Train, choose the best epoch on the held-back faces, export it to `out` and measure it.
+
+    runs: the folder of last.pt (what --resume goes on from, also with another number of epochs), best.pt and log.jsonl.
+    Raises ConfigError when the data is missing or a checkpoint belongs to another seed.
+    """
+    folder = data_folder(data)
+    faces = load_faces(folder, "train48")
+    rows, held_rows = split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=seed)
+    training, held_back = faces.take(rows), faces.take(held_rows)
+    steps = len(training) // BATCH
+    if steps == 0:
+        raise ConfigError(f"{folder}: {len(training)} faces to train on, fewer than one batch of {BATCH}. Give more data.")
+    print(f"face: {len(training)} faces to train on, {len(held_back)} held back to choose on", flush=True)
+
+    torch.manual_seed(seed)
+    net = FaceNet().to(memory_format=torch.channels_last)                  # a fifth faster than the default, in bfloat16
+    average = FaceNet().to(memory_format=torch.channels_last)
+    average.load_state_dict(net.state_dict())
+    # Norms and biases are not decayed: pulling a scale towards zero regularises nothing.
+    decayed = [p for p in net.parameters() if p.dim() > 1]
+    kept = [p for p in net.parameters() if p.dim() <= 1]
+    optimiser = torch.optim.SGD([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}],
+                                lr=PEAK_LR, momentum=0.9, nesterov=True)
+
+    runs.mkdir(parents=True, exist_ok=True)
+    last, best, log = runs / "last.pt", runs / "best.pt", runs / "log.jsonl"
+    first_epoch, best_accuracy = 0, 0.0
+    if resume and last.is_file():
+        stored = torch.load(last, weights_only=True)
+        if stored["seed"] != seed:
+            raise ConfigError(f"{last}: trained with seed {stored['seed']}, so other faces were held back. "
+                              f"Resume with --seed {stored['seed']}, or start afresh without --resume.")
+        net.load_state_dict(stored["net"])
+        average.load_state_dict(stored["average"])
+        optimiser.load_state_dict(stored["optimiser"])
+        first_epoch, best_accuracy = stored["epoch"] + 1, stored["best_accuracy"]
+        print(f"face: going on after epoch {first_epoch}", flush=True)
+    else:
+        log.unlink(missing_ok=True)
+
+    images, labels = torch.from_numpy(training.images), torch.from_numpy(training.labels)
+    bf16, began_s = bf16_is_fast(), time.monotonic()
+    for epoch in range(first_epoch, epochs):
+        net.train()
+        # One generator per epoch: a resumed run draws what the uninterrupted one would have drawn.
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        torch.manual_seed(seed * 100_003 + epoch)                                     # dropout draws from the global one
+        shares = np.random.default_rng((seed, epoch)).beta(MIXUP_ALPHA, MIXUP_ALPHA, size=steps)
+        order = torch.randperm(len(training), generator=generator)
+        losses = []
+        for step in range(steps):
+            done = epoch * steps + step
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(done / (epochs * steps))
+            batch = order[step * BATCH : (step + 1) * BATCH]
+            x = torch.from_numpy(face_tensor(augment(images[batch].float(), generator).numpy()))   # (B, 1, 48, 48)
+            y = labels[batch]                                                                      # (B,)
+            share, other = float(shares[step]), torch.randperm(BATCH, generator=generator)
+            x = share * x + (1 - share) * x[other]                                                 # mixup (Zhang 2018)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                logits = net(x.contiguous(memory_format=torch.channels_last))[0].float()           # (B, 7)
+            loss = share * F.cross_entropy(logits, y, label_smoothing=LABEL_SMOOTHING) + (
+                1 - share
+            ) * F.cross_entropy(logits, y[other], label_smoothing=LABEL_SMOOTHING)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            follow(average, net, done)
+            losses.append(loss.item())
+
+        accuracy = held_back_accuracy(average, held_back)
+        if accuracy > best_accuracy:
+            best_accuracy = accuracy
+            torch.save({"average": average.state_dict(), "epoch": epoch, "seed": seed}, best)
+        whole = last.with_suffix(".new")
+        torch.save({"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(),
+                    "epoch": epoch, "best_accuracy": best_accuracy, "seed": seed}, whole)
+        whole.replace(last)                               # a killed run leaves the epoch before, never half a checkpoint
+        epoch_s = (time.monotonic() - began_s) / (epoch - first_epoch + 1)
+        with log.open("a") as lines:
+            lines.write(json.dumps({"epoch": epoch, "loss": float(np.mean(losses)), "held_back_accuracy": accuracy,
+                                    "lr": optimiser.param_groups[0]["lr"], "epoch_s": epoch_s}) + "\n")
+        print(f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  held back {accuracy:.2%}  best {best_accuracy:.2%}  "
+              f"{epoch_s:.0f} s an epoch, {epoch_s * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
+
+    ship(best, held_back, folder, out, command=f"python run_pipeline.py train face --epochs {epochs} --seed {seed}")
+
+
+def ship(best: Path, held_back: Faces, folder: Path, out: Path, *, command: str) -> None:
+    """Export the chosen checkpoint with its manifest: the temperature from the held-back faces, the figures from both sets."""
+    chosen = torch.load(best, weights_only=True)
+    net = FaceNet()
+    net.load_state_dict(chosen["average"])
+    export_face(net, out)
+    logits = evaluate.face_logits(out, held_back.images)
+    temperature = evaluate.fit_temperature(logits, held_back.labels)
+    metrics = {f"held_back_{name}": value
+               for name, value in evaluate.figures(logits, held_back.labels, temperature=temperature).items()}
+    manifest = Manifest(
+        name="face-expression", task="emotion",
+        inputs=(TensorInfo("face", ("n", 1, FACE_PX, FACE_PX), "float32",
+                           f"features.face_tensor: grey, each face standardised (contrast at least {CONTRAST_FLOOR:g})"),),
+        outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "divide by the temperature, then softmax"),
+                 TensorInfo("embedding", ("n", net.head.in_features), "float32", "what the logits are a linear map of")),
+        labels=FACE_CLASSES, temperature=temperature,
+        training_data="FER2013 training images without near-duplicates of its test images; a tenth held back to choose on",
+        licence="weights Apache-2.0; the pictures under Kaggle's FER2013 terms, which are for research",
+        made_by=f"{command} (epoch {chosen['epoch'] + 1} chosen)", metrics=metrics,
+    )
+    manifest.write(out)
+    if (folder / "faces" / "fer2013_publictest48.npz").is_file():
+        metrics |= evaluate.evaluate_face(out, folder)
+        manifest.write(out)
+    print(f"{out}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
