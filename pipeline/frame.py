@@ -42,6 +42,9 @@ ReceiptState = Literal[
     "bad",  # it arrived and cannot be used: dark, torn, undecodable
 ]
 
+# A watermark at the end of time: the source is finished and nothing will ever come.
+FOREVER_NS = 1 << 62
+
 NO_DATA = np.empty(0, np.uint8)
 NO_DATA.setflags(write=False)
 

@@ -15,24 +15,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
 from pipeline.clock import NS, Clock, LiveClock
 from pipeline.errors import DeviceError
-from pipeline.frame import Frame, Message, NodeState, StreamInfo, silence
+from pipeline.frame import AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
+from pipeline.inbox import Arrival, Ended, Inbox
 from pipeline.metrics import Metrics
 
-# A watermark at the end of time: the source is finished and nothing will ever come.
-FOREVER_NS = 1 << 62
+__all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform", "run"]
+
 RETRY_FIRST_NS, RETRY_MOST_NS = NS // 2, 8 * NS
-
-Keep = Literal["all", "latest"] | int
-
 
 @dataclass
 class Context:
@@ -40,6 +37,7 @@ class Context:
 
     name: str
     clock: Clock = field(default_factory=LiveClock)
+    inputs: tuple[str, ...] = ()  # the nodes it reads from
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("node"))
     metrics: Metrics = field(default_factory=Metrics)
     stopping: threading.Event = field(default_factory=threading.Event)  # set: return from whatever you wait for
@@ -48,13 +46,12 @@ class Context:
     tell: Callable[[NodeState, str], None] = lambda state, note: None  # the node's state, for the page and the log
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """A message as a reader got it."""
+class Finding(NamedTuple):
+    """One line of `doctor`. works None: could not be told."""
 
-    source: str  # the node it came from
-    message: Message
-    arrival_ns: int
+    works: bool | None
+    what: str
+    fix: str = ""
 
 
 class Node:
@@ -68,6 +65,11 @@ class Node:
     def name(self) -> str:
         return self.context.name
 
+    @classmethod
+    def doctor(cls) -> Iterable[Finding]:
+        """What of this kind works on this machine, and what to do about the rest."""
+        return ()
+
     def open(self) -> None:
         """Acquire devices and models. Raises DeviceError or ConfigError with the fix."""
 
@@ -79,6 +81,7 @@ class Source(Node):
     """A sensor or a file."""
 
     produces: ClassVar[type | None] = Frame
+    _lost = 0
 
     def info(self) -> StreamInfo:
         """What the stream is; called after open()."""
@@ -97,7 +100,9 @@ class Source(Node):
         self.context.metrics.drop(self.name, reason, count)
         self._lost += count
 
-    _lost = 0
+    def take_lost(self) -> int:
+        lost, self._lost = self._lost, 0
+        return lost
 
 
 class Transform(Node):
@@ -106,12 +111,20 @@ class Transform(Node):
     def process(self, arrival: Arrival) -> Iterable[Message]:
         raise TypeError(f"{type(self).__name__} does not define process()")
 
+    def wants(self, source: str) -> bool:
+        """False: leave what `source` sent in the queue for now (its sender waits if the edge keeps all)."""
+        return True
+
     def wake_ns(self) -> int | None:
         """When `advance` should next be called though nothing arrives; None: not needed."""
         return None
 
     def advance(self, now_ns: int) -> Iterable[Message]:
         """Called when all that arrived until now_ns has been processed."""
+        return ()
+
+    def ended(self, source: str, arrival_ns: int) -> Iterable[Message]:
+        """One input is finished."""
         return ()
 
     def finish(self) -> Iterable[Message]:
@@ -122,8 +135,132 @@ class Transform(Node):
 class Sink(Node):
     """Messages in, nothing out."""
 
+    consumes: ClassVar[tuple[type, ...]] = (Frame, AlignedSet, Prediction, Health)
+
     def consume(self, arrival: Arrival) -> None:
         raise TypeError(f"{type(self).__name__} does not define consume()")
 
     def finish(self) -> None:
         """Every input has ended."""
+
+
+def run(
+    node: Node,
+    inbox: Inbox,
+    send: Callable[[Message], None],
+    *,
+    sources: Iterable[str] = (),
+    lost: DeviceError | None = None,
+) -> None:
+    """Run an opened node until it is finished or context.stopping is set.
+
+    sources: the nodes it reads from. lost: why an optional source could not be opened; it is then tried again.
+    Raises what the node raises, but for a source's DeviceError(retry=True), which is waited out.
+    """
+    if isinstance(node, Source):
+        _run_source(node, send, lost)
+    elif isinstance(node, Transform):
+        _run_transform(node, inbox, send, set(sources))
+    elif isinstance(node, Sink):
+        _run_sink(node, inbox, set(sources))
+    else:
+        raise TypeError(f"{type(node).__name__} is neither a Source, a Transform nor a Sink")
+
+
+def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError | None) -> None:
+    context, clock = node.context, node.context.clock
+    seq = 0
+    retry_ns = RETRY_FIRST_NS
+
+    def publish(frame: Frame) -> None:
+        nonlocal seq
+        seq += node.take_lost()
+        send(msgspec.structs.replace(frame, seq=seq, publish_ns=clock.now_ns()))
+        seq += 1
+
+    while not context.stopping.is_set():
+        if lost is not None:
+            again = f" Trying again in {retry_ns / NS:.1f} s." if lost.retry else ""
+            context.tell("silent" if seq else "absent", f"{lost}{again}")
+            # Nothing can come before the next try: a promise that lets the aligner go on without waiting.
+            until_ns = clock.now_ns() + retry_ns
+            publish(silence(node.name, until_ns, str(lost)))
+            retry_ns = min(2 * retry_ns, RETRY_MOST_NS)
+            if clock.sleep_until(until_ns, context.stopping) and lost.retry:
+                lost = _try_open(node)
+            continue
+        try:
+            for frame in node.frames(clock):
+                if context.muted.is_set():
+                    frame = silence(node.name, frame.end_ns, "muted")
+                context.tell("muted" if context.muted.is_set() else "running", "")
+                publish(frame)
+                retry_ns = RETRY_FIRST_NS
+                if context.stopping.is_set():
+                    return
+            return
+        except DeviceError as error:
+            if not error.retry:
+                raise
+            context.log.warning("%s", error)
+            node.close()
+            lost = error
+
+
+def _try_open(node: Source) -> DeviceError | None:
+    try:
+        node.open()
+    except DeviceError as error:
+        node.close()
+        return error
+    node.context.log.warning("it is back")
+    return None
+
+
+def _run_transform(node: Transform, inbox: Inbox, send: Callable[[Message], None], open_sources: set[str]) -> None:
+    context = node.context
+
+    def publish(messages: Iterable[Message]) -> None:
+        for message in messages:
+            send(_timed(message, context))
+
+    context.tell("running", "")
+    while not context.stopping.is_set() and open_sources:
+        wake_ns = node.wake_ns()
+        wait_s = 0.05 if wake_ns is None else min(0.05, max(0.0, (wake_ns - context.clock.now_ns()) / NS))
+        item, now_ns = inbox.take(wait_s, node.wants)
+        if isinstance(item, Arrival):
+            context.metrics.received[item.source] += 1
+            publish(node.process(item))
+        elif isinstance(item, Ended):
+            open_sources.discard(item.source)
+            publish(node.ended(item.source, item.arrival_ns))
+        else:
+            publish(node.advance(now_ns))
+    if not open_sources:
+        publish(node.finish())
+
+
+def _run_sink(node: Sink, inbox: Inbox, open_sources: set[str]) -> None:
+    context = node.context
+    context.tell("running", "")
+    while not context.stopping.is_set() and open_sources:
+        item, _ = inbox.take(0.1)
+        if isinstance(item, Arrival):
+            context.metrics.received[item.source] += 1
+            node.consume(item)
+        elif isinstance(item, Ended):
+            open_sources.discard(item.source)
+    node.finish()
+
+
+def _timed(message: Message, context: Context) -> Message:
+    """A prediction as it leaves, with its total latency; `rest` is what is neither waiting for data nor the task itself."""
+    if not isinstance(message, Prediction):
+        return message
+    total_ns = context.clock.now_ns() - message.capture_ns
+    timing_ns = {**message.timing_ns, "total": total_ns}
+    for name, duration_ns in timing_ns.items():
+        context.metrics.latency(name).add(duration_ns)
+    context.metrics.latency("rest").add(total_ns - timing_ns.get("wait", 0) - timing_ns.get("infer", 0))
+    return msgspec.structs.replace(message, timing_ns=timing_ns)

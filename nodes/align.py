@@ -1,0 +1,113 @@
+"""Frames of several streams → aligned sets. A thin shell around pipeline.align.Aligner.
+
+    align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
+            pick: {microphone: {policy: window, before_ms: 1000}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import msgspec
+
+from pipeline.align import Aligner
+from pipeline.config import check_options
+from pipeline.errors import ConfigError, nearest
+from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
+from pipeline.named import find
+from pipeline.node import Arrival, Transform
+from pipeline.pick import MS, Latest, Nearest, Pick, Window
+
+POLICIES: dict[str, type[Pick]] = {"nearest": Nearest, "latest": Latest, "window": Window}
+
+
+class Align(Transform):
+    """anchor: the input every frame of which starts a set; or give anchor_rate_hz for sets at a fixed rate.
+    max_wait_ms: how long after the anchor's arrival a set may wait for the others; 0 sends at once; null waits for proof.
+    pick: for each other input its policy (nearest, latest, window, or module:Name) and that policy's own options;
+    without one, the nearest frame within 50 ms.
+    """
+
+    consumes: ClassVar[tuple[type, ...]] = (Frame,)
+    produces: ClassVar[type | None] = AlignedSet
+
+    def __init__(
+        self,
+        *,
+        anchor: str | None = None,
+        anchor_rate_hz: float | None = None,
+        max_wait_ms: float | None = 60.0,
+        pick: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        if (anchor is None) == (anchor_rate_hz is None):
+            raise ValueError("give either anchor (an input's name) or anchor_rate_hz")
+        if max_wait_ms is not None and max_wait_ms < 0:
+            raise ValueError(f"max_wait_ms: found {max_wait_ms}, expected 0 or more, or null")
+        self._anchor = anchor
+        self._anchor_rate_hz = anchor_rate_hz
+        self._max_wait_ns = None if max_wait_ms is None else round(max_wait_ms * MS)
+        self._picks = {stream: _pick(stream, dict(rule)) for stream, rule in (pick or {}).items()}
+        self._aligner: Aligner | None = None
+
+    def open(self) -> None:
+        inputs = self.context.inputs
+        for stream in [*self._picks, *([self._anchor] if self._anchor else [])]:
+            if stream not in inputs:
+                raise ConfigError(
+                    f"node '{self.name}': '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}"
+                )
+
+    def process(self, arrival: Arrival) -> Iterable[Message]:
+        assert isinstance(arrival.message, Frame)
+        return self._sent(self.aligner.add(arrival.message, arrival.arrival_ns))
+
+    def wants(self, source: str) -> bool:
+        return self._max_wait_ns is not None or self.aligner.has_room(source)
+
+    def wake_ns(self) -> int | None:
+        return self.aligner.wake_ns()
+
+    def advance(self, now_ns: int) -> Iterable[Message]:
+        return self._sent(self.aligner.advance(now_ns))
+
+    def ended(self, source: str, arrival_ns: int) -> Iterable[Message]:
+        return self._sent(self.aligner.add(silence(source, FOREVER_NS, "it has ended"), arrival_ns))
+
+    def finish(self) -> Iterable[Message]:
+        return self._sent(self.aligner.finish(self.context.clock.now_ns()))
+
+    @property
+    def aligner(self) -> Aligner:
+        """Made on first use, because the run's start is not known before."""
+        if self._aligner is None:
+            clock = self.context.clock
+            self._aligner = Aligner(
+                self._anchor or float(self._anchor_rate_hz or 0),
+                {name: self._picks.get(name, Nearest()) for name in self.context.inputs if name != self._anchor},
+                max_wait_ns=self._max_wait_ns,
+                # After a restart the run is old, and ticks for the time before would be about nothing.
+                start_ns=clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()),
+            )
+        return self._aligner
+
+    def _sent(self, ready: list[AlignedSet]) -> list[AlignedSet]:
+        counts = self.aligner.take_counts()
+        for (stream, what), count in counts.items():
+            self.context.metrics.drop(stream, what, count)
+        return [msgspec.structs.replace(aligned, sent_ns=self.context.clock.now_ns()) for aligned in ready]
+
+
+def _pick(stream: str, rule: dict[str, Any]) -> Pick:
+    policy = rule.pop("policy", None)
+    where = f"pick.{stream}"
+    if not isinstance(policy, str):
+        raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
+    if ":" in policy:
+        kind: type[Any] = find(policy, object, "pipeline", what="pick rule")
+    elif policy in POLICIES:
+        kind = POLICIES[policy]
+    else:
+        raise ValueError(f"{where}.policy: no pick rule called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}")
+    found: Pick = kind(**check_options(kind, rule, where))
+    return found

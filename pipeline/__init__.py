@@ -1,0 +1,10 @@
+"""Sensorium: a streaming, real-time, multimodal perception pipeline.
+
+    import pipeline
+    for prediction in pipeline.subscribe("emotion"):
+        print(prediction.label, prediction.missing)
+"""
+
+from pipeline.wire import subscribe
+
+__all__ = ["subscribe"]

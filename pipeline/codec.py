@@ -1,0 +1,128 @@
+"""Messages ↔ bytes: the published schema (docs/wire.md). No sockets.
+
+An envelope is a msgpack array [version, session, seq, value]. A value is an array whose first element is its type's name
+("Frame", "Prediction", …) followed by its fields in the order of frame.py. An array of numbers is [dtype, shape, where]:
+`where` is the bytes themselves up to 1 KiB, else the index of the message part that follows. Never pickle.
+
+    parts = Codec().encode(session, seq, frame)      # [header, pixels]
+    envelope = Codec().decode(parts)                 # envelope.value.data is a read-only view of parts[1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeline.errors import WireError
+from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, StreamInfo
+
+VERSION = 1
+INLINE_BYTES = 1024
+# Numbers only: an object dtype would mean running code that came in a message.
+DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
+    """Reader → publisher, every half second: who reads, and how many messages may be on their way (None: do not wait)."""
+
+    reader: str
+    credits: int | None = None
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
+    """Reader → publisher: `count` more messages may be sent."""
+
+    count: int
+
+
+class Bye(msgspec.Struct, frozen=True, array_like=True, tag="Bye"):
+    """Reader → publisher: send no more."""
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="Welcome"):
+    """Publisher → reader: from the envelope's seq on, every message is yours."""
+
+    info: StreamInfo
+
+
+class End(msgspec.Struct, frozen=True, array_like=True, tag="End"):
+    """Publisher → reader: the stream is finished."""
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
+    """Node process → launcher."""
+
+    process: str
+    nodes: tuple[NodeHealth, ...]
+
+
+class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
+    """Node process → launcher: a node failed for good. `exit_code` as in errors.py."""
+
+    node: str
+    message: str
+    exit_code: int
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
+    """Node → launcher ("stop", "mute", "unmute"), and launcher → node process ("begin", "stop", "mute", "unmute")."""
+
+    verb: str
+    argument: str = ""
+
+
+Value = (
+    Frame | AlignedSet | Prediction | Health | Hello | Credit | Bye | Welcome | End | Report | Fault | Request
+)  # fmt: skip
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    session: int  # of the publisher: another number means that it was restarted
+    seq: int  # +1 per message of the session: a gap is a loss
+    value: Value
+
+
+class Codec:
+    """One direction of one connection; not to be shared between threads."""
+
+    def __init__(self) -> None:
+        self._parts: list[Any] = []
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
+        self._decoder = msgspec.msgpack.Decoder(Envelope, dec_hook=self._decode_array)
+
+    def encode(self, session: int, seq: int, value: Value) -> list[Any]:
+        """Message parts: the header, then the large arrays, not copied."""
+        self._parts = []
+        header = self._encoder.encode(Envelope(VERSION, session, seq, value))
+        return [header, *self._parts]
+
+    def decode(self, parts: Sequence[Any]) -> Envelope:
+        """Arrays are read-only views of `parts`. Raises WireError for anything that is not a message of ours."""
+        self._parts = list(parts[1:])
+        try:
+            envelope = self._decoder.decode(parts[0])
+        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise WireError(f"not a message of version {VERSION}: {error}") from error
+        if envelope.version != VERSION:
+            raise WireError(f"a message of version {envelope.version}; this program speaks version {VERSION}")
+        return envelope
+
+    def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int]:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"cannot send a {type(array).__name__}")
+        array = np.ascontiguousarray(array)
+        if array.nbytes <= INLINE_BYTES:
+            return array.dtype.str, array.shape, array.tobytes()
+        self._parts.append(array.data.cast("B"))
+        return array.dtype.str, array.shape, len(self._parts) - 1
+
+    def _decode_array(self, kind: type, raw: Any) -> np.ndarray:
+        if kind is not np.ndarray:
+            raise TypeError(f"unexpected {kind}")
+        dtype, shape, where = raw
+        array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])
+        return array.reshape([int(n) for n in shape])

@@ -1,0 +1,211 @@
+"""YAML → typed config. Knows names and types, opens no device and no socket.
+
+Every error says where in the file, what was found and what to write instead. A node's options are its constructor's
+keyword arguments with their types; there is no other schema.
+
+    config = load("configs/emotion-live.yaml", overrides=["nodes.camera.device=1"])
+    config.nodes["camera"].options            # {"device": 1, "width_px": 1280, …}
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from pipeline.errors import ConfigError, nearest
+from pipeline.inbox import KEEP_DEFAULT, Keep
+from pipeline.named import all_named, find
+from pipeline.node import Node
+
+RESERVED = ("use", "inputs", "process", "host", "restart", "optional")
+HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    source: str
+    keep: Keep | None  # None: not said
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    name: str
+    use: str
+    where: str  # "configs/emotion-live.yaml: nodes.camera"
+    inputs: tuple[InputConfig, ...] = ()
+    process: str = ""
+    restart: bool = True
+    optional: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    path: str
+    nodes: dict[str, NodeConfig]
+    portable: bool = False  # loopback TCP and inline payloads only: no ipc://, no shared memory
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """overrides: "nodes.camera.device=1", the value in YAML. Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        here = sorted(str(p) for p in Path("configs").glob("*.yaml"))
+        raise ConfigError(f"{path}: there is no such file.{nearest(str(path), here)} Configs here: {', '.join(here)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        tree = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: the file holds {_a(tree)}, expected 'nodes:' with the graph below it")
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], path: str) -> Config:
+    """A config from what its YAML holds. `path` is named in errors."""
+    for key in tree:
+        if key not in ("nodes", "portable"):
+            raise ConfigError(f"{path}: unknown key '{key}'. Known here: nodes, portable.{nearest(str(key), ['nodes', 'portable'])}")
+    nodes = tree.get("nodes")
+    if not isinstance(nodes, dict) or not nodes:
+        raise ConfigError(f"{path}: nodes: found {_a(nodes)}, expected a table of nodes")
+    portable = tree.get("portable", False)
+    if not isinstance(portable, bool):
+        raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
+    return Config(path, {str(name): _parse_node(str(name), node, path) for name, node in nodes.items()}, portable)
+
+
+def _parse_node(name: str, node: Any, path: str) -> NodeConfig:
+    where = f"{path}: nodes.{name}"
+    if name == HEALTH or not name.replace("_", "").replace("-", "").replace("/", "").isalnum():
+        raise ConfigError(f"{where}: '{name}' cannot be a node's name. Use letters, digits, '_', '-'; '{HEALTH}' is taken")
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where}: found {_a(node)}, expected options such as {{use: camera, device: 0}}")
+    if not isinstance(use := node.get("use"), str):
+        raise ConfigError(f"{where}.use: missing. It names what the node is: {', '.join(all_named(Node, 'nodes'))}, or module:Name")
+    if "host" in node:
+        raise ConfigError(f"{where}.host: this version runs all nodes on one host. Remove the key")
+    for key in ("restart", "optional"):
+        if not isinstance(node.get(key, False), bool):
+            raise ConfigError(f"{where}.{key}: found {node[key]!r}, expected true or false")
+    if not isinstance(node.get("process", ""), str):
+        raise ConfigError(f"{where}.process: found {node['process']!r}, expected a name")
+    inputs = node.get("inputs", [])
+    if not isinstance(inputs, list):
+        raise ConfigError(f"{where}.inputs: found {_a(inputs)}, expected a list such as [camera, microphone]")
+    options = {str(key): value for key, value in node.items() if key not in RESERVED}
+    check_options(resolve(use, where), options, where)
+    return NodeConfig(
+        name,
+        use,
+        where,
+        tuple(_parse_input(entry, f"{where}.inputs[{i}]") for i, entry in enumerate(inputs)),
+        node.get("process", ""),
+        node.get("restart", True),
+        node.get("optional", False),
+        options,
+    )
+
+
+def _parse_input(entry: Any, where: str) -> InputConfig:
+    if isinstance(entry, str):
+        return InputConfig(entry, None)
+    if not isinstance(entry, dict) or not isinstance(entry.get("from"), str):
+        raise ConfigError(f"{where}: found {entry!r}, expected a node's name or {{from: camera, keep: latest}}")
+    for key in entry:
+        if key not in ("from", "keep"):
+            raise ConfigError(f"{where}: unknown key '{key}'. Known here: from, keep.{nearest(str(key), ['from', 'keep'])}")
+    keep = entry.get("keep", KEEP_DEFAULT)
+    if keep not in ("all", "latest") and not (isinstance(keep, int) and not isinstance(keep, bool) and keep > 0):
+        raise ConfigError(f"{where}.keep: found {keep!r}, expected all, latest, or how many messages may wait, such as 8")
+    return InputConfig(entry["from"], keep)
+
+
+# --- names → classes ------------------------------------------------------------------------------------------------
+
+
+def resolve(use: str, where: str) -> type[Node]:
+    """"camera" → the node in nodes/camera.py; "module:Name" → that class of anyone's module."""
+    try:
+        return find(use, Node, "nodes", what="node")
+    except ConfigError as error:
+        raise ConfigError(f"{where}.use: {error}") from error
+
+
+def check_options(kind: type, options: dict[str, Any], where: str) -> dict[str, Any]:
+    """`options` converted to the types of the constructor of `kind`. Raises ConfigError for what does not fit."""
+    parameters = {name: p for name, p in inspect.signature(kind).parameters.items()}
+    hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+    converted = {}
+    for key, value in options.items():
+        if key not in parameters:
+            known = [*parameters, *RESERVED]
+            raise ConfigError(f"{where}: unknown key '{key}'. {kind.__name__} takes: {', '.join(parameters)}.{nearest(key, known)}")
+        try:
+            converted[key] = msgspec.convert(value, hints.get(key, Any), strict=True)
+        except (msgspec.ValidationError, TypeError):
+            expected = inspect.formatannotation(hints.get(key, Any)).replace("typing.", "")
+            raise ConfigError(f"{where}.{key}: found {value!r}, expected {expected}") from None
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ConfigError(f"{where}: '{name}' is missing. {kind.__name__} needs it")
+    return converted
+
+
+def instantiate(use: str, options: dict[str, Any], *, where: str) -> Node:
+    kind = resolve(use, where)
+    try:
+        return kind(**check_options(kind, options, where))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key_node.value}' is given twice", problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or len(keys) < 2:
+        raise ConfigError(f"--set {override}: expected a path and a value, such as nodes.camera.device=1")
+    at: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        if not isinstance(at, dict) or key not in at:
+            known = list(at) if isinstance(at, dict) else []
+            raise ConfigError(f"--set {override}: there is no '{'.'.join(keys[: depth + 1])}' in the config.{nearest(key, known)}")
+        at = at[key]
+    if not isinstance(at, dict):
+        raise ConfigError(f"--set {override}: '{'.'.join(keys[:-1])}' is not a table")
+    try:
+        at[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
+
+
+def _a(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,125 @@
+"""What has arrived at a node and waits for it: one queue an edge, each with its own answer to a slow reader.
+
+Stamps arrivals and hands them out in the order of arrival. `take` reads the clock under the same lock that stamps, so
+when it says "nothing until now_ns", nothing with an earlier stamp can follow: the aligner's deadlines rest on this.
+
+    inbox.open("camera", keep="latest")
+    inbox.put("camera", frame)                 # any thread
+    item, now_ns = inbox.take(timeout_s=0.1)   # Arrival | Ended | None
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.clock import Clock
+from pipeline.frame import Message
+from pipeline.metrics import Metrics
+
+Keep = Literal["all", "latest"] | int
+
+KEEP_DEFAULT = 32
+# Of an edge that keeps all: as many wait here before the sender is made to wait.
+ROOM_WHEN_ALL = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message as a reader got it."""
+
+    source: str  # the node it came from
+    message: Message
+    arrival_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`source` is finished: it will send nothing more."""
+
+    source: str
+    arrival_ns: int
+
+
+class _Edge:
+    def __init__(self, keep: Keep) -> None:
+        self.keep = keep
+        self.waiting: deque[tuple[int, Arrival | Ended]] = deque()
+        self.taken = 0  # since the sender was last given credits
+
+
+class Inbox:
+    """keep: "all" makes the sender wait, "latest" holds one, n holds the newest n; what is displaced is counted."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self._clock, self._metrics = clock, metrics
+        self._edges: dict[str, _Edge] = {}
+        self._changed = threading.Condition()
+        self._order = 0
+
+    def open(self, source: str, keep: Keep = KEEP_DEFAULT) -> None:
+        self._edges[source] = _Edge(keep)
+
+    def put(self, source: str, message: Message) -> None:
+        """From the drain thread or from a node of the same process; the latter uses put_when_room for `keep: all`."""
+        with self._changed:
+            self._put(source, message)
+
+    def put_when_room(self, source: str, message: Message, stopping: threading.Event) -> None:
+        edge = self._edges[source]
+        with self._changed:
+            while edge.keep == "all" and len(edge.waiting) >= ROOM_WHEN_ALL and not stopping.is_set():
+                self._changed.wait(0.05)
+            self._put(source, message)
+
+    def end(self, source: str) -> None:
+        with self._changed:
+            self._append(self._edges[source], Ended(source, self._clock.now_ns()))
+
+    def lost(self, source: str, count: int, reason: str = "lost in transport") -> None:
+        with self._changed:
+            self._metrics.drop(source, reason, count)
+
+    def take(
+        self, timeout_s: float, wants: Callable[[str], bool] = lambda source: True
+    ) -> tuple[Arrival | Ended | None, int]:
+        """The earliest arrival of an edge that `wants` accepts, and the time; None when there was none for timeout_s."""
+        with self._changed:
+            item = self._pop(wants)
+            if item is None and timeout_s > 0:
+                self._changed.wait(timeout_s)
+                item = self._pop(wants)
+            return item, self._clock.now_ns()
+
+    def take_credits(self, source: str) -> int:
+        """How many messages of `source` were taken since this was last asked."""
+        with self._changed:
+            edge = self._edges[source]
+            count, edge.taken = edge.taken, 0
+            return count
+
+    def _put(self, source: str, message: Message) -> None:
+        edge = self._edges[source]
+        room = 1 if edge.keep == "latest" else edge.keep
+        if isinstance(room, int) and len(edge.waiting) >= room:
+            edge.waiting.popleft()
+            self._metrics.drop(source, "a newer one came" if room == 1 else "reader too slow")
+        self._append(edge, Arrival(source, message, self._clock.now_ns()))
+
+    def _append(self, edge: _Edge, item: Arrival | Ended) -> None:
+        self._order += 1
+        edge.waiting.append((self._order, item))
+        self._changed.notify_all()
+
+    def _pop(self, wants: Callable[[str], bool]) -> Arrival | Ended | None:
+        first = min(
+            (e for name, e in self._edges.items() if e.waiting and wants(name)), key=lambda e: e.waiting[0][0], default=None
+        )
+        if first is None:
+            return None
+        first.taken += 1
+        self._changed.notify_all()
+        return first.waiting.popleft()[1]

@@ -1,0 +1,360 @@
+"""Plan → processes on this host: start them, begin together, watch, restart what dies, stop, and account for everything.
+
+    summary = Launch(plan, run_folder).run(for_s=10)
+    summary["frames_in"], summary["dropped"], summary["unaccounted"]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.clock import NS
+from pipeline.codec import Fault, Report, Request
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DeviceError, SensoriumError
+from pipeline.frame import Health, NodeHealth, StreamInfo
+from pipeline.graph import Plan, ProcessPlan, plan_graph
+from pipeline.wire import ControlServer, Publisher, runs_folder
+
+log = logging.getLogger("launch")
+
+HEALTH_EVERY_S = 0.25
+# Ctrl-C promises an end within 2 s: this long the streams may run dry, then processes are told, then killed.
+DRAIN_S, TERM_S = 1.2, 0.4
+RESTART_FIRST_S, RESTART_MOST_S = 0.5, 10.0
+HEALTHY_AFTER_S = 30.0  # a process that ran so long starts its back-off anew
+# Losses between a sender and a reader, as the reader counts them; what a node itself drops is counted after it read it.
+EDGE_REASONS = ("lost in transport", "a newer one came", "reader too slow", "malformed")
+
+
+@dataclass
+class _Process:
+    plan: ProcessPlan
+    popen: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    begun: bool = False
+    start_again_s: float | None = None
+    backoff_s: float = RESTART_FIRST_S
+    fault: Fault | None = None
+    nodes: dict[str, NodeHealth] = field(default_factory=dict)
+    before: dict[str, NodeHealth] = field(default_factory=dict)  # what earlier incarnations counted
+
+    @property
+    def alive(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    @property
+    def ready(self) -> bool:
+        return len(self.nodes) == len(self.plan.nodes) and all(n.state != "starting" for n in self.nodes.values())
+
+
+class Launch:
+    """One run of a plan. run() returns its summary; it raises what ended it when that was a node's fault."""
+
+    def __init__(self, plan: Plan, run_folder: Path, *, on_begin: Callable[[], None] = lambda: None) -> None:
+        self._plan, self._folder, self._on_begin = plan, run_folder, on_begin
+        self._processes = {p.name: _Process(p) for p in plan.processes}
+        self._process_of = {n.name: self._processes[p.name] for p in plan.processes for n in p.nodes}
+        self._start_ns = 0
+        self._stopping_s: float | None = None
+        self._fatal: SensoriumError | None = None
+        self._muted: set[str] = set()
+        self._interrupts = 0  # Ctrl-C, counted by the signal handler and answered by the loop
+
+    def run(self, *, for_s: float | None = None) -> dict[str, Any]:
+        self._control = ControlServer(self._plan.control)
+        self._health = Publisher(self._plan.health, StreamInfo("health", ""))
+        (self._folder / "graph.json").write_text(
+            json.dumps({"pid": os.getpid(), "config": self._plan.config, "streams": self._plan.streams()})
+        )
+        with _signals(self._interrupt):
+            try:
+                for process in self._processes.values():
+                    self._start(process)
+                self._watch(for_s)
+            finally:
+                self._kill_all()
+                self._health.close(ended=True)
+                self._control.close()
+        if self._fatal is not None:
+            raise self._fatal
+        return summarise(self._plan, self.health().nodes, self._start_ns)
+
+    def _interrupt(self) -> None:
+        self._interrupts += 1
+
+    def stop(self) -> None:
+        """Stop the sources; what is on its way still comes through. A second call stops at once."""
+        if self._stopping_s is None:
+            self._stopping_s = time.monotonic()
+            for node in self._plan.nodes:
+                if node.is_source:
+                    self._command(self._process_of[node.name], "stop", node.name)
+            if not self._start_ns:  # nothing flows yet
+                self._command_all("stop")
+        else:
+            self._stopping_s -= DRAIN_S + TERM_S
+
+    def health(self) -> Health:
+        nodes = []
+        for process in self._processes.values():
+            for plan in process.plan.nodes:
+                now = process.nodes.get(plan.name, NodeHealth(plan.name, "starting"))
+                nodes.append(_sum(process.before.get(plan.name), now))
+        return Health(time.monotonic_ns(), tuple(nodes))
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def _watch(self, for_s: float | None) -> None:
+        next_health_s = 0.0
+        told_waiting_s = time.monotonic() + 10
+        while any(p.alive or p.start_again_s is not None for p in self._processes.values()):
+            for value in self._control.receive(20):
+                self._hear(value)
+            while self._interrupts:
+                self._interrupts -= 1
+                self.stop()
+            now_s = time.monotonic()
+            for process in self._processes.values():
+                self._look_after(process, now_s)
+            if not self._start_ns and self._stopping_s is None:
+                if all(p.ready for p in self._processes.values()):
+                    self._begin_all()
+                elif now_s > told_waiting_s:
+                    waiting = [n for p in self._processes.values() if not p.ready for n in (n.name for n in p.plan.nodes)]
+                    log.info("waiting for: %s", ", ".join(waiting))
+                    told_waiting_s = now_s + 10
+            if self._start_ns and for_s is not None and time.monotonic_ns() >= self._start_ns + for_s * NS:
+                for_s = None
+                self.stop()
+            if now_s >= next_health_s:
+                next_health_s = now_s + HEALTH_EVERY_S
+                self._health.send(self.health())
+            self._health.service()
+            if self._stopping_s is not None and not self._wind_down(now_s):
+                return
+
+    def _hear(self, value: object) -> None:
+        if isinstance(value, Report):
+            process = self._processes[value.process]
+            process.nodes.update({n.node: n for n in value.nodes})
+            if process.ready and self._start_ns and not process.begun:
+                self._begin(process)
+        elif isinstance(value, Fault):
+            self._process_of[value.node].fault = value
+        elif isinstance(value, Request):
+            if value.verb == "stop":
+                log.info("asked to stop")
+                self.stop()
+            elif value.verb in ("mute", "unmute") and value.argument in self._process_of:
+                (self._muted.add if value.verb == "mute" else self._muted.discard)(value.argument)
+                self._command(self._process_of[value.argument], value.verb, value.argument)
+
+    def _begin_all(self) -> None:
+        # A moment ahead, so that every source starts its file at the same time on the same clock.
+        self._start_ns = time.monotonic_ns() + 50_000_000
+        for process in self._processes.values():
+            self._begin(process)
+        self._on_begin()
+
+    def _begin(self, process: _Process) -> None:
+        process.begun = True
+        self._command(process, "begin", str(self._start_ns))
+        for name in self._muted & {n.name for n in process.plan.nodes}:
+            self._command(process, "mute", name)
+
+    def _look_after(self, process: _Process, now_s: float) -> None:
+        """Start again what died; end the run for what cannot be helped."""
+        if process.start_again_s is not None:
+            if now_s >= process.start_again_s and self._stopping_s is None:
+                self._start(process)
+            return
+        if process.popen is None or process.alive:
+            return
+        exit_code, process.popen = process.popen.returncode, None
+        if exit_code == 0 or self._stopping_s is not None:
+            return
+        names = ", ".join(n.name for n in process.plan.nodes)
+        fault, process.fault = process.fault, None
+        why = fault.message if fault else f"its process ended with {_signal_name(exit_code)}"
+        never_ran = not process.begun
+        if (fault and fault.exit_code in (2, 3)) or never_ran or not all(n.restart for n in process.plan.nodes):
+            kind = {2: ConfigError, 3: DeviceError}.get(fault.exit_code if fault else 1, SensoriumError)
+            self._fatal = self._fatal or kind(why if fault and fault.exit_code != 1 else f"node '{names}': {why}")
+            self.stop()
+            return
+        if now_s - process.started_s > HEALTHY_AFTER_S:
+            process.backoff_s = RESTART_FIRST_S
+        log.warning("node '%s' died: %s. Starting it again in %.1f s.", names, why, process.backoff_s)
+        for name, health in process.nodes.items():
+            process.before[name] = _sum(process.before.get(name), health)
+            process.nodes[name] = NodeHealth(name, "restarting", why, restarts=process.plan.restarts)
+        process.start_again_s = now_s + process.backoff_s
+        process.backoff_s = min(2 * process.backoff_s, RESTART_MOST_S)
+
+    def _wind_down(self, now_s: float) -> bool:
+        """The end, in three steps. False when nothing is left to wait for."""
+        assert self._stopping_s is not None
+        for process in self._processes.values():
+            process.start_again_s = None
+        waited_s = now_s - self._stopping_s
+        if not any(p.alive for p in self._processes.values()):
+            return False
+        if waited_s > DRAIN_S:
+            for process in self._processes.values():
+                if process.alive and process.popen:
+                    process.popen.terminate()
+        return waited_s <= DRAIN_S + TERM_S
+
+    # --- processes ------------------------------------------------------------------------------------------------
+
+    def _start(self, process: _Process) -> None:
+        if process.start_again_s is not None:
+            process.plan.restarts += 1
+        process.start_again_s, process.begun, process.started_s = None, False, time.monotonic()
+        process.plan.start_ns = self._start_ns
+        process.nodes = {}
+        process.popen = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.process"], stdin=subprocess.PIPE, start_new_session=False
+        )
+        assert process.popen.stdin is not None
+        process.popen.stdin.write(msgspec.json.encode(process.plan))
+        process.popen.stdin.close()
+
+    def _command(self, process: _Process, verb: str, argument: str = "") -> None:
+        if process.alive:
+            self._control.send(process.plan.name, Request(verb, argument))
+
+    def _command_all(self, verb: str) -> None:
+        for process in self._processes.values():
+            self._command(process, verb)
+
+    def _kill_all(self) -> None:
+        for process in self._processes.values():
+            if process.popen is not None:
+                if process.popen.poll() is None:
+                    log.warning("killing '%s', which did not stop", process.plan.name)
+                    process.popen.kill()
+                process.popen.wait()
+        for value in self._control.receive(0):  # the last reports
+            self._hear(value)
+
+
+def launch(
+    config: Config, *, for_s: float | None = None, on_begin: Callable[[Plan], None] = lambda plan: None
+) -> dict[str, Any]:
+    """Run a config to its end, for_s seconds, or Ctrl-C; returns the summary. on_begin: called when frames start to flow."""
+    with _run_folder() as folder:
+        plan = plan_graph(config, folder)
+        return Launch(plan, folder, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
+
+
+def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], start_ns: int) -> dict[str, Any]:
+    """The last line of `--out`: everything that came in, went out and was dropped, and whether the books balance."""
+    health = {n.node: n for n in nodes}
+    dropped = {n.node: {source: dict(reasons) for source, reasons in n.dropped.items()} for n in nodes if n.dropped}
+    unaccounted: dict[str, int] = {}
+    for node in plan.nodes:
+        for edge in node.inputs:
+            if edge.source not in health:
+                continue
+            sender, reader = health[edge.source], health[node.name]
+            told = sum(n for why, n in reader.dropped.get(edge.source, {}).items() if why in EDGE_REASONS)
+            missing = sender.produced - reader.received.get(edge.source, 0) - told
+            if missing and (sender.restarts or reader.restarts):  # a killed process cannot say what it still held
+                dropped.setdefault(node.name, {}).setdefault(edge.source, {})["lost with a process that died"] = missing
+            elif missing:
+                unaccounted[f"{edge.source} → {node.name}"] = missing
+    kinds = {node.name: node for node in plan.nodes}
+    predicting = [n for n in nodes if "total" in n.latency_ms]
+    return {
+        "summary": True,
+        "config": plan.config,
+        "seconds": round((time.monotonic_ns() - start_ns) / NS, 2) if start_ns else 0.0,
+        "frames_in": {n.node: n.produced for n in nodes if kinds[n.node].is_source},
+        "dropped": dropped,
+        "sets": sum(n.produced for n in nodes if kinds[n.node].use == "align"),
+        "predictions": sum(n.produced for n in predicting),
+        "unaccounted": unaccounted,
+        "latency_ms": predicting[0].latency_ms["total"] if predicting else {},
+        "timing_ms": {name: ms for n in predicting for name, ms in n.latency_ms.items()},
+        "cpu_s": round(sum({n.pid: n.cpu_s for n in nodes}.values()), 2),
+        "restarts": {n.node: n.restarts for n in nodes if n.restarts},
+    }
+
+
+def _sum(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
+    """A node's counters over all its incarnations."""
+    if before is None:
+        return now
+    dropped = {source: dict(reasons) for source, reasons in before.dropped.items()}
+    for source, reasons in now.dropped.items():
+        for reason, count in reasons.items():
+            dropped.setdefault(source, {})[reason] = dropped.get(source, {}).get(reason, 0) + count
+    received = {s: before.received.get(s, 0) + now.received.get(s, 0) for s in {**before.received, **now.received}}
+    return msgspec.structs.replace(
+        now,
+        produced=before.produced + now.produced,
+        received=received,
+        dropped=dropped,
+        cpu_s=round(before.cpu_s + now.cpu_s, 3),
+        latency_ms=now.latency_ms or before.latency_ms,
+        facts=now.facts or before.facts,
+    )
+
+
+def _signal_name(exit_code: int) -> str:
+    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    previous = {s: signal.signal(s, lambda *_: stop()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _run_folder() -> Iterator[Path]:
+    """A folder for this run's sockets, readable by this user only; what killed runs left behind is cleared away."""
+    base = runs_folder()
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if base.stat().st_mode & 0o077 or (hasattr(os, "getuid") and base.stat().st_uid != os.getuid()):
+        raise ConfigError(f"{base}: must belong to you and be closed to others. Remove it, or: chmod 700 {base}")
+    for old in base.iterdir():
+        pid = old.name.partition("-")[0]
+        if pid.isdigit() and not _runs(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,250 @@
+"""What runs inside one node process: its nodes, each in a thread, the drain thread, and the line to the launcher.
+
+Started by launch.py as `python -m pipeline.process` with its plan as JSON on standard input. A node is opened, waits
+until every stream it reads has welcomed it, reports `ready`, and runs once the launcher says `begin`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from pipeline.clock import LiveClock
+from pipeline.codec import End, Fault, Report, Request, Value
+from pipeline.config import instantiate
+from pipeline.errors import DeviceError, SensoriumError
+from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
+from pipeline.graph import NodePlan, ProcessPlan
+from pipeline.inbox import Inbox
+from pipeline.metrics import Metrics
+from pipeline.node import Context, Node, Source, run
+from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
+
+REPORT_EVERY_S = 0.25
+# A transform that computes in Python must not keep the drain thread from the interpreter for the default 5 ms.
+SWITCH_INTERVAL_S = 0.0005
+
+
+class _Host:
+    """One node of this process: its thread, queue, publisher and state."""
+
+    def __init__(self, plan: NodePlan, began: threading.Event, tell_launcher: Callable[[Value], None], clock: LiveClock) -> None:
+        self.plan = plan
+        self.metrics = Metrics()
+        self.inbox = Inbox(clock, self.metrics)
+        self.connections: dict[str, Connection] = {}
+        self.local_readers: list[_Host] = []
+        self.state: NodeState = "starting"
+        self.note = ""
+        self.abandoned = threading.Event()  # set: the process ends because of a failure and will be started again
+        self._began = began
+        self._tell_launcher = tell_launcher
+        self.context = Context(
+            plan.name,
+            clock,
+            tuple(edge.source for edge in plan.inputs),
+            logging.getLogger(plan.name),
+            self.metrics,
+            request=lambda verb, argument: tell_launcher(Request(verb, argument)),
+            tell=self._tell,
+        )
+        for edge in plan.inputs:
+            self.inbox.open(edge.source, edge.keep)
+        self._publisher: Publisher | None = None
+        self.thread = threading.Thread(target=self._main, name=plan.name)
+
+    def connect(self, local: dict[str, _Host], drain: Drain) -> None:
+        """Wire the inputs: to a node of this process directly, to others through the drain thread."""
+        for edge in self.plan.inputs:
+            if edge.source in local:
+                local[edge.source].local_readers.append(self)
+                continue
+            credits = CREDITS if edge.keep == "all" else None
+            connection = Connection(edge.address, f"{self.plan.name}<-{edge.source}", credits=credits)
+            self.connections[edge.source] = connection
+            self._attach(drain, edge.source, connection)
+
+    def _attach(self, drain: Drain, source: str, connection: Connection) -> None:
+        def deliver(value: Value | None, lost: int) -> None:
+            if lost:
+                self.inbox.lost(source, lost)
+            if isinstance(value, Frame | AlignedSet | Prediction | Health):
+                self.inbox.put(source, value)
+            elif isinstance(value, End):
+                self.inbox.end(source)
+
+        drain.add(
+            connection,
+            deliver,
+            lambda: self.inbox.lost(source, 1, "malformed"),
+            lambda: self.inbox.take_credits(source),
+        )
+
+    def health(self, cpu_s: float, restarts: int) -> NodeHealth:
+        metrics = self.metrics
+        return NodeHealth(
+            self.plan.name,
+            self.state,
+            self.note,
+            os.getpid(),
+            restarts,
+            round(cpu_s, 3),
+            metrics.produced,
+            dict(metrics.received),
+            metrics.dropped(),
+            metrics.latencies_ms(),
+            dict(metrics.facts),
+        )
+
+    def _tell(self, state: NodeState, note: str) -> None:
+        self.state, self.note = state, note
+
+    def _main(self) -> None:
+        node: Node | None = None
+        try:
+            node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
+            node.context = self.context
+            self._publisher = Publisher(self.plan.address, StreamInfo(self.plan.name, ""))
+            lost: DeviceError | None = None
+            try:
+                node.open()
+                if isinstance(node, Source):
+                    self._publisher.info = node.info()
+            except DeviceError as error:
+                if not self.plan.optional:
+                    raise
+                lost = error
+                self.context.log.warning("%s Going on without it.", error)
+            if self._wait_for_begin():
+                run(node, self.inbox, self._send, sources=self.context.inputs, lost=lost)
+            self.state, self.note = ("stopped" if self.context.stopping.is_set() else "finished"), ""
+        except SensoriumError as error:
+            self._fail(str(error), error.exit_code)
+        except Exception as error:  # a node's bug ends the node, with its traceback in the log; the launcher restarts it
+            self.context.log.error("%s", traceback.format_exc())
+            self._fail(f"{type(error).__name__}: {error}", 1)
+        finally:
+            self._close(node)
+
+    def _close(self, node: Node | None) -> None:
+        try:
+            if node is not None:
+                node.close()
+        except Exception:
+            self.context.log.error("while closing: %s", traceback.format_exc())
+        in_order = self.state in ("finished", "stopped") and not self.abandoned.is_set()
+        for reader in self.local_readers if in_order else ():
+            reader.inbox.end(self.plan.name)
+        if self._publisher is not None:
+            self._publisher.close(ended=in_order)
+
+    def _wait_for_begin(self) -> bool:
+        assert self._publisher is not None
+        while not self.context.stopping.is_set():
+            if self.state == "starting" and all(c.welcome for c in self.connections.values()):
+                self.state = "ready"
+            if self._began.is_set() and self.state == "ready":
+                return True
+            self._publisher.service(timeout_ms=5)
+        return False
+
+    def _send(self, message: Message) -> None:
+        assert self._publisher is not None
+        self.metrics.produced += 1
+        for reader in self.local_readers:
+            reader.inbox.put_when_room(self.plan.name, message, self.context.stopping)
+        self._publisher.send(message, stopping=self.context.stopping)
+
+    def _fail(self, message: str, exit_code: int) -> None:
+        self.state, self.note = "failed", message
+        self._tell_launcher(Fault(self.plan.name, message, exit_code))
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the launcher decides what it means
+    _die_with_parent()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    clock = LiveClock(plan.start_ns)
+    began = threading.Event()
+    outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
+    hosts = {node.name: _Host(node, began, outgoing.put, clock) for node in plan.nodes}
+    drain = Drain()
+    for host in hosts.values():
+        host.connect(hosts, drain)
+    control = ControlClient(plan.control, plan.name)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    drain.start()
+    for host in hosts.values():
+        host.thread.start()
+
+    def report() -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s = used.ru_utime + used.ru_stime
+        control.send(Report(plan.name, tuple(h.health(cpu_s, plan.restarts) for h in hosts.values())))
+
+    failed = False
+    parent = os.getppid()
+    while any(host.thread.is_alive() for host in hosts.values()):
+        command = control.receive(round(REPORT_EVERY_S * 1000) if began.is_set() else 20)
+        if isinstance(command, Request):
+            _obey(command, hosts, clock, began)
+        if stop.is_set() or os.getppid() != parent:
+            for host in hosts.values():
+                host.context.stopping.set()
+        failed = _pass_on(outgoing, control, hosts.values()) or failed
+        report()
+    failed = _pass_on(outgoing, control, hosts.values()) or failed
+    drain.stop()
+    report()
+    control.close()
+    return 1 if failed else 0
+
+
+def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, hosts: Iterable[_Host]) -> bool:
+    """What the nodes have to say, to the launcher. True when one of them failed: then all of the process end."""
+    failed = False
+    while not outgoing.empty():
+        value = outgoing.get()
+        control.send(value)
+        if isinstance(value, Fault):
+            failed = True
+            for host in hosts:
+                host.abandoned.set()
+                host.context.stopping.set()
+    return failed
+
+
+def _obey(command: Request, hosts: dict[str, _Host], clock: LiveClock, began: threading.Event) -> None:
+    if command.verb == "begin":
+        clock.start_ns = int(command.argument)
+        began.set()
+    elif command.verb == "stop":
+        for host in [hosts[command.argument]] if command.argument in hosts else hosts.values():
+            host.context.stopping.set()
+    elif command.argument in hosts:
+        muted = hosts[command.argument].context.muted
+        (muted.set if command.verb == "mute" else muted.clear)()
+
+
+def _die_with_parent() -> None:
+    """Linux: be told (SIGTERM) when the launcher is killed, so that nothing outlives it. Elsewhere the loop notices."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""Messages over ZeroMQ; the only file that imports zmq.
+
+A publisher binds one ROUTER socket; each reader connects a DEALER and says hello. The publisher answers with a welcome
+that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
+A reader whose edge says `keep: all` grants credits and is waited for; for all others a full queue drops the message, and
+the reader counts it from `seq`.
+
+    publisher = Publisher("ipc:///run/…/camera.sock", info)
+    publisher.send(frame)
+    for prediction in subscribe("emotion"): ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Value, Welcome
+from pipeline.errors import ConfigError, WireError, nearest
+from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo
+
+# Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
+QUEUE_MESSAGES = 32
+CREDITS = 32
+HELLO_EVERY_S = 0.5
+FORGET_READER_S = 5.0
+MAX_PART_BYTES = 64 << 20
+
+
+def context() -> zmq.Context[Any]:
+    """The one ZeroMQ context of this process; made on first use, so never before a fork."""
+    return zmq.Context.instance()
+
+
+class _Reader:
+    def __init__(self, name: str, credits: int | None, now_s: float) -> None:
+        self.name, self.credits, self.heard_s = name, credits, now_s
+
+
+class Publisher:
+    """One stream's sending end. Belongs to one thread."""
+
+    def __init__(self, address: str, info: StreamInfo) -> None:
+        """Raises ConfigError when the address is taken."""
+        self.info = info
+        self._codec = Codec()
+        self._session = secrets.randbits(62)
+        self._seq = 0
+        self._readers: dict[bytes, _Reader] = {}
+        self._socket = context().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
+        self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
+        self._socket.setsockopt(zmq.LINGER, 300)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # readers send only greetings
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise ConfigError(f"stream '{info.stream}': cannot publish at {address}: {error}. Is it taken?") from error
+
+    def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
+        """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
+        self.service()
+        parts = self._codec.encode(self._session, self._seq, message)
+        self._seq += 1
+        for identity, reader in list(self._readers.items()):
+            if reader.credits is not None:
+                while reader.credits == 0 and identity in self._readers and not (stopping and stopping.is_set()):
+                    self.service(timeout_ms=20)
+                if reader.credits == 0:
+                    continue
+                reader.credits -= 1
+            self._post(identity, parts)
+
+    def service(self, timeout_ms: int = 0) -> None:
+        """Answer greetings and take credits; call it at least every second."""
+        while self._socket.poll(timeout_ms):
+            timeout_ms = 0
+            identity, *parts = self._socket.recv_multipart()
+            try:
+                value = self._codec.decode(parts).value
+            except WireError:
+                continue  # not one of ours: nothing is promised to it
+            if isinstance(value, Hello):
+                if (reader := self._readers.get(identity)) is None:
+                    self._readers[identity] = _Reader(value.reader, value.credits, time.monotonic())
+                    self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
+                else:
+                    reader.heard_s = time.monotonic()
+            elif isinstance(value, Credit) and identity in self._readers:
+                known = self._readers[identity]
+                known.credits = (known.credits or 0) + value.count
+            elif isinstance(value, Bye):
+                self._readers.pop(identity, None)
+        late_s = time.monotonic() - FORGET_READER_S
+        for identity in [i for i, r in self._readers.items() if r.heard_s < late_s]:
+            del self._readers[identity]
+
+    def close(self, *, ended: bool) -> None:
+        """ended: tell the readers that the stream is finished (else they wait for it to come back)."""
+        if ended:
+            parts = self._codec.encode(self._session, self._seq, End())
+            for identity in list(self._readers):
+                self._post(identity, parts)
+        self._socket.close()
+
+    def _post(self, identity: bytes, parts: list[Any]) -> None:
+        try:
+            self._socket.send_multipart([identity, *parts], zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            pass  # its queue is full: it will count the gap in seq
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._readers.pop(identity, None)
+
+
+class Connection:
+    """One reading end: what the drain thread holds for each stream it reads, and `subscribe` for its one."""
+
+    def __init__(self, address: str, reader: str, *, credits: int | None = None) -> None:
+        self.welcome: StreamInfo | None = None
+        self.restarts = 0
+        self._hello = Hello(reader, credits)
+        self._codec = Codec()
+        self._session: int | None = None
+        self._expected = 0
+        self._next_hello_s = 0.0
+        self.socket = context().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
+        self.socket.setsockopt(zmq.LINGER, 100)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self.socket.connect(address)
+
+    @property
+    def credited(self) -> bool:
+        """Whether the publisher waits for this reader."""
+        return self._hello.credits is not None
+
+    def greet(self) -> None:
+        """Say hello when it is time; a publisher that was restarted learns of us by it."""
+        if (now_s := time.monotonic()) >= self._next_hello_s:
+            # Before the welcome often, because the publisher may not be there yet.
+            self._next_hello_s = now_s + (HELLO_EVERY_S if self.welcome else 0.05)
+            self._say(self._hello)
+
+    def grant(self, count: int) -> None:
+        self._say(Credit(count))
+
+    def receive(self) -> tuple[Value | None, int]:
+        """The next value, or None for the handshake's own, and how many messages were lost before it.
+
+        Raises WireError for a malformed message; never blocks: call it when the socket is readable.
+        """
+        parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
+        envelope: Envelope = self._codec.decode([part.buffer for part in parts])
+        lost = 0
+        if isinstance(envelope.value, Welcome):
+            if self._session is not None and envelope.session != self._session:
+                self.restarts += 1
+            elif self._session is not None:  # forgotten while this process stood still: what we missed was promised
+                lost = envelope.seq - self._expected
+            self.welcome, self._session, self._expected = envelope.value.info, envelope.session, envelope.seq
+            return None, lost
+        if envelope.session == self._session:
+            lost = envelope.seq - self._expected
+        self._expected = envelope.seq + (not isinstance(envelope.value, End))
+        return envelope.value, lost
+
+    def close(self) -> None:
+        self._say(Bye())
+        self.socket.close()
+
+    def _say(self, value: Value) -> None:
+        try:
+            self.socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
+        except zmq.Again:
+            pass  # nobody is there; the next hello will try again
+
+
+class Drain(threading.Thread):
+    """The thread that does nothing but take messages off the sockets of one process, so that they arrive on time.
+
+    deliver(value, lost) is called for each message of a connection (value None: its welcome); `malformed()` for one that is not ours.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="drain", daemon=True)
+        self._edges: list[tuple[Connection, Callable[[Value | None, int], None], Callable[[], None], Callable[[], int]]] = []
+        self._stopping = threading.Event()
+
+    def add(
+        self,
+        connection: Connection,
+        deliver: Callable[[Value | None, int], None],
+        malformed: Callable[[], None],
+        taken: Callable[[], int],
+    ) -> None:
+        """Before start(). taken() says how many messages were consumed since it was last asked: credits to give back."""
+        self._edges.append((connection, deliver, malformed, taken))
+
+    def run(self) -> None:
+        poller = zmq.Poller()
+        by_socket = {}
+        credited = False
+        for edge in self._edges:
+            poller.register(edge[0].socket, zmq.POLLIN)
+            by_socket[edge[0].socket] = edge
+            credited = credited or edge[0].credited
+        # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
+        timeout_ms = 2 if credited else 50
+        while not self._stopping.is_set():
+            for connection, _, _, taken in self._edges:
+                connection.greet()
+                if connection.credited and (count := taken()):
+                    connection.grant(count)
+            for socket, _ in poller.poll(timeout_ms):
+                connection, deliver, malformed, _ = by_socket[socket]
+                try:
+                    value, lost = connection.receive()
+                except WireError:
+                    malformed()
+                    continue
+                deliver(value, lost)
+        for connection, *_ in self._edges:
+            connection.close()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self.is_alive():
+            self.join(1.0)
+
+
+class ControlServer:
+    """The launcher's end of the line to its node processes."""
+
+    def __init__(self, address: str) -> None:
+        self._codec = Codec()
+        self._socket = context().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted process takes its name over
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(address)
+
+    def receive(self, timeout_ms: int) -> list[Value]:
+        values: list[Value] = []
+        while self._socket.poll(timeout_ms):
+            timeout_ms = 0
+            _, *parts = self._socket.recv_multipart()
+            try:
+                values.append(self._codec.decode(parts).value)
+            except WireError:
+                continue  # a stranger on the control line is not listened to
+        return values
+
+    def send(self, process: str, value: Value) -> None:
+        self._socket.send_multipart([process.encode(), *self._codec.encode(0, 0, value)], zmq.DONTWAIT)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class ControlClient:
+    """A node process's end. Belongs to one thread."""
+
+    def __init__(self, address: str, process: str) -> None:
+        self._codec = Codec()
+        self._socket = context().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, process.encode())
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.connect(address)
+
+    def send(self, value: Value) -> None:
+        self._socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
+
+    def receive(self, timeout_ms: int) -> Value | None:
+        if not self._socket.poll(timeout_ms):
+            return None
+        return self._codec.decode(self._socket.recv_multipart()).value
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def runs_folder() -> Path:
+    """Where the runs of this user say what they publish: one folder a run, readable by this user only."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(base) / "sensorium" if base and Path(base).is_dir() else Path(tempfile.gettempdir()) / f"sensorium-{user}"
+
+
+def find_run(node: str) -> str:
+    """The address at which `node` of the newest run on this host publishes. Raises ConfigError with what there is."""
+    known: set[str] = set()
+    graphs = sorted(runs_folder().glob("*/graph.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in graphs:
+        graph = json.loads(path.read_text())
+        if node in graph["streams"]:
+            return str(graph["streams"][node])
+        known.update(graph["streams"])
+    if not known:
+        raise ConfigError("no Sensorium pipeline runs on this host. Start one with: python run_pipeline.py")
+    raise ConfigError(f"no running node is called '{node}'. Running: {', '.join(sorted(known))}.{nearest(node, known)}")
+
+
+def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> Iterator[Any]:
+    """What `node` of the running pipeline publishes (Prediction, Frame, …), newest last, until the pipeline ends.
+
+    wait_s: how long to wait for a pipeline to be there. Raises ConfigError when there is none, naming what runs.
+    A program that is too slow loses the oldest messages; the pipeline is never held up.
+    """
+    give_up_s = time.monotonic() + wait_s
+    while address is None:
+        try:
+            address = find_run(node)
+        except ConfigError:
+            if time.monotonic() >= give_up_s:
+                raise
+            time.sleep(0.1)
+    connection = Connection(address, f"{node}<-{os.getpid()}-{secrets.token_hex(3)}")
+    heard_s = time.monotonic()
+    try:
+        while True:
+            connection.greet()
+            if connection.socket.poll(100):
+                heard_s = time.monotonic()
+                value, _ = connection.receive()
+                if isinstance(value, End):
+                    return
+                if isinstance(value, Frame | AlignedSet | Prediction | Health):
+                    yield value
+            elif time.monotonic() - heard_s > FORGET_READER_S and not _is_announced(address):
+                return  # the pipeline was killed: nobody is left to say that it ended
+    finally:
+        connection.close()
+
+
+def _is_announced(address: str) -> bool:
+    return any(address in path.read_text() for path in runs_folder().glob("*/graph.json"))
+
+
+def free_address(run_folder: Path, node: str, *, portable: bool) -> str:
+    """An address for a node to publish at: a socket file, or a free port of the loopback on the portable path."""
+    if not portable:
+        return f"ipc://{run_folder / node}.sock"
+    probe = context().socket(zmq.ROUTER)
+    try:
+        port = probe.bind_to_random_port("tcp://127.0.0.1")
+    finally:
+        probe.close(linger=0)
+    return f"tcp://127.0.0.1:{port}"
