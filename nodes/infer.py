@@ -1,0 +1,44 @@
+"""Runs a task on every aligned set: AlignedSet → Prediction.
+
+    emotion: {use: infer, task: emotion, inputs: [align], process: align, backend: auto}
+    mood:    {use: infer, task: "mood:Mood", inputs: [align], options: {smoothing_ms: 500}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import msgspec
+
+from pipeline.frame import AlignedSet, Prediction
+from pipeline.node import Arrival, Transform
+from pipeline.tasks import make
+
+
+class Infer(Transform):
+    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name.
+    options: of the task's constructor."""
+
+    consumes: ClassVar[tuple[type, ...]] = (AlignedSet,)
+    produces: ClassVar[type | None] = Prediction
+
+    def __init__(self, *, task: str = "emotion", backend: str = "auto", options: dict[str, Any] | None = None) -> None:
+        self.task = make(task, options)
+        self._backend = backend
+
+    def open(self) -> None:
+        self.task.log, self.task.metrics = self.context.log, self.context.metrics
+        self.task.open(self._backend)
+        self.context.metrics.facts["model"] = self.task.model
+
+    def process(self, arrival: Arrival) -> Iterable[Prediction]:
+        aligned = arrival.message
+        assert isinstance(aligned, AlignedSet)
+        begin_ns = self.context.clock.now_ns()
+        prediction = self.task.predict(aligned)
+        timing_ns = {"wait": aligned.sent_ns - aligned.arrival_ns, "infer": self.context.clock.now_ns() - begin_ns}
+        yield msgspec.structs.replace(prediction, timing_ns=prediction.timing_ns | timing_ns)
+
+    def close(self) -> None:
+        self.task.close()

@@ -1,0 +1,48 @@
+"""ONNX Runtime on the CPU: what runs everywhere, and what the other backends are compared with."""
+
+# Absolute imports: `onnxruntime` below is the package of that name, not this file.
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.inference.engine import Engine, Tensors
+
+
+class Onnxruntime(Engine):
+    @classmethod
+    def unusable(cls) -> str:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "the Python package 'onnxruntime' is not installed. Install it with: scripts/setup"
+        return ""
+
+    def __init__(self, model_path: Path, *, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # One thread: the other cores belong to the capture nodes, and results do not depend on how work was split.
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # A spinning pool burns the core that a camera needs; at load, p50 without it was half.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        if not model_path.is_file():
+            raise ConfigError(f"{model_path}: no such model")
+        try:
+            self._session = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's error classes are not public, and differ between versions
+            raise ConfigError(f"{model_path}: ONNX Runtime refuses it: {error}") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+    @property
+    def inputs(self) -> dict[str, tuple[int | str | None, ...]]:
+        return {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+
+    def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))

@@ -1,0 +1,94 @@
+"""A task turns an AlignedSet into a Prediction. One file a task, with a class called like it; yours is "module:Name".
+
+    class Mood(Task):
+        labels = ("good", "bad")
+        def __init__(self, *, smoothing_ms: float = 300.0): ...      # its options in the YAML, under `options:`
+        def open(self, backend): self.model = "mood@1"
+        def predict(self, aligned): return self.prediction(aligned, probs, used=("camera",))
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import check_options
+from pipeline.errors import ConfigError
+from pipeline.frame import AlignedSet, Prediction, Receipt, Subject
+from pipeline.metrics import Metrics
+from pipeline.named import find
+
+
+class Task:
+    """The constructor's keyword arguments are the options; models wait for `open()`.
+
+    Predictions depend on the sets alone: whatever is remembered advances by the frames' seq and capture_ns, so that a
+    replay gives what the live run gave.
+    """
+
+    name: ClassVar[str] = ""  # of the predictions; the class's own name in small letters when left empty
+    labels: tuple[str, ...] = ()
+    model: str = ""  # "face-expression@1a2b3c4d", known after open()
+    log: logging.Logger = logging.getLogger("task")  # these two are replaced before open()
+    metrics: Metrics = Metrics()
+
+    def open(self, backend: str) -> None:
+        """Load the models. `backend` as in inference.engine.load. Raises ConfigError with the fix."""
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        raise TypeError(f"{type(self).__name__} does not define predict()")
+
+    def close(self) -> None:
+        """Release the models."""
+
+    def prediction(
+        self,
+        aligned: AlignedSet,
+        probs: npt.NDArray[np.float32] | None,
+        *,
+        subjects: Sequence[Subject] = (),
+        used: Sequence[str] = (),
+        bad: dict[str, str] | None = None,
+        speaking: bool | None = None,
+    ) -> Prediction:
+        """The answer to `aligned`, with the receipts it came with.
+
+        probs: (n,) in the order of `labels`; None: no evidence, so uniform and no label. bad: stream → why what
+        arrived cannot be used; it counts as missing and its receipt says so.
+        """
+        bad = bad or {}
+        uniform = np.full(len(self.labels), 1 / max(1, len(self.labels)), np.float32)
+        return Prediction(
+            task=self.name or type(self).__name__.lower(),
+            capture_ns=aligned.anchor_ns,
+            labels=self.labels,
+            probs=uniform if probs is None else probs,
+            label=None if probs is None else self.labels[int(np.argmax(probs))],
+            model=self.model,
+            subjects=tuple(subjects),
+            used=tuple(stream for stream in used if stream not in bad),
+            missing=(*aligned.missing, *(stream for stream in bad if stream not in aligned.missing)),
+            receipts=tuple(_refused(receipt, bad.get(receipt.stream)) for receipt in aligned.receipts),
+            speaking=speaking,
+        )
+
+
+def _refused(receipt: Receipt, reason: str | None) -> Receipt:
+    if reason is None:
+        return receipt
+    return Receipt(receipt.stream, "bad", receipt.seq, receipt.span_ns, receipt.skew_ns, receipt.age_ns,
+                   receipt.clock_error_ns, reason)  # fmt: skip
+
+
+def make(name: str, options: dict[str, Any] | None = None) -> Task:
+    """The task called `name`, not yet open. Raises ConfigError for an unknown name or option, with the nearest."""
+    kind = find(name, Task, __name__, what="task")
+    where = f"options of task '{name}'"
+    try:
+        return kind(**check_options(kind, options or {}, where))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
