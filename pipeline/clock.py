@@ -4,15 +4,20 @@ A node is given its clock and never asks the system for the time, so that tests 
 
     clock = LiveClock(start_ns=begin)
     clock.sleep_until(clock.start_ns + pts_ns)
-    capture_ns = sample_clock.stamp(first_index=n, count=320, arrival_ns=clock.now_ns())
+    capture_ns = sample_clock.stamp_chunk(first_index=n, count=320, arrival_ns=clock.now_ns())
 """
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
+
+import numpy as np
 
 NS = 1_000_000_000
 
@@ -65,129 +70,235 @@ class ManualClock:
         return interrupt is None or not interrupt.is_set()
 
 
-class SampleClock:
-    """Sample index → capture time, for a device that counts samples evenly and delivers them with jitter.
+class DelayFloor:
+    """A counter's time → host time, when readings arrive late by an unknown amount and never early.
 
-    A callback can be late but never early, so of each block of stamps only the least delayed one is kept, and a line
-    (offset and rate) is fitted through the kept ones by least squares. The window forgets, so a wandering rate is
-    followed. Single stamps are never trusted.
+    The offset arrival − counter is drift plus delay, so the true line is the floor under the cloud of points. Of each
+    short block only the least late reading is kept; the lower convex hull of the kept ones is the floor as seen so far,
+    and the line is fitted to the hull's middle half (its ends rest on one reading each) and moved down until no reading
+    lies below it. Bursts of late readings never touch it; the window forgets, so a wandering rate is followed.
+    A constant delay cannot be seen by any clock: it belongs in the rig file.
+
+    Emitted times never go back. Where the floor turns out to be lower than believed they advance at half speed until
+    they meet it, and `error_ns` says by how much they are off meanwhile.
     """
 
-    BLOCK_NS = NS // 2
-    WINDOW_BLOCKS = 60
-    # Sound cards are within ±200 ppm of their nominal rate; beyond twice that the fit is being fooled by a burst.
-    MAX_RATE_ERROR = 400e-6
-    # A jump this large is a lost buffer or a suspended host, not jitter: start over rather than smear it.
-    STEP_NS = 200_000_000
+    BLOCK_NS = NS // 4
+    WINDOW_NS = 32 * NS
+    RATE_AFTER_NS = 2 * NS  # before that a slope would be noise, and the nominal rate is the better guess
+    MAX_RATE_ERROR = 500e-6  # sound cards and cameras are within ±200 ppm: beyond, the fit is being fooled
+    UNKNOWN_RATE_ERROR = 200e-6
+    # What the first reading may be late by: a driver's buffer. n readings divide it by n.
+    FIRST_ERROR_NS = 50_000_000
+    JUMP_SPREADS = 4  # where jitter alone is that wide, a jump must be wider
+    # A jump must last this long on the host's clock to be believed: a queue that drains after a stall lasts no time.
+    CONFIRM_NS = NS
+    LARGE_JUMP_NS, CONFIRM_LARGE_NS = NS // 2, NS // 10
 
-    def __init__(self, sample_rate_hz: float) -> None:
-        self.sample_rate_hz = sample_rate_hz
-        self.steps = 0  # how often the stamps jumped
-        self._reset()
+    def __init__(self, jump_ns: int) -> None:
+        """jump_ns: readings this far off the line, all of them, are a jump of the counter and not jitter."""
+        self.jump_ns = jump_ns
+        self.steps = 0  # how often the counter jumped
+        self.error_ns = self.FIRST_ERROR_NS  # bound on the error of the last emitted time, constant delay apart
+        self.rate_error = 0.0  # +50e-6: the counter runs 50 ppm fast
+        self._emitted: tuple[int, int] | None = None  # counter, host time
+        self._restart()
 
-    def _reset(self) -> None:
-        self._kept: deque[tuple[int, float]] = deque(maxlen=self.WINDOW_BLOCKS)  # (index, least delayed offset, ns)
-        self._block: tuple[int, float] | None = None
-        self._block_start = 0
-        self._origin: int | None = None
-        self._intercept_ns = 0.0
-        self._slope = 0.0  # relative rate error: −50e-6 is a clock 50 ppm slow
-        self._spread_ns = 0.0
-        self._behind = 0
+    def _restart(self) -> None:
+        self._kept: deque[tuple[int, int]] = deque()  # per block: (counter, offset) of its least late reading
+        self._block_end_ns: int | None = None
+        self._readings = 0
+        self._slope = 0.0
+        self._base_ns = 0  # offset of the line at counter _origin_ns
+        self._origin_ns = 0
+        self._spread_ns = 0
+        self._late: list[tuple[int, int, int]] = []  # (arrival, counter, offset) of readings a jump above the line
 
-    def stamp(self, *, first_index: int, count: int, arrival_ns: int) -> int:
-        """Capture time (ns) of sample `first_index`, of a chunk of `count` samples whose *last* sample arrived at `arrival_ns`."""
-        nominal_ns = (first_index + count) * NS / self.sample_rate_hz
-        if self._origin is None:
-            self._origin = arrival_ns - round(nominal_ns)
-        offset_ns = float(arrival_ns - self._origin) - nominal_ns
-        expected_ns = self._offset_at(first_index + count)
-        if self._kept and abs(offset_ns - expected_ns) > self.STEP_NS:
-            # One late callback is jitter; half a second of them is a step.
-            self._behind += count
-            if self._behind > self.sample_rate_hz / 2 or offset_ns < expected_ns:
-                self.steps += 1
-                self._reset()
-                return self.stamp(first_index=first_index, count=count, arrival_ns=arrival_ns)
+    def stamp(self, start_ns: int, end_ns: int, arrival_ns: int) -> int:
+        """Host time at counter `start_ns`, for what spans [start, end] and arrived, whole, at `arrival_ns`."""
+        self._observe(end_ns, arrival_ns - end_ns, arrival_ns)
+        fitted_ns = start_ns + self._offset_at(start_ns)
+        host_ns = fitted_ns
+        if self._emitted is not None:
+            last_start_ns, last_ns = self._emitted
+            at_half_speed_ns = last_ns + max(start_ns - last_start_ns, 0) // 2
+            latest_ns = arrival_ns - (end_ns - start_ns)
+            host_ns = max(last_ns, min(max(fitted_ns, at_half_speed_ns), latest_ns))
+        self._emitted = (start_ns, host_ns)
+        self.error_ns = self._fit_error_ns() + host_ns - fitted_ns
+        return host_ns
+
+    def _observe(self, counter_ns: int, offset_ns: int, arrival_ns: int) -> None:
+        late_ns = offset_ns - self._offset_at(counter_ns)
+        jump_ns = max(self.jump_ns, self.JUMP_SPREADS * self._spread_ns)
+        backwards = bool(self._kept) and counter_ns < self._kept[-1][0] - jump_ns
+        if self._readings and (late_ns < -jump_ns or backwards):
+            # Nothing arrives early, so all before was late, or the counter jumped: either way it no longer counts.
+            self.steps += backwards or self._spans_ns() >= self.RATE_AFTER_NS
+            self._restart()
+        elif self._readings and late_ns > jump_ns:
+            self._late.append((arrival_ns, counter_ns, offset_ns))
+            if not self._jump_confirmed(arrival_ns):
+                return
+            late, self.steps = self._late, self.steps + 1
+            self._restart()
+            for _, late_counter_ns, late_offset_ns in late[:-1]:
+                self._keep(late_counter_ns, late_offset_ns)
         else:
-            self._behind = 0
-            self._observe(first_index + count, offset_ns)
-        at_first_ns = first_index * NS / self.sample_rate_hz + self._offset_at(first_index)
-        return self._origin + round(at_first_ns)
+            self._late.clear()
+        self._keep(counter_ns, offset_ns)
 
-    @property
-    def rate_error(self) -> float:
-        """Fitted relative error of the device's rate: true rate ≈ nominal × (1 + rate_error)."""
-        return -self._slope
+    def _jump_confirmed(self, now_ns: int) -> bool:
+        lasted_ns = now_ns - self._late[0][0]
+        least_ns = min(offset - self._offset_at(counter) for _, counter, offset in self._late)
+        return lasted_ns >= (self.CONFIRM_LARGE_NS if least_ns > self.LARGE_JUMP_NS else self.CONFIRM_NS)
 
-    @property
-    def error_ns(self) -> int:
-        """Bound on the fit's own error: the spread of the least delayed stamps around the line."""
-        return round(2 * self._spread_ns)
-
-    def _observe(self, index: int, offset_ns: float) -> None:
-        block_samples = self.sample_rate_hz * self.BLOCK_NS / NS
-        if self._block is None or index - self._block_start >= block_samples:
-            if self._block is not None:
-                self._kept.append(self._block)
-            self._block, self._block_start = (index, offset_ns), index
-        elif offset_ns < self._block[1]:
-            self._block = (index, offset_ns)
+    def _keep(self, counter_ns: int, offset_ns: int) -> None:
+        self._readings += 1
+        late_ns = offset_ns - self._offset_at(counter_ns)
+        if self._block_end_ns is None or counter_ns >= self._block_end_ns:
+            self._block_end_ns = counter_ns + self.BLOCK_NS
+            self._kept.append((counter_ns, offset_ns))
+            while self._kept[0][0] < counter_ns - self.WINDOW_NS:
+                self._kept.popleft()
+        elif offset_ns - self._offset_at(counter_ns) < self._kept[-1][1] - self._offset_at(self._kept[-1][0]):
+            self._kept[-1] = (counter_ns, offset_ns)
+            if late_ns > 0:
+                return  # above the line: it can wait for the block's end
         else:
             return
         self._fit()
 
+    def _spans_ns(self) -> int:
+        return self._kept[-1][0] - self._kept[0][0] if self._kept else 0
+
     def _fit(self) -> None:
-        points = [*self._kept, self._block] if self._block else list(self._kept)
-        if len(points) < 6:  # 3 s: before that a slope would be noise
-            self._slope, self._intercept_ns = 0.0, min(offset for _, offset in points)
-            self._spread_ns = max(offset for _, offset in points) - self._intercept_ns
-            return
-        n = len(points)
-        mean_t = sum(i for i, _ in points) / n * NS / self.sample_rate_hz
-        mean_o = sum(o for _, o in points) / n
-        var = cov = 0.0
-        for index, offset in points:
-            dt = index * NS / self.sample_rate_hz - mean_t
-            var += dt * dt
-            cov += dt * (offset - mean_o)
-        self._slope = max(-self.MAX_RATE_ERROR, min(self.MAX_RATE_ERROR, cov / var))
-        self._intercept_ns = mean_o - self._slope * mean_t
-        residuals = sorted(abs(o - self._offset_at(i)) for i, o in points)
-        self._spread_ns = residuals[int(0.9 * (n - 1))]
+        self._origin_ns = self._kept[0][0]
+        base_ns = self._kept[0][1]
+        x = np.array([counter - self._origin_ns for counter, _ in self._kept], np.float64)
+        y = np.array([offset - base_ns for _, offset in self._kept], np.float64)
+        self._slope = 0.0
+        if self._spans_ns() >= self.RATE_AFTER_NS:
+            hull_x, hull_y = _lower_hull(x, y)
+            middle = np.linspace(0.25, 0.75, 31) * (x[-1] - x[0]) + x[0]
+            floor = np.interp(middle, hull_x, hull_y)
+            t = middle - middle.mean()
+            self._slope = float(np.clip(t @ floor / (t @ t), -self.MAX_RATE_ERROR, self.MAX_RATE_ERROR))
+        above = y - self._slope * x
+        self._base_ns = base_ns + math.floor(above.min())
+        self._spread_ns = int(np.quantile(above - above.min(), 0.9))
+        self.rate_error = -self._slope / (1 + self._slope)
 
-    def _offset_at(self, index: int) -> float:
-        return self._intercept_ns + self._slope * index * NS / self.sample_rate_hz
+    def _offset_at(self, counter_ns: int) -> int:
+        return self._base_ns + round(self._slope * (counter_ns - self._origin_ns))
+
+    def _fit_error_ns(self) -> int:
+        error_ns = self._spread_ns + self.FIRST_ERROR_NS // max(self._readings, 1)
+        if self._spans_ns() < self.RATE_AFTER_NS:
+            error_ns += round(self.UNKNOWN_RATE_ERROR * self._spans_ns())
+        if self._late:  # jitter, or a jump that is not confirmed yet
+            error_ns += min(offset - self._offset_at(counter) for _, counter, offset in self._late)
+        return error_ns
 
 
-class PtsClock:
-    """Presentation time stamps of a network stream → host time.
+def _lower_hull(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
+    """Lower convex hull of points sorted by x (Andrew's monotone chain)."""
+    hull: list[tuple[float, float]] = []
+    for px, py in zip(x.tolist(), y.tolist(), strict=True):
+        while len(hull) >= 2:
+            (ax, ay), (bx, by) = hull[-2:]
+            if (by - ay) * (px - bx) < (py - by) * (bx - ax):
+                break
+            hull.pop()
+        hull.append((px, py))
+    return [px for px, _ in hull], [py for _, py in hull]
 
-    The steps of PTS are right but their epoch is arbitrary, and arrival is capture plus a delay that jitters but has a
-    floor. The least delayed frame of the last seconds ties the two together.
-    """
 
-    WINDOW_NS = 10 * NS
-    STEP_NS = NS  # PTS that jump by more than this against arrival have been restarted
+class SampleClock(DelayFloor):
+    """Sample index → capture time, for a device that counts samples evenly and delivers them with jitter."""
+
+    # Less than a driver's smallest buffer: when that is lost, every later sample is late by as much.
+    JUMP_NS = 5_000_000
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        super().__init__(self.JUMP_NS)
+        self.sample_rate_hz = sample_rate_hz
+
+    def stamp_chunk(self, first_index: int, count: int, arrival_ns: int) -> int:
+        """Capture time of sample `first_index`, of `count` samples whose last one arrived at `arrival_ns`."""
+        start_ns, end_ns = (index * NS // self.sample_rate_hz for index in (first_index, first_index + count))
+        return self.stamp(start_ns, end_ns, arrival_ns)
+
+
+class PtsClock(DelayFloor):
+    """Presentation time stamps of a network stream → host time: their steps are right, their epoch is arbitrary."""
+
+    # A network may well delay everything by half a second for a while; a jump beyond this is a restarted stream.
+    JUMP_NS = NS
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[int, int]] = deque()  # (arrival, arrival − pts), rising in the second: a running minimum
-        self.steps = 0
+        super().__init__(self.JUMP_NS)
 
-    def stamp(self, pts_ns: int, arrival_ns: int) -> int:
+    def stamp_frame(self, pts_ns: int, arrival_ns: int) -> int:
         """Host time of the frame with `pts_ns` that arrived at `arrival_ns`; never later than its arrival."""
-        offset_ns = arrival_ns - pts_ns
-        if self._seen and abs(offset_ns - self._seen[0][1]) > self.STEP_NS:
-            self.steps += 1
-            self._seen.clear()
-        while self._seen and self._seen[-1][1] >= offset_ns:
-            self._seen.pop()
-        self._seen.append((arrival_ns, offset_ns))
-        while self._seen[0][0] < arrival_ns - self.WINDOW_NS:
-            self._seen.popleft()
-        return pts_ns + self._seen[0][1]
+        return self.stamp(pts_ns, pts_ns, arrival_ns)
 
-    @property
-    def error_ns(self) -> int:
-        """How far the running minimum has moved within the window: what the anchoring may be off by."""
-        return self._seen[-1][1] - self._seen[0][1] if self._seen else 0
+
+class HeaderClock:
+    """Header `X-Timestamp` of an MJPEG part → host time.
+
+    Written as seconds with a decimal point ("1700000000.123456") or as integer nanoseconds. On the same host it may be
+    CLOCK_MONOTONIC or UTC: whichever makes it a plausible moment just before the arrival. Any other epoch (another
+    host, a camera that counts from its own start) is tied to the arrivals like a presentation time stamp.
+    """
+
+    MOST_AGE_NS = 5 * NS  # a stamp older than this on arrival belongs to another clock
+    SECONDS_BELOW = 10**11  # as seconds the year 5138, as nanoseconds 100 s after boot
+
+    def __init__(self, clock: Clock, *, same_host: bool) -> None:
+        self._clock, self._same_host = clock, same_host
+        self._pts_clock = PtsClock()
+
+    def stamp(self, header: str | None, arrival_ns: int) -> tuple[int, int] | None:
+        """(host time, bound on its error); None where the header says nothing that can be used."""
+        stamp_ns = self.parse(header)
+        if stamp_ns is None:
+            return None
+        if self._same_host:
+            offset_ns, error_ns = utc_offset_ns(self._clock)
+            for host_ns, bound_ns in ((stamp_ns, 0), (stamp_ns - offset_ns, error_ns)):
+                if 0 <= arrival_ns - host_ns <= self.MOST_AGE_NS:
+                    return host_ns, bound_ns
+        return self._pts_clock.stamp_frame(stamp_ns, arrival_ns), self._pts_clock.error_ns
+
+    @classmethod
+    def parse(cls, header: str | None) -> int | None:
+        matched = re.fullmatch(r"(\d{1,19})(?:\.(\d+))?", header or "")
+        if not matched:
+            return None
+        whole, fraction = int(matched[1]), matched[2]
+        if fraction is None and whole >= cls.SECONDS_BELOW:
+            return whole
+        return whole * NS + int((fraction or "0").ljust(9, "0")[:9])
+
+
+def offset_to_monotonic(read_ns: Callable[[], int], clock: Clock, tries: int = 7) -> tuple[int, int]:
+    """(offset, error bound): other clock + offset = host's monotonic clock.
+
+    The other clock is read between two readings of ours; the tightest of a few tries counts. Which clock it is (a sound
+    card may report CLOCK_REALTIME or CLOCK_MONOTONIC) need not be known.
+    """
+    best: tuple[int, int] | None = None
+    for _ in range(tries):
+        before_ns, other_ns, after_ns = clock.now_ns(), read_ns(), clock.now_ns()
+        error_ns = (after_ns - before_ns + 1) // 2
+        if best is None or error_ns < best[1]:
+            best = ((before_ns + after_ns) // 2 - other_ns, error_ns)
+    assert best is not None
+    return best
+
+
+def utc_offset_ns(clock: Clock) -> tuple[int, int]:
+    """(offset, error bound): the host's monotonic clock + offset = UTC, at this moment."""
+    monotonic_minus_utc_ns, error_ns = offset_to_monotonic(time.time_ns, clock)
+    return -monotonic_minus_utc_ns, error_ns

@@ -1,0 +1,168 @@
+"""Opening what people name: media files with their errors, addresses with their passwords hidden, multipart streams.
+
+Owns the timeline of a file: its pictures and its sound count from the container's own start, so that two nodes reading
+one file agree. Knows nothing of nodes, pacing or devices; `av` is imported when a file is opened.
+
+    with media.open_file("clip.mp4", "audio") as opened:
+        opened.time_ns(frame)                      # since the container's start
+    for headers, body in media.multipart(response, boundary): ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from pipeline.errors import ConfigError, missing_package, nearest
+
+NS = 1_000_000_000
+SUFFIXES = frozenset(
+    (
+        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".mjpeg",
+        ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac",
+    )
+)  # what makes a name without a folder a file, even when it is missing
+LARGEST_PART_BYTES = 64 << 20  # a picture is never that large: the stream has lost its shape
+LONGEST_LINE_BYTES = 8192
+
+
+class OpenFile:
+    """One stream of a media file, being decoded."""
+
+    def __init__(self, path: Path, container: Any, stream: Any) -> None:
+        self.path, self.container, self.stream = path, container, stream
+        self._origin_ns = (container.start_time or 0) * 1000  # AV_TIME_BASE is microseconds
+
+    def time_ns(self, frame: Any) -> int | None:
+        """When the frame is shown or heard, from the container's start; None where the file does not say."""
+        if frame.pts is None or frame.time_base is None:
+            return None
+        return int(frame.pts * frame.time_base.numerator * NS // frame.time_base.denominator) - self._origin_ns
+
+    @property
+    def duration_ns(self) -> int | None:
+        return self.container.duration * 1000 if self.container.duration else None
+
+    def frames(self) -> Iterator[Any | None]:
+        """Decoded frames; None for a packet that cannot be decoded. A file that breaks off ends there."""
+        import av
+
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.error.FFmpegError):
+                return
+            try:
+                decoded = packet.decode()
+            except av.error.FFmpegError:
+                yield None
+                continue
+            yield from decoded
+
+    def close(self) -> None:
+        self.container.close()
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_file(name: str, kind: Literal["video", "audio"], *, where: str) -> OpenFile:
+    """Open a path for its pictures or its sound. ConfigError when it is missing, no media file, or has none.
+
+    where: begins the message: "camera 'camera'".
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise missing_package("av", where) from error
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{where}: {_missing(path)}")
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{where}: {path} cannot be read as {kind}: {reason}. Try playing it, or convert it.") from error
+    stream = next(iter(getattr(container.streams, kind)), None)
+    if stream is None:
+        found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        container.close()
+        raise ConfigError(f"{where}: {path} has no {kind} in it, only: {found}. Name another file.")
+    return OpenFile(path, container, stream)
+
+
+def _missing(path: Path) -> str:
+    if path.is_dir():
+        return f"{path} is a folder. Name a file in it."
+    if path.exists():
+        return f"{path} is not a regular file."
+    if not path.parent.is_dir():
+        return f"no file {path}: there is no folder {path.parent}."
+    names = [p.name for p in path.parent.iterdir() if p.is_file()]
+    return f"no file {path}." + nearest(path.name, names)
+
+
+def looks_like_file(name: str) -> bool:
+    """Whether a person who wrote `name` meant a file and not a device."""
+    path = Path(name)
+    return name.startswith(("./", "../", "/", "~")) or path.suffix.lower() in SUFFIXES or path.is_file()
+
+
+def shown(address: str) -> str:
+    """The address without its password, for logs and messages."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", address)
+
+
+def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str], bytes]]:
+    """(headers with lower-case names, body) of every part of a multipart stream (RFC 2046), as soon as it is whole.
+
+    The headers of a part are known before its body: `headers` is yielded first with an empty body, so that a caller can
+    note the time. Ends where the stream ends; ValueError when it has lost its shape.
+    """
+    delimiter = b"--" + boundary.strip('"').removeprefix("--").encode()
+    line = b""
+    while True:
+        while not line.startswith(delimiter):  # the preamble, and the line break behind a body
+            line = response.readline(LONGEST_LINE_BYTES)
+            if not line:
+                return
+        if line.rstrip().endswith(b"--") and line.rstrip() != delimiter:
+            return
+        headers: dict[str, str] = {}
+        while (line := response.readline(LONGEST_LINE_BYTES)).strip():
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.strip().lower()] = value.strip()
+        if not line:
+            return
+        yield headers, b""
+        if "content-length" in headers:
+            length = int(headers["content-length"])
+            if not 0 <= length <= LARGEST_PART_BYTES:
+                raise ValueError(f"a part of {length} bytes")
+            body = response.read(length)
+            if len(body) < length:
+                return
+            line = b""
+        else:
+            body, line = _until(response, delimiter)
+            if not line:
+                return
+        yield headers, body
+
+
+def _until(response: BinaryIO, delimiter: bytes) -> tuple[bytes, bytes]:
+    """(body, the delimiter's line) of a part without Content-Length; an empty line where the stream ended."""
+    body = bytearray()
+    while line := response.readline(LONGEST_LINE_BYTES):
+        if line.startswith(delimiter) and (not body or body.endswith(b"\n")):
+            return bytes(body).removesuffix(b"\n").removesuffix(b"\r"), line
+        body += line
+        if len(body) > LARGEST_PART_BYTES:
+            raise ValueError("a part without an end")
+    return bytes(body), b""
