@@ -1,0 +1,264 @@
+"""The web page: live picture, expressions, receipts and the state of every node, at http://127.0.0.1:8080.
+
+Owns what the page is told and what it may ask for; pipeline/web.py serves it. Refuses to know how anything was predicted,
+and never waits for a browser. What a slow one cannot take is replaced (pictures, state) or dropped and counted
+(predictions; the page shows the count).
+
+Your own program gets the predictions as JSON from the WebSocket /ws, one object a message:
+
+    async with websockets.connect("ws://127.0.0.1:8080/ws?pictures=0") as page:
+        async for text in page:
+            message = json.loads(text)      # {"type": "prediction", "label": "happy", ...}: Prediction.record()
+
+Server to client, text, told apart by "type":
+    hello        once: {"node", "note"}
+    prediction   the fields of Prediction.record()
+    health       {"publish_ns", "nodes": [the fields of frame.NodeHealth, ...]}
+    streams      up to 15 times a second: {"now_ns", "streams": {name: the fields of StreamView, ...}}
+    missed       {"count"}: predictions that this client was too slow for
+    refused      {"reason"}: what was asked for cannot be done
+    finished     every input has ended
+Server to client, binary, unless pictures=0: a big-endian uint16, the length of the JSON object that follows it (the
+fields of PictureHead), then a JPEG. With pictures=paced every picture after the second waits for the text "next", so a
+page that is hidden, or cannot keep up, costs nothing.
+Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}.
+Where a token is set, add it to the address: /ws?pictures=0&token=...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from pipeline.clock import NS
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame, Health, Prediction
+from pipeline.node import Arrival, Sink
+from pipeline.web import PageServer, is_loopback
+
+PAGE = Path(__file__).with_suffix(".html")
+NOTE = "Labels are expressions, not feelings. Nothing is stored."
+STREAMS_EVERY_NS = NS // 15  # from about here a level meter looks alive
+FLOOR_DB = -96.0  # the quietest 16-bit sample
+PEAK_FALL_DB_PER_S = 20.0  # as a peak programme meter falls, so that a clap can be seen
+JPEG_QUALITY = 80
+
+
+class StreamView(msgspec.Struct, frozen=True):
+    """What the page says of one stream."""
+
+    encoding: str = ""
+    seq: int = -1
+    capture_ns: int = 0
+    rate_hz: float | None = None  # the source's, by its own seq and capture times: frames that were not sent us count
+    width_px: int = 0
+    height_px: int = 0
+    level_db: float = FLOOR_DB  # RMS of the newest chunk, dBFS
+    peak_db: float = FLOOR_DB
+    reason: str = ""  # of a silence; "" while frames come
+    rate_from: tuple[int, int] | None = None  # seq and capture_ns the rate is being measured from
+
+    def after(self, frame: Frame) -> StreamView:
+        if frame.encoding == "none":
+            return StreamView(self.encoding, self.seq, self.capture_ns, reason=frame.reason or "silent")
+        rate_hz, since = self.rate_hz, self.rate_from
+        if since is None or frame.seq < since[0]:
+            since = (frame.seq, frame.capture_ns)
+        elif (elapsed_ns := frame.capture_ns - since[1]) >= NS:
+            rate_hz = round((frame.seq - since[0]) * NS / elapsed_ns, 2)
+            since = (frame.seq, frame.capture_ns)
+        width_px, height_px, level_db, peak_db = self.width_px, self.height_px, FLOOR_DB, FLOOR_DB
+        if frame.encoding == "bgr8":
+            height_px, width_px = frame.data.shape[:2]
+        elif frame.encoding == "pcm_f32" and frame.data.size:
+            fallen_db = self.peak_db - PEAK_FALL_DB_PER_S * max(0, frame.capture_ns - self.capture_ns) / NS
+            level_db = dbfs(float(np.dot(frame.data, frame.data) / frame.data.size) ** 0.5)
+            peak_db = round(max(dbfs(float(np.abs(frame.data).max())), fallen_db), 1)
+        return StreamView(
+            frame.encoding, frame.seq, frame.capture_ns, rate_hz, width_px, height_px, level_db, peak_db, "", since
+        )
+
+
+def dbfs(amplitude: float) -> float:
+    """Decibels below full scale (amplitude 1.0), not under FLOOR_DB."""
+    return round(max(FLOOR_DB, 20 * float(np.log10(max(amplitude, 1e-9)))), 1)
+
+
+class PictureHead(msgspec.Struct, frozen=True):
+    """Goes before each JPEG. Width and height are those of the picture as captured: boxes are in its pixels."""
+
+    stream: str
+    seq: int
+    capture_ns: int
+    width_px: int
+    height_px: int
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a browser may ask for."""
+
+    do: Literal["mute", "unmute", "stop"]
+    source: str = ""
+
+
+class Dashboard(Sink):
+    """A web page that shows the run as it happens.
+
+    host: anything but this machine itself (127.0.0.1, ::1, localhost) needs a token. port: 0 takes any free one.
+    token: asked of the page (?token=..., then kept in a cookie) and of the WebSocket (either).
+    max_rate_hz, width_px: bounds of the pictures sent to a browser; none is encoded while nobody looks.
+    """
+
+    consumes: ClassVar[tuple[type, ...]] = (Frame, Prediction, Health)
+
+    def __init__(
+        self,
+        *,
+        port: int = 8080,
+        host: str = "127.0.0.1",
+        token: str | None = None,
+        max_rate_hz: float = 15.0,
+        width_px: int = 960,
+    ) -> None:
+        if not 0 <= port <= 65535:
+            raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
+        if token is not None and len(token) < 8:
+            raise ConfigError("token: too short to protect the page. Choose at least 8 characters.")
+        if token is None and not is_loopback(host):
+            raise ConfigError(
+                f"host: '{host}' shows camera and microphone to the network. "
+                "Set a token too (token: at least 8 characters), or keep host: 127.0.0.1"
+            )
+        if max_rate_hz <= 0 or width_px < 16:
+            raise ConfigError("max_rate_hz must be above 0, width_px at least 16.")
+        self.port, self.host, self.token, self.width_px = port, host, token, width_px
+        self._picture_every_ns = round(NS / max_rate_hz)
+        self._picture_due_ns: dict[str, int] = {}
+        self._streams_due_ns = 0
+        # Read by the server's thread too: each value is frozen, and replaced whole.
+        self._streams: dict[str, StreamView] = {}
+        self._last: dict[str, Prediction | Health] = {}
+        self._server: PageServer | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the page is, after open(); without the token."""
+        return self._server.url if self._server else ""
+
+    def open(self) -> None:
+        import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
+
+        server = PageServer(
+            PAGE.read_text(encoding="utf-8"),
+            host=self.host,
+            port=self.port,
+            token=self.token,
+            greet=self._greeting,
+            hear=self._hear,
+            option=f"nodes.{self.name}",
+            log=self.context.log,
+        )
+        server.start()
+        self._server = server
+        self.context.metrics.facts["page"] = self.url
+        self.context.log.info("page at %s", self.url)
+
+    def consume(self, arrival: Arrival) -> None:
+        message, server = arrival.message, self._server
+        if isinstance(message, Frame):
+            self._streams[message.stream] = self._streams.get(message.stream, StreamView()).after(message)
+        elif isinstance(message, Prediction | Health):
+            self._last[type(message).__name__] = message
+        if server is None or not server.watched:
+            return
+        if isinstance(message, Prediction):
+            server.say("prediction", as_json("prediction", message.record()), keep="all")
+        elif isinstance(message, Health):
+            server.say("health", as_json("health", plain(message)))
+        elif isinstance(message, Frame) and message.encoding in ("bgr8", "jpeg") and server.wants_picture:
+            self._show(message, arrival.arrival_ns, server)
+        if arrival.arrival_ns >= self._streams_due_ns:
+            self._streams_due_ns = arrival.arrival_ns + STREAMS_EVERY_NS
+            server.say("streams", as_json("streams", {"now_ns": arrival.arrival_ns, "streams": self._streams}))
+
+    def finish(self) -> None:
+        if self._server is not None:
+            self._server.say("finished", as_json("finished", {}))
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _show(self, frame: Frame, arrival_ns: int, server: PageServer) -> None:
+        every_ns = self._picture_every_ns
+        due_ns = self._picture_due_ns.get(frame.stream, -every_ns)
+        # A quarter early is in time: else a 30 Hz camera that jitters would be shown at 10 Hz now and then, not at 15.
+        if arrival_ns < due_ns - every_ns // 4:
+            return
+        self._picture_due_ns[frame.stream] = every_ns + (due_ns if arrival_ns < due_ns + every_ns else arrival_ns)
+        # The frame's memory is ours only until we return: take a (small) copy, and encode that later.
+        image = shrunk(frame.data, self.width_px) if frame.encoding == "bgr8" else frame.data.copy()
+        view, width_px = self._streams[frame.stream], self.width_px
+        head = PictureHead(frame.stream, frame.seq, frame.capture_ns, view.width_px, view.height_px)
+        server.show(f"picture {frame.stream}", lambda: picture_message(head, image, width_px))
+
+    def _greeting(self) -> list[tuple[str, str]]:
+        said = [("hello", as_json("hello", {"node": self.name, "note": NOTE}))]
+        for message in list(self._last.values()):
+            kind = type(message).__name__.lower()
+            said.append((kind, as_json(kind, message.record() if isinstance(message, Prediction) else plain(message))))
+        return said
+
+    def _hear(self, text: str) -> str | None:
+        try:
+            order = msgspec.json.decode(text, type=Order)
+        except msgspec.DecodeError as error:
+            return as_json("refused", {"reason": str(error)})
+        health = self._last.get("Health")
+        sources = {*self._streams, *(node.node for node in (health.nodes if isinstance(health, Health) else ()))}
+        if order.do != "stop" and order.source not in sources:
+            return as_json("refused", {"reason": f"no source '{order.source}'. Here: {', '.join(sorted(sources))}"})
+        self.context.log.info("asked from the page: %s %s", order.do, order.source)
+        self.context.request(order.do, order.source if order.do != "stop" else "")
+        return None
+
+
+def as_json(kind: str, fields: dict[str, Any]) -> str:
+    return msgspec.json.encode({"type": kind, **fields}).decode()
+
+
+def plain(health: Health) -> dict[str, Any]:
+    """By field name: the wire's arrays are for programs that know the order."""
+    return {"publish_ns": health.publish_ns, "nodes": [msgspec.structs.asdict(node) for node in health.nodes]}
+
+
+def shrunk(image: np.ndarray, most_px: int) -> np.ndarray:
+    """A copy that is at most `most_px` wide."""
+    import cv2
+
+    height_px, width_px = image.shape[:2]
+    if width_px <= most_px:
+        return image.copy()
+    size = (most_px, max(1, round(height_px * most_px / width_px)))
+    # Linear reads four pixels of the source for each one it writes: below half the size it would skip some, and flicker.
+    how = cv2.INTER_AREA if width_px >= 2 * most_px else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=how)
+
+
+def picture_message(head: PictureHead, image: np.ndarray, most_px: int) -> bytes | None:
+    """The binary message. image: (h, w, 3), or (n,) for a JPEG; None where that cannot be decoded."""
+    import cv2
+
+    if image.ndim == 1:
+        decoded = cv2.imdecode(image, cv2.IMREAD_COLOR)
+        if decoded is None:
+            return None  # whoever predicts from it says so, in a receipt
+        height_px, width_px = decoded.shape[:2]
+        head, image = msgspec.structs.replace(head, width_px=width_px, height_px=height_px), shrunk(decoded, most_px)
+    said = msgspec.json.encode(head)
+    jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    return len(said).to_bytes(2, "big") + said + jpeg.tobytes()
