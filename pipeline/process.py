@@ -186,7 +186,8 @@ def main() -> int:
     control = ControlClient(plan.control, plan.name)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    drain.start()
+    if any(host.connections for host in hosts.values()):
+        drain.start()
     for host in hosts.values():
         host.thread.start()
 

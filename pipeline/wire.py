@@ -237,6 +237,7 @@ class Drain(threading.Thread):
             connection.close()
 
     def stop(self) -> None:
+        """Close the connections; does nothing when it was never started."""
         self._stopping.set()
         if self.is_alive():
             self.join(1.0)

@@ -1,0 +1,60 @@
+"""What works on this machine and what to do about the rest. Opens nothing for longer than it takes to look.
+
+    for finding in examine(): print(finding.works, finding.what, finding.fix)
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from pipeline import assets
+from pipeline.errors import SensoriumError
+from pipeline.inference import engine
+from pipeline.inference.manifest import Manifest
+from pipeline.named import all_named
+from pipeline.node import Finding, Node
+
+
+def examine() -> Iterator[tuple[str, Finding]]:
+    """(section, finding), in the order to print them."""
+    yield "system", Finding(True, f"{platform.system()} {platform.release()}, Python {platform.python_version()}")
+    if sys.platform != "linux":
+        yield "system", Finding(None, f"{platform.system()} takes the portable path, which was tested on Linux only")
+    for name, node in all_named(Node, "nodes").items():  # type: ignore[type-abstract]
+        for finding in node.doctor():
+            yield name, finding
+    for name, backend in engine.backends().items():
+        reason = backend.unusable()
+        yield "inference", Finding(not reason, f"{name} {_version(name)}".strip() if not reason else name, reason)
+    for asset in assets.entries():
+        if asset.used_for == "run":
+            yield "models", _asset(asset)
+    for model in sorted(assets.MODELS.glob("*.onnx")):
+        yield "models", _model(model)
+
+
+def _asset(asset: assets.Asset) -> Finding:
+    try:
+        here = assets.local(asset)
+    except SensoriumError as error:
+        return Finding(False, asset.name, str(error))
+    return Finding(here is not None, asset.name, "" if here else f"not fetched yet: {assets.PULL} {asset.name}")
+
+
+def _model(model: Path) -> Finding:
+    try:
+        manifest = Manifest.read(model)
+    except SensoriumError as error:
+        return Finding(False, model.name, str(error))
+    return Finding(True, f"{manifest.id} ({model.name})")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

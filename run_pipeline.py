@@ -1,0 +1,317 @@
+"""Sensorium's command line: one function per verb, heavy imports inside the verb.
+
+    python run_pipeline.py                     webcam + microphone → emotion, page at http://127.0.0.1:8080
+    python run_pipeline.py demo                the same on a packaged clip
+    python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
+
+Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import Config, NodeConfig
+    from pipeline.graph import Plan
+
+HERE = Path(__file__).resolve().parent
+LIVE, DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml"
+
+NOTICE = """\
+  Sensorium reads expressions, not feelings: what a face shows is not what a person feels.
+  Tell the people in view that they are being watched. Not for decisions about work, education,
+  hiring, policing or truthfulness. Nothing is stored or sent unless you ask for it.
+"""
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> None:
+    from pipeline.config import load
+    from pipeline.launch import launch
+
+    config = load(_beside(args.config), args.set)
+    if args.no_dashboard:
+        config = _without(config, "dashboard")
+    if args.out:
+        config = _with_out(config, args.out)
+    _print_notice()
+    summary = launch(config, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
+    if args.out:
+        with Path(args.out).open("a") as file:
+            file.write(json.dumps(summary) + "\n")
+    print_summary(summary)
+
+
+def demo(args: argparse.Namespace) -> None:
+    from pipeline import assets
+
+    assets.pull(["demo-clip", "centerface", "silero-vad"], progress=_progress_if_fetching())
+    args.config = DEMO
+    run(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Everything that can be verified without opening a device or binding a socket."""
+    from pipeline.config import instantiate, load
+    from pipeline.graph import check_graph
+
+    config = load(_beside(args.config), args.set)
+    check_graph(config)
+    for node in config.nodes.values():
+        instantiate(node.use, node.options, where=node.where)
+    for node in config.nodes.values():
+        inputs = ", ".join(f"{e.source}{f' (keep: {e.keep})' if e.keep else ''}" for e in node.inputs)
+        optional = "  optional" if node.optional else ""
+        print(f"  {node.name:<12} {node.use:<12} {'← ' + inputs if inputs else ''}{optional}")
+    print(f"{config.path}: {len(config.nodes)} nodes, no errors. Nothing was opened: `doctor` looks at the devices.")
+
+
+def _with_out(config: Config, path: str) -> Config:
+    from pipeline.config import InputConfig, NodeConfig, resolve
+    from pipeline.frame import Prediction
+
+    predicting = [n.name for n in config.nodes.values() if resolve(n.use, n.where).produces is Prediction]
+    # A disk may pause for seconds: a minute of predictions may wait for it.
+    inputs = tuple(InputConfig(name, 2000) for name in predicting)
+    console = next((n.process or n.name for n in config.nodes.values() if n.use == "console"), "")
+    out = NodeConfig("out", "jsonl", f"--out {path}", inputs, process=console, options={"path": path})
+    return dataclasses.replace(config, nodes={**config.nodes, "out": out})
+
+
+def _without(config: Config, use: str) -> Config:
+    kept: dict[str, NodeConfig] = {name: node for name, node in config.nodes.items() if node.use != use}
+    return dataclasses.replace(config, nodes=kept)
+
+
+def _say_where(plan: Plan, *, open_page: bool) -> None:
+    for node in plan.nodes:
+        if node.use == "dashboard":
+            token = node.options.get("token")
+            url = f"http://{node.options.get('host', '127.0.0.1')}:{node.options.get('port', 8080)}/"
+            print(f"  Page: {url}{f'?token={token}' if token else ''}   (Ctrl-C ends the run)", flush=True)
+            if open_page:
+                import webbrowser
+
+                webbrowser.open(url)
+
+
+def _print_notice() -> None:
+    from pipeline.assets import cache_folder
+
+    seen = cache_folder().parent / "notice-was-shown"
+    if seen.exists():
+        print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
+        return
+    print(NOTICE, flush=True)
+    try:
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.touch()
+    except OSError:
+        pass  # shown again next time: better once too often
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    frames = ", ".join(f"{n} {count}" for n, count in summary["frames_in"].items())
+    print(f"\n  {summary['seconds']:.1f} s   frames in: {frames}")
+    print(f"  aligned sets: {summary['sets']}   predictions: {summary['predictions']}")
+    timing = summary["timing_ms"]
+    if timing:
+        print(f"  {'ms':<28}{'p50':>8}{'p95':>8}{'p99':>8}")
+        names = {
+            "total": "capture → prediction",
+            "wait": "  waiting for the others",
+            "infer": "  models",
+            "rest": "  everything else",
+        }
+        for name, label in names.items():
+            if name in timing:
+                print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
+    first = next(iter(summary["frames_in"].values()), 0)
+    per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""
+    print(f"  CPU: {summary['cpu_s']:.1f} s{per_frame}")
+    for node, sources in summary["dropped"].items():
+        for source, reasons in sources.items():
+            told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            print(f"  {node}: of {source}: {told}")
+    for node, count in summary["restarts"].items():
+        print(f"  {node}: started again {count} times")
+    lost = summary["unaccounted"]
+    print(f"  unaccounted: {', '.join(f'{edge}: {n}' for edge, n in lost.items()) if lost else 'none'}")
+
+
+# --- look -------------------------------------------------------------------------------------------------------------
+
+
+def doctor(args: argparse.Namespace) -> None:
+    from pipeline.doctor import examine
+
+    section = ""
+    marks = {True: "ok", False: "--", None: "?"}
+    for where, finding in examine():
+        if where != section:
+            print(where)
+            section = where
+        print(f"  {marks[finding.works]:<3} {finding.what}{': ' + finding.fix if finding.fix else ''}")
+
+
+def nodes(args: argparse.Namespace) -> None:
+    import inspect
+
+    from pipeline.config import resolve
+    from pipeline.named import all_named
+    from pipeline.node import Node
+
+    if args.name is None:
+        for name, kind in all_named(Node, "nodes").items():
+            first = (inspect.getmodule(kind).__doc__ or "").strip().splitlines()[0]  # type: ignore[union-attr]
+            print(f"  {name:<12} {first}")
+        print("  Your own: a class in any file, named module:Name in `use`.")
+        return
+    kind = resolve(args.name, "nodes")
+    print((inspect.getmodule(kind).__doc__ or "").strip())  # type: ignore[union-attr]
+    print(f"\n{inspect.cleandoc(kind.__doc__ or '')}\n")
+    for parameter in inspect.signature(kind).parameters.values():
+        print(f"  {parameter.name}: {parameter.annotation} = {parameter.default!r}")
+
+
+def models(args: argparse.Namespace) -> None:
+    from pipeline import assets
+    from pipeline.inference.manifest import Manifest
+
+    if args.action == "pull":
+        assets.pull(args.names or None, progress=print)
+        return
+    if args.action == "info":
+        for name in args.names:
+            manifest = Manifest.read(Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx")
+            print(json.dumps(dataclasses.asdict(manifest), indent=2))
+        return
+    for model in sorted(assets.MODELS.glob("*.onnx")):
+        manifest = Manifest.read(model)
+        print(f"  {manifest.id:<28} ours; {manifest.licence}")
+    for asset in assets.entries():
+        here = "here" if assets.local(asset) else "not fetched"
+        print(f"  {asset.name:<28} {asset.licence}; {here}; {asset.what}")
+
+
+# --- learn ------------------------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> None:
+    from pipeline.errors import missing_package
+
+    try:
+        from pipeline.training import face
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name or "torch", "train", "train") from error
+    given = {k: v for k, v in {"data": args.data, "out": args.out, "epochs": args.epochs, "seed": args.seed}.items() if v}
+    face.train(**given, resume=args.resume)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from pipeline.training.evaluate import evaluate_face
+
+    given = {k: v for k, v in {"model": args.model, "data": args.data}.items() if v}
+    print(json.dumps(evaluate_face(**given), indent=2))
+
+
+# --- the words --------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="run_pipeline.py", description=(__doc__ or "").partition("\n")[0])
+    top.set_defaults(function=run, config=LIVE)
+    verbs = top.add_subparsers(title="verbs", metavar="VERB")
+
+    def running(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--for", dest="for_s", type=_seconds, metavar="10s", help="stop after this long")
+        sub.add_argument("--out", metavar="P.jsonl", help="write one JSON object per prediction, the summary last")
+        sub.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
+        sub.add_argument("--no-dashboard", action="store_true", help="no page")
+        sub.add_argument("--open", action="store_true", help="open the page in the browser")
+
+    running(top)
+    running(verb := verbs.add_parser("demo", help="the emotion pipeline on a packaged real clip"))
+    verb.set_defaults(function=demo)
+    running(verb := verbs.add_parser("run", help="run a config"))
+    verb.add_argument("config", nargs="?", default=LIVE)
+    verb = verbs.add_parser("check", help="verify a config; opens no device")
+    verb.add_argument("config")
+    verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
+    verb.set_defaults(function=check)
+    verb = verbs.add_parser("doctor", help="what works on this machine, and what to do about the rest")
+    verb.set_defaults(function=doctor)
+    verb = verbs.add_parser("nodes", help="the nodes there are, or one node's options")
+    verb.add_argument("name", nargs="?")
+    verb.set_defaults(function=nodes)
+    verb = verbs.add_parser("models", help="the models and clips: list, pull, info")
+    verb.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
+    verb.add_argument("names", nargs="*")
+    verb.set_defaults(function=models)
+    verb = verbs.add_parser("train", help="train a model: face")
+    verb.add_argument("what", choices=("face",))
+    verb.add_argument("--data", type=Path)
+    verb.add_argument("--out", type=Path)
+    verb.add_argument("--epochs", type=int)
+    verb.add_argument("--seed", type=int)
+    verb.add_argument("--resume", action="store_true")
+    verb.set_defaults(function=train)
+    verb = verbs.add_parser("evaluate", help="measure a model on data that chose nothing: face")
+    verb.add_argument("what", choices=("face",))
+    verb.add_argument("--model", type=Path)
+    verb.add_argument("--data", type=Path)
+    verb.set_defaults(function=evaluate)
+    return top
+
+
+def _seconds(text: str) -> float:
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    try:
+        seconds = float(number) * units[text[len(number) :].strip()]
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a time such as 10s or 2m") from None
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected more than nothing")
+    return seconds
+
+
+def _beside(config: str) -> str:
+    """A config that comes with Sensorium is found from any folder."""
+    return str(HERE / config) if config in (LIVE, DEMO) and not Path(config).exists() else config
+
+
+def _progress_if_fetching() -> Any:
+    return lambda line: print(f"  {line}", flush=True) if "fetching" in line else None
+
+
+def main() -> int:
+    args = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    sys.path.append(os.getcwd())  # a user's own nodes, named module:Name
+    from pipeline.errors import SensoriumError
+
+    try:
+        args.function(args)
+    except SensoriumError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is not an error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
