@@ -14,11 +14,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.features import face_crop, face_tensor
+from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
 
 RUNS = 500
@@ -42,10 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     cv2.setNumThreads(1)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(arguments.model), options, providers=["CPUExecutionProvider"])
+    engine = load(arguments.model, backend="onnxruntime", threads=1)
 
     picture = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     box_px = np.array([250.0, 100.0, 90.0, 120.0], np.float32)
@@ -55,10 +52,10 @@ def main() -> None:
     rows = {
         "crop": time_ms(lambda: face_crop(picture, box_px, eyes_px)),
         "tensor": time_ms(lambda: face_tensor(grey)),
-        "network, 1 face": time_ms(lambda: session.run(None, {"face": one})),
-        "network, 4 faces": time_ms(lambda: session.run(None, {"face": four})),
+        "network, 1 face": time_ms(lambda: engine.run({"face": one})),
+        "network, 4 faces": time_ms(lambda: engine.run({"face": four})),
     }
-    print(f"{Manifest.read(arguments.model).id}, one thread, {RUNS} runs\n{'':18}{'p50 ms':>8}{'p95 ms':>8}")
+    print(f"{Manifest.read(arguments.model).id}, {engine.description}, {RUNS} runs\n{'':18}{'p50 ms':>8}{'p95 ms':>8}")
     for name, row in rows.items():
         print(f"{name:18}{row['p50_ms']:8.2f}{row['p95_ms']:8.2f}")
     if arguments.json:

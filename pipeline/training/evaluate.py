@@ -1,9 +1,9 @@
-"""Measures a shipped model the way the live pipeline runs it: ONNX Runtime, one thread, features from pipeline.features.
+"""Measures a shipped model the way the live pipeline runs it: the same engine, one thread, the same features.
 
 Needs no torch. The figures of a classifier are accuracy, macro-F1 (every class counts the same, rare ones too) and the
 calibration error of its probabilities after the temperature in its manifest.
 
-    evaluate_face(Path("models/face-expression.onnx"), data_folder(None))["publictest_accuracy"]
+    evaluate_face()["publictest_accuracy"]
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from pipeline.errors import ConfigError
 from pipeline.features import face_tensor
+from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
-from pipeline.training.datasets import FACE_CLASSES, load_faces
+from pipeline.training.datasets import FACE_CLASSES, data_folder, load_faces
 
+FACE_MODEL = Path(__file__).resolve().parents[2] / "models" / "face-expression.onnx"
 CALIBRATION_BINS = 15
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 
-def evaluate_face(model: Path, data: Path) -> dict[str, float]:
+def evaluate_face(model: Path = FACE_MODEL, data: Path | None = None) -> dict[str, float]:
     """The shipped face model on FER2013's official PublicTest, which trained nothing and chose nothing.
 
     Returns publictest_accuracy (and its standard error), publictest_macro_f1, publictest_ece and recall_<label>, all
@@ -34,7 +35,7 @@ def evaluate_face(model: Path, data: Path) -> dict[str, float]:
     manifest = Manifest.read(model)
     if manifest.labels != FACE_CLASSES:
         raise ConfigError(f"{model}: its labels are {manifest.labels}, FER2013's are {FACE_CLASSES}. Give a face-expression model.")
-    faces = load_faces(data, "publictest48")
+    faces = load_faces(data_folder(data), "publictest48")
     logits = face_logits(model, faces.images)
     measured = figures(logits, faces.labels, temperature=manifest.temperature)
     accuracy = measured["accuracy"]
@@ -48,12 +49,9 @@ def evaluate_face(model: Path, data: Path) -> dict[str, float]:
 
 def face_logits(model: Path, images: npt.NDArray[np.uint8]) -> Logits:
     """images: (n, 48, 48) -> (n, 7) float32."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    engine = load(model, backend="onnxruntime")
     batches = [images[start : start + 64] for start in range(0, len(images), 64)]
-    return np.concatenate([session.run(["logits"], {"face": face_tensor(batch)})[0] for batch in batches])
+    return np.concatenate([engine.run({"face": face_tensor(batch)})["logits"] for batch in batches])
 
 
 def figures(logits: Logits, labels: Labels, *, temperature: float) -> dict[str, float]:

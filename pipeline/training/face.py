@@ -1,6 +1,6 @@
 """Trains the face-expression network on FER2013, from the data to the shipped ONNX file, top to bottom.
 
-    python run_pipeline.py train face --epochs 60 --seed 7           # stop it at any time; go on with --resume
+    python run_pipeline.py train face --epochs 50 --seed 7           # stop it at any time; go on with --resume
 
 A tenth of the training faces is held back, near-duplicates kept together: it chooses the epoch and fits the temperature.
 The official PublicTest is looked at once, at the end, and chooses nothing.
@@ -115,7 +115,7 @@ def held_back_accuracy(net: FaceNet, faces: Faces) -> float:
     return right / len(faces)
 
 
-def train(*, data: Path | None = None, out: Path = Path("models/face-expression.onnx"), epochs: int = 60, seed: int = 7,
+def train(*, data: Path | None = None, out: Path = evaluate.FACE_MODEL, epochs: int = 50, seed: int = 7,
           resume: bool = False, runs: Path = Path("runs/face")) -> None:
     """Train, choose the best epoch on the held-back faces, export it to `out` and measure it.
 
