@@ -15,6 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.clock import NS
+from pipeline.frame import Frame
+
 FACE_PX = 48
 
 # The crop's side in units of the detector box's geometric mean side. FER2013's pictures were framed by another detector;
@@ -83,3 +86,46 @@ def _roll_rad(landmarks_px: npt.NDArray[np.float32]) -> float:
     (left_x, left_y), (right_x, right_y) = (float(x) for x in landmarks_px[0]), (float(x) for x in landmarks_px[1])
     roll_rad = math.atan2(right_y - left_y, right_x - left_x)
     return roll_rad if abs(roll_rad) <= math.radians(MAX_ROLL_DEG) else 0.0
+
+
+# Chunks are stamped by a fitted clock, whose stamps wander by less than this while no sample is missing.
+SEAM_NS = 5_000_000
+
+
+def audio_window(
+    frames: tuple[Frame, ...] | None, anchor_ns: int, *, before_ns: int, sample_rate_hz: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The sound of [anchor − before, anchor), to the sample, and which of its samples were heard.
+
+    frames: "pcm_f32" at `sample_rate_hz`, in rising seq; None or empty: nothing was heard. Returns (n,) float32, zero
+    where nothing was heard, and (n,) bool, with n = before_ns × sample_rate_hz. Chunks of neighbouring seq are laid end
+    to end where their stamps say on the whole, so no sample is used twice and none is torn off by a wandering stamp.
+    """
+    begin_ns = anchor_ns - before_ns
+    samples = np.zeros(round(before_ns * sample_rate_hz / NS), np.float32)
+    heard = np.zeros(len(samples), bool)
+    free = 0  # everything before this index is taken
+    for run in _unbroken(frames or (), sample_rate_hz):
+        counts = [len(frame.data) for frame in run]
+        stamped = [(frame.capture_ns - begin_ns) * sample_rate_hz / NS for frame in run]
+        first = round(float(np.median(np.array(stamped) - np.cumsum([0, *counts[:-1]]))))
+        sound = np.concatenate([frame.data for frame in run])
+        begin, end = max(first, free, 0), min(first + len(sound), len(samples))
+        if begin < end:
+            samples[begin:end] = sound[begin - first : end - first]
+            heard[begin:end] = True
+            free = end
+    return samples, heard
+
+
+def _unbroken(frames: tuple[Frame, ...], sample_rate_hz: int) -> list[list[Frame]]:
+    """The frames, split where a chunk is missing."""
+    runs: list[list[Frame]] = []
+    for frame in frames:
+        last = runs[-1][-1] if runs else None
+        expected_ns = last.capture_ns + len(last.data) * NS // sample_rate_hz if last else 0
+        if last and frame.seq == last.seq + 1 and abs(frame.capture_ns - expected_ns) < SEAM_NS:
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
+    return runs

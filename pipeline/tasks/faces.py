@@ -186,7 +186,8 @@ class FaceTracker:
         pause_ns = LOOK_AROUND_NS if everybody else SEARCH_NS
         if crowd or lost or now_ns - self._searched_ns >= pause_ns:
             self._searched_ns = now_ns
-            for face in self._match(self._detector.whole(image), now_ns):
+            newcomers = self._match(self._detector.whole(image), now_ns)
+            for face in sorted(newcomers, key=lambda face: -face.side_px):
                 self._begin(face, now_ns)
 
     def _match(self, faces: Sequence[Face], now_ns: int) -> list[Face]:
