@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -103,7 +103,9 @@ class FaceDetector:
     def whole(self, image: Image) -> list[Face]:
         height, width = image.shape[:2]
         scale = self._search_px / max(height, width)
-        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=_interpolation(scale))
+        # Bilinear sampling skips pixels when it shrinks, and what it skips flickers.
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=way)
         below, right = -small.shape[0] % STRIDE_PX, -small.shape[1] % STRIDE_PX
         padded = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT)
         (faces,) = self._run([padded], NEW_SCORE)
@@ -241,22 +243,14 @@ def _resting(window: Window, centre_px: Floats, face_px: float) -> Window:
 
 def _cut(image: Image, window: Window) -> Image:
     """The window's part of the picture at WINDOW_PX; black where it reaches over the edge."""
-    left, top, side = window
-    height, width = image.shape[:2]
-    x0, y0, x1, y1 = max(0, left), max(0, top), min(width, left + side), min(height, top + side)
-    if x0 >= x1 or y0 >= y1:
-        return np.zeros((WINDOW_PX, WINDOW_PX, 3), np.uint8)
-    cut: Any = image[y0:y1, x0:x1]
-    if cut.shape[:2] != (side, side):
-        border = (y0 - top, top + side - y1, x0 - left, left + side - x1)
-        cut = cv2.copyMakeBorder(cut, *border, cv2.BORDER_CONSTANT)
-    resized = cv2.resize(cut, (WINDOW_PX, WINDOW_PX), interpolation=_interpolation(WINDOW_PX / side))
-    return np.asarray(resized, dtype=np.uint8)
-
-
-def _interpolation(scale: float) -> int:
-    # Bilinear sampling skips pixels when it shrinks, and what it skips flickers.
-    return cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    # One bilinear sample a pixel would skip too many; twice as fine, then averaged, is near enough to a true average
+    # (0.7 grey levels) and costs a seventh of it.
+    fine = 2 if window.side > 1.5 * WINDOW_PX else 1
+    step = window.side / (WINDOW_PX * fine)
+    picture_from_cut = np.array([[step, 0, window.left + step / 2 - 0.5], [0, step, window.top + step / 2 - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cut = cv2.warpAffine(image, picture_from_cut, (WINDOW_PX * fine, WINDOW_PX * fine), flags=flags)
+    return np.asarray(cv2.resize(cut, (WINDOW_PX, WINDOW_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _inside(face: Face) -> bool:
