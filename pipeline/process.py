@@ -21,7 +21,7 @@ import msgspec
 
 from pipeline.clock import LiveClock
 from pipeline.codec import End, Fault, Report, Request, Value
-from pipeline.config import instantiate
+from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
 from pipeline.graph import NodePlan, ProcessPlan
@@ -126,7 +126,9 @@ class _Host:
                 lost = error
                 self.context.log.warning("%s Going on without it.", error)
             if self._wait_for_begin():
-                run(node, self.inbox, self._send, sources=self.context.inputs, lost=lost)
+                # Health goes on for as long as anybody runs, so its end is not waited for.
+                sources = [name for name in self.context.inputs if name != HEALTH]
+                run(node, self.inbox, self._send, sources=sources, lost=lost)
             self.state, self.note = ("stopped" if self.context.stopping.is_set() else "finished"), ""
         except SensoriumError as error:
             self._fail(str(error), error.exit_code)
