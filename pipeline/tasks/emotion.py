@@ -97,12 +97,11 @@ class Emotion(Task):
 
     def _classify(self, image: Image, tracks: Sequence[Track], now_ns: int) -> None:
         """Move the smoothed probabilities of the tracks on to `now_ns`; all faces in one engine call."""
-        new = [track for track in tracks if self._smoothed_ns.get(track.id, now_ns - 1) < now_ns]
-        if not new:
+        if not tracks:
             return
-        crops = np.stack([face_crop(image, track.face.box_px, track.face.landmarks_px) for track in new])
+        crops = np.stack([face_crop(image, track.face.box_px, track.face.landmarks_px) for track in tracks])
         logits = self._classifier.run({"face": face_tensor(crops)})["logits"]  # (n, labels)
-        for track, probs in zip(new, softmax(logits / self._temperature), strict=True):
+        for track, probs in zip(tracks, softmax(logits / self._temperature), strict=True):
             before = self._probs.get(track.id, probs)
             elapsed_ns = now_ns - self._smoothed_ns.get(track.id, now_ns)
             self._probs[track.id] = towards(before, probs, elapsed_ns, self._smoothing_ns)

@@ -49,12 +49,12 @@ class VoiceActivity:
         self._hops = 0  # in a row that speak against the present answer
 
     def update(self, frames: Sequence[Frame]) -> bool | None:
-        """frames: "pcm_f32", in rising seq; those already heard are passed over. None: no sound, or not at 16 kHz."""
+        """frames: "pcm_f32", in the order of capture; those already heard are passed over. None: no sound, or not at 16 kHz."""
         if not frames or not self._has_known_rate(frames[-1]):
             return None
         for frame in frames:
             last = self._last
-            if last is not None and last.seq >= frame.seq and last.capture_ns >= frame.capture_ns:
+            if last is not None and frame.capture_ns <= last.capture_ns:
                 continue
             if last is not None and frame.seq != last.seq + 1:
                 self.gaps += 1
