@@ -1,0 +1,109 @@
+"""Each pick rule answers found, nothing or wait, and `wait` only while a frame that may still come could change the answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.frame import FOREVER_NS, Frame
+from pipeline.pick import MS, WAIT, Found, Latest, Nearest, Nothing, Pick, Window
+
+
+def at(*times_ms: float, lasting_ms: float = 0, clock_error_ms: float = 0) -> list[Frame]:
+    return [
+        Frame(
+            "s", seq, round(t * MS), "series_f32", duration_ns=round(lasting_ms * MS), clock_error_ns=round(clock_error_ms * MS)
+        )
+        for seq, t in enumerate(times_ms)
+    ]
+
+
+def ask(pick: Pick, frames: list[Frame], anchor_ms: float, complete_before_ms: float | None = None):
+    complete_ns = FOREVER_NS if complete_before_ms is None else round(complete_before_ms * MS)
+    return pick.answer(frames, round(anchor_ms * MS), complete_ns)
+
+
+def seqs(answer) -> list[int]:
+    assert isinstance(answer, Found), answer
+    return [frame.seq for frame in answer.frames]
+
+
+def test_nearest_takes_the_frame_on_either_side_that_is_closer():
+    frames = at(0, 10, 20)
+    assert seqs(ask(Nearest(20), frames, 14)) == [1]
+    assert seqs(ask(Nearest(20), frames, 16)) == [2]
+
+
+def test_nearest_prefers_the_earlier_of_two_equally_near_frames():
+    assert seqs(ask(Nearest(20), at(0, 10), 5)) == [0]
+
+
+def test_nearest_says_exact_only_for_the_anchors_own_time():
+    assert ask(Nearest(20), at(0, 10), 10).state == "exact"
+    assert ask(Nearest(20), at(0, 10), 11).state == "nearest"
+
+
+def test_nearest_waits_while_a_nearer_frame_may_still_come():
+    frames = at(0)
+    assert ask(Nearest(20), frames, 8, complete_before_ms=10) == WAIT
+    assert seqs(ask(Nearest(20), frames, 8, complete_before_ms=16)) == [0]
+
+
+def test_nearest_waits_for_its_whole_tolerance_when_it_has_nothing():
+    assert ask(Nearest(20), [], 100, complete_before_ms=120) == WAIT
+    assert isinstance(ask(Nearest(20), [], 100, complete_before_ms=120.001), Nothing)
+
+
+def test_nearest_beyond_the_tolerance_is_nothing_and_says_how_far():
+    answer = ask(Nearest(20), at(0), 50)
+    assert answer == Nothing("the nearest is -50.0 ms away, tolerance 20 ms")
+
+
+def test_nearest_flags_a_tolerance_finer_than_the_clock():
+    answer = ask(Nearest(3), at(2, clock_error_ms=5), 0)
+    assert answer.reason == "tolerance 3 ms is finer than the clock error 5.0 ms"
+
+
+def test_latest_never_looks_ahead_of_the_anchor():
+    assert seqs(ask(Latest(50), at(0, 10, 20), 19)) == [1]
+    assert isinstance(ask(Latest(50), at(20), 19), Nothing)
+
+
+def test_latest_waits_until_nothing_can_come_before_the_anchor():
+    assert ask(Latest(50), at(0), 10, complete_before_ms=10) == WAIT
+    assert seqs(ask(Latest(50), at(0), 10, complete_before_ms=10.001)) == [0]
+
+
+def test_latest_older_than_allowed_is_nothing():
+    assert isinstance(ask(Latest(50), at(0), 51), Nothing)
+
+
+def test_window_holds_every_chunk_that_overlaps_it():
+    chunks = at(0, 20, 40, 60, lasting_ms=20)
+    assert seqs(ask(Window(before_ms=30), chunks, 65)) == [1, 2, 3]
+
+
+def test_window_waits_for_the_chunk_that_holds_its_end():
+    chunks = at(0, 20, lasting_ms=20)
+    assert ask(Window(before_ms=30), chunks, 45, complete_before_ms=40) == WAIT
+
+
+def test_window_with_a_lost_chunk_is_partial_and_says_how_much_is_missing():
+    chunks = [chunk for chunk in at(0, 20, 40, 60, lasting_ms=20) if chunk.seq != 2]
+    answer = ask(Window(before_ms=80), chunks, 80)
+    assert answer.state == "partial"
+    assert answer.reason == "20 of 80 ms are missing"
+
+
+def test_window_allows_for_seams_of_a_fitted_clock():
+    chunks = at(0, 20.05, 40.02, lasting_ms=20)
+    assert ask(Window(before_ms=60), chunks, 60).state == "exact"
+
+
+def test_window_of_instants_holds_both_of_its_ends():
+    assert seqs(ask(Window(before_ms=10, after_ms=10), at(0, 10, 20, 30), 10)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pick", [Nearest(20), Latest(50), Window(before_ms=30)], ids=repr)
+def test_no_rule_waits_for_a_stream_that_has_ended(pick):
+    for frames in ([], at(0), at(100), at(0, 20, 40, lasting_ms=20)):
+        assert ask(pick, frames, 50) != WAIT
