@@ -151,6 +151,13 @@ def test_at_most_the_largest_faces_are_followed() -> None:
     assert sorted(track.face.side_px for track in tracker.update(PICTURE, 0)) == pytest.approx([60, 90])
 
 
+def test_crowd_is_followed_by_searching_every_picture() -> None:
+    scene = Scene(*(face_at(40 + 80 * i, side=40) for i in range(8)))
+    tracker = FaceTracker(scene)
+    assert [ids(tracker, capture_ns) for capture_ns in frames(5)] == [list(range(1, 9))] * 5
+    assert scene.searches == 5 and scene.asked == []
+
+
 @pytest.fixture(scope="module")
 def detector() -> FaceDetector:
     return FaceDetector(load(asset("centerface")))

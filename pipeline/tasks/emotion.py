@@ -27,6 +27,7 @@ from pipeline.frame import AlignedSet, Frame, Prediction, Subject
 from pipeline.inference.engine import Engine, Shape, load
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks import Task
+from pipeline.tasks.faces import INPUT as CENTERFACE_INPUT
 from pipeline.tasks.faces import WINDOW_PX, FaceDetector, FaceTracker, Image, Track
 from pipeline.tasks.voice_activity import VoiceActivity
 
@@ -66,7 +67,7 @@ class Emotion(Task):
         self.labels, self.model, self._temperature = manifest.labels, manifest.id, manifest.temperature
         face = {"face": (1, 1, FACE_PX, FACE_PX)}
         self._classifier = self._load(backend, self._path, manifest.name, face)
-        window = {"input.1": (1, 3, WINDOW_PX, WINDOW_PX)}
+        window = {CENTERFACE_INPUT: (1, 3, WINDOW_PX, WINDOW_PX)}
         finder = self._load(backend, assets.path("centerface"), "centerface", window)
         self._tracker = FaceTracker(FaceDetector(finder, search_px=self._search_px), max_faces=self._max_faces)
         self._voice = VoiceActivity(self._load(backend, assets.path("silero-vad"), "silero-vad", None), self.log)

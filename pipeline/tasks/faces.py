@@ -26,6 +26,8 @@ Image = npt.NDArray[np.uint8]  # (h, w, 3) BGR
 Floats = npt.NDArray[np.float32]
 MS = 1_000_000
 
+# CenterFace's own names: RGB pictures in; heat map, sizes, offsets and landmarks of each cell out.
+INPUT, OUTPUTS = "input.1", ("537", "538", "539", "540")
 STRIDE_PX = 32  # CenterFace takes sides that are multiples of this
 CELL_PX = 4  # one heat-map cell
 SAME_FACE_OVERLAP = 0.4  # boxes that overlap more (intersection over union) are one face
@@ -97,7 +99,6 @@ class FaceDetector:
 
     def __init__(self, engine: Engine, *, search_px: int = 320) -> None:
         self._engine = engine
-        (self._input,) = engine.inputs
         self._search_px = search_px
 
     def whole(self, image: Image) -> list[Face]:
@@ -124,8 +125,9 @@ class FaceDetector:
     def _run(self, images: Sequence[Image], least_score: float) -> list[list[Face]]:
         """images: all of one size. Boxes in their pixels."""
         batch = cv2.dnn.blobFromImages(images, swapRB=True)  # (n, 3, h, w) float32 RGB, 0 to 255
-        heat, sizes, offsets, points = self._engine.run({self._input: batch}).values()
-        return [list(_decode(*maps, least_score)) for maps in zip(heat[:, 0], sizes, offsets, points, strict=True)]
+        maps = self._engine.run({INPUT: batch})
+        heat, sizes, offsets, points = (maps[name] for name in OUTPUTS)
+        return [_decode(*each, least_score) for each in zip(heat[:, 0], sizes, offsets, points, strict=True)]
 
 
 def distinct(faces: Sequence[Face]) -> list[Face]:
