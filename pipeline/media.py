@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from pipeline import assets
 from pipeline.errors import ConfigError, missing_package, nearest
 
 NS = 1_000_000_000
@@ -37,9 +38,8 @@ class OpenFile:
 
     def time_ns(self, frame: Any) -> int | None:
         """When the frame is shown or heard, from the container's start; None where the file does not say."""
-        if frame.pts is None or frame.time_base is None:
-            return None
-        return int(frame.pts * frame.time_base.numerator * NS // frame.time_base.denominator) - self._origin_ns
+        time_ns = pts_ns(frame)
+        return None if time_ns is None else time_ns - self._origin_ns
 
     @property
     def duration_ns(self) -> int | None:
@@ -72,8 +72,20 @@ class OpenFile:
         self.close()
 
 
+def pts_ns(frame: Any) -> int | None:
+    """PyAV's presentation time stamp in nanoseconds, on the stream's own epoch."""
+    if frame.pts is None or frame.time_base is None:
+        return None
+    return int(frame.pts * frame.time_base.numerator * NS // frame.time_base.denominator)
+
+
+def reason(error: BaseException) -> str:
+    """PyAV's error without its number and address."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def open_file(name: str, kind: Literal["video", "audio"], *, where: str) -> OpenFile:
-    """Open a path for its pictures or its sound. ConfigError when it is missing, no media file, or has none.
+    """Open a path or asset:NAME for its pictures or its sound. ConfigError when it is missing, no media file, or has none.
 
     where: begins the message: "camera 'camera'".
     """
@@ -81,19 +93,22 @@ def open_file(name: str, kind: Literal["video", "audio"], *, where: str) -> Open
         import av
     except ImportError as error:
         raise missing_package("av", where) from error
-    path = Path(name).expanduser()
+    path = Path(assets.resolve(name)).expanduser()
     if not path.is_file():
         raise ConfigError(f"{where}: {_missing(path)}")
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{where}: {path} cannot be read as {kind}: {reason}. Try playing it, or convert it.") from error
+        raise ConfigError(
+            f"{where}: {path} cannot be read as {kind}: {reason(error)}. Does it play elsewhere? Then convert it."
+        ) from error
     stream = next(iter(getattr(container.streams, kind)), None)
     if stream is None:
         found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         container.close()
         raise ConfigError(f"{where}: {path} has no {kind} in it, only: {found}. Name another file.")
+    if kind == "video":
+        stream.thread_type = "AUTO"  # the delay of frame threads does not matter: files are decoded ahead
     return OpenFile(path, container, stream)
 
 
@@ -111,7 +126,7 @@ def _missing(path: Path) -> str:
 def looks_like_file(name: str) -> bool:
     """Whether a person who wrote `name` meant a file and not a device."""
     path = Path(name)
-    return name.startswith(("./", "../", "/", "~")) or path.suffix.lower() in SUFFIXES or path.is_file()
+    return name.startswith((assets.PREFIX, "./", "../", "/", "~")) or path.suffix.lower() in SUFFIXES or path.is_file()
 
 
 def shown(address: str) -> str:
@@ -119,11 +134,10 @@ def shown(address: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", address)
 
 
-def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str], bytes]]:
-    """(headers with lower-case names, body) of every part of a multipart stream (RFC 2046), as soon as it is whole.
+def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str], bytes | None]]:
+    """Every part of a multipart stream (RFC 2046) twice: (headers, None) when it begins, (headers, body) when it is whole.
 
-    The headers of a part are known before its body: `headers` is yielded first with an empty body, so that a caller can
-    note the time. Ends where the stream ends; ValueError when it has lost its shape.
+    Header names are in lower case. Ends where the stream ends; ValueError when it has lost its shape.
     """
     delimiter = b"--" + boundary.strip('"').removeprefix("--").encode()
     line = b""
@@ -140,7 +154,7 @@ def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str
             headers[name.strip().lower()] = value.strip()
         if not line:
             return
-        yield headers, b""
+        yield headers, None
         if "content-length" in headers:
             length = int(headers["content-length"])
             if not 0 <= length <= LARGEST_PART_BYTES:
