@@ -58,10 +58,11 @@ class StreamView(msgspec.Struct, frozen=True):
     height_px: int = 0
     level_db: float = FLOOR_DB  # RMS of the newest chunk, dBFS
     peak_db: float = FLOOR_DB
+    latency_ns: int = 0  # from the end of the capture to here, smoothed over some 16 frames
     reason: str = ""  # of a silence; "" while frames come
     rate_from: tuple[int, int] | None = None  # seq and capture_ns the rate is being measured from
 
-    def after(self, frame: Frame) -> StreamView:
+    def after(self, frame: Frame, arrival_ns: int) -> StreamView:
         if frame.encoding == "none":
             return StreamView(self.encoding, self.seq, self.capture_ns, reason=frame.reason or "silent")
         rate_hz, since = self.rate_hz, self.rate_from
@@ -77,8 +78,11 @@ class StreamView(msgspec.Struct, frozen=True):
             fallen_db = self.peak_db - PEAK_FALL_DB_PER_S * max(0, frame.capture_ns - self.capture_ns) / NS
             level_db = dbfs(float(np.dot(frame.data, frame.data) / frame.data.size) ** 0.5)
             peak_db = round(max(dbfs(float(np.abs(frame.data).max())), fallen_db), 1)
+        latency_ns = max(0, arrival_ns - frame.end_ns)
+        if self.rate_from is not None:
+            latency_ns = self.latency_ns + (latency_ns - self.latency_ns) // 16
         return StreamView(
-            frame.encoding, frame.seq, frame.capture_ns, rate_hz, width_px, height_px, level_db, peak_db, "", since
+            frame.encoding, frame.seq, frame.capture_ns, rate_hz, width_px, height_px, level_db, peak_db, latency_ns, "", since
         )
 
 
@@ -169,7 +173,8 @@ class Dashboard(Sink):
     def consume(self, arrival: Arrival) -> None:
         message, server = arrival.message, self._server
         if isinstance(message, Frame):
-            self._streams[message.stream] = self._streams.get(message.stream, StreamView()).after(message)
+            view = self._streams.get(message.stream, StreamView())
+            self._streams[message.stream] = view.after(message, arrival.arrival_ns)
         elif isinstance(message, Prediction | Health):
             self._last[type(message).__name__] = message
         if server is None or not server.watched:

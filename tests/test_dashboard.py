@@ -140,28 +140,29 @@ def test_impossible_options_are_refused_by_name(options: dict[str, object]) -> N
 
 def test_level_and_peak_of_a_sine_are_those_of_a_sine() -> None:
     sine = (0.5 * np.sin(np.arange(1600) * 0.3)).astype(np.float32)
-    view = StreamView().after(Frame("microphone", 0, 0, "pcm_f32", sine, duration_ns=100 * MS))
+    view = StreamView().after(Frame("microphone", 0, 0, "pcm_f32", sine, duration_ns=100 * MS), 100 * MS)
     assert view.level_db == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.1)
     assert view.peak_db == pytest.approx(20 * np.log10(0.5), abs=0.1)
 
 
 def test_peak_falls_slowly_and_silence_is_the_floor() -> None:
-    clap = StreamView().after(Frame("microphone", 0, 0, "pcm_f32", np.ones(160, np.float32)))
-    later = clap.after(Frame("microphone", 1, 500 * MS, "pcm_f32", np.zeros(160, np.float32)))
+    clap = StreamView().after(Frame("microphone", 0, 0, "pcm_f32", np.ones(160, np.float32)), 0)
+    later = clap.after(Frame("microphone", 1, 500 * MS, "pcm_f32", np.zeros(160, np.float32)), 500 * MS)
     assert (later.level_db, later.peak_db) == (FLOOR_DB, -10.0)
 
 
-def test_rate_is_the_sources_own_when_frames_were_skipped_on_the_way() -> None:
+def test_rate_and_latency_are_the_sources_own_when_frames_were_skipped_on_the_way() -> None:
     view = StreamView()
     for seq in range(0, 60, 5):
-        view = view.after(picture(seq, 16, 16))
+        view = view.after(picture(seq, 16, 16), seq * 40 * MS + 12 * MS)
     assert view.rate_hz == pytest.approx(25.0)
+    assert view.latency_ns == 12 * MS
 
 
 def test_a_silence_keeps_its_reason_until_the_next_frame() -> None:
-    view = StreamView().after(picture(3)).after(silence("camera", 200 * MS, "unplugged"))
+    view = StreamView().after(picture(3), 0).after(silence("camera", 200 * MS, "unplugged"), 0)
     assert (view.reason, view.rate_hz, view.encoding, view.seq) == ("unplugged", None, "bgr8", 3)
-    assert view.after(picture(9)).reason == ""
+    assert view.after(picture(9), 0).reason == ""
 
 
 def test_pictures_shrink_to_the_width_and_never_grow() -> None:
