@@ -68,7 +68,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
-    """Node → launcher ("stop", "mute", "unmute"), and launcher → node process ("begin", "stop", "mute", "unmute")."""
+    """Node → launcher (stop, mute, unmute), and launcher → node process (begin, stop, ended, mute, unmute)."""
 
     verb: str
     argument: str = ""
@@ -105,7 +105,7 @@ class Codec:
         self._parts = list(parts[1:])
         try:
             envelope = self._decoder.decode(parts[0])
-        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError, IndexError, KeyError) as error:
+        except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError) as error:
             raise WireError(f"not a message of version {VERSION}: {error}") from error
         if envelope.version != VERSION:
             raise WireError(f"a message of version {envelope.version}; this program speaks version {VERSION}")
@@ -124,5 +124,7 @@ class Codec:
         if kind is not np.ndarray:
             raise TypeError(f"unexpected {kind}")
         dtype, shape, where = raw
+        if (isinstance(where, int) and where < 0) or any(n < 0 for n in shape):  # numpy and lists would give it a meaning
+            raise ValueError("a negative size or part")
         array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])
         return array.reshape([int(n) for n in shape])

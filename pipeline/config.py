@@ -64,7 +64,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        tree = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        loader.name = str(path)  # so that it tells the line of this file
+        tree = loader.get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -85,11 +87,13 @@ def parse(tree: dict[str, Any], path: str) -> Config:
     portable = tree.get("portable", False)
     if not isinstance(portable, bool):
         raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
-    return Config(path, {str(name): _parse_node(str(name), node, path) for name, node in nodes.items()}, portable)
+    return Config(path, {str(name): _parse_node(name, node, path) for name, node in nodes.items()}, portable)
 
 
-def _parse_node(name: str, node: Any, path: str) -> NodeConfig:
+def _parse_node(name: Any, node: Any, path: str) -> NodeConfig:
     where = f"{path}: nodes.{name}"
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: YAML reads this name as {_a(name)}. Put it in quotes, or choose another")
     if name == HEALTH or not name.replace("_", "").replace("-", "").replace("/", "").isalnum():
         raise ConfigError(f"{where}: '{name}' cannot be a node's name. Use letters, digits, '_', '-'; '{HEALTH}' is taken")
     if not isinstance(node, dict):
@@ -182,6 +186,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"'{key_node.value}' is given twice", problem_mark=key_node.start_mark)
             seen.add(key_node.value)

@@ -44,6 +44,7 @@ class ProcessPlan(msgspec.Struct):
     name: str
     nodes: list[NodePlan]
     control: str = ""
+    launcher: int = 0  # its process id
     start_ns: int = 0
     restarts: int = 0
 
@@ -82,7 +83,7 @@ def plan_graph(config: Config, run_folder: Path) -> Plan:
     portable = config.portable
 
     def address(name: str) -> str:
-        return free_address(run_folder, name.replace("/", "-"), portable=portable)
+        return free_address(run_folder, name.replace("/", "+"), portable=portable)  # no node's name holds a '+'
 
     addresses = {name: address(name) for name in config.nodes} | {HEALTH: address(HEALTH)}
     waits = _fed_by_unpaced(config)
@@ -108,7 +109,7 @@ def plan_graph(config: Config, run_folder: Path) -> Plan:
         )
         group = node.process or node.name
         processes.setdefault(group, ProcessPlan(group, [])).nodes.append(plan)
-    control = address("control")
+    control = address("launcher/control")
     for process in processes.values():
         process.control = control
     return Plan(config.path, list(processes.values()), control, addresses[HEALTH])

@@ -26,6 +26,11 @@ KEEP_DEFAULT = 32
 # Of an edge that keeps all: as many wait here before the sender is made to wait.
 ROOM_WHEN_ALL = 32
 
+# Why a message that was sent to a reader never came out of its queue. What a node itself drops, it has read before.
+LOST, MALFORMED, REPLACED, TOO_SLOW = "lost in transport", "malformed", "a newer one came", "reader too slow"
+UNREAD = "not read before the end"
+EDGE_REASONS = (LOST, MALFORMED, REPLACED, TOO_SLOW, UNREAD)
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -79,7 +84,7 @@ class Inbox:
         with self._changed:
             self._append(self._edges[source], Ended(source, self._clock.now_ns()))
 
-    def lost(self, source: str, count: int, reason: str = "lost in transport") -> None:
+    def lost(self, source: str, count: int, reason: str = LOST) -> None:
         with self._changed:
             self._metrics.drop(source, reason, count)
 
@@ -101,12 +106,21 @@ class Inbox:
             count, edge.taken = edge.taken, 0
             return count
 
+    def close(self, *, uncounted: str) -> None:
+        """The reader has ended: what still waits is counted, but for what came from `uncounted`."""
+        with self._changed:
+            for source, edge in self._edges.items():
+                count = sum(isinstance(item, Arrival) for _, item in edge.waiting)
+                if count and source != uncounted:
+                    self._metrics.drop(source, UNREAD, count)
+                edge.waiting.clear()
+
     def _put(self, source: str, message: Message) -> None:
         edge = self._edges[source]
         room = 1 if edge.keep == "latest" else edge.keep
         if isinstance(room, int) and len(edge.waiting) >= room:
             edge.waiting.popleft()
-            self._metrics.drop(source, "a newer one came" if room == 1 else "reader too slow")
+            self._metrics.drop(source, REPLACED if room == 1 else TOO_SLOW)
         self._append(edge, Arrival(source, message, self._clock.now_ns()))
 
     def _append(self, edge: _Edge, item: Arrival | Ended) -> None:

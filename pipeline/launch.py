@@ -23,13 +23,14 @@ from typing import Any
 
 import msgspec
 
+from pipeline.account import add, summarise
 from pipeline.clock import NS
 from pipeline.codec import Fault, Report, Request
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
 from pipeline.graph import Plan, ProcessPlan, plan_graph
-from pipeline.wire import ControlServer, Publisher, runs_folder
+from pipeline.wire import ControlServer, Publisher, process_runs, runs_folder
 
 log = logging.getLogger("launch")
 
@@ -38,8 +39,7 @@ HEALTH_EVERY_S = 0.25
 DRAIN_S, TERM_S = 1.2, 0.4
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 10.0
 HEALTHY_AFTER_S = 30.0  # a process that ran so long starts its back-off anew
-# Losses between a sender and a reader, as the reader counts them; what a node itself drops is counted after it read it.
-EDGE_REASONS = ("lost in transport", "a newer one came", "reader too slow", "malformed")
+HERE = str(Path(__file__).resolve().parent.parent)
 
 
 @dataclass
@@ -74,14 +74,13 @@ class Launch:
         self._stopping_s: float | None = None
         self._fatal: SensoriumError | None = None
         self._muted: set[str] = set()
+        self._cut = False  # the end did not wait for all that was on its way
         self._interrupts = 0  # Ctrl-C, counted by the signal handler and answered by the loop
 
     def run(self, *, for_s: float | None = None) -> dict[str, Any]:
         self._control = ControlServer(self._plan.control)
         self._health = Publisher(self._plan.health, StreamInfo("health", ""))
-        (self._folder / "graph.json").write_text(
-            json.dumps({"pid": os.getpid(), "config": self._plan.config, "streams": self._plan.streams()})
-        )
+        self._announce()
         with _signals(self._interrupt):
             try:
                 for process in self._processes.values():
@@ -93,7 +92,15 @@ class Launch:
                 self._control.close()
         if self._fatal is not None:
             raise self._fatal
-        return summarise(self._plan, self.health().nodes, self._start_ns)
+        if not self._start_ns:
+            raise KeyboardInterrupt  # stopped before anything flowed: there is nothing to sum up
+        return summarise(self._plan, self.health().nodes, time.monotonic_ns() - self._start_ns, cut=self._cut)
+
+    def _announce(self) -> None:
+        """Say to other programs where the streams are (wire.find_run)."""
+        text = json.dumps({"pid": os.getpid(), "config": self._plan.config, "streams": self._plan.streams()})
+        (self._folder / "graph.part").write_text(text)
+        (self._folder / "graph.part").replace(self._folder / "graph.json")  # never seen half-written
 
     def _interrupt(self) -> None:
         self._interrupts += 1
@@ -115,7 +122,7 @@ class Launch:
         for process in self._processes.values():
             for plan in process.plan.nodes:
                 now = process.nodes.get(plan.name, NodeHealth(plan.name, "starting"))
-                nodes.append(_sum(process.before.get(plan.name), now))
+                nodes.append(add(process.before.get(plan.name), now))
         return Health(time.monotonic_ns(), tuple(nodes))
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -151,10 +158,7 @@ class Launch:
 
     def _hear(self, value: object) -> None:
         if isinstance(value, Report):
-            process = self._processes[value.process]
-            process.nodes.update({n.node: n for n in value.nodes})
-            if process.ready and self._start_ns and not process.begun:
-                self._begin(process)
+            self._hear_report(value)
         elif isinstance(value, Fault):
             self._process_of[value.node].fault = value
         elif isinstance(value, Request):
@@ -164,6 +168,18 @@ class Launch:
             elif value.verb in ("mute", "unmute") and value.argument in self._process_of:
                 (self._muted.add if value.verb == "mute" else self._muted.discard)(value.argument)
                 self._command(self._process_of[value.argument], value.verb, value.argument)
+
+    def _hear_report(self, report: Report) -> None:
+        process = self._processes.get(report.process)
+        if process is None or process.start_again_s is not None:
+            return  # a stranger, or the last words of a process that died
+        process.nodes.update({n.node: n for n in report.nodes})
+        if self._start_ns and not process.begun:  # it was started again
+            for source in {e.source for n in process.plan.nodes for e in n.inputs} & self._process_of.keys():
+                if (said := self._process_of[source].nodes.get(source)) and said.state == "finished":
+                    self._command(process, "ended", source)
+            if process.ready:
+                self._begin(process)
 
     def _begin_all(self) -> None:
         # A moment ahead, so that every source starts its file at the same time on the same clock.
@@ -186,14 +202,17 @@ class Launch:
             return
         if process.popen is None or process.alive:
             return
+        for value in self._control.receive(20):  # its last words may have come since
+            self._hear(value)
         exit_code, process.popen = process.popen.returncode, None
         if exit_code == 0 or self._stopping_s is not None:
             return
         names = ", ".join(n.name for n in process.plan.nodes)
         fault, process.fault = process.fault, None
         why = fault.message if fault else f"its process ended with {_signal_name(exit_code)}"
-        never_ran = not process.begun
-        if (fault and fault.exit_code in (2, 3)) or never_ran or not all(n.restart for n in process.plan.nodes):
+        # What worked once may work again; what fails at the start, or says that it cannot go on, will not.
+        hopeless = not process.plan.restarts and (not process.begun or (fault is not None and fault.exit_code in (2, 3)))
+        if hopeless or not all(n.restart for n in process.plan.nodes):
             kind = {2: ConfigError, 3: DeviceError}.get(fault.exit_code if fault else 1, SensoriumError)
             self._fatal = self._fatal or kind(why if fault and fault.exit_code != 1 else f"node '{names}': {why}")
             self.stop()
@@ -202,7 +221,7 @@ class Launch:
             process.backoff_s = RESTART_FIRST_S
         log.warning("node '%s' died: %s. Starting it again in %.1f s.", names, why, process.backoff_s)
         for name, health in process.nodes.items():
-            process.before[name] = _sum(process.before.get(name), health)
+            process.before[name] = add(process.before.get(name), health)
             process.nodes[name] = NodeHealth(name, "restarting", why, restarts=process.plan.restarts)
         process.start_again_s = now_s + process.backoff_s
         process.backoff_s = min(2 * process.backoff_s, RESTART_MOST_S)
@@ -215,7 +234,8 @@ class Launch:
         waited_s = now_s - self._stopping_s
         if not any(p.alive for p in self._processes.values()):
             return False
-        if waited_s > DRAIN_S:
+        if waited_s > DRAIN_S or not self._start_ns:
+            self._cut = True
             for process in self._processes.values():
                 if process.alive and process.popen:
                     process.popen.terminate()
@@ -227,10 +247,16 @@ class Launch:
         if process.start_again_s is not None:
             process.plan.restarts += 1
         process.start_again_s, process.begun, process.started_s = None, False, time.monotonic()
-        process.plan.start_ns = self._start_ns
+        process.plan.start_ns, process.plan.launcher = self._start_ns, os.getpid()
         process.nodes = {}
+        # -P and the path: our packages, not a folder called `nodes` that lies where the command was given.
+        path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
         process.popen = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.process"], stdin=subprocess.PIPE, start_new_session=False
+            [sys.executable, "-P", "-m", "pipeline.process"],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},
+            # A group of its own: a terminal's Ctrl-C reaches the launcher alone, and killing it kills what it started.
+            process_group=0 if os.name == "posix" else None,
         )
         assert process.popen.stdin is not None
         process.popen.stdin.write(msgspec.json.encode(process.plan))
@@ -249,7 +275,7 @@ class Launch:
             if process.popen is not None:
                 if process.popen.poll() is None:
                     log.warning("killing '%s', which did not stop", process.plan.name)
-                    process.popen.kill()
+                    _kill(process.popen)
                 process.popen.wait()
         for value in self._control.receive(0):  # the last reports
             self._hear(value)
@@ -264,58 +290,11 @@ def launch(
         return Launch(plan, folder, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
 
 
-def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], start_ns: int) -> dict[str, Any]:
-    """The last line of `--out`: everything that came in, went out and was dropped, and whether the books balance."""
-    health = {n.node: n for n in nodes}
-    dropped = {n.node: {source: dict(reasons) for source, reasons in n.dropped.items()} for n in nodes if n.dropped}
-    unaccounted: dict[str, int] = {}
-    for node in plan.nodes:
-        for edge in node.inputs:
-            if edge.source not in health:
-                continue
-            sender, reader = health[edge.source], health[node.name]
-            told = sum(n for why, n in reader.dropped.get(edge.source, {}).items() if why in EDGE_REASONS)
-            missing = sender.produced - reader.received.get(edge.source, 0) - told
-            if missing and (sender.restarts or reader.restarts):  # a killed process cannot say what it still held
-                dropped.setdefault(node.name, {}).setdefault(edge.source, {})["lost with a process that died"] = missing
-            elif missing:
-                unaccounted[f"{edge.source} → {node.name}"] = missing
-    kinds = {node.name: node for node in plan.nodes}
-    predicting = [n for n in nodes if "total" in n.latency_ms]
-    return {
-        "summary": True,
-        "config": plan.config,
-        "seconds": round((time.monotonic_ns() - start_ns) / NS, 2) if start_ns else 0.0,
-        "frames_in": {n.node: n.produced for n in nodes if kinds[n.node].is_source},
-        "dropped": dropped,
-        "sets": sum(n.produced for n in nodes if kinds[n.node].use == "align"),
-        "predictions": sum(n.produced for n in predicting),
-        "unaccounted": unaccounted,
-        "latency_ms": predicting[0].latency_ms["total"] if predicting else {},
-        "timing_ms": {name: ms for n in predicting for name, ms in n.latency_ms.items()},
-        "cpu_s": round(sum({n.pid: n.cpu_s for n in nodes}.values()), 2),
-        "restarts": {n.node: n.restarts for n in nodes if n.restarts},
-    }
-
-
-def _sum(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
-    """A node's counters over all its incarnations."""
-    if before is None:
-        return now
-    dropped = {source: dict(reasons) for source, reasons in before.dropped.items()}
-    for source, reasons in now.dropped.items():
-        for reason, count in reasons.items():
-            dropped.setdefault(source, {})[reason] = dropped.get(source, {}).get(reason, 0) + count
-    received = {s: before.received.get(s, 0) + now.received.get(s, 0) for s in {**before.received, **now.received}}
-    return msgspec.structs.replace(
-        now,
-        produced=before.produced + now.produced,
-        received=received,
-        dropped=dropped,
-        cpu_s=round(before.cpu_s + now.cpu_s, 3),
-        latency_ms=now.latency_ms or before.latency_ms,
-        facts=now.facts or before.facts,
-    )
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _signal_name(exit_code: int) -> str:
@@ -324,7 +303,10 @@ def _signal_name(exit_code: int) -> str:
 
 @contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    previous = {s: signal.signal(s, lambda *_: stop()) for s in (signal.SIGINT, signal.SIGTERM)}
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: under nohup
+        numbers.add(signal.SIGHUP)
+    previous = {s: signal.signal(s, lambda *_: stop()) for s in numbers}
     try:
         yield
     finally:
@@ -341,20 +323,10 @@ def _run_folder() -> Iterator[Path]:
         raise ConfigError(f"{base}: must belong to you and be closed to others. Remove it, or: chmod 700 {base}")
     for old in base.iterdir():
         pid = old.name.partition("-")[0]
-        if pid.isdigit() and not _runs(int(pid)):
+        if pid.isdigit() and not process_runs(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

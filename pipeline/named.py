@@ -74,5 +74,5 @@ def _import(module_name: str, where: str) -> ModuleType:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(f"{where}: there is no Python module '{error.name}' here or on the Python path") from None
         raise missing_package(error.name or "?", where) from error
-    except ValueError as error:  # an empty name
+    except (ValueError, TypeError) as error:  # an empty name, a relative one
         raise ConfigError(f"{where}: '{module_name}' is not the name of a module") from error

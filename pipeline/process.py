@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 
@@ -25,12 +26,13 @@ from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
 from pipeline.graph import NodePlan, ProcessPlan
-from pipeline.inbox import Inbox
+from pipeline.inbox import MALFORMED, Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Node, Source, run
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
 
 REPORT_EVERY_S = 0.25
+ORPHAN_S = 1.0
 # A transform that computes in Python must not keep the drain thread from the interpreter for the default 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 
@@ -43,6 +45,7 @@ class _Host:
         self.metrics = Metrics()
         self.inbox = Inbox(clock, self.metrics)
         self.connections: dict[str, Connection] = {}
+        self._ended_before: set[str] = set()
         self.local_readers: list[_Host] = []
         self.state: NodeState = "starting"
         self.note = ""
@@ -86,9 +89,15 @@ class _Host:
         drain.add(
             connection,
             deliver,
-            lambda: self.inbox.lost(source, 1, "malformed"),
+            lambda: self.inbox.lost(source, 1, MALFORMED),
             lambda: self.inbox.take_credits(source),
         )
+
+    def source_ended(self, source: str) -> None:
+        """`source` was finished before we (started again, perhaps) could connect, so it can neither welcome us nor end."""
+        if source in self.connections and not self.connections[source].welcome and source not in self._ended_before:
+            self._ended_before.add(source)
+            self.inbox.end(source)
 
     def health(self, cpu_s: float, restarts: int) -> NodeHealth:
         metrics = self.metrics
@@ -153,7 +162,7 @@ class _Host:
     def _wait_for_begin(self) -> bool:
         assert self._publisher is not None
         while not self.context.stopping.is_set():
-            if self.state == "starting" and all(c.welcome for c in self.connections.values()):
+            if self.state == "starting" and all(c.welcome or s in self._ended_before for s, c in self.connections.items()):
                 self.state = "ready"
             if self._began.is_set() and self.state == "ready":
                 return True
@@ -173,7 +182,7 @@ class _Host:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the launcher decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
     _die_with_parent()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan)
@@ -199,18 +208,24 @@ def main() -> int:
         control.send(Report(plan.name, tuple(h.health(cpu_s, plan.restarts) for h in hosts.values())))
 
     failed = False
-    parent = os.getppid()
+    orphan_since_s: float | None = None
     while any(host.thread.is_alive() for host in hosts.values()):
         command = control.receive(round(REPORT_EVERY_S * 1000) if began.is_set() else 20)
         if isinstance(command, Request):
             _obey(command, hosts, clock, began)
-        if stop.is_set() or os.getppid() != parent:
+        if orphan_since_s is None and os.getppid() != plan.launcher:
+            orphan_since_s = time.monotonic()
+        if stop.is_set() or orphan_since_s is not None:
             for host in hosts.values():
                 host.context.stopping.set()
+        if orphan_since_s is not None and time.monotonic() - orphan_since_s > ORPHAN_S:
+            os._exit(1)  # a node hangs, and nobody is left to kill it
         failed = _pass_on(outgoing, control, hosts.values()) or failed
         report()
     failed = _pass_on(outgoing, control, hosts.values()) or failed
     drain.stop()
+    for host in hosts.values():
+        host.inbox.close(uncounted=HEALTH)  # health goes on for as long as anybody runs
     report()
     control.close()
     return 1 if failed else 0
@@ -237,6 +252,9 @@ def _obey(command: Request, hosts: dict[str, _Host], clock: LiveClock, began: th
     elif command.verb == "stop":
         for host in [hosts[command.argument]] if command.argument in hosts else hosts.values():
             host.context.stopping.set()
+    elif command.verb == "ended":
+        for host in hosts.values():
+            host.source_ended(command.argument)
     elif command.argument in hosts:
         muted = hosts[command.argument].context.muted
         (muted.set if command.verb == "mute" else muted.clear)()

@@ -33,7 +33,10 @@ QUEUE_MESSAGES = 32
 CREDITS = 32
 HELLO_EVERY_S = 0.5
 FORGET_READER_S = 5.0
+END_WAITS_MS = 300
+SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
+MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
 
 
 def context() -> zmq.Context[Any]:
@@ -108,14 +111,16 @@ class Publisher:
     def close(self, *, ended: bool) -> None:
         """ended: tell the readers that the stream is finished (else they wait for it to come back)."""
         if ended:
+            # A full queue has no room for the end, and a reader that misses it waits for ever: so this once, wait for room.
+            self._socket.setsockopt(zmq.SNDTIMEO, END_WAITS_MS)
             parts = self._codec.encode(self._session, self._seq, End())
             for identity in list(self._readers):
-                self._post(identity, parts)
+                self._post(identity, parts, flags=0)
         self._socket.close()
 
-    def _post(self, identity: bytes, parts: list[Any]) -> None:
+    def _post(self, identity: bytes, parts: list[Any], flags: int = zmq.DONTWAIT) -> None:
         try:
-            self._socket.send_multipart([identity, *parts], zmq.DONTWAIT, copy=False)
+            self._socket.send_multipart([identity, *parts], flags, copy=False)
         except zmq.Again:
             pass  # its queue is full: it will count the gap in seq
         except zmq.ZMQError as error:
@@ -164,7 +169,11 @@ class Connection:
         Raises WireError for a malformed message; never blocks: call it when the socket is readable.
         """
         parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
-        envelope: Envelope = self._codec.decode([part.buffer for part in parts])
+        try:
+            envelope: Envelope = self._codec.decode([part.buffer for part in parts])
+        except WireError:
+            self._expected += 1  # it had a number too, and is not to be counted twice
+            raise
         lost = 0
         if isinstance(envelope.value, Welcome):
             if self._session is not None and envelope.session != self._session:
@@ -174,7 +183,7 @@ class Connection:
             self.welcome, self._session, self._expected = envelope.value.info, envelope.session, envelope.seq
             return None, lost
         if envelope.session == self._session:
-            lost = envelope.seq - self._expected
+            lost = max(0, envelope.seq - self._expected)
         self._expected = envelope.seq + (not isinstance(envelope.value, End))
         return envelope.value, lost
 
@@ -251,7 +260,11 @@ class ControlServer:
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted process takes its name over
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(address)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise ConfigError(f"the launcher cannot listen at {address}: {error}") from error
 
     def receive(self, timeout_ms: int) -> list[Value]:
         values: list[Value] = []
@@ -300,15 +313,38 @@ def runs_folder() -> Path:
     return Path(base) / "sensorium" if base and Path(base).is_dir() else Path(tempfile.gettempdir()) / f"sensorium-{user}"
 
 
+def announced() -> list[dict[str, Any]]:
+    """The graph.json of every run on this host whose launcher lives, newest first."""
+    found = []
+    for path in runs_folder().glob("*/graph.json"):
+        try:
+            graph, when_s = json.loads(path.read_bytes()), path.stat().st_mtime
+            if process_runs(graph["pid"]):
+                found.append((when_s, graph))
+        except FileNotFoundError:
+            continue  # it has just ended
+    return [graph for _, graph in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def process_runs(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # there, asking would be a Ctrl-C
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def find_run(node: str) -> str:
     """The address at which `node` of the newest run on this host publishes. Raises ConfigError with what there is."""
-    known: set[str] = set()
-    graphs = sorted(runs_folder().glob("*/graph.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in graphs:
-        graph = json.loads(path.read_text())
+    graphs = announced()
+    for graph in graphs:
         if node in graph["streams"]:
             return str(graph["streams"][node])
-        known.update(graph["streams"])
+    known = {name for graph in graphs for name in graph["streams"]}
     if not known:
         raise ConfigError("no Sensorium pipeline runs on this host. Start one with: python run_pipeline.py")
     raise ConfigError(f"no running node is called '{node}'. Running: {', '.join(sorted(known))}.{nearest(node, known)}")
@@ -318,7 +354,7 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
     """What `node` of the running pipeline publishes (Prediction, Frame, …), newest last, until the pipeline ends.
 
     wait_s: how long to wait for a pipeline to be there. Raises ConfigError when there is none, naming what runs.
-    A program that is too slow loses the oldest messages; the pipeline is never held up.
+    A program that is too slow loses messages; the pipeline is never held up.
     """
     give_up_s = time.monotonic() + wait_s
     while address is None:
@@ -335,25 +371,27 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
             connection.greet()
             if connection.socket.poll(100):
                 heard_s = time.monotonic()
-                value, _ = connection.receive()
+                try:
+                    value, _ = connection.receive()
+                except WireError:
+                    continue
                 if isinstance(value, End):
                     return
                 if isinstance(value, Frame | AlignedSet | Prediction | Health):
                     yield value
-            elif time.monotonic() - heard_s > FORGET_READER_S and not _is_announced(address):
+            elif time.monotonic() - heard_s > SILENT_S and not any(address in g["streams"].values() for g in announced()):
                 return  # the pipeline was killed: nobody is left to say that it ended
     finally:
         connection.close()
 
 
-def _is_announced(address: str) -> bool:
-    return any(address in path.read_text() for path in runs_folder().glob("*/graph.json"))
-
-
 def free_address(run_folder: Path, node: str, *, portable: bool) -> str:
     """An address for a node to publish at: a socket file, or a free port of the loopback on the portable path."""
     if not portable:
-        return f"ipc://{run_folder / node}.sock"
+        path = f"{run_folder / node}.sock"
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise ConfigError(f"{path}: too long for a socket's name. Set XDG_RUNTIME_DIR to a shorter folder, or portable: true")
+        return f"ipc://{path}"
     probe = context().socket(zmq.ROUTER)
     try:
         port = probe.bind_to_random_port("tcp://127.0.0.1")
