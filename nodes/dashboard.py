@@ -168,7 +168,7 @@ class Dashboard(Sink):
         server.start()
         self._server = server
         self.context.metrics.facts["page"] = self.url
-        self.context.log.info("page at %s", self.url)
+        self.context.log.debug("page at %s", self.url)  # whoever started the run says so to the person
 
     def consume(self, arrival: Arrival) -> None:
         message, server = arrival.message, self._server
