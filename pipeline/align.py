@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
 from pipeline.clock import NS
-from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt, ReceiptState
-from pipeline.pick import MS, Answer, Found, Nothing, Pick, Wait
+from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
+from pipeline.pick import MS, Found, Nothing, Pick, Wait
 
 DEFAULT_PERIOD_NS = NS // 10  # of a silent anchor that never said its rate
 STOPPED_AFTER_NS = NS  # a stream that told nothing for so long is not waited for
@@ -75,7 +77,7 @@ class Aligner:
                 self._counts[frame.stream, trouble] += 1
             elif frame.encoding != "none" and frame.capture_ns <= stream.late_until_ns:
                 self._counts[frame.stream, "late"] += 1
-        if self.max_wait_ns is None:
+        if self.max_wait_ns is None and self._ticks.free_running:
             self._prove_ticks()
         ready += self._send_answered(arrival_ns)
         return ready
@@ -91,8 +93,7 @@ class Aligner:
             if min(deadline_ns, tick_ns) >= now_ns:
                 return ready
             if tick_ns <= deadline_ns:
-                self._append(_Pending(self._ticks.anchor_ns, tick_ns, tick_ns + self.max_wait_ns, None))
-                self._ticks.step()
+                self._append(self._ticks.take(tick_ns + self.max_wait_ns))
                 ready += self._send_answered(tick_ns)
             else:
                 ready.append(self._settle(self._pending.popleft(), deadline_ns))
@@ -125,13 +126,15 @@ class Aligner:
             return True
         if not self._pending:  # the anchor must speak first, unless ticks of a fixed rate do
             return self._ticks.free_running
-        return isinstance(ahead.answer(self._pending[0], live=False), Wait)
+        return isinstance(ahead.answer(stream, self._pending[0], live=False), Wait)
 
     # --- anchors --------------------------------------------------------------------------------------------------
 
     def _add_anchor(self, frame: Frame, arrival_ns: int) -> None:
         if frame.encoding == "none":
             self._ticks.told(frame.reason, frame.capture_ns)
+            if self.max_wait_ns is None:
+                self._prove_ticks()
             return
         if frame.capture_ns <= self._last_anchor_ns:
             self._counts[self.anchor, "behind an anchor already made"] += 1
@@ -141,12 +144,11 @@ class Aligner:
         self._append(_Pending(frame.capture_ns, arrival_ns, deadline_ns, frame))
 
     def _prove_ticks(self) -> None:
-        """Proof mode: a tick exists once the anchor said that it is silent there, or some stream has come so far."""
-        reached_ns = max((s.complete_before_ns for s in self._streams.values() if not s.ended), default=0)
-        limit_ns = reached_ns if self._ticks.free_running else min(self._ticks.told_until_ns, reached_ns)
+        """Proof mode: a tick exists where the anchor said that it is silent, or, at a fixed rate, where any stream has been."""
+        reached_ns = max((s.reached_ns for s in self._streams.values()), default=0)
+        limit_ns = reached_ns if self._ticks.free_running else self._ticks.told_until_ns
         while self._ticks.anchor_ns < limit_ns:
-            self._append(_Pending(self._ticks.anchor_ns, self._ticks.anchor_ns, FOREVER_NS, None))
-            self._ticks.step()
+            self._append(self._ticks.take(FOREVER_NS))
 
     def _append(self, pending: _Pending) -> None:
         if pending.anchor_ns <= self._last_anchor_ns:
@@ -168,7 +170,7 @@ class Aligner:
     def _is_answered(self, pending: _Pending) -> bool:
         for name, stream in self._streams.items():
             if name not in pending.answers:
-                answer = stream.answer(pending, live=self.max_wait_ns is not None)
+                answer = stream.answer(name, pending, live=self.max_wait_ns is not None)
                 if isinstance(answer, Wait):
                     return False
                 pending.answers[name] = answer
@@ -182,24 +184,16 @@ class Aligner:
             frames[self.anchor] = (pending.frame,)
             receipts.append(_receipt(self.anchor, Found((pending.frame,), "exact"), pending.anchor_ns, now_ns))
         elif self.anchor:
-            receipts.append(Receipt(self.anchor, "silent", reason=self._ticks.reason or "no frames arrive"))
+            receipts.append(Receipt(self.anchor, "silent", reason=pending.reason))
         for name, stream in self._streams.items():
-            answer = pending.answers.get(name) or stream.answer(pending, live=self.max_wait_ns is not None)
+            answer = pending.answers.get(name) or stream.answer(name, pending, live=self.max_wait_ns is not None)
             if isinstance(answer, Wait):
-                answer = stream.pick.answer(stream.frames, pending.anchor_ns, FOREVER_NS)
-                stream.late_until_ns = pending.anchor_ns
-                if isinstance(answer, Found) and answer.state == "nearest":
-                    answer = Found(answer.frames, "nearest", "at the deadline: a nearer one may have come later")
-                elif not isinstance(answer, Found):
-                    receipts.append(stream.explain_missing(name, pending, answer))
-                    continue
-            elif isinstance(answer, Nothing):
-                state: ReceiptState = "silent" if stream.is_silent_at(pending.anchor_ns) else "absent"
-                receipts.append(Receipt(name, state, reason=stream.silent_reason if state == "silent" else answer.reason))
-                continue
-            assert isinstance(answer, Found)
-            frames[name] = answer.frames
-            receipts.append(_receipt(name, answer, pending.anchor_ns, now_ns))
+                answer = stream.answer_at_deadline(name, pending)
+            if isinstance(answer, Found):
+                frames[name] = answer.frames
+                receipts.append(_receipt(name, answer, pending.anchor_ns, now_ns))
+            else:
+                receipts.append(answer)
         for stream in self._streams.values():
             stream.forget(pending.anchor_ns)
         missing = tuple(r.stream for r in receipts if not r.present)
@@ -209,13 +203,14 @@ class Aligner:
 
 
 class _Pending:
-    """An anchor that waits for its answers."""
+    """An anchor that waits for its answers. reason: why no frame started it."""
 
-    __slots__ = ("anchor_ns", "answers", "arrival_ns", "deadline_ns", "frame")
+    __slots__ = ("anchor_ns", "answers", "arrival_ns", "deadline_ns", "frame", "reason")
 
-    def __init__(self, anchor_ns: int, arrival_ns: int, deadline_ns: int, frame: Frame | None) -> None:
-        self.anchor_ns, self.arrival_ns, self.deadline_ns, self.frame = anchor_ns, arrival_ns, deadline_ns, frame
-        self.answers: dict[str, Answer] = {}
+    def __init__(self, anchor_ns: int, arrival_ns: int, deadline_ns: int, frame: Frame | None, reason: str = "") -> None:
+        self.anchor_ns, self.arrival_ns, self.deadline_ns = anchor_ns, arrival_ns, deadline_ns
+        self.frame, self.reason = frame, reason
+        self.answers: dict[str, Found | Receipt] = {}  # final ones; a Receipt says why there is nothing
 
 
 class _Ticks:
@@ -227,7 +222,7 @@ class _Ticks:
     def __init__(self, start_ns: int, period_ns: int, *, free_running: bool = False) -> None:
         self.free_running = free_running
         self.period_ns = period_ns
-        self.reason = ""
+        self._reason = ""
         self.told_until_ns = 0
         self._captures: deque[int] = deque(maxlen=16)
         if free_running:
@@ -239,96 +234,121 @@ class _Ticks:
         """The anchor stream spoke: the stand-ins start over."""
         self._captures.append(capture_ns)
         if len(self._captures) > 2:
-            times = list(self._captures)
-            self.period_ns = max(MS, round(median(b - a for a, b in zip(times, times[1:], strict=False))))
-        self.reason = ""
+            self.period_ns = max(MS, round(median(b - a for a, b in pairwise(self._captures))))
+        self._reason = ""
         self._restart(capture_ns, arrival_ns)
 
     def told(self, reason: str, until_ns: int) -> None:
         """The anchor stream said that nothing happens until `until_ns`; FOREVER: it is finished, and sets end with it."""
-        self.reason = reason
+        self._reason = reason
         self._captures.clear()  # the gap that follows is not a period
         self.told_until_ns = max(self.told_until_ns, until_ns)
         if until_ns >= FOREVER_NS:
             self.anchor_ns = self.arrival_ns = FOREVER_NS
 
-    def step(self) -> None:
+    def take(self, deadline_ns: int) -> _Pending:
+        """The next tick as an anchor."""
+        # In proof mode time is the data's: a tick "arrives" when it is.
+        arrival_ns = self.anchor_ns if deadline_ns == FOREVER_NS else self.arrival_ns
+        tick = _Pending(self.anchor_ns, arrival_ns, deadline_ns, None, self._reason or "no frames arrive")
         self.anchor_ns += self.period_ns
         self.arrival_ns += self.period_ns
+        return tick
 
     def _restart(self, capture_ns: int, arrival_ns: int) -> None:
         silent_after_ns = max(NS // 4, 3 * self.period_ns)
         self.anchor_ns, self.arrival_ns = capture_ns + silent_after_ns, arrival_ns + silent_after_ns
 
 
+class _Silence(NamedTuple):
+    """Nothing happened in (after_ns, until_ns]."""
+
+    after_ns: int
+    until_ns: int
+    reason: str
+
+
 class _Stream:
-    """What is known of one stream: its frames, how far it is complete, and whether it is silent."""
+    """What is known of one stream: its frames, how far it is complete, and when it was silent.
+
+    Whatever is asked about an anchor is answered from what the stream said up to that time, never from what it said
+    later: else the answer would depend on how the streams interleave.
+    """
 
     def __init__(self, pick: Pick, start_ns: int) -> None:
         self.pick = pick
         self.frames: deque[Frame] = deque()
         self.complete_before_ns = -FOREVER_NS
-        self.silent_reason = ""
+        self.reached_ns = -FOREVER_NS  # complete_before_ns while the stream lived
         self.late_until_ns = -FOREVER_NS
-        self._silent_from_ns: int | None = None
+        self._silences: deque[_Silence] = deque()
         self._last_seq = -1
         self._last_capture_ns = -FOREVER_NS
         self._last_arrival_ns = start_ns
 
-    @property
-    def ended(self) -> bool:
-        return self.complete_before_ns >= FOREVER_NS
-
     def add(self, frame: Frame, arrival_ns: int, max_buffered: int) -> str:
         """Returns what was wrong with it, "" when nothing was."""
         if frame.encoding == "none":
-            if self._silent_from_ns is None:
-                self._silent_from_ns = max(self._last_capture_ns, self.complete_before_ns)
-            self.silent_reason = frame.reason or "nothing happened"
-            self.complete_before_ns = max(self.complete_before_ns, frame.capture_ns)
             self._last_arrival_ns = arrival_ns
+            if frame.capture_ns > self.complete_before_ns:
+                self._silences.append(_Silence(self.complete_before_ns, frame.capture_ns, frame.reason or "nothing happened"))
+                self._complete(frame.capture_ns)
             return ""
         if frame.capture_ns <= self._last_capture_ns:
             return "duplicate" if frame.seq <= self._last_seq else "time went back"
         self._last_seq, self._last_capture_ns, self._last_arrival_ns = frame.seq, frame.capture_ns, arrival_ns
-        self._silent_from_ns = None
         # An instant at t proves everything up to and including t; a chunk proves everything up to its end.
-        self.complete_before_ns = max(self.complete_before_ns, frame.capture_ns + max(frame.duration_ns, 1))
+        self._complete(max(self.complete_before_ns, frame.capture_ns + max(frame.duration_ns, 1)))
         self.frames.append(frame)
         if len(self.frames) > max_buffered:
             self.frames.popleft()
             return "buffer full"
         return ""
 
-    def answer(self, pending: _Pending, *, live: bool) -> Answer:
+    def answer(self, name: str, pending: _Pending, *, live: bool) -> Found | Receipt | Wait:
+        """live: a stream that stopped without a word is not waited for."""
         answer = self.pick.answer(self.frames, pending.anchor_ns, self.complete_before_ns)
-        if isinstance(answer, Wait) and live and self._stopped_before(pending.arrival_ns):
+        idle_ns = pending.arrival_ns - self._last_arrival_ns
+        if isinstance(answer, Wait) and live and idle_ns > STOPPED_AFTER_NS:
             answer = self.pick.answer(self.frames, pending.anchor_ns, FOREVER_NS)
             if isinstance(answer, Nothing):
-                self._silent_from_ns = self._silent_from_ns or self.complete_before_ns
-                self.silent_reason = f"nothing arrived for {(pending.arrival_ns - self._last_arrival_ns) / NS:.1f} s"
+                return Receipt(name, "silent", reason=f"nothing arrived for {idle_ns / NS:.1f} s")
+        if isinstance(answer, Nothing):
+            return self._silent(name, pending.anchor_ns) or Receipt(name, "absent", reason=answer.reason)
         return answer
 
-    def is_silent_at(self, when_ns: int) -> bool:
-        return self._silent_from_ns is not None and when_ns >= self._silent_from_ns
-
-    def explain_missing(self, name: str, pending: _Pending, answer: Answer) -> Receipt:
-        """The receipt at the deadline of a stream that gave nothing."""
-        if self.is_silent_at(pending.anchor_ns):
-            return Receipt(name, "silent", reason=self.silent_reason)
+    def answer_at_deadline(self, name: str, pending: _Pending) -> Found | Receipt:
+        """The best there is, though something better may be on its way."""
+        answer = self.pick.answer(self.frames, pending.anchor_ns, FOREVER_NS)
+        self.late_until_ns = pending.anchor_ns
+        if isinstance(answer, Found):
+            if answer.state == "nearest":
+                return Found(answer.frames, "nearest", "at the deadline: a nearer one may have come later")
+            return answer
         if self.complete_before_ns == -FOREVER_NS:
             return Receipt(name, "absent", reason="no frame yet")
         behind_ms = (pending.anchor_ns - self.complete_before_ns) / MS
         found = f": {answer.reason}" if isinstance(answer, Nothing) else ""
-        return Receipt(name, "late", reason=f"at the deadline its data ended {behind_ms:.0f} ms before the anchor{found}")
+        late = Receipt(name, "late", reason=f"at the deadline its data ended {behind_ms:.0f} ms before the anchor{found}")
+        return self._silent(name, pending.anchor_ns) or late
+
+    def _complete(self, before_ns: int) -> None:
+        self.complete_before_ns = before_ns
+        if before_ns < FOREVER_NS:
+            self.reached_ns = before_ns
+
+    def _silent(self, name: str, when_ns: int) -> Receipt | None:
+        for silence in self._silences:
+            if silence.after_ns < when_ns <= silence.until_ns:
+                return Receipt(name, "silent", reason=silence.reason)
+        return None
 
     def forget(self, anchor_ns: int) -> None:
         horizon_ns = self.pick.forget_before_ns(anchor_ns)
         while len(self.frames) > 1 and self.frames[1].capture_ns <= horizon_ns:
             self.frames.popleft()
-
-    def _stopped_before(self, now_ns: int) -> bool:
-        return now_ns - self._last_arrival_ns > STOPPED_AFTER_NS
+        while self._silences and self._silences[0].until_ns < anchor_ns:
+            self._silences.popleft()
 
 
 def _receipt(name: str, found: Found, anchor_ns: int, now_ns: int) -> Receipt:

@@ -211,13 +211,17 @@ def runs(draw: st.DrawFn) -> dict[str, list[Frame]]:
     streams: dict[str, list[Frame]] = {}
     for name, period_ms, lasting_ms in (("camera", 33, 0), ("microphone", 20, 20), ("imu", 11, 0)):
         items: list[Frame] = []
+        paused_ms = 0
         for i in range(draw(st.integers(0, 25))):
-            what = draw(st.sampled_from(["frame"] * 8 + ["drop", "silence"]))
-            capture_ms = i * period_ms + (0 if lasting_ms else draw(st.integers(0, 8)))
+            what = draw(st.sampled_from(["frame"] * 8 + ["drop", "silence", "pause"]))
+            capture_ms = paused_ms + i * period_ms + (0 if lasting_ms else draw(st.integers(0, 8)))
             if what == "frame":
                 items.append(frame(name, i, capture_ms, lasting_ms))
             elif what == "silence":
-                items.append(silence(name, capture_ms * MS, "nothing here"))
+                items.append(silence(name, capture_ms * MS, f"nothing at {i}"))
+            elif what == "pause":  # long enough for ticks to stand in for the anchor
+                paused_ms += 400
+                items.append(silence(name, (capture_ms + 400) * MS, f"pause at {i}"))
         items.append(silence(name, FOREVER_NS, "ended"))
         streams[name] = items
     return streams
