@@ -98,7 +98,7 @@ class Microphone(Source):
         return f"microphone '{self.name}'"
 
     def _frame(self, samples: np.ndarray, capture_ns: int, clock_error_ns: int) -> Frame:
-        duration_ns = len(samples) * NS // self.sample_rate_hz
+        duration_ns = self._length_ns(len(samples))
         return Frame(
             self.name, -1, capture_ns, "pcm_f32", samples, duration_ns=duration_ns, clock_error_ns=clock_error_ns
         )
@@ -136,21 +136,23 @@ class Microphone(Source):
         """(samples, time of the first one since the file's start); a gap in the file's stamps ends a chunk early."""
         assert self._file is not None
         waiting = np.empty(0, np.float32)
-        first_ns = 0  # of `waiting`
+        origin_ns, sent = 0, 0  # time of the first sample since the last gap, samples since then
         for samples, time_ns in self._resampled():
-            expected_ns = first_ns + len(waiting) * NS // self.sample_rate_hz
+            expected_ns = origin_ns + self._length_ns(sent + len(waiting))
             if time_ns is not None and abs(time_ns - expected_ns) > GAP_NS:
                 if len(waiting):
-                    yield waiting, first_ns
-                waiting, first_ns = samples, time_ns
+                    yield waiting, origin_ns + self._length_ns(sent)
+                waiting, origin_ns, sent = samples, time_ns, 0
             else:
                 waiting = np.concatenate([waiting, samples])
             while len(waiting) >= self._chunk_samples:
-                yield waiting[: self._chunk_samples].copy(), first_ns
-                waiting = waiting[self._chunk_samples :]
-                first_ns += self._chunk_samples * NS // self.sample_rate_hz
+                yield waiting[: self._chunk_samples].copy(), origin_ns + self._length_ns(sent)
+                waiting, sent = waiting[self._chunk_samples :], sent + self._chunk_samples
         if len(waiting):
-            yield waiting.copy(), first_ns
+            yield waiting.copy(), origin_ns + self._length_ns(sent)
+
+    def _length_ns(self, samples: int) -> int:
+        return samples * NS // self.sample_rate_hz
 
     def _resampled(self) -> Iterator[tuple[np.ndarray, int | None]]:
         import av

@@ -79,8 +79,8 @@ class DelayFloor:
     lies below it. Bursts of late readings never touch it; the window forgets, so a wandering rate is followed.
     A constant delay cannot be seen by any clock: it belongs in the rig file.
 
-    Emitted times never go back. Where the floor turns out to be lower than believed they advance at half speed until
-    they meet it, and `error_ns` says by how much they are off meanwhile.
+    Emitted times never go back: where the fit or the counter does, they stand still, and `error_ns` says by how much they
+    are off meanwhile.
     """
 
     BLOCK_NS = NS // 4
@@ -101,7 +101,7 @@ class DelayFloor:
         self.steps = 0  # how often the counter jumped
         self.error_ns = self.FIRST_ERROR_NS  # bound on the error of the last emitted time, constant delay apart
         self.rate_error = 0.0  # +50e-6: the counter runs 50 ppm fast
-        self._emitted: tuple[int, int] | None = None  # counter, host time
+        self._emitted_ns: int | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -118,13 +118,7 @@ class DelayFloor:
         """Host time at counter `start_ns`, for what spans [start, end] and arrived, whole, at `arrival_ns`."""
         self._observe(end_ns, arrival_ns - end_ns, arrival_ns)
         fitted_ns = start_ns + self._offset_at(start_ns)
-        host_ns = fitted_ns
-        if self._emitted is not None:
-            last_start_ns, last_ns = self._emitted
-            at_half_speed_ns = last_ns + max(start_ns - last_start_ns, 0) // 2
-            latest_ns = arrival_ns - (end_ns - start_ns)
-            host_ns = max(last_ns, min(max(fitted_ns, at_half_speed_ns), latest_ns))
-        self._emitted = (start_ns, host_ns)
+        host_ns = self._emitted_ns = fitted_ns if self._emitted_ns is None else max(self._emitted_ns, fitted_ns)
         self.error_ns = self._fit_error_ns() + host_ns - fitted_ns
         return host_ns
 

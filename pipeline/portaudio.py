@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.clock import NS, Clock, SampleClock, offset_to_monotonic
+from pipeline.clock import NS, Clock, SampleClock, offset_to_monotonic, utc_offset_ns
 from pipeline.errors import DeviceError
 
 WAITING_S = 5.0  # sound kept for a loop that is not reading
@@ -97,8 +97,7 @@ class Input:
         self._received = self._sent = 0  # samples, at the device's rate and at ours
         self._held_back_ns, self._held_back_error_ns = 0, UNKNOWN_DELAY_NS
         self._adc_delays_ns: list[int] | None = []
-        # Which clock the ADC time is on depends on the driver (PulseAudio: UTC, kernel cards: monotonic).
-        self._adc_offset_ns, _ = offset_to_monotonic(lambda: round(self._stream.get_time() * NS), clock)
+        self._adc_offset_ns = self._find_base(clock)
 
     def _supported(self, chosen: dict[str, Any], rate_hz: int) -> tuple[int, int]:
         """(rate, channels) the device can do, the nearest to mono at rate_hz."""
@@ -115,6 +114,15 @@ class Input:
                 ):
                     return rate, channels
         return own_rate_hz, 1  # opening it will say what is wrong
+
+    def _find_base(self, clock: Clock) -> int:
+        """What turns an ADC time into the host's: PulseAudio's run on UTC, a kernel card's on the monotonic clock.
+
+        A card's get_time() may be as old as its last interrupt, so it only tells which of the two it is.
+        """
+        measured_ns, _ = offset_to_monotonic(lambda: round(self._stream.get_time() * NS), clock)
+        utc_ns, _ = utc_offset_ns(clock)
+        return next((known_ns for known_ns in (0, -utc_ns) if abs(measured_ns - known_ns) < NS // 2), measured_ns)
 
     def _make_resampler(self) -> Any:
         import av

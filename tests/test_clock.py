@@ -168,6 +168,15 @@ def test_no_jitter_or_burst_is_taken_for_a_step(ppm: float, seed: int, jitter: J
     assert clock.steps == 0
 
 
+def test_wide_jitter_without_a_floor_is_not_taken_for_steps() -> None:
+    clock = SampleClock(RATE_HZ)
+    random = np.random.default_rng(5)
+    arrivals_ns = START_NS + np.arange(3000) * 20 * MS + np.abs(random.normal(12 * MS, 3 * MS, 3000))
+    for k, arrival_ns in enumerate(np.maximum.accumulate(arrivals_ns).astype(np.int64).tolist()):
+        clock.stamp_chunk(k * CHUNK, CHUNK, arrival_ns)
+    assert clock.steps == 0
+
+
 def test_long_runs_keep_bounded_memory() -> None:
     clock = SampleClock(RATE_HZ)
     for k in range(20_000):
@@ -186,6 +195,15 @@ def test_pts_are_tied_to_the_least_delayed_arrival() -> None:
         assert capture_ns <= arrival_ns
         errors_ns.append(capture_ns - (true_ns + 8 * MS))
     assert np.abs(errors_ns[150:]).max() < 2 * MS
+
+
+def test_pts_that_go_back_a_little_stand_still_and_say_so() -> None:
+    clock = PtsClock()
+    for k in range(50):
+        last_ns = clock.stamp_frame(k * 40 * MS, START_NS + k * 40 * MS)
+    assert clock.stamp_frame(47 * 40 * MS, START_NS + 50 * 40 * MS) == last_ns
+    assert clock.error_ns >= 80 * MS
+    assert clock.stamp_frame(51 * 40 * MS, START_NS + 51 * 40 * MS) == START_NS + 51 * 40 * MS
 
 
 def test_pts_that_start_over_are_followed() -> None:

@@ -109,6 +109,26 @@ def test_node_started_again_in_mid_run_goes_on_at_the_present(tmp_path: Path) ->
     assert missed + len(frames) == 250
 
 
+def test_gap_in_a_file_leaves_the_sound_behind_it_in_its_place(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "gap.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE_HZ, layout="mono")
+        for at in (*range(0, 5), *range(10, 15)):  # 100 ms each; half a second is missing
+            samples = np.full((1, 1600), 1000 * (at + 1), np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = RATE_HZ, at * 1600
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = all_frames(opened(device=str(path), realtime=False))
+    for frame in frames:
+        at = round(float(frame.data[-1]) * 32768 / 1000) - 1
+        assert at * 100 * MS - 2 * MS <= frame.end_ns - frame.duration_ns <= (at + 1) * 100 * MS + 2 * MS
+    assert sum(len(f.data) for f in frames) == 16000
+    assert abs(frames[-1].end_ns - 1500 * MS) <= 2 * MS
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -303,6 +323,18 @@ def test_driver_s_own_delay_is_taken_from_adc_times_once_they_are_calm(monkeypat
             assert abs(frame.capture_ns - true_ns) < 5 * MS
         if k > 5:
             assert abs(frame.capture_ns - true_ns) <= frame.clock_error_ns + 15 * MS
+
+
+@pytest.mark.parametrize("base", ["monotonic", "UTC", "its own"])
+def test_base_of_the_card_s_clock_is_found_at_open(monkeypatch: pytest.MonkeyPatch, base: str) -> None:
+    clock = LiveClock()
+    base_s = {"monotonic": 0.0, "UTC": time.time() - clock.now_ns() / NS, "its own": 4711.0}[base]
+    card = FakeCard()
+    stale_s = 0.0 if base == "its own" else 0.02  # since the last interrupt
+    monkeypatch.setattr(card, "get_time", lambda: clock.now_ns() / NS + base_s - stale_s)
+    monkeypatch.setattr(portaudio, "_import_pyaudio", lambda where: card)
+    source = portaudio.Input(None, RATE_HZ, 20, clock, "microphone 'microphone'")
+    assert abs(source._adc_offset_ns + base_s * NS) < 1 * MS
 
 
 def test_device_that_stops_is_lost_and_can_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:

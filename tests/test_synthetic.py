@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def test_sound_has_no_seam_at_any_rate() -> None:
         frames, _ = generated(100, encoding="pcm_f32", rate_hz=rate_hz)
         sound = np.concatenate([f.data for f in frames])
         np.testing.assert_array_equal(sound, chirp(0, len(sound), 16000))
-        assert all(a.end_ns == b.capture_ns for a, b in zip(frames[:-1], frames[1:], strict=True))
+        assert all(a.end_ns == b.capture_ns for a, b in pairwise(frames))
 
 
 def test_sound_is_delivered_when_its_last_sample_has_happened_and_later_if_asked() -> None:
