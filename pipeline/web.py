@@ -163,9 +163,9 @@ class PageServer:
         except ImportError as error:
             raise missing_package(str(error.name), "the web page") from error
         listener = self._listen()  # here, not in the thread: a port that is taken ends the run, with the fix
-        started = threading.Event()
+        application, started = self._application(), threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(listener, started)), name="page", daemon=True
+            target=lambda: asyncio.run(self._serve(application, listener, started)), name="page", daemon=True
         )
         self._thread.start()
         started.wait()
@@ -215,11 +215,11 @@ class PageServer:
 
     # From here on: the server's thread.
 
-    async def _serve(self, listener: socket.socket, started: threading.Event) -> None:
+    async def _serve(self, application: ASGIApp, listener: socket.socket, started: threading.Event) -> None:
         import uvicorn
 
         config = uvicorn.Config(
-            self._application(),
+            application,
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -407,18 +407,17 @@ def test_a_browser_that_does_not_read_costs_the_pipeline_nothing(run: Callable[.
 def test_close_tells_the_browser_and_leaves_no_thread_and_no_port(run: Callable[..., Running]) -> None:
     threads = threading.active_count()
     dashboard = run()
-    browser = dashboard.browser("")
-    hear(browser, "hello")
-    began = time.monotonic()
-    dashboard.feed(prediction())
-    dashboard.node.finish()
-    dashboard.node.close()
-    assert time.monotonic() - began < 0.8
-    hear(browser, "finished")
-    with pytest.raises(ConnectionClosed) as closed:
-        browser.recv(timeout=2)
+    with dashboard.browser("") as browser:
+        hear(browser, "hello")
+        began = time.monotonic()
+        dashboard.feed(prediction())
+        dashboard.node.finish()
+        dashboard.node.close()
+        assert time.monotonic() - began < 0.8
+        hear(browser, "finished")
+        with pytest.raises(ConnectionClosed) as closed:
+            hear(browser, "nothing more")
     assert closed.value.rcvd is not None and (closed.value.rcvd.code, closed.value.rcvd.reason) == (1001, "stopped")
-    browser.close()
     wait_until(lambda: threading.active_count() == threads)
     socket.create_server(("127.0.0.1", dashboard.port)).close()
 
@@ -426,9 +425,9 @@ def test_close_tells_the_browser_and_leaves_no_thread_and_no_port(run: Callable[
 @pytest.mark.system
 def test_a_browser_that_vanishes_is_forgotten(run: Callable[..., Running]) -> None:
     dashboard = run()
-    browser = dashboard.browser("")
-    hear(browser, "hello")
-    browser.close_socket()
+    with dashboard.browser("") as browser:
+        hear(browser, "hello")
+        browser.close_socket()
     assert dashboard.node._server is not None
     server = dashboard.node._server
     wait_until(lambda: not server.watched)
