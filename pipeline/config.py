@@ -171,9 +171,10 @@ def check_options(kind: type, options: dict[str, Any], where: str) -> dict[str, 
 
 def instantiate(use: str, options: dict[str, Any], *, where: str) -> Node:
     kind = resolve(use, where)
+    converted = check_options(kind, options, where)
     try:
-        return kind(**check_options(kind, options, where))
-    except (ValueError, TypeError) as error:
+        return kind(**converted)
+    except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -197,7 +198,7 @@ class _Loader(yaml.SafeLoader):
 def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
-    if not equals or len(keys) < 2:
+    if not equals or not all(keys):
         raise ConfigError(f"--set {override}: expected a path and a value, such as nodes.camera.device=1")
     at: Any = tree
     for depth, key in enumerate(keys[:-1]):

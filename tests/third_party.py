@@ -1,0 +1,129 @@
+"""What somebody else adds to Sensorium in one file of their own: a source, a pick rule, a task, and nodes between them.
+
+    mood: {use: infer, task: "third_party:Mood", inputs: [align]}
+
+The tests run it as a user would: named in a YAML, from the folder where the command is given.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.clock import NS, Clock
+from pipeline.errors import ConfigError, DeviceError
+from pipeline.frame import AlignedSet, Frame, Message, Prediction, StreamInfo
+from pipeline.node import Arrival, Sink, Source, Transform
+from pipeline.pick import WAIT, Answer, Found, Nothing
+from pipeline.tasks import Task
+
+
+class Thermometer(Source):
+    """A device that is not there, until the file `device` exists."""
+
+    def __init__(self, *, device: str, rate_hz: float = 20.0) -> None:
+        self.device, self.rate_hz = device, rate_hz
+
+    def open(self) -> None:
+        if not os.path.exists(self.device):
+            raise DeviceError(f"thermometer '{self.name}': there is no {self.device}. Plug it in", retry=True)
+
+    def info(self) -> StreamInfo:
+        return StreamInfo(self.name, "series_f32", self.rate_hz)
+
+    def frames(self, clock: Clock) -> Iterator[Frame]:
+        when_ns = clock.now_ns()
+        while clock.sleep_until(when_ns, self.context.stopping):
+            yield Frame(self.name, -1, when_ns, "series_f32", np.float32([21.5]))
+            when_ns += round(NS / self.rate_hz)
+
+
+@dataclass(frozen=True)
+class First:
+    """A pick rule: the first frame at or after the anchor, at most `within_ms` after it."""
+
+    within_ms: float = 100.0
+
+    def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
+        for frame in frames:
+            if frame.capture_ns >= anchor_ns:
+                near = frame.capture_ns - anchor_ns <= self.within_ms * 1e6
+                return Found((frame,), "nearest", "the first after") if near else Nothing("too far behind")
+        return Nothing("nothing after") if complete_before_ns > anchor_ns + self.within_ms * 1e6 else WAIT
+
+    def forget_before_ns(self, anchor_ns: int) -> int:
+        return anchor_ns
+
+
+class Mood(Task):
+    """Good while the series is above `threshold`."""
+
+    labels = ("good", "bad")
+    model = "mood@1"
+
+    def __init__(self, *, threshold: float = 0.0) -> None:
+        self.threshold = threshold
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        frames = aligned.frames.get("camera", ())
+        if not frames:
+            return self.prediction(aligned, None)
+        good = float(frames[-1].data[0] >= self.threshold)
+        return self.prediction(aligned, np.float32([good, 1 - good]), used=("camera",))
+
+
+class Smoother(Transform):
+    """Frames in, the same frames out; slow if asked to be."""
+
+    consumes: ClassVar[tuple[type, ...]] = (Frame,)
+    produces: ClassVar[type | None] = Frame
+
+    def __init__(self, *, takes_ms: float = 0.0) -> None:
+        self.takes_s = takes_ms / 1000
+
+    def process(self, arrival: Arrival) -> Iterable[Message]:
+        time.sleep(self.takes_s)
+        yield arrival.message
+
+
+class Failing(Smoother):
+    """Fails as asked: when it is made, when it is opened, or at the nth message (once a run: it leaves a mark)."""
+
+    def __init__(self, *, when: str, mark: str = "", at: int = 10) -> None:
+        super().__init__()
+        self.when, self.mark, self.at, self.count = when, mark, at, 0
+
+    def open(self) -> None:
+        match self.when:
+            case "open":
+                raise ConfigError(f"node '{self.name}': there is no such model. Choose another")
+            case "open, device":
+                raise DeviceError(f"node '{self.name}': nothing is plugged in. Plug it in")
+            case "open, bug":
+                raise ZeroDivisionError("division by zero")
+            case "open, hangs":
+                time.sleep(60)
+
+    def process(self, arrival: Arrival) -> Iterable[Message]:
+        self.count += 1
+        if self.count == self.at and self.when == "process" and not os.path.exists(self.mark):
+            open(self.mark, "w").close()
+            raise ValueError("the tenth is too much")
+        return [arrival.message]
+
+
+class Stopper(Sink):
+    """Asks for the end of the run after so many messages, or for one source to be muted."""
+
+    def __init__(self, *, after: int, verb: str = "stop", argument: str = "") -> None:
+        self.after, self.verb, self.argument = after, verb, argument
+
+    def consume(self, arrival: Arrival) -> None:
+        self.after -= 1
+        if self.after == 0:
+            self.context.request(self.verb, self.argument)
