@@ -11,22 +11,23 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from pipeline.align import Aligner
+from pipeline.align import Aligner, Emit
 from pipeline.config import check_options
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.named import find
 from pipeline.node import Arrival, Transform
-from pipeline.pick import MS, Latest, Nearest, Pick, Window
+from pipeline.pick import MS, Interpolate, Latest, Nearest, Pick, Window
 
-POLICIES: dict[str, type[Pick]] = {"nearest": Nearest, "latest": Latest, "window": Window}
+POLICIES: dict[str, type[Pick]] = {"nearest": Nearest, "latest": Latest, "window": Window, "interpolate": Interpolate}
 
 
 class Align(Transform):
     """anchor: the input every frame of which starts a set; or give anchor_rate_hz for sets at a fixed rate.
     max_wait_ms: how long after the anchor's arrival a set may wait for the others; 0 sends at once; null waits for proof.
-    pick: for each other input its policy (nearest, latest, window, or module:Name) and that policy's own options;
-    without one, the nearest frame within 50 ms.
+    emit: now sends a set as soon as every input has something that fits; ready waits until nothing nearer can come.
+    pick: for each other input its policy (nearest, latest, window, interpolate, or module:Name) and that policy's own
+    options; without one, the nearest frame within half of the stream's own period.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
@@ -38,6 +39,7 @@ class Align(Transform):
         anchor: str | None = None,
         anchor_rate_hz: float | None = None,
         max_wait_ms: float | None = 60.0,
+        emit: Emit = "ready",
         pick: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         if (anchor is None) == (anchor_rate_hz is None):
@@ -47,6 +49,7 @@ class Align(Transform):
         self._anchor = anchor
         self._anchor_rate_hz = anchor_rate_hz
         self._max_wait_ns = None if max_wait_ms is None else round(max_wait_ms * MS)
+        self._emit: Emit = emit
         self._picks = {stream: _pick(stream, dict(rule)) for stream, rule in (pick or {}).items()}
         self._aligner: Aligner | None = None
 
@@ -86,6 +89,7 @@ class Align(Transform):
                 self._anchor or float(self._anchor_rate_hz or 0),
                 {name: self._picks.get(name, Nearest()) for name in self.context.inputs if name != self._anchor},
                 max_wait_ns=self._max_wait_ns,
+                emit=self._emit,
                 # After a restart the run is old, and ticks for the time before would be about nothing.
                 start_ns=clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()),
             )

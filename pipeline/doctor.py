@@ -24,7 +24,7 @@ def examine() -> Iterator[tuple[str, Finding]]:
     yield "system", Finding(True, f"{platform.system()} {platform.release()}, Python {platform.python_version()}")
     if sys.platform != "linux":
         yield "system", Finding(None, f"{platform.system()} takes the portable path, which was tested on Linux only")
-    for name, node in all_named(Node, "nodes").items():  # type: ignore[type-abstract]
+    for name, node in all_named(Node, "nodes").items():
         for finding in node.doctor():
             yield name, finding
     for name, backend in engine.backends().items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from pipeline.frame import Frame, ReceiptState
@@ -22,9 +23,12 @@ SEAM_NS = MS
 
 
 class Found(NamedTuple):
+    """used: what `frames` were made from, where that is not themselves."""
+
     frames: tuple[Frame, ...]
     state: ReceiptState
     reason: str = ""
+    used: tuple[Frame, ...] = ()
 
 
 class Nothing(NamedTuple):
@@ -62,36 +66,47 @@ def count_until(frames: Sequence[Frame], when_ns: int) -> int:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The frame nearest in time, at most `within_ms` away on either side."""
+    """The frame nearest in time, at most `within_ms` away on either side.
 
-    within_ms: float = 50.0
+    within_ms None: half of the stream's own period, which the aligner learns; until then, and in proof mode, 50 ms.
+    """
+
+    within_ms: float | None = None
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        within_ns = round(self.within_ms * MS)
+        within_ns = self._within_ns
+        n = len(frames)
         i = count_until(frames, anchor_ns)
-        before = frames[i - 1] if i else None
-        after = frames[i] if i < len(frames) else None
-        best = before
-        if after is not None and (before is None or after.capture_ns - anchor_ns < anchor_ns - before.capture_ns):
-            best = after
-        # Nearer than the best is only what lies strictly inside its distance; the older side is complete already.
-        needed_ns = within_ns + 1 if best is None else min(abs(best.capture_ns - anchor_ns), within_ns + 1)
-        if after is None and complete_before_ns < anchor_ns + needed_ns:
-            return WAIT
-        if best is None:
-            return Nothing("no frame yet")
+        if i == n:
+            # Nearer than the newest is only what lies strictly inside its distance; the older side is complete already.
+            nearest_ns = min(within_ns + 1, anchor_ns - frames[-1].capture_ns) if n else within_ns + 1
+            if complete_before_ns < anchor_ns + nearest_ns:
+                return WAIT
+            if n == 0:
+                return Nothing("no frame yet")
+            best = frames[-1]
+        else:
+            best = frames[i]
+            if i and anchor_ns - frames[i - 1].capture_ns <= best.capture_ns - anchor_ns:
+                best = frames[i - 1]
         skew_ns = best.capture_ns - anchor_ns
-        if abs(skew_ns) > within_ns:
-            return Nothing(f"the nearest is {skew_ns / MS:+.1f} ms away, tolerance {self.within_ms:g} ms")
-        if skew_ns == 0:
-            return Found((best,), "exact")
+        if not -within_ns <= skew_ns <= within_ns:
+            return Nothing(f"the nearest is {skew_ns / MS:+.1f} ms away, tolerance {within_ns / MS:g} ms")
         if within_ns < best.clock_error_ns:
             error_ms = best.clock_error_ns / MS
-            return Found((best,), "nearest", f"tolerance {self.within_ms:g} ms is finer than the clock error {error_ms:.1f} ms")
-        return Found((best,), "nearest")
+            return Found((best,), "nearest", f"tolerance {within_ns / MS:g} ms is finer than the clock error {error_ms:.1f} ms")
+        return Found((best,), "nearest" if skew_ns else "exact")
 
     def forget_before_ns(self, anchor_ns: int) -> int:
-        return anchor_ns - round(self.within_ms * MS)
+        return anchor_ns - self._within_ns
+
+    def learned(self, period_ns: int) -> Nearest:
+        """The rule for a stream of this period."""
+        return Nearest(period_ns / 2 / MS) if self.within_ms is None else self
+
+    @cached_property
+    def _within_ns(self) -> int:
+        return 50 * MS if self.within_ms is None else round(self.within_ms * MS)
 
 
 @dataclass(frozen=True)
@@ -152,3 +167,35 @@ class Window:
 
     def forget_before_ns(self, anchor_ns: int) -> int:
         return anchor_ns - round(self.before_ms * MS)
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """The value at the anchor, on the straight line between its neighbours, at most `max_gap_ms` apart; numeric streams."""
+
+    max_gap_ms: float = 100.0
+
+    def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
+        i = count_until(frames, anchor_ns)
+        if i and frames[i - 1].capture_ns == anchor_ns:
+            return Found((frames[i - 1],), "exact")
+        if i == len(frames):
+            # Every frame before complete_before_ns is here, so the gap is at least that wide.
+            begin_ns = frames[i - 1].capture_ns if i else anchor_ns
+            return WAIT if complete_before_ns <= begin_ns + self.max_gap_ms * MS else Nothing("nothing after the anchor")
+        if i == 0:
+            return Nothing("nothing before the anchor")
+        before, after = frames[i - 1], frames[i]
+        gap_ns = after.capture_ns - before.capture_ns
+        if gap_ns > self.max_gap_ms * MS:
+            return Nothing(f"its neighbours are {gap_ns / MS:.0f} ms apart, at most {self.max_gap_ms:g} ms allowed")
+        if before.encoding not in ("imu_f64", "series_f32") or before.data.shape != after.data.shape:
+            return Nothing(f"there is nothing between two frames of '{before.encoding}'")
+        share = (anchor_ns - before.capture_ns) / gap_ns
+        value = (before.data + (after.data - before.data) * share).astype(before.data.dtype)
+        error_ns = max(before.clock_error_ns, after.clock_error_ns)
+        between = Frame(before.stream, before.seq, anchor_ns, before.encoding, value, clock_error_ns=error_ns)
+        return Found((between,), "interpolated", used=(before, after))
+
+    def forget_before_ns(self, anchor_ns: int) -> int:
+        return anchor_ns

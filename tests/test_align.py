@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_the_run():
         give(align, frame("microphone", i, i * 20, lasting_ms=20), at_ms=i * 20 + 20)
         give(align, frame("imu", i, i * 20), at_ms=i * 20 + 20)
         give(align, frame("camera", i, i * 20), at_ms=i * 20 + 20)
-    held = {name: len(stream.frames) for name, stream in align._streams.items()}
+    held = {name: len(stream.frames) for name, stream in align._histories.items()}
     assert held["microphone"] <= 60 and held["imu"] <= 5
 
 
