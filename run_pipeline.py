@@ -164,6 +164,18 @@ def doctor(args: argparse.Namespace) -> None:
         print(f"  {marks[finding.works]:<3} {finding.what}{': ' + finding.fix if finding.fix else ''}")
 
 
+def verify(args: argparse.Namespace) -> None:
+    from pipeline.errors import ConfigError
+    from pipeline.eventlog import verify
+
+    verdict = verify(args.events)
+    for difference in verdict.differences:
+        print(f"  {difference}")
+    if verdict.differences:
+        raise ConfigError(f"{args.events}: some of its {verdict.sets} sets do not follow from what arrived")
+    print(f"{args.events}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
+
+
 def nodes(args: argparse.Namespace) -> None:
     import inspect
 
@@ -249,6 +261,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("config")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
     verb.set_defaults(function=check)
+    verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
+    verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
+    verb.set_defaults(function=verify)
     verb = verbs.add_parser("doctor", help="what works on this machine, and what to do about the rest")
     verb.set_defaults(function=doctor)
     verb = verbs.add_parser("nodes", help="the nodes there are, or one node's options")

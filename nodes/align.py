@@ -7,20 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
 from pipeline.align import Aligner, Emit
-from pipeline.config import check_options
 from pipeline.errors import ConfigError, nearest
+from pipeline.eventlog import EventLog, Rules
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
-from pipeline.named import find
 from pipeline.node import Arrival, Transform
-from pipeline.pick import MS, Interpolate, Latest, Nearest, Pick, Window
-
-POLICIES: dict[str, type[Pick]] = {"nearest": Nearest, "latest": Latest, "window": Window, "interpolate": Interpolate}
-
+from pipeline.pick import MS, from_rule
 
 class Align(Transform):
     """anchor: the input every frame of which starts a set; or give anchor_rate_hz for sets at a fixed rate.
@@ -28,6 +25,7 @@ class Align(Transform):
     emit: now sends a set as soon as every input has something that fits; ready waits until nothing nearer can come.
     pick: for each other input its policy (nearest, latest, window, interpolate, or module:Name) and that policy's own
     options; without one, the nearest frame within half of the stream's own period.
+    event_log: a file to write all that decided, from which `run_pipeline.py verify` derives every set again.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
@@ -41,6 +39,7 @@ class Align(Transform):
         max_wait_ms: float | None = 60.0,
         emit: Emit = "ready",
         pick: dict[str, dict[str, Any]] | None = None,
+        event_log: str | None = None,
     ) -> None:
         if (anchor is None) == (anchor_rate_hz is None):
             raise ValueError("give either anchor (an input's name) or anchor_rate_hz")
@@ -50,12 +49,16 @@ class Align(Transform):
         self._anchor_rate_hz = anchor_rate_hz
         self._max_wait_ns = None if max_wait_ms is None else round(max_wait_ms * MS)
         self._emit: Emit = emit
-        self._picks = {stream: _pick(stream, dict(rule)) for stream, rule in (pick or {}).items()}
+        self._rules = pick or {}
+        for stream, rule in self._rules.items():
+            from_rule(rule, f"pick.{stream}")  # said now, not when the first frame arrives
+        self._event_log_path = event_log
+        self._event_log: EventLog | None = None
         self._aligner: Aligner | None = None
 
     def open(self) -> None:
         inputs = self.context.inputs
-        for stream in [*self._picks, *([self._anchor] if self._anchor else [])]:
+        for stream in [*self._rules, *([self._anchor] if self._anchor else [])]:
             if stream not in inputs:
                 raise ConfigError(
                     f"node '{self.name}': '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}"
@@ -63,7 +66,7 @@ class Align(Transform):
 
     def process(self, arrival: Arrival) -> Iterable[Message]:
         assert isinstance(arrival.message, Frame)
-        return self._sent(self.aligner.add(arrival.message, arrival.arrival_ns))
+        return self._add(arrival.message, arrival.arrival_ns)
 
     def wants(self, source: str) -> bool:
         return self._max_wait_ns is not None or self.aligner.has_room(source)
@@ -75,43 +78,47 @@ class Align(Transform):
         return self._sent(self.aligner.advance(now_ns))
 
     def ended(self, source: str, arrival_ns: int) -> Iterable[Message]:
-        return self._sent(self.aligner.add(silence(source, FOREVER_NS, "it has ended"), arrival_ns))
+        return self._add(silence(source, FOREVER_NS, "it has ended"), arrival_ns)
 
     def finish(self) -> Iterable[Message]:
-        return self._sent(self.aligner.finish(self.context.clock.now_ns()))
+        now_ns = self.context.clock.now_ns()
+        ready = self.aligner.finish(now_ns)
+        if self._event_log:
+            self._event_log.finished(now_ns)
+        return self._sent(ready)
+
+    def close(self) -> None:
+        if self._event_log:
+            self._event_log.close()
 
     @property
     def aligner(self) -> Aligner:
         """Made on first use, because the run's start is not known before."""
         if self._aligner is None:
             clock = self.context.clock
-            self._aligner = Aligner(
+            rules = Rules(
                 self._anchor or float(self._anchor_rate_hz or 0),
-                {name: self._picks.get(name, Nearest()) for name in self.context.inputs if name != self._anchor},
-                max_wait_ns=self._max_wait_ns,
-                emit=self._emit,
+                {name: self._rules.get(name, {"policy": "nearest"}) for name in self.context.inputs if name != self._anchor},
+                self._max_wait_ns,
+                self._emit,
                 # After a restart the run is old, and ticks for the time before would be about nothing.
-                start_ns=clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()),
+                clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()),
             )
+            self._aligner = rules.aligner()
+            if self._event_log_path:
+                self._event_log = EventLog(Path(self._event_log_path), rules)
         return self._aligner
+
+    def _add(self, frame: Frame, arrival_ns: int) -> list[AlignedSet]:
+        ready = self.aligner.add(frame, arrival_ns)
+        if self._event_log:
+            self._event_log.told(frame, arrival_ns)
+        return self._sent(ready)
 
     def _sent(self, ready: list[AlignedSet]) -> list[AlignedSet]:
         counts = self.aligner.take_counts()
         for (stream, what), count in counts.items():
             self.context.metrics.drop(stream, what, count)
+        for aligned in ready if self._event_log else ():
+            self._event_log.sent(aligned)  # type: ignore[union-attr]
         return [msgspec.structs.replace(aligned, sent_ns=self.context.clock.now_ns()) for aligned in ready]
-
-
-def _pick(stream: str, rule: dict[str, Any]) -> Pick:
-    policy = rule.pop("policy", None)
-    where = f"pick.{stream}"
-    if not isinstance(policy, str):
-        raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
-    if ":" in policy:
-        kind: type[Any] = find(policy, object, "pipeline", what="pick rule")
-    elif policy in POLICIES:
-        kind = POLICIES[policy]
-    else:
-        raise ValueError(f"{where}.policy: no pick rule called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}")
-    found: Pick = kind(**check_options(kind, rule, where))
-    return found

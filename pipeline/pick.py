@@ -10,12 +10,15 @@ Rules and their three answers follow the interpolators of Microsoft \\psi.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from pipeline.config import check_options
+from pipeline.errors import nearest
 from pipeline.frame import Frame, ReceiptState
+from pipeline.named import find
 
 MS = 1_000_000
 # Chunks are stamped by a fitted sample clock; neighbours may disagree by its error without a sample being missing.
@@ -199,3 +202,19 @@ class Interpolate:
 
     def forget_before_ns(self, anchor_ns: int) -> int:
         return anchor_ns
+
+
+POLICIES: dict[str, type[Any]] = {"nearest": Nearest, "latest": Latest, "window": Window, "interpolate": Interpolate}
+
+
+def from_rule(rule: Mapping[str, Any], where: str) -> Pick:
+    """A rule as the YAML has it: {policy: window, before_ms: 1000}, or {policy: "module:Name", …}. Raises ValueError."""
+    options = dict(rule)
+    policy = options.pop("policy", None)
+    if not isinstance(policy, str):
+        raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
+    kind: Any = find(policy, object, "pipeline", what="pick rule") if ":" in policy else POLICIES.get(policy)
+    if kind is None:
+        raise ValueError(f"{where}.policy: no pick rule called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}")
+    pick: Pick = kind(**check_options(kind, options, where))
+    return pick

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipeline.frame import FOREVER_NS, Frame
-from pipeline.pick import MS, WAIT, Found, Latest, Nearest, Nothing, Pick, Window
+from pipeline.pick import MS, WAIT, Found, Interpolate, Latest, Nearest, Nothing, Pick, Window
 
 
 def at(*times_ms: float, lasting_ms: float = 0, clock_error_ms: float = 0) -> list[Frame]:
@@ -103,7 +104,26 @@ def test_window_of_instants_holds_both_of_its_ends():
     assert seqs(ask(Window(before_ms=10, after_ms=10), at(0, 10, 20, 30), 10)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("pick", [Nearest(20), Latest(50), Window(before_ms=30)], ids=repr)
+@pytest.mark.parametrize("pick", [Nearest(20), Latest(50), Window(before_ms=30), Interpolate(30)], ids=repr)
 def test_no_rule_waits_for_a_stream_that_has_ended(pick):
     for frames in ([], at(0), at(100), at(0, 20, 40, lasting_ms=20)):
         assert ask(pick, frames, 50) != WAIT
+
+
+def test_interpolation_lies_on_the_line_between_the_neighbours():
+    a, b = (Frame("imu", i, i * 10 * MS, "imu_f64", np.full(6, 10.0 * i)) for i in range(2))
+    answer = ask(Interpolate(20), [a, b], 4)
+    assert answer.state == "interpolated"
+    assert np.allclose(answer.frames[0].data, 4.0)
+    assert [frame.seq for frame in answer.used] == [0, 1]
+
+
+def test_interpolation_waits_for_the_neighbour_on_the_far_side_but_not_for_ever():
+    assert ask(Interpolate(20), at(0), 5, complete_before_ms=19) == WAIT
+    assert isinstance(ask(Interpolate(20), at(0), 5, complete_before_ms=21), Nothing)
+
+
+def test_interpolation_refuses_a_gap_that_is_too_wide_and_pictures():
+    assert "30 ms apart" in ask(Interpolate(20), at(0, 30), 5).reason
+    pictures = [Frame("c", i, i * 10 * MS, "jpeg") for i in range(2)]
+    assert "nothing between two frames of 'jpeg'" in ask(Interpolate(20), pictures, 5).reason

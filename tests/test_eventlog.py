@@ -1,0 +1,100 @@
+"""Every decision of the aligner can be derived again from what arrived, and a log that was altered is found out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nodes.align import Align
+from pipeline.errors import ConfigError
+from pipeline.eventlog import verify
+from pipeline.frame import Frame
+from pipeline.pick import MS
+from pipeline.testing import Stage
+
+PICK = {"microphone": {"policy": "window", "before_ms": 100}, "imu": {"policy": "nearest"}, "pose": {"policy": "interpolate"}}
+
+
+def align(path: Path, **options) -> Align:
+    return Align(anchor="camera", pick=PICK, event_log=str(path), **options)
+
+
+def arrivals(seed_gaps_ms: list[int]) -> list[tuple[str, Frame, int]]:
+    """Four streams in an order that the drawn gaps decide; some frames come long after their time."""
+    seqs = dict.fromkeys(("camera", "microphone", "imu", "pose"), 0)
+    at_ms, out = 0, []
+    for i, gap_ms in enumerate(seed_gaps_ms):
+        name = list(seqs)[(gap_ms + i) % 4]
+        at_ms += gap_ms
+        lasting_ns = 20 * MS if name == "microphone" else 0
+        captured_ms = seqs[name] * 20 if name == "microphone" else at_ms - gap_ms % 13
+        out.append((name, Frame(name, seqs[name], captured_ms * MS, "series_f32", duration_ns=lasting_ns), at_ms * MS))
+        seqs[name] += 1
+    return out
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 60), max_size=120), st.sampled_from([0, 25, 60, None]), st.sampled_from(["ready", "now"]))
+def test_every_set_of_any_run_follows_from_its_event_log(tmp_path, gaps_ms, max_wait_ms, emit):
+    path = tmp_path / "events.jsonl"
+    node = align(path, max_wait_ms=max_wait_ms, emit=emit)
+    with Stage(node, inputs=["camera", "microphone", "imu", "pose"]) as stage:
+        for i, (source, frame, at_ns) in enumerate(arrivals(gaps_ms)):
+            if i % 3 == 0:  # as often as a real loop finds nothing to do
+                stage.wait_until(max(stage.clock.now_ns(), at_ns - MS))
+            stage.give(source, frame, at_ns=at_ns)
+        stage.end()
+        sent = len(stage.emitted)
+    verdict = verify(path)
+    assert verdict.differences == ()
+    assert verdict.sets == sent
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "events.jsonl"
+    with Stage(align(path), inputs=["camera", "microphone", "imu", "pose"]) as stage:
+        for source, frame, at_ns in arrivals([7, 13, 21, 4, 9, 30] * 20):
+            stage.give(source, frame, at_ns=at_ns)
+        stage.end()
+    return path
+
+
+def alter(path: Path, kind: str, change) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    chosen = [i for i, event in enumerate(lines) if event[0] == kind]
+    change(lines, chosen[len(chosen) // 2])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_set_that_was_altered_is_named(log):
+    alter(log, "Sent", lambda lines, i: lines[i].__setitem__(2, ["imu"]))
+    assert len(verify(log).differences) == 1
+
+
+def test_arrival_that_was_removed_is_noticed(log):
+    alter(log, "Told", lambda lines, i: lines.pop(next(j for j in range(i, len(lines)) if lines[j][:2] == ["Told", "camera"])))
+    assert verify(log).differences
+
+
+def test_set_that_was_removed_is_noticed(log):
+    alter(log, "Sent", lambda lines, i: lines.pop(i))
+    assert verify(log).differences
+
+
+def test_foreign_file_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("hello\n")
+    with pytest.raises(ConfigError, match=r"notes\.txt:1: not a line of an event log"):
+        verify(path)
+
+
+def test_event_log_that_cannot_be_written_names_the_place(tmp_path):
+    node = align(tmp_path / "no-such-folder" / "events.jsonl")
+    with pytest.raises(ConfigError, match="no-such-folder"), Stage(node, inputs=["camera", *PICK]) as stage:
+        stage.wait_until(1)
+        stage.give("imu", Frame("imu", 0, 0, "series_f32"))
