@@ -47,7 +47,7 @@ class Asset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def cached(self) -> Path:
-        return cache_folder() / f"{self.sha256[:16]}-{self.file}"
+        return cache_folder() / self.sha256[:16] / self.file
 
 
 def cache_folder() -> Path:
@@ -211,13 +211,14 @@ def _out_of_reach(asset: Asset, cause: str) -> AssetError:
 
 def _transformed(asset: Asset, source: Path) -> Path:
     stem, suffix = Path(asset.file).stem, Path(asset.file).suffix
-    prefix = f"{asset.sha256[:16]}-{stem}-{asset.transform}-"
-    for made in sorted(cache_folder().glob(f"{prefix}*{suffix}")):
+    folder = asset.cached.parent
+    prefix = f"{stem}-{asset.transform}-"
+    for made in sorted(folder.glob(f"{prefix}*{suffix}")):
         if made.name == f"{prefix}{sha256(made)[:16]}{suffix}":
             return made
         made.unlink(missing_ok=True)  # altered; the pinned file it is made from lies beside it
     content = TRANSFORMS[asset.transform](source.read_bytes())
-    target = cache_folder() / f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    target = folder / f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     _write(target, content)
     return target
 

