@@ -114,7 +114,9 @@ class Codec:
     def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int]:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"cannot send a {type(array).__name__}")
-        array = np.ascontiguousarray(array)
+        if array.dtype.str not in DTYPES:
+            raise TypeError(f"cannot send an array of {array.dtype}. What travels: {', '.join(DTYPES)}")
+        array = np.asarray(array, order="C")
         if array.nbytes <= INLINE_BYTES:
             return array.dtype.str, array.shape, array.tobytes()
         self._parts.append(array.data.cast("B"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import tempfile
 import threading
 import time
@@ -33,7 +34,8 @@ QUEUE_MESSAGES = 32
 CREDITS = 32
 HELLO_EVERY_S = 0.5
 FORGET_READER_S = 5.0
-END_WAITS_MS = 300
+WAIT_FOR_ROOM_MS = 300
+GOODBYE_S = 0.3
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
@@ -59,9 +61,11 @@ class Publisher:
         self._session = secrets.randbits(62)
         self._seq = 0
         self._readers: dict[bytes, _Reader] = {}
+        self._ended = False
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
+        self._socket.setsockopt(zmq.SNDTIMEO, WAIT_FOR_ROOM_MS)
         self._socket.setsockopt(zmq.LINGER, 300)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # readers send only greetings
         try:
@@ -82,7 +86,8 @@ class Publisher:
                 if reader.credits == 0:
                     continue
                 reader.credits -= 1
-            self._post(identity, parts)
+            # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
+            self._post(identity, parts, wait=reader.credits is not None)
 
     def service(self, timeout_ms: int = 0) -> None:
         """Answer greetings and take credits; call it at least every second."""
@@ -97,6 +102,8 @@ class Publisher:
                 if (reader := self._readers.get(identity)) is None:
                     self._readers[identity] = _Reader(value.reader, value.credits, time.monotonic())
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
+                    if self._ended:
+                        self._end(identity)
                 else:
                     reader.heard_s = time.monotonic()
             elif isinstance(value, Credit) and identity in self._readers:
@@ -111,16 +118,22 @@ class Publisher:
     def close(self, *, ended: bool) -> None:
         """ended: tell the readers that the stream is finished (else they wait for it to come back)."""
         if ended:
-            # A full queue has no room for the end, and a reader that misses it waits for ever: so this once, wait for room.
-            self._socket.setsockopt(zmq.SNDTIMEO, END_WAITS_MS)
-            parts = self._codec.encode(self._session, self._seq, End())
+            self._ended = True
             for identity in list(self._readers):
-                self._post(identity, parts, flags=0)
+                self._end(identity)
+            # When a socket closes, ZeroMQ forgets what was on its way to a reader whose queue is full: so hear them out.
+            give_up_s = time.monotonic() + GOODBYE_S
+            while self._readers and time.monotonic() < give_up_s:
+                self.service(timeout_ms=20)
         self._socket.close()
 
-    def _post(self, identity: bytes, parts: list[Any], flags: int = zmq.DONTWAIT) -> None:
+    def _end(self, identity: bytes) -> None:
+        self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
+
+    def _post(self, identity: bytes, parts: list[Any], *, wait: bool = False) -> None:
+        """wait: up to WAIT_FOR_ROOM_MS, for room in a full queue."""
         try:
-            self._socket.send_multipart([identity, *parts], flags, copy=False)
+            self._socket.send_multipart([identity, *parts], 0 if wait else zmq.DONTWAIT, copy=False)
         except zmq.Again:
             pass  # its queue is full: it will count the gap in seq
         except zmq.ZMQError as error:
@@ -185,6 +198,8 @@ class Connection:
         if envelope.session == self._session:
             lost = max(0, envelope.seq - self._expected)
         self._expected = envelope.seq + (not isinstance(envelope.value, End))
+        if isinstance(envelope.value, End):
+            self._say(Bye())
         return envelope.value, lost
 
     def close(self) -> None:
@@ -234,8 +249,8 @@ class Drain(threading.Thread):
                 connection.greet()
                 if connection.credited and (count := taken()):
                     connection.grant(count)
-            for socket, _ in poller.poll(timeout_ms):
-                connection, deliver, malformed, _ = by_socket[socket]
+            for readable, _ in poller.poll(timeout_ms):
+                connection, deliver, malformed, _ = by_socket[readable]
                 try:
                     value, lost = connection.receive()
                 except WireError:
@@ -392,9 +407,6 @@ def free_address(run_folder: Path, node: str, *, portable: bool) -> str:
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             raise ConfigError(f"{path}: too long for a socket's name. Set XDG_RUNTIME_DIR to a shorter folder, or portable: true")
         return f"ipc://{path}"
-    probe = context().socket(zmq.ROUTER)
-    try:
-        port = probe.bind_to_random_port("tcp://127.0.0.1")
-    finally:
-        probe.close(linger=0)
-    return f"tcp://127.0.0.1:{port}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
