@@ -60,7 +60,8 @@ class _Process:
 
     @property
     def ready(self) -> bool:
-        return len(self.nodes) == len(self.plan.nodes) and all(n.state != "starting" for n in self.nodes.values())
+        waiting = ("starting", "failed")
+        return len(self.nodes) == len(self.plan.nodes) and not any(n.state in waiting for n in self.nodes.values())
 
 
 class Launch:
@@ -239,7 +240,8 @@ class Launch:
             for process in self._processes.values():
                 if process.alive and process.popen:
                     process.popen.terminate()
-        return waited_s <= DRAIN_S + TERM_S
+        # Before the beginning nothing is on its way, and a process that loads its models hears nobody.
+        return waited_s <= (DRAIN_S + TERM_S if self._start_ns else TERM_S)
 
     # --- processes ------------------------------------------------------------------------------------------------
 
@@ -274,7 +276,8 @@ class Launch:
         for process in self._processes.values():
             if process.popen is not None:
                 if process.popen.poll() is None:
-                    log.warning("killing '%s', which did not stop", process.plan.name)
+                    if self._start_ns:
+                        log.warning("killing '%s', which did not stop", process.plan.name)
                     _kill(process.popen)
                 process.popen.wait()
         for value in self._control.receive(0):  # the last reports
