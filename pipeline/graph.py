@@ -109,7 +109,7 @@ def plan_graph(config: Config, run_folder: Path) -> Plan:
         )
         group = node.process or node.name
         processes.setdefault(group, ProcessPlan(group, [])).nodes.append(plan)
-    control = address("launcher/control")
+    control = address("/control")
     for process in processes.values():
         process.control = control
     return Plan(config.path, list(processes.values()), control, addresses[HEALTH])

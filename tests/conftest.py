@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +29,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder like tmp_path, with a name short enough for sockets below it (104 characters on some systems)."""
+    made = Path(tempfile.mkdtemp(prefix="sensorium-test-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
