@@ -36,7 +36,7 @@ log = logging.getLogger("launch")
 
 HEALTH_EVERY_S = 0.25
 # Ctrl-C promises an end within 2 s: this long the streams may run dry, then processes are told, then killed.
-DRAIN_S, TERM_S = 1.2, 0.4
+DRAIN_S, TERM_S = 1.0, 0.7
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 10.0
 HEALTHY_AFTER_S = 30.0  # a process that ran so long starts its back-off anew
 HERE = str(Path(__file__).resolve().parent.parent)

@@ -32,6 +32,7 @@ from pipeline.node import Context, Node, Source, run
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
 
 REPORT_EVERY_S = 0.25
+LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
 # A transform that computes in Python must not keep the drain thread from the interpreter for the default 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -209,8 +210,9 @@ def main() -> int:
 
     failed = False
     orphan_since_s: float | None = None
+    next_report_s = 0.0
     while any(host.thread.is_alive() for host in hosts.values()):
-        command = control.receive(round(REPORT_EVERY_S * 1000) if began.is_set() else 20)
+        command = control.receive(round(LOOK_EVERY_S * 1000) if began.is_set() else 20)
         if isinstance(command, Request):
             _obey(command, hosts, clock, began)
         if orphan_since_s is None and os.getppid() != plan.launcher:
@@ -221,7 +223,9 @@ def main() -> int:
         if orphan_since_s is not None and time.monotonic() - orphan_since_s > ORPHAN_S:
             os._exit(1)  # a node hangs, and nobody is left to kill it
         failed = _pass_on(outgoing, control, hosts.values()) or failed
-        report()
+        if time.monotonic() >= next_report_s:
+            report()
+            next_report_s = time.monotonic() + (REPORT_EVERY_S if began.is_set() else 0)
     failed = _pass_on(outgoing, control, hosts.values()) or failed
     drain.stop()
     for host in hosts.values():

@@ -341,6 +341,11 @@ def announced() -> list[dict[str, Any]]:
     return [graph for _, graph in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
+def addresses() -> set[str]:
+    """At which the runs on this host publish."""
+    return {address for graph in announced() for address in graph["streams"].values()}
+
+
 def process_runs(pid: int) -> bool:
     if os.name != "posix":
         return True  # there, asking would be a Ctrl-C
@@ -372,6 +377,7 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
     A program that is too slow loses messages; the pipeline is never held up.
     """
     give_up_s = time.monotonic() + wait_s
+    here = address is None  # only of a run on this host can we see whether it lives
     while address is None:
         try:
             address = find_run(node)
@@ -394,7 +400,7 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
                     return
                 if isinstance(value, Frame | AlignedSet | Prediction | Health):
                     yield value
-            elif time.monotonic() - heard_s > SILENT_S and not any(address in g["streams"].values() for g in announced()):
+            elif here and time.monotonic() - heard_s > SILENT_S and address not in addresses():
                 return  # the pipeline was killed: nobody is left to say that it ended
     finally:
         connection.close()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 
 from pipeline.clock import NS, Clock
@@ -78,7 +79,7 @@ class Mood(Task):
 
 
 class Smoother(Transform):
-    """Frames in, the same frames out; slow if asked to be."""
+    """Frames in, the same frames out as a stream of its own; slow if asked to be."""
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
     produces: ClassVar[type | None] = Frame
@@ -88,7 +89,7 @@ class Smoother(Transform):
 
     def process(self, arrival: Arrival) -> Iterable[Message]:
         time.sleep(self.takes_s)
-        yield arrival.message
+        yield msgspec.structs.replace(arrival.message, stream=self.name)
 
 
 class Failing(Smoother):
@@ -114,7 +115,7 @@ class Failing(Smoother):
         if self.count == self.at and self.when == "process" and not os.path.exists(self.mark):
             open(self.mark, "w").close()
             raise ValueError("the tenth is too much")
-        return [arrival.message]
+        return [msgspec.structs.replace(arrival.message, stream=self.name)]
 
 
 class Stopper(Sink):
