@@ -37,6 +37,7 @@ log = logging.getLogger("launch")
 HEALTH_EVERY_S = 0.25
 # Ctrl-C promises an end within 2 s: this long the streams may run dry, then processes are told, then killed.
 DRAIN_S, TERM_S = 1.0, 0.7
+LAST_WORDS_MS = 20  # what a process said before it ended may still be on its way here
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 10.0
 HEALTHY_AFTER_S = 30.0  # a process that ran so long starts its back-off anew
 HERE = str(Path(__file__).resolve().parent.parent)
@@ -107,16 +108,15 @@ class Launch:
         self._interrupts += 1
 
     def stop(self) -> None:
-        """Stop the sources; what is on its way still comes through. A second call stops at once."""
-        if self._stopping_s is None:
-            self._stopping_s = time.monotonic()
-            for node in self._plan.nodes:
-                if node.is_source:
-                    self._command(self._process_of[node.name], "stop", node.name)
-            if not self._start_ns:  # nothing flows yet
-                self._command_all("stop")
-        else:
-            self._stopping_s -= DRAIN_S + TERM_S
+        """Stop the sources; what is on its way still comes through."""
+        if self._stopping_s is not None:
+            return
+        self._stopping_s = time.monotonic()
+        for node in self._plan.nodes:
+            if node.is_source:
+                self._command(self._process_of[node.name], "stop", node.name)
+        if not self._start_ns:  # nothing flows yet
+            self._command_all("stop")
 
     def health(self) -> Health:
         nodes = []
@@ -136,6 +136,8 @@ class Launch:
                 self._hear(value)
             while self._interrupts:
                 self._interrupts -= 1
+                if self._stopping_s is not None:  # Ctrl-C again: do not wait
+                    self._cut, self._stopping_s = True, self._stopping_s - DRAIN_S - TERM_S
                 self.stop()
             now_s = time.monotonic()
             for process in self._processes.values():
@@ -203,7 +205,7 @@ class Launch:
             return
         if process.popen is None or process.alive:
             return
-        for value in self._control.receive(20):  # its last words may have come since
+        for value in self._control.receive(LAST_WORDS_MS):
             self._hear(value)
         exit_code, process.popen = process.popen.returncode, None
         if exit_code == 0 or self._stopping_s is not None:
@@ -235,7 +237,7 @@ class Launch:
         waited_s = now_s - self._stopping_s
         if not any(p.alive for p in self._processes.values()):
             return False
-        if waited_s > DRAIN_S or not self._start_ns:
+        if not self._cut and (waited_s > DRAIN_S or not self._start_ns):
             self._cut = True
             for process in self._processes.values():
                 if process.alive and process.popen:
@@ -280,8 +282,9 @@ class Launch:
                         log.warning("killing '%s', which did not stop", process.plan.name)
                     _kill(process.popen)
                 process.popen.wait()
-        for value in self._control.receive(0):  # the last reports
-            self._hear(value)
+        while said := self._control.receive(LAST_WORDS_MS):
+            for value in said:
+                self._hear(value)
 
 
 def launch(

@@ -196,8 +196,8 @@ def main() -> int:
     for host in hosts.values():
         host.connect(hosts, drain)
     control = ControlClient(plan.control, plan.name)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    terminated: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
+    signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
     if any(host.connections for host in hosts.values()):
         drain.start()
     for host in hosts.values():
@@ -217,7 +217,7 @@ def main() -> int:
             _obey(command, hosts, clock, began)
         if orphan_since_s is None and os.getppid() != plan.launcher:
             orphan_since_s = time.monotonic()
-        if stop.is_set() or orphan_since_s is not None:
+        if terminated or orphan_since_s is not None:
             for host in hosts.values():
                 host.context.stopping.set()
         if orphan_since_s is not None and time.monotonic() - orphan_since_s > ORPHAN_S:
