@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pipeline.config import Config, NodeConfig
@@ -78,14 +78,18 @@ def check(args: argparse.Namespace) -> None:
 
 def _with_out(config: Config, path: str) -> Config:
     from pipeline.config import InputConfig, NodeConfig, resolve
+    from pipeline.errors import ConfigError
     from pipeline.frame import Prediction
 
     predicting = [n.name for n in config.nodes.values() if resolve(n.use, n.where).produces is Prediction]
+    if not predicting:
+        raise ConfigError(f"--out {path}: no node of {config.path} makes predictions. Add one that does, such as infer")
+    name = "out" if "out" not in config.nodes else "--out"
     # A disk may pause for seconds: a minute of predictions may wait for it.
     inputs = tuple(InputConfig(name, 2000) for name in predicting)
     console = next((n.process or n.name for n in config.nodes.values() if n.use == "console"), "")
-    out = NodeConfig("out", "jsonl", f"--out {path}", inputs, process=console, options={"path": path})
-    return dataclasses.replace(config, nodes={**config.nodes, "out": out})
+    out = NodeConfig(name, "jsonl", f"--out {path}", inputs, process=console, options={"path": path})
+    return dataclasses.replace(config, nodes={**config.nodes, name: out})
 
 
 def _without(config: Config, use: str) -> Config:
@@ -179,8 +183,7 @@ def verify(args: argparse.Namespace) -> None:
 def nodes(args: argparse.Namespace) -> None:
     import inspect
 
-    from pipeline.config import resolve
-    from pipeline.named import all_named
+    from pipeline.named import all_named, find
     from pipeline.node import Node
 
     if args.name is None:
@@ -189,7 +192,7 @@ def nodes(args: argparse.Namespace) -> None:
             print(f"  {name:<12} {first}")
         print("  Your own: a class in any file, named module:Name in `use`.")
         return
-    kind = resolve(args.name, "nodes")
+    kind = find(args.name, Node, "nodes", what="node")
     print((inspect.getmodule(kind).__doc__ or "").strip())  # type: ignore[union-attr]
     print(f"\n{inspect.cleandoc(kind.__doc__ or '')}\n")
     for parameter in inspect.signature(kind).parameters.values():
@@ -198,12 +201,15 @@ def nodes(args: argparse.Namespace) -> None:
 
 def models(args: argparse.Namespace) -> None:
     from pipeline import assets
+    from pipeline.errors import ConfigError
     from pipeline.inference.manifest import Manifest
 
     if args.action == "pull":
         assets.pull(args.names or None, progress=print)
         return
     if args.action == "info":
+        if not args.names:
+            raise ConfigError("models info: of which model? Those there are: python run_pipeline.py models list")
         for name in args.names:
             manifest = Manifest.read(Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx")
             print(json.dumps(dataclasses.asdict(manifest), indent=2))
@@ -240,8 +246,23 @@ def evaluate(args: argparse.Namespace) -> None:
 # --- the words --------------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors like all others here: one line, with the nearest name."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        from pipeline.errors import nearest
+
+        if action.choices is not None and value not in action.choices:
+            path = f" Did you mean: run {value}?" if str(value).endswith((".yaml", ".yml")) else nearest(value, action.choices)
+            raise argparse.ArgumentError(action, f"there is no '{value}'. Known: {', '.join(action.choices)}.{path}")
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message.removeprefix('argument ')}\nSee: python {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="run_pipeline.py", description=(__doc__ or "").partition("\n")[0])
+    top = _Parser(prog="run_pipeline.py", description=(__doc__ or "").partition("\n")[0])
     top.set_defaults(function=run, config=LIVE)
     verbs = top.add_subparsers(title="verbs", metavar="VERB")
 
@@ -311,12 +332,16 @@ def _progress_if_fetching() -> Any:
 
 
 def main() -> int:
-    args = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     sys.path.append(os.getcwd())  # a user's own nodes, named module:Name
-    from pipeline.errors import SensoriumError
+    try:
+        from pipeline.errors import SensoriumError
+    except ModuleNotFoundError as error:
+        print(f"error: the Python package '{error.name}' is not installed. Install it with: scripts/setup", file=sys.stderr)
+        return 2
 
     try:
+        args = parser().parse_args()
         args.function(args)
     except SensoriumError as error:
         print(f"error: {error}", file=sys.stderr)

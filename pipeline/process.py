@@ -23,7 +23,7 @@ import msgspec
 from pipeline.clock import LiveClock
 from pipeline.codec import End, Fault, Report, Request, Value
 from pipeline.config import HEALTH, instantiate
-from pipeline.errors import DeviceError, SensoriumError
+from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
 from pipeline.graph import NodePlan, ProcessPlan
 from pipeline.inbox import MALFORMED, Inbox
@@ -142,6 +142,8 @@ class _Host:
             self.state, self.note = ("stopped" if self.context.stopping.is_set() else "finished"), ""
         except SensoriumError as error:
             self._fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            self._fail(str(missing_package(error.name or "?", f"node '{self.plan.name}'")), 2)
         except Exception as error:  # a node's bug ends the node, with its traceback in the log; the launcher restarts it
             self.context.log.error("%s", traceback.format_exc())
             self._fail(f"{type(error).__name__}: {error}", 1)
