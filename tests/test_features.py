@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.features import face_crop, face_tensor
+from pipeline.features import FACE_SIDE_PER_BOX, face_crop, face_tensor
 
 
 def picture_with_face(*, centre_px: tuple[float, float], side_px: float, roll_deg: float = 0.0) -> np.ndarray:
@@ -22,7 +22,7 @@ def picture_with_face(*, centre_px: tuple[float, float], side_px: float, roll_de
 
 def box_around(centre_px: tuple[float, float], side_px: float) -> np.ndarray:
     """The detector box of such a face: upright, a little taller than wide."""
-    width, height = side_px / 1.2 * 0.92, side_px / 1.2 / 0.92
+    width, height = side_px / FACE_SIDE_PER_BOX * 0.92, side_px / FACE_SIDE_PER_BOX / 0.92
     return np.array([centre_px[0] - width / 2, centre_px[1] - height / 2, width, height], np.float32)
 
 

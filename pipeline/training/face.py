@@ -39,7 +39,7 @@ WEIGHT_DECAY = 5e-4
 WARMUP = 0.06              # of all steps
 LABEL_SMOOTHING = 0.1      # FER2013's labels are wrong in about one picture in ten
 MIXUP_ALPHA = 0.2
-EMA_DECAY = 0.999          # averages over the last five epochs or so
+EMA_DECAY = 0.997          # averages over the last two epochs or so
 HELD_BACK = 0.1
 
 
