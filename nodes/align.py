@@ -19,6 +19,7 @@ from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.node import Arrival, Transform
 from pipeline.pick import MS, from_rule
 
+
 class Align(Transform):
     """anchor: the input every frame of which starts a set; or give anchor_rate_hz for sets at a fixed rate.
     max_wait_ms: how long after the anchor's arrival a set may wait for the others; 0 sends at once; null waits for proof.
