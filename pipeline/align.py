@@ -27,6 +27,8 @@ from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
 from pipeline.history import History
 from pipeline.pick import MS, Found, Pick, Wait
 
+# Shorter pauses happen on a busy laptop, and frames that come after a stand-in has taken their place are lost.
+SILENT_AFTER_NS = NS // 2
 DEFAULT_PERIOD_NS = NS // 10  # of a silent anchor that never said its rate
 CAPTURES = 8  # from so many gaps of the anchor its period is told, each time anew
 ROOM = 64  # frames of one stream, or anchors, that may lie here before a sender with flow control waits
@@ -234,7 +236,7 @@ class _Pending:
 class _Ticks:
     """Anchors that no frame starts: those of a fixed rate, or those that stand in for a silent anchor stream.
 
-    The stand-ins begin when the anchor has been silent for 250 ms or three of its periods, and keep its last rate.
+    The stand-ins begin when the anchor has been silent for SILENT_AFTER_NS or five of its periods, and keep its last rate.
     """
 
     def __init__(self, start_ns: int, period_ns: int, *, free_running: bool = False) -> None:
@@ -275,7 +277,7 @@ class _Ticks:
         return tick
 
     def _restart(self, capture_ns: int, arrival_ns: int) -> None:
-        silent_after_ns = max(NS // 4, 3 * self.period_ns)
+        silent_after_ns = max(SILENT_AFTER_NS, 5 * self.period_ns)
         self.anchor_ns, self.arrival_ns = capture_ns + silent_after_ns, arrival_ns + silent_after_ns
 
 
