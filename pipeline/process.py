@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from pipeline.clock import LiveClock
-from pipeline.codec import End, Fault, Report, Request, Value
+from pipeline.codec import End, Fault, Gone, Report, Request, Value
 from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
 from pipeline.graph import NodePlan, ProcessPlan
-from pipeline.inbox import MALFORMED, Inbox
+from pipeline.inbox import MALFORMED, OVERWRITTEN, Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Node, Source, run
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
@@ -84,6 +84,8 @@ class _Host:
                 self.inbox.lost(source, lost)
             if isinstance(value, Frame | AlignedSet | Prediction | Health):
                 self.inbox.put(source, value)
+            elif isinstance(value, Gone):
+                self.inbox.lost(source, 1, OVERWRITTEN)
             elif isinstance(value, End):
                 self.inbox.end(source)
 
@@ -125,6 +127,7 @@ class _Host:
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
             node.context = self.context
             self._publisher = Publisher(self.plan.address, StreamInfo(self.plan.name, ""))
+            self.context.borrow = self._publisher.borrow
             lost: DeviceError | None = None
             try:
                 node.open()

@@ -3,7 +3,8 @@
 A publisher binds one ROUTER socket; each reader connects a DEALER and says hello. The publisher answers with a welcome
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
 A reader whose edge says `keep: all` grants credits and is waited for; for all others a full queue drops the message, and
-the reader counts it from `seq`.
+the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory (ring.py); its
+hello says so, and whoever says nothing gets them in the message.
 
     publisher = Publisher("ipc:///run/…/camera.sock", info)
     publisher.send(frame)
@@ -13,21 +14,27 @@ the reader counts it from `seq`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import socket
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zmq
 
-from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Value, Welcome
+from pipeline import ring
+from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
 from pipeline.errors import ConfigError, WireError, nearest
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo
+from pipeline.packing import packed
 
 # Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
 QUEUE_MESSAGES = 32
@@ -39,6 +46,8 @@ GOODBYE_S = 0.3
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
+# Smaller payloads are sooner copied through the socket than locked, mapped and let go (python -m benchmarks.transport).
+RING_FROM_BYTES = 64 << 10
 
 
 def context() -> zmq.Context[Any]:
@@ -47,8 +56,10 @@ def context() -> zmq.Context[Any]:
 
 
 class _Reader:
-    def __init__(self, name: str, credits: int | None, now_s: float) -> None:
-        self.name, self.credits, self.heard_s = name, credits, now_s
+    def __init__(self, hello: Hello, now_s: float) -> None:
+        self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
+        # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
+        self.kept: deque[list[np.ndarray]] = deque()
 
 
 class Publisher:
@@ -62,6 +73,8 @@ class Publisher:
         self._seq = 0
         self._readers: dict[bytes, _Reader] = {}
         self._ended = False
+        self._ring_folder = _ring_folder(address)
+        self._ring: ring.Ring | None = None  # made for the first reader that wants one
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
@@ -77,17 +90,60 @@ class Publisher:
     def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
         """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
         self.service()
-        parts = self._codec.encode(self._session, self._seq, message)
-        self._seq += 1
-        for identity, reader in list(self._readers.items()):
+        seq, self._seq = self._seq, self._seq + 1
+        slots: list[np.ndarray] = []
+        encoded: dict[Payloads, list[Any]] = {}
+
+        def stopped() -> bool:
+            return stopping is not None and stopping.is_set()
+
+        # Packing takes long: readers on this host come first.
+        for identity, reader in sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"):
             if reader.credits is not None:
-                while reader.credits == 0 and identity in self._readers and not (stopping and stopping.is_set()):
+                while reader.credits == 0 and identity in self._readers and not stopped():
                     self.service(timeout_ms=20)
                 if reader.credits == 0:
                     continue
                 reader.credits -= 1
+            if (parts := encoded.get(reader.payloads)) is None:
+                parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
+            if reader.credits is not None:
+                reader.kept.append(slots if reader.payloads == "ring" else [])
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
+
+    def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        """An array to fill and send: a slot of the ring where that saves a copy, else ordinary memory. From any thread."""
+        array: np.ndarray | None = None
+        if math.prod(shape) * np.dtype(dtype).itemsize >= RING_FROM_BYTES and (lender := self._wanted_ring()):
+            array = lender.borrow(shape, dtype)
+        return np.empty(shape, dtype) if array is None else array
+
+    def _wanted_ring(self) -> ring.Ring | None:
+        if self._ring is None and self._ring_folder and any(r.payloads == "ring" for r in list(self._readers.values())):
+            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz)
+        return self._ring
+
+    def _encode(
+        self, seq: int, message: Message, payloads: Payloads, slots: list[np.ndarray], stopped: Callable[[], bool]
+    ) -> list[Any]:
+        """slots: gets the arrays that were placed in the ring; while one lives its slot is not written to."""
+
+        def place(array: np.ndarray) -> ring.Place | None:
+            lender = self._wanted_ring() if array.nbytes >= RING_FROM_BYTES else None
+            placed = lender.place(array) if lender else None
+            # A slot that a reader with credits has yet to take comes back soon, and waiting is cheaper than the socket.
+            while lender and placed is None and any(map(any, (r.kept for r in self._readers.values()))) and not stopped():
+                self.service(timeout_ms=20)
+                placed = lender.place(array)
+            if placed is None:
+                return None
+            slots.append(placed[1])
+            return placed[0]
+
+        if payloads == "packed":
+            message = packed(message)
+        return self._codec.encode(self._session, seq, message, place if payloads == "ring" else None)
 
     def service(self, timeout_ms: int = 0) -> None:
         """Answer greetings and take credits; call it at least every second."""
@@ -100,7 +156,7 @@ class Publisher:
                 continue  # not one of ours: nothing is promised to it
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
-                    self._readers[identity] = _Reader(value.reader, value.credits, time.monotonic())
+                    self._readers[identity] = _Reader(value, time.monotonic())
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
                     if self._ended:
                         self._end(identity)
@@ -109,6 +165,8 @@ class Publisher:
             elif isinstance(value, Credit) and identity in self._readers:
                 known = self._readers[identity]
                 known.credits = (known.credits or 0) + value.count
+                for _ in range(min(value.count, len(known.kept))):
+                    known.kept.popleft()
             elif isinstance(value, Bye):
                 self._readers.pop(identity, None)
         late_s = time.monotonic() - FORGET_READER_S
@@ -126,6 +184,8 @@ class Publisher:
             while self._readers and time.monotonic() < give_up_s:
                 self.service(timeout_ms=20)
         self._socket.close()
+        if self._ring is not None:
+            self._ring.close()
 
     def _end(self, identity: bytes) -> None:
         self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
@@ -145,11 +205,15 @@ class Publisher:
 class Connection:
     """One reading end: what the drain thread holds for each stream it reads, and `subscribe` for its one."""
 
-    def __init__(self, address: str, reader: str, *, credits: int | None = None) -> None:
+    def __init__(
+        self, address: str, reader: str, *, credits: int | None = None, payloads: Payloads | None = None
+    ) -> None:
+        """payloads None: through the ring where it can be reached, else inline."""
         self.welcome: StreamInfo | None = None
         self.restarts = 0
-        self._hello = Hello(reader, credits)
-        self._codec = Codec()
+        folder = _ring_folder(address)
+        self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"))
+        self._codec = Codec(ring.RingReader(folder).view if folder else None)
         self._session: int | None = None
         self._expected = 0
         self._next_hello_s = 0.0
@@ -404,6 +468,11 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
                 return  # the pipeline was killed: nobody is left to say that it ended
     finally:
         connection.close()
+
+
+def _ring_folder(address: str) -> Path | None:
+    """Where the rings of the run that publishes at this address are; None on the portable path and for other hosts."""
+    return ring.folder_of(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
 
 
 def free_address(run_folder: Path, node: str, *, portable: bool) -> str:
