@@ -94,7 +94,7 @@ class SensoriumReceiver:
 
         self._kind, self._flat_out = Frame, flat_out
         self._connections = [Connection(a, "bench", credits=CREDITS if flat_out else None) for a in addresses]
-        self._by_socket = {connection.socket: connection for connection in self._connections}
+        self._by_socket = {socket: connection for connection in self._connections for socket in connection.sockets}
         self._poller = zmq.Poller()
         for socket in self._by_socket:
             self._poller.register(socket, zmq.POLLIN)

@@ -2,7 +2,7 @@
 
 An envelope is a msgpack array [version, session, seq, value]. A value is an array whose first element is its type's name
 ("Frame", "Prediction", …) followed by its fields in the order of frame.py. An array of numbers is [dtype, shape, where]:
-`where` is the bytes themselves up to 1 KiB, else the index of the message part that follows, or, for a reader that asked
+`where` is the bytes themselves up to 8 KiB, else the index of the message part that follows, or, for a reader that asked
 for it, [file, slot, generation] of a ring in shared memory (ring.py). Never pickle.
 
     parts = Codec().encode(session, seq, frame)      # [header, pixels]
@@ -22,7 +22,7 @@ from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, St
 from pipeline.ring import Overwritten, Place
 
 VERSION = 1
-INLINE_BYTES = 1024
+INLINE_BYTES = 8 << 10  # a chunk of sound travels in the header
 
 # How a reader wants large arrays: "inline" as parts of the message, which every reader understands; "ring" in shared
 # memory; "packed" as parts again, but compressed for a network (packing.py).
@@ -39,6 +39,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
     reader: str
     credits: int | None = None
     payloads: Payloads = "inline"
+    express: str = ""  # where it also takes small messages (express.py)
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
@@ -117,6 +118,7 @@ class Codec:
         self._fetch = fetch
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
         self._decoder = msgspec.msgpack.Decoder(Envelope, dec_hook=self._decode_array)
+        self._numbers = msgspec.msgpack.Decoder(_Numbered)
 
     def encode(self, session: int, seq: int, value: Value, place: PlaceArray | None = None) -> list[Any]:
         """Message parts: the header, then the large arrays that `place` did not find a place for, not copied."""
@@ -130,13 +132,21 @@ class Codec:
         try:
             envelope = self._decoder.decode(parts[0])
         except Overwritten:
-            numbered = msgspec.msgpack.decode(parts[0], type=_Numbered)
-            return Envelope(VERSION, numbered.session, numbered.seq, Gone())
+            session, seq = self.number(parts[0]) or (0, 0)
+            return Envelope(VERSION, session, seq, Gone())
         except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
             raise WireError(f"not a message of version {VERSION}: {error}") from error
         if envelope.version != VERSION:
             raise WireError(f"a message of version {envelope.version}; this program speaks version {VERSION}")
         return envelope
+
+    def number(self, header: Any) -> tuple[int, int] | None:
+        """(session, seq) of a message; None when it is not ours."""
+        try:
+            numbered = self._numbers.decode(header)
+        except msgspec.MsgspecError:
+            return None
+        return numbered.session, numbered.seq
 
     def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int | Place]:
         if not isinstance(array, np.ndarray):

@@ -166,7 +166,7 @@ class _File:
         self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         # When the ring has grown the old file stays for as long as one of its slots is kept for a reader to come.
         weakref.finalize(self._memory, path.unlink, missing_ok=True)
-        self._begin = np.frombuffer(self._memory, np.uint8).ctypes.data
+        self._begin = _address(np.frombuffer(self._memory, np.uint8)) + _SLOTS_AT
         _HEADER.pack_into(self._memory, 0, MAGIC, slots, slot_bytes)
         self.generations = np.frombuffer(self._memory, "<u8", slots, _GENERATIONS_AT)
         self._lent: dict[int, weakref.ref[np.ndarray]] = {}
@@ -189,7 +189,7 @@ class _File:
 
     def slot_of(self, array: np.ndarray) -> int | None:
         """The slot that `array` fills from its first byte on and that was not published yet."""
-        slot, offset = divmod(array.ctypes.data - self._begin - _SLOTS_AT, self.slot_bytes)
+        slot, offset = divmod(_address(array) - self._begin, self.slot_bytes)
         here = offset == 0 and 0 <= slot < len(self.generations) and array.flags.c_contiguous
         return slot if here and self.generations[slot] == 0 else None
 
@@ -250,6 +250,11 @@ class _Mapped:
     def _release(self, slot: int, generation: int, _: object) -> None:
         _lock(self._descriptor, F_UNLCK, slot)
         self._held.pop(generation, None)
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]  # five times as fast as array.ctypes.data
+    return address
 
 
 # Of Linux: "open file description" locks belong to the descriptor, so two readers of one process do not share them.

@@ -3,8 +3,8 @@
 A publisher binds one ROUTER socket; each reader connects a DEALER and says hello. The publisher answers with a welcome
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
 A reader whose edge says `keep: all` grants credits and is waited for; for all others a full queue drops the message, and
-the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory (ring.py); its
-hello says so, and whoever says nothing gets them in the message.
+the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory (ring.py) and small
+messages by a shorter way too (express.py); its hello says so, and who says nothing gets everything in the message.
 
     publisher = Publisher("ipc:///run/…/camera.sock", info)
     publisher.send(frame)
@@ -33,6 +33,7 @@ import zmq
 from pipeline import ring
 from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
 from pipeline.errors import ConfigError, WireError, nearest
+from pipeline.express import ExpressReceiver, ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo
 from pipeline.packing import packed
 
@@ -45,6 +46,7 @@ WAIT_FOR_ROOM_MS = 300
 GOODBYE_S = 0.3
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
+READABLE = int(zmq.POLLIN)
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
 # Smaller payloads are sooner copied through the socket than locked, mapped and let go (python -m benchmarks.transport).
 RING_FROM_BYTES = 64 << 10
@@ -58,6 +60,7 @@ def context() -> zmq.Context[Any]:
 class _Reader:
     def __init__(self, hello: Hello, now_s: float) -> None:
         self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
+        self.express = hello.express
         # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
         self.kept: deque[list[np.ndarray]] = deque()
 
@@ -75,6 +78,7 @@ class Publisher:
         self._ended = False
         self._ring_folder = _ring_folder(address)
         self._ring: ring.Ring | None = None  # made for the first reader that wants one
+        self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
@@ -109,6 +113,8 @@ class Publisher:
                 parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
             if reader.credits is not None:
                 reader.kept.append(slots if reader.payloads == "ring" else [])
+            if self._express and reader.express and len(parts) == 1:
+                self._express.send(reader.express, parts[0])
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
 
@@ -147,7 +153,8 @@ class Publisher:
 
     def service(self, timeout_ms: int = 0) -> None:
         """Answer greetings and take credits; call it at least every second."""
-        while self._socket.poll(timeout_ms):
+        # Asking for EVENTS takes a tenth of the time of a poll, and this is done for every message.
+        while self._socket.get(zmq.EVENTS) & READABLE or (timeout_ms and self._socket.poll(timeout_ms)):
             timeout_ms = 0
             identity, *parts = self._socket.recv_multipart()
             try:
@@ -186,6 +193,8 @@ class Publisher:
         self._socket.close()
         if self._ring is not None:
             self._ring.close()
+        if self._express is not None:
+            self._express.close()
 
     def _end(self, identity: bytes) -> None:
         self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
@@ -212,7 +221,9 @@ class Connection:
         self.welcome: StreamInfo | None = None
         self.restarts = 0
         folder = _ring_folder(address)
-        self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"))
+        self._express = ExpressReceiver(folder) if folder else None
+        express = self._express.name if self._express else ""
+        self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"), express)
         self._codec = Codec(ring.RingReader(folder).view if folder else None)
         self._session: int | None = None
         self._expected = 0
@@ -224,6 +235,14 @@ class Connection:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self.socket.connect(address)
+        self._poller = zmq.Poller()
+        for readable in self.sockets:
+            self._poller.register(readable, zmq.POLLIN)
+
+    @property
+    def sockets(self) -> list[Any]:
+        """What to poll: ZeroMQ's socket, and the descriptor of the express one."""
+        return [self.socket, *([self._express.socket.fileno()] if self._express else [])]
 
     @property
     def credited(self) -> bool:
@@ -243,11 +262,12 @@ class Connection:
     def receive(self) -> tuple[Value | None, int]:
         """The next value, or None for the handshake's own, and how many messages were lost before it.
 
-        Raises WireError for a malformed message; never blocks: call it when the socket is readable.
+        Raises WireError for a malformed message; never blocks: call it when one of `sockets` is readable.
         """
-        parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
+        if (parts := self._next_parts()) is None:
+            return None, 0
         try:
-            envelope: Envelope = self._codec.decode([part.buffer for part in parts])
+            envelope: Envelope = self._codec.decode(parts)
         except WireError:
             self._expected += 1  # it had a number too, and is not to be counted twice
             raise
@@ -266,9 +286,27 @@ class Connection:
             self._say(Bye())
         return envelope.value, lost
 
+    def wait(self, timeout_ms: int) -> bool:
+        """Whether there is something to receive."""
+        return bool(self._poller.poll(timeout_ms))
+
     def close(self) -> None:
         self._say(Bye())
         self.socket.close()
+        if self._express is not None:
+            self._express.close()
+
+    def _next_parts(self) -> list[Any] | None:
+        """From whichever way is ahead; None for what the other way has brought already."""
+        if self._express is not None and (header := self._express.receive()) is not None:
+            # One that is not the next has a message before it on ZeroMQ, and will come there in its turn.
+            return [header] if self._codec.number(header) == (self._session, self._expected) else None
+        try:
+            parts = [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+        except zmq.Again:
+            return None
+        session, seq = self._codec.number(parts[0]) or (None, 0)
+        return None if self._express and session == self._session and session and seq < self._expected else parts
 
     def _say(self, value: Value) -> None:
         try:
@@ -303,8 +341,9 @@ class Drain(threading.Thread):
         by_socket = {}
         credited = False
         for edge in self._edges:
-            poller.register(edge[0].socket, zmq.POLLIN)
-            by_socket[edge[0].socket] = edge
+            for readable in edge[0].sockets:
+                poller.register(readable, zmq.POLLIN)
+                by_socket[readable] = edge
             credited = credited or edge[0].credited
         # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
         timeout_ms = 2 if credited else 50
@@ -454,7 +493,7 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
     try:
         while True:
             connection.greet()
-            if connection.socket.poll(100):
+            if connection.wait(100):
                 heard_s = time.monotonic()
                 try:
                     value, _ = connection.receive()
