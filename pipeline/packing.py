@@ -82,7 +82,7 @@ def _image_file(kind: str, image: np.ndarray) -> np.ndarray:
 def _depth(data: np.ndarray) -> np.ndarray:
     import cv2
 
-    image: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    image: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None or image.dtype != np.uint16 or image.ndim != 2:
         raise WireError("a depth picture that is not a 16-bit PNG")
     return image

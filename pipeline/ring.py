@@ -95,8 +95,7 @@ class Ring:
         self._generation = 0
         self._most_bytes = MAX_BYTES // MIN_SLOTS  # of one payload; less once the system had no memory for it
         self._lock = threading.RLock()  # a camera borrows in the thread that reads the device
-        for old in folder.glob(f"{self._stream}.*.ring"):  # of a publisher that was killed: this one has its address
-            old.unlink(missing_ok=True)
+        self._unlink()  # of a publisher that was killed: this one has its address
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray | None:
         """A slot to be filled, as a writable array that keeps it; None when every slot is held, or there is no memory."""
@@ -130,9 +129,12 @@ class Ring:
 
     def close(self) -> None:
         """Readers keep what they hold; nobody new finds it."""
-        if self._file is not None:
-            self._file.path.unlink(missing_ok=True)
-            self._file = None
+        self._file = None
+        self._unlink()
+
+    def _unlink(self) -> None:
+        for path in self._folder.glob(f"{self._stream}.*.ring"):
+            path.unlink(missing_ok=True)
 
     def _grow(self, bytes_needed: int) -> None:
         if self._file is not None:

@@ -318,7 +318,8 @@ class Connection:
 class Drain(threading.Thread):
     """The thread that does nothing but take messages off the sockets of one process, so that they arrive on time.
 
-    deliver(value, lost) is called for each message of a connection (value None: its welcome); `malformed()` for one that is not ours.
+    deliver(value, lost) is called for each message of a connection (value None: a welcome after which some are lost);
+    `malformed()` for one that is not ours.
     """
 
     def __init__(self) -> None:
@@ -359,7 +360,8 @@ class Drain(threading.Thread):
                 except WireError:
                     malformed()
                     continue
-                deliver(value, lost)
+                if value is not None or lost:
+                    deliver(value, lost)
         for connection, *_ in self._edges:
             connection.close()
 
