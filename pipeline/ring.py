@@ -19,8 +19,8 @@ which an unlucky reader copies half of two frames. And the kernel takes the lock
 however it ends, keeps a slot. A publisher that dies in the middle of writing leaves the generation 0, which nobody is
 ever told. (Marks in shared memory, without the kernel, would need memory barriers that Python does not have.)
 
-A slow reader costs only itself: one that holds half the slots is given copies from then on. When all are held the
-publisher is told so, and sends the payload in the message.
+A slow reader costs only itself: one that holds half the slots is given copies from then on. When all slots are held the
+publisher is told so, and waits for a reader that it waits for anyway, or sends the payload in the message.
 """
 
 from __future__ import annotations
@@ -199,8 +199,9 @@ class _File:
 class RingReader:
     """A reader's end of one publisher's rings. Each reader has its own: its locks are its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, waited_for: bool = False) -> None:
+        """waited_for: the publisher waits for this reader, so it may hold every slot."""
+        self._folder, self._most = folder, 1.0 if waited_for else 0.5
         self._mapped: _Mapped | None = None
 
     def view(self, place: Place, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -209,14 +210,14 @@ class RingReader:
         Raises Overwritten, and ValueError for a place that cannot be.
         """
         if self._mapped is None or self._mapped.name != place.file:
-            self._mapped = _Mapped(self._folder, place.file)
+            self._mapped = _Mapped(self._folder, place.file, self._most)
         return self._mapped.view(place.slot, place.generation, shape, dtype)
 
 
 class _Mapped:
     """The slots of one file, as a reader sees them."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, most: float) -> None:
         self.name = name
         if "/" in name or not name.endswith(".ring"):
             raise ValueError(f"'{name}' is not the name of a ring")
@@ -231,6 +232,7 @@ class _Mapped:
         if magic != MAGIC or slots > _MAX_SLOTS or len(self._memory) < _SLOTS_AT + slots * self._slot_bytes:
             raise ValueError(f"'{name}' is not a ring")
         self._generations = np.frombuffer(self._memory, "<u8", slots, _GENERATIONS_AT)
+        self._most_held = int(most * slots)
         self._held: dict[int, weakref.ref[np.ndarray]] = {}  # by generation
 
     def view(self, slot: int, generation: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -244,7 +246,7 @@ class _Mapped:
         view: np.ndarray = np.ndarray(shape, dtype, self._memory, _SLOTS_AT + slot * self._slot_bytes)
         # numpy keeps this very array alive for every view of it, so its end is the end of the last of them.
         self._held[generation] = weakref.ref(view, functools.partial(self._release, slot, generation))
-        if len(self._held) > len(self._generations) // 2:
+        if len(self._held) > self._most_held:
             view = view.copy()
             view.setflags(write=False)
         return view

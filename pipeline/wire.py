@@ -224,7 +224,7 @@ class Connection:
         self._express = ExpressReceiver(folder) if folder else None
         express = self._express.name if self._express else ""
         self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"), express)
-        self._codec = Codec(ring.RingReader(folder).view if folder else None)
+        self._codec = Codec(ring.RingReader(folder, waited_for=credits is not None).view if folder else None)
         self._session: int | None = None
         self._expected = 0
         self._next_hello_s = 0.0
