@@ -34,8 +34,9 @@ from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
-# A transform that computes in Python must not keep the drain thread from the interpreter for the default 5 ms.
-SWITCH_INTERVAL_S = 0.0005
+# A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
+# message the drain thread asks for it back five times (tests/test_arrival.py).
+SWITCH_INTERVAL_S = 0.0001
 
 
 class _Host:

@@ -25,7 +25,6 @@ publisher is told so, and waits for a reader that it waits for anyway, or sends 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import math
@@ -37,10 +36,13 @@ import threading
 import weakref
 from collections import deque
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if sys.platform == "linux":  # elsewhere rings_folder() is None, and nothing of this is used
+    import fcntl
 
 log = logging.getLogger("ring")
 
@@ -180,10 +182,10 @@ class _File:
             self._oldest_first.rotate(-1)
             if (lent := self._lent.get(slot)) is not None and lent() is not None:
                 continue
-            if not _lock(self._descriptor, F_WRLCK, slot):
+            if not _lock(self._descriptor, fcntl.F_WRLCK, slot):
                 continue
             self.generations[slot] = 0
-            _lock(self._descriptor, F_UNLCK, slot)
+            _lock(self._descriptor, fcntl.F_UNLCK, slot)
             array: np.ndarray = np.ndarray(shape, dtype, self._memory, _SLOTS_AT + slot * self.slot_bytes)
             self._lent[slot] = weakref.ref(array)
             return array
@@ -238,10 +240,10 @@ class _Mapped:
     def view(self, slot: int, generation: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         if not 0 <= slot < len(self._generations) or not 0 <= math.prod(shape) * dtype.itemsize <= self._slot_bytes:
             raise ValueError(f"slot {slot} of '{self.name}' cannot hold {shape} of {dtype}")
-        if not _lock(self._descriptor, F_RDLCK, slot):
+        if not _lock(self._descriptor, fcntl.F_RDLCK, slot):
             raise Overwritten
         if self._generations[slot] != generation:
-            _lock(self._descriptor, F_UNLCK, slot)
+            _lock(self._descriptor, fcntl.F_UNLCK, slot)
             raise Overwritten
         view: np.ndarray = np.ndarray(shape, dtype, self._memory, _SLOTS_AT + slot * self._slot_bytes)
         # numpy keeps this very array alive for every view of it, so its end is the end of the last of them.
@@ -252,7 +254,7 @@ class _Mapped:
         return view
 
     def _release(self, slot: int, generation: int, _: object) -> None:
-        _lock(self._descriptor, F_UNLCK, slot)
+        _lock(self._descriptor, fcntl.F_UNLCK, slot)
         self._held.pop(generation, None)
 
 
@@ -261,20 +263,14 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-# Of Linux: "open file description" locks belong to the descriptor, so two readers of one process do not share them.
-F_OFD_SETLK, F_RDLCK, F_WRLCK, F_UNLCK = 37, 0, 1, 2
 _FLOCK = struct.Struct("hhqqi4x")
 
 
 def _lock(descriptor: int, kind: int, slot: int) -> bool:
     """Set (F_RDLCK, F_WRLCK) or drop (F_UNLCK) the lock of a slot; False when another has it. Never waits."""
-    return bool(_fcntl()(descriptor, F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, slot, 1, 0)) == 0)
-
-
-@functools.cache
-def _fcntl() -> Any:
-    # PyDLL keeps the interpreter's lock during the call. fcntl.fcntl lets it go, and beside a thread that computes in
-    # Python the drain thread would wait a switch interval to get it back, for a call that takes 1 µs and never blocks.
-    function = ctypes.PyDLL(None).fcntl
-    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p]
-    return function
+    try:
+        # "Open file description" locks belong to the descriptor, so two readers of one process do not share them.
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, slot, 1, 0))
+    except BlockingIOError:
+        return False
+    return True

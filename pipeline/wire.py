@@ -93,7 +93,8 @@ class Publisher:
 
     def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
         """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
-        self.service()
+        if not self._readers:
+            self.service()
         seq, self._seq = self._seq, self._seq + 1
         slots: list[np.ndarray] = []
         encoded: dict[Payloads, list[Any]] = {}
@@ -101,8 +102,7 @@ class Publisher:
         def stopped() -> bool:
             return stopping is not None and stopping.is_set()
 
-        # Packing takes long: readers on this host come first.
-        for identity, reader in sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"):
+        for identity, reader in list(self._readers.items()):
             if reader.credits is not None:
                 while reader.credits == 0 and identity in self._readers and not stopped():
                     self.service(timeout_ms=20)
@@ -117,6 +117,7 @@ class Publisher:
                 self._express.send(reader.express, parts[0])
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
+        self.service()  # afterwards: the readers of this message need not wait for it
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         """An array to fill and send: a slot of the ring where that saves a copy, else ordinary memory. From any thread."""
@@ -164,6 +165,8 @@ class Publisher:
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
                     self._readers[identity] = _Reader(value, time.monotonic())
+                    # Packing takes milliseconds: the readers on this host come first.
+                    self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
                     if self._ended:
                         self._end(identity)
