@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, StreamInfo
-from pipeline.ring import Overwritten, Place
+from pipeline.ring import Place
 
 VERSION = 1
 INLINE_BYTES = 8 << 10  # a chunk of sound travels in the header
@@ -62,10 +62,6 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="End"):
     """Publisher → reader: the stream is finished."""
 
 
-class Gone(msgspec.Struct, frozen=True, array_like=True, tag="Gone"):
-    """Never sent: what a message is to a reader that came too late for its payload in the ring."""
-
-
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
     """Node process → launcher."""
 
@@ -89,7 +85,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
 
 
 Value = (
-    Frame | AlignedSet | Prediction | Health | Hello | Credit | Bye | Welcome | End | Gone | Report | Fault | Request
+    Frame | AlignedSet | Prediction | Health | Hello | Credit | Bye | Welcome | End | Report | Fault | Request
 )  # fmt: skip
 
 
@@ -127,13 +123,13 @@ class Codec:
         return [header, *self._parts]
 
     def decode(self, parts: Sequence[Any]) -> Envelope:
-        """Arrays are read-only views of `parts`, or of the ring. Raises WireError for anything that is not ours."""
+        """Arrays are read-only views of `parts`, or of the ring.
+
+        Raises WireError for anything that is not ours, and ring.Overwritten for what is, and comes too late.
+        """
         self._parts = list(parts[1:])
         try:
             envelope = self._decoder.decode(parts[0])
-        except Overwritten:
-            session, seq = self.number(parts[0]) or (0, 0)
-            return Envelope(VERSION, session, seq, Gone())
         except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
             raise WireError(f"not a message of version {VERSION}: {error}") from error
         if envelope.version != VERSION:

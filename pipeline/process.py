@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from pipeline.clock import LiveClock
-from pipeline.codec import End, Fault, Gone, Report, Request, Value
+from pipeline.codec import End, Fault, Report, Request, Value
 from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
@@ -29,7 +29,7 @@ from pipeline.graph import NodePlan, ProcessPlan
 from pipeline.inbox import MALFORMED, OVERWRITTEN, Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Node, Source, run
-from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
+from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
@@ -80,7 +80,7 @@ class _Host:
             self._attach(drain, edge.source, connection)
 
     def _attach(self, drain: Drain, source: str, connection: Connection) -> None:
-        def deliver(value: Value | None, lost: int) -> None:
+        def deliver(value: Value | Gone | None, lost: int) -> None:
             if lost:
                 self.inbox.lost(source, lost)
             if isinstance(value, Frame | AlignedSet | Prediction | Health):

@@ -53,7 +53,7 @@ DEFAULT_RATE_HZ = 30.0
 SLOT_ALIGN = 1 << 16
 
 MAGIC = b"SNSRING1"
-_HEADER = struct.Struct("<8sIQ")  # magic, slots, bytes of a slot; then the generations from byte 64 on
+_HEADER = struct.Struct("<8sI4xQ")  # magic, slots, bytes of a slot; then the generations from byte 64 on
 _GENERATIONS_AT, _SLOTS_AT = 64, 4096
 _MAX_SLOTS = (_SLOTS_AT - _GENERATIONS_AT) // 8
 

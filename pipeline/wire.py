@@ -214,6 +214,10 @@ class Publisher:
             self._readers.pop(identity, None)
 
 
+class Gone:
+    """What a message is to a reader that came too late for its payload in the ring."""
+
+
 class Connection:
     """One reading end: what the drain thread holds for each stream it reads, and `subscribe` for its one."""
 
@@ -262,7 +266,7 @@ class Connection:
     def grant(self, count: int) -> None:
         self._say(Credit(count))
 
-    def receive(self) -> tuple[Value | None, int]:
+    def receive(self) -> tuple[Value | Gone | None, int]:
         """The next value, or None for the handshake's own, and how many messages were lost before it.
 
         Raises WireError for a malformed message; never blocks: call it when one of `sockets` is readable.
@@ -274,6 +278,10 @@ class Connection:
         except WireError:
             self._expected += 1  # it had a number too, and is not to be counted twice
             raise
+        except ring.Overwritten:
+            session, seq = self._codec.number(parts[0]) or (None, 0)
+            lost, self._expected = max(0, seq - self._expected) if session == self._session else 0, seq + 1
+            return Gone(), lost
         lost = 0
         if isinstance(envelope.value, Welcome):
             if self._session is not None and envelope.session != self._session:
@@ -327,13 +335,13 @@ class Drain(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="drain", daemon=True)
-        self._edges: list[tuple[Connection, Callable[[Value | None, int], None], Callable[[], None], Callable[[], int]]] = []
+        self._edges: list[tuple[Connection, Callable[[Value | Gone | None, int], None], Callable[[], None], Callable[[], int]]] = []
         self._stopping = threading.Event()
 
     def add(
         self,
         connection: Connection,
-        deliver: Callable[[Value | None, int], None],
+        deliver: Callable[[Value | Gone | None, int], None],
         malformed: Callable[[], None],
         taken: Callable[[], int],
     ) -> None:

@@ -22,11 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ring, wire
-from pipeline.codec import VERSION, Bye, Codec, Credit, End, Fault, Gone, Hello, Report, Request, Value, Welcome
+from pipeline.codec import VERSION, Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
 from pipeline.errors import ConfigError, WireError
 from pipeline.express import ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
-from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Publisher, find_run, subscribe
+from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Gone, Publisher, find_run, subscribe
 
 PICTURE = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
@@ -555,7 +555,7 @@ class Line:
     publisher: Publisher
     connection: Connection
 
-    def receive(self) -> Value:
+    def receive(self) -> Value | Gone:
         end_s = time.monotonic() + 5
         while time.monotonic() < end_s:
             self.connection.greet()
