@@ -411,13 +411,13 @@ def _child(role: str, case: Case, addresses: list[str]) -> subprocess.Popen[str]
 
 def cases(only: list[str]) -> Iterator[Case]:
     for system in only:
-        yield Case(system, "1080p", 1, 30.0, 90)
-        yield Case(system, "1080p", 1, 0.0, 400)
+        yield Case(system, "1080p", 1, 30.0, 60)
+        yield Case(system, "1080p", 1, 0.0, 300)
         if "sensorium" in system:
-            yield Case(system, "1080p", 4, 30.0, 90)
+            yield Case(system, "1080p", 4, 30.0, 60)
         if "borrowed" not in system:
-            yield Case(system, "lidar", 1, 10.0, 30)
-            yield Case(system, "audio", 1, 50.0, 150)
+            yield Case(system, "lidar", 1, 10.0, 20)
+            yield Case(system, "audio", 1, 50.0, 100)
 
 
 def main() -> None:
