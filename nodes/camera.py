@@ -139,7 +139,7 @@ class Camera(Source):
                 if self.realtime and capture_ns < began_ns - NS:
                     self.dropped(1, "missed while restarting")
                     continue
-                image = capture.to_bgr(frame, self.within)  # before the wait: decoding is not part of the latency
+                image = capture.to_bgr(frame, self.within, self.borrow)  # before the wait: decoding is not part of the latency
                 if self.realtime and not clock.sleep_until(capture_ns, self.context.stopping):
                     return
                 yield self._frame(image, capture_ns)
@@ -158,9 +158,9 @@ class Camera(Source):
     def _open_live(self) -> None:
         clock = self.context.clock
         if self._is_usb:
-            pictures = capture.usb(self.device, self.within, self.rate_hz, clock, self._where)
+            pictures = capture.usb(self.device, self.within, self.rate_hz, clock, self._where, self.borrow)
         else:
-            pictures = capture.network(str(self.device), self.within, clock, self._where)
+            pictures = capture.network(str(self.device), self.within, clock, self._where, self.borrow)
         self._reader = reader = capture.Reader(pictures)
         until_ns = clock.now_ns() + round(capture.OPEN_TIMEOUT_S * NS)
         while not reader.wait(LOOK_UP_S):

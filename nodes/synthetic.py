@@ -10,7 +10,7 @@ position tells the time), a series is a sine of the capture time. The same optio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -107,18 +107,21 @@ class Synthetic(Source):
         value = series(since_start_ns)
         match self.encoding:
             case "bgr8":
-                return picture(number, self.width_px, self.height_px)
+                return picture(number, self.width_px, self.height_px, self.borrow)
             case "series_f32":
                 return np.full(self.channels, value, np.float32)
             case "imu_f64":
                 return np.array([0.0, 0.0, 9.81, 0.0, 0.0, value])
             case "depth_u16_mm":  # a wall that comes and goes between 1 m and 3 m
-                return np.full((self.height_px, self.width_px), 2000 + round(1000 * value), np.uint16)
+                depth = self.borrow((self.height_px, self.width_px), np.uint16)
+                depth.fill(2000 + round(1000 * value))
+                return depth
             case _:  # a ring of posts around the sensor, at the wall's distance
                 angle = np.linspace(0, 2 * np.pi, self.points, endpoint=False, dtype=np.float32)
                 range_m = np.float32(2 + value)
                 height = np.linspace(-1, 1, self.points, dtype=np.float32)
-                return np.stack([range_m * np.cos(angle), range_m * np.sin(angle), height, np.abs(height)], axis=1)
+                points = self.borrow((self.points, 4), np.float32)
+                return np.stack([range_m * np.cos(angle), range_m * np.sin(angle), height, np.abs(height)], axis=1, out=points)
 
 
 def series(since_start_ns: int) -> float:
@@ -133,9 +136,10 @@ def chirp(first_index: int, count: int, sample_rate_hz: int) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * turns)).astype(np.float32)
 
 
-def picture(number: int, width_px: int, height_px: int) -> np.ndarray:
+def picture(number: int, width_px: int, height_px: int, borrow: Callable[..., np.ndarray] = np.empty) -> np.ndarray:
     """(h, w, 3) uint8: a bar that wanders to the right, under a band of NUMBER_BITS fields, highest bit first, white = 1."""
-    image = np.full((height_px, width_px, 3), 64, np.uint8)
+    image = borrow((height_px, width_px, 3), np.uint8)
+    image.fill(64)
     bar_px = max(1, width_px // 40)
     left_px = number * bar_px % width_px
     image[:, left_px : left_px + bar_px] = (0, 160, 255)

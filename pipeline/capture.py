@@ -20,12 +20,13 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import media
 from pipeline.clock import NS, Clock, HeaderClock, PtsClock
@@ -49,6 +50,7 @@ class Picture(NamedTuple):
 
 
 Pictures = Iterator[Picture | str]
+Borrow = Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray]  # Source.borrow: where a picture is best put
 
 
 class Reader:
@@ -139,17 +141,26 @@ def fit(size: tuple[int, int], within: tuple[int | None, int | None]) -> tuple[i
     return max(1, round(width_px * scale)), max(1, round(height_px * scale))
 
 
-def to_bgr(frame: Any, within: tuple[int | None, int | None]) -> np.ndarray:
-    """PyAV's frame as a new (h, w, 3) uint8 array, upright (a telephone's clip carries its rotation) and scaled down."""
+def to_bgr(frame: Any, within: tuple[int | None, int | None], borrow: Borrow = np.empty) -> np.ndarray:
+    """PyAV's frame as a borrowed (h, w, 3) uint8 array, upright (a telephone's clip carries its rotation) and scaled down."""
     turned = frame.rotation % 180 != 0
     size = fit((frame.height, frame.width) if turned else (frame.width, frame.height), within)
     width_px, height_px = size[::-1] if turned else size
-    image: np.ndarray = frame.to_ndarray(format="bgr24", width=width_px, height=height_px)
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))) if frame.rotation else image
+    plane = frame.reformat(width=width_px, height=height_px, format="bgr24").planes[0]
+    # Its rows are padded; to_ndarray would copy them together, and the picture would be copied once more to be sent.
+    rows: np.ndarray = np.ndarray((height_px, width_px, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+    image = borrow((size[1], size[0], 3), np.uint8)
+    np.copyto(image, np.rot90(rows, round(frame.rotation / 90)))
+    return image
 
 
 def usb(
-    device: int | str, within: tuple[int | None, int | None], rate_hz: float | None, clock: Clock, where: str
+    device: int | str,
+    within: tuple[int | None, int | None],
+    rate_hz: float | None,
+    clock: Clock,
+    where: str,
+    borrow: Borrow = np.empty,
 ) -> Pictures:
     """A USB camera by index or path; `within` and rate_hz are asked of it, and it takes the nearest it has."""
     # Must be set before OpenCV first waits for a picture; its default of 10 s would keep a pulled camera a secret.
@@ -170,10 +181,14 @@ def usb(
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height_px or round((width_px or 0) * 9 / 16))
         if rate_hz:
             capture.set(cv2.CAP_PROP_FPS, rate_hz)
+        shape: tuple[int, ...] | None = None
         while capture.grab():
             arrival_ns = clock.now_ns()
             driver_ns = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-            decoded, image = capture.retrieve()
+            # OpenCV fills the array it is given when the picture fits, and returns another when it does not.
+            decoded, image = capture.retrieve(borrow(shape, np.uint8)) if shape else capture.retrieve()
+            if decoded:
+                shape = image.shape
             if not decoded:
                 yield "undecodable"
             elif 0 <= arrival_ns - driver_ns < NS:
@@ -185,14 +200,16 @@ def usb(
         capture.release()
 
 
-def network(address: str, within: tuple[int | None, int | None], clock: Clock, where: str) -> Pictures:
+def network(
+    address: str, within: tuple[int | None, int | None], clock: Clock, where: str, borrow: Borrow = np.empty
+) -> Pictures:
     """Anything PyAV opens by address; MJPEG over HTTP is read here, because only its part headers carry a time."""
     if address.startswith("http"):
         response = _request(address, where)
         if response.headers.get_content_type().startswith("multipart/"):
             return (yield from _mjpeg(response, address, within, clock, where))
         response.close()
-    yield from _av_stream(address, within, clock, where)
+    yield from _av_stream(address, within, clock, where, borrow)
 
 
 def _mjpeg(response: Any, address: str, within: tuple[int | None, int | None], clock: Clock, where: str) -> Pictures:
@@ -249,7 +266,9 @@ def _is_same_host(response: Any) -> bool:
         return False
 
 
-def _av_stream(address: str, within: tuple[int | None, int | None], clock: Clock, where: str) -> Pictures:
+def _av_stream(
+    address: str, within: tuple[int | None, int | None], clock: Clock, where: str, borrow: Borrow
+) -> Pictures:
     try:
         import av
     except ImportError as error:
@@ -290,10 +309,10 @@ def _av_stream(address: str, within: tuple[int | None, int | None], clock: Clock
                     if frame.is_corrupt:
                         yield "corrupt"
                     elif pts_ns is None:
-                        yield Picture(to_bgr(frame, within), arrival_ns, ARRIVAL_ERROR_NS)
+                        yield Picture(to_bgr(frame, within, borrow), arrival_ns, ARRIVAL_ERROR_NS)
                     else:
                         capture_ns = pts_clock.stamp_frame(pts_ns, arrival_ns)
-                        yield Picture(to_bgr(frame, within), capture_ns, pts_clock.error_ns)
+                        yield Picture(to_bgr(frame, within, borrow), capture_ns, pts_clock.error_ns)
         except (av.error.FFmpegError, OSError) as error:
             raise DeviceError(f"{where}: {shown} broke off: {media.reason(error)}.", retry=True) from error
     raise DeviceError(f"{where}: {shown} ended.", retry=True)

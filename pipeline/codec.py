@@ -2,7 +2,8 @@
 
 An envelope is a msgpack array [version, session, seq, value]. A value is an array whose first element is its type's name
 ("Frame", "Prediction", …) followed by its fields in the order of frame.py. An array of numbers is [dtype, shape, where]:
-`where` is the bytes themselves up to 1 KiB, else the index of the message part that follows. Never pickle.
+`where` is the bytes themselves up to 8 KiB, else the index of the message part that follows, or, for a reader that asked
+for it, [file, slot, generation] of a ring in shared memory (ring.py). Never pickle.
 
     parts = Codec().encode(session, seq, frame)      # [header, pixels]
     envelope = Codec().decode(parts)                 # envelope.value.data is a read-only view of parts[1]
@@ -10,17 +11,24 @@ An envelope is a msgpack array [version, session, seq, value]. A value is an arr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, StreamInfo
+from pipeline.ring import Place
 
 VERSION = 1
-INLINE_BYTES = 1024
+INLINE_BYTES = 8 << 10  # a chunk of sound travels in the header
+
+# How a reader wants large arrays: "inline" as parts of the message, which every reader understands; "ring" in shared
+# memory; "packed" as parts again, but compressed for a network (packing.py).
+Payloads = Literal["inline", "ring", "packed"]
+PlaceArray = Callable[[np.ndarray], Place | None]
+FetchArray = Callable[[Place, tuple[int, ...], np.dtype], np.ndarray]
 # Numbers only: an object dtype would mean running code that came in a message.
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
 
@@ -30,6 +38,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
 
     reader: str
     credits: int | None = None
+    payloads: Payloads = "inline"
+    express: str = ""  # where it also takes small messages (express.py)
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
@@ -86,32 +96,55 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     value: Value
 
 
-class Codec:
-    """One direction of one connection; not to be shared between threads."""
+class _Numbered(msgspec.Struct, frozen=True, array_like=True):
+    """An envelope whose value is of no interest."""
 
-    def __init__(self) -> None:
+    version: int
+    session: int
+    seq: int
+    value: msgspec.Raw
+
+
+class Codec:
+    """One direction of one connection; not to be shared between threads. fetch: for a reader of rings."""
+
+    def __init__(self, fetch: FetchArray | None = None) -> None:
         self._parts: list[Any] = []
+        self._place: PlaceArray | None = None
+        self._fetch = fetch
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
         self._decoder = msgspec.msgpack.Decoder(Envelope, dec_hook=self._decode_array)
+        self._numbers = msgspec.msgpack.Decoder(_Numbered)
 
-    def encode(self, session: int, seq: int, value: Value) -> list[Any]:
-        """Message parts: the header, then the large arrays, not copied."""
-        self._parts = []
+    def encode(self, session: int, seq: int, value: Value, place: PlaceArray | None = None) -> list[Any]:
+        """Message parts: the header, then the large arrays that `place` did not find a place for, not copied."""
+        self._parts, self._place = [], place
         header = self._encoder.encode(Envelope(VERSION, session, seq, value))
         return [header, *self._parts]
 
     def decode(self, parts: Sequence[Any]) -> Envelope:
-        """Arrays are read-only views of `parts`. Raises WireError for anything that is not a message of ours."""
+        """Arrays are read-only views of `parts`, or of the ring.
+
+        Raises WireError for anything that is not ours, and ring.Overwritten for what is, and comes too late.
+        """
         self._parts = list(parts[1:])
         try:
             envelope = self._decoder.decode(parts[0])
-        except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError) as error:
+        except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
             raise WireError(f"not a message of version {VERSION}: {error}") from error
         if envelope.version != VERSION:
             raise WireError(f"a message of version {envelope.version}; this program speaks version {VERSION}")
         return envelope
 
-    def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int]:
+    def number(self, header: Any) -> tuple[int, int] | None:
+        """(session, seq) of a message; None when it is not ours."""
+        try:
+            numbered = self._numbers.decode(header)
+        except msgspec.MsgspecError:
+            return None
+        return numbered.session, numbered.seq
+
+    def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int | Place]:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"cannot send a {type(array).__name__}")
         if array.dtype.str not in DTYPES:
@@ -119,6 +152,8 @@ class Codec:
         array = np.asarray(array, order="C")
         if array.nbytes <= INLINE_BYTES:
             return array.dtype.str, array.shape, array.tobytes()
+        if self._place is not None and (place := self._place(array)) is not None:
+            return array.dtype.str, array.shape, place
         self._parts.append(array.data.cast("B"))
         return array.dtype.str, array.shape, len(self._parts) - 1
 
@@ -128,5 +163,10 @@ class Codec:
         dtype, shape, where = raw
         if (isinstance(where, int) and where < 0) or any(n < 0 for n in shape):  # numpy and lists would give it a meaning
             raise ValueError("a negative size or part")
+        if isinstance(where, list):
+            if self._fetch is None:
+                raise ValueError("a payload in a ring, for a reader that did not ask for it")
+            file, slot, generation = where
+            return self._fetch(Place(str(file), int(slot), int(generation)), tuple(int(n) for n in shape), DTYPES[dtype])
         array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])
         return array.reshape([int(n) for n in shape])

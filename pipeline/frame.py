@@ -22,6 +22,8 @@ Encoding = Literal[
     "pcm_f32",  # (n,) float32 in [-1, 1], mono
     "depth_u16_mm",  # (h, w) uint16, millimetres, 0 = no reading
     "points_xyzi_f32",  # (n, 4) float32: metres, metres, metres, reflectance in [0, 1]
+    "depth_png",  # (n,) uint8, depth_u16_mm between hosts (packing.py)
+    "points_zlib",  # (n,) uint8, points_xyzi_f32 between hosts
     "imu_f64",  # (6,) float64: m/s² x3, rad/s x3
     "series_f32",  # (n,) float32, any numeric series
     "text_utf8",  # (n,) uint8

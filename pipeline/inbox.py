@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.clock import Clock
+from pipeline.errors import WireError
 from pipeline.frame import Message
 from pipeline.metrics import Metrics
+from pipeline.packing import is_packed, unpacked
 
 Keep = Literal["all", "latest"] | int
 
@@ -28,8 +30,8 @@ ROOM_WHEN_ALL = 32
 
 # Why a message that was sent to a reader never came out of its queue. What a node itself drops, it has read before.
 LOST, MALFORMED, REPLACED, TOO_SLOW = "lost in transport", "malformed", "a newer one came", "reader too slow"
-UNREAD = "not read before the end"
-EDGE_REASONS = (LOST, MALFORMED, REPLACED, TOO_SLOW, UNREAD)
+OVERWRITTEN, UNREAD = "overwritten in the ring", "not read before the end"
+EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,15 @@ class Inbox:
             if item is None and timeout_s > 0:
                 self._changed.wait(timeout_s)
                 item = self._pop(wants)
-            return item, self._clock.now_ns()
+            now_ns = self._clock.now_ns()
+        # Here and not on arrival: it takes milliseconds, in which the drain thread must not be away.
+        if isinstance(item, Arrival) and is_packed(item.message):
+            try:
+                item = Arrival(item.source, unpacked(item.message), item.arrival_ns)
+            except WireError:
+                self.lost(item.source, 1, MALFORMED)
+                return self.take(0, wants)
+        return item, now_ns
 
     def take_credits(self, source: str) -> int:
         """How many messages of `source` were taken since this was last asked."""

@@ -30,6 +30,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
 from pipeline.graph import Plan, ProcessPlan, plan_graph
+from pipeline.ring import rings_folder
 from pipeline.wire import ControlServer, Publisher, process_runs, runs_folder
 
 log = logging.getLogger("launch")
@@ -322,17 +323,33 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _run_folder() -> Iterator[Path]:
-    """A folder for this run's sockets, readable by this user only; what killed runs left behind is cleared away."""
-    base = runs_folder()
+    """A folder for this run's sockets, and one of the same name for its rings; what killed runs left is cleared away."""
+    bases = [runs_folder()]
+    _claim(bases[0])
+    if (rings := rings_folder()) is not None:
+        try:
+            _claim(rings)
+            bases.append(rings)
+        except (ConfigError, OSError) as error:
+            log.warning("%s Until then large payloads are copied through sockets.", error)
+    for base in bases:
+        for old in base.iterdir():
+            pid = old.name.partition("-")[0]
+            if pid.isdigit() and not process_runs(int(pid)):
+                shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=bases[0]))
+    folders = [base / folder.name for base in bases]
+    try:
+        for made in folders[1:]:
+            made.mkdir(mode=0o700)
+        yield folder
+    finally:
+        for made in folders:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _claim(base: Path) -> None:
+    """Make `base`, readable by this user only. Raises ConfigError when it is somebody else's."""
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     if base.stat().st_mode & 0o077 or (hasattr(os, "getuid") and base.stat().st_uid != os.getuid()):
         raise ConfigError(f"{base}: must belong to you and be closed to others. Remove it, or: chmod 700 {base}")
-    for old in base.iterdir():
-        pid = old.name.partition("-")[0]
-        if pid.isdigit() and not process_runs(int(pid)):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.clock import NS, Clock, LiveClock
 from pipeline.errors import DeviceError
@@ -44,6 +46,7 @@ class Context:
     muted: threading.Event = field(default_factory=threading.Event)
     request: Callable[[str, str], None] = lambda verb, argument: None  # ask the launcher: ("stop", ""), ("mute", "camera")
     tell: Callable[[NodeState, str], None] = lambda state, note: None  # the node's state, for the page and the log
+    borrow: Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray] = np.empty  # an array that its readers can see
 
 
 class Finding(NamedTuple):
@@ -99,6 +102,14 @@ class Source(Node):
         """The device lost `count` frames: they get seq numbers too, so that every reader sees the gap."""
         self.context.metrics.drop(self.name, reason, count)
         self._lost += count
+
+    def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        """An uninitialised array for the next frame's data. Filled in place and sent whole, it is never copied.
+
+        Where the readers share memory with this process it is a slot of the stream's ring, given back when nobody uses
+        it any more; so fill it, yield it and let it go. May be called in any thread.
+        """
+        return self.context.borrow(shape, dtype)
 
     def take_lost(self) -> int:
         lost, self._lost = self._lost, 0

@@ -26,16 +26,17 @@ from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
 from pipeline.graph import NodePlan, ProcessPlan
-from pipeline.inbox import MALFORMED, Inbox
+from pipeline.inbox import MALFORMED, OVERWRITTEN, Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Node, Source, run
-from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Publisher
+from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
-# A transform that computes in Python must not keep the drain thread from the interpreter for the default 5 ms.
-SWITCH_INTERVAL_S = 0.0005
+# A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
+# message the drain thread asks for it back five times (tests/test_arrival.py).
+SWITCH_INTERVAL_S = 0.0001
 
 
 class _Host:
@@ -79,11 +80,13 @@ class _Host:
             self._attach(drain, edge.source, connection)
 
     def _attach(self, drain: Drain, source: str, connection: Connection) -> None:
-        def deliver(value: Value | None, lost: int) -> None:
+        def deliver(value: Value | Gone | None, lost: int) -> None:
             if lost:
                 self.inbox.lost(source, lost)
             if isinstance(value, Frame | AlignedSet | Prediction | Health):
                 self.inbox.put(source, value)
+            elif isinstance(value, Gone):
+                self.inbox.lost(source, 1, OVERWRITTEN)
             elif isinstance(value, End):
                 self.inbox.end(source)
 
@@ -125,6 +128,7 @@ class _Host:
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
             node.context = self.context
             self._publisher = Publisher(self.plan.address, StreamInfo(self.plan.name, ""))
+            self.context.borrow = self._publisher.borrow
             lost: DeviceError | None = None
             try:
                 node.open()

@@ -3,7 +3,8 @@
 A publisher binds one ROUTER socket; each reader connects a DEALER and says hello. The publisher answers with a welcome
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
 A reader whose edge says `keep: all` grants credits and is waited for; for all others a full queue drops the message, and
-the reader counts it from `seq`.
+the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory (ring.py) and small
+messages by a shorter way too (express.py); its hello says so, and who says nothing gets everything in the message.
 
     publisher = Publisher("ipc:///run/…/camera.sock", info)
     publisher.send(frame)
@@ -13,21 +14,28 @@ the reader counts it from `seq`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import socket
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zmq
 
-from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Value, Welcome
+from pipeline import ring
+from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
 from pipeline.errors import ConfigError, WireError, nearest
+from pipeline.express import ExpressReceiver, ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo
+from pipeline.packing import packed
 
 # Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
 QUEUE_MESSAGES = 32
@@ -38,7 +46,10 @@ WAIT_FOR_ROOM_MS = 300
 GOODBYE_S = 0.3
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
+READABLE = int(zmq.POLLIN)
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
+# Smaller payloads are sooner copied through the socket than locked, mapped and let go (python -m benchmarks.transport).
+RING_FROM_BYTES = 64 << 10
 
 
 def context() -> zmq.Context[Any]:
@@ -47,8 +58,11 @@ def context() -> zmq.Context[Any]:
 
 
 class _Reader:
-    def __init__(self, name: str, credits: int | None, now_s: float) -> None:
-        self.name, self.credits, self.heard_s = name, credits, now_s
+    def __init__(self, hello: Hello, now_s: float) -> None:
+        self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
+        self.express = hello.express
+        # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
+        self.kept: deque[list[np.ndarray]] = deque()
 
 
 class Publisher:
@@ -62,6 +76,9 @@ class Publisher:
         self._seq = 0
         self._readers: dict[bytes, _Reader] = {}
         self._ended = False
+        self._ring_folder = _ring_folder(address)
+        self._ring: ring.Ring | None = None  # made for the first reader that wants one
+        self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
@@ -76,22 +93,69 @@ class Publisher:
 
     def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
         """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
-        self.service()
-        parts = self._codec.encode(self._session, self._seq, message)
-        self._seq += 1
+        if not self._readers:
+            self.service()
+        seq, self._seq = self._seq, self._seq + 1
+        slots: list[np.ndarray] = []
+        encoded: dict[Payloads, list[Any]] = {}
+
+        def stopped() -> bool:
+            return stopping is not None and stopping.is_set()
+
         for identity, reader in list(self._readers.items()):
             if reader.credits is not None:
-                while reader.credits == 0 and identity in self._readers and not (stopping and stopping.is_set()):
+                while reader.credits == 0 and identity in self._readers and not stopped():
                     self.service(timeout_ms=20)
                 if reader.credits == 0:
                     continue
                 reader.credits -= 1
+            if (parts := encoded.get(reader.payloads)) is None:
+                parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
+            if reader.credits is not None:
+                reader.kept.append(slots if reader.payloads == "ring" else [])
+            if self._express and reader.express and len(parts) == 1:
+                self._express.send(reader.express, parts[0])
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
+        self.service()  # afterwards: the readers of this message need not wait for it
+
+    def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        """An array to fill and send: a slot of the ring where that saves a copy, else ordinary memory. From any thread."""
+        array: np.ndarray | None = None
+        if math.prod(shape) * np.dtype(dtype).itemsize >= RING_FROM_BYTES and (lender := self._wanted_ring()):
+            array = lender.borrow(shape, dtype)
+        return np.empty(shape, dtype) if array is None else array
+
+    def _wanted_ring(self) -> ring.Ring | None:
+        if self._ring is None and self._ring_folder and any(r.payloads == "ring" for r in list(self._readers.values())):
+            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz)
+        return self._ring
+
+    def _encode(
+        self, seq: int, message: Message, payloads: Payloads, slots: list[np.ndarray], stopped: Callable[[], bool]
+    ) -> list[Any]:
+        """slots: gets the arrays that were placed in the ring; while one lives its slot is not written to."""
+
+        def place(array: np.ndarray) -> ring.Place | None:
+            lender = self._wanted_ring() if array.nbytes >= RING_FROM_BYTES else None
+            placed = lender.place(array) if lender else None
+            # A slot that a reader with credits has yet to take comes back soon, and waiting is cheaper than the socket.
+            while lender and placed is None and any(map(any, (r.kept for r in self._readers.values()))) and not stopped():
+                self.service(timeout_ms=20)
+                placed = lender.place(array)
+            if placed is None:
+                return None
+            slots.append(placed[1])
+            return placed[0]
+
+        if payloads == "packed":
+            message = packed(message)
+        return self._codec.encode(self._session, seq, message, place if payloads == "ring" else None)
 
     def service(self, timeout_ms: int = 0) -> None:
         """Answer greetings and take credits; call it at least every second."""
-        while self._socket.poll(timeout_ms):
+        # Asking for EVENTS takes a tenth of the time of a poll, and this is done for every message.
+        while self._socket.get(zmq.EVENTS) & READABLE or (timeout_ms and self._socket.poll(timeout_ms)):
             timeout_ms = 0
             identity, *parts = self._socket.recv_multipart()
             try:
@@ -100,7 +164,9 @@ class Publisher:
                 continue  # not one of ours: nothing is promised to it
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
-                    self._readers[identity] = _Reader(value.reader, value.credits, time.monotonic())
+                    self._readers[identity] = _Reader(value, time.monotonic())
+                    # Packing takes milliseconds: the readers on this host come first.
+                    self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
                     if self._ended:
                         self._end(identity)
@@ -109,6 +175,8 @@ class Publisher:
             elif isinstance(value, Credit) and identity in self._readers:
                 known = self._readers[identity]
                 known.credits = (known.credits or 0) + value.count
+                for _ in range(min(value.count, len(known.kept))):
+                    known.kept.popleft()
             elif isinstance(value, Bye):
                 self._readers.pop(identity, None)
         late_s = time.monotonic() - FORGET_READER_S
@@ -126,6 +194,10 @@ class Publisher:
             while self._readers and time.monotonic() < give_up_s:
                 self.service(timeout_ms=20)
         self._socket.close()
+        if self._ring is not None:
+            self._ring.close()
+        if self._express is not None:
+            self._express.close()
 
     def _end(self, identity: bytes) -> None:
         self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
@@ -142,14 +214,24 @@ class Publisher:
             self._readers.pop(identity, None)
 
 
+class Gone:
+    """What a message is to a reader that came too late for its payload in the ring."""
+
+
 class Connection:
     """One reading end: what the drain thread holds for each stream it reads, and `subscribe` for its one."""
 
-    def __init__(self, address: str, reader: str, *, credits: int | None = None) -> None:
+    def __init__(
+        self, address: str, reader: str, *, credits: int | None = None, payloads: Payloads | None = None
+    ) -> None:
+        """payloads None: through the ring where it can be reached, else inline."""
         self.welcome: StreamInfo | None = None
         self.restarts = 0
-        self._hello = Hello(reader, credits)
-        self._codec = Codec()
+        folder = _ring_folder(address)
+        self._express = ExpressReceiver(folder) if folder else None
+        express = self._express.name if self._express else ""
+        self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"), express)
+        self._codec = Codec(ring.RingReader(folder, waited_for=credits is not None).view if folder else None)
         self._session: int | None = None
         self._expected = 0
         self._next_hello_s = 0.0
@@ -160,6 +242,14 @@ class Connection:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self.socket.connect(address)
+        self._poller = zmq.Poller()
+        for readable in self.sockets:
+            self._poller.register(readable, zmq.POLLIN)
+
+    @property
+    def sockets(self) -> list[Any]:
+        """What to poll: ZeroMQ's socket, and the descriptor of the express one."""
+        return [self.socket, *([self._express.socket.fileno()] if self._express else [])]
 
     @property
     def credited(self) -> bool:
@@ -176,17 +266,22 @@ class Connection:
     def grant(self, count: int) -> None:
         self._say(Credit(count))
 
-    def receive(self) -> tuple[Value | None, int]:
+    def receive(self) -> tuple[Value | Gone | None, int]:
         """The next value, or None for the handshake's own, and how many messages were lost before it.
 
-        Raises WireError for a malformed message; never blocks: call it when the socket is readable.
+        Raises WireError for a malformed message; never blocks: call it when one of `sockets` is readable.
         """
-        parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
+        if (parts := self._next_parts()) is None:
+            return None, 0
         try:
-            envelope: Envelope = self._codec.decode([part.buffer for part in parts])
+            envelope: Envelope = self._codec.decode(parts)
         except WireError:
             self._expected += 1  # it had a number too, and is not to be counted twice
             raise
+        except ring.Overwritten:
+            session, seq = self._codec.number(parts[0]) or (None, 0)
+            lost, self._expected = max(0, seq - self._expected) if session == self._session else 0, seq + 1
+            return Gone(), lost
         lost = 0
         if isinstance(envelope.value, Welcome):
             if self._session is not None and envelope.session != self._session:
@@ -202,9 +297,27 @@ class Connection:
             self._say(Bye())
         return envelope.value, lost
 
+    def wait(self, timeout_ms: int) -> bool:
+        """Whether there is something to receive."""
+        return bool(self._poller.poll(timeout_ms))
+
     def close(self) -> None:
         self._say(Bye())
         self.socket.close()
+        if self._express is not None:
+            self._express.close()
+
+    def _next_parts(self) -> list[Any] | None:
+        """From whichever way is ahead; None for what the other way has brought already."""
+        if self._express is not None and (header := self._express.receive()) is not None:
+            # One that is not the next has a message before it on ZeroMQ, and will come there in its turn.
+            return [header] if self._codec.number(header) == (self._session, self._expected) else None
+        try:
+            parts = [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+        except zmq.Again:
+            return None
+        session, seq = self._codec.number(parts[0]) or (None, 0)
+        return None if self._express and session == self._session and session and seq < self._expected else parts
 
     def _say(self, value: Value) -> None:
         try:
@@ -216,18 +329,19 @@ class Connection:
 class Drain(threading.Thread):
     """The thread that does nothing but take messages off the sockets of one process, so that they arrive on time.
 
-    deliver(value, lost) is called for each message of a connection (value None: its welcome); `malformed()` for one that is not ours.
+    deliver(value, lost) is called for each message of a connection (value None: a welcome after which some are lost);
+    `malformed()` for one that is not ours.
     """
 
     def __init__(self) -> None:
         super().__init__(name="drain", daemon=True)
-        self._edges: list[tuple[Connection, Callable[[Value | None, int], None], Callable[[], None], Callable[[], int]]] = []
+        self._edges: list[tuple[Connection, Callable[[Value | Gone | None, int], None], Callable[[], None], Callable[[], int]]] = []
         self._stopping = threading.Event()
 
     def add(
         self,
         connection: Connection,
-        deliver: Callable[[Value | None, int], None],
+        deliver: Callable[[Value | Gone | None, int], None],
         malformed: Callable[[], None],
         taken: Callable[[], int],
     ) -> None:
@@ -239,8 +353,9 @@ class Drain(threading.Thread):
         by_socket = {}
         credited = False
         for edge in self._edges:
-            poller.register(edge[0].socket, zmq.POLLIN)
-            by_socket[edge[0].socket] = edge
+            for readable in edge[0].sockets:
+                poller.register(readable, zmq.POLLIN)
+                by_socket[readable] = edge
             credited = credited or edge[0].credited
         # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
         timeout_ms = 2 if credited else 50
@@ -256,7 +371,8 @@ class Drain(threading.Thread):
                 except WireError:
                     malformed()
                     continue
-                deliver(value, lost)
+                if value is not None or lost:
+                    deliver(value, lost)
         for connection, *_ in self._edges:
             connection.close()
 
@@ -390,7 +506,7 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
     try:
         while True:
             connection.greet()
-            if connection.socket.poll(100):
+            if connection.wait(100):
                 heard_s = time.monotonic()
                 try:
                     value, _ = connection.receive()
@@ -404,6 +520,11 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
                 return  # the pipeline was killed: nobody is left to say that it ended
     finally:
         connection.close()
+
+
+def _ring_folder(address: str) -> Path | None:
+    """Where the rings of the run that publishes at this address are; None on the portable path and for other hosts."""
+    return ring.folder_of(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
 
 
 def free_address(run_folder: Path, node: str, *, portable: bool) -> str:

@@ -145,11 +145,11 @@ def test_film_of_a_telephone_held_upright_is_turned() -> None:
     class Turned:
         width, height, rotation = 4, 2, 90
 
-        def to_ndarray(self, format: str, width: int, height: int) -> np.ndarray:
+        def reformat(self, format: str, width: int, height: int) -> av.VideoFrame:
             assert (format, width, height) == ("bgr24", 4, 2)
             image = np.zeros((2, 4, 3), np.uint8)
             image[0, 3] = 255  # top right; turned counterclockwise by 90°: top left
-            return image
+            return av.VideoFrame.from_ndarray(image, format="bgr24")
 
     image = capture.to_bgr(Turned(), (None, None))
     assert image.shape == (4, 2, 3) and image[0, 0, 0] == 255
@@ -590,8 +590,12 @@ class FakeCapture:
         self.left -= 1
         return self.left >= 0
 
-    def retrieve(self) -> tuple[bool, np.ndarray | None]:
-        return (False, None) if self.left == 1 else (True, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    def retrieve(self, into: np.ndarray | None = None) -> tuple[bool, np.ndarray | None]:
+        if self.left == 1:
+            return False, None
+        image = np.empty((HEIGHT, WIDTH, 3), np.uint8) if into is None else into
+        image.fill(self.left)
+        return True, image
 
     def release(self) -> None:
         self.released = True
@@ -620,6 +624,26 @@ def test_usb_pictures_carry_the_driver_s_stamp(monkeypatch: pytest.MonkeyPatch) 
     assert webcam.asked[cv2.CAP_PROP_FPS] == 30.0
     assert node.context.metrics.dropped() == {"camera": {"undecodable": 1}}
     node.close()
+
+
+def test_pictures_are_decoded_into_borrowed_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a USB camera from the second on: the first tells how large they are."""
+    lent: list[np.ndarray] = []
+
+    def borrow(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        lent.append(np.empty(shape, dtype))
+        return lent[-1]
+
+    plug_in(monkeypatch, FakeCapture(pictures=5))
+    film = str(write_film(tmp_path / "film.mp4", n=5))
+    usb = [p.image for p in islice(capture.usb(0, (None, None), None, LiveClock(), "camera", borrow), 3) if not isinstance(p, str)]
+    assert all(image is array for image, array in zip(usb[1:], lent, strict=True))
+    lent.clear()
+    node = camera(device=film)
+    node.context.borrow = borrow
+    node.open()
+    file = [frame.data for frame in node.frames(node.context.clock)]
+    assert all(image is array for image, array in zip(file, lent, strict=True))
 
 
 @pytest.mark.parametrize("stamp_ms", [lambda now: 0.0, lambda now: now + 90_000, lambda now: 1.7e12], ids=["0", "ahead", "UTC"])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+
 from pipeline.clock import ManualClock
 from pipeline.frame import Frame
 from pipeline.inbox import ROOM_WHEN_ALL, Arrival, Ended, Inbox, Keep
 from pipeline.metrics import Metrics
+from pipeline.packing import packed
 
 
 def frame(seq: int) -> Frame:
@@ -166,3 +169,25 @@ def test_what_nobody_read_is_counted_when_the_reader_ends() -> None:
     inbox.end("camera")
     inbox.close(uncounted="health")
     assert metrics.dropped() == {"camera": {"not read before the end": 1}}
+
+
+# --- from another host ------------------------------------------------------------------------------------------------
+
+
+def test_packed_frame_is_unpacked_when_it_is_taken_and_the_replaced_one_never() -> None:
+    inbox, _, metrics = an_inbox(lidar="latest")
+    points = np.ones((20, 4), np.float32)
+    for seq in range(3):
+        inbox.put("lidar", packed(Frame("lidar", seq, seq, "points_xyzi_f32", points * seq)))
+    item, _ = inbox.take(0)
+    assert isinstance(item, Arrival) and isinstance(item.message, Frame)
+    assert item.message.encoding == "points_xyzi_f32" and np.array_equal(item.message.data, points * 2)
+    assert metrics.dropped() == {"lidar": {"a newer one came": 2}}
+
+
+def test_packed_frame_that_cannot_be_unpacked_is_counted_and_the_next_one_comes() -> None:
+    inbox, _, metrics = an_inbox(lidar="all")
+    inbox.put("lidar", Frame("lidar", 0, 0, "points_zlib", np.zeros(9, np.uint8)))
+    inbox.put("lidar", frame(1))
+    assert waiting(inbox) == [1]
+    assert metrics.dropped() == {"lidar": {"malformed": 1}}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +21,12 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import wire
-from pipeline.codec import Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
+from pipeline import ring, wire
+from pipeline.codec import VERSION, Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
 from pipeline.errors import ConfigError, WireError
+from pipeline.express import ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
-from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Publisher, find_run, subscribe
+from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Gone, Publisher, find_run, subscribe
 
 PICTURE = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
@@ -247,8 +250,25 @@ def test_a_message_with_a_changed_or_missing_byte_decodes_or_is_refused(index: i
 # --- publisher and reader ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture
+def shared_memory(tmp_path: Path) -> Iterator[Path]:
+    """The folder for the rings of a run in tmp_path, as the launcher makes it."""
+    base = ring.rings_folder()
+    if base is None:
+        pytest.skip("no shared memory here: /dev/shm cannot be written to")
+    folder = base / tmp_path.name
+    folder.mkdir(mode=0o700, parents=True)
+    base.chmod(0o700)
+    yield folder
+    left = [path.name for path in folder.iterdir()]
+    shutil.rmtree(folder)
+    assert not left, "a ring or a socket was left behind"
+
+
+@pytest.fixture(params=["ipc", "tcp", "shared memory"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "shared memory":
+        request.getfixturevalue("shared_memory")
     return wire.free_address(tmp_path, "camera", portable=request.param == "tcp")
 
 
@@ -266,13 +286,13 @@ class Reader:
         while not until():
             assert time.monotonic() < end_s, f"waited in vain: {self}"
             self.connection.greet()
-            if self.connection.socket.poll(5):
+            if self.connection.wait(5):
                 try:
                     value, lost = self.connection.receive()
                 except WireError:
                     self.malformed += 1
                     continue
-                self.lost += lost
+                self.lost += lost + isinstance(value, Gone)
                 if isinstance(value, Frame):
                     self.seqs.append(value.seq)
                 self.ended = self.ended or isinstance(value, End)
@@ -519,10 +539,180 @@ def test_drain_takes_messages_while_nobody_asks_for_them(address: str) -> None:
     publisher.close(ended=True)
     assert ended.wait(5)
     drain.stop()
-    assert delivered == [("NoneType", 0), (0, 0), (1, 0), (2, 0), ("End", 0)]
+    assert delivered == [(0, 0), (1, 0), (2, 0), ("End", 0)]
 
 
 # --- finding a run ----------------------------------------------------------------------------------------------------
+
+
+# --- the payload's ways -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Line:
+    """One publisher and one reader in one thread, over shared memory."""
+
+    publisher: Publisher
+    connection: Connection
+
+    def receive(self) -> Value | Gone:
+        end_s = time.monotonic() + 5
+        while time.monotonic() < end_s:
+            self.connection.greet()
+            self.publisher.service()
+            if self.connection.wait(5):
+                value, _ = self.connection.receive()
+                if value is not None:
+                    return value
+        raise AssertionError("waited in vain")
+
+    def pass_on(self, frame: Frame) -> Frame:
+        self.publisher.send(frame)
+        received = self.receive()
+        assert isinstance(received, Frame)
+        return received
+
+
+@pytest.fixture
+def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Line]]:
+    made: list[Line] = []
+
+    def make(**options: Any) -> Line:
+        address = wire.free_address(tmp_path, "camera", portable=False)
+        made.append(Line(Publisher(address, INFO), Connection(address, "reader", **options)))
+        Reader(made[-1].connection).join(made[-1].publisher)
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.connection.close()
+        one.publisher.close(ended=False)
+
+
+def picture(seq: int, width_px: int = 320) -> Frame:
+    gradient = np.linspace(0, 255, width_px).astype(np.uint8)
+    return Frame("camera", seq, seq, "bgr8", np.broadcast_to(gradient[None, :, None], (240, width_px, 3)).copy())
+
+
+def in_ring(array: np.ndarray) -> bool:
+    return isinstance(array.base, mmap.mmap)
+
+
+def test_large_payload_comes_through_the_ring_and_a_small_one_in_the_message(line: Callable[..., Line]) -> None:
+    here = line()
+    large, small = here.pass_on(picture(0)), here.pass_on(number(1))
+    assert in_ring(large.data) and not in_ring(small.data)
+    assert np.array_equal(large.data, picture(0).data)
+    assert not large.data.flags.writeable
+
+
+def test_reader_that_does_not_say_so_gets_the_payload_in_the_message(line: Callable[..., Line]) -> None:
+    """So does a program in another language."""
+    received = line(payloads="inline").pass_on(picture(0))
+    assert not in_ring(received.data)
+    assert np.array_equal(received.data, picture(0).data)
+
+
+def test_hello_of_two_fields_is_understood(line: Callable[..., Line]) -> None:
+    hello = msgspec.msgpack.encode([VERSION, 0, 0, ["Hello", "a program in Go", None]])
+    value = Codec().decode([hello]).value
+    assert isinstance(value, Hello) and (value.payloads, value.express) == ("inline", "")
+
+
+def test_reader_on_another_host_gets_pictures_as_jpeg(line: Callable[..., Line]) -> None:
+    received = line(payloads="packed").pass_on(picture(0))
+    assert (received.encoding, received.data.ndim) == ("jpeg", 1)
+    assert received.data.nbytes < picture(0).data.nbytes / 10
+
+
+def test_borrowed_array_reaches_the_reader_without_a_copy(line: Callable[..., Line]) -> None:
+    here = line()
+    image = here.publisher.borrow((240, 320, 3), np.uint8)
+    assert in_ring(image)
+    image.fill(9)
+    received = here.pass_on(Frame("camera", 0, 0, "bgr8", image))
+    assert (received.data == 9).all()
+    image.setflags(write=True)
+    image.fill(8)  # what no source may do: here it shows that both are the same memory
+    assert (received.data == 8).all()
+
+
+def test_nothing_is_borrowed_from_a_ring_that_nobody_reads(line: Callable[..., Line], shared_memory: Path) -> None:
+    here = line(payloads="inline")
+    assert not in_ring(here.publisher.borrow((240, 320, 3), np.uint8))
+    here.pass_on(picture(0))
+    assert list(shared_memory.glob("*.ring")) == []
+
+
+def test_frame_that_a_reader_came_too_late_for_is_gone_and_counted_apart(line: Callable[..., Line]) -> None:
+    here = line()
+    for seq in range(20):
+        here.publisher.send(picture(seq))
+    values = [here.receive() for _ in range(20)]
+    gone = [isinstance(value, Gone) for value in values]
+    assert any(gone) and not gone[-1]
+    assert all(value.seq == seq for seq, value in enumerate(values) if isinstance(value, Frame))
+
+
+def test_reader_that_is_waited_for_finds_every_frame_in_the_ring(line: Callable[..., Line]) -> None:
+    here = line(credits=32)
+    publishing = threading.Thread(target=lambda: [here.publisher.send(picture(seq)) for seq in range(60)])
+    publishing.start()
+    seqs = []
+    while len(seqs) < 60:
+        if here.connection.wait(50):
+            value, lost = here.connection.receive()
+            assert not lost and not isinstance(value, Gone)
+            if isinstance(value, Frame):
+                assert in_ring(value.data)
+                seqs.append(value.seq)
+                here.connection.grant(1)
+        here.connection.greet()
+    publishing.join()
+    assert seqs == list(range(60))
+
+
+def test_when_a_reader_keeps_everything_the_payload_travels_in_the_message(line: Callable[..., Line]) -> None:
+    here = line()
+    lent = [here.publisher.borrow((240, 320, 3), np.uint8) for _ in range(100)]
+    assert not in_ring(lent[-1])
+    received = here.pass_on(picture(0))
+    assert not in_ring(received.data)
+    assert np.array_equal(received.data, picture(0).data)
+
+
+def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[..., Line]) -> None:
+    here = line(credits=32)
+    widths = [320, 320, 640, 320, 1280]
+    for seq, width_px in enumerate(widths):
+        here.publisher.send(picture(seq, width_px))
+    received = [here.receive() for _ in widths]
+    assert [value.data.shape[1] for value in received if isinstance(value, Frame)] == widths
+
+
+def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_then(line: Callable[..., Line]) -> None:
+    """The kernel queues ten datagrams: of 30 at once, 20 come over ZeroMQ alone."""
+    here = line(credits=150)
+    seqs = []
+    for burst in range(5):
+        for seq in range(30 * burst, 30 * burst + 30):
+            here.publisher.send(number(seq))
+        for _ in range(30):
+            value = here.receive()
+            assert isinstance(value, Frame)
+            seqs.append(value.seq)
+    assert seqs == list(range(150))
+
+
+def test_message_on_the_short_way_only_is_not_believed_before_its_turn(line: Callable[..., Line], monkeypatch: Any) -> None:
+    here = line()
+    sent: list[bytes] = []
+    monkeypatch.setattr(here.publisher._express, "send", lambda name, message: sent.append(message))
+    for seq in range(3):
+        here.publisher.send(number(seq))
+    ExpressSender(here.connection._express._path.parent).send(here.connection._express.name, sent[2])
+    received = [here.receive() for _ in range(3)]
+    assert [value.seq for value in received if isinstance(value, Frame)] == [0, 1, 2]
 
 
 @pytest.fixture

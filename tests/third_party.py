@@ -7,7 +7,9 @@ The tests run it as a user would: named in a YAML, from the folder where the com
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,3 +130,33 @@ class Stopper(Sink):
         self.after -= 1
         if self.after == 0:
             self.context.request(self.verb, self.argument)
+
+
+class Busy(Sink):
+    """Computes in pure Python, in a thread all the time and after each message for so long; writes when messages arrived."""
+
+    def __init__(self, *, computes_ms: float, path: str) -> None:
+        self.computes_s, self.path = computes_ms / 1000, path
+        self.late_ms: list[float] = []
+
+    def open(self) -> None:
+        self._ended = threading.Event()
+        if self.computes_s:
+            threading.Thread(target=self._compute_all_the_time, daemon=True).start()
+
+    def _compute_all_the_time(self) -> None:
+        number = 1
+        while not self._ended.is_set():
+            number = number * 31 % 1_000_003
+
+    def consume(self, arrival: Arrival) -> None:
+        self.late_ms.append((arrival.arrival_ns - arrival.message.publish_ns) / 1e6)
+        until_s = time.perf_counter() + self.computes_s
+        while time.perf_counter() < until_s:
+            pass
+
+    def close(self) -> None:
+        self._ended.set()
+        measured = self.late_ms[10:]  # the first ones find a process that is still loading
+        with open(self.path, "w") as file:
+            json.dump({"count": len(measured), "p99_ms": float(np.percentile(measured, 99)) if measured else 0.0}, file)

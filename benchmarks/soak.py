@@ -1,0 +1,121 @@
+"""Four 1080p cameras at 30 Hz through a whole graph for minutes: memory must stay flat, and nothing may be lost or torn.
+
+    python -m benchmarks.soak [--minutes 10] [--json out.json]
+
+The graph is run as a user runs one, a process a camera, all four aligned, a task that reads in every picture the number
+drawn there. Memory is the unshared memory of all its processes, and what lies in the run's folder of rings; *drift* is
+the slope of a line through the second half, in MB an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from nodes.synthetic import picture_number
+from pipeline.frame import AlignedSet, Prediction
+from pipeline.ring import rings_folder
+from pipeline.tasks import Task
+
+CAMERAS = 4
+LOOK_EVERY_S = 2.0
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Whole(Task):
+    """Whether every picture of a set shows its own number; at the end stands which ones did not."""
+
+    name = "whole"
+    labels = ("whole", "torn")
+    model = "none@0"
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        frames = [frame for many in aligned.frames.values() for frame in many]
+        torn = sum(picture_number(frame.data) != frame.seq for frame in frames)
+        self.metrics.facts["torn"] = str(int(self.metrics.facts.get("torn", "0")) + torn)
+        return self.prediction(aligned, np.float32([not torn, bool(torn)]), used=tuple(aligned.frames))
+
+
+def config() -> str:
+    names = [f"camera{i}" for i in range(CAMERAS)]
+    cameras = "".join(f"  {n}: {{use: synthetic, width_px: 1920, height_px: 1080, rate_hz: 30}}\n" for n in names)
+    return (
+        f"nodes:\n{cameras}"
+        f"  align: {{use: align, inputs: [{', '.join(names)}], anchor: camera0, max_wait_ms: 60}}\n"
+        f'  whole: {{use: infer, task: "benchmarks.soak:Whole", inputs: [align], process: align}}\n'
+    )
+
+
+def megabytes(run: psutil.Process) -> tuple[float, float]:
+    """(unshared memory of the run's processes, rings)."""
+    own = 0
+    for process in [run, *run.children(recursive=True)]:
+        try:
+            memory = process.memory_info()
+            own += memory.rss - memory.shared
+        except psutil.NoSuchProcess:
+            continue
+    base = rings_folder()
+    rings = sum(path.stat().st_blocks * 512 for path in base.glob(f"{run.pid}-*/*.ring")) if base else 0
+    return own / 1e6, rings / 1e6
+
+
+def drift_mb_an_hour(times_s: list[float], values_mb: list[float]) -> float:
+    half = len(times_s) // 2
+    return float(np.polyfit(times_s[half:], values_mb[half:], 1)[0]) * 3600
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--minutes", type=float, default=10.0)
+    options.add_argument("--json", type=Path, help="write the figures here")
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        graph, out = Path(folder) / "soak.yaml", Path(folder) / "out.jsonl"
+        graph.write_text(config())
+        command = [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph), "--out", str(out)]
+        run = subprocess.Popen([*command, "--for", f"{args.minutes * 60:.0f}s"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        began_s, times_s, own_mb, rings_mb = time.monotonic(), [], [], []
+        while run.poll() is None:
+            time.sleep(LOOK_EVERY_S)
+            try:
+                own, rings = megabytes(psutil.Process(run.pid))
+            except psutil.NoSuchProcess:
+                break
+            if rings:
+                times_s.append(time.monotonic() - began_s)
+                own_mb.append(own)
+                rings_mb.append(rings)
+        if run.wait() != 0:
+            raise SystemExit(f"the run ended with exit code {run.returncode}")
+        lines = out.read_text().splitlines()
+    summary: dict[str, Any] = json.loads(lines[-1])
+    torn = sum(json.loads(line)["label"] != "whole" for line in lines[:-1])
+    times_s, own_mb, rings_mb = times_s[:-2], own_mb[:-2], rings_mb[:-2]  # processes that end let go of their memory
+    figures = {
+        "minutes": args.minutes, "summary": summary, "torn": torn, "own_mb": own_mb, "rings_mb": rings_mb, "seconds": times_s,
+        "own_drift_mb_an_hour": drift_mb_an_hour(times_s, own_mb), "rings_drift_mb_an_hour": drift_mb_an_hour(times_s, rings_mb),
+    }  # fmt: skip
+    print(f"{'MB':<12}{'at 10 s':>10}{'middle':>10}{'end':>10}{'drift an hour':>16}")
+    for name, values, drift in (("processes", own_mb, "own"), ("rings", rings_mb, "rings")):
+        early = values[min(5, len(values) - 1)]
+        print(f"{name:<12}{early:10.1f}{values[len(values) // 2]:10.1f}{values[-1]:10.1f}{figures[drift + '_drift_mb_an_hour']:16.1f}")
+    print(f"frames in {sum(summary['frames_in'].values())}, sets {summary['sets']}, torn {torn}, "
+          f"dropped {summary['dropped'] or 'none'}, unaccounted {summary['unaccounted'] or 'none'}")  # fmt: skip
+    cpu_ms = summary["cpu_s"] * 1e3 / max(1, sum(summary["frames_in"].values()))
+    print(f"capture → answer: {summary['latency_ms']} ms; CPU {cpu_ms:.1f} ms a picture, drawing it included")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Large frames for a network: as small as their use allows, and back.
+
+    bgr8             → jpeg          and stays one: who looks at pictures reads both
+    depth_u16_mm     → depth_png     16-bit PNG, to the millimetre what it was
+    points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), zlib; to the bit
+
+    sent = packed(frame)             # Frame, AlignedSet; anything else as it is
+    frame = unpacked(sent)           # lossless encodings only
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeline.errors import WireError
+from pipeline.frame import AlignedSet, Encoding, Frame, Message
+
+JPEG_QUALITY = 90  # faces a few dozen pixels wide must not blur
+ZLIB_LEVEL = 1  # a higher one takes twice the time for 3 % (measured on real sweeps)
+
+
+def packed(message: Message) -> Message:
+    """What a reader on another host is sent."""
+    if isinstance(message, AlignedSet):
+        return _each(message, packed)
+    if not isinstance(message, Frame) or not message.data.size:
+        return message
+    match message.encoding:
+        case "bgr8":
+            return _with(message, "jpeg", _image_file(".jpg", message.data))
+        case "depth_u16_mm":
+            return _with(message, "depth_png", _image_file(".png", message.data))
+        case "points_xyzi_f32":
+            by_weight = np.ascontiguousarray(message.data.view(np.uint8).reshape(-1, 4, 4).transpose(1, 2, 0))
+            return _with(message, "points_zlib", np.frombuffer(zlib.compress(by_weight.data, ZLIB_LEVEL), np.uint8))
+    return message
+
+
+def unpacked(message: Message) -> Message:
+    """Depth and points as they were. Raises WireError when they cannot be read."""
+    if isinstance(message, AlignedSet):
+        return _each(message, unpacked)
+    if not isinstance(message, Frame):
+        return message
+    match message.encoding:
+        case "depth_png":
+            return _with(message, "depth_u16_mm", _depth(message.data))
+        case "points_zlib":
+            return _with(message, "points_xyzi_f32", _points(message.data))
+    return message
+
+
+def is_packed(message: object) -> bool:
+    """Whether `unpacked` would change it."""
+    if isinstance(message, AlignedSet):
+        return any(is_packed(frame) for many in message.frames.values() for frame in many)
+    return isinstance(message, Frame) and message.encoding in ("depth_png", "points_zlib")
+
+
+def _each(aligned: AlignedSet, change: Callable[[Any], Any]) -> AlignedSet:
+    frames = {stream: tuple(change(frame) for frame in many) for stream, many in aligned.frames.items()}
+    return msgspec.structs.replace(aligned, frames=frames)
+
+
+def _with(frame: Frame, encoding: Encoding, data: np.ndarray) -> Frame:
+    return msgspec.structs.replace(frame, encoding=encoding, data=data)
+
+
+def _image_file(kind: str, image: np.ndarray) -> np.ndarray:
+    import cv2
+
+    option = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if kind == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, ZLIB_LEVEL]
+    encoded: np.ndarray = cv2.imencode(kind, image, option)[1]
+    return encoded.reshape(-1)
+
+
+def _depth(data: np.ndarray) -> np.ndarray:
+    import cv2
+
+    image: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if image is None or image.dtype != np.uint16 or image.ndim != 2:
+        raise WireError("a depth picture that is not a 16-bit PNG")
+    return image
+
+
+def _points(data: np.ndarray) -> np.ndarray:
+    try:
+        by_weight = np.frombuffer(zlib.decompress(data.data), np.uint8).reshape(4, 4, -1)
+    except (zlib.error, ValueError) as error:
+        raise WireError(f"points that cannot be unpacked: {error}") from error
+    return np.ascontiguousarray(by_weight.transpose(2, 0, 1)).view(np.float32).reshape(-1, 4)
