@@ -28,8 +28,8 @@ ROOM_WHEN_ALL = 32
 
 # Why a message that was sent to a reader never came out of its queue. What a node itself drops, it has read before.
 LOST, MALFORMED, REPLACED, TOO_SLOW = "lost in transport", "malformed", "a newer one came", "reader too slow"
-UNREAD = "not read before the end"
-EDGE_REASONS = (LOST, MALFORMED, REPLACED, TOO_SLOW, UNREAD)
+UNREAD, CLOCK_JUMPED = "not read before the end", "the clock of its host jumped"
+EDGE_REASONS = (LOST, MALFORMED, REPLACED, TOO_SLOW, UNREAD, CLOCK_JUMPED)
 
 
 @dataclass(frozen=True, slots=True)
