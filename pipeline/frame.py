@@ -195,7 +195,7 @@ class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
     dropped: dict[str, dict[str, int]] = {}  # source → reason → count
     latency_ms: dict[str, dict[str, float]] = {}  # name → p50, p95, p99
     facts: dict[str, str] = {}  # "engine face-expression": "onnxruntime 1.27, 1 thread"
-    promised: dict[str, int] = {}  # by source on another host: messages it sent us since its first welcome, as seq says
+    promised: dict[str, int] = {}  # by source in another process: messages since its first welcome, as its seq says
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):

@@ -28,9 +28,10 @@ from pipeline.keys import Keyring, leaves_host
 log = logging.getLogger("network")
 
 # A partner that was switched off says nothing; without this TCP would wait for it for minutes.
-HEARTBEAT_MS, SILENT_AFTER_MS = 1000, 4000
+HEARTBEAT_MS, SILENT_AFTER_MS, CONNECT_MS = 1000, 4000, 1500
 PING_FAST_S, FAST_PINGS, PING_EVERY_S = 0.02, 100, 0.5
 NO_ANSWER_S = 5.0
+SMALL_BYTES = 4096  # a ping is 30 bytes, but CURVE introduces itself with 500
 ZAP_DOMAIN = "sensorium"
 
 _door_lock = threading.Lock()
@@ -79,6 +80,7 @@ def _identify(socket: zmq.Socket[Any], keyring: Keyring) -> None:
     socket.setsockopt_string(zmq.CURVE_SECRETKEY, keyring.secret)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_AFTER_MS)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
 
 
 def _required(keyring: Keyring | None, address: str) -> Keyring:
@@ -138,7 +140,7 @@ class ClockServer(threading.Thread):
         self._stopping = threading.Event()
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 256)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, SMALL_BYTES)
         try:
             bind(self._socket, address, keyring)
         except zmq.ZMQError as error:
@@ -177,7 +179,7 @@ class ClockLine(threading.Thread):
         self._stopping = threading.Event()
         self._socket = context().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 256)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, SMALL_BYTES)
         self._socket.setsockopt(zmq.SNDHWM, 4)  # while it does not answer, old questions need not pile up
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
