@@ -83,7 +83,8 @@ class Pairs(Transform):
     def process(self, arrival):
         s = arrival.message
         one = np.ones(1, np.float32)
-        yield Prediction("pairs", s.anchor_ns, ("seen",), one, "seen", "pairs", used=tuple(s.frames), missing=s.missing, receipts=s.receipts)
+        how = {"used": tuple(s.frames), "missing": s.missing, "receipts": s.receipts}
+        yield Prediction("pairs", s.anchor_ns, ("seen",), one, "seen", "pairs", **how)
 '''
 
 
@@ -365,6 +366,9 @@ def test_a_host_that_was_restarted_with_another_clock_is_found_again(cable: Cabl
             process.kill()
     assert brain.returncode == 0
     assert "the clock of host 'front' jumped" in output
-    summary = json.loads((tmp_path / "brain.jsonl").read_text().splitlines()[-1])
+    *records, summary = map(json.loads, (tmp_path / "brain.jsonl").read_text().splitlines())
+    together = [r["capture_ns"] for r in records if r["used"] == ["camera", "microphone"]]
+    assert len(together) > 3 * 30  # each time, and not only the first: the aligner was led nowhere
+    assert together == sorted(together)
     assert summary["unaccounted"] == {}
     assert "jumped 2 times" in summary["from_other_hosts"]["camera → align"]["clock"]
