@@ -106,7 +106,7 @@ def _say_where(plan: Plan, *, open_page: bool) -> None:
     for node in plan.nodes:
         if node.use == "dashboard":
             token = node.options.get("token")
-            url = f"http://{node.options.get('host', '127.0.0.1')}:{node.options.get('port', 8080)}/"
+            url = f"http://{node.options.get('address', '127.0.0.1')}:{node.options.get('port', 8080)}/"
             print(f"  Page: {url}{f'?token={token}' if token else ''}   (Ctrl-C ends the run)", flush=True)
             if open_page:
                 import webbrowser
