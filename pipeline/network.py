@@ -29,7 +29,7 @@ log = logging.getLogger("network")
 
 # A partner that was switched off says nothing; without this TCP would wait for it for minutes.
 HEARTBEAT_MS, SILENT_AFTER_MS, CONNECT_MS = 1000, 4000, 1500
-PING_FAST_S, FAST_PINGS, PING_EVERY_S = 0.02, 100, 0.5
+PING_FAST_S, FAST_PINGS, PING_EVERY_S, PATIENCE_S = 0.02, 100, 0.2, 0.5
 NO_ANSWER_S = 5.0
 SMALL_BYTES = 4096  # a ping is 30 bytes, but CURVE introduces itself with 500
 ZAP_DOMAIN = "sensorium"
@@ -168,7 +168,7 @@ class ClockServer(threading.Thread):
 
 
 class ClockLine(threading.Thread):
-    """Keeps `clock`, the HostClock of `host`, by asking it for its time: often at first and after a jump, then twice a second."""
+    """Keeps `clock`, the HostClock of `host`, by asking it for its time: often at first and after a jump, then steadily."""
 
     def __init__(self, host: str, address: str, keyring: Keyring | None, clock: Clock | None = None) -> None:
         """Raises ConfigError as `connect` does."""
@@ -220,7 +220,7 @@ class ClockLine(threading.Thread):
             self._socket.send_multipart(self._codec.encode(0, 0, Ping(sent_ns)), zmq.DONTWAIT)
         except zmq.Again:
             pass
-        give_up_ns = sent_ns + round(PING_EVERY_S * NS)
+        give_up_ns = sent_ns + round(PATIENCE_S * NS)
         while self._socket.poll(max(0, give_up_ns - self._here.now_ns()) // 1_000_000):
             back_ns = self._here.now_ns()
             try:
