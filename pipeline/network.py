@@ -185,6 +185,8 @@ class ClockLine(threading.Thread):
         self._socket.setsockopt(zmq.SNDHWM, 4)  # while it does not answer, old questions need not pile up
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self._refusals = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._own_name = keyring.name if keyring else ""
         connect(self._socket, address, keyring, host)
 
     def run(self) -> None:
@@ -195,12 +197,15 @@ class ClockLine(threading.Thread):
                 heard_ns, told_silent = self._here.now_ns(), False
             elif self._here.now_ns() - heard_ns > NO_ANSWER_S * NS and not told_silent:
                 told_silent = True
-                log.warning("host '%s' does not answer", self.host)
+                refused = bool(self._refusals.poll(0))
+                fix = f": it refuses our key. Put {self._own_name}.public into the allowed/ folder of its keys" if refused else ""
+                log.warning("host '%s' does not answer%s", self.host, fix)
             if self.clock.jumps > jumps and self.clock.known:
                 jumps = self.clock.jumps
                 log.warning("the clock of host '%s' jumped: it was restarted, or slept. Its new time is known", self.host)
             in_a_hurry = not self.clock.known or self.clock.exchanges < FAST_PINGS
             self._stopping.wait(PING_FAST_S if in_a_hurry else PING_EVERY_S)
+        self._socket.disable_monitor()
         self._socket.close()
 
     def describe(self) -> str:

@@ -117,6 +117,21 @@ def test_host_without_its_key_here_is_not_connected_to(outside: str, keyrings: C
         ClockLine("front", outside, keyrings("brain"))
 
 
+def test_a_host_that_refuses_our_key_is_named_with_the_fix(
+    outside: str, keyrings: Callable[..., Keyring], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "NO_ANSWER_S", 1.0)
+    server = ClockServer(outside, keyrings("front"))
+    line = ClockLine("front", outside, keyrings("brain", allows=("front",)))
+    server.start()
+    line.start()
+    time.sleep(2.5)
+    line.stop()
+    server.stop()
+    assert not line.clock.known
+    assert "host 'front' does not answer: it refuses our key. Put brain.public into" in caplog.text
+
+
 # --- clocks ---------------------------------------------------------------------------------------------------------
 
 
