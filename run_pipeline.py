@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> None:
     if args.no_dashboard:
         config = _without(config, "dashboard")
     if args.out:
-        config = _with_out(config, args.out)
+        config = _with_out(config, args.out, args.host)
     _print_notice()
-    summary = launch(config, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
+    summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
         with Path(args.out).open("a") as file:
             file.write(json.dumps(summary) + "\n")
@@ -72,23 +72,28 @@ def check(args: argparse.Namespace) -> None:
     for node in config.nodes.values():
         inputs = ", ".join(f"{e.source}{f' (keep: {e.keep})' if e.keep else ''}" for e in node.inputs)
         optional = "  optional" if node.optional else ""
+        optional += f"  on {node.host}" if node.host else ""
         print(f"  {node.name:<12} {node.use:<12} {'← ' + inputs if inputs else ''}{optional}")
     print(f"{config.path}: {len(config.nodes)} nodes, no errors. Nothing was opened: `doctor` looks at the devices.")
 
 
-def _with_out(config: Config, path: str) -> Config:
+def _with_out(config: Config, path: str, host: str) -> Config:
     from pipeline.config import InputConfig, NodeConfig, resolve
     from pipeline.errors import ConfigError
     from pipeline.frame import Prediction
 
-    predicting = [n.name for n in config.nodes.values() if resolve(n.use, n.where).produces is Prediction]
+    predicting = [n for n in config.nodes.values() if resolve(n.use, n.where).produces is Prediction]
     if not predicting:
         raise ConfigError(f"--out {path}: no node of {config.path} makes predictions. Add one that does, such as infer")
+    here = [n.name for n in predicting if n.host == host]
+    if not here:  # they are made on another host: this one writes its summary alone
+        Path(path).write_text("")
+        return config
     name = "out" if "out" not in config.nodes else "--out"
     # A disk may pause for seconds: a minute of predictions may wait for it.
-    inputs = tuple(InputConfig(name, 2000) for name in predicting)
-    console = next((n.process or n.name for n in config.nodes.values() if n.use == "console"), "")
-    out = NodeConfig(name, "jsonl", f"--out {path}", inputs, process=console, options={"path": path})
+    inputs = tuple(InputConfig(name, 2000) for name in here)
+    console = next((n.process or n.name for n in config.nodes.values() if n.use == "console" and n.host == host), "")
+    out = NodeConfig(name, "jsonl", f"--out {path}", inputs, process=console, host=host, options={"path": path})
     return dataclasses.replace(config, nodes={**config.nodes, name: out})
 
 
@@ -101,7 +106,7 @@ def _say_where(plan: Plan, *, open_page: bool) -> None:
     for node in plan.nodes:
         if node.use == "dashboard":
             token = node.options.get("token")
-            url = f"http://{node.options.get('host', '127.0.0.1')}:{node.options.get('port', 8080)}/"
+            url = f"http://{node.options.get('address', '127.0.0.1')}:{node.options.get('port', 8080)}/"
             print(f"  Page: {url}{f'?token={token}' if token else ''}   (Ctrl-C ends the run)", flush=True)
             if open_page:
                 import webbrowser
@@ -147,10 +152,22 @@ def print_summary(summary: dict[str, Any]) -> None:
         for source, reasons in sources.items():
             told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             print(f"  {node}: of {source}: {told}")
+    for edge, facts in summary.get("from_other_hosts", {}).items():
+        print(f"  {edge}: {facts['sent']} sent by host '{facts['host']}'; {facts['clock'] or 'not here yet'}")
     for node, count in summary["restarts"].items():
         print(f"  {node}: started again {count} times")
     lost = summary["unaccounted"]
     print(f"  unaccounted: {', '.join(f'{edge}: {n}' for edge, n in lost.items()) if lost else 'none'}")
+
+
+def keys(args: argparse.Namespace) -> None:
+    from pipeline.keys import write_new
+    from pipeline.network import new_keys
+
+    public = write_new(args.name, *new_keys())
+    print(f"  {public.with_suffix('.secret')}   stays on this machine, readable by you only")
+    print(f"  {public}   copy it into {public.parent.name}/allowed/ of every host that '{args.name}' talks to,")
+    print(f"  and their .public files into {public.parent}/allowed/ here. Then: run CONFIG --host {args.name}")
 
 
 # --- look -------------------------------------------------------------------------------------------------------------
@@ -270,6 +287,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--for", dest="for_s", type=_seconds, metavar="10s", help="stop after this long")
         sub.add_argument("--out", metavar="P.jsonl", help="write one JSON object per prediction, the summary last")
         sub.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
+        sub.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
         sub.add_argument("--no-dashboard", action="store_true", help="no page")
         sub.add_argument("--open", action="store_true", help="open the page in the browser")
 
@@ -285,6 +303,10 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
     verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
     verb.set_defaults(function=verify)
+    verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
+    verb.add_argument("action", choices=("new",))
+    verb.add_argument("name")
+    verb.set_defaults(function=keys)
     verb = verbs.add_parser("doctor", help="what works on this machine, and what to do about the rest")
     verb.set_defaults(function=doctor)
     verb = verbs.add_parser("nodes", help="the nodes there are, or one node's options")

@@ -111,7 +111,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Dashboard(Sink):
     """A web page that shows the run as it happens.
 
-    host: anything but this machine itself (127.0.0.1, ::1, localhost) needs a token. port: 0 takes any free one.
+    address: anything but this machine itself (127.0.0.1, ::1, localhost) needs a token. port: 0 takes any free one.
     token: asked of the page (?token=..., then kept in a cookie) and of the WebSocket (either).
     max_rate_hz, width_px: bounds of the pictures sent to a browser; none is encoded while nobody looks.
     """
@@ -122,7 +122,7 @@ class Dashboard(Sink):
         self,
         *,
         port: int = 8080,
-        host: str = "127.0.0.1",
+        address: str = "127.0.0.1",
         token: str | None = None,
         max_rate_hz: float = 15.0,
         width_px: int = 960,
@@ -131,14 +131,14 @@ class Dashboard(Sink):
             raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
         if token is not None and len(token) < 8:
             raise ConfigError("token: too short to protect the page. Choose at least 8 characters.")
-        if token is None and not is_loopback(host):
+        if token is None and not is_loopback(address):
             raise ConfigError(
-                f"host: '{host}' shows camera and microphone to the network. "
-                "Set a token too (token: at least 8 characters), or keep host: 127.0.0.1"
+                f"address: '{address}' shows camera and microphone to the network. "
+                "Set a token too (token: at least 8 characters), or keep address: 127.0.0.1"
             )
         if max_rate_hz <= 0 or width_px < 16:
             raise ConfigError("max_rate_hz must be above 0, width_px at least 16.")
-        self.port, self.host, self.token, self.width_px = port, host, token, width_px
+        self.port, self.address, self.token, self.width_px = port, address, token, width_px
         self._picture_every_ns = round(NS / max_rate_hz)
         self._picture_due_ns: dict[str, int] = {}
         self._streams_due_ns = 0
@@ -157,7 +157,7 @@ class Dashboard(Sink):
 
         server = PageServer(
             PAGE.read_text(encoding="utf-8"),
-            host=self.host,
+            host=self.address,
             port=self.port,
             token=self.token,
             greet=self._greeting,

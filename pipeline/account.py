@@ -22,15 +22,22 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
     nodes = tuple(health.values())
     dropped = {n.node: {source: dict(reasons) for source, reasons in n.dropped.items()} for n in nodes if n.dropped}
     unaccounted: dict[str, int] = {}
+    remote: dict[str, dict[str, Any]] = {}
     for node in plan.nodes:
         for edge in node.inputs:
-            if edge.source not in health:
+            reader = health[node.name]
+            if edge.host:  # its sender's books are another host's: what was sent is known from the numbers it bears
+                sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
+                clock = reader.facts.get(f"{edge.source} on {edge.host}", "")
+                remote[f"{edge.source} → {node.name}"] = {"host": edge.host, "sent": sent, "clock": clock}
+            elif edge.source in health:
+                sent, restarted = health[edge.source].produced, bool(health[edge.source].restarts or reader.restarts)
+            else:
                 continue
-            sender, reader = health[edge.source], health[node.name]
-            missing = sender.produced - _known_of(reader, edge.source)
+            missing = sent - _known_of(reader, edge.source)
             # Neither a killed process nor one that was cut short can say what it still held.
-            why = "lost with a process that died" if sender.restarts or reader.restarts else "on its way at the end"
-            if missing and (cut or sender.restarts or reader.restarts):
+            why = "lost with a process that died" if restarted else "on its way at the end"
+            if missing and (cut or restarted):
                 dropped.setdefault(node.name, {}).setdefault(edge.source, {})[why] = missing
             elif missing:
                 unaccounted[f"{edge.source} → {node.name}"] = missing
@@ -49,6 +56,7 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "timing_ms": {name: ms for n in predicting for name, ms in n.latency_ms.items()},
         "cpu_s": round(sum({n.pid: n.cpu_s for n in nodes}.values()), 2),
         "restarts": {n.node: n.restarts for n in nodes if n.restarts},
+        **({"host": plan.host, "from_other_hosts": remote} if plan.host else {}),
     }
 
 
@@ -69,6 +77,7 @@ def add(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
         cpu_s=round(before.cpu_s + now.cpu_s, 3),
         latency_ms=now.latency_ms or before.latency_ms,
         facts=now.facts or before.facts,
+        promised={s: before.promised.get(s, 0) + now.promised.get(s, 0) for s in {**before.promised, **now.promised}},
     )
 
 

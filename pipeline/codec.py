@@ -78,14 +78,28 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
-    """Node → launcher (stop, mute, unmute), and launcher → node process (begin, stop, ended, mute, unmute)."""
+    """Node → launcher (stop, mute, unmute), and launcher → node process (begin, stop, leave, ended, mute, unmute)."""
 
     verb: str
     argument: str = ""
 
 
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag="Ping"):
+    """Reader → another host: what time is it there? sent_ns: by the asking host's clock."""
+
+    sent_ns: int
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag="Pong"):
+    """The answer: when the ping came and when this left, by the answering host's clock."""
+
+    sent_ns: int  # the ping's
+    received_ns: int
+    answered_ns: int
+
+
 Value = (
-    Frame | AlignedSet | Prediction | Health | Hello | Credit | Bye | Welcome | End | Report | Fault | Request
+    Frame | AlignedSet | Prediction | Health | Hello | Credit | Bye | Welcome | End | Report | Fault | Request | Ping | Pong
 )  # fmt: skip
 
 

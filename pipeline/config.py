@@ -25,6 +25,7 @@ from pipeline.named import all_named, find
 from pipeline.node import Node
 
 RESERVED = ("use", "inputs", "process", "host", "restart", "optional")
+HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
 HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
 
 
@@ -41,6 +42,7 @@ class NodeConfig:
     where: str  # "configs/emotion-live.yaml: nodes.camera"
     inputs: tuple[InputConfig, ...] = ()
     process: str = ""
+    host: str = ""  # where it runs; "" in a config without hosts
     restart: bool = True
     optional: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Config:
     path: str
     nodes: dict[str, NodeConfig]
     portable: bool = False  # loopback TCP and inline payloads only: no ipc://, no shared memory
+    hosts: dict[str, tuple[str, int]] = field(default_factory=dict)  # name → address, first port
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -78,19 +81,34 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse(tree: dict[str, Any], path: str) -> Config:
     """A config from what its YAML holds. `path` is named in errors."""
+    known = ("nodes", "hosts", "portable")
     for key in tree:
-        if key not in ("nodes", "portable"):
-            raise ConfigError(f"{path}: unknown key '{key}'. Known here: nodes, portable.{nearest(str(key), ['nodes', 'portable'])}")
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key '{key}'. Known here: {', '.join(known)}.{nearest(str(key), known)}")
     nodes = tree.get("nodes")
     if not isinstance(nodes, dict) or not nodes:
         raise ConfigError(f"{path}: nodes: found {_a(nodes)}, expected a table of nodes")
     portable = tree.get("portable", False)
     if not isinstance(portable, bool):
         raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
-    return Config(path, {str(name): _parse_node(name, node, path) for name, node in nodes.items()}, portable)
+    hosts = _parse_hosts(tree.get("hosts", {}), path)
+    return Config(path, {str(name): _parse_node(name, node, path, hosts) for name, node in nodes.items()}, portable, hosts)
 
 
-def _parse_node(name: Any, node: Any, path: str) -> NodeConfig:
+def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:
+    """{front: 192.168.1.20, brain: "192.168.1.21:7800"} → name → (address, first port)."""
+    if not isinstance(hosts, dict):
+        raise ConfigError(f"{path}: hosts: found {_a(hosts)}, expected a table such as {{front: 192.168.1.20, brain: 192.168.1.21}}")
+    parsed = {}
+    for name, given in hosts.items():
+        address, colon, port = given.partition(":") if isinstance(given, str) else ("", "", "")
+        if not address or (colon and not (port.isdecimal() and 0 < int(port) < 65000)):
+            raise ConfigError(f"{path}: hosts.{name}: found {given!r}, expected an address such as 192.168.1.20:7700")
+        parsed[str(name)] = (address, int(port or HOST_PORT))
+    return parsed
+
+
+def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int]]) -> NodeConfig:
     where = f"{path}: nodes.{name}"
     if not isinstance(name, str):
         raise ConfigError(f"{where}: YAML reads this name as {_a(name)}. Put it in quotes, or choose another")
@@ -100,8 +118,12 @@ def _parse_node(name: Any, node: Any, path: str) -> NodeConfig:
         raise ConfigError(f"{where}: found {_a(node)}, expected options such as {{use: camera, device: 0}}")
     if not isinstance(use := node.get("use"), str):
         raise ConfigError(f"{where}.use: missing. It names what the node is: {', '.join(all_named(Node, 'nodes'))}, or module:Name")
-    if "host" in node:
-        raise ConfigError(f"{where}.host: this version runs all nodes on one host. Remove the key")
+    host = node.get("host", "")
+    if hosts and host not in hosts:
+        found = f"no host called '{host}'." if "host" in node else "missing: this config has several hosts."
+        raise ConfigError(f"{where}.host: {found} Hosts here: {', '.join(hosts)}.{nearest(str(host), hosts)}")
+    if host and not hosts:
+        raise ConfigError(f"{where}.host: '{host}' has no address. Give it one at the top: hosts: {{{host}: 192.168.1.20}}")
     for key in ("restart", "optional"):
         if not isinstance(node.get(key, False), bool):
             raise ConfigError(f"{where}.{key}: found {node[key]!r}, expected true or false")
@@ -118,6 +140,7 @@ def _parse_node(name: Any, node: Any, path: str) -> NodeConfig:
         where,
         tuple(_parse_input(entry, f"{where}.inputs[{i}]") for i, entry in enumerate(inputs)),
         node.get("process", ""),
+        host,
         node.get("restart", True),
         node.get("optional", False),
         options,

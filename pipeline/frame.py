@@ -11,6 +11,7 @@ it), and the reader's own `arrival_ns` (see node.Arrival).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -196,6 +197,7 @@ class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
     dropped: dict[str, dict[str, int]] = {}  # source → reason → count
     latency_ms: dict[str, dict[str, float]] = {}  # name → p50, p95, p99
     facts: dict[str, str] = {}  # "engine face-expression": "onnxruntime 1.27, 1 thread"
+    promised: dict[str, int] = {}  # by source in another process: messages since its first welcome, as its seq says
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
@@ -206,3 +208,45 @@ class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
 
 
 Message = Frame | AlignedSet | Prediction | Health
+
+
+def moved(message: Message, to_local: Callable[[int], tuple[int, int]]) -> Message:
+    """A message of another host with its times on this host's clock, and every clock error larger by the bound of that.
+
+    to_local: a time there → (the time here, the bound on its error), as HostClock has it.
+    """
+
+    replace = msgspec.structs.replace
+
+    def here(time_ns: int) -> int:
+        return to_local(time_ns)[0] if 0 < time_ns < FOREVER_NS else time_ns  # 0: not set
+
+    def frame_here(frame: Frame) -> Frame:
+        error_ns = frame.clock_error_ns + (to_local(frame.capture_ns)[1] if frame.capture_ns < FOREVER_NS else 0)
+        return replace(frame, capture_ns=here(frame.capture_ns), publish_ns=here(frame.publish_ns), clock_error_ns=error_ns)
+
+    if isinstance(message, Frame):
+        return frame_here(message)
+    if isinstance(message, Health):
+        return replace(message, publish_ns=here(message.publish_ns))
+    when_ns = message.anchor_ns if isinstance(message, AlignedSet) else message.capture_ns
+    when_here_ns, error_ns = to_local(when_ns)
+    receipts = tuple(replace(r, clock_error_ns=r.clock_error_ns + error_ns) for r in message.receipts)
+    if isinstance(message, Prediction):
+        return replace(message, capture_ns=when_here_ns, receipts=receipts)
+    frames = {name: tuple(frame_here(frame) for frame in frames) for name, frames in message.frames.items()}
+    return replace(
+        message,
+        anchor_ns=when_here_ns,
+        frames=frames,
+        receipts=receipts,
+        arrival_ns=here(message.arrival_ns),
+        sent_ns=here(message.sent_ns),
+    )
+
+
+def left_ns(message: Message) -> int:
+    """When it left the node that made it, as far as the message says; else when what it tells of was captured."""
+    if isinstance(message, AlignedSet):
+        return message.sent_ns
+    return message.capture_ns if isinstance(message, Prediction) else message.publish_ns

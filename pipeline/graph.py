@@ -2,6 +2,9 @@
 
     plan = plan_graph(config, run_folder)
     plan.processes[0].nodes[0].inputs          # edges with their addresses
+
+A config with hosts is planned on each of them, from the same file: the plan holds what runs there. Every host works out
+the same addresses for all: it tells the time at its first port, and the streams it has follow, in the file's order.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ class EdgePlan(msgspec.Struct):
     source: str
     keep: Keep
     address: str
+    host: str = ""  # where the source runs, if on another host
 
 
 class NodePlan(msgspec.Struct):
@@ -36,6 +40,7 @@ class NodePlan(msgspec.Struct):
     is_sink: bool
     address: str
     inputs: list[EdgePlan]
+    network: str = ""  # a second address, where other hosts read it
 
 
 class ProcessPlan(msgspec.Struct):
@@ -47,6 +52,8 @@ class ProcessPlan(msgspec.Struct):
     launcher: int = 0  # its process id
     start_ns: int = 0
     restarts: int = 0
+    host: str = ""  # whose keys to use
+    clocks: dict[str, str] = {}  # of the other hosts it reads from: name → where it tells the time
 
 
 class Plan(msgspec.Struct):
@@ -54,6 +61,8 @@ class Plan(msgspec.Struct):
     processes: list[ProcessPlan]
     control: str
     health: str  # address
+    host: str = ""
+    clock: str = ""  # where this host tells others the time; "" when nobody asks
 
     @property
     def nodes(self) -> list[NodePlan]:
@@ -77,24 +86,34 @@ def check_graph(config: Config) -> None:
     _check_cycles(config)
 
 
-def plan_graph(config: Config, run_folder: Path) -> Plan:
-    """Raises ConfigError as check_graph does."""
+def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
+    """host: which of config.hosts this is. Raises ConfigError as check_graph does, and for a host that is not there."""
     check_graph(config)
+    if (config.hosts or host) and host not in config.hosts:
+        found = f"--host: no host called '{host}'" if host else f"{config.path}: it has several hosts. Say which one this is: --host NAME"
+        raise ConfigError(f"{found}. Hosts here: {', '.join(config.hosts) or 'none'}.{nearest(host, config.hosts)}")
     portable = config.portable
 
     def address(name: str) -> str:
         return free_address(run_folder, name.replace("/", "+"), portable=portable)  # no node's name holds a '+'
 
-    addresses = {name: address(name) for name in config.nodes} | {HEALTH: address(HEALTH)}
+    here = [node for node in config.nodes.values() if node.host == host]
+    addresses = {node.name: address(node.name) for node in here} | {HEALTH: address(HEALTH)}
+    network = _network_addresses(config)
+    clocks = {name: f"tcp://{at}:{port}" for name, (at, port) in config.hosts.items()}
+    read_elsewhere = {e.source for node in config.nodes.values() if node.host != host for e in node.inputs}
     waits = _fed_by_unpaced(config)
     processes: dict[str, ProcessPlan] = {}
-    for node in config.nodes.values():
+    for node in here:
         kind = resolve(node.use, node.where)
         edges = []
         for edge in node.inputs:
             # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
             keep: Keep = "all" if edge.source in waits and edge.keep != "latest" else edge.keep or KEEP_DEFAULT
-            edges.append(EdgePlan(edge.source, keep, addresses[edge.source]))
+            if edge.source in addresses:
+                edges.append(EdgePlan(edge.source, keep, addresses[edge.source]))
+            else:
+                edges.append(EdgePlan(edge.source, keep, network[edge.source], config.nodes[edge.source].host))
         plan = NodePlan(
             node.name,
             node.use,
@@ -106,13 +125,28 @@ def plan_graph(config: Config, run_folder: Path) -> Plan:
             issubclass(kind, Sink),
             addresses[node.name],
             edges,
+            network[node.name] if node.name in read_elsewhere else "",
         )
         group = node.process or node.name
-        processes.setdefault(group, ProcessPlan(group, [])).nodes.append(plan)
+        process = processes.setdefault(group, ProcessPlan(group, [], host=host))
+        process.nodes.append(plan)
+        process.clocks |= {e.host: clocks[e.host] for e in edges if e.host}
     control = address("/control")
     for process in processes.values():
         process.control = control
-    return Plan(config.path, list(processes.values()), control, addresses[HEALTH])
+    tells_time = any(node.network for process in processes.values() for node in process.nodes)
+    return Plan(config.path, list(processes.values()), control, addresses[HEALTH], host, clocks[host] if tells_time else "")
+
+
+def _network_addresses(config: Config) -> dict[str, str]:
+    """Node → where other hosts read it. Sinks have no place in the row, so adding one (--out) moves no other."""
+    addresses = {}
+    next_port = {name: port + 1 for name, (_, port) in config.hosts.items()}
+    for node in config.nodes.values():
+        if node.host and not issubclass(resolve(node.use, node.where), Sink):
+            addresses[node.name] = f"tcp://{config.hosts[node.host][0]}:{next_port[node.host]}"
+            next_port[node.host] += 1
+    return addresses
 
 
 def _check_edge(config: Config, node: NodeConfig, edge: InputConfig, where: str) -> None:

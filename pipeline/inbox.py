@@ -30,8 +30,8 @@ ROOM_WHEN_ALL = 32
 
 # Why a message that was sent to a reader never came out of its queue. What a node itself drops, it has read before.
 LOST, MALFORMED, REPLACED, TOO_SLOW = "lost in transport", "malformed", "a newer one came", "reader too slow"
-OVERWRITTEN, UNREAD = "overwritten in the ring", "not read before the end"
-EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD)
+OVERWRITTEN, UNREAD, CLOCK_JUMPED = "overwritten in the ring", "not read before the end", "the clock of its host jumped"
+EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD, CLOCK_JUMPED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
 from pipeline.graph import Plan, ProcessPlan, plan_graph
+from pipeline.keys import Keyring
+from pipeline.network import ClockServer
 from pipeline.ring import rings_folder
 from pipeline.wire import ControlServer, Publisher, process_runs, runs_folder
 
@@ -71,6 +73,7 @@ class Launch:
 
     def __init__(self, plan: Plan, run_folder: Path, *, on_begin: Callable[[], None] = lambda: None) -> None:
         self._plan, self._folder, self._on_begin = plan, run_folder, on_begin
+        self._keyring = _keyring(plan)
         self._processes = {p.name: _Process(p) for p in plan.processes}
         self._process_of = {n.name: self._processes[p.name] for p in plan.processes for n in p.nodes}
         self._start_ns = 0
@@ -84,8 +87,11 @@ class Launch:
         self._control = ControlServer(self._plan.control)
         self._health = Publisher(self._plan.health, StreamInfo("health", ""))
         self._announce()
+        clock = ClockServer(self._plan.clock, self._keyring) if self._plan.clock else None
         with _signals(self._interrupt):
             try:
+                if clock is not None:
+                    clock.start()
                 for process in self._processes.values():
                     self._start(process)
                 self._watch(for_s)
@@ -93,6 +99,8 @@ class Launch:
                 self._kill_all()
                 self._health.close(ended=True)
                 self._control.close()
+                if clock is not None:
+                    clock.stop()
         if self._fatal is not None:
             raise self._fatal
         if not self._start_ns:
@@ -116,6 +124,9 @@ class Launch:
         for node in self._plan.nodes:
             if node.is_source:
                 self._command(self._process_of[node.name], "stop", node.name)
+        for process in self._processes.values():
+            if process.plan.clocks:
+                self._command(process, "leave")
         if not self._start_ns:  # nothing flows yet
             self._command_all("stop")
 
@@ -289,12 +300,26 @@ class Launch:
 
 
 def launch(
-    config: Config, *, for_s: float | None = None, on_begin: Callable[[Plan], None] = lambda plan: None
+    config: Config, *, host: str = "", for_s: float | None = None, on_begin: Callable[[Plan], None] = lambda plan: None
 ) -> dict[str, Any]:
-    """Run a config to its end, for_s seconds, or Ctrl-C; returns the summary. on_begin: called when frames start to flow."""
+    """Run a config to its end, for_s seconds, or Ctrl-C; returns the summary. on_begin: called when frames start to flow.
+
+    host: of a config with hosts, which one this is: its nodes run here. The other hosts' runs are not looked after: their
+    streams come and go.
+    """
     with _run_folder() as folder:
-        plan = plan_graph(config, folder)
+        plan = plan_graph(config, folder, host)
         return Launch(plan, folder, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
+
+
+def _keyring(plan: Plan) -> Keyring | None:
+    """This host's keys if anything leaves or enters it; ConfigError before anything starts when one is missing."""
+    others = {name: address for process in plan.processes for name, address in process.clocks.items()}
+    keyring = Keyring.for_addresses(plan.host, [plan.clock, *others.values()])
+    if keyring is not None:
+        for name in others:
+            keyring.public_of(name)
+    return keyring
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

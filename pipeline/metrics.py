@@ -43,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self.produced = 0
         self.received: Counter[str] = Counter()  # by source
+        self.promised: Counter[str] = Counter()  # by source in another process: what it sent us by its seq, whatever came of it
         self._dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._latencies: dict[str, Latency] = {}
         self.facts: dict[str, str] = {}  # what a person may want to know: which engine, which device

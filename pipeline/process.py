@@ -1,7 +1,8 @@
 """What runs inside one node process: its nodes, each in a thread, the drain thread, and the line to the launcher.
 
 Started by launch.py as `python -m pipeline.process` with its plan as JSON on standard input. A node is opened, waits
-until every stream it reads has welcomed it, reports `ready`, and runs once the launcher says `begin`.
+until every stream it reads on this host has welcomed it, reports `ready`, and runs once the launcher says `begin`. A
+stream of another host is not waited for: it is absent until it comes. Its times are moved to this host's clock on arrival.
 """
 
 from __future__ import annotations
@@ -21,13 +22,26 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from pipeline.clock import LiveClock
-from pipeline.codec import End, Fault, Report, Request, Value
+from pipeline.codec import End, Fault, Payloads, Report, Request, Value
 from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
-from pipeline.frame import AlignedSet, Frame, Health, Message, NodeHealth, NodeState, Prediction, StreamInfo
+from pipeline.frame import (
+    AlignedSet,
+    Frame,
+    Health,
+    Message,
+    NodeHealth,
+    NodeState,
+    Prediction,
+    StreamInfo,
+    left_ns,
+    moved,
+)
 from pipeline.graph import NodePlan, ProcessPlan
-from pipeline.inbox import MALFORMED, OVERWRITTEN, Inbox
+from pipeline.inbox import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
+from pipeline.keys import Keyring
 from pipeline.metrics import Metrics
+from pipeline.network import ClockLine
 from pipeline.node import Context, Node, Source, run
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
 
@@ -42,8 +56,15 @@ SWITCH_INTERVAL_S = 0.0001
 class _Host:
     """One node of this process: its thread, queue, publisher and state."""
 
-    def __init__(self, plan: NodePlan, began: threading.Event, tell_launcher: Callable[[Value], None], clock: LiveClock) -> None:
-        self.plan = plan
+    def __init__(
+        self,
+        plan: NodePlan,
+        began: threading.Event,
+        tell_launcher: Callable[[Value], None],
+        clock: LiveClock,
+        keyring: Keyring | None,
+    ) -> None:
+        self.plan, self._keyring = plan, keyring
         self.metrics = Metrics()
         self.inbox = Inbox(clock, self.metrics)
         self.connections: dict[str, Connection] = {}
@@ -68,34 +89,45 @@ class _Host:
         self._publisher: Publisher | None = None
         self.thread = threading.Thread(target=self._main, name=plan.name)
 
-    def connect(self, local: dict[str, _Host], drain: Drain) -> None:
-        """Wire the inputs: to a node of this process directly, to others through the drain thread."""
+    def connect(self, local: dict[str, _Host], drain: Drain, lines: dict[str, ClockLine]) -> None:
+        """Wire the inputs: to a node of this process directly, to others through the drain thread. lines: by host."""
         for edge in self.plan.inputs:
             if edge.source in local:
                 local[edge.source].local_readers.append(self)
                 continue
             credits = CREDITS if edge.keep == "all" else None
-            connection = Connection(edge.address, f"{self.plan.name}<-{edge.source}", credits=credits)
+            reader, line = f"{self.plan.name}<-{edge.source}", lines.get(edge.host)
+            payloads: Payloads | None = "packed" if line else None
+            connection = Connection(
+                edge.address, reader, credits=credits, payloads=payloads, line=line, keyring=self._keyring
+            )
             self.connections[edge.source] = connection
             self._attach(drain, edge.source, connection)
 
     def _attach(self, drain: Drain, source: str, connection: Connection) -> None:
+        other_clock = connection.line.clock if connection.line else None
+
+        def lose(count: int, *reason: str) -> None:
+            self.metrics.promised[source] += count
+            self.inbox.lost(source, count, *reason)
+
         def deliver(value: Value | Gone | None, lost: int) -> None:
             if lost:
-                self.inbox.lost(source, lost)
+                lose(lost)
             if isinstance(value, Frame | AlignedSet | Prediction | Health):
+                if other_clock is not None:
+                    if not other_clock.admits(left_ns(value), self.context.clock.now_ns()):
+                        lose(1, CLOCK_JUMPED)
+                        return
+                    value = moved(value, other_clock.to_local)
+                self.metrics.promised[source] += 1
                 self.inbox.put(source, value)
             elif isinstance(value, Gone):
-                self.inbox.lost(source, 1, OVERWRITTEN)
+                lose(1, OVERWRITTEN)
             elif isinstance(value, End):
                 self.inbox.end(source)
 
-        drain.add(
-            connection,
-            deliver,
-            lambda: self.inbox.lost(source, 1, MALFORMED),
-            lambda: self.inbox.take_credits(source),
-        )
+        drain.add(connection, deliver, lambda: lose(1, MALFORMED), lambda: self.inbox.take_credits(source))
 
     def source_ended(self, source: str) -> None:
         """`source` was finished before we (started again, perhaps) could connect, so it can neither welcome us nor end."""
@@ -103,8 +135,20 @@ class _Host:
             self._ended_before.add(source)
             self.inbox.end(source)
 
+    def leave(self) -> None:
+        """The run ends on this host: what other hosts still send is not waited for."""
+        for source, connection in self.connections.items():
+            if connection.line is not None:
+                connection.leave()
+                self.inbox.end(source)
+
     def health(self, cpu_s: float, restarts: int) -> NodeHealth:
         metrics = self.metrics
+        facts = dict(metrics.facts)
+        for source, connection in self.connections.items():
+            if connection.line is not None:
+                here = f"clock {connection.line.describe()}" if connection.welcome else "not here yet"
+                facts[f"{source} on {connection.line.host}"] = here
         return NodeHealth(
             self.plan.name,
             self.state,
@@ -116,7 +160,8 @@ class _Host:
             dict(metrics.received),
             metrics.dropped(),
             metrics.latencies_ms(),
-            dict(metrics.facts),
+            facts,
+            dict(metrics.promised),
         )
 
     def _tell(self, state: NodeState, note: str) -> None:
@@ -127,7 +172,8 @@ class _Host:
         try:
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
             node.context = self.context
-            self._publisher = Publisher(self.plan.address, StreamInfo(self.plan.name, ""))
+            info = StreamInfo(self.plan.name, "")
+            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring)
             self.context.borrow = self._publisher.borrow
             lost: DeviceError | None = None
             try:
@@ -166,10 +212,14 @@ class _Host:
         if self._publisher is not None:
             self._publisher.close(ended=in_order)
 
+    def _is_settled(self, source: str) -> bool:
+        connection = self.connections[source]
+        return bool(connection.welcome or connection.line) or source in self._ended_before
+
     def _wait_for_begin(self) -> bool:
         assert self._publisher is not None
         while not self.context.stopping.is_set():
-            if self.state == "starting" and all(c.welcome or s in self._ended_before for s, c in self.connections.items()):
+            if self.state == "starting" and all(self._is_settled(source) for source in self.connections):
                 self.state = "ready"
             if self._began.is_set() and self.state == "ready":
                 return True
@@ -197,15 +247,24 @@ def main() -> int:
     clock = LiveClock(plan.start_ns)
     began = threading.Event()
     outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
-    hosts = {node.name: _Host(node, began, outgoing.put, clock) for node in plan.nodes}
-    drain = Drain()
-    for host in hosts.values():
-        host.connect(hosts, drain)
     control = ControlClient(plan.control, plan.name)
+    drain = Drain()
+    try:
+        keyring = Keyring.for_addresses(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
+        hosts = {node.name: _Host(node, began, outgoing.put, clock, keyring) for node in plan.nodes}
+        lines = {name: ClockLine(name, address, keyring) for name, address in plan.clocks.items()}
+        for host in hosts.values():
+            host.connect(hosts, drain, lines)
+    except SensoriumError as error:
+        control.send(Fault(plan.nodes[0].name, str(error), error.exit_code))
+        control.close()
+        return 1
     terminated: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
     signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
     if any(host.connections for host in hosts.values()):
         drain.start()
+    for line in lines.values():
+        line.start()
     for host in hosts.values():
         host.thread.start()
 
@@ -234,6 +293,8 @@ def main() -> int:
             next_report_s = time.monotonic() + (REPORT_EVERY_S if began.is_set() else 0)
     failed = _pass_on(outgoing, control, hosts.values()) or failed
     drain.stop()
+    for line in lines.values():
+        line.stop()
     for host in hosts.values():
         host.inbox.close(uncounted=HEALTH)  # health goes on for as long as anybody runs
     report()
@@ -259,6 +320,9 @@ def _obey(command: Request, hosts: dict[str, _Host], clock: LiveClock, began: th
     if command.verb == "begin":
         clock.start_ns = int(command.argument)
         began.set()
+    elif command.verb == "leave":
+        for host in hosts.values():
+            host.leave()
     elif command.verb == "stop":
         for host in [hosts[command.argument]] if command.argument in hosts else hosts.values():
             host.context.stopping.set()

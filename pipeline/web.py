@@ -207,7 +207,7 @@ class PageServer:
             if error.errno == errno.EACCES:
                 raise ConfigError(f"{self.option}.port: {self.port} is for root only. Choose one above 1023.") from error
             raise ConfigError(
-                f"{self.option}.host: '{self.host}' is no address of this machine ({error.strerror}). "
+                f"{self.option}.address: '{self.host}' is no address of this machine ({error.strerror}). "
                 "Choose 127.0.0.1, or 0.0.0.0 for all of its addresses."
             ) from error
         self.port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Messages over ZeroMQ; the only file that imports zmq.
+"""Messages over ZeroMQ; with network.py the only file that imports zmq.
 
 A publisher binds one ROUTER socket; each reader connects a DEALER and says hello. The publisher answers with a welcome
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
@@ -35,6 +35,8 @@ from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Payloads, V
 from pipeline.errors import ConfigError, WireError, nearest
 from pipeline.express import ExpressReceiver, ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo
+from pipeline.keys import Keyring
+from pipeline.network import ClockLine, bind, connect, context
 from pipeline.packing import packed
 
 # Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
@@ -43,18 +45,13 @@ CREDITS = 32
 HELLO_EVERY_S = 0.5
 FORGET_READER_S = 5.0
 WAIT_FOR_ROOM_MS = 300
-GOODBYE_S = 0.3
+GOODBYE_S, GOODBYE_NETWORK_S = 0.3, 5.0  # over a network that loses packets the last messages take a while
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
 READABLE = int(zmq.POLLIN)
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
 # Smaller payloads are sooner copied through the socket than locked, mapped and let go (python -m benchmarks.transport).
 RING_FROM_BYTES = 64 << 10
-
-
-def context() -> zmq.Context[Any]:
-    """The one ZeroMQ context of this process; made on first use, so never before a fork."""
-    return zmq.Context.instance()
 
 
 class _Reader:
@@ -68,14 +65,15 @@ class _Reader:
 class Publisher:
     """One stream's sending end. Belongs to one thread."""
 
-    def __init__(self, address: str, info: StreamInfo) -> None:
-        """Raises ConfigError when the address is taken."""
+    def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None) -> None:
+        """network: another address, for readers on other hosts. Raises ConfigError when an address cannot be opened."""
         self.info = info
         self._codec = Codec()
         self._session = secrets.randbits(62)
         self._seq = 0
         self._readers: dict[bytes, _Reader] = {}
         self._ended = False
+        self._goodbye_s = GOODBYE_NETWORK_S if network else GOODBYE_S
         self._ring_folder = _ring_folder(address)
         self._ring: ring.Ring | None = None  # made for the first reader that wants one
         self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
@@ -85,11 +83,12 @@ class Publisher:
         self._socket.setsockopt(zmq.SNDTIMEO, WAIT_FOR_ROOM_MS)
         self._socket.setsockopt(zmq.LINGER, 300)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # readers send only greetings
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise ConfigError(f"stream '{info.stream}': cannot publish at {address}: {error}. Is it taken?") from error
+        for own_address in filter(None, (address, network)):  # the local one first: see network.bind
+            try:
+                bind(self._socket, own_address, keyring)
+            except zmq.ZMQError as error:
+                self._socket.close()
+                raise ConfigError(f"stream '{info.stream}': cannot publish at {own_address}: {error}. Is it taken?") from error
 
     def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
         """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
@@ -187,31 +186,32 @@ class Publisher:
         """ended: tell the readers that the stream is finished (else they wait for it to come back)."""
         if ended:
             self._ended = True
-            for identity in list(self._readers):
-                self._end(identity)
+            untold = {identity for identity in list(self._readers) if not self._end(identity)}
             # When a socket closes, ZeroMQ forgets what was on its way to a reader whose queue is full: so hear them out.
-            give_up_s = time.monotonic() + GOODBYE_S
+            give_up_s = time.monotonic() + self._goodbye_s
             while self._readers and time.monotonic() < give_up_s:
                 self.service(timeout_ms=20)
+                untold = {identity for identity in untold & self._readers.keys() if not self._end(identity)}
         self._socket.close()
         if self._ring is not None:
             self._ring.close()
         if self._express is not None:
             self._express.close()
 
-    def _end(self, identity: bytes) -> None:
-        self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
+    def _end(self, identity: bytes) -> bool:
+        return self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
 
-    def _post(self, identity: bytes, parts: list[Any], *, wait: bool = False) -> None:
-        """wait: up to WAIT_FOR_ROOM_MS, for room in a full queue."""
+    def _post(self, identity: bytes, parts: list[Any], *, wait: bool = False) -> bool:
+        """wait: up to WAIT_FOR_ROOM_MS, for room in a full queue. False: there was none, and the gap in seq will tell."""
         try:
             self._socket.send_multipart([identity, *parts], 0 if wait else zmq.DONTWAIT, copy=False)
         except zmq.Again:
-            pass  # its queue is full: it will count the gap in seq
+            return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._readers.pop(identity, None)
+        return True
 
 
 class Gone:
@@ -222,10 +222,20 @@ class Connection:
     """One reading end: what the drain thread holds for each stream it reads, and `subscribe` for its one."""
 
     def __init__(
-        self, address: str, reader: str, *, credits: int | None = None, payloads: Payloads | None = None
+        self,
+        address: str,
+        reader: str,
+        *,
+        credits: int | None = None,
+        payloads: Payloads | None = None,
+        line: ClockLine | None = None,
+        keyring: Keyring | None = None,
     ) -> None:
-        """payloads None: through the ring where it can be reached, else inline."""
+        """payloads None: through the ring where it can be reached, else inline. line: of the host that the address belongs
+        to, if it is another one. Raises ConfigError as network.connect does."""
         self.welcome: StreamInfo | None = None
+        self.line = line
+        self._ended = self._leaving = False
         self.restarts = 0
         folder = _ring_folder(address)
         self._express = ExpressReceiver(folder) if folder else None
@@ -241,7 +251,7 @@ class Connection:
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        self.socket.connect(address)
+        connect(self.socket, address, keyring, line.host if line else "")
         self._poller = zmq.Poller()
         for readable in self.sockets:
             self._poller.register(readable, zmq.POLLIN)
@@ -256,8 +266,20 @@ class Connection:
         """Whether the publisher waits for this reader."""
         return self._hello.credits is not None
 
+    def leave(self) -> None:
+        """Read no more. From any thread; the drain thread says goodbye."""
+        self._leaving = True
+
     def greet(self) -> None:
-        """Say hello when it is time; a publisher that was restarted learns of us by it."""
+        """Say hello when it is time; a publisher that was restarted learns of us by it.
+
+        To another host only once its clock is known: what cannot be dated need not be promised.
+        """
+        if self._leaving and not self._ended:
+            self._ended = True
+            self._say(Bye())
+        if self._ended or (self.welcome is None and self.line is not None and not self.line.clock.ready):
+            return
         if (now_s := time.monotonic()) >= self._next_hello_s:
             # Before the welcome often, because the publisher may not be there yet.
             self._next_hello_s = now_s + (HELLO_EVERY_S if self.welcome else 0.05)
@@ -294,6 +316,7 @@ class Connection:
             lost = max(0, envelope.seq - self._expected)
         self._expected = envelope.seq + (not isinstance(envelope.value, End))
         if isinstance(envelope.value, End):
+            self._ended = True
             self._say(Bye())
         return envelope.value, lost
 

@@ -122,11 +122,11 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 def test_an_address_beyond_this_machine_needs_a_token() -> None:
     with pytest.raises(ConfigError, match=r"token"):
-        Dashboard(host="0.0.0.0")
+        Dashboard(address="0.0.0.0")
     with pytest.raises(ConfigError, match=r"8 characters"):
-        Dashboard(host="0.0.0.0", token="")
-    Dashboard(host="0.0.0.0", token="a long secret")
-    Dashboard(host="::1")
+        Dashboard(address="0.0.0.0", token="")
+    Dashboard(address="0.0.0.0", token="a long secret")
+    Dashboard(address="::1")
 
 
 @pytest.mark.parametrize("options", [{"port": 70000}, {"port": -1}, {"max_rate_hz": 0.0}, {"width_px": 0}])
@@ -375,8 +375,8 @@ def test_a_taken_port_is_named_with_the_next_one(run: Callable[..., Running]) ->
 
 @pytest.mark.system
 def test_an_address_that_is_not_ours_is_named() -> None:
-    node = Dashboard(host="203.0.113.7", token="open sesame", port=0)
-    with pytest.raises(ConfigError, match=r"host: '203\.0\.113\.7' is no address of this machine"):
+    node = Dashboard(address="203.0.113.7", token="open sesame", port=0)
+    with pytest.raises(ConfigError, match=r"address: '203\.0\.113\.7' is no address of this machine"):
         node.open()
 
 

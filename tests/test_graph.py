@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,68 @@ def test_two_ways_to_one_node_are_no_cycle(tmp_path: Path) -> None:
 
 def test_a_source_of_this_house_produces_frames() -> None:
     assert Source.produces is Frame
+
+
+# --- hosts ------------------------------------------------------------------------------------------------------------
+
+HOSTS = {"front": "10.0.0.1", "brain": "10.0.0.2:8000"}
+TWO_HOSTS = {
+    "camera": {**CAMERA, "host": "front"},
+    "preview": {**CONSOLE, "host": "front"},
+    "lidar": {**CAMERA, "host": "front"},
+    "sound": {**CAMERA, "host": "brain"},
+    "align": {**ALIGN, "inputs": ["camera", "sound"], "host": "brain"},
+}
+
+
+def plan_for(folder: Path, host: str, nodes: dict[str, object] = TWO_HOSTS) -> Plan:
+    return plan_graph(parse({"hosts": HOSTS, "nodes": nodes}, "graph.yaml"), folder, host)
+
+
+def test_a_host_runs_its_own_nodes_alone(tmp_path: Path) -> None:
+    assert [n.name for n in plan_for(tmp_path, "front").nodes] == ["camera", "preview", "lidar"]
+    assert [n.name for n in plan_for(tmp_path, "brain").nodes] == ["sound", "align"]
+
+
+def test_both_hosts_agree_where_a_stream_is(tmp_path: Path) -> None:
+    camera = node(plan_for(tmp_path, "front"), "camera")
+    edge, local = node(plan_for(tmp_path, "brain"), "align").inputs
+    assert camera.network == edge.address == "tcp://10.0.0.1:7701"
+    assert (edge.host, local.host) == ("front", "")
+    assert camera.address.startswith("ipc://") and local.address.startswith("ipc://")
+
+
+def test_only_what_another_host_reads_is_on_the_network(tmp_path: Path) -> None:
+    front, brain = plan_for(tmp_path, "front"), plan_for(tmp_path, "brain")
+    assert [n.name for n in (*front.nodes, *brain.nodes) if n.network] == ["camera"]
+
+
+def test_a_host_that_is_read_tells_the_time(tmp_path: Path) -> None:
+    front, brain = plan_for(tmp_path, "front"), plan_for(tmp_path, "brain")
+    assert (front.clock, brain.clock) == ("tcp://10.0.0.1:7700", "")
+    assert {p.name: p.clocks for p in brain.processes} == {"sound": {}, "align": {"front": front.clock}}
+
+
+def test_a_sink_that_comes_or_goes_moves_no_stream(tmp_path: Path) -> None:
+    without = {name: made for name, made in TWO_HOSTS.items() if name != "preview"}
+    assert node(plan_for(tmp_path, "front", without), "lidar").where
+    for nodes in (TWO_HOSTS, without):
+        reads_lidar = {**nodes, "align": {**ALIGN, "inputs": ["lidar"], "anchor": "lidar", "host": "brain"}}
+        assert node(plan_for(tmp_path, "front", reads_lidar), "lidar").network == "tcp://10.0.0.1:7702"
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("", "it has several hosts. Say which one this is: --host NAME. Hosts here: front, brain"),
+        ("bran", "no host called 'bran'. Hosts here: front, brain. Did you mean 'brain'?"),
+    ],
+)
+def test_a_config_with_hosts_must_know_which_one_this_is(tmp_path: Path, host: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan_for(tmp_path, host)
+
+
+def test_a_host_cannot_be_named_in_a_config_without_hosts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no host called 'front'. Hosts here: none"):
+        plan_graph(parse({"nodes": {"camera": CAMERA}}, "graph.yaml"), tmp_path, "front")

@@ -1,0 +1,122 @@
+"""keys.py: a host proves who it is with a file nobody else can read, and trusts whom a folder names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import keys
+from pipeline.errors import ConfigError
+from pipeline.keys import Keyring, leaves_host, write_new
+from pipeline.network import new_keys
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+def made(folder: Path, name: str) -> Keyring:
+    write_new(name, *new_keys(), folder)
+    return Keyring.load(name, folder)
+
+
+def test_new_key_is_readable_by_its_owner_only(folder: Path) -> None:
+    made(folder, "front")
+    assert (folder / "front.secret").stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_secret_is_in_neither_the_public_file_nor_the_text_of_the_keyring(folder: Path) -> None:
+    keyring = made(folder, "front")
+    assert keyring.secret not in (folder / "front.public").read_text()
+    assert keyring.secret not in repr(keyring)
+
+
+def test_a_key_is_never_replaced(folder: Path) -> None:
+    before = made(folder, "front")
+    with pytest.raises(ConfigError, match="has a key already"):
+        write_new("front", *new_keys(), folder)
+    assert Keyring.load("front", folder) == before
+
+
+@pytest.mark.parametrize("name", ["", "../front", "a b", "front.public", "x" * 65])
+def test_name_that_could_be_a_path_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be a host's name"):
+        write_new(name, *new_keys(), folder)
+
+
+def test_missing_key_names_the_command_that_makes_it(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="python run_pipeline.py keys new front"):
+        Keyring.load("front", folder)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_secret_that_others_can_read_is_refused_with_the_fix(folder: Path, mode: int) -> None:
+    made(folder, "front")
+    (folder / "front.secret").chmod(mode)
+    with pytest.raises(ConfigError, match=r"chmod 600 .*front.secret"):
+        Keyring.load("front", folder)
+
+
+@pytest.mark.parametrize("name", [".", "allowed"])
+def test_folder_that_others_can_write_to_is_refused_with_the_fix(folder: Path, name: str) -> None:
+    made(folder, "front")
+    (folder / name).chmod(0o777)
+    with pytest.raises(ConfigError, match="chmod 700"):
+        Keyring.load("front", folder)
+
+
+@pytest.mark.parametrize("text", ["", "hello", "sensorium-public short front", "-----BEGIN OPENSSH PRIVATE KEY-----\n\x00"])
+def test_file_that_is_no_key_says_what_was_expected(folder: Path, text: str) -> None:
+    made(folder, "front")
+    (folder / "front.secret").write_text(text)
+    with pytest.raises(ConfigError, match="not a key: expected one line 'sensorium-secret"):
+        Keyring.load("front", folder)
+
+
+def test_who_may_connect_is_who_lies_in_the_folder_at_that_moment(folder: Path, tmp_path: Path) -> None:
+    front, brain = made(folder, "front"), made(tmp_path / "elsewhere", "brain")
+    assert front.name_of(brain.public) is None
+    allowed = folder / "allowed" / "brain.public"
+    allowed.write_bytes((tmp_path / "elsewhere" / "brain.public").read_bytes())
+    (folder / "allowed" / "broken.public").write_text("not a key")
+    assert front.name_of(brain.public) == "brain"
+    assert front.public_of("brain") == brain.public
+    allowed.unlink()
+    assert front.name_of(brain.public) is None
+
+
+def test_host_whose_key_is_not_here_names_the_nearest(folder: Path) -> None:
+    front = made(folder, "front")
+    (folder / "allowed" / "brain.public").write_text((folder / "front.public").read_text())
+    with pytest.raises(ConfigError, match=r"copy its brian.public into .*allowed/.*Did you mean 'brain'\?"):
+        front.public_of("brian")
+
+
+def test_folder_can_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_KEYS", str(folder))
+    assert keys.keys_folder() == folder
+    made(folder, "front")
+    assert Keyring.for_addresses("front", ["ipc:///x", "tcp://127.0.0.1:1"]) is None
+    assert Keyring.for_addresses("front", ["ipc:///x", "tcp://10.0.0.1:1"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "leaves"),
+    [
+        ("ipc:///run/x.sock", False),
+        ("tcp://127.0.0.1:7700", False),
+        ("tcp://127.8.0.1:7700", False),
+        ("tcp://localhost:7700", False),
+        ("tcp://[::1]:7700", False),
+        ("tcp://10.0.0.1:7700", True),
+        ("tcp://0.0.0.0:7700", True),
+        ("tcp://*:7700", True),
+        ("tcp://front.local:7700", True),
+        ("tcp://localhost.evil.example:7700", True),
+    ],
+)
+def test_only_the_loopback_needs_no_key(address: str, leaves: bool) -> None:
+    assert leaves_host(address) is leaves
