@@ -347,12 +347,17 @@ def test_a_host_that_was_restarted_with_another_clock_is_found_again(cable: Cabl
     path = str(config(tmp_path, count=100_000))
     brain = cable.brain.start("run", path, "--host", "brain", "--for", "60s", "--out", str(tmp_path / "brain.jsonl"))
     started = []
+
+    def is_told(count: int) -> bool:
+        return (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > count
+
     try:
         for shift_s in (SHIFT_S, SHIFT_S // 2, SHIFT_S * 2):
             cable.front.shift_s = shift_s
             (tmp_path / "told.jsonl").unlink(missing_ok=True)
             started.append(front := cable.front.start("run", path, "--host", "front"))
-            until(lambda: (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > 60, 30, "front runs")
+            until(lambda: is_told(60) or front.poll() is not None, 30, "front runs")
+            assert front.poll() is None, front.communicate()[0]
             cable.front.power_off()
             front.wait()
             seen, told = stamps(tmp_path / "seen.jsonl"), stamps(tmp_path / "told.jsonl")
