@@ -50,7 +50,7 @@ log = logging.getLogger("ring")
 SPAN_S = 0.25
 MIN_SLOTS, MAX_BYTES = 4, 128 << 20
 DEFAULT_RATE_HZ = 30.0
-SLOT_ALIGN = 1 << 16
+SLOT_ALIGN = mmap.PAGESIZE
 
 MAGIC = b"SNSRING1"
 _HEADER = struct.Struct("<8sI4xQ")  # magic, slots, bytes of a slot; then the generations from byte 64 on
@@ -229,7 +229,8 @@ class _Mapped:
             raise Overwritten from error  # its publisher is gone, or has made a larger one
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)  # the locks last until the last view is gone: the map has it open too
-        self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        # Not populated: that takes 10 ms of the drain thread's time, and who looks at a picture pays little for its pages.
+        self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         magic, slots, self._slot_bytes = _HEADER.unpack_from(self._memory)
         if magic != MAGIC or slots > _MAX_SLOTS or len(self._memory) < _SLOTS_AT + slots * self._slot_bytes:
             raise ValueError(f"'{name}' is not a ring")

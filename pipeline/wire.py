@@ -31,7 +31,7 @@ import numpy.typing as npt
 import zmq
 
 from pipeline import ring
-from pipeline.codec import Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
+from pipeline.codec import INLINE_BYTES, Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
 from pipeline.errors import ConfigError, WireError, nearest
 from pipeline.express import ExpressReceiver, ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo
@@ -50,8 +50,6 @@ SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_PART_BYTES = 64 << 20
 READABLE = int(zmq.POLLIN)
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107
-# Smaller payloads are sooner copied through the socket than locked, mapped and let go (python -m benchmarks.transport).
-RING_FROM_BYTES = 64 << 10
 
 
 class _Reader:
@@ -121,7 +119,7 @@ class Publisher:
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         """An array to fill and send: a slot of the ring where that saves a copy, else ordinary memory. From any thread."""
         array: np.ndarray | None = None
-        if math.prod(shape) * np.dtype(dtype).itemsize >= RING_FROM_BYTES and (lender := self._wanted_ring()):
+        if math.prod(shape) * np.dtype(dtype).itemsize > INLINE_BYTES and (lender := self._wanted_ring()):
             array = lender.borrow(shape, dtype)
         return np.empty(shape, dtype) if array is None else array
 
@@ -136,7 +134,7 @@ class Publisher:
         """slots: gets the arrays that were placed in the ring; while one lives its slot is not written to."""
 
         def place(array: np.ndarray) -> ring.Place | None:
-            lender = self._wanted_ring() if array.nbytes >= RING_FROM_BYTES else None
+            lender = self._wanted_ring()
             placed = lender.place(array) if lender else None
             # A slot that a reader with credits has yet to take comes back soon, and waiting is cheaper than the socket.
             while lender and placed is None and any(map(any, (r.kept for r in self._readers.values()))) and not stopped():
