@@ -5,6 +5,6 @@
         print(prediction.label, prediction.missing)
 """
 
-from pipeline.wire import subscribe
+from pipeline.runs import subscribe
 
 __all__ = ["subscribe"]

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Health
 from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.node import Sink, Source
-from pipeline.wire import free_address
+from pipeline.runs import free_address
 
 
 class EdgePlan(msgspec.Struct):

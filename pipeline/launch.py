@@ -33,7 +33,8 @@ from pipeline.graph import Plan, ProcessPlan, plan_graph
 from pipeline.keys import Keyring
 from pipeline.network import ClockServer
 from pipeline.ring import rings_folder
-from pipeline.wire import ControlServer, Publisher, process_runs, runs_folder
+from pipeline.runs import process_runs, runs_folder
+from pipeline.wire import ControlServer, Publisher
 
 log = logging.getLogger("launch")
 

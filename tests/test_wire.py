@@ -21,12 +21,13 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import ring, wire
+from pipeline import ring, runs, wire
 from pipeline.codec import VERSION, Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
 from pipeline.errors import ConfigError, WireError
 from pipeline.express import ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
-from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Gone, Publisher, find_run, subscribe
+from pipeline.runs import find_run, subscribe
+from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Gone, Publisher
 
 PICTURE = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
@@ -269,7 +270,7 @@ def shared_memory(tmp_path: Path) -> Iterator[Path]:
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "shared memory":
         request.getfixturevalue("shared_memory")
-    return wire.free_address(tmp_path, "camera", portable=request.param == "tcp")
+    return runs.free_address(tmp_path, "camera", portable=request.param == "tcp")
 
 
 @dataclasses.dataclass
@@ -469,7 +470,7 @@ def test_end_is_heard_by_a_reader_whose_queue_is_full(address: str, connect: Cal
 
 
 def test_address_that_is_taken_is_an_error_with_the_stream(tmp_path: Path) -> None:
-    address = wire.free_address(tmp_path, "camera", portable=True)
+    address = runs.free_address(tmp_path, "camera", portable=True)
     first = Publisher(address, INFO)
     with pytest.raises(ConfigError, match="stream 'camera': cannot publish at tcp://.*Is it taken"):
         Publisher(address, INFO)
@@ -578,7 +579,7 @@ def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Line]]:
     made: list[Line] = []
 
     def make(**options: Any) -> Line:
-        address = wire.free_address(tmp_path, "camera", portable=False)
+        address = runs.free_address(tmp_path, "camera", portable=False)
         made.append(Line(Publisher(address, INFO), Connection(address, "reader", **options)))
         Reader(made[-1].connection).join(made[-1].publisher)
         return made[-1]
@@ -716,43 +717,43 @@ def test_message_on_the_short_way_only_is_not_believed_before_its_turn(line: Cal
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "sensorium"
 
 
-def announce(runs: Path, name: str, streams: dict[str, str], pid: int | None = None) -> None:
-    (runs / name).mkdir(parents=True)
-    (runs / name / "graph.json").write_text(json.dumps({"pid": pid or os.getpid(), "config": "", "streams": streams}))
+def announce(announced: Path, name: str, streams: dict[str, str], pid: int | None = None) -> None:
+    (announced / name).mkdir(parents=True)
+    (announced / name / "graph.json").write_text(json.dumps({"pid": pid or os.getpid(), "config": "", "streams": streams}))
 
 
-def test_without_a_run_the_error_says_how_to_start_one(runs: Path) -> None:
+def test_without_a_run_the_error_says_how_to_start_one(announced: Path) -> None:
     with pytest.raises(ConfigError, match="no Sensorium pipeline runs.*python run_pipeline.py"):
         next(subscribe("emotion"))
 
 
-def test_unknown_stream_names_the_nearest(runs: Path) -> None:
-    announce(runs, "1-a", {"emotion": "ipc:///a", "camera": "ipc:///b"})
+def test_unknown_stream_names_the_nearest(announced: Path) -> None:
+    announce(announced, "1-a", {"emotion": "ipc:///a", "camera": "ipc:///b"})
     with pytest.raises(ConfigError, match="no running node is called 'emotoin'. Running: camera, emotion. Did you mean 'emotion'"):
         find_run("emotoin")
 
 
-def test_newest_run_is_found_first(runs: Path) -> None:
-    announce(runs, "1-a", {"emotion": "ipc:///old"})
-    announce(runs, "2-b", {"emotion": "ipc:///new"})
-    os.utime(runs / "1-a" / "graph.json", (1, 1))
+def test_newest_run_is_found_first(announced: Path) -> None:
+    announce(announced, "1-a", {"emotion": "ipc:///old"})
+    announce(announced, "2-b", {"emotion": "ipc:///new"})
+    os.utime(announced / "1-a" / "graph.json", (1, 1))
     assert find_run("emotion") == "ipc:///new"
 
 
-def test_run_that_was_killed_is_not_found(runs: Path) -> None:
-    announce(runs, "1-a", {"emotion": "ipc:///a"}, pid=2**22 + 1)  # above Linux's largest
+def test_run_that_was_killed_is_not_found(announced: Path) -> None:
+    announce(announced, "1-a", {"emotion": "ipc:///a"}, pid=2**22 + 1)  # above Linux's largest
     with pytest.raises(ConfigError, match="no Sensorium pipeline runs"):
         find_run("emotion")
 
 
-def test_subscription_ends_with_the_stream_and_skips_what_it_cannot_read(runs: Path, tmp_path: Path) -> None:
+def test_subscription_ends_with_the_stream_and_skips_what_it_cannot_read(announced: Path, tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/emotion.sock"
-    announce(runs, "1-a", {"emotion": address})
+    announce(announced, "1-a", {"emotion": address})
     publisher = a_socket(zmq.ROUTER)
     publisher.bind(address)
 
@@ -771,11 +772,11 @@ def test_subscription_ends_with_the_stream_and_skips_what_it_cannot_read(runs: P
 
 
 def test_subscription_ends_when_the_pipeline_was_killed(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    announced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SILENT_S", 0.1)
+    monkeypatch.setattr(runs, "SILENT_S", 0.1)
     address = f"ipc://{tmp_path}/emotion.sock"
-    announce(runs, "1-a", {"emotion": address})
+    announce(announced, "1-a", {"emotion": address})
     publisher = Publisher(address, INFO)
     predictions = subscribe("emotion")
     publishing = threading.Thread(target=lambda: [publisher.service(50) or publisher.send(PREDICTION) for _ in range(20)])
@@ -783,5 +784,5 @@ def test_subscription_ends_when_the_pipeline_was_killed(
     assert next(predictions).label == "happy"
     publishing.join()
     publisher.close(ended=False)
-    (runs / "1-a" / "graph.json").unlink()
+    (announced / "1-a" / "graph.json").unlink()
     assert all(p.label == "happy" for p in predictions)  # what was still on its way, and then the end
