@@ -7,6 +7,8 @@ it), and the reader's own `arrival_ns` (see node.Arrival).
     frame = Frame(stream="camera", seq=7, capture_ns=clock.now_ns(), encoding="bgr8", data=image)
     frame.end_ns                      # capture_ns + duration_ns
     msgspec.json.encode(prediction.record())   # one line of --out
+
+Those made for every frame are left out of garbage collection (gc=False): frozen values cannot form a cycle.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class StreamInfo(msgspec.Struct, frozen=True, array_like=True, tag="StreamInfo")
     description: str = ""  # for people: "clip.mp4, 640×360 at 23.98 Hz"
 
 
-class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False):
+class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False, gc=False):
     """One measurement. `data` is read-only: other readers share it."""
 
     stream: str
@@ -89,7 +91,7 @@ def silence(stream: str, until_ns: int, reason: str) -> Frame:
     return Frame(stream, -1, until_ns, "none", reason=reason)
 
 
-class Receipt(msgspec.Struct, frozen=True, array_like=True):
+class Receipt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How one stream of one set was answered."""
 
     stream: str
@@ -106,7 +108,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
         return self.state not in ("late", "absent", "silent", "bad")
 
 
-class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet", eq=False):
+class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet", eq=False, gc=False):
     """The frames of all streams that belong to one moment. A stream that is missing is not in `frames`: never faked."""
 
     anchor: str  # the anchor stream's name, or "" for a tick of a fixed rate
@@ -118,7 +120,7 @@ class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet",
     sent_ns: int = 0  # when the aligner sent the set
 
 
-class Subject(msgspec.Struct, frozen=True, array_like=True):
+class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One face track or object."""
 
     id: int
