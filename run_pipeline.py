@@ -220,14 +220,35 @@ def models(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    import importlib
+
     from pipeline.errors import missing_package
 
+    module, function = TRAINED[args.what]
     try:
-        from pipeline.training import face
+        found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    given = {k: v for k, v in {"data": args.data, "out": args.out, "epochs": args.epochs, "seed": args.seed}.items() if v}
-    face.train(**given, resume=args.resume)
+    names = ("data", "out", "epochs", "seed", "resume")
+    found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
+
+
+# What there is to train → the module of pipeline/training and its function.
+TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train"), "fusion-votes": ("fusion_votes", "judge")}
+
+
+def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given; ConfigError for one that this function has not."""
+    import inspect
+
+    from pipeline.errors import ConfigError
+
+    known = inspect.signature(function).parameters
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        here = ", ".join(f"--{name}" for name in known if name in ("data", "out", "epochs", "seed", "resume", "model"))
+        raise ConfigError(f"--{unknown[0]}: nothing here takes it. Options here: {here}")
+    return given
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -273,8 +294,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
     verb.add_argument("names", nargs="*")
     verb.set_defaults(function=models)
-    verb = verbs.add_parser("train", help="train a model: face")
-    verb.add_argument("what", choices=("face",))
+    verb = verbs.add_parser("train", help="train a model: " + ", ".join(TRAINED))
+    verb.add_argument("what", choices=tuple(TRAINED))
     verb.add_argument("--data", type=Path)
     verb.add_argument("--out", type=Path)
     verb.add_argument("--epochs", type=int)

@@ -292,9 +292,9 @@ class Stacked(Family):
         super().__init__(net)
         self.subsets = subsets(self.count)
         self.weights = nn.ModuleList(nn.Linear(self.count * net.labels, net.labels) for _ in self.subsets)
-        for linear in self.weights:
+        for member, linear in zip(self.subsets, self.weights, strict=True):
             with torch.no_grad():
-                linear.weight.copy_(torch.eye(net.labels).repeat(1, self.count) / self.count)  # the geometric mean
+                linear.weight.copy_(torch.eye(net.labels).repeat(1, self.count) / sum(member))  # the geometric mean
                 linear.bias.zero_()
 
     def combine(self, s: State) -> tuple[Tensor, Tensor]:

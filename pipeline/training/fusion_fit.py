@@ -96,6 +96,8 @@ def fit(net: FusionNet, examples: Examples, recipe: Recipe, *, seed: int) -> Non
         order = torch.randperm(len(examples), generator=generator)
         for start in range(0, len(examples) - size + 1, size):
             loss = losses(net, examples.take(order[start : start + size]), recipe, generator)
+            if not loss.requires_grad:
+                break  # a rule over opinions that are given: there is nothing to learn
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
