@@ -234,7 +234,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 # What there is to train → the module of pipeline/training and its function.
-TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train"), "fusion-votes": ("fusion_votes", "judge")}
+TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
 
 
 def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -252,10 +252,24 @@ def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from pipeline.training.evaluate import evaluate_face
+    import importlib
 
-    given = {k: v for k, v in {"model": args.model, "data": args.data}.items() if v}
-    print(json.dumps(evaluate_face(**given), indent=2))
+    from pipeline.errors import missing_package
+
+    module, function = EVALUATED[args.what]
+    try:
+        found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name or "torch", "evaluate", "train") from error
+    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed") if getattr(args, name)}
+    result = found(**_fitting(found, given))
+    if args.what == "face":
+        print(json.dumps(result, indent=2))
+
+
+# What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
+EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"),
+             "degradation": ("degradation", "evaluate_degradation")}  # fmt: skip
 
 
 # --- the words --------------------------------------------------------------------------------------------------------
@@ -302,10 +316,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int)
     verb.add_argument("--resume", action="store_true")
     verb.set_defaults(function=train)
-    verb = verbs.add_parser("evaluate", help="measure a model on data that chose nothing: face")
-    verb.add_argument("what", choices=("face",))
+    verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
+    verb.add_argument("what", choices=tuple(EVALUATED))
     verb.add_argument("--model", type=Path)
     verb.add_argument("--data", type=Path)
+    verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
+    verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
     return top
 

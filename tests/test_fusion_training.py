@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from pipeline.training import fusion, fusion_votes  # noqa: E402
 from pipeline.training.bridge import Bridge, export_bridge  # noqa: E402
 from pipeline.training.datasets import FACE_CLASSES  # noqa: E402
 from pipeline.training.fusion_fit import Recipe, answer, fit  # noqa: E402
+from pipeline.training.report import write  # noqa: E402
 from pipeline.training.scores import markdown, score  # noqa: E402
 from pipeline.training.votes import VOTE_CLASSES, Votes, folds, load_votes  # noqa: E402
 
@@ -91,7 +94,9 @@ def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path:
         Fusion(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES[::-1])
 
 
-def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(fusion, "PAIRED", Recipe(epochs=4, batch=128, rate=1e-2, distil=0.0))
     random = np.random.default_rng(0)
     face_labels, voice_labels = random.integers(0, 7, 700), random.integers(0, 7, 200)
@@ -104,6 +109,10 @@ def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(bridge: Bridge
     assert fused.accuracy > max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy)
     assert fused.count < 1600 / 3  # held-out actors with held-out faces only
     assert "| face alone | face |" in markdown(table)
+    write(table, tmp_path / "pairs.json", title="drawn <pairs>")
+    assert json.loads((tmp_path / "pairs.json").read_text())["face alone"]["face"]["count"] == fused.count
+    drawn = ElementTree.parse(tmp_path / "pairs.svg").getroot()
+    assert sum(len(row) for row in table.values()) == len(drawn.findall(".//{*}title"))
 
 
 def test_missing_outputs_of_an_encoder_name_the_command_that_makes_them(tmp_path: Path) -> None:

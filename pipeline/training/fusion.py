@@ -12,8 +12,7 @@ is refused as the default.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,18 @@ from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.training import evaluate, fusion_votes
 from pipeline.training.bridge import Bridge, export_bridge
-from pipeline.training.datasets import FACE_CLASSES, data_folder, load_faces, near_duplicate_groups, split_by_group
+from pipeline.training.datasets import (
+    FACE_CLASSES,
+    Faces,
+    data_folder,
+    load_faces,
+    near_duplicate_groups,
+    split_by_group,
+)
+from pipeline.training.face import HELD_BACK
 from pipeline.training.fusion_fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion_nets import FusionNet, Modality
+from pipeline.training.report import write
 from pipeline.training.scores import Scores, markdown, score
 from pipeline.training.votes import folds, load_votes
 
@@ -64,26 +72,21 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
     scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused."""
     torch.set_num_threads(1)
     folder = data_folder(data)
-    face, face_labels = held_back_opinions(face_model, folder)
+    faces = held_back_faces(face_model, folder)
+    face = log_probs(evaluate.face_logits(face_model, faces.images) / Manifest.read(face_model).temperature)
     voice, voice_labels, speakers = voice_opinions(voice_rows)
-    votes = load_votes(folder)
-    core = fusion_votes.network(CORE, seed=seed)
-    fit(core, fusion_votes.examples(votes), fusion_votes.RECIPE, seed=seed)
-    pairs = pseudo_pairs(face, face_labels, voice, voice_labels, speakers, seed=seed)
+    core = voted_core(folder, seed=seed)
+    pairs = pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
     print(f"fusion: {len(face)} held-back faces, {len(voice)} clips of {len(set(speakers))} unseen actors, "
           f"{len(pairs.labels)} pseudo-pairs", flush=True)
     table = judge(pairs, core, seed=seed)
     print(markdown(table))
-    runs.mkdir(parents=True, exist_ok=True)
-    (runs / "pairs.json").write_text(
-        json.dumps({m: {p: s.record() for p, s in row.items()} for m, row in table.items()}, indent=1) + "\n")
+    write(table, runs / "pairs.json", title="Pseudo-pairs of faces and unseen actors' clips")
     best, fused = max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy), table[BRIDGE]["both"]
     if fused.accuracy <= best:
         raise ConfigError(f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
                           "not shipped. Set fusion: average, or train better encoders.")
-    bridge = Bridge(core, FACE_CLASSES)
-    bridge.fit(pairs.face, pairs.voice, pairs.labels)
-    export_bridge(bridge, out, len(FACE_CLASSES))
+    export_bridge(fitted_bridge(core, pairs), out, len(FACE_CLASSES))
     said = "calibrated natural log-probabilities of the labels"
     sizes = {"face": ("n", 1, len(FACE_CLASSES)), "voice": ("n", 1, len(FACE_CLASSES))}
     manifest = Manifest(
@@ -92,7 +95,7 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
                 TensorInfo("present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = there and good")),
         outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),),
         labels=FACE_CLASSES, temperature=1.0,
-        training_data=f"CREMA-D votes of {len(np.unique(votes.actors))} actors (ODbL); bridge: held-back outputs of "
+        training_data=f"CREMA-D votes about 72 actors (ODbL); bridge: held-back outputs of "
                       f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
         licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
         made_by=f"python run_pipeline.py train fusion --seed {seed}",
@@ -106,16 +109,21 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
     return table
 
 
-def held_back_opinions(model: Path, folder: Path) -> tuple[Floats, Rows]:
-    """(n, 7) log-probabilities of the face model for the faces its training held back, and their labels."""
+def voted_core(folder: Path, *, seed: int) -> FusionNet:
+    """What people's votes teach, all of them."""
+    core = fusion_votes.network(CORE, seed=seed)
+    fit(core, fusion_votes.examples(load_votes(folder)), fusion_votes.RECIPE, seed=seed)
+    return core
+
+
+def held_back_faces(model: Path, folder: Path) -> Faces:
+    """The faces that the face model's own training held back."""
     manifest = Manifest.read(model)
     if "--seed" not in manifest.made_by:
         raise ConfigError(f"{model}: its manifest does not say with which --seed faces were held back. Train it anew.")
     held_back_seed = int(manifest.made_by.split("--seed")[1].split()[0])
     faces = load_faces(folder, "train48")
-    _, rows = split_by_group(near_duplicate_groups(faces.images), fraction=0.1, seed=held_back_seed)
-    logits = evaluate.face_logits(model, faces.images[rows])
-    return log_probs(logits / manifest.temperature), faces.labels[rows]
+    return faces.take(split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=held_back_seed)[1])
 
 
 def voice_opinions(path: Path) -> tuple[Floats, Rows, npt.NDArray[np.str_]]:
@@ -154,14 +162,10 @@ def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Sc
         BRIDGE: partial(bridged, core),
         **{f"{family}, on pseudo-pairs": partial(paired, family, seed=seed) for family in ("weighted", "stacked", "hybrid")},
     }
-    actors = np.unique(pairs.speakers, return_inverse=True)[1].astype(np.int64)
-    face_fold = np.random.default_rng(seed).integers(0, FOLDS, int(pairs.face_row.max()) + 1)[pairs.face_row]
-    counted = np.zeros(len(actors), bool)
+    counted = np.zeros(len(pairs.labels), bool)
     for name in fitted:
         answers[name] = {"both": np.zeros_like(face)}
-    for fold, (others, held) in enumerate(folds(actors, count=FOLDS, seed=seed)):
-        rows = others[face_fold[others] != fold]
-        test = held[face_fold[held] == fold]  # neither the actor nor the face was there before
+    for rows, test in splits(pairs, seed=seed):
         counted[test] = True
         for name, method in fitted.items():
             answers[name]["both"][test] = method(pairs.take(rows), pairs.take(test))
@@ -169,10 +173,22 @@ def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Sc
                    for what, logits in by.items()} for name, by in answers.items()}
 
 
-def bridged(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
+def splits(pairs: Pairs, *, seed: int) -> Iterator[tuple[Rows, Rows]]:
+    """(rows to fit on, rows to test on): neither the actor nor the face of a tested pair was there before."""
+    actors = np.unique(pairs.speakers, return_inverse=True)[1].astype(np.int64)
+    face_fold = np.random.default_rng(seed).integers(0, FOLDS, int(pairs.face_row.max()) + 1)[pairs.face_row]
+    for fold, (others, held) in enumerate(folds(actors, count=FOLDS, seed=seed)):
+        yield others[face_fold[others] != fold], held[face_fold[held] == fold]
+
+
+def fitted_bridge(core: FusionNet, pairs: Pairs) -> Bridge:
     bridge = Bridge(core, FACE_CLASSES)
-    bridge.fit(train.face, train.voice, train.labels)
-    return bridge.answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32))
+    bridge.fit(pairs.face, pairs.voice, pairs.labels)
+    return bridge
+
+
+def bridged(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
+    return np.asarray(fitted_bridge(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32)))
 
 
 def paired(family: str, train: Pairs, test: Pairs, *, seed: int) -> Floats:

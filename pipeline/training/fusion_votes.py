@@ -1,6 +1,6 @@
 """Judges fusion on human votes: can one network be as good as a model made for each situation, whoever is missing?
 
-    python run_pipeline.py train fusion-votes --seed 1           # table, and with --out a JSON file
+    python run_pipeline.py evaluate votes --seed 1           # table, JSON file and picture
 
 Folds by actor. For each family one network answers with both senses, without the voice and without the face; beside it
 stand logistic regressions, each trained for one situation alone, and rules that need no training.
@@ -8,7 +8,6 @@ stand logistic regressions, each trained for one situation alone, and rules that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from pipeline.training.datasets import data_folder
 from pipeline.training.fusion_fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion_nets import FusionNet, Modality
+from pipeline.training.report import write
 from pipeline.training.scores import Scores, markdown, score
 from pipeline.training.votes import VOTE_CLASSES, Votes, folds, load_votes
 
@@ -44,8 +44,8 @@ def network(family: str, *, seed: int, **options: Any) -> FusionNet:
 
 
 def judge(*, data: Path | None = None, families: Sequence[str] = DEFAULT_FAMILIES, seed: int = 1,
-          out: Path | None = None) -> dict[str, dict[str, Scores]]:
-    """method → situation → scores. Prints the table; `out`: a JSON file."""
+          out: Path = Path("runs/fusion/votes.json")) -> dict[str, dict[str, Scores]]:
+    """method → situation → scores. Prints the table; `out`: a JSON file, and a picture beside it."""
     torch.set_num_threads(1)  # these are small: a second thread costs more than it brings
     votes = load_votes(data_folder(data))
     told = examples(votes)
@@ -74,8 +74,7 @@ def judge(*, data: Path | None = None, families: Sequence[str] = DEFAULT_FAMILIE
             add(f"{family}, missing embedding translated" if options else family, situation, found)
         print(f"{family}: " + "  ".join(f"{s} {table[list(table)[-1]][s].accuracy:.1%}" for s in SITUATIONS), flush=True)
     print(markdown(table))
-    if out is not None:
-        out.write_text(json.dumps({m: {s: f.record() for s, f in row.items()} for m, row in table.items()}, indent=1) + "\n")
+    write(table, out, title="Human votes")
     return table
 
 
