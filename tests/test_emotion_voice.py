@@ -263,6 +263,17 @@ def test_voice_model_of_another_kind_and_missing_models_are_refused(
         Emotion(model=str(weights), voice=str(made(tmp_path, says="sad")), fusion=str(tmp_path / "none.onnx")).open("auto")
 
 
+def test_voice_without_a_trained_fusion_does_not_take_part(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: F811
+) -> None:
+    centerface, vad = asset("centerface"), asset("silero-vad")
+    monkeypatch.setattr("pipeline.assets.path", lambda name: {"centerface": centerface, "silero-vad": vad}[name])
+    monkeypatch.setattr("pipeline.assets.MODELS", tmp_path)
+    with caplog.at_level(logging.WARNING):
+        task = opened(weights, voice=str(made(tmp_path, says="sad")))
+    assert task._voice is None and "train fusion" in caplog.text and "+" not in task.model
+
+
 def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
     face, voice = np.log(np.float32([[0.8, 0.2]])), np.log(np.float32([[0.2, 0.8]]))
     fusion = Fusion()

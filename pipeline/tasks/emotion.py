@@ -105,6 +105,11 @@ class Emotion(Task):
                 raise AssetError(f"{self._voice_path}: no such model. Train it with: python run_pipeline.py train voice")
             self.log.info("no %s: the faces are the only evidence. Train one with: run_pipeline.py train voice", VOICE_MODEL)
             return None
+        if self._fusion_rule == FUSION_MODEL and not self._fusion_path.is_file():
+            # No rule without training is better than the face alone (docs/emotion.md), so none takes its place unasked.
+            self.log.warning("no %s: the faces are the only evidence. Train one with: run_pipeline.py train fusion, "
+                             "or set fusion: average", FUSION_MODEL)  # fmt: skip
+            return None
         manifest = Manifest.read(self._voice_path)
         voice = Voice(self._load(backend, self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
