@@ -244,10 +244,13 @@ def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
     from pipeline.errors import ConfigError
 
     known = inspect.signature(function).parameters
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        here = ", ".join(f"--{name}" for name in known if name in ("data", "out", "epochs", "seed", "resume", "model"))
-        raise ConfigError(f"--{unknown[0]}: nothing here takes it. Options here: {here}")
+    here = ", ".join(f"--{n}" for n in known if n in ("data", "out", "epochs", "seed", "resume", "model", "truth"))
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"--{name}: nothing here takes it. Options here: {here}")
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise ConfigError(f"--{name} is needed here. Options here: {here}")
     return given
 
 
@@ -261,15 +264,15 @@ def evaluate(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "evaluate", "train") from error
-    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed") if getattr(args, name)}
+    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed", "truth") if getattr(args, name)}
     result = found(**_fitting(found, given))
-    if args.what == "face":
+    if args.what in ("face", "stream"):
         print(json.dumps(result, indent=2))
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
 EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"),
-             "degradation": ("degradation", "evaluate_degradation")}  # fmt: skip
+             "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
 # --- the words --------------------------------------------------------------------------------------------------------
@@ -318,7 +321,8 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
-    verb.add_argument("--model", type=Path)
+    verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
+    verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
     verb.add_argument("--seed", type=int)
