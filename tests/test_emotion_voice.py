@@ -160,6 +160,13 @@ def test_unsure_answer_is_called_uncertain(weights: Path, face: np.ndarray[Any, 
     assert prediction.label == "uncertain" and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_smoothed_label_says_how_much_later_it_is(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+    task = opened(weights, lag_ms=200)
+    for i in range(10):
+        prediction = task.predict(aligned(camera(i, face)))
+    assert prediction.record()["timing_ms"]["lag"] == 200 and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_clipped_and_noisy_sound_counts_less_and_says_why(hearing: Open, face: np.ndarray[Any, Any]) -> None:
     clipped = watch(hearing(), [face], gain=30.0)[-1].opinions[1]
     noisy = watch(hearing(), [face], gain=0.05, noise=0.05)[-1].opinions[1]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +33,7 @@ from pipeline.tasks.faces import INPUT as CENTERFACE_INPUT
 from pipeline.tasks.faces import WINDOW_PX, FaceDetector, FaceTracker, Image, Track
 from pipeline.tasks.fusion import Fusion, disagree
 from pipeline.tasks.quality import face_quality
+from pipeline.tasks.smoothing import FixedLag
 from pipeline.tasks.speaker import Speaker, level_db
 from pipeline.tasks.voice import Heard, Voice
 from pipeline.tasks.voice_activity import VoiceActivity
@@ -55,7 +57,8 @@ class Emotion(Task):
     model, voice, fusion: each a file of the models folder, without .onnx, or a path. voice "none": the faces alone. fusion
     "average": the mean, which needs no model. smoothing_ms: time constant of an exponential mean of a face's answers.
     max_faces: the largest first. search_px: longest side at which a whole picture is searched for faces.
-    uncertain_below: the label is "uncertain" where no probability reaches this.
+    uncertain_below: the label is "uncertain" where no probability reaches this. lag_ms: the answer (not the subjects') goes
+    through a hidden Markov smoother, and is that of the moment lag_ms ago; timing_ms says so. None: as it is, now.
     """
 
     def __init__(
@@ -66,16 +69,18 @@ class Emotion(Task):
         fusion: str = FUSION_MODEL,
         smoothing_ms: float = 300.0,
         uncertain_below: float = 0.35,
+        lag_ms: float | None = None,
         max_faces: int = 8,
         search_px: int = 320,
         threads: int = 1,
     ) -> None:
         if smoothing_ms < 0 or max_faces < 1 or threads < 1:
             raise ValueError("smoothing_ms must be at least 0, max_faces and threads at least 1")
-        if not 0 <= uncertain_below < 1:
-            raise ValueError("uncertain_below must be from 0 to below 1")
+        if not 0 <= uncertain_below < 1 or (lag_ms is not None and lag_ms < 0):
+            raise ValueError("uncertain_below must be from 0 to below 1, lag_ms at least 0")
         self._path, self._voice_path, self._fusion_path = _model(model), _model(voice), _model(fusion)
         self._voice_wanted, self._fusion_rule = voice, fusion
+        self._lag_ms = lag_ms
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
         self._max_faces, self._search_px, self._threads = max_faces, search_px, threads
 
@@ -93,6 +98,7 @@ class Emotion(Task):
         self._voice, self._fusion, self._speaker = self._open_voice(backend), Fusion(), Speaker()
         if self._voice is not None:
             self._fusion = self._open_fusion(backend)
+        self._smoother = None if self._lag_ms is None else FixedLag(len(self.labels), lag_ms=self._lag_ms)
         self._probs: dict[int, npt.NDArray[np.float32]] = {}  # track id → smoothed, of the face alone
         self._quality: dict[int, tuple[float, str]] = {}
         self._smoothed_ns: dict[int, int] = {}
@@ -153,12 +159,18 @@ class Emotion(Task):
         opinions = self._opinions(tracks, largest, used[0] if used else "", heard, microphone, given)
         if heard.weight > 0 and any(o.modality == "voice" and o.weight > 0 for o in opinions):
             used = (*used, microphone)
+        answer = None if probs is None else probs[largest or 0]
+        if answer is not None and self._smoother is not None:
+            answer = self._smoother.update(answer, aligned.anchor_ns)
         counted = [np.array(o.probs) for o in opinions if o.weight >= COUNTS]
-        return self.prediction(
-            aligned, None if probs is None else probs[largest or 0], bad=bad, used=used, speaking=speaking,
+        prediction = self.prediction(
+            aligned, answer, bad=bad, used=used, speaking=speaking,
             subjects=[self._subject(track, p, g) for track, p, g in zip(tracks, () if probs is None else probs, given, strict=False)],
             opinions=opinions, disagree=len(counted) == 2 and disagree(*counted), uncertain_below=self._uncertain_below,
         )  # fmt: skip
+        if self._smoother is not None:
+            prediction = msgspec.structs.replace(prediction, timing_ns={"lag": self._smoother.lag_ns})
+        return prediction
 
     def _classify(self, image: Image, tracks: Sequence[Track], now_ns: int, loud_db: float | None) -> None:
         """Move the smoothed probabilities of the tracks on to `now_ns`; all faces in one engine call."""
