@@ -243,21 +243,59 @@ def models(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    import importlib
+
     from pipeline.errors import missing_package
 
+    module, function = TRAINED[args.what]
     try:
-        from pipeline.training import face
+        found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    given = {k: v for k, v in {"data": args.data, "out": args.out, "epochs": args.epochs, "seed": args.seed}.items() if v}
-    face.train(**given, resume=args.resume)
+    names = ("data", "out", "epochs", "seed", "resume")
+    found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
+
+
+# What there is to train → the module of pipeline/training and its function.
+TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
+
+
+def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given; ConfigError for one that this function has not."""
+    import inspect
+
+    from pipeline.errors import ConfigError
+
+    known = inspect.signature(function).parameters
+    here = ", ".join(f"--{n}" for n in known if n in ("data", "out", "epochs", "seed", "resume", "model", "truth"))
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"--{name}: nothing here takes it. Options here: {here}")
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise ConfigError(f"--{name} is needed here. Options here: {here}")
+    return given
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from pipeline.training.evaluate import evaluate_face
+    import importlib
 
-    given = {k: v for k, v in {"model": args.model, "data": args.data}.items() if v}
-    print(json.dumps(evaluate_face(**given), indent=2))
+    from pipeline.errors import missing_package
+
+    module, function = EVALUATED[args.what]
+    try:
+        found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name or "torch", "evaluate", "train") from error
+    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed", "truth") if getattr(args, name)}
+    result = found(**_fitting(found, given))
+    if args.what in ("face", "stream"):
+        print(json.dumps(result, indent=2))
+
+
+# What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
+EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"),
+             "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
 # --- the words --------------------------------------------------------------------------------------------------------
@@ -316,18 +354,21 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
     verb.add_argument("names", nargs="*")
     verb.set_defaults(function=models)
-    verb = verbs.add_parser("train", help="train a model: face")
-    verb.add_argument("what", choices=("face",))
+    verb = verbs.add_parser("train", help="train a model: " + ", ".join(TRAINED))
+    verb.add_argument("what", choices=tuple(TRAINED))
     verb.add_argument("--data", type=Path)
     verb.add_argument("--out", type=Path)
     verb.add_argument("--epochs", type=int)
     verb.add_argument("--seed", type=int)
     verb.add_argument("--resume", action="store_true")
     verb.set_defaults(function=train)
-    verb = verbs.add_parser("evaluate", help="measure a model on data that chose nothing: face")
-    verb.add_argument("what", choices=("face",))
-    verb.add_argument("--model", type=Path)
+    verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
+    verb.add_argument("what", choices=tuple(EVALUATED))
+    verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
+    verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)
+    verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
+    verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
     return top
 

@@ -10,6 +10,7 @@ Pure: numpy and OpenCV in, numpy out. It knows no torch, no model, no file and n
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -130,3 +131,91 @@ def _unbroken(frames: tuple[Frame, ...], sample_rate_hz: int) -> list[list[Frame
         else:
             runs.append([frame])
     return runs
+
+
+VOICE_RATE_HZ = 16_000
+VOICE_HOP = 160             # samples: a column every 10 ms
+VOICE_WINDOW = 640          # 40 ms: long enough to keep a deep voice's harmonics apart, short enough for syllables
+VOICE_BANDS = 64
+LOOK_BACK = VOICE_WINDOW // VOICE_HOP - 1      # columns at the beginning that look back at nothing
+VOICE_FRAMES = 300          # columns the voice network sees: the last 3 s
+
+# The level of the loudest tenth of the columns becomes 0, and nothing counts that lies further below it than this:
+# what is left of a quiet room, a recorder's own noise and MP3's holes would tell the recordings apart, not the voices.
+VOICE_RANGE_DB = 60.0
+_LN_PER_DB = math.log(10) / 10
+_SILENCE = 1e-10            # power of a column that is not there, full scale = 1
+
+
+def log_mel(
+    samples: npt.NDArray[np.float32], *, sample_rate_hz: int = VOICE_RATE_HZ, bands: int = VOICE_BANDS
+) -> npt.NDArray[np.float32]:
+    """Log-mel spectrogram of one mono stream: column i is known as soon as sample (i + 1) × hop has been heard.
+
+    samples: (n,) float32 in [-1, 1]. Returns (bands, n // hop) float32, natural log of power, hop = 10 ms; a column looks
+    back 40 ms and no further, so any stretch of a longer stream gives the same columns, but for its first three, which
+    look back at nothing. Raises ValueError below one window. Filter shape: Slaney 1998, 50 Hz to the Nyquist frequency.
+    """
+    scale = sample_rate_hz / VOICE_RATE_HZ
+    hop, window = round(VOICE_HOP * scale), round(VOICE_WINDOW * scale)
+    if len(samples) < window:
+        raise ValueError(f"{len(samples)} samples are fewer than one window of {window}")
+    count = len(samples) // hop
+    padded = np.concatenate([np.zeros(window - hop, np.float32), samples[: count * hop].astype(np.float32, copy=False)])
+    columns = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]                # (count, window), no copy
+    taper, filters = _mel_filters(sample_rate_hz, window, bands)
+    spectrum = np.fft.rfft(columns * taper)                          # (count, bins)
+    power = spectrum.real**2 + spectrum.imag**2
+    return np.asarray(np.log(power.astype(np.float32) @ filters + _SILENCE).T, dtype=np.float32)
+
+
+def heard_columns(heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which columns of `log_mel` rest on samples that were all heard. heard: (n,) at 16 kHz. Returns (n // 160,)."""
+    count = len(heard) // VOICE_HOP
+    missing = np.concatenate([np.ones(VOICE_WINDOW - VOICE_HOP, bool), ~heard[: count * VOICE_HOP]])
+    before = np.concatenate([[0], np.cumsum(missing)])
+    ends = VOICE_WINDOW + VOICE_HOP * np.arange(count)
+    return np.asarray(before[ends] == before[ends - VOICE_WINDOW])
+
+
+def voice_tensor(samples: npt.NDArray[np.float32], heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """What the voice network sees of the sound that ends now; both as `audio_window` gives them.
+
+    samples, heard: (n,) at 16 kHz; of more than 3 s the last 3 s are taken, less is filled with columns that were not
+    heard. Returns (2, 64, 300) float32 as `voice_columns` does. Raises ValueError below 40 ms.
+    """
+    return voice_columns(log_mel(samples[-VOICE_FRAMES * VOICE_HOP :]), heard_columns(heard[-VOICE_FRAMES * VOICE_HOP :]))
+
+
+def voice_columns(mel: npt.NDArray[np.floating], heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """The last 300 columns of a log-mel spectrogram at a level of their own, so that no gain reaches the network.
+
+    mel: (64, t) natural log of power. heard: (t,). Returns (2, 64, 300) float32: [0] from 0 (60 dB below the loudest
+    tenth of the columns) to about 1, 0 where nothing was heard; [1] is 1 in heard columns, else 0. Uses nothing outside
+    the window.
+    """
+    mel, heard = mel[:, -VOICE_FRAMES:], heard[-VOICE_FRAMES:]
+    tensor = np.zeros((2, VOICE_BANDS, VOICE_FRAMES), np.float32)
+    if heard.any():
+        level = np.log(np.exp(mel.astype(np.float32)).mean(axis=0) + _SILENCE)               # (t,)
+        loudest = np.sort(level[heard])[-max(1, int(heard.sum()) // 10) :].mean()
+        span = VOICE_RANGE_DB * _LN_PER_DB
+        tensor[0, :, VOICE_FRAMES - len(heard) :] = np.where(heard, np.maximum(mel - loudest + span, 0) / span, 0)
+        tensor[1, :, VOICE_FRAMES - len(heard) :] = heard
+    return tensor
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(sample_rate_hz: int, window: int, bands: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The taper (window,), a full-scale sine having power 1, and the triangles (bins, bands), each of area 1 in bins."""
+    def hz_from_mel(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:     # linear below 1 kHz, logarithmic above
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+
+    low, high = 50.0 * 3 / 200, 15 + 27 / math.log(6.4) * math.log(sample_rate_hz / 2 / 1000)
+    edges_hz = hz_from_mel(np.linspace(low, high, bands + 2))
+    bins_hz = np.fft.rfftfreq(window, 1 / sample_rate_hz)
+    rising = (bins_hz[:, None] - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
+    falling = (edges_hz[2:] - bins_hz[:, None]) / (edges_hz[2:] - edges_hz[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    taper = np.hanning(window + 1)[:-1]
+    return (taper / (taper.sum() / 2)).astype(np.float32), (triangles / triangles.sum(axis=0)).astype(np.float32)

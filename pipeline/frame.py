@@ -127,6 +127,17 @@ class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     box_px: tuple[float, float, float, float]  # x, y, width, height in the captured picture
     probs: tuple[float, ...]  # in the order of Prediction.labels
     score: float = 1.0  # of the detection, in [0, 1]
+    voice: str = ""  # "own": the voice is taken for this one's; "shared": it may be another's; "": it had no part
+
+
+class Opinion(msgspec.Struct, frozen=True, array_like=True):
+    """What one modality alone would say, and how much it counted."""
+
+    modality: str  # "face", "voice"
+    stream: str  # where it came from
+    weight: float  # presence and quality, in [0, 1]: 0 = it had no part in the answer
+    probs: tuple[float, ...] = ()  # in the order of Prediction.labels; empty where it had nothing to say
+    reason: str = ""  # why the weight is below 1: "blurred", "nobody speaks"
 
 
 class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction", eq=False):
@@ -136,7 +147,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
     capture_ns: int  # the anchor's
     labels: tuple[str, ...]
     probs: np.ndarray  # (n,) float32, sums to 1; uniform where nothing could be seen
-    label: str | None  # None: no evidence, so no answer
+    label: str | None  # None: no evidence, so no answer; "uncertain": an answer that is not sure enough
     model: str  # "face-expression@1a2b3c4d"
     subjects: tuple[Subject, ...] = ()
     used: tuple[str, ...] = ()
@@ -144,6 +155,8 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
     receipts: tuple[Receipt, ...] = ()
     speaking: bool | None = None  # None: no microphone to tell by
     timing_ns: dict[str, int] = {}  # wait (anchor's arrival → set), infer (the task), total (capture → published)
+    opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
+    disagree: bool = False  # two of the opinions are sure of different labels
 
     def record(self) -> dict[str, Any]:
         """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""
@@ -157,10 +170,22 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
                     "id": s.id,
                     "box_px": [round(v, 1) for v in s.box_px],
                     "score": round(s.score, 4),
+                    "voice": s.voice,
                     "probs": dict(zip(self.labels, (round(p, 6) for p in s.probs), strict=True)),
                 }
                 for s in self.subjects
             ],
+            "opinions": [
+                {
+                    "modality": o.modality,
+                    "stream": o.stream,
+                    "weight": round(o.weight, 4),
+                    "probs": dict(zip(self.labels, (round(p, 6) for p in o.probs), strict=True)) if o.probs else {},
+                    "reason": o.reason,
+                }
+                for o in self.opinions
+            ],
+            "disagree": self.disagree,
             "speaking": self.speaking,
             "used": list(self.used),
             "missing": list(self.missing),

@@ -18,9 +18,11 @@ import numpy.typing as npt
 
 from pipeline.config import check_options
 from pipeline.errors import ConfigError
-from pipeline.frame import AlignedSet, Prediction, Receipt, Subject
+from pipeline.frame import AlignedSet, Opinion, Prediction, Receipt, Subject
 from pipeline.metrics import Metrics
 from pipeline.named import find
+
+UNCERTAIN = "uncertain"
 
 
 class Task:
@@ -54,26 +56,35 @@ class Task:
         used: Sequence[str] = (),
         bad: dict[str, str] | None = None,
         speaking: bool | None = None,
+        opinions: Sequence[Opinion] = (),
+        disagree: bool = False,
+        uncertain_below: float = 0.0,
     ) -> Prediction:
         """The answer to `aligned`, with the receipts it came with.
 
         probs: (n,) in the order of `labels`; None: no evidence, so uniform and no label. bad: stream → why what
-        arrived cannot be used; it counts as missing and its receipt says so.
+        arrived cannot be used; it counts as missing and its receipt says so. uncertain_below: the label is "uncertain"
+        where no probability reaches this.
         """
         bad = bad or {}
         uniform = np.full(len(self.labels), 1 / max(1, len(self.labels)), np.float32)
+        label = None if probs is None else self.labels[int(np.argmax(probs))]
+        if probs is not None and float(np.max(probs)) < uncertain_below:
+            label = UNCERTAIN
         return Prediction(
             task=self.name or type(self).__name__.lower(),
             capture_ns=aligned.anchor_ns,
             labels=self.labels,
             probs=uniform if probs is None else probs,
-            label=None if probs is None else self.labels[int(np.argmax(probs))],
+            label=label,
             model=self.model,
             subjects=tuple(subjects),
             used=tuple(stream for stream in used if stream not in bad),
             missing=(*aligned.missing, *(stream for stream in bad if stream not in aligned.missing)),
             receipts=tuple(_refused(receipt, bad.get(receipt.stream)) for receipt in aligned.receipts),
             speaking=speaking,
+            opinions=tuple(opinions),
+            disagree=disagree,
         )
 
 

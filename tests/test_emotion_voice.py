@@ -1,0 +1,292 @@
+"""The emotion task with a voice: who is fused with whom, what poor evidence counts, and what the prediction says of it.
+
+A small voice network with known answers stands in for the trained one, and voice activity is told; the face model is random.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from test_emotion import LABELS, MS, aligned, asset, camera, clip, opened, weights  # noqa: F401
+
+from pipeline.errors import AssetError, ConfigError
+from pipeline.frame import Frame, Prediction
+from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.tasks.emotion import Emotion
+from pipeline.tasks.fusion import Fusion, disagree
+from pipeline.tasks.quality import face_quality, voice_quality
+from pipeline.tasks.speaker import Speaker
+
+RATE = 16_000
+
+
+def made(folder: Path, *, says: str, labels: Sequence[str] = LABELS, shape: tuple[int, ...] = (2, 64, 300), sure: float = 6.0,
+         name: str = "voice", licence: str = "CC BY-NC-SA 4.0: not for commercial use") -> Path:  # fmt: skip
+    """A voice network that says `says`, whatever it hears."""
+    flat = int(np.prod(shape))
+    bias = np.float32([sure if label == says else 0.0 for label in labels])
+    nodes = [
+        helper.make_node("Flatten", [name], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "bias"], ["logits"]),
+    ]
+    heard = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(labels)])
+    stored = [numpy_helper.from_array(np.zeros((flat, len(labels)), np.float32), "matrix"), numpy_helper.from_array(bias, "bias")]
+    path = folder / f"says-{says}-{len(labels)}-{name}.onnx"
+    graph = helper.make_graph(nodes, "stand-in", [heard], [out], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
+    Manifest(
+        name="stand-in", task="emotion", inputs=(TensorInfo(name, ("n", *shape), "float32", ""),),
+        outputs=(TensorInfo("logits", ("n", len(labels)), "float32", ""),), labels=tuple(labels), temperature=1.0,
+        training_data="none", licence=licence, made_by="this test",
+    ).write(path)  # fmt: skip
+    return path
+
+
+class Told:
+    """Voice activity that says what the test says."""
+
+    def __init__(self, speaking: bool) -> None:
+        self.speaking = speaking
+
+    def update(self, frames: Sequence[Frame]) -> bool | None:
+        return self.speaking if frames else None
+
+
+Open = Callable[..., Emotion]
+
+
+@pytest.fixture
+def hearing(weights: Path, tmp_path: Path) -> Open:  # noqa: F811
+    def hearing(says: str = "angry", *, speaking: bool = True, fusion: str = "average", **kind: Any) -> Emotion:
+        task = opened(weights, voice=str(made(tmp_path, says=says, **kind)), fusion=fusion)
+        task._activity = Told(speaking)  # type: ignore[assignment]
+        return task
+
+    return hearing
+
+
+def speech(first_seq: int, count: int, *, gain: float = 0.1, noise: float = 1e-4) -> list[Frame]:
+    """20 ms chunks: syllables of a buzz, four a second, over a little noise."""
+    at = np.arange(first_seq * 320, (first_seq + count) * 320)
+    buzz = np.sign(np.sin(2 * np.pi * 120 * at / RATE)) * (np.sin(2 * np.pi * 4 * at / RATE) > 0)
+    samples = (gain * buzz + np.random.default_rng(first_seq).normal(0, noise, len(at))).clip(-1, 1).astype(np.float32)
+    return [Frame("mic", first_seq + i, (first_seq + i) * 20 * MS, "pcm_f32", samples[i * 320 : (i + 1) * 320], 20 * MS)
+            for i in range(count)]
+
+
+def watch(task: Emotion, images: Sequence[np.ndarray[Any, Any]], **sound: Any) -> list[Prediction]:
+    """Two seconds of pictures and sound, 24 sets a second with the last second of sound, as the demo config gives them."""
+    answers = []
+    for i in range(48):
+        last = 50 + int(i * 1000 / 24 / 20)
+        frame = camera(i, images[i % len(images)])
+        answers.append(task.predict(aligned(frame, *speech(last - 50, 50, **sound), anchor_ns=frame.capture_ns)))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray[Any, Any]:
+    return next(clip(0, 1))[1]
+
+
+def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    silent = watch(hearing(speaking=False), [face])[-1]
+    spoken = watch(hearing(speaking=True), [face])[-1]
+    assert silent.used == ("webcam",) and spoken.used == ("webcam", "mic")
+    angry = LABELS.index("angry")
+    assert spoken.probs[angry] > silent.probs[angry] + 0.3 and spoken.probs.sum() == pytest.approx(1, abs=1e-5)
+    assert spoken.subjects[0].voice == "own" and silent.subjects[0].voice == ""
+    voice = spoken.opinions[1]
+    assert (voice.modality, voice.stream, voice.weight) == ("voice", "mic", 1.0) and max(voice.probs) == voice.probs[angry]
+    assert silent.opinions[1].weight == 0 and silent.opinions[1].reason == "nobody speaks"
+    assert spoken.record()["opinions"][1]["probs"]["angry"] == pytest.approx(voice.probs[angry], abs=1e-5)
+
+
+def test_without_speech_the_answer_is_the_faces_to_the_bit(hearing: Open, weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+    plain = watch(opened(weights, voice="none"), [face])
+    quiet = watch(hearing(speaking=False), [face])
+    assert all(np.array_equal(a.probs, b.probs) for a, b in zip(plain, quiet, strict=True))
+
+
+def test_camera_away_the_voice_answers_alone(hearing: Open) -> None:
+    task = hearing("sad")
+    for last in range(50, 150, 2):
+        prediction = task.predict(aligned(*speech(last - 50, 50), missing=("webcam",), anchor_ns=last * 20 * MS))
+    assert prediction.label == "sad" and prediction.used == ("mic",) and prediction.missing == ("webcam",)
+    assert prediction.subjects == ()
+
+
+def test_voice_fades_after_the_last_word_and_says_so(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    task = hearing()
+    watch(task, [face])
+    task._activity = Told(False)  # type: ignore[assignment]
+    weights_then, reasons = [], []
+    for i in range(48, 110):
+        last = 50 + int(i * 1000 / 24 / 20)
+        said = task.predict(aligned(camera(i, face), *speech(last - 50, 50))).opinions[1]
+        weights_then.append(said.weight)
+        reasons.append(said.reason)
+    assert weights_then[0] == 1 and weights_then[-1] == 0 and weights_then == sorted(weights_then, reverse=True)
+    assert any(0.3 < w < 0.7 for w in weights_then) and "nobody has spoken for 1" in " ".join(reasons)
+
+
+def test_same_sets_give_the_same_predictions(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    first, second = watch(hearing(), [face]), watch(hearing(), [face])
+    assert [p.record() for p in first] == [p.record() for p in second]
+
+
+def test_two_sure_opinions_that_differ_are_told(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    task = hearing("angry")
+    known = task.predict(aligned(camera(0, face))).label
+    task._temperature = 0.02  # sure of whatever it says
+    prediction = watch(task, [face])[-1]
+    assert known != "angry" and prediction.disagree and prediction.record()["disagree"] is True
+    assert len(prediction.opinions) == 2
+
+
+def test_unsure_answer_is_called_uncertain(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+    task = opened(weights, uncertain_below=0.99)
+    prediction = task.predict(aligned(camera(0, face)))
+    assert prediction.label == "uncertain" and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_smoothed_label_says_how_much_later_it_is(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+    task = opened(weights, lag_ms=200)
+    for i in range(10):
+        prediction = task.predict(aligned(camera(i, face)))
+    assert prediction.record()["timing_ms"]["lag"] == 200 and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_clipped_and_noisy_sound_counts_less_and_says_why(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    clipped = watch(hearing(), [face], gain=30.0)[-1].opinions[1]
+    noisy = watch(hearing(), [face], gain=0.05, noise=0.05)[-1].opinions[1]
+    assert clipped.weight < 0.2 and "clipped" in clipped.reason
+    assert noisy.weight < 0.6 and "noisy" in noisy.reason
+
+
+def test_blurred_face_counts_less_and_says_why(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    blurred = watch(hearing(), [cv2.GaussianBlur(face, (0, 0), 8)])[-1].opinions[0]
+    sharp = watch(hearing(), [face])[-1].opinions[0]
+    assert sharp.weight == 1 and sharp.reason == ""
+    assert blurred.weight < 0.3 and "blurred" in blurred.reason
+
+
+def test_dark_and_small_faces_count_less() -> None:
+    crop = np.random.default_rng(0).integers(60, 200, (48, 48)).astype(np.uint8)
+    assert face_quality(crop, side_px=100) == (1.0, "")
+    assert "dark" in face_quality((crop // 10).astype(np.uint8), side_px=100)[1]
+    weight, reason = face_quality(crop, side_px=20)
+    assert 0 < weight < 0.2 and reason == "small: 20 px"
+
+
+def test_sound_that_was_not_heard_is_no_evidence() -> None:
+    assert voice_quality(np.zeros(48_000, np.float32), np.zeros(48_000, bool)) == (0.0, "too little sound")
+
+
+def faces_talking(who: int, frames: int = 48) -> tuple[Speaker, list[float]]:
+    """Two drawn faces; the mouth of one moves with the level, both heads shake."""
+    random = np.random.default_rng(1)
+    plain = [random.integers(0, 255, (48, 48)).astype(np.uint8) for _ in range(2)]
+    speaker, levels = Speaker(), []
+    for i in range(frames):
+        loud = (i // 4) % 2 == 1
+        levels.append(-20.0 if loud else -60.0)
+        crops = {}
+        for id, face in enumerate(plain):
+            moved = face.copy()
+            moved[::3] = random.integers(0, 255, (16, 48))  # the whole head, all the time
+            if id == who and loud:
+                moved[30:46, 10:38] = random.integers(0, 255, (16, 28))
+            crops[id + 1] = moved
+        speaker.update(crops, level_db=levels[-1], capture_ns=i * 42 * MS)
+    return speaker, levels
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_voice_belongs_to_the_face_whose_mouth_moves_with_it(who: int) -> None:
+    assert faces_talking(who)[0].owner() == who + 1
+
+
+def test_voice_belongs_to_nobody_when_no_mouth_moves_with_it() -> None:
+    assert faces_talking(-1)[0].owner() is None
+
+
+def test_voice_of_a_crowd_is_shared_and_the_prediction_says_so(hearing: Open) -> None:
+    image = cv2.imread(str(asset("five-faces")))
+    prediction = watch(hearing(), [image])[-1]
+    assert {s.voice for s in prediction.subjects} == {"shared"}
+    assert "shared by 5 faces" in prediction.opinions[1].reason
+
+
+def test_voice_of_one_face_does_not_touch_the_others(hearing: Open) -> None:
+    image = cv2.imread(str(asset("five-faces")))
+    task = hearing()
+    watch(task, [image])
+    alone = {id: tuple(float(x) for x in p) for id, p in task._probs.items()}
+    smallest = min(task._tracker._tracks, key=lambda t: t.face.side_px).id
+    task._speaker.owner = lambda: smallest  # type: ignore[method-assign]
+    prediction = task.predict(aligned(camera(48, image), *speech(98, 52), anchor_ns=49 * 42 * MS))
+    voices = {s.id: s.voice for s in prediction.subjects}
+    assert voices.pop(smallest) == "own" and set(voices.values()) == {""}
+    for subject in prediction.subjects:
+        assert (subject.probs == pytest.approx(alone[subject.id], abs=1e-3)) == (subject.id != smallest)
+    assert prediction.used == ("webcam",) and "another face's mouth" in prediction.opinions[1].reason
+
+
+def test_another_encoder_is_a_file_named_in_the_config(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    """Here one that takes plain samples, and knows four labels only."""
+    task = hearing("sad", labels=("angry", "happy", "neutral", "sad"), shape=(16_000,), name="samples")
+    opinion = watch(task, [face])[-1].opinions[1]
+    assert opinion.probs[LABELS.index("sad")] > 0.5
+    assert opinion.probs[LABELS.index("fear")] == pytest.approx(1 / 7, abs=1e-5)  # it says nothing of fear
+
+
+def test_licence_of_the_voice_is_said_at_the_start(hearing: Open, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        task = hearing()
+    assert "not for commercial use" in caplog.text
+    assert "not for commercial use" in task.metrics.facts["licence stand-in"]
+    assert "stand-in@" in task.model
+
+
+def test_voice_model_of_another_kind_and_missing_models_are_refused(
+    hearing: Open, weights: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    with pytest.raises(ConfigError, match="expected one input, 'voice'"):
+        hearing(shape=(5,), name="text")
+    with pytest.raises(AssetError, match="train voice"):
+        Emotion(model=str(weights), voice=str(tmp_path / "none.onnx")).open("auto")
+    with pytest.raises(AssetError, match="train fusion"):
+        Emotion(model=str(weights), voice=str(made(tmp_path, says="sad")), fusion=str(tmp_path / "none.onnx")).open("auto")
+
+
+def test_voice_without_a_trained_fusion_does_not_take_part(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: F811
+) -> None:
+    centerface, vad = asset("centerface"), asset("silero-vad")
+    monkeypatch.setattr("pipeline.assets.path", lambda name: {"centerface": centerface, "silero-vad": vad}[name])
+    monkeypatch.setattr("pipeline.assets.MODELS", tmp_path)
+    with caplog.at_level(logging.WARNING):
+        task = opened(weights, voice=str(made(tmp_path, says="sad")))
+    assert task._voice is None and "train fusion" in caplog.text and "+" not in task.model
+
+
+def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
+    face, voice = np.log(np.float32([[0.8, 0.2]])), np.log(np.float32([[0.2, 0.8]]))
+    fusion = Fusion()
+    assert fusion.fuse(face, voice, np.float32([[1, 1]])) == pytest.approx(np.float32([[0.5, 0.5]]))
+    assert fusion.fuse(face, voice, np.float32([[1, 0.25]])) == pytest.approx(np.float32([[0.68, 0.32]]))
+    assert np.array_equal(fusion.fuse(face, voice, np.float32([[0, 1]])), np.exp(voice))
+    assert disagree(np.exp(face[0]), np.exp(voice[0])) and not disagree(np.exp(face[0]), np.float32([0.45, 0.55][::-1]))
+
+
