@@ -418,7 +418,7 @@ def test_close_tells_the_browser_and_leaves_no_thread_and_no_port(run: Callable[
         with pytest.raises(ConnectionClosed) as closed:
             hear(browser, "nothing more")
     assert closed.value.rcvd is not None and (closed.value.rcvd.code, closed.value.rcvd.reason) == (1001, "stopped")
-    wait_until(lambda: threading.active_count() == threads)
+    wait_until(lambda: threading.active_count() <= threads)  # one of an earlier test may have ended meanwhile
     socket.create_server(("127.0.0.1", dashboard.port)).close()
 
 
