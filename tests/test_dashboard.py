@@ -370,7 +370,7 @@ def test_a_taken_port_is_named_with_the_next_one(run: Callable[..., Running]) ->
     with pytest.raises(ConfigError, match=rf"nodes\.page\.port: port {first.port} .*--set nodes\.page\.port={first.port + 1}"):
         second.open()
     second.close()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.system
