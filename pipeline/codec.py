@@ -40,7 +40,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
     reader: str
     credits: int | None = None
     payloads: Payloads = "inline"
-    express: str = ""  # where it also takes small messages (express.py)
+    express: str = ""  # where it takes small messages instead, once it has caught up (express.py)
+    session: int = 0  # of the publisher, as its welcome said; 0: not heard of yet
+    expected: int = 0  # the next seq of that session: all before it was read, or counted as lost
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):

@@ -4,7 +4,7 @@ A publisher binds one ROUTER socket; each reader connects a DEALER and says hell
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
 A reader whose edge says `keep: all` grants credits and is waited for; for all others a full queue drops the message, and
 the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory (ring.py) and small
-messages by a shorter way too (express.py); its hello says so, and who says nothing gets everything in the message.
+messages by a shorter way (express.py); its hello says so, and who says nothing gets everything in the message.
 
     publisher = Publisher("ipc:///run/…/camera.sock", info)
     publisher.send(frame)
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import zmq
@@ -49,6 +50,9 @@ class _Reader:
     def __init__(self, hello: Hello, now_s: float) -> None:
         self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
         self.express = hello.express
+        # The seq after the last message that went to it over ZeroMQ; None once it has them all, so that what goes the
+        # short way from then on cannot overtake them.
+        self.on_zeromq: int | None = 0
         # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
         self.kept: deque[list[np.ndarray]] = deque()
 
@@ -103,8 +107,9 @@ class Publisher:
                 parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
             if reader.credits is not None:
                 reader.kept.append(slots if reader.payloads == "ring" else [])
-            if self._express and reader.express and len(parts) == 1:
-                self._express.send(reader.express, parts[0])
+            if reader.on_zeromq is None and len(parts) == 1 and self._express and self._express.send(reader.express, parts[0]):
+                continue
+            reader.on_zeromq = seq + 1
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
         self.service()  # afterwards: the readers of this message need not wait for it
@@ -155,6 +160,7 @@ class Publisher:
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
                     self._readers[identity] = _Reader(value, time.monotonic())
+                    self._readers[identity].on_zeromq = self._seq
                     # Packing takes milliseconds: the readers on this host come first.
                     self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
@@ -162,6 +168,9 @@ class Publisher:
                         self._end(identity)
                 else:
                     reader.heard_s = time.monotonic()
+                    caught_up = value.session == self._session and value.expected >= (reader.on_zeromq or 0)
+                    if caught_up and reader.express:
+                        reader.on_zeromq = None
             elif isinstance(value, Credit) and identity in self._readers:
                 known = self._readers[identity]
                 known.credits = (known.credits or 0) + value.count
@@ -235,6 +244,7 @@ class Connection:
         self._codec = Codec(ring.RingReader(folder, waited_for=credits is not None).view if folder else None)
         self._session: int | None = None
         self._expected = 0
+        self._behind: list[Any] | None = None  # of ZeroMQ, read before what was sent the short way before it
         self._next_hello_s = 0.0
         self.socket = context().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
@@ -274,7 +284,7 @@ class Connection:
         if (now_s := time.monotonic()) >= self._next_hello_s:
             # Before the welcome often, because the publisher may not be there yet.
             self._next_hello_s = now_s + (HELLO_EVERY_S if self.welcome else 0.05)
-            self._say(self._hello)
+            self._say(msgspec.structs.replace(self._hello, session=self._session or 0, expected=self._expected))
 
     def grant(self, count: int) -> None:
         self._say(Credit(count))
@@ -302,6 +312,7 @@ class Connection:
             elif self._session is not None:  # forgotten while this process stood still: what we missed was promised
                 lost = envelope.seq - self._expected
             self.welcome, self._session, self._expected = envelope.value.info, envelope.session, envelope.seq
+            self._next_hello_s = 0.0  # it opens the short way
             return None, lost
         if envelope.session == self._session:
             lost = max(0, envelope.seq - self._expected)
@@ -311,9 +322,14 @@ class Connection:
             self._say(Bye())
         return envelope.value, lost
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to receive that no socket tells of any more."""
+        return self._behind is not None
+
     def wait(self, timeout_ms: int) -> bool:
         """Whether there is something to receive."""
-        return bool(self._poller.poll(timeout_ms))
+        return self.pending or bool(self._poller.poll(timeout_ms))
 
     def close(self) -> None:
         self._say(Bye())
@@ -322,16 +338,24 @@ class Connection:
             self._express.close()
 
     def _next_parts(self) -> list[Any] | None:
-        """From whichever way is ahead; None for what the other way has brought already."""
-        if self._express is not None and (header := self._express.receive()) is not None:
-            # One that is not the next has a message before it on ZeroMQ, and will come there in its turn.
-            return [header] if self._codec.number(header) == (self._session, self._expected) else None
+        """What comes next. A publisher changes to ZeroMQ at any time, and back only when all of that was read, so whatever
+        lies on the short way was sent before what ZeroMQ brings."""
+        if self._express is None:
+            return self._from_zeromq()
+        if (header := self._express.receive()) is None:
+            if self._behind is None:
+                self._behind = self._from_zeromq()
+                header = self._express.receive()  # it may have come between the two looks
+            if header is None:
+                parts, self._behind = self._behind, None
+                return parts
+        return [header] if (self._codec.number(header) or (0, 0))[0] == self._session else None
+
+    def _from_zeromq(self) -> list[Any] | None:
         try:
-            parts = [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+            return [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
         except zmq.Again:
             return None
-        session, seq = self._codec.number(parts[0]) or (None, 0)
-        return None if self._express and session == self._session and session and seq < self._expected else parts
 
     def _say(self, value: Value) -> None:
         try:
@@ -380,13 +404,16 @@ class Drain(threading.Thread):
                     connection.grant(count)
             for readable, _ in poller.poll(timeout_ms):
                 connection, deliver, malformed, _ = by_socket[readable]
-                try:
-                    value, lost = connection.receive()
-                except WireError:
-                    malformed()
-                    continue
-                if value is not None or lost:
-                    deliver(value, lost)
+                again = True
+                while again:
+                    try:
+                        value, lost = connection.receive()
+                    except WireError:
+                        malformed()
+                    else:
+                        if value is not None or lost:
+                            deliver(value, lost)
+                    again = connection.pending
         for connection, *_ in self._edges:
             connection.close()
 
