@@ -244,7 +244,6 @@ class Connection:
         self._codec = Codec(ring.RingReader(folder, waited_for=credits is not None).view if folder else None)
         self._session: int | None = None
         self._expected = 0
-        self._behind: list[Any] | None = None  # of ZeroMQ, read before what was sent the short way before it
         self._next_hello_s = 0.0
         self.socket = context().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
@@ -322,14 +321,9 @@ class Connection:
             self._say(Bye())
         return envelope.value, lost
 
-    @property
-    def pending(self) -> bool:
-        """Whether there is something to receive that no socket tells of any more."""
-        return self._behind is not None
-
     def wait(self, timeout_ms: int) -> bool:
         """Whether there is something to receive."""
-        return self.pending or bool(self._poller.poll(timeout_ms))
+        return bool(self._poller.poll(timeout_ms))
 
     def close(self) -> None:
         self._say(Bye())
@@ -340,18 +334,13 @@ class Connection:
     def _next_parts(self) -> list[Any] | None:
         """What comes next. A publisher changes to ZeroMQ at any time, and back only when all of that was read, so whatever
         lies on the short way was sent before what ZeroMQ brings."""
-        if self._express is None:
-            return self._from_zeromq()
-        if (header := self._express.receive()) is None:
-            if self._behind is None:
-                self._behind = self._from_zeromq()
-                header = self._express.receive()  # it may have come between the two looks
-            if header is None:
-                parts, self._behind = self._behind, None
-                return parts
-        return [header] if (self._codec.number(header) or (0, 0))[0] == self._session else None
-
-    def _from_zeromq(self) -> list[Any] | None:
+        if self._express is not None:
+            # In this order: what was sent before a message that ZeroMQ has by now lies on the short way by now.
+            on_zeromq = self.socket.get(zmq.EVENTS) & READABLE
+            if (header := self._express.receive()) is not None:
+                return [header] if (self._codec.number(header) or (0, 0))[0] == self._session else None
+            if not on_zeromq:
+                return None
         try:
             return [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
         except zmq.Again:
@@ -404,16 +393,13 @@ class Drain(threading.Thread):
                     connection.grant(count)
             for readable, _ in poller.poll(timeout_ms):
                 connection, deliver, malformed, _ = by_socket[readable]
-                again = True
-                while again:
-                    try:
-                        value, lost = connection.receive()
-                    except WireError:
-                        malformed()
-                    else:
-                        if value is not None or lost:
-                            deliver(value, lost)
-                    again = connection.pending
+                try:
+                    value, lost = connection.receive()
+                except WireError:
+                    malformed()
+                    continue
+                if value is not None or lost:
+                    deliver(value, lost)
         for connection, *_ in self._edges:
             connection.close()
 
