@@ -31,6 +31,8 @@ Encoding = Literal[
     "series_f32",  # (n,) float32, any numeric series
     "text_utf8",  # (n,) uint8
     "label",  # (n,) uint8, UTF-8
+    "packet",  # (n,) uint8, one packet of a sensor as it came over the network: its decoder knows what it holds
+    "calibration",  # (n,) uint8, UTF-8: a sensor's numbers as they were given (calib.txt, camera_info as JSON)
     "none",  # (0,) uint8: nothing happened until capture_ns (a watermark)
 ]
 
