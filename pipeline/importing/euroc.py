@@ -13,7 +13,15 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.importing.source import (
-    Item, Opened, from_items, numbers, picture_frame, rate_hz, read_bytes, read_lines, text_frame,
+    Item,
+    Opened,
+    from_items,
+    numbers,
+    picture_frame,
+    rate_hz,
+    read_bytes,
+    read_lines,
+    text_frame,
 )  # fmt: skip
 
 

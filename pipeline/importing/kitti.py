@@ -18,7 +18,18 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.importing.source import (
-    Item, Opened, from_items, numbers, picture_frame, pictures_in, rate_hz, read_bytes, read_lines, sweep_frame, text_frame, time_ns,
+    Item,
+    Opened,
+    from_items,
+    numbers,
+    picture_frame,
+    pictures_in,
+    rate_hz,
+    read_bytes,
+    read_lines,
+    sweep_frame,
+    text_frame,
+    time_ns,
 )  # fmt: skip
 
 DRIVE_HZ = 10.0

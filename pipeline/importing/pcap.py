@@ -135,13 +135,12 @@ def _datagram(
                 before += 4
                 (kind,) = struct.unpack_from(">H", raw, before - 2)
             if kind not in (IPV4, IPV6):
-                left_out["packets that are not UDP"] += 1
-                return None
+                return _passed_over(left_out)
         packet = raw[before:]
         if packet[0] >> 4 == 6:
-            return _udp(packet[40:], _address6(packet[8:24])) if packet[6] == UDP else _not_udp(left_out)
+            return _udp(packet[40:], _address6(packet[8:24])) if packet[6] == UDP else _passed_over(left_out)
         if packet[0] >> 4 != 4 or packet[9] != UDP:
-            return _not_udp(left_out)
+            return _passed_over(left_out)
         length, id, flags = struct.unpack_from(">HHH", packet, 2)
         body = packet[(packet[0] & 15) * 4 : length or len(packet)]  # 0: left to the network card
         source = ".".join(str(byte) for byte in packet[12:16])
@@ -163,8 +162,9 @@ def _datagram(
         return None
 
 
-def _not_udp(left_out: Counter[str]) -> None:
+def _passed_over(left_out: Counter[str]) -> Datagram | None:
     left_out["packets that are not UDP"] += 1
+    return None
 
 
 def _whole(parts: dict[int, tuple[bytes, bool]]) -> bytes | None:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import NS
 from pipeline.errors import ConfigError, missing_package
 from pipeline.frame import Frame, StreamInfo
 from pipeline.importing.ros_messages import DRIVER_TYPES, PCM, Topic, converter
-from pipeline.importing.source import Opened, numbered
+from pipeline.importing.source import Opened, numbered, stream_name
 
 AUDIO_INFO = "audio_common_msgs/msg/AudioInfo"
 FIXES = {
@@ -170,9 +171,11 @@ def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, A
         if found is None:
             continue
         convert, encoding = found
-        stream = "".join(c if c.isalnum() or c in "_-/" else "_" for c in name.strip("/")) or "topic"
+        stream = stream_name(name, opened.infos)
         topics[name] = (Topic(stream, opened.left_out[name]), convert)
-        opened.infos[stream] = StreamInfo(stream, encoding, None, 1, stream, f"{name} ({info.msgtype})")
+        rate_hz = round((info.msgcount - 1) * NS / reader.duration, 3) if info.msgcount > 1 and reader.duration > NS // 10 else None
+        rate_hz = None if encoding == "packet" else rate_hz  # a message holds many
+        opened.infos[stream] = StreamInfo(stream, encoding, rate_hz, 1, stream, f"{name} ({info.msgtype})")
     return topics
 
 

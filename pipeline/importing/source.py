@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from itertools import count
 from pathlib import Path
@@ -85,6 +85,12 @@ def numbered(frames: Iterator[Frame]) -> Iterator[Frame]:
     seqs: defaultdict[str, Iterator[int]] = defaultdict(count)
     for frame in frames:
         yield msgspec.structs.replace(frame, seq=next(seqs[frame.stream]))
+
+
+def stream_name(topic: str, taken: Container[str]) -> str:
+    """"/camera/image raw" → "camera/image_raw": what a node may be called; numbered where another topic has the name."""
+    name = "".join(c if c.isalnum() or c in "_-/" else "_" for c in topic.strip("/")) or "topic"
+    return name if name not in taken else next(f"{name}_{n}" for n in count(2) if f"{name}_{n}" not in taken)
 
 
 def text_frame(stream: str, capture_ns: int, text: str | bytes, encoding: Encoding = "calibration") -> Frame:
@@ -187,7 +193,7 @@ def time_ns(text: str, *, where: str) -> int:
             when = datetime.fromisoformat(f"{day}T{clock}{(zone or 'Z').replace('Z', '+00:00')}")
         except ValueError as error:
             raise ConfigError(f"{where}: {error}, found '{text[:40]}'") from error
-        since = when - datetime(1970, 1, 1, tzinfo=timezone.utc)
+        since = when - datetime(1970, 1, 1, tzinfo=UTC)
         return (since.days * 86_400 + since.seconds) * NS + int((fraction or "0").ljust(9, "0"))
     if re.fullmatch(r"\d{12,20}", text):
         for digits, unit in ((14, 1_000_000), (17, 1_000)):  # 13 digits: ms, 16: µs, 19: ns, from 2001 to 2286

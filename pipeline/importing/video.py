@@ -30,7 +30,7 @@ GAP_NS = 2_000_000  # stamps are rounded to 1 ms in some formats; beyond this so
 
 def open_video(path: Path, *, raw: bool = False) -> Opened:
     """raw: pictures as "bgr8". ConfigError where the file holds neither picture nor sound that can be decoded."""
-    streams = {kind: opened for kind in ("video", "audio") if (opened := _stream(path, kind)) is not None}
+    streams = {kind: file for kind in ("video", "audio") if (file := _stream(path, kind)) is not None}
     if not streams:
         raise ConfigError(f"{path}: neither picture nor sound in it. Does it play elsewhere? Then convert it to MP4")
     opened = Opened("media file", {}, iter(()), _expected(streams))
