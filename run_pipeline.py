@@ -220,6 +220,12 @@ def verify(args: argparse.Namespace) -> None:
     print(f"{args.events}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
 
 
+def import_(args: argparse.Namespace) -> None:
+    from pipeline.importing import import_source
+
+    import_source(args.source, args.out, mapping=args.map, raw=args.raw)
+
+
 def nodes(args: argparse.Namespace) -> None:
     import inspect
 
@@ -375,6 +381,12 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
     verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
     verb.set_defaults(function=verify)
+    verb = verbs.add_parser("import", help="a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
+    verb.add_argument("source", type=Path)
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
+    verb.add_argument("--raw", action="store_true", help="a video's pictures to the bit, not as JPEG: large")
+    verb.set_defaults(function=import_)
     verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
     verb.add_argument("action", choices=("new",))
     verb.add_argument("name")

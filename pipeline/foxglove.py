@@ -270,10 +270,15 @@ def decode(kind: str, data: bytes) -> Message:
 
 def decoded_calibration(data: bytes) -> Any:
     """A foxglove.CameraCalibration: width, height, distortion_model, D, K (9 numbers, by row). Raises ValueError."""
+    return parsed(CALIBRATION, data)
+
+
+def parsed(kind: str, data: bytes) -> Any:
+    """A message of one of Foxglove's schemas as it is, also one that is not ours. Raises ValueError."""
     try:
-        return _CLASSES[CALIBRATION].FromString(data)
+        return _CLASSES[kind].FromString(data)
     except Exception as error:
-        raise ValueError(f"not a {CALIBRATION}: {error}") from error
+        raise ValueError(f"not a {kind}: {error}") from error
 
 
 def _decode_frame(kind: str, data: bytes) -> Frame:
