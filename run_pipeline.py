@@ -226,6 +226,26 @@ def import_(args: argparse.Namespace) -> None:
     import_source(args.source, args.out, mapping=args.map, raw=args.raw)
 
 
+def label(args: argparse.Namespace) -> None:
+    from pipeline.labels import add_labels
+
+    count = add_labels(args.recording, args.intervals, args.out, stream=args.stream)
+    print(f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset")
+
+
+def export(args: argparse.Namespace) -> None:
+    from pipeline.aligned_rows import export_dataset
+    from pipeline.errors import ConfigError
+    from pipeline.exporting import export_recording
+
+    *sources, out = args.paths
+    if not sources or (len(sources) > 1 and not args.dataset):
+        raise ConfigError("export: REC.mcap FOLDER, or REC.mcap … FOLDER --dataset")
+    if args.dataset:
+        return export_dataset(sources, out, labels=args.labels, task=args.task)
+    export_recording(sources[0], out)
+
+
 def nodes(args: argparse.Namespace) -> None:
     import inspect
 
@@ -387,6 +407,18 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
     verb.add_argument("--raw", action="store_true", help="a video's pictures to the bit, not as JPEG: large")
     verb.set_defaults(function=import_)
+    verb = verbs.add_parser("label", help="a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
+    verb.add_argument("recording", type=Path, metavar="REC.mcap")
+    verb.add_argument("intervals", type=Path, metavar="INTERVALS.csv")
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--stream", default="label", help="what the stream is called")
+    verb.set_defaults(function=label)
+    verb = verbs.add_parser("export", help="a recording → mp4, wav and CSV; with --dataset: what `train fusion --data` reads")
+    verb.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER")
+    verb.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
+    verb.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
+    verb.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
+    verb.set_defaults(function=export)
     verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
     verb.add_argument("action", choices=("new",))
     verb.add_argument("name")

@@ -19,13 +19,14 @@ import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo
 from pipeline.recording import Reader, Writer
 
@@ -71,8 +72,9 @@ class Labels:
     def at(self, time_ns: int) -> str:
         """The label that holds at that moment; "": none does."""
         last = bisect.bisect_right(self.intervals, time_ns, key=lambda interval: interval.begin_ns)
-        for interval in reversed(self.intervals[:last]):
-            if interval.end_ns is None or time_ns < interval.end_ns:
+        for i in reversed(range(last)):
+            interval = self.intervals[i]
+            if i == last - 1 if interval.end_ns is None else time_ns < interval.end_ns:
                 return interval.label
         return ""
 
@@ -100,9 +102,10 @@ def read_csv(path: Path) -> list[Interval]:
     if not intervals:
         raise ConfigError(f"{path}: no intervals in it, {EXPECTED}")
     intervals.sort(key=lambda interval: interval.begin_ns)
-    for before, after in zip(intervals, intervals[1:], strict=False):
+    for before, after in pairwise(intervals):
         if before.end_ns is not None and before.end_ns > after.begin_ns:
-            raise ConfigError(f"{path}: '{before.label}' until {before.end_ns / NS:g} s and '{after.label}' from {after.begin_ns / NS:g} s overlap")
+            both = f"'{before.label}' until {before.end_ns / NS:g} s, '{after.label}' from {after.begin_ns / NS:g} s"
+            raise ConfigError(f"{path}: two intervals overlap: {both}")
     return intervals
 
 

@@ -16,11 +16,11 @@ PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the n
 
 
 def config_text(recording: Path, encodings: Mapping[str, str]) -> str:
-    """encodings: by stream. A graph that `check` takes, `replay` plays, and `run` plays too."""
+    """encodings: by stream. A graph that `check` takes and `replay` plays."""
     width = max(map(len, encodings)) + 1
     command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
     lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
-    lines += [f"  {f'{name}:':<{width}} {{use: recorded, file: {quoted(str(recording.resolve()))}}}   # {encoding}"
+    lines += [f"  {f'{name}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}"
               for name, encoding in encodings.items()]  # fmt: skip
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
     if aligned:
