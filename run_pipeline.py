@@ -233,6 +233,12 @@ def label(args: argparse.Namespace) -> None:
     print(f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset")
 
 
+def sample(args: argparse.Namespace) -> None:
+    from pipeline.sample import make_sample
+
+    make_sample(args.out)
+
+
 def export(args: argparse.Namespace) -> None:
     from pipeline.aligned_rows import export_dataset
     from pipeline.errors import ConfigError
@@ -413,6 +419,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("out", type=Path, metavar="OUT.mcap")
     verb.add_argument("--stream", default="label", help="what the stream is called")
     verb.set_defaults(function=label)
+    verb = verbs.add_parser("sample", help="a small real recording with labels, made from the packaged clip")
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.set_defaults(function=sample)
     verb = verbs.add_parser("export", help="a recording → mp4, wav and CSV; with --dataset: what `train fusion --data` reads")
     verb.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER")
     verb.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
