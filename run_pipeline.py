@@ -252,9 +252,12 @@ def train(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    names = ("data", "out", "epochs", "seed", "resume")
+    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship")
     found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
 
+
+# The words a `train` or `evaluate` function may take as options, as far as its signature names them.
+OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
 TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
@@ -267,7 +270,7 @@ def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
     from pipeline.errors import ConfigError
 
     known = inspect.signature(function).parameters
-    here = ", ".join(f"--{n}" for n in known if n in ("data", "out", "epochs", "seed", "resume", "model", "truth"))
+    here = ", ".join(f"--{n}" for n in known if n in OPTIONS)
     for name in given:
         if name not in known:
             raise ConfigError(f"--{name}: nothing here takes it. Options here: {here}")
@@ -360,7 +363,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path)
     verb.add_argument("--epochs", type=int)
     verb.add_argument("--seed", type=int)
-    verb.add_argument("--resume", action="store_true")
+    verb.add_argument("--resume", action="store_true", help="go on after the last epoch")
+    verb.add_argument("--start", type=Path, help="for face: a shipped model to train on, instead of random weights")
+    verb.add_argument("--lr", type=float, help="for face: the highest learning rate")
+    verb.add_argument("--workers", type=int, help="for face: processes that share the work")
+    verb.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
