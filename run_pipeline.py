@@ -252,12 +252,12 @@ def train(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship")
+    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family")
     found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
 
 
 # The words a `train` or `evaluate` function may take as options, as far as its signature names them.
-OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "model", "truth")
+OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
 TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
@@ -290,14 +290,15 @@ def evaluate(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "evaluate", "train") from error
-    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed", "truth") if getattr(args, name)}
+    names = ("model", "data", "out", "seed", "truth", "family", "epochs")
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
     result = found(**_fitting(found, given))
     if args.what in ("face", "stream"):
         print(json.dumps(result, indent=2))
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
-EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"),
+EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
@@ -367,11 +368,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--start", type=Path, help="for face: a shipped model to train on, instead of random weights")
     verb.add_argument("--lr", type=float, help="for face: the highest learning rate")
     verb.add_argument("--workers", type=int, help="for face: processes that share the work")
+    verb.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
     verb.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
     verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
+    verb.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    verb.add_argument("--epochs", type=int, help="for fusion")
     verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
