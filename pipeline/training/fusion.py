@@ -1,6 +1,7 @@
 """Trains the live fusion of face and voice, from people's votes and our encoders' outputs to the shipped ONNX file.
 
     python run_pipeline.py train fusion --seed 1
+    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx      # on data of one's own: fusion_own.py
 
 What a face and a voice together mean is learnt from human votes (votes.py), where both opinions are about one moment. The
 bridge to our encoders (bridge.py) is fitted on outputs for faces and voices that trained neither encoder: the face model's
@@ -36,6 +37,7 @@ from pipeline.training.datasets import (
 from pipeline.training.face import HELD_BACK
 from pipeline.training.fusion_fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion_nets import FusionNet, Modality
+from pipeline.training.fusion_own import train_own
 from pipeline.training.report import write
 from pipeline.training.scores import Scores, markdown, score
 from pipeline.training.votes import folds, load_votes
@@ -67,9 +69,17 @@ class Pairs:
 
 
 def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_model: Path = evaluate.FACE_MODEL,
-          voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion")) -> dict[str, dict[str, Scores]]:
+          voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion"), family: str | None = None,
+          epochs: int = 30) -> dict[str, dict[str, Scores]]:
     """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
-    scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused."""
+    scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
+
+    With a family, `data` is a labelled data set of one's own (pipeline/dataset.py) and that family is fitted on it instead.
+    """
+    if family is not None:
+        if data is None or out == MODEL:
+            raise ConfigError("--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result.")
+        return train_own(data=data, out=out, family=family, seed=seed, epochs=epochs)
     torch.set_num_threads(1)
     folder = data_folder(data)
     faces = held_back_faces(face_model, folder)
