@@ -225,6 +225,11 @@ def doctor(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
+
+    if args.events.suffix == ".mcap":
+        from pipeline.verify import report
+
+        return report(args.events, plot=args.plot)
     from pipeline.eventlog import verify
 
     verdict = verify(args.events)
@@ -407,8 +412,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("config")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
     verb.set_defaults(function=check)
-    verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
-    verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
+    verb = verbs.add_parser("verify", help="audit a recording, or an event log: derive every aligned set again")
+    verb.add_argument("events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote")
+    verb.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
     verb.set_defaults(function=verify)
     verb = verbs.add_parser("import", help="a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
     verb.add_argument("source", type=Path)
