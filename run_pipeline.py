@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     _run(args)
 
 
-def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = "") -> dict[str, Any]:
+def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
+         ) -> tuple[Config, dict[str, Any]]:  # fmt: skip
     """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
     from pipeline.config import load
     from pipeline.launch import launch
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
         with Path(args.out).open("a") as file:
             file.write(json.dumps(summary) + "\n")
     print_summary(summary)
-    return summary
+    return config, summary
 
 
 def record(args: argparse.Namespace) -> None:
@@ -70,6 +71,20 @@ def record(args: argparse.Namespace) -> None:
     wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
     _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
     print(told(args.recording))
+
+
+def replay(args: argparse.Namespace) -> None:
+    from pipeline.replay import Tape, conclude
+
+    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed)
+    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed))
+    conclude(tape, config, summary, Path(args.out) if args.out else None)
+
+
+def diff(args: argparse.Namespace) -> None:
+    from pipeline.diff import report
+
+    report(args.a, args.b, within=args.within)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -210,6 +225,11 @@ def doctor(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
+
+    if args.events.suffix == ".mcap":
+        from pipeline.verify import report
+
+        return report(args.events, plot=args.plot)
     from pipeline.eventlog import verify
 
     verdict = verify(args.events)
@@ -404,12 +424,27 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much")
     verb.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
     verb.set_defaults(function=record)
+    running(verb := verbs.add_parser("replay", help="run a config on a recording in place of its sources"))
+    verb.add_argument("config")
+    verb.add_argument("recording", type=Path, metavar="REC.mcap")
+    verb.add_argument("--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)")
+    verb.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
+    verb.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
+    verb.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    verb.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
+    verb.set_defaults(function=replay)
+    verb = verbs.add_parser("diff", help="compare what --out wrote in two runs; exit 4 if any prediction differs")
+    verb.add_argument("a", type=Path, metavar="A.jsonl")
+    verb.add_argument("b", type=Path, metavar="B.jsonl")
+    verb.add_argument("--within", type=float, default=0.0, metavar="1e-4", help="by how much probabilities may differ")
+    verb.set_defaults(function=diff)
     verb = verbs.add_parser("check", help="verify a config; opens no device")
     verb.add_argument("config")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
     verb.set_defaults(function=check)
-    verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
-    verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
+    verb = verbs.add_parser("verify", help="audit a recording, or an event log: derive every aligned set again")
+    verb.add_argument("events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote")
+    verb.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
     verb.set_defaults(function=verify)
     verb = verbs.add_parser("import", help="a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
     verb.add_argument("source", type=Path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, resolve
+from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, Health
 from pipeline.inbox import KEEP_DEFAULT, Keep
@@ -57,6 +57,7 @@ class ProcessPlan(msgspec.Struct):
     restarts: int = 0
     host: str = ""  # whose keys to use
     clocks: dict[str, str] = {}  # of the other hosts it reads from: name → where it tells the time
+    replay: ReplayConfig | None = None  # its clock is that of a recorded run
 
 
 class Plan(msgspec.Struct):
@@ -135,7 +136,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             addresses.get(node.name + EVENTS, ""),
         )
         group = node.process or node.name
-        process = processes.setdefault(group, ProcessPlan(group, [], host=host))
+        process = processes.setdefault(group, ProcessPlan(group, [], host=host, replay=config.replay))
         process.nodes.append(plan)
         process.clocks |= {e.host: clocks[e.host] for e in edges if e.host}
     control = address("/control")

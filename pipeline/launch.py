@@ -181,6 +181,8 @@ class Launch:
             if value.verb == "stop":
                 log.info("asked to stop")
                 self.stop()
+            elif value.verb in ("pause", "resume"):
+                self._command_all(value.verb)
             elif value.verb in ("mute", "unmute") and value.argument in self._process_of:
                 (self._muted.add if value.verb == "mute" else self._muted.discard)(value.argument)
                 self._command(self._process_of[value.argument], value.verb, value.argument)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 import numpy as np
 
-from pipeline.clock import LiveClock
+from pipeline.clock import Clock, LiveClock, ReplayClock
 from pipeline.codec import End, Fault, Payloads, Report, Request, Value
 from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
@@ -63,7 +63,7 @@ class _Host:
         plan: NodePlan,
         began: threading.Event,
         tell_launcher: Callable[[Value], None],
-        clock: LiveClock,
+        clock: Clock,
         keyring: Keyring | None,
     ) -> None:
         self.plan, self._keyring = plan, keyring
@@ -270,7 +270,7 @@ def main() -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    clock = LiveClock(plan.start_ns)
+    clock = ReplayClock(plan.replay.start_ns, plan.replay.speed) if plan.replay else LiveClock(plan.start_ns)
     began = threading.Event()
     outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
     control = ControlClient(plan.control, plan.name)
@@ -342,10 +342,16 @@ def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, hosts: 
     return failed
 
 
-def _obey(command: Request, hosts: dict[str, _Host], clock: LiveClock, began: threading.Event) -> None:
+def _obey(command: Request, hosts: dict[str, _Host], clock: Clock, began: threading.Event) -> None:
     if command.verb == "begin":
-        clock.start_ns = int(command.argument)
+        if isinstance(clock, ReplayClock):
+            clock.begin(int(command.argument))
+        else:
+            clock.start_ns = int(command.argument)
         began.set()
+    elif command.verb in ("pause", "resume"):
+        if isinstance(clock, ReplayClock):
+            (clock.pause if command.verb == "pause" else clock.resume)()
     elif command.verb == "leave":
         for host in hosts.values():
             host.leave()

@@ -60,7 +60,7 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
     options = {
         "path": str(path.absolute()), "jpeg": list(wanted.jpeg), "features_only": wanted.features_only,
         "compression": wanted.compression, "split_mb": wanted.split_mb, "split_s": wanted.split_s,
-        "about": about(config) | ({"consent": wanted.consent} if wanted.consent else {}),
+        "about": about(config) | {"kept_as": dict.fromkeys(wanted.jpeg, "JPEG")} | ({"consent": wanted.consent} if wanted.consent else {}),
     }  # fmt: skip
     name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
     inputs = tuple(InputConfig(stream, None) for stream in chosen)
