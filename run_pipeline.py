@@ -77,7 +77,7 @@ def replay(args: argparse.Namespace) -> None:
     from pipeline.replay import Tape, conclude
 
     tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed)
-    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed))
+    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
     conclude(tape, config, summary, Path(args.out) if args.out else None)
 
 

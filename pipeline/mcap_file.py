@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 import lz4.frame
 import zstandard
@@ -134,6 +134,21 @@ class McapWriter:
         builder = RecordBuilder()
         Header(PROFILE, LIBRARY_IDENTIFIER).write(builder)
         self._put(MCAP0_MAGIC + builder.end())
+
+    @classmethod
+    def resumed(cls, path: Path, compression: Compression) -> McapWriter:
+        """Go on writing a closed file. Killed meanwhile, it is a file that was not closed. Raises ConfigError when it cannot be."""
+        with McapReader(path, unclosed=True) as reader:
+            index = reader.walked()
+        writer = cls.__new__(cls)
+        writer.path, writer.index, writer._compression, writer._small, writer._small_since = path, index, compression, _Builder(), 0
+        try:
+            writer._stream = path.open("r+b")
+            writer._stream.truncate(index.end)
+            writer._stream.seek(index.end)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+        return writer
 
     def register(self, schema: foxglove.Schema, topic: str, metadata: dict[str, str]) -> int:
         builder = RecordBuilder()
@@ -272,7 +287,7 @@ class McapReader:
         self.closed = self._at(max(0, self.size - len(MCAP0_MAGIC)), 8) == MCAP0_MAGIC and self.size >= _FOOTER_BYTES + 8
         if not self.closed and not unclosed:
             raise ConfigError(f"{self.path}: {NOT_CLOSED} {self.path}")
-        self.index = self._summary() if self.closed else self._walk()
+        self.index = self._summary() if self.closed else self.walked()
         self.torn_bytes = 0 if self.closed else self.size - self.index.end
         self.metadata: list[Metadata] = [self._record(Metadata, entry.offset, entry.length) for entry in self.index.metadata]
 
@@ -281,6 +296,12 @@ class McapReader:
 
     def close(self) -> None:
         self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _at(self, offset: int, length: int) -> bytes:
         self._stream.seek(offset)
@@ -326,8 +347,8 @@ class McapReader:
         index.end = self.size
         return index
 
-    def _walk(self) -> Index:
-        """The index of a file without an end: record by record, up to the last whole one. Reads no payload."""
+    def walked(self) -> Index:
+        """The index as a file without an end has it: record by record, up to the last whole one. Reads no payload."""
         index, at = Index(), len(MCAP0_MAGIC)
         chunk: ChunkIndex | None = None
         kept = {Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel}

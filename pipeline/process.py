@@ -352,6 +352,10 @@ def _obey(command: Request, hosts: dict[str, _Host], clock: Clock, began: thread
     elif command.verb in ("pause", "resume"):
         if isinstance(clock, ReplayClock):
             (clock.pause if command.verb == "pause" else clock.resume)()
+    elif command.verb == "label":
+        for host in hosts.values():
+            if host.plan.is_sink:
+                host.context.heard.put(command.argument)
     elif command.verb == "leave":
         for host in hosts.values():
             host.leave()

@@ -72,7 +72,7 @@ class Stream:
 
     def row(self) -> tuple[str, ...]:
         """For the table: name, encoding, frames, rate, jitter, gaps, span, clock error, others."""
-        steps = np.diff(np.array(self.captures_ns, np.int64))
+        steps: np.ndarray = np.diff(np.array(self.captures_ns, np.float64))  # exact below 104 days
         period_ns = int(np.median(steps)) if len(steps) else 0
         rate = f"{NS / period_ns:.2f} Hz" if period_ns > 0 else "–"
         even = steps[np.abs(steps - period_ns) < period_ns]  # without gaps
