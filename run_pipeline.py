@@ -69,8 +69,8 @@ def record(args: argparse.Namespace) -> None:
     if args.recording is None:
         raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
     wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
-    _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
-    print(told(args.recording))
+    _, summary = _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
+    print(told(args.recording, summary))
 
 
 def replay(args: argparse.Namespace) -> None:

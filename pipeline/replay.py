@@ -22,7 +22,7 @@ from pipeline.eventlog import Rules
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS
 from pipeline.node import Sink, Source
-from pipeline.recorder import machine
+from pipeline.recorder import KEPT, machine
 from pipeline.recording import Reader
 from pipeline.retold import NOT_RECORDED, events_of
 
@@ -69,8 +69,9 @@ class Tape:
             elif kind.produces is Prediction and node.use == "infer" and self._knows_what_was_shed(config, node):
                 options |= {"replay": str(self.path.absolute()), "replay_unclosed": self._unclosed}
             nodes[node.name] = dataclasses.replace(node, use=use, options=options, host="", optional=False)
+        labels = labels and any(n.use == "dashboard" for n in nodes.values())
         if labels and (predicting := [n.name for n in nodes.values() if resolve(n.use, n.where).produces is Prediction]):
-            inputs = tuple(InputConfig(name, None) for name in [*predicting, HEALTH])
+            inputs = tuple(InputConfig(name, KEPT) for name in [*predicting, HEALTH])
             options = {"path": str(self.path.absolute())}
             nodes["label-keys"] = NodeConfig("label-keys", "labels", f"replay {self.path}", inputs, options=options)
         start_ns = self.notes["run"][0]["start_ns"] if self.notes.get("run") else self.span_ns[0]
