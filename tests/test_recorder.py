@@ -19,7 +19,7 @@ from pipeline.clock import NS, ReplayClock
 from pipeline.config import parse
 from pipeline.diff import compare, read_predictions, report
 from pipeline.errors import ConfigError, DiffersError
-from pipeline.eventlog import Told
+from pipeline.eventlog import Finished, Told
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
 from pipeline.labels import Labels as Marks
 from pipeline.node import Context
@@ -201,6 +201,13 @@ def test_a_frame_that_is_not_in_the_recording_keeps_its_place_without_its_payloa
     sets = [s for seq in (0, 2) for s in retold.add(picture(seq))] + retold.ended("camera") + retold.finish()
     assert [(s.frames["camera"][0].seq, s.frames["camera"][0].data.size) for s in sets] == [(0, 14400), (1, 0), (2, 14400)]
     assert dict(retold.counts) == {("camera", NOT_RECORDED): 1}
+
+
+def test_of_a_part_that_is_played_alone_what_lies_outside_never_was():
+    retold = Retold(iter([aligner_rules(), *arrivals(*map(picture, range(6))), Finished(99 * NS)]), part=True)
+    sets = [s for seq in (2, 3) for s in retold.add(picture(seq))] + retold.ended("camera") + retold.finish()
+    assert [s.anchor_ns for s in sets] == [80 * MS, 120 * MS]
+    assert +retold.counts == {}
 
 
 def test_only_the_stream_that_is_due_is_asked_for():
