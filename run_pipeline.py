@@ -76,7 +76,8 @@ def record(args: argparse.Namespace) -> None:
 def replay(args: argparse.Namespace) -> None:
     from pipeline.replay import Tape, conclude
 
-    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed)
+    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
+    args.out = args.out or tape.scratch()
     config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed))
     conclude(tape, config, summary, Path(args.out) if args.out else None)
 
@@ -431,6 +432,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
     verb.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
     verb.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    verb.add_argument("--fault", action="append", default=[], metavar="'microphone: drop=5%%'",
+                      help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)")  # fmt: skip
     verb.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
     verb.set_defaults(function=replay)
     verb = verbs.add_parser("diff", help="compare what --out wrote in two runs; exit 4 if any prediction differs")

@@ -150,10 +150,9 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
     parcel = types["my_msgs/msg/Parcel"]
     parcels = [parcel(stamp=types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=100 + i), data=np.full(5, i, np.uint8))
                for i in range(3)]  # fmt: skip
-    matrix = "K" if ros1 else "k"
     roi = types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-    numbers = {name.upper() if ros1 else name: np.arange(size, dtype=np.float64) for name, size in (("d", 5), ("k", 9), ("r", 9), ("p", 12))}
-    assert matrix in numbers
+    sizes = {"d": 5, "k": 9, "r": 9, "p": 12}
+    numbers = {name.upper() if ros1 else name: np.arange(size, dtype=np.float64) for name, size in sizes.items()}
     return [
         ("/camera/image", "sensor_msgs/msg/Image", types["sensor_msgs/msg/Image"](
             header=header(), height=32, width=48, encoding="rgb8", is_bigendian=0, step=48 * 3 + 4,
@@ -164,9 +163,10 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
         ("/camera/compressed", "sensor_msgs/msg/CompressedImage", types["sensor_msgs/msg/CompressedImage"](
             header=header(), format="jpeg", data=jpeg)),
         ("/velodyne_points", "sensor_msgs/msg/PointCloud2", types["sensor_msgs/msg/PointCloud2"](
-            header=header(), height=1, width=3, fields=fields, is_bigendian=False, point_step=18, row_step=54, data=raw(points), is_dense=False)),
+            header=header(), height=1, width=3, fields=fields, is_bigendian=False, point_step=18, row_step=54, data=raw(points),
+            is_dense=False)),
         ("/scan", "sensor_msgs/msg/LaserScan", types["sensor_msgs/msg/LaserScan"](
-            header=header(), angle_min=0.0, angle_max=float(np.pi / 2), angle_increment=float(np.pi / 2), time_increment=0.01, scan_time=0.02,
+            header=header(), angle_min=0.0, angle_max=1.5, angle_increment=float(np.pi / 2), time_increment=0.01, scan_time=0.02,
             range_min=0.1, range_max=10.0, ranges=np.array([2, np.inf], np.float32), intensities=np.zeros(0, np.float32))),
         ("/imu", "sensor_msgs/msg/Imu", types["sensor_msgs/msg/Imu"](
             header=header(), orientation=types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0), orientation_covariance=cov,
