@@ -40,11 +40,13 @@ class Tape:
         self, path: Path, *, from_s: float | None = None, to_s: float | None = None, realign: bool = False, unclosed: bool = False,
         fault: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.path, self.realign, self.unclosed = path, realign or bool(fault), unclosed
+        self.path, self.unclosed = path, unclosed
         with Reader(path, unclosed=unclosed) as reader:
             self.about, self.notes, self.streams = reader.about, reader.notes, dict(reader.streams)
             self.counts, self.span_ns = reader.counts, reader.span_ns
             self.faults = parse_all(fault, reader.streams)
+            # A recording that was imported holds no decisions that could be told again.
+            self.realign = realign or bool(fault) or not any(stream.endswith(EVENTS) for stream in reader.streams)
             self._gaps = {s: _gap(reader, s) for s in reader.streams if s.endswith(EVENTS)}
             self._starts = {s: _starts(reader, s.removesuffix(EVENTS)) for s in reader.streams if s.endswith(EVENTS)}
         first_ns, last_ns = self.span_ns

@@ -1,6 +1,7 @@
 """The config that is written beside an imported recording: its streams as sources, aligned, with a line on the console.
 
-What has no place in a set of moments (packets before they are decoded, calibration, texts) is a source that nothing reads yet.
+What has no place in a set of moments (packets before they are decoded, calibration, texts) stands there as a comment, to be
+taken in where something reads it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ def config_text(recording: Path, encodings: Mapping[str, str]) -> str:
     width = max(map(len, encodings)) + 1
     command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
     lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
-    lines += [f"  {f'{name}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}"
-              for name, encoding in encodings.items()]  # fmt: skip
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
+    for name, encoding in encodings.items():
+        mark = "  " if name in aligned or not aligned else "  # "
+        lines.append(f"{mark}{f'{name}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}")
     if aligned:
         lines += ["  align:", "    use: align", f"    inputs: [{', '.join(aligned)}]", f"    anchor: {aligned[0]}",
                   "    max_wait_ms: null   # each set waits for proof: the same sets at every speed"]  # fmt: skip
