@@ -38,7 +38,8 @@ def bag_packets(folder: Path) -> list[tuple[int, bytes]]:
             packet = scan.replace("Scan", "Packet")
             if connection.msgtype not in store.FIELDDEFS:
                 more = "\nuint32 size" if package == "pandar_msgs" else ""
-                store.register(get_types_from_msg(f"builtin_interfaces/Time stamp\nuint8[{size[package]}] data{more}", f"{package}/msg/{packet}"))
+                fields = f"builtin_interfaces/Time stamp\nuint8[{size[package]}] data{more}"
+                store.register(get_types_from_msg(fields, f"{package}/msg/{packet}"))
                 store.register(get_types_from_msg(f"std_msgs/Header header\n{package}/{packet}[] packets", connection.msgtype))
             for p in store.deserialize_cdr(raw, connection.msgtype).packets:
                 data = p.data.tobytes()[: getattr(p, "size", None)]

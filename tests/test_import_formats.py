@@ -161,7 +161,8 @@ def test_a_fragmented_packet_is_put_together_and_one_that_lacks_a_part_is_told(t
 
 def test_captures_in_nanoseconds_and_what_is_not_udp(tmp_path, out):
     tcp = b"\0" * 12 + b"\x08\x00" + importing.ip_packet(b"\0" * 20, protocol=6)
-    said = brought(importing.pcap(tmp_path / "x.pcap", [importing.udp_packet(b"abc"), tcp, importing.udp_packet(b"d")], magic=0xA1B23C4D), out)
+    packets = [importing.udp_packet(b"abc"), tcp, importing.udp_packet(b"d")]
+    said = brought(importing.pcap(tmp_path / "x.pcap", packets, magic=0xA1B23C4D), out)
     assert [f.capture_ns - START_NS for f in imported(out, "lidar")] == [0, 2000] and "not UDP (1)" in said
 
 
