@@ -69,8 +69,8 @@ def record(args: argparse.Namespace) -> None:
     if args.recording is None:
         raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
     wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
-    _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
-    print(told(args.recording))
+    _, summary = _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
+    print(told(args.recording, summary))
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -78,7 +78,7 @@ def replay(args: argparse.Namespace) -> None:
 
     tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
     args.out = args.out or tape.scratch()
-    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed))
+    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
     conclude(tape, config, summary, Path(args.out) if args.out else None)
 
 

@@ -114,7 +114,10 @@ class Align(Transform):
         ready = self.aligner.finish(now_ns)
         if self._event_log:
             self._event_log.finished(now_ns)
-        return self._sent(ready)
+        sent = self._sent(ready)
+        if self._event_log:
+            self._event_log.pass_on(now=True)
+        return sent
 
     def close(self) -> None:
         if self._event_log:

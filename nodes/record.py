@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.account import engines
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.errors import ConfigError
-from pipeline.frame import Frame, Health, Message
+from pipeline.frame import Frame, Health, Message, StreamInfo
+from pipeline.labels import STREAM, heard_labels
 from pipeline.mcap_file import Compression
 from pipeline.node import Arrival, Sink
 from pipeline.packing import packed
@@ -57,7 +58,7 @@ class Record(Sink):
         self._known: set[str] = set()
         self._engines: dict[str, dict[str, str]] = {}
         self._first_ns: int | None = None
-        self._tell_ns = self._again_ns = 0
+        self._tell_ns = self._again_ns = self._labels = 0
 
     def open(self) -> None:
         for stream in self._jpeg:
@@ -73,6 +74,11 @@ class Record(Sink):
     def consume(self, arrival: Arrival) -> None:
         writer, message, source = self._writer, arrival.message, arrival.source
         assert writer is not None
+        if isinstance(message, Health):
+            self._note_engines(writer, message)
+            self._keep_labels(writer)
+            if message.publish_ns < self.context.clock.start_ns:
+                return  # while others were still loading
         if self._first_ns is None:
             self._first_ns = arrival.arrival_ns
             writer.note("run", {"start_ns": self.context.clock.start_ns})
@@ -99,6 +105,7 @@ class Record(Sink):
         """The last word is this node's own books: what was dropped on the way into the file."""
         if self._writer is not None:
             try:
+                self._keep_labels(self._writer)
                 self._writer.note("finished", {"dropped": self.context.metrics.dropped(), "written": dict(self._writer.counts)})
             except OSError:
                 pass  # said already, in consume
@@ -113,11 +120,17 @@ class Record(Sink):
             self._writer = None
 
     def _write(self, writer: Writer, source: str, message: Message) -> None:
-        if isinstance(message, Health):
-            self._note_engines(writer, message)
         if source in self._jpeg and isinstance(message, Frame) and message.encoding == "bgr8":
             message = packed(message)
         writer.write(source, message)
+
+    def _keep_labels(self, writer: Writer) -> None:
+        """What was said on the page, by its number keys."""
+        for frame in heard_labels(self.context.heard, self._labels):
+            if not self._labels:
+                writer.stream(StreamInfo(STREAM, "label", description="from the page's number keys"))
+            self._labels += 1
+            writer.write(STREAM, frame)
 
     def _note_engines(self, writer: Writer, health: Health) -> None:
         """What a replay must have alike to be identical, and when it changed."""

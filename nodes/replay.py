@@ -70,8 +70,11 @@ class Replay(Source):
         for _, message, log_ns in recorded:
             if self._speed and not clock.sleep_until(log_ns, self.context.stopping):
                 return
-            if isinstance(clock, ReplayClock) and not clock.wait_while_paused(self.context.stopping):
-                return
+            if isinstance(clock, ReplayClock) and clock.paused:
+                self.context.metrics.facts["replays"] = f"{self._path.name} (paused)"
+                if not clock.wait_while_paused(self.context.stopping):
+                    return
+                self.context.metrics.facts["replays"] = self._path.name
             if self.context.stopping.is_set():
                 return
             if isinstance(message, Frame):

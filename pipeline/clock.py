@@ -92,6 +92,10 @@ class ReplayClock:
         host_ns = self._host_ns
         return self._at_ns if host_ns is None else self._at_ns + round(max(0, time.monotonic_ns() - host_ns) * self._speed)
 
+    @property
+    def paused(self) -> bool:
+        return not self._goes.is_set()
+
     def pause(self) -> None:
         if self._host_ns is not None:
             self._at_ns, self._host_ns = self.now_ns(), None

@@ -22,6 +22,8 @@ from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
 from pipeline.pick import from_rule
 
+UNTOLD_BYTES = 8000  # a journal's message is a message like any other: not one for every frame that arrives
+
 
 class Rules(msgspec.Struct, frozen=True, array_like=True, tag="Rules"):
     """Everything an aligner is made from. picks: stream → its rule as in the YAML, for every stream but the anchor."""
@@ -88,7 +90,7 @@ class EventLog:
         except OSError as error:
             raise ConfigError(f"event log {path}: cannot be written: {error.strerror}") from error
         self._encoder = msgspec.json.Encoder()
-        self._tell, self._untold = tell, bytearray()
+        self._tell, self._untold, self._set_untold = tell, bytearray(), False
         self._write(rules)
 
     def told(self, frame: Frame, arrival_ns: int) -> None:
@@ -106,16 +108,18 @@ class EventLog:
         )
 
     def sent(self, aligned: AlignedSet) -> None:
+        self._set_untold = True
         self._write(_sent(aligned))
 
     def finished(self, now_ns: int) -> None:
         self._write(Finished(now_ns))
 
-    def pass_on(self) -> None:
-        """What was written since the last call, to `tell`."""
-        if self._tell is not None and self._untold:
+    def pass_on(self, *, now: bool = False) -> None:
+        """What was written since the last time, to `tell`: when a set was sent, or much has come together; else it can wait."""
+        if self._tell is not None and self._untold and (now or self._set_untold or len(self._untold) > UNTOLD_BYTES):
             self._tell(bytes(self._untold))
             self._untold.clear()
+            self._set_untold = False
 
     def close(self) -> None:
         if self._file is not None:

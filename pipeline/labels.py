@@ -17,12 +17,14 @@ import bisect
 import csv
 import io
 import math
-from collections.abc import Iterable
+import queue
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from pipeline.clock import NS
@@ -77,6 +79,20 @@ class Labels:
             if i == last - 1 if interval.end_ns is None else time_ns < interval.end_ns:
                 return interval.label
         return ""
+
+
+def heard_labels(heard: queue.SimpleQueue[str], seq: int) -> Iterator[Frame]:
+    """What the page said since: {"label": "happy", "at_ns": …} each. seq: of the first."""
+    while not heard.empty():
+        said = msgspec.json.decode(heard.get(), type=_Said)
+        text = np.frombuffer(said.label.encode(), np.uint8)
+        yield Frame(STREAM, seq, said.at_ns, "label", text, publish_ns=said.at_ns)
+        seq += 1
+
+
+class _Said(msgspec.Struct):
+    label: str
+    at_ns: int
 
 
 def read_csv(path: Path) -> list[Interval]:

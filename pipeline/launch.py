@@ -181,8 +181,8 @@ class Launch:
             if value.verb == "stop":
                 log.info("asked to stop")
                 self.stop()
-            elif value.verb in ("pause", "resume"):
-                self._command_all(value.verb)
+            elif value.verb in ("pause", "resume", "label"):
+                self._command_all(value.verb, value.argument)
             elif value.verb in ("mute", "unmute") and value.argument in self._process_of:
                 (self._muted.add if value.verb == "mute" else self._muted.discard)(value.argument)
                 self._command(self._process_of[value.argument], value.verb, value.argument)
@@ -287,9 +287,9 @@ class Launch:
         if process.alive:
             self._control.send(process.plan.name, Request(verb, argument))
 
-    def _command_all(self, verb: str) -> None:
+    def _command_all(self, verb: str, argument: str = "") -> None:
         for process in self._processes.values():
-            self._command(process, verb)
+            self._command(process, verb, argument)
 
     def _kill_all(self) -> None:
         for process in self._processes.values():

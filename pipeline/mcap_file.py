@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 import lz4.frame
 import zstandard
@@ -59,9 +59,14 @@ NOT_CLOSED = "it was not closed: its writer was killed, or the disk was full. Cl
 
 
 class Index:
-    """What is known of a file without reading its messages: what its summary says, or what a walk through it finds."""
+    """What is known of a file without reading its messages: what its summary says, or what a walk through it finds.
 
-    def __init__(self) -> None:
+    packed: of a file that is written: an entry as it will be written takes a tenth of the memory, and there are 100,000 an hour.
+    """
+
+    def __init__(self, *, packed: bool = False) -> None:
+        self._packed = bytearray() if packed else None
+        self._packed_count, self._first, self._last = 0, 1 << 64, 0
         self.schemas: dict[int, Schema] = {}
         self.channels: dict[int, Channel] = {}
         self.chunks: list[ChunkIndex] = []
@@ -75,6 +80,8 @@ class Index:
             self.schemas[record.id] = record
         elif isinstance(record, Channel):
             self.channels[record.id] = record
+        elif isinstance(record, ChunkIndex) and self._packed is not None:
+            self._pack(record)
         elif isinstance(record, ChunkIndex):
             self.chunks.append(record)
         elif isinstance(record, MetadataIndex):
@@ -84,22 +91,39 @@ class Index:
         elif isinstance(record, Statistics):
             self.counts.update(record.channel_message_counts)
 
+    def pack(self) -> None:
+        """From now on it is of a file that is written."""
+        self._packed, chunks, self.chunks = bytearray(), self.chunks, []
+        for chunk in chunks:
+            self._pack(chunk)
+
+    def _pack(self, chunk: ChunkIndex) -> None:
+        assert self._packed is not None
+        builder = RecordBuilder()
+        chunk.write(builder)
+        self._packed += builder.end()
+        self._packed_count += 1
+        self._first, self._last = min(self._first, chunk.message_start_time), max(self._last, chunk.message_end_time)
+
     def summary(self) -> bytes:
         """The records that end a file, footer and magic included."""
         builder = RecordBuilder()
         DataEnd(0).write(builder)
         start = self.end + builder.count
         data_end = builder.end()
-        first = min((c.message_start_time for c in self.chunks), default=0)
-        last = max((c.message_end_time for c in self.chunks), default=0)
+        if self._packed is None:
+            self.pack()
+        assert self._packed is not None
+        first, last = (self._first, self._last) if self._packed_count else (0, 0)
         statistics = Statistics(
-            attachment_count=len(self.attachments), channel_count=len(self.channels), chunk_count=len(self.chunks),
+            attachment_count=len(self.attachments), channel_count=len(self.channels), chunk_count=self._packed_count,
             channel_message_counts=dict(self.counts), message_count=self.counts.total(), message_start_time=first,
             message_end_time=last, metadata_count=len(self.metadata), schema_count=len(self.schemas),
         )  # fmt: skip
-        for group in (self.schemas.values(), self.channels.values(), [statistics], self.chunks, self.attachments, self.metadata):
+        for group in (self.schemas.values(), self.channels.values(), [statistics], self.attachments, self.metadata):
             for record in group:  # type: ignore[attr-defined]
                 record.write(builder)
+        builder.write(self._packed)
         summary = builder.end()
         footer_head = _RECORD.pack(Opcode.FOOTER, 20) + struct.pack("<QQ", start, 0)
         Footer(start, 0, zlib.crc32(footer_head, zlib.crc32(summary))).write(builder)
@@ -126,7 +150,7 @@ class McapWriter:
     """One MCAP file being written. The library's own writer has one open chunk and cannot write it out when asked to."""
 
     def __init__(self, path: Path, compression: Compression) -> None:
-        self.path, self.index = path, Index()
+        self.path, self.index = path, Index(packed=True)
         self._compression = compression
         self._small = _Builder()
         self._small_since = 0
@@ -134,6 +158,22 @@ class McapWriter:
         builder = RecordBuilder()
         Header(PROFILE, LIBRARY_IDENTIFIER).write(builder)
         self._put(MCAP0_MAGIC + builder.end())
+
+    @classmethod
+    def resumed(cls, path: Path, compression: Compression) -> McapWriter:
+        """Go on writing a closed file. Killed meanwhile, it is a file that was not closed. Raises ConfigError when it cannot be."""
+        with McapReader(path, unclosed=True) as reader:
+            index = reader.walked()
+        index.pack()
+        writer = cls.__new__(cls)
+        writer.path, writer.index, writer._compression, writer._small, writer._small_since = path, index, compression, _Builder(), 0
+        try:
+            writer._stream = path.open("r+b")
+            writer._stream.truncate(index.end)
+            writer._stream.seek(index.end)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+        return writer
 
     def register(self, schema: foxglove.Schema, topic: str, metadata: dict[str, str]) -> int:
         builder = RecordBuilder()
@@ -272,7 +312,7 @@ class McapReader:
         self.closed = self._at(max(0, self.size - len(MCAP0_MAGIC)), 8) == MCAP0_MAGIC and self.size >= _FOOTER_BYTES + 8
         if not self.closed and not unclosed:
             raise ConfigError(f"{self.path}: {NOT_CLOSED} {self.path}")
-        self.index = self._summary() if self.closed else self._walk()
+        self.index = self._summary() if self.closed else self.walked()
         self.torn_bytes = 0 if self.closed else self.size - self.index.end
         self.metadata: list[Metadata] = [self._record(Metadata, entry.offset, entry.length) for entry in self.index.metadata]
 
@@ -281,6 +321,12 @@ class McapReader:
 
     def close(self) -> None:
         self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _at(self, offset: int, length: int) -> bytes:
         self._stream.seek(offset)
@@ -326,8 +372,8 @@ class McapReader:
         index.end = self.size
         return index
 
-    def _walk(self) -> Index:
-        """The index of a file without an end: record by record, up to the last whole one. Reads no payload."""
+    def walked(self) -> Index:
+        """The index as a file without an end has it: record by record, up to the last whole one. Reads no payload."""
         index, at = Index(), len(MCAP0_MAGIC)
         chunk: ChunkIndex | None = None
         kept = {Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel}

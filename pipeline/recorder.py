@@ -22,9 +22,10 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.graph import EVENTS
 from pipeline.node import Source
-from pipeline.recording import Reader, part_path, repair
+from pipeline.recording import Reader, Writer, part_path, repair
 
 RECORDER = "record"
+KEPT = 4000  # messages of a stream that may wait for the disk, as long as they are small (inbox.MOST_BYTES)
 # Versions on which the numbers of an answer may hang.
 PACKAGES = ("numpy", "onnxruntime", "opencv-python-headless")
 
@@ -63,7 +64,7 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
         "about": about(config) | {"kept_as": dict.fromkeys(wanted.jpeg, "JPEG")} | ({"consent": wanted.consent} if wanted.consent else {}),
     }  # fmt: skip
     name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
-    inputs = tuple(InputConfig(stream, None) for stream in chosen)
+    inputs = tuple(InputConfig(stream, KEPT) for stream in chosen)
     recorder = NodeConfig(name, "record", f"record {path}", inputs, host=host, options=options)
     return dataclasses.replace(config, nodes={**config.nodes, name: recorder})
 
@@ -96,8 +97,13 @@ def repaired(path: Path) -> str:
     return "\n".join(lines)
 
 
-def told(path: Path) -> str:
-    """What was recorded, for people."""
+def told(path: Path, summary: dict[str, Any]) -> str:
+    """What was recorded, for people. The books of the whole run are kept beside it: `verify` balances them."""
+    try:
+        with Writer.resumed(path) as writer:
+            writer.note("summary", summary)
+    except (ConfigError, OSError) as error:
+        return f"  {error}"
     with Reader(path, unclosed=True) as reader:
         first_ns, last_ns = reader.span_ns
         streams = ", ".join(f"{stream} {count}" for stream, count in reader.counts.items())

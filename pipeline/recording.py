@@ -65,7 +65,13 @@ class Writer:
         split_bytes: int | None = None,
         split_ns: int | None = None,
     ) -> None:
-        self.path, self.about = Path(path), about
+        self._start(Path(path), about, compression, split_bytes, split_ns)
+        self._file = self._begin()
+
+    def _start(
+        self, path: Path, about: dict[str, Any], compression: Compression, split_bytes: int | None, split_ns: int | None
+    ) -> None:
+        self.path, self.about = path, about
         self._compression: Compression = compression
         self._split_bytes, self._split_ns = split_bytes, split_ns
         self._utc_offset_ns = int(about.get("utc_offset_ns", 0))
@@ -76,7 +82,16 @@ class Writer:
         self._first_ns: int | None = None
         self.parts = 0
         self.counts: Counter[str] = Counter()
-        self._file = self._begin()
+
+    @classmethod
+    def resumed(cls, path: Path, compression: Compression = "lz4") -> Writer:
+        """Add to a recording that was closed, to its first file. Raises ConfigError when it is none."""
+        with _Part(Path(path), unclosed=False) as part:
+            about = part.about
+        writer = cls.__new__(cls)
+        writer._start(Path(path), about, compression, None, None)
+        writer._file, writer.parts = McapWriter.resumed(writer.path, compression), 1
+        return writer
 
     @property
     def size_bytes(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import fault_report
 from pipeline.clock import NS
-from pipeline.config import HEALTH, Config, NodeConfig, ReplayConfig, resolve
+from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.diff import Differing, compare, read_predictions
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.eventlog import Rules
@@ -26,7 +26,7 @@ from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS
 from pipeline.labels import Labels
 from pipeline.node import Sink, Source
-from pipeline.recorder import machine
+from pipeline.recorder import KEPT, machine
 from pipeline.recording import Reader
 from pipeline.retold import NOT_RECORDED, events_of
 
@@ -59,8 +59,9 @@ class Tape:
     def lasts_s(self) -> float:
         return (min(self.to_ns or self.span_ns[1], self.span_ns[1]) - (self.from_ns or self.span_ns[0])) / NS
 
-    def replayed(self, config: Config, *, speed: float) -> Config:
-        """`config` with this recording in place of its sources, on one host, with nobody left behind."""
+    def replayed(self, config: Config, *, speed: float, labels: bool = False) -> Config:
+        """`config` with this recording in place of its sources, on one host, with nobody left behind. labels: keep those that
+        are given on the page, in the recording."""
         nodes = {}
         for node in config.nodes.values():
             kind = resolve(node.use, node.where)
@@ -76,6 +77,11 @@ class Tape:
             elif kind.produces is Prediction and node.use == "infer" and self._knows_what_was_shed(config, node):
                 options |= {"replay": str(self.path.absolute()), "replay_unclosed": self.unclosed}
             nodes[node.name] = dataclasses.replace(node, use=use, options=options, host="", optional=False)
+        labels = labels and any(n.use == "dashboard" for n in nodes.values())
+        if labels and (predicting := [n.name for n in nodes.values() if resolve(n.use, n.where).produces is Prediction]):
+            inputs = tuple(InputConfig(name, KEPT) for name in [*predicting, HEALTH])
+            options = {"path": str(self.path.absolute())}
+            nodes["label-keys"] = NodeConfig("label-keys", "labels", f"replay {self.path}", inputs, options=options)
         start_ns = self.notes["run"][0]["start_ns"] if self.notes.get("run") else self.span_ns[0]
         clock = ReplayConfig(self.from_ns or min(start_ns, self.span_ns[0]), speed)
         return dataclasses.replace(config, nodes=nodes, hosts={}, replay=clock)

@@ -72,7 +72,7 @@ class Stream:
 
     def row(self) -> tuple[str, ...]:
         """For the table: name, encoding, frames, rate, jitter, gaps, span, clock error, others."""
-        steps = np.diff(np.array(self.captures_ns, np.int64))
+        steps: np.ndarray = np.diff(np.array(self.captures_ns, np.float64))  # exact below 104 days
         period_ns = int(np.median(steps)) if len(steps) else 0
         rate = f"{NS / period_ns:.2f} Hz" if period_ns > 0 else "–"
         even = steps[np.abs(steps - period_ns) < period_ns]  # without gaps
@@ -118,6 +118,11 @@ class Audit:
         return bool(self.closed and (self.notes.get("finished") or self.about.get("made_by") != "record"))
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """The books of the whole run at its end; {} where nobody was left to write them."""
+        return dict(self.notes["summary"][-1]) if self.notes.get("summary") else {}
+
+    @property
     def from_live_run(self) -> bool:
         return self.about.get("made_by") == "record"
 
@@ -142,6 +147,8 @@ class Audit:
 
     def _dropped(self, node: str, source: str) -> Counter[str]:
         """Reason → count, as that node itself said last."""
+        if self.summary:
+            return Counter(self.summary["dropped"].get(node, {}).get(source, {}))
         for health in self._health.nodes if self._health else ():
             if health.node == node:
                 return Counter(health.dropped.get(source, {}))
@@ -163,10 +170,9 @@ class Audit:
                     where = ", ".join(f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in stream.missing[:MOST_TOLD])
                     yield f"{name}: {stream.lost - explained} of {stream.lost} missing messages are unaccounted for ({where} …)"
         for align, verdict in self.verdicts.items():
-            if self.streams[align + EVENTS].missing:
-                yield f"{align}: parts of what it was told are missing, so its {verdict.sets} sets cannot be derived again"
             yield from (f"{align}: {difference}" for difference in verdict.differences[:MOST_TOLD])
-            yield from self._unheard(align)
+            if not self.streams[align + EVENTS].missing:
+                yield from self._unheard(align)
         for node, predictions in self.predictions.items():
             yield from self._unfounded(node, predictions)
 
@@ -182,7 +188,7 @@ class Audit:
                 yield f"{align}: was told of {unrecorded - stream.lost} frames of '{source}' that came after all that is recorded"
             unheard = len(stream.seqs) - (heard - unrecorded)
             dropped = self._dropped(align, source)
-            if self.finished and unheard > sum(dropped[reason] for reason in EDGE_REASONS):
+            if self.summary and unheard > sum(dropped[reason] for reason in EDGE_REASONS):
                 yield f"{align}: {unheard} recorded frames of '{source}' never reached it, and it says nothing of them"
 
     def _unfounded(self, node: str, predictions: list[Prediction]) -> Iterator[str]:
@@ -201,7 +207,7 @@ class Audit:
             yield f"{node}: the receipts of {len(altered)} predictions are not those of their set (the first at {altered[0]})"
         left = len(sets) - (len(predictions) - len(unknown)) - self._dropped_by_recorder(node)
         dropped = self._dropped(node, align)
-        if whole and left > sum(dropped[reason] for reason in EDGE_REASONS):
+        if whole and self.summary and left > sum(dropped[reason] for reason in EDGE_REASONS):
             yield f"{node}: {left} sets of '{align}' became no prediction, and it says nothing of them"
 
 
@@ -231,7 +237,9 @@ def report(path: Path, *, plot: Path | None = None) -> None:
         cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         print("  " + "  ".join(cells).rstrip())
     for align, verdict in audit.verdicts.items():
-        print(f"  {align}: {verdict.sets} aligned sets" + ("" if verdict.differences else ", each derived again, with its receipts"))
+        gap = "; not derived again: the recorder dropped a part of what it was told" if audit.streams[align + EVENTS].missing else ""
+        derived = gap or ("" if verdict.differences else ", each derived again, with its receipts")
+        print(f"  {align}: {verdict.sets} aligned sets{derived}")
     for node, predictions in audit.predictions.items():
         print(f"  {node}: {len(predictions)} predictions")
     for stream in audit.counts:

@@ -56,8 +56,10 @@ class _Reader:
 class Publisher:
     """One stream's sending end. Belongs to one thread."""
 
-    def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None) -> None:
-        """network: another address, for readers on other hosts. Raises ConfigError when an address cannot be opened."""
+    def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None,
+                 queue: int = QUEUE_MESSAGES) -> None:  # fmt: skip
+        """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader.
+        Raises ConfigError when an address cannot be opened."""
         self.info = info
         self._codec = Codec()
         self._session = secrets.randbits(62)
@@ -70,7 +72,7 @@ class Publisher:
         self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
-        self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
+        self._socket.setsockopt(zmq.SNDHWM, queue)
         self._socket.setsockopt(zmq.SNDTIMEO, WAIT_FOR_ROOM_MS)
         self._socket.setsockopt(zmq.LINGER, 300)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # readers send only greetings

@@ -38,6 +38,7 @@ from pipeline.frame import (
     Subject,
     silence,
 )
+from pipeline.mcap_file import McapReader
 from pipeline.recording import Reader, Writer, part_path, repair
 
 RNG = np.random.default_rng(6)
@@ -316,7 +317,7 @@ def test_a_gigabyte_opens_in_less_than_a_second(tmp_path):
     for i in range(2):
         writer.write("camera", Frame("camera", i, i, "jpeg", jpeg, publish_ns=i * NS))
     file = writer._file
-    chunk = file.index.chunks[0]
+    chunk = McapReader(path, unclosed=True).index.chunks[0]
     for i in range(2, 15_000):  # 1 GB
         at = chunk.chunk_start_offset + i * chunk.chunk_length
         file.index.keep(dataclasses.replace(chunk, chunk_start_offset=at, message_start_time=UTC_NS + i * NS,
@@ -326,10 +327,10 @@ def test_a_gigabyte_opens_in_less_than_a_second(tmp_path):
     file._stream.seek(file.index.end)
     writer.close()
     assert path.stat().st_size > 1_000_000_000
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()  # what it costs, however busy the machine is
     with Reader(path) as reader:
         assert reader.counts["camera"] == 15_000
-    assert time.perf_counter() - begin_s < 1.0
+    assert time.process_time() - begin_s < 1.0
 
 
 WRITES_UNTIL_KILLED = """
