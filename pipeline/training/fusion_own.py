@@ -188,7 +188,7 @@ def area(scores: Floats, positive: npt.NDArray[np.bool_]) -> float | None:
     """Under the receiver operating curve: the chance that a positive's score is above a negative's; ties count half."""
     if positive.all() or not positive.any():
         return None
-    ordered, at, count = np.unique(scores, return_inverse=True, return_counts=True)
+    _, at, count = np.unique(scores, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[at]
     positives = int(positive.sum())
     return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * (len(scores) - positives)))
