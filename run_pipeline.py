@@ -328,12 +328,12 @@ def train(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family")
+    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format")
     found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
 
 
 # The words a `train` or `evaluate` function may take as options, as far as its signature names them.
-OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "model", "truth")
+OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
 TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
@@ -366,7 +366,7 @@ def evaluate(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "evaluate", "train") from error
-    names = ("model", "data", "out", "seed", "truth", "family", "epochs")
+    names = ("model", "data", "out", "seed", "truth", "family", "format", "epochs")
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
     result = found(**_fitting(found, given))
     if args.what in ("face", "stream"):
@@ -494,12 +494,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--lr", type=float, help="for face: the highest learning rate")
     verb.add_argument("--workers", type=int, help="for face: processes that share the work")
     verb.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
+    verb.add_argument("--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …")
     verb.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
     verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
     verb.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    verb.add_argument("--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb")
     verb.add_argument("--epochs", type=int, help="for fusion")
     verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)

@@ -28,6 +28,7 @@ from pipeline.training import evaluate, fusion_votes
 from pipeline.training.bridge import Bridge, export_bridge
 from pipeline.training.datasets import (
     FACE_CLASSES,
+    OWN_FORMAT,
     Faces,
     data_folder,
     load_faces,
@@ -70,16 +71,16 @@ class Pairs:
 
 def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_model: Path = evaluate.FACE_MODEL,
           voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion"), family: str | None = None,
-          epochs: int = 30) -> dict[str, dict[str, Scores]]:
+          format: str = OWN_FORMAT, epochs: int = 30) -> dict[str, dict[str, Scores]]:
     """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
     scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
 
-    With a family, `data` is a labelled data set of one's own (pipeline/dataset.py) and that family is fitted on it instead.
+    With a family, `data` is a labelled data set of one's own, in a format of datasets.load_rows, and that family is fitted on it instead.
     """
     if family is not None:
         if data is None or out == MODEL:
             raise ConfigError("--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result.")
-        return train_own(data=data, out=out, family=family, seed=seed, epochs=epochs)
+        return train_own(data=data, format=format, out=out, family=family, seed=seed, epochs=epochs)
     torch.set_num_threads(1)
     folder = data_folder(data)
     faces = held_back_faces(face_model, folder)
