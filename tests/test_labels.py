@@ -174,7 +174,8 @@ def test_a_recording_becomes_films_sounds_and_tables(talk, tmp_path):
         samples = np.concatenate([f.to_ndarray()[0] for f in sound.decode(audio=0)])
     assert samples.shape == (16_000,) and samples[800 * 7] == np.float32(0.07)
     rows = list(csv.reader((tmp_path / "out/imu.csv").open(newline="")))
-    assert rows[0][-1] == "wz_rad_s" and rows[3] == ["2", str(START_NS + 200 * MS), "0", str(START_NS + 200 * MS), "0", *map(str, np.arange(6.0) + 2)]
+    at = str(START_NS + 200 * MS)
+    assert rows[0][-1] == "wz_rad_s" and rows[3] == ["2", at, "0", at, "0", *map(str, np.arange(6.0) + 2)]
     assert list(csv.reader((tmp_path / "out/said.csv").open(newline="")))[1][-1] == 'he said "no",\nthen left'
     assert json.loads((tmp_path / "out/emotion.jsonl").read_text().splitlines()[0])["label"] == "happy"
 
