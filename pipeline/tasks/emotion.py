@@ -219,6 +219,9 @@ class Emotion(Task):
             opinions = self._opinions(tracks, largest, used[0] if used else "", heard, microphone, given)
             if heard.weight > 0 and any(o.modality == "voice" and o.weight > 0 for o in opinions):
                 used = (*used, microphone)
+                if heard.log_probs is not None and largest is not None and given[largest]:
+                    face = np.log(np.maximum(self._probs[tracks[largest].id], 1e-9))
+                    agreement = self._fusion.agreement(face, heard.log_probs)
         answer = None if probs is None else probs[largest or 0]
         if answer is not None and self._smoother is not None:
             answer = self._smoother.update(answer, aligned.anchor_ns)

@@ -204,6 +204,8 @@ def evaluate_own(*, data: Path, format: str = OWN_FORMAT, family: str = ",".join
     table, _ = judge(load_rows(data, format), _known(family), seed=seed, epochs=epochs)
     print(markdown(table))
     write(table, out, title=str(data.name))
+    if "coordinated" in table and (auc := agreement_auc(load_rows(data, format), "coordinated", seed=seed, epochs=epochs)) is not None:
+        print(f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met")
     return table
 
 
