@@ -375,8 +375,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
 EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
-             "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream"),
-             "faults": ("fault_conditions", "evaluate_faults")}  # fmt: skip
+             "baseline": ("baseline", "evaluate_baseline"), "faults": ("fault_conditions", "evaluate_faults"),
+             "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
 # --- the words --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from pipeline.tasks.faces import WINDOW_PX, FaceDetector, FaceTracker, Image, Tr
 from pipeline.tasks.fusion import Fusion, disagree
 from pipeline.tasks.modalities import Modalities, takes_any
 from pipeline.tasks.quality import face_quality
+from pipeline.tasks.resting import Resting, average_neutral
 from pipeline.tasks.smoothing import FixedLag
 from pipeline.tasks.speaker import Speaker, level_db
 from pipeline.tasks.voice import Heard, Voice
@@ -62,6 +63,8 @@ class Emotion(Task):
     max_faces: the largest first. search_px: longest side at which a whole picture is searched for faces.
     uncertain_below: the label is "uncertain" where no probability reaches this. lag_ms: the answer (not the subjects') goes
     through a hidden Markov smoother, and is that of the moment lag_ms ago; timing_ms says so. None: as it is, now.
+    baseline_s: so much of a face's and of the voice's first evidence is taken for this session's neutral (tasks/resting.py);
+    0: off, as it is unless it was shown to help (docs/emotion.md).
     sources: for a fusion of one's own (train fusion --family), modality → the stream of "series_f32" it comes from, where that
     is not called as the modality is; face and voice come from the two models unless they are named here.
     embeddings: the opinions carry the networks' embeddings, from which a person may be recognised: only where asked for.
@@ -78,17 +81,18 @@ class Emotion(Task):
         lag_ms: float | None = None,
         max_faces: int = 8,
         search_px: int = 320,
+        baseline_s: float = 0.0,
         embeddings: bool = False,
         sources: dict[str, str] | None = None,
         threads: int = 1,
     ) -> None:
         if smoothing_ms < 0 or max_faces < 1 or threads < 1:
             raise ValueError("smoothing_ms must be at least 0, max_faces and threads at least 1")
-        if not 0 <= uncertain_below < 1 or (lag_ms is not None and lag_ms < 0):
-            raise ValueError("uncertain_below must be from 0 to below 1, lag_ms at least 0")
+        if not 0 <= uncertain_below < 1 or (lag_ms is not None and lag_ms < 0) or baseline_s < 0:
+            raise ValueError("uncertain_below must be from 0 to below 1, lag_ms and baseline_s at least 0")
         self._path, self._voice_path, self._fusion_path = _model(model), _model(voice), _model(fusion)
         self._voice_wanted, self._fusion_rule, self._sources = voice, fusion, sources or {}
-        self._lag_ms, self._embeddings = lag_ms, embeddings
+        self._lag_ms, self._embeddings, self._baseline_s = lag_ms, embeddings, baseline_s
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
         self._max_faces, self._search_px, self._threads = max_faces, search_px, threads
 
@@ -105,6 +109,8 @@ class Emotion(Task):
         self._tracker = FaceTracker(FaceDetector(finder, search_px=self._search_px), max_faces=self._max_faces)
         self._activity = VoiceActivity(self._load(backend, assets.path("silero-vad"), "silero-vad", None), self.log)
         self._voice, self._fusion, self._speaker = self._open_voice(backend), Fusion(), Speaker()
+        self._face_rest = self._average_rest(manifest)
+        self._resting: dict[int, Resting] = {}  # track id → what is known of its rest
         self._modalities = self._open_modalities(backend)
         if self._voice is not None and self._modalities is None:
             self._fusion = self._open_fusion(backend)
@@ -114,7 +120,16 @@ class Emotion(Task):
         self._embedding: dict[int, npt.NDArray[np.float32]] = {}  # track id → of its latest picture, where asked for
         self._smoothed_ns: dict[int, int] = {}
 
+    def _average_rest(self, manifest: Manifest) -> npt.NDArray[np.float32] | None:
+        """What the average person's rest is to this model, where it is asked for."""
+        average = average_neutral(manifest) if self._baseline_s > 0 else None
+        if self._baseline_s > 0 and (average is None or manifest.labels != self.labels):
+            raise ConfigError(f"baseline_s: the manifest of {manifest.id} does not say what people at rest are to it "
+                              "(neutral_… among its metrics). Train it anew, or set baseline_s: 0")
+        return average
+
     def _open_voice(self, backend: str) -> Voice | None:
+        self._voice_rest: Resting | None = None
         if self._voice_wanted == "none":
             return None
         if not self._voice_path.is_file():
@@ -131,6 +146,8 @@ class Emotion(Task):
         self._check_embedding(manifest, "another, or voice: none")
         voice = Voice(self._load(backend, self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
+        rest = self._average_rest(manifest)
+        self._voice_rest = None if rest is None else Resting(rest, seconds=self._baseline_s)
         # People must know before they build on it, not when they read a card.
         self.log.info("%s: %s", manifest.name, manifest.licence)
         self.metrics.facts[f"licence {manifest.name}"] = manifest.licence
@@ -177,6 +194,8 @@ class Emotion(Task):
         sound = _first(aligned, SOUNDS)
         speaking = self._activity.update(sound) if sound else None
         heard = self._voice.update(sound, speaking=speaking) if self._voice and sound else UNHEARD
+        if self._voice_rest is not None and heard.log_probs is not None and heard.weight > 0:
+            heard = heard._replace(log_probs=self._voice_rest.update(heard.log_probs, sound[-1].end_ns))
         microphone = sound[-1].stream if sound else ""
         pictures = _first(aligned, PICTURES)
         image, wrong = picture(pictures[-1]) if pictures else (None, "")
@@ -200,6 +219,9 @@ class Emotion(Task):
             opinions = self._opinions(tracks, largest, used[0] if used else "", heard, microphone, given)
             if heard.weight > 0 and any(o.modality == "voice" and o.weight > 0 for o in opinions):
                 used = (*used, microphone)
+                if heard.log_probs is not None and largest is not None and given[largest]:
+                    face = np.log(np.maximum(self._probs[tracks[largest].id], 1e-9))
+                    agreement = self._fusion.agreement(face, heard.log_probs)
         answer = None if probs is None else probs[largest or 0]
         if answer is not None and self._smoother is not None:
             answer = self._smoother.update(answer, aligned.anchor_ns)
@@ -229,6 +251,9 @@ class Emotion(Task):
         if self._embeddings or (self._modalities is not None and self._modalities.wants.get("face") == "embedding"):
             self._embedding |= {track.id: one for track, one in zip(tracks, said["embedding"], strict=True)}
         for track, probs in zip(tracks, softmax(said["logits"] / self._temperature), strict=True):
+            if self._face_rest is not None:
+                resting = self._resting.setdefault(track.id, Resting(self._face_rest, seconds=self._baseline_s))
+                probs = np.exp(resting.update(np.log(np.maximum(probs, 1e-6)), now_ns))
             before = self._probs.get(track.id, probs)
             elapsed_ns = now_ns - self._smoothed_ns.get(track.id, now_ns)
             self._probs[track.id] = towards(before, probs, elapsed_ns, self._smoothing_ns)
@@ -237,6 +262,7 @@ class Emotion(Task):
         self._probs = {id: probs for id, probs in self._probs.items() if id in known}
         self._quality = {id: quality for id, quality in self._quality.items() if id in known}
         self._embedding = {id: one for id, one in self._embedding.items() if id in known}
+        self._resting = {id: one for id, one in self._resting.items() if id in known}
         self._smoothed_ns = {id: ns for id, ns in self._smoothed_ns.items() if id in known}
 
     def _given(self, tracks: Sequence[Track], heard: Heard) -> list[str]:
