@@ -152,7 +152,8 @@ class Align(Transform):
             raise ConfigError(f"{path}: it does not hold what '{self.name}' was told. Align afresh: --realign")
         mine = self.rules(recorded.start_ns)
         events = recorded_events(path, self.name, unclosed=self._unclosed, from_ns=self._from_ns)
-        return Retold(events, None if same_rules(mine, recorded) else mine)
+        part = self._from_ns is not None or self._to_ns is not None
+        return Retold(events, None if same_rules(mine, recorded) else mine, part=part)
 
     def _again(self, ready: list[AlignedSet]) -> list[AlignedSet]:
         """Sent at the time at which the recorded run sent them, as far as that is in the data."""

@@ -28,10 +28,12 @@ NOT_RECORDED, NOT_HEARD = "not in the recording", "not heard in the recorded run
 
 
 class Retold:
-    """rules: decide by these instead of the recorded ones."""
+    """rules: decide by these instead of the recorded ones. part: only a part of the run is played: a frame that does not
+    come never was."""
 
-    def __init__(self, events: Iterator[Event], rules: Rules | None = None) -> None:
-        self._events, self._rules = events, rules
+    def __init__(self, events: Iterator[Event], rules: Rules | None = None, *, part: bool = False) -> None:
+        self._events, self._rules, self._part = events, rules, part
+        self._told_ns = 0  # the last arrival
         self._aligner: Aligner | None = None
         self._waiting: dict[str, deque[Frame]] = {}
         self._ended: set[str] = set()
@@ -67,23 +69,34 @@ class Retold:
             if isinstance(event, Rules):
                 self._aligner = (self._rules or event).aligner()
             elif isinstance(event, Finished):
-                at_end = self._aligner.finish(event.now_ns) if self._aligner else []
+                now_ns = self._told_ns if self._part else event.now_ns
+                at_end = self._aligner.finish(now_ns) if self._aligner else []
                 ready += at_end
                 self._ahead += len(at_end)
             elif isinstance(event, Sent):
-                # One that went out at its deadline, though nothing has arrived since: it need not wait for what comes next.
-                while self._ahead == 0 and self._aligner and (wake_ns := self._aligner.wake_ns() or FOREVER_NS) < FOREVER_NS:
-                    at_deadline = self._aligner.advance(wake_ns)
-                    ready += at_deadline
-                    self._ahead += len(at_deadline)
+                ready += self._due()
                 self._ahead -= 1
             elif isinstance(event, Told):
                 if (frame := self._frame_of(event)) is None:
                     return ready
+                if self._part and not frame.data.size and event.encoding != "none":
+                    self._next = next(self._events, None)
+                    continue
+                self._told_ns = event.arrival_ns
                 of_frame = self._aligner.add(frame, event.arrival_ns) if self._aligner else []
                 ready += of_frame
                 self._ahead += len(of_frame)
             self._next = next(self._events, None)
+        return ready
+
+    def _due(self) -> list[AlignedSet]:
+        """What that run sent at a deadline, though nothing has arrived since: it need not wait for what comes next."""
+        ready: list[AlignedSet] = []
+        while self._ahead == 0 and not self._part and self._aligner is not None:
+            if (wake_ns := self._aligner.wake_ns() or FOREVER_NS) >= FOREVER_NS:
+                break
+            ready += self._aligner.advance(wake_ns)
+            self._ahead += len(ready)
         return ready
 
     def _frame_of(self, told: Told) -> Frame | None:
@@ -100,7 +113,7 @@ class Retold:
             waiting.popleft()
             self.counts[told.stream, NOT_HEARD] += 1
         if waiting or told.stream in self._ended:
-            self.counts[told.stream, NOT_RECORDED] += 1
+            self.counts[told.stream, NOT_RECORDED] += not self._part
             return told.frame()  # what is known of it: its times, not its payload
         return None
 

@@ -44,10 +44,10 @@ class SlowDisk(Record):
 
 
 class FullDisk(Record):
-    """No file may grow beyond 2 MB."""
+    """No file may grow beyond 400 kB."""
 
     def open(self) -> None:
         super().open()
         signal_was_ignored = signal.getsignal(signal.SIGXFSZ)  # Python ignores it, so that writing is an error
         assert signal_was_ignored == signal.SIG_IGN
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
