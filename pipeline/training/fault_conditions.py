@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _with_out(config: Config, path: Path) -> Config:
 def _figures(records: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]], labels: Labels) -> dict[str, Any]:
     states = fault_report.states(records)
     shares = {s: sum(found[state] for state in fault_report.ABSENT) / max(1, found.total()) for s, found in states.items()}
-    sound = states.get(SOUND, {})
+    sound: Mapping[str, int] = states.get(SOUND, {})
     right, labelled = fault_report.accuracy(records, labels)
     same, shared = fault_report.agreement(clean, records)
     return {
