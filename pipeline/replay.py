@@ -63,6 +63,10 @@ class Tape:
         """`config` with this recording in place of its sources, on one host, with nobody left behind. labels: keep those that
         are given on the page, in the recording."""
         nodes = {}
+        sources = [n.name for n in config.nodes.values() if issubclass(resolve(n.use, n.where), Source)]
+        for fault in self.faults:
+            if fault.stream not in sources:
+                raise ConfigError(f"--fault {fault.stream}: no source of {config.path}. Sources there: {', '.join(sources)}")
         for node in config.nodes.values():
             kind = resolve(node.use, node.where)
             if kind.__name__ == "Record":

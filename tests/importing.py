@@ -124,6 +124,9 @@ def ros_store(*, ros1: bool) -> Any:
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_HUMBLE)
+    store.register(get_types_from_msg("uint8[] data", "audio_common_msgs/msg/AudioData"))
+    fields = "uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\nstring coding_format"
+    store.register(get_types_from_msg(fields, "audio_common_msgs/msg/AudioInfo"))
     store.register(get_types_from_msg("std_msgs/Header header\nmy_msgs/Parcel[] packets", "my_msgs/msg/Fleet"))
     store.register(get_types_from_msg(f"{'time' if ros1 else 'builtin_interfaces/Time'} stamp\nuint8[] data", "my_msgs/msg/Parcel"))
     return store
@@ -175,6 +178,10 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
         ("/camera/camera_info", "sensor_msgs/msg/CameraInfo", types["sensor_msgs/msg/CameraInfo"](
             header=header(), height=32, width=48, distortion_model="plumb_bob", binning_x=0, binning_y=0, roi=roi, **numbers)),
         ("/fleet", "my_msgs/msg/Fleet", types["my_msgs/msg/Fleet"](header=header(), packets=parcels)),
+        ("/audio/audio_info", "audio_common_msgs/msg/AudioInfo", types["audio_common_msgs/msg/AudioInfo"](
+            channels=2, sample_rate=16000, sample_format="S16LE", bitrate=0, coding_format="wave")),
+        ("/audio/audio", "audio_common_msgs/msg/AudioData", types["audio_common_msgs/msg/AudioData"](
+            data=raw(np.tile(np.array([16384, 0], "<i2"), 160)))),
         ("/said", "std_msgs/msg/String", types["std_msgs/msg/String"](data="hello")),
         ("/pose", "geometry_msgs/msg/Quaternion", types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0)),
     ]  # fmt: skip

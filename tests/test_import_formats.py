@@ -91,6 +91,13 @@ def test_pictures_are_dated_by_a_table_or_by_their_names(tmp_path, out):
     assert imported(tmp_path / "names.mcap")[0].capture_ns == 1403636579763555584
 
 
+def test_streams_called_like_a_number_or_like_the_configs_own_nodes_have_a_config_too(tmp_path, out):
+    brought(importing.pictures(tmp_path / "shots"), out, "shots=align")
+    assert load(out.with_suffix(".yaml")).nodes["align-of-out"].options["anchor"] == "align"
+    brought(importing.pictures(tmp_path / "2024"), tmp_path / "b.mcap")
+    assert "2024" in load(tmp_path / "b.yaml").nodes
+
+
 def test_pictures_that_nothing_dates_are_refused_with_the_fix(tmp_path, out):
     folder = importing.pictures(tmp_path / "shots")
     (folder / "timestamps.txt").write_text("0.0\n")
@@ -220,6 +227,12 @@ def test_packets_of_a_type_that_only_the_bag_knows_are_kept_with_their_stamps(ro
     frames = imported(ros[1], "fleet")
     assert [(f.capture_ns - START_NS, f.data.tobytes()) for f in frames] == [(100 + i, bytes([i] * 5)) for i in range(3)]
     assert frames[0].publish_ns == START_NS + 7 * MS  # when the bag got them
+
+
+def test_bag_sound_is_mono_and_ended_when_the_bag_got_it(ros):
+    (chunk,) = imported(ros[1], "audio/audio")
+    assert len(chunk.data) == 160 and chunk.data[0] == 0.25 and chunk.duration_ns == 10 * MS
+    assert chunk.end_ns == START_NS + 9 * MS == chunk.publish_ns
 
 
 def test_a_topic_of_a_type_that_is_not_read_is_told(ros):
