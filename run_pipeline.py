@@ -76,7 +76,8 @@ def record(args: argparse.Namespace) -> None:
 def replay(args: argparse.Namespace) -> None:
     from pipeline.replay import Tape, conclude
 
-    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed)
+    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
+    args.out = args.out or tape.scratch()
     config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
     conclude(tape, config, summary, Path(args.out) if args.out else None)
 
@@ -327,12 +328,12 @@ def train(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family")
+    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format")
     found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
 
 
 # The words a `train` or `evaluate` function may take as options, as far as its signature names them.
-OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "model", "truth")
+OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
 TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
@@ -365,7 +366,7 @@ def evaluate(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "evaluate", "train") from error
-    names = ("model", "data", "out", "seed", "truth", "family", "epochs")
+    names = ("model", "data", "out", "seed", "truth", "family", "format", "epochs")
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
     result = found(**_fitting(found, given))
     if args.what in ("face", "stream"):
@@ -374,6 +375,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
 EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
+             "baseline": ("baseline", "evaluate_baseline"), "faults": ("fault_conditions", "evaluate_faults"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
@@ -431,6 +433,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
     verb.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
     verb.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    verb.add_argument("--fault", action="append", default=[], metavar="'microphone: drop=5%%'",
+                      help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)")  # fmt: skip
     verb.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
     verb.set_defaults(function=replay)
     verb = verbs.add_parser("diff", help="compare what --out wrote in two runs; exit 4 if any prediction differs")
@@ -491,12 +495,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--lr", type=float, help="for face: the highest learning rate")
     verb.add_argument("--workers", type=int, help="for face: processes that share the work")
     verb.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
+    verb.add_argument("--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …")
     verb.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
     verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
     verb.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    verb.add_argument("--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb")
     verb.add_argument("--epochs", type=int, help="for fusion")
     verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)

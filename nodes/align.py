@@ -16,6 +16,7 @@ import msgspec
 from pipeline.align import Aligner, Emit
 from pipeline.errors import ConfigError, nearest
 from pipeline.eventlog import EventLog, Rules
+from pipeline.faults import parse
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.node import Arrival, Transform
 from pipeline.pick import MS, from_rule
@@ -30,7 +31,8 @@ class Align(Transform):
     options; without one, the nearest frame within half of the stream's own period.
     event_log: a file to write all that decided, from which `run_pipeline.py verify` derives every set again.
     replay: a recording: sets are decided by what arrived when in the recorded run; realign: true decides afresh, as if every
-    frame had arrived the moment it left its source. Set by `run_pipeline.py replay`, as replay_unclosed and from_ns, to_ns.
+    frame had arrived the moment it left its source, but for what `faults` says is wrong (pipeline/faults.py). Set by
+    `run_pipeline.py replay`, as replay_unclosed, from_ns and to_ns.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
@@ -51,6 +53,7 @@ class Align(Transform):
         replay_unclosed: bool = False,
         from_ns: int | None = None,
         to_ns: int | None = None,
+        faults: list[str] | None = None,
     ) -> None:
         if (anchor is None) == (anchor_rate_hz is None):
             raise ValueError("give either anchor (an input's name) or anchor_rate_hz")
@@ -68,6 +71,7 @@ class Align(Transform):
         self._aligner: Aligner | None = None
         self._replay, self._realign, self._unclosed = replay, realign, replay_unclosed
         self._from_ns, self._to_ns = from_ns, to_ns
+        self._faults = tuple(map(parse, faults or ()))
         self._retold: Retold | None = None
 
     def open(self) -> None:
@@ -141,7 +145,8 @@ class Align(Transform):
         if self._realign:
             rules = self.rules(self._from_ns or self.context.clock.start_ns)
             streams = self.context.inputs
-            return Retold(afresh(path, streams, rules, unclosed=self._unclosed, from_ns=self._from_ns, to_ns=self._to_ns))
+            return Retold(afresh(path, streams, rules, unclosed=self._unclosed, from_ns=self._from_ns, to_ns=self._to_ns,
+                                 wrong=self._faults))  # fmt: skip
         recorded = next(recorded_events(path, self.name, unclosed=self._unclosed), None)
         if not isinstance(recorded, Rules):
             raise ConfigError(f"{path}: it does not hold what '{self.name}' was told. Align afresh: --realign")

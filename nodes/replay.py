@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from pipeline import faults
 from pipeline.clock import Clock, ReplayClock
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Source
@@ -22,6 +23,7 @@ class Replay(Source):
     """path: the recording. stream: of it; null: the one called like this node. unclosed: read what a killed run left.
     speed: 0 waits for nobody but its readers. from_ns, to_ns: of the recording's own time.
     absent: the recording has no such stream: it ends at once. realtime: false, always: it waits for its readers.
+    fault: what is to be wrong with it, "camera: drop=5%" (pipeline/faults.py). What that takes away is counted.
     """
 
     numbers: ClassVar[bool] = False
@@ -37,11 +39,13 @@ class Replay(Source):
         unclosed: bool = False,
         absent: bool = False,
         realtime: bool = False,
+        fault: str | None = None,
     ) -> None:
         if speed < 0 or realtime:
             raise ValueError("speed must be at least 0, realtime is always false here")
         self._path, self._stream, self._speed = Path(path), stream, speed
         self._from_ns, self._to_ns, self._unclosed, self._absent = from_ns, to_ns, unclosed, absent
+        self._fault = None if fault is None else faults.parse(fault)
         self._reader: Reader | None = None
 
     def open(self) -> None:
@@ -60,7 +64,10 @@ class Replay(Source):
     def frames(self, clock: Clock) -> Iterator[Frame]:
         if self._reader is None:
             return
-        for _, message, log_ns in self._reader.messages([self._stream or self.name], from_ns=self._from_ns, to_ns=self._to_ns):
+        recorded = self._reader.messages([self._stream or self.name], from_ns=self._from_ns, to_ns=self._to_ns)
+        if self._fault is not None:
+            recorded = faults.apply(recorded, [self._fault], start_ns=self._reader.span_ns[0], lost=self._lose)
+        for _, message, log_ns in recorded:
             if self._speed and not clock.sleep_until(log_ns, self.context.stopping):
                 return
             if isinstance(clock, ReplayClock) and clock.paused:
@@ -72,3 +79,6 @@ class Replay(Source):
                 return
             if isinstance(message, Frame):
                 yield message
+
+    def _lose(self, reason: str) -> None:
+        self.context.metrics.drop(self.name, reason, 1)

@@ -5,10 +5,11 @@
     fault      means
     delay      every frame comes that much later; what it says of its capture stays true
     offset     capture_ns is wrong by that much, as of a device whose delay nobody calibrated (may be negative)
-    drift      the sensor's clock runs fast by so many parts in a million (negative: slow), from its first frame on
+    drift      the sensor's clock runs fast by so many parts in a million (negative: slow), from the recording's beginning on
     drop       this share of the frames is lost, each by chance; their numbers stay gaps in `seq`
     noise      white noise at this ratio of signal to noise, in sound, pictures, IMU and series; 0 dB: as loud as the signal
     cut        nothing for so long from that time of the recording on; may be said several times
+    seed       another number, other chance (default 0)
 
 Pure: an iterator of recorded messages in, one out, in the order in which they then come. The same faults and seed give the
 same frames, to the bit, wherever replay begins and however fast it goes: chance hangs on a frame's `seq` alone.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import heapq
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -32,11 +33,12 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.frame import FOREVER_NS, Frame
 
 UNITS_NS = {"us": 1_000, "ms": 1_000_000, "s": NS, "min": 60 * NS}
-NAMES = ("delay", "offset", "drift", "drop", "noise", "cut")
+NAMES = ("delay", "offset", "drift", "drop", "noise", "cut", "seed")
 EXAMPLE = "'microphone: delay=120ms, offset=-40ms, drift=80ppm, drop=5%, noise=10dB, cut=3s@10s'"
 NOISY = ("bgr8", "jpeg", "pcm_f32", "imu_f64", "series_f32")
 JPEG_QUALITY = 95
 PPM = 1_000_000
+DROPPED, CUT = "lost on purpose", "cut on purpose"
 MOST_DELAY_NS = 600 * NS  # what is delayed is held in memory
 
 
@@ -51,6 +53,7 @@ class Fault:
     drop: float = 0.0  # share, 0 to 1
     noise_db: float | None = None  # signal to noise
     cuts: tuple[tuple[int, int], ...] = ()  # (from, to) since the recording's start
+    seed: int = 0
 
     def __str__(self) -> str:
         told = [f"delay={self.delay_ns / 1e6:g}ms"] if self.delay_ns else []
@@ -59,6 +62,7 @@ class Fault:
         told += [f"drop={self.drop * 100:g}%"] if self.drop else []
         told += [] if self.noise_db is None else [f"noise={self.noise_db:g}dB"]
         told += [f"cut={(to - begin) / 1e9:g}s@{begin / 1e9:g}s" for begin, to in self.cuts]
+        told += [f"seed={self.seed}"] if self.seed else []
         return f"{self.stream}: {', '.join(told)}"
 
 
@@ -106,9 +110,16 @@ def parse(text: str) -> Fault:
                 if not at or span_ns <= 0 or begin_ns < 0:
                     raise ConfigError(f"{where}: expected how long and from when, such as cut=3s@10s")
                 fault = replace(fault, cuts=(*fault.cuts, (begin_ns, begin_ns + span_ns)))
+            case "seed":
+                fault = replace(fault, seed=round(_number(value, "", where, least=0, most=2**31)))
             case _:
                 raise ConfigError(f"{where}: no fault called '{name}'. Known: {', '.join(NAMES)}.{nearest(name, NAMES)}")
     return fault
+
+
+def timing(faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    """Without what changes payloads alone: for who wants to know only what came when."""
+    return tuple(replace(fault, noise_db=None) for fault in faults)
 
 
 def parse_all(texts: Sequence[str], streams: Iterable[str]) -> tuple[Fault, ...]:
@@ -122,12 +133,15 @@ def parse_all(texts: Sequence[str], streams: Iterable[str]) -> tuple[Fault, ...]
     return tuple(faults)
 
 
-def apply(recorded: Iterable[Item], faults: Sequence[Fault], *, start_ns: int, seed: int = 0) -> Iterator[Item]:
+def apply(
+    recorded: Iterable[Item], faults: Sequence[Fault], *, start_ns: int, lost: Callable[[str], None] = lambda reason: None
+) -> Iterator[Item]:
     """The recorded messages as they would have come, in the order of their log_ns; streams without a fault are untouched.
 
-    start_ns: when the recording begins, by log_ns. Raises ConfigError for noise in what cannot be noisy.
+    start_ns: when the recording begins, by log_ns. lost: told of each frame that is taken away, and by what. Raises
+    ConfigError for noise in what cannot be noisy.
     """
-    spoilers = {fault.stream: Spoiler(fault, start_ns=start_ns, seed=seed) for fault in faults}
+    spoilers = {fault.stream: Spoiler(fault, start_ns=start_ns, lost=lost) for fault in faults}
     waiting: list[tuple[int, int, Item]] = []  # what comes later than it came
     for count, item in enumerate(recorded):
         while waiting and waiting[0][0] <= item.log_ns:
@@ -148,22 +162,22 @@ def apply(recorded: Iterable[Item], faults: Sequence[Fault], *, start_ns: int, s
 
 
 class Spoiler:
-    """One stream's faults, frame by frame. lost: frames taken away so far, by reason."""
+    """One stream's faults, frame by frame."""
 
-    def __init__(self, fault: Fault, *, start_ns: int, seed: int = 0) -> None:
-        self.fault, self.lost = fault, {"dropped": 0, "cut": 0}
-        self._start_ns, self._seed = start_ns, (seed, zlib.crc32(fault.stream.encode()))
-        self._first_ns: int | None = None
+    def __init__(self, fault: Fault, *, start_ns: int, lost: Callable[[str], None] = lambda reason: None) -> None:
+        self.fault, self._lost = fault, lost
+        self._start_ns, self._seed = start_ns, (fault.seed, zlib.crc32(fault.stream.encode()))
 
     def spoil(self, frame: Frame, log_ns: int) -> Frame | None:
         """None: it is lost. A watermark ("none") is delayed and shifted, and lost in a cut alone."""
         since_ns = log_ns - self._start_ns
         if any(begin <= since_ns < to for begin, to in self.fault.cuts):
-            self.lost["cut"] += frame.encoding != "none"
+            if frame.encoding != "none":
+                self._lost(CUT)
             return None
         chance = np.random.default_rng((*self._seed, frame.seq & 0xFFFFFFFF))
         if frame.encoding != "none" and self.fault.drop and chance.random() < self.fault.drop:
-            self.lost["dropped"] += 1
+            self._lost(DROPPED)
             return None
         frame = self._moved(frame)
         if self.fault.noise_db is None or frame.encoding == "none" or not frame.data.size:
@@ -176,10 +190,9 @@ class Spoiler:
     def _moved(self, frame: Frame) -> Frame:
         if frame.capture_ns >= FOREVER_NS:  # the source is finished: no clock moves that
             return frame
-        self._first_ns = frame.capture_ns if self._first_ns is None else self._first_ns
 
         def told(time_ns: int) -> int:
-            return time_ns + self.fault.offset_ns + round((time_ns - self._first_ns) * self.fault.drift_ppm / PPM)  # type: ignore[operator]
+            return time_ns + self.fault.offset_ns + round((time_ns - self._start_ns) * self.fault.drift_ppm / PPM)
 
         begin_ns = told(frame.capture_ns)
         publish_ns = frame.publish_ns + self.fault.delay_ns if frame.publish_ns else 0

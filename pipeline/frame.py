@@ -162,6 +162,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
     timing_ns: dict[str, int] = {}  # wait (anchor's arrival → set), infer (the task), total (capture → published)
     opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
     disagree: bool = False  # two of the opinions are sure of different labels
+    agreement: float | None = None  # -1 to 1: how well the modalities fit together; None where the fusion tells none
 
     def record(self) -> dict[str, Any]:
         """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""
@@ -192,6 +193,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
                 for o in self.opinions
             ],
             "disagree": self.disagree,
+            **({} if self.agreement is None else {"agreement": round(self.agreement, 4)}),
             "speaking": self.speaking,
             "used": list(self.used),
             "missing": list(self.missing),

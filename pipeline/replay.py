@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipeline import fault_report
 from pipeline.clock import NS
 from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.diff import Differing, compare, read_predictions
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.eventlog import Rules
+from pipeline.faults import parse_all
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS
+from pipeline.labels import Labels
 from pipeline.node import Sink, Source
 from pipeline.recorder import KEPT, machine
 from pipeline.recording import Reader
@@ -33,12 +37,16 @@ class Tape:
     """from_s, to_s: since the recording's beginning. Raises ConfigError for what cannot be read."""
 
     def __init__(
-        self, path: Path, *, from_s: float | None = None, to_s: float | None = None, realign: bool = False, unclosed: bool = False
-    ) -> None:
-        self.path, self.realign, self._unclosed = path, realign, unclosed
+        self, path: Path, *, from_s: float | None = None, to_s: float | None = None, realign: bool = False, unclosed: bool = False,
+        fault: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.path, self.unclosed = path, unclosed
         with Reader(path, unclosed=unclosed) as reader:
             self.about, self.notes, self.streams = reader.about, reader.notes, dict(reader.streams)
             self.counts, self.span_ns = reader.counts, reader.span_ns
+            self.faults = parse_all(fault, reader.streams)
+            # A recording that was imported holds no decisions that could be told again.
+            self.realign = realign or bool(fault) or not any(stream.endswith(EVENTS) for stream in reader.streams)
             self._gaps = {s: _gap(reader, s) for s in reader.streams if s.endswith(EVENTS)}
             self._starts = {s: _starts(reader, s.removesuffix(EVENTS)) for s in reader.streams if s.endswith(EVENTS)}
         first_ns, last_ns = self.span_ns
@@ -55,6 +63,10 @@ class Tape:
         """`config` with this recording in place of its sources, on one host, with nobody left behind. labels: keep those that
         are given on the page, in the recording."""
         nodes = {}
+        sources = [n.name for n in config.nodes.values() if issubclass(resolve(n.use, n.where), Source)]
+        for fault in self.faults:
+            if fault.stream not in sources:
+                raise ConfigError(f"--fault {fault.stream}: no source of {config.path}. Sources there: {', '.join(sources)}")
         for node in config.nodes.values():
             kind = resolve(node.use, node.where)
             if kind.__name__ == "Record":
@@ -64,10 +76,10 @@ class Tape:
             if issubclass(kind, Source):
                 use, options = "replay", self._source_options(node, speed)
             elif kind.produces is AlignedSet and kind.journals:
-                options |= {"replay": str(self.path.absolute()), "realign": self.realign, "replay_unclosed": self._unclosed}
-                options |= {"from_ns": self.from_ns, "to_ns": self.to_ns}
+                options |= {"replay": str(self.path.absolute()), "realign": self.realign, "replay_unclosed": self.unclosed}
+                options |= {"from_ns": self.from_ns, "to_ns": self.to_ns, "faults": [str(fault) for fault in self.faults]}
             elif kind.produces is Prediction and node.use == "infer" and self._knows_what_was_shed(config, node):
-                options |= {"replay": str(self.path.absolute()), "replay_unclosed": self._unclosed}
+                options |= {"replay": str(self.path.absolute()), "replay_unclosed": self.unclosed}
             nodes[node.name] = dataclasses.replace(node, use=use, options=options, host="", optional=False)
         labels = labels and any(n.use == "dashboard" for n in nodes.values())
         if labels and (predicting := [n.name for n in nodes.values() if resolve(n.use, n.where).produces is Prediction]):
@@ -87,12 +99,19 @@ class Tape:
         names = [stream for stream in self.streams if self._makes_predictions(stream)]
         if not names:
             return []
-        with Reader(self.path, unclosed=self._unclosed) as reader:
+        with Reader(self.path, unclosed=self.unclosed) as reader:
             found = (m.message for m in reader.messages(names, from_ns=self.from_ns, to_ns=self.to_ns))
             return [json.loads(json.dumps(p.record())) for p in found if isinstance(p, Prediction)]
 
+    def scratch(self) -> str | None:
+        """Where the answers go that a report of faults needs, when nobody asked for them; None: no faults, no report."""
+        if not self.faults:
+            return None
+        self._scratch = tempfile.TemporaryDirectory(prefix="sensorium-")
+        return str(Path(self._scratch.name) / "predictions.jsonl")
+
     def _makes_predictions(self, stream: str) -> bool:
-        with Reader(self.path, unclosed=self._unclosed) as reader:
+        with Reader(self.path, unclosed=self.unclosed) as reader:
             return "sensorium.Prediction" in reader.kinds(stream)
 
     def _source_options(self, node: NodeConfig, speed: float) -> dict[str, Any]:
@@ -100,9 +119,10 @@ class Tape:
         if absent and not node.optional:
             here = ", ".join(s for s in self.streams if s != HEALTH and not s.endswith(EVENTS))
             raise ConfigError(f"{self.path}: it has no stream '{node.name}', which {node.where} is. Streams there: {here}")
+        wrong = next((str(fault) for fault in self.faults if fault.stream == node.name), None)
         return {
-            "path": str(self.path.absolute()), "speed": speed, "from_ns": self.from_ns, "to_ns": self.to_ns,
-            "unclosed": self._unclosed, "absent": absent, "realtime": False,  # so nothing behind it drops a message
+            "fault": wrong, "path": str(self.path.absolute()), "speed": speed, "from_ns": self.from_ns, "to_ns": self.to_ns,
+            "unclosed": self.unclosed, "absent": absent, "realtime": False,  # so nothing behind it drops a message
         }  # fmt: skip
 
     def _knows_what_was_shed(self, config: Config, node: NodeConfig) -> bool:
@@ -128,6 +148,8 @@ class Tape:
         return changed
 
     def _reasons(self, config: Config, summary: dict[str, Any] | None) -> Iterator[str]:
+        for fault in self.faults:
+            yield f"faults on purpose, {fault}"
         if self.realign:
             yield "alignment was computed afresh"
         if self.from_ns is not None or self.to_ns is not None:
@@ -167,7 +189,7 @@ class Tape:
                     yield f"{count} frames of '{source}' that '{node}' was told of are not in the recording"
 
 
-_OF_A_REPLAY = ("replay", "realign", "replay_unclosed", "from_ns", "to_ns", "event_log")
+_OF_A_REPLAY = ("replay", "realign", "replay_unclosed", "from_ns", "to_ns", "event_log", "faults")
 
 
 def _gap(reader: Reader, stream: str) -> int:
@@ -186,6 +208,8 @@ def conclude(tape: Tape, config: Config, summary: dict[str, Any], out: Path | No
     took_s = summary["seconds"]
     print(f"  {tape.lasts_s:.1f} s of recording in {took_s:.1f} s: {tape.lasts_s / max(took_s, 0.01):.2f} times as fast as it happened")
     found = list(compare(tape.recorded_predictions(), read_predictions(out))) if out else None
+    if tape.faults and out is not None:
+        return tell_faults(tape, read_predictions(out))
     if reasons:
         print("  not identical to the recorded run because " + "; ".join(reasons))
         if found is not None:
@@ -197,6 +221,15 @@ def conclude(tape: Tape, config: Config, summary: dict[str, Any], out: Path | No
         raise DiffersError(f"{_count(found)}, and nothing is known that explains it: a bug. The first: {found[0]}")
     else:
         print("  identical to the recorded run: every prediction, in every field but timing_ms and age_ns")
+
+
+def tell_faults(tape: Tape, with_faults: list[dict[str, Any]]) -> None:
+    """What the faults did to alignment and to the answers, beside the recorded run's, and the labels where there are any."""
+    with Reader(tape.path, unclosed=tape.unclosed) as reader:
+        labels = Labels.read(reader) if any(info.encoding == "label" for info in reader.streams.values()) else None
+    for fault in tape.faults:
+        print(f"  fault: {fault}")
+    print(fault_report.table(tape.recorded_predictions(), with_faults, labels))
 
 
 def _count(found: list[Differing]) -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import eventlog
+from pipeline import eventlog, faults
 from pipeline.align import Aligner
 from pipeline.eventlog import Event, Finished, Rules, Sent, Told
+from pipeline.faults import Fault
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS
 from pipeline.recording import Reader
@@ -132,13 +133,14 @@ def events_of(reader: Reader, align: str, *, from_ns: int | None = None) -> Iter
 
 
 def afresh(path: Path, streams: Sequence[str], rules: Rules, *, unclosed: bool = False, from_ns: int | None = None,
-           to_ns: int | None = None) -> Iterator[Event]:  # fmt: skip
-    """The events of a run in which every frame arrived the moment it left its source: the same every time."""
+           to_ns: int | None = None, wrong: Sequence[Fault] = ()) -> Iterator[Event]:  # fmt: skip
+    """The events of a run in which every frame arrived the moment it left its source: the same every time. wrong: but for these."""
     with Reader(path, unclosed=unclosed) as reader:
         here = [stream for stream in streams if stream in reader.streams]
         yield rules
         last_ns = rules.start_ns
-        for _, frame, log_ns in reader.messages(here, from_ns=from_ns, to_ns=to_ns):
+        recorded = reader.messages(here, from_ns=from_ns, to_ns=to_ns)
+        for _, frame, log_ns in faults.apply(recorded, faults.timing(wrong), start_ns=reader.span_ns[0]):
             if isinstance(frame, Frame):
                 last_ns = max(last_ns, log_ns)
                 yield told(frame, last_ns)

@@ -124,6 +124,9 @@ def ros_store(*, ros1: bool) -> Any:
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_HUMBLE)
+    store.register(get_types_from_msg("uint8[] data", "audio_common_msgs/msg/AudioData"))
+    fields = "uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\nstring coding_format"
+    store.register(get_types_from_msg(fields, "audio_common_msgs/msg/AudioInfo"))
     store.register(get_types_from_msg("std_msgs/Header header\nmy_msgs/Parcel[] packets", "my_msgs/msg/Fleet"))
     store.register(get_types_from_msg(f"{'time' if ros1 else 'builtin_interfaces/Time'} stamp\nuint8[] data", "my_msgs/msg/Parcel"))
     return store
@@ -150,10 +153,9 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
     parcel = types["my_msgs/msg/Parcel"]
     parcels = [parcel(stamp=types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=100 + i), data=np.full(5, i, np.uint8))
                for i in range(3)]  # fmt: skip
-    matrix = "K" if ros1 else "k"
     roi = types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-    numbers = {name.upper() if ros1 else name: np.arange(size, dtype=np.float64) for name, size in (("d", 5), ("k", 9), ("r", 9), ("p", 12))}
-    assert matrix in numbers
+    sizes = {"d": 5, "k": 9, "r": 9, "p": 12}
+    numbers = {name.upper() if ros1 else name: np.arange(size, dtype=np.float64) for name, size in sizes.items()}
     return [
         ("/camera/image", "sensor_msgs/msg/Image", types["sensor_msgs/msg/Image"](
             header=header(), height=32, width=48, encoding="rgb8", is_bigendian=0, step=48 * 3 + 4,
@@ -164,9 +166,10 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
         ("/camera/compressed", "sensor_msgs/msg/CompressedImage", types["sensor_msgs/msg/CompressedImage"](
             header=header(), format="jpeg", data=jpeg)),
         ("/velodyne_points", "sensor_msgs/msg/PointCloud2", types["sensor_msgs/msg/PointCloud2"](
-            header=header(), height=1, width=3, fields=fields, is_bigendian=False, point_step=18, row_step=54, data=raw(points), is_dense=False)),
+            header=header(), height=1, width=3, fields=fields, is_bigendian=False, point_step=18, row_step=54, data=raw(points),
+            is_dense=False)),
         ("/scan", "sensor_msgs/msg/LaserScan", types["sensor_msgs/msg/LaserScan"](
-            header=header(), angle_min=0.0, angle_max=float(np.pi / 2), angle_increment=float(np.pi / 2), time_increment=0.01, scan_time=0.02,
+            header=header(), angle_min=0.0, angle_max=1.5, angle_increment=float(np.pi / 2), time_increment=0.01, scan_time=0.02,
             range_min=0.1, range_max=10.0, ranges=np.array([2, np.inf], np.float32), intensities=np.zeros(0, np.float32))),
         ("/imu", "sensor_msgs/msg/Imu", types["sensor_msgs/msg/Imu"](
             header=header(), orientation=types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0), orientation_covariance=cov,
@@ -175,6 +178,10 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
         ("/camera/camera_info", "sensor_msgs/msg/CameraInfo", types["sensor_msgs/msg/CameraInfo"](
             header=header(), height=32, width=48, distortion_model="plumb_bob", binning_x=0, binning_y=0, roi=roi, **numbers)),
         ("/fleet", "my_msgs/msg/Fleet", types["my_msgs/msg/Fleet"](header=header(), packets=parcels)),
+        ("/audio/audio_info", "audio_common_msgs/msg/AudioInfo", types["audio_common_msgs/msg/AudioInfo"](
+            channels=2, sample_rate=16000, sample_format="S16LE", bitrate=0, coding_format="wave")),
+        ("/audio/audio", "audio_common_msgs/msg/AudioData", types["audio_common_msgs/msg/AudioData"](
+            data=raw(np.tile(np.array([16384, 0], "<i2"), 160)))),
         ("/said", "std_msgs/msg/String", types["std_msgs/msg/String"](data="hello")),
         ("/pose", "geometry_msgs/msg/Quaternion", types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0)),
     ]  # fmt: skip

@@ -126,6 +126,19 @@ def test_camera_away_the_voice_answers_alone(hearing: Open) -> None:
     assert prediction.subjects == ()
 
 
+def test_run_that_loses_camera_then_microphone_keeps_predicting_and_recovers(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    task, told = hearing("sad"), []
+    for i in range(120):  # five seconds: both, no camera, both, no microphone, both
+        last, seeing, listening = 50 + int(i * 1000 / 24 / 20), not 24 <= i < 48, not 72 <= i < 96
+        frames = ([camera(i, face)] if seeing else []) + (speech(last - 50, 50) if listening else [])
+        missing = tuple(name for name, here in (("webcam", seeing), ("mic", listening)) if not here)
+        told.append(task.predict(aligned(*frames, missing=missing, anchor_ns=i * 1001 * 1_000_000 * 1000 // 24000)))
+    assert all(p.label is not None for p in told)
+    assert [told[i].used for i in (23, 47, 71, 95, 119)] == [("webcam", "mic"), ("mic",), ("webcam", "mic"), ("webcam",), ("webcam", "mic")]
+    assert told[47].missing == ("webcam",) and told[95].missing == ("mic",) and told[119].missing == ()
+    assert told[47].label == "sad" and told[119].probs[LABELS.index("sad")] > told[95].probs[LABELS.index("sad")]
+
+
 def test_voice_fades_after_the_last_word_and_says_so(hearing: Open, face: np.ndarray[Any, Any]) -> None:
     task = hearing()
     watch(task, [face])

@@ -25,8 +25,8 @@ def picture(seq):
     return Recorded("camera", frame, frame.publish_ns)
 
 
-def spoilt(recorded, text, **options):
-    return list(apply(recorded, [parse(text)], start_ns=0, **options))
+def spoilt(recorded, text):
+    return list(apply(recorded, [parse(text)], start_ns=0))
 
 
 def test_all_faults_of_a_stream_are_parsed():
@@ -74,10 +74,10 @@ def test_a_delayed_stream_comes_later_among_the_others_and_keeps_its_capture_tim
 
 def test_lost_frames_leave_gaps_and_are_the_same_ones_wherever_replay_begins():
     recorded = [sound(i) for i in range(400)]
-    kept = [r.message.seq for r in spoilt(recorded, "microphone: drop=25%", seed=3)]
+    kept = [r.message.seq for r in spoilt(recorded, "microphone: drop=25%, seed=3")]
     assert 0.19 < 1 - len(kept) / 400 < 0.31
-    assert [r.message.seq for r in spoilt(recorded[200:], "microphone: drop=25%", seed=3)] == [s for s in kept if s >= 200]
-    assert kept != [r.message.seq for r in spoilt(recorded, "microphone: drop=25%", seed=4)]
+    assert [r.message.seq for r in spoilt(recorded[200:], "microphone: drop=25%, seed=3")] == [s for s in kept if s >= 200]
+    assert kept != [r.message.seq for r in spoilt(recorded, "microphone: drop=25%, seed=4")]
 
 
 def test_a_drifting_clock_moves_each_capture_and_stretches_the_sound():

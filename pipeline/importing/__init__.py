@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.config import HEALTH
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
 from pipeline.importing.config import write_config
@@ -118,6 +119,8 @@ class _Names:
             theirs, equals, ours = pair.partition("=")
             if not equals or not theirs.strip("/ ") or not ours.replace("_", "").replace("-", "").replace("/", "").isalnum():
                 raise ConfigError(f"--map {pair}: expected THEIRS=OURS, such as /velodyne_points=lidar")
+            if ours == HEALTH:
+                raise ConfigError(f"--map {pair}: '{HEALTH}' is the launcher's own stream. Choose another name")
             self._wanted[theirs.strip("/ ")] = ours
         if opened.infos:  # a capture's streams are known only once it is read
             self._check(opened.infos)
@@ -129,7 +132,7 @@ class _Names:
             yield frame if ours == frame.stream else msgspec.structs.replace(frame, stream=ours)
 
     def meet(self, theirs: str) -> str:
-        ours = self._wanted.get(theirs, theirs)
+        ours = self._wanted.get(theirs, theirs if theirs != HEALTH else f"{HEALTH}_theirs")
         if ours in self._met.values():
             raise ConfigError(f"--map: two streams would be called '{ours}'. Streams here: {', '.join(self._opened.infos)}")
         self._met[theirs] = ours

@@ -1,10 +1,12 @@
 """The config that is written beside an imported recording: its streams as sources, aligned, with a line on the console.
 
-What has no place in a set of moments (packets before they are decoded, calibration, texts) is a source that nothing reads yet.
+What has no place in a set of moments (packets before they are decoded, calibration, texts) stands there as a comment, to be
+taken in where something reads it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,23 +19,28 @@ PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the n
 
 def config_text(recording: Path, encodings: Mapping[str, str]) -> str:
     """encodings: by stream. A graph that `check` takes and `replay` plays."""
-    width = max(map(len, encodings)) + 1
+    keys = {name: key(name) for name in encodings}
+    width = max(map(len, keys.values())) + 1
+    own = {node: node if node not in encodings else f"{node}-of-{recording.stem}" for node in ("align", "emotion", "console")}
     command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
     lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
-    lines += [f"  {f'{name}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}"
-              for name, encoding in encodings.items()]  # fmt: skip
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
+    for name, encoding in encodings.items():
+        mark = "  " if name in aligned or not aligned else "  # "
+        lines.append(f"{mark}{f'{keys[name]}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}")
     if aligned:
-        lines += ["  align:", "    use: align", f"    inputs: [{', '.join(aligned)}]", f"    anchor: {aligned[0]}",
+        lines += [f"  {own['align']}:", "    use: align", f"    inputs: [{', '.join(keys[n] for n in aligned)}]",
+                  f"    anchor: {keys[aligned[0]]}",
                   "    max_wait_ms: null   # each set waits for proof: the same sets at every speed"]  # fmt: skip
-        picks = [f"{name}: {PICKS[encodings[name]]}" for name in aligned[1:] if encodings[name] in PICKS]
+        picks = [f"{keys[name]}: {PICKS[encodings[name]]}" for name in aligned[1:] if encodings[name] in PICKS]
         lines += [f"    pick: {{{', '.join(picks)}}}"] if picks else []
     pictures = [name for name in aligned if encodings[name] in ("bgr8", "jpeg")]
     sounds = [name for name in aligned if encodings[name] == "pcm_f32"]
     if pictures and sounds:  # a picture and a sound track: people are looked for
-        lines += ["  emotion:", "    {use: infer, task: emotion, inputs: [{from: align, keep: 2}], process: align, backend: auto}"]
-    read = ["emotion"] if pictures and sounds else []
-    lines += [f"  console: {{use: console, inputs: [{', '.join([*read, 'health'])}]}}"]
+        lines += [f"  {own['emotion']}:", f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
+                  f"process: {own['align']}, backend: auto}}"]  # fmt: skip
+    read = [own["emotion"]] if pictures and sounds else []
+    lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*read, 'health'])}]}}"]
     return "\n".join(lines) + "\n"
 
 
@@ -50,6 +57,12 @@ def write_config(recording: Path, encodings: Mapping[str, str]) -> Path:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
     raise ConfigError(f"{recording.with_suffix('.yaml')}: it and a thousand others are there already. Remove some")
+
+
+def key(name: str) -> str:
+    """As YAML reads it back as a text: 2024 and yes would be something else."""
+    plain = re.fullmatch(r"[A-Za-z_][\w/.-]*", name) and name.lower() not in ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
+    return name if plain else quoted(name)
 
 
 def quoted(text: str) -> str:

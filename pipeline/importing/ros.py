@@ -139,7 +139,7 @@ def _topics_of_mcap(path: Path) -> list[tuple[str, str, int]]:
 
 def _types(reader: Any, is_ros2: bool) -> Any:
     """The bag's own definitions; for what has none, those of ROS 2 Humble and of the drivers."""
-    from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+    from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE if is_ros2 else Stores.ROS1_NOETIC)
     found: dict[str, Any] = {}
@@ -155,10 +155,13 @@ def _types(reader: Any, is_ros2: bool) -> Any:
                 found |= get_types_from_idl(part.split("\n", 1)[1])
         else:
             found |= get_types_from_msg(connection.msgdef, connection.msgtype)
-    # A type that both have is the bag's: an older ROS wrote other fields.
-    fresh = get_typestore(Stores.EMPTY)
-    fresh.register({**store.FIELDDEFS, **found})
-    return fresh
+    try:
+        store.register(found)
+        return store
+    except TypesysError:  # a type that both have, with other fields: an older ROS wrote them, so the bag's are right
+        fresh = get_typestore(Stores.EMPTY)
+        fresh.register({**store.FIELDDEFS, **found})
+        return fresh
 
 
 def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, Any]]:

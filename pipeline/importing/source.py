@@ -104,8 +104,8 @@ def read_bytes(path: Path) -> bytes:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise ConfigError(f"{path}: {path.stat().st_size >> 20} MiB, expected less than {LARGEST_FILE_BYTES >> 20}")
         return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_lines(path: Path) -> list[str]:

@@ -37,7 +37,7 @@ def open_tum(folder: Path) -> Opened:
         for i, (at_ns, rest) in enumerate(rows):
             if name in ("rgb", "depth"):
                 path = folder / rest
-                if not path.resolve().is_relative_to(folder.resolve()):
+                if "\0" in rest or not path.resolve().is_relative_to(folder.resolve()):
                     raise ConfigError(f"{table}: '{rest[:60]}' lies outside the folder")
                 read = partial(picture_frame, name, at_ns, path, depth_per_mm=DEPTH_PER_MM, publish_ns=at_ns)
             else:

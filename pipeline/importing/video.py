@@ -50,7 +50,10 @@ def open_video(path: Path, *, raw: bool = False) -> Opened:
 
 def _stream(path: Path, kind: Any) -> media.OpenFile | None:
     try:
-        return media.open_file(str(path), kind, where="import")
+        file = media.open_file(str(path), kind, where="import")
+        if file.stream.codec_context is None:
+            raise ConfigError(f"import: {path}: its {kind} is coded in a way that nothing here decodes. Convert it to MP4")
+        return file
     except ConfigError as error:
         if f"has no {kind}" in str(error):
             return None

@@ -2,6 +2,7 @@
 
     python run_pipeline.py evaluate fusion --data FOLDER                              every family, every set of modalities
     python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx    one of them, for `fusion: my.onnx`
+    python run_pipeline.py evaluate fusion --data MOSEI --format cmu-csd              a public set as its users have it
 
 Folds by group (speaker or session), so that a figure is about people who were never met; beside the families stand what
 needs no training and a logistic regression made for each set of modalities alone. Probabilities of a modality are taken as
@@ -19,10 +20,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from pipeline.dataset import Rows, load
+from pipeline.dataset import Rows
 from pipeline.errors import ConfigError, nearest
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.training import evaluate
+from pipeline.training.datasets import OWN_FORMAT, load_rows
 from pipeline.training.fusion_families import FAMILIES, subsets
 from pipeline.training.fusion_fit import Examples, Recipe, answer, export_fusion, fit
 from pipeline.training.fusion_nets import Fused, FusionNet, Modality
@@ -82,12 +84,23 @@ def network(examples: Examples, labels: int, family: str, recipe: Recipe, *, see
         there = x[:, 0][examples.present[:, i] > 0]                                       # (rows there, width)
         measured = not modality.opinion and len(there) > 1
         means.append(there.mean(0) if measured else torch.zeros(modality.width))
-        deviations.append(there.std(0).clamp_min(1e-6) if measured else torch.ones(modality.width))
+        deviations.append(spread(there) if measured else torch.ones(modality.width))
     torch.manual_seed(seed)
     net = FusionNet(examples.modalities, labels, family=family, layers=1, coordinate=coordinate)
     moved = tuple((x - mean) / deviation for x, mean, deviation in zip(examples.features, means, deviations, strict=True))
     fit(net, Examples(examples.modalities, moved, examples.present, examples.offset_s, examples.labels), recipe, seed=seed)
     return Standardised(net, means, deviations).eval()
+
+
+def spread(there: Tensor) -> Tensor:
+    """(n, width) → (width,) standard deviations, none below a tenth of their mean.
+
+    A ReLU embedding has numbers that were 0 in every row: divided by their own deviation, the first one that is not 0 live would be
+    a million deviations large, and drown all others.
+    """
+    deviations = there.std(0)
+    least = 0.1 * deviations.mean()
+    return deviations.clamp_min(float(least)) if least > 0 else torch.ones_like(deviations)
 
 
 def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tuple[Table, dict[str, float]]:
@@ -188,27 +201,30 @@ def area(scores: Floats, positive: npt.NDArray[np.bool_]) -> float | None:
     """Under the receiver operating curve: the chance that a positive's score is above a negative's; ties count half."""
     if positive.all() or not positive.any():
         return None
-    ordered, at, count = np.unique(scores, return_inverse=True, return_counts=True)
+    _, at, count = np.unique(scores, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[at]
     positives = int(positive.sum())
     return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * (len(scores) - positives)))
 
 
-def evaluate_own(*, data: Path, family: str = ",".join(FAMILIES), seed: int = 1, epochs: int = 30,
+def evaluate_own(*, data: Path, format: str = OWN_FORMAT, family: str = ",".join(FAMILIES), seed: int = 1, epochs: int = 30,
                  out: Path = Path("runs/fusion/own.json")) -> Table:
-    """family: names with commas between; all unless said otherwise. Prints the table; `out`: JSON, and a picture beside it."""
+    """format: as in datasets.load_rows. family: names with commas between; all unless said otherwise. Prints the table;
+    `out`: JSON, and a picture beside it."""
     torch.set_num_threads(1)
-    table, _ = judge(load(data), _known(family), seed=seed, epochs=epochs)
+    table, _ = judge(load_rows(data, format), _known(family), seed=seed, epochs=epochs)
     print(markdown(table))
     write(table, out, title=str(data.name))
+    if "coordinated" in table and (auc := agreement_auc(load_rows(data, format), "coordinated", seed=seed, epochs=epochs)) is not None:
+        print(f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met")
     return table
 
 
-def train_own(*, data: Path, out: Path, family: str, seed: int, epochs: int) -> Table:
+def train_own(*, data: Path, format: str, out: Path, family: str, seed: int, epochs: int) -> Table:
     """Judge one family on the data, fit it on all rows, export it with its manifest. Returns the table of the judgement."""
     torch.set_num_threads(1)
     (name,) = _known(family)
-    rows = load(data)
+    rows = load_rows(data, format)
     table, temperatures = judge(rows, [name], seed=seed, epochs=epochs)
     print(markdown(table))
     whole, *singles = list(table[name])[::-1]
@@ -242,7 +258,7 @@ def train_own(*, data: Path, out: Path, family: str, seed: int, epochs: int) -> 
         labels=rows.labels, temperature=temperatures[name],
         training_data=f"{data.name}: {len(examples)} labelled rows of {len(np.unique(groups))} groups",
         licence="that of the data it was trained on",
-        made_by=f"python run_pipeline.py train fusion --data {data} --family {name} --epochs {epochs} --seed {seed}",
+        made_by=f"python run_pipeline.py train fusion --data {data} --format {format} --family {name} --epochs {epochs} --seed {seed}",
         metrics=metrics,
     ).write(out)  # fmt: skip
     print(f"{out}: {metrics}", flush=True)

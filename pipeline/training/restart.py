@@ -35,8 +35,9 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
     if not path.is_file():
         raise ConfigError(f"{path}: not there. --start wants the ONNX file of a face network trained here.")
     graph = onnx.load(str(path)).graph
-    weights = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    folded = [(weights[node.input[1]], weights[node.input[2]]) for node in graph.node if node.op_type == "Conv"]
+    # A mirrored network's own parts are called net.…, a plain one's are not.
+    weights = {tensor.name.removeprefix("net."): torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    folded = [tuple(weights[name.removeprefix("net.")] for name in node.input[1:3]) for node in graph.node if node.op_type == "Conv"]
 
     net = FaceNet().eval()
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]      # in the order they run
