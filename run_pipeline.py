@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,20 +37,55 @@ NOTICE = """\
 
 
 def run(args: argparse.Namespace) -> None:
+    _run(args)
+
+
+def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
+         ) -> tuple[Config, dict[str, Any]]:  # fmt: skip
+    """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
     from pipeline.config import load
     from pipeline.launch import launch
 
-    config = load(_beside(args.config), args.set)
+    config = change(load(_beside(args.config), args.set))
     if args.no_dashboard:
         config = _without(config, "dashboard")
     if args.out:
         config = _with_out(config, args.out, args.host)
-    _print_notice()
+    _print_notice(stored)
     summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
         with Path(args.out).open("a") as file:
             file.write(json.dumps(summary) + "\n")
     print_summary(summary)
+    return config, summary
+
+
+def record(args: argparse.Namespace) -> None:
+    from pipeline.errors import ConfigError
+    from pipeline.recorder import Wanted, repaired, told, with_recorder
+
+    if args.repair:
+        return print(repaired(args.repair))
+    if args.recording is None:
+        raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
+    wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
+    _, summary = _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
+    print(told(args.recording, summary))
+
+
+def replay(args: argparse.Namespace) -> None:
+    from pipeline.replay import Tape, conclude
+
+    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
+    args.out = args.out or tape.scratch()
+    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
+    conclude(tape, config, summary, Path(args.out) if args.out else None)
+
+
+def diff(args: argparse.Namespace) -> None:
+    from pipeline.diff import report
+
+    report(args.a, args.b, within=args.within)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -114,9 +150,12 @@ def _say_where(plan: Plan, *, open_page: bool) -> None:
                 webbrowser.open(url)
 
 
-def _print_notice() -> None:
+def _print_notice(stored: str) -> None:
     from pipeline.assets import cache_folder
 
+    if stored:
+        print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
+        return
     seen = cache_folder().parent / "notice-was-shown"
     if seen.exists():
         print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
@@ -143,7 +182,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             "rest": "  everything else",
         }
         for name, label in names.items():
-            if name in timing:
+            if name in timing and timing[name]["p95"] > 0.002:  # a replay that is faster than it happened has no latency
                 print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
     first = next(iter(summary["frames_in"].values()), 0)
     per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""
@@ -187,6 +226,11 @@ def doctor(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
+
+    if args.events.suffix == ".mcap":
+        from pipeline.verify import report
+
+        return report(args.events, plot=args.plot)
     from pipeline.eventlog import verify
 
     verdict = verify(args.events)
@@ -195,6 +239,38 @@ def verify(args: argparse.Namespace) -> None:
     if verdict.differences:
         raise ConfigError(f"{args.events}: some of its {verdict.sets} sets do not follow from what arrived")
     print(f"{args.events}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
+
+
+def import_(args: argparse.Namespace) -> None:
+    from pipeline.importing import import_source
+
+    import_source(args.source, args.out, mapping=args.map, raw=args.raw)
+
+
+def label(args: argparse.Namespace) -> None:
+    from pipeline.labels import add_labels
+
+    count = add_labels(args.recording, args.intervals, args.out, stream=args.stream)
+    print(f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset")
+
+
+def sample(args: argparse.Namespace) -> None:
+    from pipeline.sample import make_sample
+
+    make_sample(args.out)
+
+
+def export(args: argparse.Namespace) -> None:
+    from pipeline.aligned_rows import export_dataset
+    from pipeline.errors import ConfigError
+    from pipeline.exporting import export_recording
+
+    *sources, out = args.paths
+    if not sources or (len(sources) > 1 and not args.dataset):
+        raise ConfigError("export: REC.mcap FOLDER, or REC.mcap … FOLDER --dataset")
+    if args.dataset:
+        return export_dataset(sources, out, labels=args.labels, task=args.task)
+    export_recording(sources[0], out)
 
 
 def nodes(args: argparse.Namespace) -> None:
@@ -252,9 +328,12 @@ def train(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    names = ("data", "out", "epochs", "seed", "resume")
+    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format")
     found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
 
+
+# The words a `train` or `evaluate` function may take as options, as far as its signature names them.
+OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
 TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
@@ -267,7 +346,7 @@ def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
     from pipeline.errors import ConfigError
 
     known = inspect.signature(function).parameters
-    here = ", ".join(f"--{n}" for n in known if n in ("data", "out", "epochs", "seed", "resume", "model", "truth"))
+    here = ", ".join(f"--{n}" for n in known if n in OPTIONS)
     for name in given:
         if name not in known:
             raise ConfigError(f"--{name}: nothing here takes it. Options here: {here}")
@@ -287,14 +366,16 @@ def evaluate(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "evaluate", "train") from error
-    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed", "truth") if getattr(args, name)}
+    names = ("model", "data", "out", "seed", "truth", "family", "format", "epochs")
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
     result = found(**_fitting(found, given))
     if args.what in ("face", "stream"):
         print(json.dumps(result, indent=2))
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
-EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"),
+EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
+             "baseline": ("baseline", "evaluate_baseline"), "faults": ("fault_conditions", "evaluate_faults"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
@@ -334,13 +415,62 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(function=demo)
     running(verb := verbs.add_parser("run", help="run a config"))
     verb.add_argument("config", nargs="?", default=LIVE)
+    running(verb := verbs.add_parser("record", help="run a config and keep all that flows in a file"))
+    verb.add_argument("config", nargs="?", default=LIVE)
+    verb.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file")
+    verb.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
+    verb.add_argument("--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)")
+    verb.add_argument("--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured")
+    verb.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
+    verb.add_argument("--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much")
+    verb.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
+    verb.set_defaults(function=record)
+    running(verb := verbs.add_parser("replay", help="run a config on a recording in place of its sources"))
+    verb.add_argument("config")
+    verb.add_argument("recording", type=Path, metavar="REC.mcap")
+    verb.add_argument("--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)")
+    verb.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
+    verb.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
+    verb.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    verb.add_argument("--fault", action="append", default=[], metavar="'microphone: drop=5%%'",
+                      help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)")  # fmt: skip
+    verb.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
+    verb.set_defaults(function=replay)
+    verb = verbs.add_parser("diff", help="compare what --out wrote in two runs; exit 4 if any prediction differs")
+    verb.add_argument("a", type=Path, metavar="A.jsonl")
+    verb.add_argument("b", type=Path, metavar="B.jsonl")
+    verb.add_argument("--within", type=float, default=0.0, metavar="1e-4", help="by how much probabilities may differ")
+    verb.set_defaults(function=diff)
     verb = verbs.add_parser("check", help="verify a config; opens no device")
     verb.add_argument("config")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
     verb.set_defaults(function=check)
-    verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
-    verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
+    verb = verbs.add_parser("verify", help="audit a recording, or an event log: derive every aligned set again")
+    verb.add_argument("events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote")
+    verb.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
     verb.set_defaults(function=verify)
+    verb = verbs.add_parser("import", help="a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
+    verb.add_argument("source", type=Path)
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
+    verb.add_argument("--raw", action="store_true", help="a video's pictures to the bit, not as JPEG: large")
+    verb.set_defaults(function=import_)
+    verb = verbs.add_parser("label", help="a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
+    verb.add_argument("recording", type=Path, metavar="REC.mcap")
+    verb.add_argument("intervals", type=Path, metavar="INTERVALS.csv")
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--stream", default="label", help="what the stream is called")
+    verb.set_defaults(function=label)
+    verb = verbs.add_parser("sample", help="a small real recording with labels, made from the packaged clip")
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.set_defaults(function=sample)
+    verb = verbs.add_parser("export", help="a recording → mp4, wav and CSV; with --dataset: what `train fusion --data` reads")
+    verb.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER")
+    verb.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
+    verb.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
+    verb.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
+    verb.set_defaults(function=export)
     verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
     verb.add_argument("action", choices=("new",))
     verb.add_argument("name")
@@ -360,17 +490,38 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path)
     verb.add_argument("--epochs", type=int)
     verb.add_argument("--seed", type=int)
-    verb.add_argument("--resume", action="store_true")
+    verb.add_argument("--resume", action="store_true", help="go on after the last epoch")
+    verb.add_argument("--start", type=Path, help="for face: a shipped model to train on, instead of random weights")
+    verb.add_argument("--lr", type=float, help="for face: the highest learning rate")
+    verb.add_argument("--workers", type=int, help="for face: processes that share the work")
+    verb.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
+    verb.add_argument("--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …")
+    verb.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
     verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
+    verb.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    verb.add_argument("--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb")
+    verb.add_argument("--epochs", type=int, help="for fusion")
     verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
     verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
     return top
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _split(text: str) -> tuple[float | None, float | None]:
+    """(megabytes, seconds), one of them."""
+    for unit, megabytes in (("GB", 1000.0), ("MB", 1.0)):
+        if text.upper().endswith(unit) and text[:-2].strip().replace(".", "", 1).isdigit():
+            return float(text[:-2]) * megabytes, None
+    return None, _seconds(text)
 
 
 def _seconds(text: str) -> float:

@@ -7,34 +7,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.node import Arrival, Transform
+from pipeline.retold import Shed, predicted
 from pipeline.tasks import make
 
 
 class Infer(Transform):
     """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name.
-    options: of the task's constructor."""
+    options: of the task's constructor. replay: a recording: the sets that were shed in the recorded run are shed again. Set
+    by `run_pipeline.py replay`, as replay_unclosed."""
 
     consumes: ClassVar[tuple[type, ...]] = (AlignedSet,)
     produces: ClassVar[type | None] = Prediction
 
-    def __init__(self, *, task: str = "emotion", backend: str = "auto", options: dict[str, Any] | None = None) -> None:
+    def __init__(self, *, task: str = "emotion", backend: str = "auto", options: dict[str, Any] | None = None,
+                 replay: str | None = None, replay_unclosed: bool = False) -> None:  # fmt: skip
         self.task = make(task, options)
         self._backend = backend
+        self._replay, self._unclosed = replay, replay_unclosed
+        self._shed: Shed | None = None
 
     def open(self) -> None:
         self.task.log, self.task.metrics = self.context.log, self.context.metrics
         self.task.open(self._backend)
         self.context.metrics.facts["model"] = self.task.model
+        if self._replay:
+            self._shed = Shed(predicted(Path(self._replay), self.name, unclosed=self._unclosed))
 
     def process(self, arrival: Arrival) -> Iterable[Prediction]:
         aligned = arrival.message
         assert isinstance(aligned, AlignedSet)
+        if self._shed is not None and self._shed.was(aligned.anchor_ns):
+            self.context.metrics.drop(arrival.source, "shed in the recorded run too")
+            return
         begin_ns = self.context.clock.now_ns()
         prediction = self.task.predict(aligned)
         timing_ns = {"wait": aligned.sent_ns - aligned.arrival_ns, "infer": self.context.clock.now_ns() - begin_ns}

@@ -81,7 +81,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
-    """Node → launcher (stop, mute, unmute), and launcher → node process (begin, stop, leave, ended, mute, unmute)."""
+    """Node → launcher (stop, mute, unmute, pause, resume, label), and launcher → node process (these, begin, leave, ended)."""
 
     verb: str
     argument: str = ""

@@ -49,11 +49,20 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """The run is a recorded one again: its time begins at start_ns. speed 0: as fast as the machine can."""
+
+    start_ns: int
+    speed: float
+
+
+@dataclass(frozen=True)
 class Config:
     path: str
     nodes: dict[str, NodeConfig]
     portable: bool = False  # loopback TCP and inline payloads only: no ipc://, no shared memory
     hosts: dict[str, tuple[str, int]] = field(default_factory=dict)  # name → address, first port
+    replay: ReplayConfig | None = None  # not of the file: `replay` sets it
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

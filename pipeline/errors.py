@@ -3,6 +3,7 @@
     SensoriumError                 1  our bug, if it ever reaches a user as itself
     ├── ConfigError                2  the user's config, arguments, files or environment
     │   └── AssetError             2  a model or clip that is missing, altered or out of reach
+    ├── DiffersError               4  two things that were compared are not alike
     ├── DeviceError                3  a camera, microphone or lidar; `retry` says whether waiting can help
     └── WireError                  1  a message that is not ours: counted and dropped by readers, never fatal
 
@@ -25,6 +26,12 @@ class ConfigError(SensoriumError):
 
 class AssetError(ConfigError):
     pass
+
+
+class DiffersError(SensoriumError):
+    """Two things that were compared are not alike: nobody's fault, but a script must see it."""
+
+    exit_code = 4
 
 
 class DeviceError(SensoriumError):

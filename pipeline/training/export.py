@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 
 from pipeline.features import FACE_PX
-from pipeline.training.nets import FaceNet
+from pipeline.training.nets import FaceNet, MirroredFaceNet
 
 OPSET = 20                    # TensorRT-RTX builds 18 to 22
 MAX_DIFFERENCE = 1e-4
@@ -25,8 +25,9 @@ def export_face(net: FaceNet, path: Path) -> None:
     n is free because a picture shows any number of faces, and one call for all costs less than one each. Raises
     RuntimeError, and leaves no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
     """
-    plain = FaceNet().eval()                            # a copy: exporting must not change the network's memory format
-    plain.load_state_dict(net.state_dict())
+    copied = FaceNet()                                  # exporting must not change the network's memory format
+    copied.load_state_dict(net.state_dict())
+    plain = MirroredFaceNet(copied).eval()
     samples = torch.randn(3, 1, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0))
     path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(".onnx.unchecked")
@@ -44,7 +45,7 @@ def export_face(net: FaceNet, path: Path) -> None:
 
 
 @torch.no_grad()
-def largest_difference(net: FaceNet, path: Path, faces: torch.Tensor) -> float:
+def largest_difference(net: torch.nn.Module, path: Path, faces: torch.Tensor) -> float:
     """Between torch and ONNX Runtime, over logits and embeddings. faces: (n, 1, 48, 48)."""
     net.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
