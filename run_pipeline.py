@@ -454,7 +454,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("source", type=Path)
     verb.add_argument("out", type=Path, metavar="OUT.mcap")
     verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
-    verb.add_argument("--raw", action="store_true", help="a video's pictures to the bit, not as JPEG: large")
+    verb.add_argument("--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large")
     verb.set_defaults(function=import_)
     verb = verbs.add_parser("label", help="a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
     verb.add_argument("recording", type=Path, metavar="REC.mcap")
