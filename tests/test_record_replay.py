@@ -112,10 +112,10 @@ def test_a_stream_that_the_recording_lacks_is_named(late: Path, folder: Path) ->
 
 
 def test_a_killed_recording_says_what_is_missing_is_closed_and_replays_as_far_as_it_goes(folder: Path) -> None:
-    a_file(folder, LATE.replace("count", "seed: 9, count").replace("75", "7500").replace("125", "12500").replace("250", "25000"))
+    a_file(folder, LATE.replace("75", "7500").replace("125", "12500").replace("250", "25000"))
     recording = folder / "rec.mcap"
-    with running(folder, "record", "graph.yaml", "rec.mcap") as live:
-        wait_for(lambda: recording.exists() and recording.stat().st_size > 600_000, "a second and a half", give_up_s=120)
+    with running(folder, "record", "graph.yaml", "rec.mcap", "--compression", "none") as live:
+        wait_for(lambda: live.process.poll() or (recording.exists() and recording.stat().st_size > 500_000), "a second and a half", give_up_s=120)
         for process in live.children():
             if "pipeline.process" in " ".join(process.cmdline()):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -154,8 +154,8 @@ def test_a_full_disk_is_told_and_the_pipeline_goes_on(folder: Path) -> None:
 
 def test_record_splits_and_the_parts_are_replayed_as_one(folder: Path) -> None:
     a_file(folder, UNHURRIED)
-    recorded_whole(folder, "graph.yaml", "rec.mcap", "--split", "0.3MB", "--out", "live.jsonl", "--compression", "none")
-    assert part_path(folder / "rec.mcap", 2).exists()
+    recorded_whole(folder, "graph.yaml", "rec.mcap", "--split", "0.2MB", "--out", "live.jsonl", "--compression", "none")
+    assert part_path(folder / "rec.mcap", 1).exists()
     said = run(folder, "replay", "graph.yaml", "rec.mcap", "--speed", "0", "--out", "again.jsonl")
     assert "identical to the recorded run: every prediction" in said
 
@@ -176,7 +176,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_predictions_of_the_demo_are_identical_live_and_at_every_speed(demo: Path) -> None:
-    assert len(lines(demo / "live.jsonl")[0]) > 60
+    assert len(lines(demo / "live.jsonl")[0]) > 20
     for speed in ("0", "4"):
         said = run(demo, "replay", "configs/emotion-demo.yaml", "demo.mcap", "--speed", speed, "--no-dashboard", "--out", "again.jsonl")
         assert "identical to the recorded run: every prediction" in said
@@ -193,4 +193,4 @@ def test_features_only_keeps_predictions_and_neither_picture_nor_sound(demo: Pat
         kinds = set().union(*(reader.kinds(stream) for stream in reader.streams))
         assert not any(kind.startswith("foxglove.") for kind in kinds)
         predictions = [m.message for m in reader.messages(["emotion"]) if isinstance(m.message, Prediction)]
-    assert any(opinion.embedding for p in predictions for opinion in p.opinions)
+    assert any(len(opinion.embedding) for p in predictions for opinion in p.opinions)
