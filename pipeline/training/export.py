@@ -44,7 +44,7 @@ def _export(plain: FaceNet | VoiceNet, path: Path, name: str, samples: torch.Ten
     unchecked = path.with_suffix(".onnx.unchecked")
     with warnings.catch_warnings():
         # The older exporter is used on purpose: it folds batch-norm into the convolutions and needs no further package.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         torch.onnx.export(plain, (samples[:1],), str(unchecked), dynamo=False, opset_version=OPSET, input_names=[name],
                           output_names=["logits", "embedding"],
                           dynamic_axes={name: {0: "n"}, "logits": {0: "n"}, "embedding": {0: "n"}})
