@@ -298,7 +298,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
-EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
+EVALUATED = {"face": ("evaluate", "report_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
              "baseline": ("baseline", "evaluate_baseline"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
