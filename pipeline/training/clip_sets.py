@@ -30,10 +30,9 @@ from pipeline.features import VOICE_RATE_HZ
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.tasks.emotion import VOICE_MODEL, Emotion
 from pipeline.training.datasets import FACE_CLASSES
+from pipeline.training.speech import EMODB, RAVDESS
 from pipeline.training.votes import INTENDED, VOTE_CLASSES, load_votes
 
-RAVDESS = {"01": "neutral", "02": "neutral", "03": "happy", "04": "sad", "05": "angry", "06": "fear", "07": "disgust", "08": "surprise"}
-EMODB = {"W": "angry", "E": "disgust", "A": "fear", "F": "happy", "T": "sad", "N": "neutral"}
 KNOWN_VOICES = ("ravdess", "emodb")
 SUFFIXES = (".wav", ".flac", ".mp4", ".flv", ".mov", ".avi", ".mkv")
 CHUNK = 320  # samples: 20 ms
