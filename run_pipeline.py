@@ -182,7 +182,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             "rest": "  everything else",
         }
         for name, label in names.items():
-            if name in timing:
+            if name in timing and timing[name]["p95"] > 0.002:  # a replay that is faster than it happened has no latency
                 print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
     first = next(iter(summary["frames_in"].values()), 0)
     per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.account import engines
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.errors import ConfigError
-from pipeline.frame import Frame, Health, Message, StreamInfo
+from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.labels import STREAM, heard_labels
 from pipeline.mcap_file import Compression
 from pipeline.node import Arrival, Sink
@@ -92,7 +92,7 @@ class Record(Sink):
             self._known.add(source)
             writer.stream(info)
         try:
-            self._write(writer, source, message)
+            self._write(writer, source, message, arrival.arrival_ns)
         except OSError as error:
             self.context.metrics.drop(source, "disk full")
             self._again_ns = arrival.arrival_ns + TRY_AGAIN_NS
@@ -119,10 +119,11 @@ class Record(Sink):
                 self.context.log.error("%s: %s. It could not be closed: make room, then: %s", self._path, error.strerror, repair)
             self._writer = None
 
-    def _write(self, writer: Writer, source: str, message: Message) -> None:
+    def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
         if source in self._jpeg and isinstance(message, Frame) and message.encoding == "bgr8":
             message = packed(message)
-        writer.write(source, message)
+        # A prediction does not say when it was made, only of what moment it is.
+        writer.write(source, message, log_ns=arrival_ns if isinstance(message, Prediction) else None)
 
     def _keep_labels(self, writer: Writer) -> None:
         """What was said on the page, by its number keys."""

@@ -47,6 +47,7 @@ class Tape:
             self.faults = parse_all(fault, reader.streams)
             # A recording that was imported holds no decisions that could be told again.
             self.realign = realign or bool(fault) or not any(stream.endswith(EVENTS) for stream in reader.streams)
+            self._predicting = [s for s in reader.streams if "sensorium.Prediction" in reader.kinds(s)]
             self._gaps = {s: _gap(reader, s) for s in reader.streams if s.endswith(EVENTS)}
             self._starts = {s: _starts(reader, s.removesuffix(EVENTS)) for s in reader.streams if s.endswith(EVENTS)}
         first_ns, last_ns = self.span_ns
@@ -96,11 +97,10 @@ class Tape:
 
     def recorded_predictions(self) -> list[dict[str, Any]]:
         """As `--out` writes them."""
-        names = [stream for stream in self.streams if self._makes_predictions(stream)]
-        if not names:
+        if not self._predicting:
             return []
         with Reader(self.path, unclosed=self.unclosed) as reader:
-            found = (m.message for m in reader.messages(names, from_ns=self.from_ns, to_ns=self.to_ns))
+            found = (m.message for m in reader.messages(self._predicting, from_ns=self.from_ns, to_ns=self.to_ns))
             return [json.loads(json.dumps(p.record())) for p in found if isinstance(p, Prediction)]
 
     def scratch(self) -> str | None:
@@ -109,10 +109,6 @@ class Tape:
             return None
         self._scratch = tempfile.TemporaryDirectory(prefix="sensorium-")
         return str(Path(self._scratch.name) / "predictions.jsonl")
-
-    def _makes_predictions(self, stream: str) -> bool:
-        with Reader(self.path, unclosed=self.unclosed) as reader:
-            return "sensorium.Prediction" in reader.kinds(stream)
 
     def _source_options(self, node: NodeConfig, speed: float) -> dict[str, Any]:
         absent = node.name not in self.streams

@@ -38,9 +38,9 @@ class Memory(Task):
 class SlowDisk(Record):
     """Each message takes 40 ms to write."""
 
-    def _write(self, writer: Writer, source: str, message: Message) -> None:
+    def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
         time.sleep(0.04)
-        super()._write(writer, source, message)
+        super()._write(writer, source, message, arrival_ns)
 
 
 class FullDisk(Record):
