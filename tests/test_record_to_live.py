@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import dataset
-from pipeline.errors import AssetError
+from pipeline.errors import ConfigError
 from pipeline.sample import cached_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def sensorium(*words: object) -> None:
 def sample():
     try:
         return cached_sample()
-    except AssetError as error:
+    except ConfigError as error:
         pytest.skip(str(error))
 
 
