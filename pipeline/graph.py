@@ -21,6 +21,7 @@ from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.node import Sink, Source
 from pipeline.runs import free_address
 
+MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
 EVENTS = ".events"  # "align.events" in `inputs`: what that node was told and decided, as text (no node's name holds a '.')
 
 
@@ -44,6 +45,7 @@ class NodePlan(msgspec.Struct):
     inputs: list[EdgePlan]
     network: str = ""  # a second address, where other hosts read it
     events: str = ""  # a third, where its journal is read
+    recorded: bool = False  # somebody who is not waited for wants to miss nothing
 
 
 class ProcessPlan(msgspec.Struct):
@@ -106,6 +108,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
     addresses = {node.name: address(node.name) for node in here} | {HEALTH: address(HEALTH)}
     journals = {e.source for node in here for e in node.inputs if e.source.endswith(EVENTS)}
     addresses |= {name: address(name) for name in sorted(journals)}
+    recorded = {e.source for n in here for e in n.inputs if isinstance(e.keep, int) and e.keep >= MANY}
     network = _network_addresses(config)
     clocks = {name: f"tcp://{at}:{port}" for name, (at, port) in config.hosts.items()}
     read_elsewhere = {e.source for node in config.nodes.values() if node.host != host for e in node.inputs}
@@ -134,6 +137,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             edges,
             network[node.name] if node.name in read_elsewhere else "",
             addresses.get(node.name + EVENTS, ""),
+            node.name in recorded,
         )
         group = node.process or node.name
         process = processes.setdefault(group, ProcessPlan(group, [], host=host, replay=config.replay))

@@ -44,11 +44,13 @@ from pipeline.keys import Keyring
 from pipeline.metrics import Metrics
 from pipeline.network import ClockLine
 from pipeline.node import Context, Node, Source, run
+from pipeline.ring import SPAN_S
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
+RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
 JOURNAL_QUEUE = 1000  # its messages are small, and one that is missing leaves all that follows unexplained
 # A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
 # message, the drain asks for it back five times. p99 of an arrival beside one computing thread: 2.0 ms at 500 µs, 0.85 at
@@ -181,7 +183,8 @@ class _Host:
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
             node.context = self.context
             info = StreamInfo(self.plan.name, "")
-            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring)
+            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring,
+                                        ring_s=RECORDED_S if self.plan.recorded else SPAN_S)  # fmt: skip
             self.context.borrow = self._publisher.borrow
             if self.plan.events:
                 self._journal = Publisher(self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"), queue=JOURNAL_QUEUE)

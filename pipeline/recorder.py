@@ -58,12 +58,15 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
         config = _with_embeddings(config)
         chosen = [name for name in chosen if name not in config.nodes or not _is_source(config, name)]
     _ask_consent(config, chosen, wanted)
+    name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
+    told_before = about(config) | {"recorder": name, "kept_as": dict.fromkeys(wanted.jpeg, "JPEG")}
+    if wanted.consent:
+        told_before["consent"] = wanted.consent
     options = {
         "path": str(path.absolute()), "jpeg": list(wanted.jpeg), "features_only": wanted.features_only,
         "compression": wanted.compression, "split_mb": wanted.split_mb, "split_s": wanted.split_s,
-        "about": about(config) | {"kept_as": dict.fromkeys(wanted.jpeg, "JPEG")} | ({"consent": wanted.consent} if wanted.consent else {}),
+        "about": told_before,
     }  # fmt: skip
-    name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
     inputs = tuple(InputConfig(stream, KEPT) for stream in chosen)
     recorder = NodeConfig(name, "record", f"record {path}", inputs, host=host, options=options)
     return dataclasses.replace(config, nodes={**config.nodes, name: recorder})
@@ -107,13 +110,21 @@ def told(path: Path, summary: dict[str, Any]) -> str:
     with Reader(path, unclosed=True) as reader:
         first_ns, last_ns = reader.span_ns
         streams = ", ".join(f"{stream} {count}" for stream, count in reader.counts.items())
-        dropped = [note["dropped"] for note in reader.notes.get("finished", [])]
-        lost = {s: sum(r.values()) for notes in dropped for s, r in notes.items() if s != HEALTH}
+        lost = {s: n for s, n in dropped_by_recorder(reader.about, reader.notes).items() if s != HEALTH}
         files = f"{reader.path}" if not part_path(path, 1).exists() else f"{reader.path} and the parts after it"
         kept = f"{files}: {reader.size_bytes / 1e6:.1f} MB, {(last_ns - first_ns) / NS:.1f} s"
         missing = ", ".join(f"{count} of {stream}" for stream, count in lost.items()) or "none"
         unclosed = "" if reader.closed else f"\n  It is not closed: python run_pipeline.py record --repair {path}"
         return f"  {kept}\n  recorded: {streams}\n  dropped by the recorder: {missing}{unclosed}"
+
+
+def dropped_by_recorder(about: dict[str, Any], notes: dict[str, list[Any]]) -> dict[str, int]:
+    """Stream → messages that it was sent and that are not in the file, by the books of the run, or else by its own last word."""
+    if notes.get("summary"):
+        books = notes["summary"][-1].get("dropped", {}).get(about.get("recorder", RECORDER), {})
+    else:
+        books = {stream: reasons for note in notes.get("finished", []) for stream, reasons in note["dropped"].items()}
+    return {stream: sum(reasons.values()) for stream, reasons in books.items()}
 
 
 def _streams(config: Config, host: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS
 from pipeline.labels import Labels
 from pipeline.node import Sink, Source
-from pipeline.recorder import KEPT, machine
+from pipeline.recorder import KEPT, dropped_by_recorder, machine
 from pipeline.recording import Reader
 from pipeline.retold import NOT_RECORDED, events_of
 
@@ -127,7 +127,7 @@ class Tape:
 
     def _lost(self, stream: str) -> int:
         """Messages of a stream that the recorder itself dropped, as far as it lived to say so."""
-        return sum(sum(note["dropped"].get(stream, {}).values()) for note in self.notes.get("finished", []))
+        return dropped_by_recorder(self.about, self.notes).get(stream, 0)
 
     def _changed(self, config: Config) -> list[str]:
         """Nodes between sources and sinks that are not as they were."""

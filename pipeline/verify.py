@@ -24,6 +24,7 @@ from pipeline.eventlog import Rules, Sent, Told
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.graph import EVENTS
 from pipeline.inbox import EDGE_REASONS
+from pipeline.recorder import dropped_by_recorder
 from pipeline.recording import Reader
 from pipeline.retold import events_of
 
@@ -155,8 +156,8 @@ class Audit:
         return Counter()
 
     def _dropped_by_recorder(self, stream: str) -> int:
-        if notes := self.notes.get("finished"):
-            return sum(sum(note["dropped"].get(stream, {}).values()) for note in notes)
+        if self.notes.get("finished") or self.notes.get("summary"):
+            return dropped_by_recorder(self.about, self.notes).get(stream, 0)
         recorders = [h for h in (self._health.nodes if self._health else ()) if "recording" in h.facts]
         return sum(sum(h.dropped.get(stream, {}).values()) for h in recorders)
 

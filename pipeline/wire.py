@@ -57,9 +57,9 @@ class Publisher:
     """One stream's sending end. Belongs to one thread."""
 
     def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None,
-                 queue: int = QUEUE_MESSAGES) -> None:  # fmt: skip
-        """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader.
-        Raises ConfigError when an address cannot be opened."""
+                 queue: int = QUEUE_MESSAGES, ring_s: float = ring.SPAN_S) -> None:  # fmt: skip
+        """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader, ring_s:
+        how much of the stream has room in shared memory. Raises ConfigError when an address cannot be opened."""
         self.info = info
         self._codec = Codec()
         self._session = secrets.randbits(62)
@@ -67,7 +67,7 @@ class Publisher:
         self._readers: dict[bytes, _Reader] = {}
         self._ended = False
         self._goodbye_s = GOODBYE_NETWORK_S if network else GOODBYE_S
-        self._ring_folder = _ring_folder(address)
+        self._ring_folder, self._ring_s = _ring_folder(address), ring_s
         self._ring: ring.Ring | None = None  # made for the first reader that wants one
         self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
         self._socket = context().socket(zmq.ROUTER)
@@ -120,7 +120,7 @@ class Publisher:
 
     def _wanted_ring(self) -> ring.Ring | None:
         if self._ring is None and self._ring_folder and any(r.payloads == "ring" for r in list(self._readers.values())):
-            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz)
+            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz, self._ring_s)
         return self._ring
 
     def _encode(
