@@ -336,7 +336,7 @@ def train(args: argparse.Namespace) -> None:
 OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
-TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
+TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train")}
 
 
 def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -374,8 +374,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
-EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"), "fusion": ("fusion_own", "evaluate_own"),
-             "baseline": ("baseline", "evaluate_baseline"), "faults": ("fault_conditions", "evaluate_faults"),
+EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
+             "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
+             "faults": ("fault_conditions", "evaluate_faults"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
@@ -454,7 +455,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("source", type=Path)
     verb.add_argument("out", type=Path, metavar="OUT.mcap")
     verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
-    verb.add_argument("--raw", action="store_true", help="a video's pictures to the bit, not as JPEG: large")
+    verb.add_argument("--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large")
     verb.set_defaults(function=import_)
     verb = verbs.add_parser("label", help="a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
     verb.add_argument("recording", type=Path, metavar="REC.mcap")

@@ -1,7 +1,8 @@
 """Video and sound files: the picture as `camera`, the sound as `microphone`, on the file's own time line from 0 on.
 
-Sound keeps its rate and becomes mono in chunks of 20 ms, as the microphone node makes it of a file. Pictures are stored
-as JPEG unless the import is told to keep every bit; those of an MJPEG file are JPEG already, and stay as they are.
+Sound becomes mono at 16 kHz in chunks of 20 ms, as the microphone node makes it of a file, because that is what the tasks hear.
+Pictures are stored as JPEG; those of an MJPEG file are JPEG already, and stay as they are. An import that is told to keep all
+has the pictures to the bit, and the sound at the file's own rate.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from pipeline.importing.source import Opened, numbered
 
 CAMERA, MICROPHONE = "camera", "microphone"
 JPEG_QUALITY = 95  # faces a few dozen pixels wide must not blur, and a recording is not a network
+SAMPLE_RATE_HZ = 16_000
 CHUNK_NS = NS // 50
 GAP_NS = 2_000_000  # stamps are rounded to 1 ms in some formats; beyond this sound is missing
 
 
 def open_video(path: Path, *, raw: bool = False) -> Opened:
-    """raw: pictures as "bgr8". ConfigError where the file holds neither picture nor sound that can be decoded."""
+    """raw: pictures as "bgr8", sound at its own rate. ConfigError where the file holds neither picture nor sound that can be decoded."""
     streams = {kind: file for kind in ("video", "audio") if (file := _stream(path, kind)) is not None}
     if not streams:
         raise ConfigError(f"{path}: neither picture nor sound in it. Does it play elsewhere? Then convert it to MP4")
@@ -40,7 +42,7 @@ def open_video(path: Path, *, raw: bool = False) -> Opened:
         opened.infos[CAMERA] = StreamInfo(CAMERA, "bgr8" if raw else "jpeg", float(rate) if rate else None, 3, CAMERA, path.name)
         parts.append(_pictures(streams["video"], raw, opened.left_out[CAMERA]))
     if "audio" in streams:
-        sample_rate_hz = streams["audio"].stream.codec_context.sample_rate
+        sample_rate_hz = streams["audio"].stream.codec_context.sample_rate if raw else SAMPLE_RATE_HZ
         about = f"{path.name}, {sample_rate_hz} Hz mono"
         opened.infos[MICROPHONE] = StreamInfo(MICROPHONE, "pcm_f32", NS / CHUNK_NS, 1, MICROPHONE, about)
         parts.append(_sound(streams["audio"], sample_rate_hz, opened.left_out[MICROPHONE]))
@@ -124,22 +126,26 @@ def _sound(file: media.OpenFile, sample_rate_hz: int, left_out: Counter[str]) ->
         duration_ns = origin_ns + length_ns(sent + len(samples)) - begin_ns
         return Frame(MICROPHONE, -1, begin_ns, "pcm_f32", samples.copy(), duration_ns, begin_ns + duration_ns)
 
-    with file:
+    def decoded_parts() -> Iterator[Any]:
         for decoded in file.frames():
             if decoded is None:
                 left_out["undecodable"] += 1
-                continue
-            for part in resampler.resample(decoded):
-                time_ns = file.time_ns(part)
-                expected_ns = origin_ns + length_ns(sent + len(waiting))
-                if time_ns is not None and abs(time_ns - expected_ns) > GAP_NS:
-                    if len(waiting):
-                        yield frame(waiting)
-                    waiting, origin_ns, sent = np.empty(0, np.float32), time_ns, 0
-                waiting = np.concatenate([waiting, part.to_ndarray()[0]])
-                while len(waiting) >= chunk:
-                    yield frame(waiting[:chunk])
-                    waiting, sent = waiting[chunk:], sent + chunk
+            else:
+                yield from resampler.resample(decoded)
+        yield from resampler.resample(None)  # what the resampler still held
+
+    with file:
+        for part in decoded_parts():
+            time_ns = file.time_ns(part)
+            expected_ns = origin_ns + length_ns(sent + len(waiting))
+            if time_ns is not None and abs(time_ns - expected_ns) > GAP_NS:
+                if len(waiting):
+                    yield frame(waiting)
+                waiting, origin_ns, sent = np.empty(0, np.float32), time_ns, 0
+            waiting = np.concatenate([waiting, part.to_ndarray()[0]])
+            while len(waiting) >= chunk:
+                yield frame(waiting[:chunk])
+                waiting, sent = waiting[chunk:], sent + chunk
         if len(waiting):
             yield frame(waiting)
 

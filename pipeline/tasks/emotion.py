@@ -109,7 +109,10 @@ class Emotion(Task):
         self._tracker = FaceTracker(FaceDetector(finder, search_px=self._search_px), max_faces=self._max_faces)
         self._activity = VoiceActivity(self._load(backend, assets.path("silero-vad"), "silero-vad", None), self.log)
         self._voice, self._fusion, self._speaker = self._open_voice(backend), Fusion(), Speaker()
-        self._face_rest = self._average_rest(manifest)
+        self._face_rest = average_neutral(manifest) if self._baseline_s > 0 else None
+        if self._baseline_s > 0 and self._face_rest is None:
+            raise ConfigError(f"baseline_s: the manifest of {manifest.id} does not say what faces at rest are to it (neutral_… "
+                              "among its metrics). Train it anew, or set baseline_s: 0")
         self._resting: dict[int, Resting] = {}  # track id → what is known of its rest
         self._modalities = self._open_modalities(backend)
         if self._voice is not None and self._modalities is None:
@@ -119,14 +122,6 @@ class Emotion(Task):
         self._quality: dict[int, tuple[float, str]] = {}
         self._embedding: dict[int, npt.NDArray[np.float32]] = {}  # track id → of its latest picture, where asked for
         self._smoothed_ns: dict[int, int] = {}
-
-    def _average_rest(self, manifest: Manifest) -> npt.NDArray[np.float32] | None:
-        """What the average person's rest is to this model, where it is asked for."""
-        average = average_neutral(manifest) if self._baseline_s > 0 else None
-        if self._baseline_s > 0 and (average is None or manifest.labels != self.labels):
-            raise ConfigError(f"baseline_s: the manifest of {manifest.id} does not say what people at rest are to it "
-                              "(neutral_… among its metrics). Train it anew, or set baseline_s: 0")
-        return average
 
     def _open_voice(self, backend: str) -> Voice | None:
         self._voice_rest: Resting | None = None
@@ -146,8 +141,6 @@ class Emotion(Task):
         self._check_embedding(manifest, "another, or voice: none")
         voice = Voice(self._load(backend, self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
-        rest = self._average_rest(manifest)
-        self._voice_rest = None if rest is None else Resting(rest, seconds=self._baseline_s)
         # People must know before they build on it, not when they read a card.
         self.log.info("%s: %s", manifest.name, manifest.licence)
         self.metrics.facts[f"licence {manifest.name}"] = manifest.licence
@@ -161,6 +154,8 @@ class Emotion(Task):
                 f"{self._fusion_path}: no such model. Train it with: python run_pipeline.py train fusion, or set fusion: average"
             )
         manifest = Manifest.read(self._fusion_path)
+        rest = average_neutral(manifest, "voice_") if self._baseline_s > 0 else None
+        self._voice_rest = None if rest is None else Resting(rest, seconds=self._baseline_s)
         fusion = Fusion(self._load(backend, self._fusion_path, manifest.name, None), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
         return fusion

@@ -2,7 +2,8 @@
 
 Some faces rest with the corners of the mouth down, some voices are always loud; to a network they are a little sad or angry
 all day. The first seconds in which a person is seen (or heard) are taken for rest; from then on, each answer is moved by
-how far that rest lay from the average person's, whose figures the model's manifest has (`neutral_<label>`).
+how far that rest lay from the average person's, whose figures are in the manifests: `neutral_<label>` in the face model's,
+`neutral_voice_<label>` in the fusion's, which met the voice on speakers it was not trained on.
 
     resting = Resting(average_neutral(manifest), seconds=3.0)
     log_probs = resting.update(log_probs, frame.capture_ns)      # moved, once three seconds have been seen
@@ -58,7 +59,7 @@ def moved(log_probs: npt.NDArray[np.floating], rest: npt.NDArray[np.floating], a
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), np.float32)
 
 
-def average_neutral(manifest: Manifest) -> Floats | None:
-    """(labels,) of the model's own neutral, or None where its manifest does not tell it."""
-    told = [manifest.metrics.get(f"neutral_{label}") for label in manifest.labels]
+def average_neutral(manifest: Manifest, which: str = "") -> Floats | None:
+    """(labels,) of the model's own neutral, or None where its manifest does not tell it. which: "voice_" in a fusion's."""
+    told = [manifest.metrics.get(f"neutral_{which}{label}") for label in manifest.labels]
     return None if None in told else np.array(told, np.float32)

@@ -30,10 +30,9 @@ from pipeline.features import VOICE_RATE_HZ
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.tasks.emotion import VOICE_MODEL, Emotion
 from pipeline.training.datasets import FACE_CLASSES
+from pipeline.training.speech import EMODB, RAVDESS
 from pipeline.training.votes import INTENDED, VOTE_CLASSES, load_votes
 
-RAVDESS = {"01": "neutral", "02": "neutral", "03": "happy", "04": "sad", "05": "angry", "06": "fear", "07": "disgust", "08": "surprise"}
-EMODB = {"W": "angry", "E": "disgust", "A": "fear", "F": "happy", "T": "sad", "N": "neutral"}
 KNOWN_VOICES = ("ravdess", "emodb")
 SUFFIXES = (".wav", ".flac", ".mp4", ".flv", ".mov", ".avi", ".mkv")
 CHUNK = 320  # samples: 20 ms
@@ -171,20 +170,24 @@ def _pictures(path: Path, begin_ns: int) -> Iterator[Frame]:
 
 
 def _sound(path: Path, begin_ns: int) -> Iterator[Frame]:
+    samples, chunk_ns = sound(path), CHUNK * NS // VOICE_RATE_HZ
+    for seq in range(len(samples) // CHUNK):
+        yield Frame("microphone", seq, begin_ns + seq * chunk_ns, "pcm_f32", samples[seq * CHUNK : (seq + 1) * CHUNK], chunk_ns)
+
+
+def sound(path: Path) -> npt.NDArray[np.float32]:
+    """(n,) mono at 16 kHz; empty for pictures without sound."""
     import av
 
     try:
         opened = media.open_file(str(path), "audio", where="clips")
     except ConfigError:
-        return  # pictures without sound
+        return np.zeros(0, np.float32)
     with opened:
         resampler = av.AudioResampler("flt", "mono", VOICE_RATE_HZ)
         pieces = [out.to_ndarray()[0] for decoded in opened.frames() if decoded is not None for out in resampler.resample(decoded)]
         pieces += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    samples = np.concatenate(pieces).astype(np.float32, copy=False) if pieces else np.zeros(0, np.float32)
-    for seq in range(len(samples) // CHUNK):
-        at_ns = begin_ns + seq * CHUNK * NS // VOICE_RATE_HZ
-        yield Frame("microphone", seq, at_ns, "pcm_f32", samples[seq * CHUNK : (seq + 1) * CHUNK], CHUNK * NS // VOICE_RATE_HZ)
+    return np.concatenate(pieces).astype(np.float32, copy=False) if pieces else np.zeros(0, np.float32)
 
 
 def votes(folder: Path) -> Rows:
