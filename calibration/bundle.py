@@ -30,7 +30,7 @@ FREE = {
 HUBER = 2.5  # of the corners' scale: beyond it a residual counts by its length, not its square
 STEPS = 60
 START_STEPS = 10
-STEP_TOLERANCE = 1e-9  # relative change of the cost at which it has converged
+STEP_TOLERANCE = 1e-8  # relative change of the cost at which it has converged
 # Standard deviation of the prior that keeps coefficients finite when the views say nothing of them; a lens has less.
 PRIOR = {"k1": 1.0, "k2": 2.0, "k3": 5.0, "p1": 0.1, "p2": 0.1, "k4": 2.0, "k5": 2.0, "k6": 2.0}
 
@@ -101,7 +101,7 @@ def solve(
     if not views:
         raise ValueError("no views")
     state = _State(
-        [_as(lens, FREE[model][0]) for lens, model in zip(lenses, models, strict=True)],
+        [lens if fixed else _as(lens, model) for lens, model in zip(lenses, models, strict=True)],
         [np.eye(4), *camera_from_first] if len(lenses) == len(camera_from_first) + 1 else list(camera_from_first),
         list(camera_from_board) or [pose(lenses, camera_from_first or [np.eye(4)], view) for view in views],
     )
@@ -150,7 +150,7 @@ def pose(lenses: Sequence[Intrinsics], camera_from_first: Sequence[np.ndarray], 
 def start(views: Sequence[Sight], size: tuple[int, int], model: str) -> Intrinsics:
     """A first lens for solve(), of any angle of view: the focal length whose board poses fit best, from a ladder of them."""
     width_px, height_px = size
-    wanted = FREE[model][0]
+    wanted = "fisheye" if FREE[model][0] == "fisheye" else "radtan"
     points = [np.ascontiguousarray(s.points_m, np.float32) for s in views]
     pixels = [np.ascontiguousarray(s.pixels, np.float32) for s in views]
     ladder = [width_px * f for f in (0.3, 0.5, 0.8, 1.3, 2.5, 6.0)]
@@ -162,7 +162,7 @@ def start(views: Sequence[Sight], size: tuple[int, int], model: str) -> Intrinsi
     free = "fisheye" if wanted == "fisheye" else "radtan2"
     tried = [solve([lens], few, [free], steps=START_STEPS) for lens in lenses]
     best = min(tried, key=lambda s: s.rms_px if np.isfinite(s.rms_px) else np.inf)
-    return _as(best.lenses[0], wanted)
+    return _as(best.lenses[0], model)
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -199,11 +199,13 @@ class _System:
 
 
 def _as(lens: Intrinsics, model: str) -> Intrinsics:
-    if lens.model == model:
-        return replace(lens, covariance=None, rms_px=None)
-    shared = {"radtan", "rational"} == {lens.model, model}
-    coefficients = (*lens.distortion, 0.0, 0.0, 0.0)[: len(MODELS[model])] if shared else ()
-    return Intrinsics(model, *lens.size, lens.fx_px, lens.fy_px, lens.cx_px, lens.cy_px, coefficients)
+    """The nearest lens of that key of FREE: what it does not free is 0."""
+    kind, names = FREE[model]
+    known = dict(zip(MODELS[lens.model], lens.distortion, strict=True))
+    if "fisheye" in (kind, lens.model) and kind != lens.model:
+        known = {}  # the same letters, another meaning
+    coefficients = tuple(known.get(name, 0.0) if name in names else 0.0 for name in MODELS[kind])
+    return Intrinsics(kind, *lens.size, lens.fx_px, lens.fy_px, lens.cx_px, lens.cy_px, coefficients)
 
 
 def _with(lens: Intrinsics, parameters: np.ndarray) -> Intrinsics:
@@ -381,3 +383,15 @@ def _finish(state: _State, views: Sequence[View], free: list[list[int]], system:
     return Solution(
         tuple(lenses), tuple(state.cameras), tuple(state.boards), tuple(map(tuple, residuals)), sigma_px, poses
     )
+
+
+def view_information(lens: Intrinsics, model: str, points_m: np.ndarray, camera_from_board: np.ndarray) -> np.ndarray:
+    """(free, free): what one more view, its pose being unknown, would say of a lens, per px² of noise. For planning."""
+    state = _State([_as(lens, model)], [np.eye(4)], [camera_from_board])
+    sight = Sight(points_m, _pixels(state.lenses[0], points_m, camera_from_board))
+    return information(_system(state, [[sight]], [_free(state.lenses[0], model)], np.inf))
+
+
+def free_parameters(lens: Intrinsics, model: str) -> list[int]:
+    """Indices into lens.parameters of what `model` estimates."""
+    return _free(_as(lens, model), model)
