@@ -89,21 +89,22 @@ def solve(
     views: Sequence[View],
     models: Sequence[str],
     *,
-    camera_from_first: Sequence[np.ndarray] = (),
+    camera_from_first: Sequence[np.ndarray] = (),  # of each further camera
     camera_from_board: Sequence[np.ndarray] = (),
     huber: float = HUBER,
     fixed: bool = False,
     steps: int = STEPS,
 ) -> Solution:
-    """From a start, which lenses and (or else found anew) poses are. models: keys of FREE, one a camera. fixed: the lenses
-    stay as they are, only poses are found. Raises ValueError without a view.
+    """From a start, which lenses and (or else found anew) poses are. models: keys of FREE, one a camera. fixed: lenses and
+    the cameras' places stay as they are, only the boards' are found. Raises ValueError without a view.
     """
     if not views:
         raise ValueError("no views")
     state = _State(
         [lens if fixed else _as(lens, model) for lens, model in zip(lenses, models, strict=True)],
-        [np.eye(4), *camera_from_first] if len(lenses) == len(camera_from_first) + 1 else list(camera_from_first),
-        list(camera_from_board) or [pose(lenses, camera_from_first or [np.eye(4)], view) for view in views],
+        [np.eye(4), *camera_from_first],
+        list(camera_from_board) or [pose(lenses, [np.eye(4), *camera_from_first], view) for view in views],
+        fixed,
     )
     free = [[] if fixed else _free(lens, model) for lens, model in zip(state.lenses, models, strict=True)]
     scale = _scale(_residuals(state, views))
@@ -173,6 +174,7 @@ class _State:
     lenses: list[Intrinsics]
     cameras: list[np.ndarray]
     boards: list[np.ndarray]
+    fixed: bool = False
 
     def moved(self, step: np.ndarray, free: list[list[int]]) -> _State:
         at, lenses = 0, []
@@ -185,7 +187,7 @@ class _State:
         poses = [*self.cameras[1:], *self.boards]
         shifted = [_nudged(p, step[at + 6 * i : at + 6 * i + 6]) for i, p in enumerate(poses)]
         count = len(self.cameras) - 1
-        return _State(lenses, [self.cameras[0], *shifted[:count]], shifted[count:])
+        return _State(lenses, [self.cameras[0], *shifted[:count]], shifted[count:], self.fixed)
 
 
 @dataclass
@@ -240,7 +242,7 @@ def _linearised(state: _State, camera: int, board: int, sight: Sight) -> tuple[n
     first = state.boards[board]
     rotation = state.cameras[camera][:3, :3]
     in_first = sight.points_m @ first[:3, :3].T + first[:3, 3]
-    by_camera = np.hstack([_turning(by_moved, in_first @ rotation.T), by_moved])
+    by_camera = np.hstack([_turning(by_moved, in_first @ rotation.T), by_moved]) * (0.0 if state.fixed else 1.0)
     by_moved_first = by_moved @ rotation
     by_board = np.hstack([_turning(by_moved_first, sight.points_m @ first[:3, :3].T), by_moved_first])
     return residual, by_lens, by_camera, by_board

@@ -4,7 +4,7 @@ What the estimates are measured against (benchmarks/calibration.py and the tests
 
     poses = board_poses(board, lens, 20, rng)
     views = corner_views(board, lens, poses, noise_px=0.2, rng=rng)
-    gray = render(board, lens, poses[0], blur_px=0.7, noise=2.0, rng=rng)
+    gray = Renderer(board, lens).render(poses[0], blur_px=0.7, noise=2.0, rng=rng)
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pipeline.intrinsics import Intrinsics
 from pipeline.rig import apply, rigid, rotation_from_vector
 
 SQUARE_PX = 64  # of the board's own picture: markers of 4 × 4 bits come out exact
-OVERSAMPLE = 4  # looks a pixel, along each side
 MARGIN_SQUARES = 1.0  # white paper around the board
 
 
@@ -61,40 +60,42 @@ def true_corners(board: Board, lens: Intrinsics, pose: np.ndarray) -> Corners:
     return Corners(np.flatnonzero(seen), pixels[seen])
 
 
-def render(
-    board: Board,
-    lens: Intrinsics,
-    camera_from_board: np.ndarray,
-    *,
-    blur_px: float = 0.6,
-    noise: float = 2.0,
-    rng: np.random.Generator | None = None,
-    background: int = 110,
-) -> np.ndarray:
-    """(h, w) uint8. Every pixel is the mean of OVERSAMPLE² looks at a large picture of the board, along the exact rays of the
-    lens; then blur_px (σ of a Gaussian) and noise (σ in grey values).
+class Renderer:
+    """Pictures of a board through a lens. Every pixel is the mean of `looks`² looks at a large picture of the board, along
+    the exact rays of the lens, which are worked out once.
     """
-    width_px, height_px = lens.size
-    texture = cv2.GaussianBlur(_paper(board), (0, 0), SQUARE_PX * 0.01)
-    board_from_camera = np.linalg.inv(camera_from_board)
-    origin, turn = board_from_camera[:3, 3], board_from_camera[:3, :3]
-    rng = rng or np.random.default_rng(0)
-    offsets = (np.arange(OVERSAMPLE) + 0.5) / OVERSAMPLE - 0.5
-    total = np.zeros((height_px, width_px), np.float32)
-    v, u = np.mgrid[:height_px, :width_px].astype(np.float64)
-    for dy in offsets:
-        for dx in offsets:
-            rays = lens.rays(np.column_stack([(u + dx).ravel(), (v + dy).ravel()])) @ turn.T
+
+    def __init__(self, board: Board, lens: Intrinsics, *, looks: int = 4, background: int = 110) -> None:
+        self.board, self.lens, self.background = board, lens, background
+        self._paper = cv2.GaussianBlur(_paper(board), (0, 0), SQUARE_PX * 0.01)
+        v, u = np.mgrid[: lens.height_px, : lens.width_px].astype(np.float64)
+        offsets = (np.arange(looks) + 0.5) / looks - 0.5
+        self._rays = [
+            lens.rays(np.column_stack([(u + dx).ravel(), (v + dy).ravel()])).astype(np.float32) for dy in offsets for dx in offsets
+        ]
+
+    def render(
+        self, camera_from_board: np.ndarray, *, blur_px: float = 0.6, noise: float = 2.0, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """(h, w) uint8. blur_px: σ of a Gaussian. noise: σ in grey values of 255."""
+        shape = (self.lens.height_px, self.lens.width_px)
+        board_from_camera = np.linalg.inv(camera_from_board).astype(np.float32)
+        origin, turn = board_from_camera[:3, 3], board_from_camera[:3, :3]
+        scale, first = np.float32(SQUARE_PX / self.board.square_m), np.float32((1 + MARGIN_SQUARES) * SQUARE_PX - 0.5)
+        total = np.zeros(shape, np.float32)
+        for rays in self._rays:
+            turned = rays @ turn.T
             with np.errstate(all="ignore"):
-                along = -origin[2] / rays[:, 2]
-                x, y = ((origin + rays * along[:, None])[:, :2] / board.square_m + 1 + MARGIN_SQUARES).T * SQUARE_PX - 0.5
-            x, y = (np.where(along > 0, a, -1e4).reshape(height_px, width_px).astype(np.float32) for a in (x, y))
-            total += cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=float(background))
-    image = total / OVERSAMPLE**2
-    if blur_px > 0:
-        image = cv2.GaussianBlur(image, (0, 0), blur_px)
-    image = image * 0.8 + 20 + rng.normal(size=image.shape).astype(np.float32) * noise
-    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+                along = -origin[2] / turned[:, 2]
+                x, y = ((origin[:2] + turned[:, :2] * along[:, None]) * scale + first).T
+            x, y = (np.where(along > 0, a, np.float32(-1e4)).reshape(shape) for a in (x, y))
+            total += cv2.remap(self._paper, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=float(self.background))
+        image = total / len(self._rays)
+        if blur_px > 0:
+            image = cv2.GaussianBlur(image, (0, 0), blur_px)
+        rng = rng or np.random.default_rng(0)
+        image = image * 0.8 + 20 + rng.normal(size=shape).astype(np.float32) * noise
+        return np.array(np.clip(np.round(image), 0, 255).astype(np.uint8))
 
 
 def _paper(board: Board) -> Any:
