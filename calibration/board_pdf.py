@@ -41,10 +41,16 @@ def run(args: argparse.Namespace) -> None:
     try:
         args.out.write_bytes(pdf(board, page_mm))
     except OSError as error:
-        raise ConfigError(f"--out {args.out}: cannot be written: {error.strerror}. Name a place you may write to") from error
+        raise ConfigError(
+            f"--out {args.out}: cannot be written: {error.strerror}. Name a place you may write to"
+        ) from error
     print(f"  {args.out}: {board.words}, squares of {args.square_mm:g} mm, on {paper.upper()}")
-    print('  Print it at 100 % ("actual size"), glue it on something flat and stiff, and check that its ruler is 100 mm long.')
-    print(f"  Then: python run_pipeline.py calibrate camera live --board {board} --square-mm {args.square_mm:g} --out rig.yaml")
+    print(
+        '  Print it at 100 % ("actual size"), glue it on something flat and stiff, and check that its ruler is 100 mm long.'
+    )
+    print(
+        f"  Then: python run_pipeline.py calibrate camera live --board {board} --square-mm {args.square_mm:g} --out rig.yaml"
+    )
 
 
 def fit(board: Board, paper: str = "auto") -> tuple[str, tuple[float, float]]:
@@ -59,7 +65,8 @@ def fit(board: Board, paper: str = "auto") -> tuple[str, tuple[float, float]]:
     short, long = PAPERS_MM[tried[-1]]
     columns, rows = board.squares_wide
     largest = max(
-        min((w - 2 * MARGIN_MM) / columns, (h - 2 * MARGIN_MM - FOOT_MM) / rows) for w, h in ((short, long), (long, short))
+        min((w - 2 * MARGIN_MM) / columns, (h - 2 * MARGIN_MM - FOOT_MM) / rows)
+        for w, h in ((short, long), (long, short))
     )
     raise ConfigError(
         f"--square-mm {1000 * board.square_m:g}: the board is {width_mm:.0f} × {height_mm:.0f} mm and does not fit on "
@@ -73,7 +80,9 @@ def black(board: Board) -> list[Rectangle]:
     if board.kind == "chessboard":
         return [(x, y, 1.0, 1.0) for y in range(rows) for x in range(columns) if (x + y) % 2 == 0]
     layout = board.charuco()
-    corners = {int(i): np.asarray(p)[0, :2] for i, p in zip(layout.getIds().ravel(), layout.getObjPoints(), strict=True)}
+    corners = {
+        int(i): np.asarray(p)[0, :2] for i, p in zip(layout.getIds().ravel(), layout.getObjPoints(), strict=True)
+    }
     with_marker = {(int(p[0]), int(p[1])) for p in corners.values()}
     out = [(float(x), float(y), 1.0, 1.0) for y in range(rows) for x in range(columns) if (x, y) not in with_marker]
     dictionary = cv2.aruco.getPredefinedDictionary(DICTIONARIES[board.dictionary])
@@ -83,7 +92,10 @@ def black(board: Board) -> list[Rectangle]:
         bits = cv2.aruco.generateImageMarker(dictionary, number, cells)
         for y, row in enumerate(bits):  # runs of black, so that no hairline of white shows between two cells
             edges = np.flatnonzero(np.diff(np.concatenate([[0], row == 0, [0]])))
-            out += [(float(left + a * side), float(top + y * side), float((b - a) * side), side) for a, b in edges.reshape(-1, 2)]
+            out += [
+                (float(left + a * side), float(top + y * side), float((b - a) * side), side)
+                for a, b in edges.reshape(-1, 2)
+            ]
     return out
 
 
@@ -106,7 +118,9 @@ def pdf(board: Board, page_mm: tuple[float, float]) -> bytes:
     content += [rectangle(left + x * square, top + y * square, w * square, h * square) for x, y, w, h in black(board)]
     content += ["f"]
     content += [rectangle(MARGIN_MM, foot - 2, RULER_MM, 0.3)]
-    content += [rectangle(MARGIN_MM + at, foot - (4 if at % 50 == 0 else 3), 0.2, 2) for at in range(0, 101, 10)] + ["f"]
+    content += [rectangle(MARGIN_MM + at, foot - (4 if at % 50 == 0 else 3), 0.2, 2) for at in range(0, 101, 10)] + [
+        "f"
+    ]
     content += [text(MARGIN_MM + RULER_MM + 3, foot - 1, 3, "must be 100 mm long: print at 100 %, without scaling")]
     content += [text(MARGIN_MM, foot - 7, 3.2, f"--board {board} --square-mm {square:g}    {board.words}")]
     stream = "\n".join(content).encode("cp1252", "replace")

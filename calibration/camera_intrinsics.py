@@ -1,8 +1,8 @@
 """calibrate camera: a lens from pictures of a board, with everything that says how far to trust it.
 
-    python run_pipeline.py calibrate camera left --board 9x6 --square-mm 25 --out rig.yaml --report report.html
-    python run_pipeline.py calibrate camera clip.mp4 --board charuco:7x5 --out rig.yaml
-    python run_pipeline.py calibrate camera left --board 9x6 --against rig.yaml      # is the lens in a rig still right?
+python run_pipeline.py calibrate camera left --board 9x6 --square-mm 25 --out rig.yaml --report report.html
+python run_pipeline.py calibrate camera clip.mp4 --board charuco:7x5 --out rig.yaml
+python run_pipeline.py calibrate camera left --board 9x6 --against rig.yaml      # is the lens in a rig still right?
 """
 
 from __future__ import annotations
@@ -51,20 +51,33 @@ class Seen:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="folder, pictures ('left*.jpg'), media file, recording.mcap, or: live [DEVICE]")
+    parser.add_argument(
+        "source", nargs="+", help="folder, pictures ('left*.jpg'), media file, recording.mcap, or: live [DEVICE]"
+    )
     common_arguments(parser)
     parser.add_argument("--name", default="camera", help="what the rig calls this camera (default: camera)")
     parser.add_argument("--stream", help="of a recording with several cameras")
-    parser.add_argument("--against", type=Path, metavar="RIG.yaml", help="judge the lens in this rig by the pictures; estimates nothing")
+    parser.add_argument(
+        "--against", type=Path, metavar="RIG.yaml", help="judge the lens in this rig by the pictures; estimates nothing"
+    )
     parser.add_argument("--page", type=int, metavar="PORT", help="live: show the guide on a page of this machine too")
-    parser.add_argument("--until-px", type=float, default=0.3, help="live: stop when projection is known to this (1 σ, worst place)")
+    parser.add_argument(
+        "--until-px", type=float, default=0.3, help="live: stop when projection is known to this (1 σ, worst place)"
+    )
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", required=True, help=EXPECTED)
     parser.add_argument("--square-mm", type=float, default=DEFAULT_SQUARE_MM, help="side of one square (default: 25)")
-    parser.add_argument("--model", default="auto", choices=("auto", *FREE), help="of distortion (default: the simplest that predicts best)")
-    parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="written unless the verdict is FAIL; other things in it stay")
+    parser.add_argument(
+        "--model",
+        default="auto",
+        choices=("auto", *FREE),
+        help="of distortion (default: the simplest that predicts best)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="RIG.yaml", help="written unless the verdict is FAIL; other things in it stay"
+    )
     parser.add_argument("--report", type=Path, metavar="REPORT.html")
 
 
@@ -168,12 +181,16 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
     rig = rigs.load(args.out) if args.out and args.out.exists() else rigs.Rig()
     first = rig.intrinsics.get(args.name)
     if first is not None and first.size != seen.size:
-        print(f"  {args.out}: its '{args.name}' is {first.width_px}×{first.height_px}, these pictures {seen.size[0]}×{seen.size[1]}: begun anew")
+        print(
+            f"  {args.out}: its '{args.name}' is {first.width_px}×{first.height_px}, the pictures {seen.size[0]}×{seen.size[1]}: anew"
+        )
         first = None
     try:
         estimate = estimate_lens(seen.sights(), seen.size, model=args.model, first=first)
     except ValueError as error:
-        verdict = judge([Check(Level.FAIL, str(error), "take 8 or more: tilted, near and far, and in all corners of the picture")])
+        verdict = judge(
+            [Check(Level.FAIL, str(error), "take 8 or more: tilted, near and far, and in all corners of the picture")]
+        )
         if args.report:
             _report_failure(seen, verdict).write(args.report)
         print(f"RMS: none. {verdict}")
@@ -200,7 +217,7 @@ def _conclude_against(seen: Seen, args: argparse.Namespace) -> Verdict:
     lens = rigs.load(args.against).camera(args.name)
     if lens.size != seen.size:
         raise ConfigError(
-            f"{args.against}: intrinsics.{args.name} is of {lens.width_px}×{lens.height_px} pictures, these are {seen.size[0]}×{seen.size[1]}"
+            f"{args.against}: intrinsics.{args.name} is of {lens.width_px}×{lens.height_px}, the pictures are {seen.size[0]}×{seen.size[1]}"
         )
     try:
         verdict, estimate = against(lens, seen.sights())
@@ -210,7 +227,10 @@ def _conclude_against(seen: Seen, args: argparse.Namespace) -> Verdict:
         page = report(seen, estimate, verdict)
         page.section("The lens in the rig", "How far it is from the one these views ask for, in px.")
         off = difference_map(estimate.lens, lens)
-        page.chart(charts.heat(off, unit="px", size=lens.size), "Difference of the two lenses, less what a turn of the camera undoes.")
+        page.chart(
+            charts.heat(off, unit="px", size=lens.size),
+            "Difference of the two lenses, less what a turn of the camera undoes.",
+        )
         page.write(args.report)
     print(f"RMS {estimate.rms_px:.3f} px. {verdict}")
     return verdict
@@ -240,29 +260,48 @@ def report(seen: Seen, estimate: Estimate, verdict: Verdict, title: str = "Camer
             ("worst difference between the lenses of two halves of the views", f"{estimate.halves_px:.2f}"),
         ],
     )
-    page.section("Lens", f"{seen.size[0]}×{seen.size[1]} pictures, distortion model {estimate.model}: the simplest that predicts unseen views as well as any.")
+    page.section(
+        "Lens",
+        f"{seen.size[0]}×{seen.size[1]} pictures, distortion model {estimate.model}: the simplest that predicts as well as any.",
+    )
     sigma = lens.sigma
     page.table(
         ("parameter", "value", "σ"),
-        [(n, f"{v:.6g}", f"± {sigma[i]:.2g}" if sigma is not None else "unknown") for i, (n, v) in enumerate(zip(lens.names, lens.parameters, strict=True))],
+        [
+            (n, f"{v:.6g}", f"± {sigma[i]:.2g}" if sigma is not None else "unknown")
+            for i, (n, v) in enumerate(zip(lens.names, lens.parameters, strict=True))
+        ],
     )
     page.table(("distortion model tried", "hold-out RMS, px"), [(n, f"{px:.4f}") for n, px in estimate.tried.items()])
-    page.section("How well a direction's pixel is known", "What noise in the corners leaves open, all over the picture, in px (1 σ), less what a turn of the camera undoes.")
+    page.section(
+        "How well a direction's pixel is known",
+        "What noise in the corners leaves open, all over the picture, in px (1 σ), less what a turn of the camera undoes.",
+    )
     if lens.covariance is not None:
         page.chart(charts.heat(sigma_map(lens), unit="px", size=lens.size), "Expected error of projection.")
     marks = np.concatenate([v.sight.pixels for v in estimate.views])
-    page.chart(charts.heat(cells(estimate.views, lens.size), unit="corners", size=lens.size, marks=marks), "Coverage: corners in each part of the picture.")
-    page.section("Residuals", "Where the model and the corners disagree. They should lie about the origin without a direction.")
+    page.chart(
+        charts.heat(cells(estimate.views, lens.size), unit="corners", size=lens.size, marks=marks),
+        "Coverage: corners in each part of the picture.",
+    )
+    page.section(
+        "Residuals", "Where the model and the corners disagree. They should lie about the origin without a direction."
+    )
     residuals = [r for row in estimate.solution.residuals for r in row if r is not None]
     every = np.concatenate(residuals)
     group = np.concatenate([np.full(len(r), i) for i, r in enumerate(residuals)])
     reach = float(max(np.percentile(np.hypot(*every.T), 99), 1e-3))
-    page.chart(charts.scatter(every[:, 0], every[:, 1], unit="px", reach=round(reach, 2) or reach, group=group), "Every corner, a colour a view.")
+    page.chart(
+        charts.scatter(every[:, 0], every[:, 1], unit="px", reach=round(reach, 2) or reach, group=group),
+        "Every corner, a colour a view.",
+    )
     each = estimate.solution.view_rms_px()
     page.chart(charts.bars([v.name for v in estimate.views], list(each), unit="px"), "RMS of each view.")
     page.section("Views")
     tilts = tilts_deg(estimate.solution)
-    distances = [float(np.linalg.norm((m @ (*seen.board.centre_m, 1))[:3])) for m in estimate.solution.camera_from_board]
+    distances = [
+        float(np.linalg.norm((m @ (*seen.board.centre_m, 1))[:3])) for m in estimate.solution.camera_from_board
+    ]
     page.table(
         ("view", "corners", "RMS, px", "tilt, °", "distance, m", "edge width, px", "left out"),
         [
@@ -281,7 +320,10 @@ def report(seen: Seen, estimate: Estimate, verdict: Verdict, title: str = "Camer
 
 def _overlays(page: Report, seen: Seen, estimate: Estimate) -> None:
     """The worst views first: that is where something is to be seen."""
-    page.section("Overlay", "Circles: corners that were found. Lines: to where the model puts them, 20 times as long as they are.")
+    page.section(
+        "Overlay",
+        "Circles: corners that were found. Lines: to where the model puts them, 20 times as long as they are.",
+    )
     order = np.argsort(-estimate.solution.view_rms_px())
     shown = [i for i in order if estimate.views[i].name in seen.grays][:OVERLAYS]
     for i in shown:
@@ -297,7 +339,9 @@ def overlay(gray: np.ndarray, pixels: np.ndarray, residual: np.ndarray | None) -
     thick = max(1, image.shape[1] // 640)
     for i, (u, v) in enumerate(pixels):
         centre = (round(u), round(v))
-        cv2.circle(image, centre, 4 * thick, (60, 200, 60) if residual is not None else (60, 60, 230), thick, cv2.LINE_AA)
+        cv2.circle(
+            image, centre, 4 * thick, (60, 200, 60) if residual is not None else (60, 60, 230), thick, cv2.LINE_AA
+        )
         if residual is not None:
             end = (round(u - 20 * residual[i, 0]), round(v - 20 * residual[i, 1]))
             cv2.line(image, centre, end, (40, 60, 255), thick, cv2.LINE_AA)

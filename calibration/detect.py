@@ -48,9 +48,9 @@ class Detector:
     def __init__(self, board: Board) -> None:
         self.board = board
 
-    def find(self, gray: np.ndarray) -> Corners | str:
-        """gray: (h, w) uint8."""
-        found = self._find_charuco(gray) if self.board.kind == "charuco" else self._find_chessboard(gray)
+    def find(self, gray: np.ndarray, *, thorough: bool = True) -> Corners | str:
+        """gray: (h, w) uint8. thorough: also look for what only a slow search finds; not for live pictures."""
+        found = self._find_charuco(gray) if self.board.kind == "charuco" else self._find_chessboard(gray, thorough)
         if isinstance(found, str):
             return _light(gray) or found
         spacing_px = spacing(self.board, found)
@@ -61,15 +61,17 @@ class Detector:
 
     # --- chessboards
 
-    def _find_chessboard(self, gray: np.ndarray) -> Corners | str:
+    def _find_chessboard(self, gray: np.ndarray, thorough: bool = True) -> Corners | str:
         size = self.board.corners_wide
         scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
         small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
-        there, corners = cv2.findChessboardCorners(small, size, flags=CLASSIC)
+        flags = CLASSIC if thorough else CLASSIC | cv2.CALIB_CB_FAST_CHECK
+        there, corners = cv2.findChessboardCorners(small, size, flags=flags)
         if there:
             pixels = (corners.reshape(-1, 2).astype(np.float64) + 0.5) / scale - 0.5
         else:  # slower, and finds boards in bad light and with strong distortion
-            there, corners = cv2.findChessboardCornersSB(gray, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
+            if thorough:
+                there, corners = cv2.findChessboardCornersSB(gray, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
             if not there:
                 return f"no {self.board.words} found"
             pixels = corners.reshape(-1, 2).astype(np.float64)
@@ -169,7 +171,11 @@ class Detector:
         if asked is not None and asked <= LAYOUT_TOLERANCE:
             return None
         turned = replace(self.board, columns=self.board.rows, rows=self.board.columns)
-        others = [turned, replace(self.board, legacy=not self.board.legacy), replace(turned, legacy=not self.board.legacy)]
+        others = [
+            turned,
+            replace(self.board, legacy=not self.board.legacy),
+            replace(turned, legacy=not self.board.legacy),
+        ]
         # Boards of one width have the same first rows: the one with the fewest that has all the markers that were seen.
         others = [board for board in others if board.columns * (board.rows - 2) // 2 <= highest]
         sizes = ((c, r) for c in range(3, 21) for r in range(3, 21) if c * r // 2 > highest)
@@ -245,8 +251,9 @@ def blur(gray: np.ndarray, board: Board, found: Corners) -> float:
     along = second - first
     length = np.hypot(*along.T)
     across = np.column_stack([-along[:, 1], along[:, 0]]) / length[:, None]
-    # Half of the white rim around a marker, or less than half a square: beyond it other things are printed.
-    reach = np.clip(0.11 * length, 3.0, 15.0)
+    # Within the white rim around a marker, or less than half a square: beyond it other things are printed.
+    share = 0.4 if board.kind == "chessboard" else RIM_SHARE * (1 - board.marker_share) / 2
+    reach = np.clip(share * length, 3.0, 15.0)
     steps = np.linspace(-1, 1, 61)
     places = (first + second)[:, None] / 2 + across[:, None] * (steps[None, :, None] * reach[:, None, None])
     profiles = sample(gray, places.reshape(-1, 2)).reshape(len(first), -1)

@@ -107,7 +107,9 @@ def reject(
     views: Sequence[NamedSight], lens: Intrinsics, model: str
 ) -> tuple[list[NamedSight], dict[str, str], dict[str, int]]:
     """(views that agree, why each other one does not, corners left out of each view that stays)."""
-    kept, rejected, dropped = list(views), {}, {}
+    kept = list(views)
+    rejected: dict[str, str] = {}
+    dropped: dict[str, int] = {}
     for _ in range(6):
         solution = _fit(kept, lens, model)
         each = solution.view_rms_px()
@@ -118,7 +120,9 @@ def reject(
         if worst > limit:
             for view, own in zip(list(kept), each, strict=True):
                 if own > limit and own > worst / 3:
-                    rejected[view.name] = f"its corners disagree with the other views by {own:.2f} px (theirs: {usual:.2f} px)"
+                    rejected[view.name] = (
+                        f"its corners disagree with the other views by {own:.2f} px (theirs: {usual:.2f} px)"
+                    )
                     kept.remove(view)
             if len(kept) < MIN_VIEWS:
                 break
@@ -189,7 +193,11 @@ def _candidates(model: str, views: int) -> list[str]:
 
 def _screening(kind: str, model: str, views: int) -> str:
     """The model that views are screened with: rich enough that a bent lens does not look like a bad view."""
-    return kind if model == "auto" and (kind == "fisheye" or views >= GOOD_VIEWS) else ("radtan2" if model == "auto" else model)
+    return (
+        kind
+        if model == "auto" and (kind == "fisheye" or views >= GOOD_VIEWS)
+        else ("radtan2" if model == "auto" else model)
+    )
 
 
 def _median_rms(lens: Intrinsics, views: Sequence[NamedSight], model: str) -> float:
@@ -225,7 +233,11 @@ def judged(estimate: Estimate) -> Verdict:
             )
         )
     level = _level(estimate.rms_px, GOOD_RMS * grown, BAD_RMS * grown)
-    step = "" if level is Level.PASS else "check that the board is flat and stiff, hold it still, and see the overlay pictures in the report"
+    step = (
+        ""
+        if level is Level.PASS
+        else "check that the board is flat and stiff, hold it still, and see the overlay pictures in the report"
+    )
     checks.append(Check(level, f"model and corners agree to {estimate.rms_px:.2f} px RMS", step))
     if np.isfinite(estimate.holdout_px) and not estimate.kept_start:
         over = estimate.holdout_px > 1.4 * estimate.rms_px + 0.02
@@ -250,12 +262,18 @@ def judged(estimate: Estimate) -> Verdict:
     filled = cells(views, lens.size) > 0
     if filled.mean() < COVERED:
         checks.append(
-            Check(Level.WARN, f"corners cover {filled.mean():.0%} of the picture", f"hold the board {_empty_side(filled)} as well")
+            Check(
+                Level.WARN,
+                f"corners cover {filled.mean():.0%} of the picture",
+                f"hold the board {_empty_side(filled)} as well",
+            )
         )
     if (tilt := float(np.max(tilts_deg(estimate.solution), initial=0.0))) < TILT_DEG:
         checks.append(
             Check(
-                Level.WARN, f"no view is tilted by more than {tilt:.0f}°, which leaves the focal length open", "tilt the board by 20 to 45°"
+                Level.WARN,
+                f"no view is tilted by more than {tilt:.0f}°, which leaves the focal length open",
+                "tilt the board by 20 to 45°",
             )
         )
     if abs(lens.fx_px / lens.fy_px - 1) > 0.03:
@@ -269,7 +287,11 @@ def judged(estimate: Estimate) -> Verdict:
     off_x, off_y = abs(lens.cx_px / lens.width_px - 0.5), abs(lens.cy_px / lens.height_px - 0.5)
     if max(off_x, off_y) > 0.25:
         checks.append(
-            Check(Level.FAIL, "the optical axis comes out near the picture's edge", "use uncropped pictures, with the board tilted and in all corners")
+            Check(
+                Level.FAIL,
+                "the optical axis comes out near the picture's edge",
+                "use uncropped pictures, with the board tilted and in all corners",
+            )
         )
     return judge(checks, then="use the rig, and keep the report")
 
@@ -278,7 +300,11 @@ def _of_views(estimate: Estimate) -> Check:
     kept, out = len(estimate.views), len(estimate.rejected)
     told = f"{kept} views used" + (f", {out} rejected" if out else "")
     if out > MOST_REJECTED * (kept + out):
-        return Check(Level.FAIL, f"{out} of {kept + out} views contradict the others", "see their reasons in the report, and take new pictures")
+        return Check(
+            Level.FAIL,
+            f"{out} of {kept + out} views contradict the others",
+            "see their reasons in the report, and take new pictures",
+        )
     if kept < MIN_VIEWS:
         return Check(Level.FAIL, f"only {told}", f"take {GOOD_VIEWS} or more")
     if kept < GOOD_VIEWS:
@@ -318,7 +344,9 @@ def against(lens: Intrinsics, views: Sequence[NamedSight]) -> tuple[Verdict, Est
         check = Check(Level.WARN, f"{told}, which is too little to tell", "take more views, tilted and in all corners")
     else:
         check = Check(Level.PASS, told)
-    return judge([_of_views(estimate), check] if len(estimate.views) < GOOD_VIEWS else [check], then="nothing to do"), estimate
+    return judge(
+        [_of_views(estimate), check] if len(estimate.views) < GOOD_VIEWS else [check], then="nothing to do"
+    ), estimate
 
 
 def _level(value: float, good: float, bad: float) -> Level:

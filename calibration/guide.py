@@ -16,17 +16,17 @@ import numpy as np
 from calibration.board import Board
 from calibration.bundle import Sight, free_parameters, solve, start, view_information
 from calibration.detect import Corners, blur
-from calibration.estimate import CELLS, NamedSight, cells
+from calibration.estimate import CELLS, GOOD_VIEWS, NamedSight, cells
 from calibration.uncertainty import sensitivity, sigma_map
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import rigid, rotation_from_vector
 
 MODEL = "radtan4"  # what is planned with: richer ones ask for the same views
-MIN_VIEWS = 6  # a person holds the board wrong once or twice
 FIRST_FIT = 4
 BLUR_PX, BLUR_GROWTH = 3.5, 1.8  # an edge this wide, and this much wider than the sharpest so far
 MOVED_SHARE = 0.015  # of the picture's width between two looks: a hand at rest moves less
 SAME_SHARE = 0.035  # of the picture's width: corners this near those of a view that was taken say nothing new
+HINT_AWAY = 1.5  # times that: a hint is followed by hand
 POINTS_SAME = 6
 NOISE_PX = 0.15  # of a coordinate, until the views tell their own
 # What is known before the first view, as standard deviations: fx, fy, cx, cy as shares of the width, then k1 k2 p1 p2.
@@ -63,7 +63,11 @@ class Advice:
 
     @property
     def line(self) -> str:
-        known = f"known to ±{self.sigma_px:.2f} px, wanted ±{self.until_px:g}" if np.isfinite(self.sigma_px) else "not known yet"
+        known = (
+            f"known to ±{self.sigma_px:.2f} px, wanted ±{self.until_px:g}"
+            if np.isfinite(self.sigma_px)
+            else "not known yet"
+        )
         told = "taken" if self.taken else self.reason
         return f"{self.views} views, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
 
@@ -99,7 +103,9 @@ class Guide:
         if reason:
             return self._advice(reason)
         self._ids.append(found)
-        self.views.append(NamedSight(f"view {len(self.views) + 1:02d}", Sight(self.board.points_m[found.ids], found.pixels)))
+        self.views.append(
+            NamedSight(f"view {len(self.views) + 1:02d}", Sight(self.board.points_m[found.ids], found.pixels))
+        )
         if not self._pick_only:
             self._fit()
             self._plan()
@@ -107,14 +113,16 @@ class Guide:
 
     @property
     def done(self) -> bool:
-        return len(self.views) >= MIN_VIEWS and self._sigma_px <= self.until_px
+        return len(self.views) >= GOOD_VIEWS and self._sigma_px <= self.until_px
 
     def _unfit(self, found: Corners, gray: np.ndarray) -> str:
         edge_px = blur(gray, self.board, found)
         self._sharpest_px = min(self._sharpest_px, edge_px)
         if edge_px > BLUR_PX and edge_px > BLUR_GROWTH * self._sharpest_px:
             return f"blurred (edges {edge_px:.1f} px wide): hold it still, or give it more light"
-        if not self._pick_only and (self._last is None or self._distance(found, self._last) > MOVED_SHARE * self.size[0]):
+        if not self._pick_only and (
+            self._last is None or self._distance(found, self._last) > MOVED_SHARE * self.size[0]
+        ):
             return "hold still"
         for number, taken in enumerate(self._ids, 1):
             if self._distance(found, taken) < SAME_SHARE * self.size[0]:
@@ -143,7 +151,9 @@ class Guide:
         if self._pick_only:
             return
         width_px, height_px = self.size
-        lens = self.lens or Intrinsics("radtan", width_px, height_px, width_px, width_px, (width_px - 1) / 2, (height_px - 1) / 2)
+        lens = self.lens or Intrinsics(
+            "radtan", width_px, height_px, width_px, width_px, (width_px - 1) / 2, (height_px - 1) / 2
+        )
         free = free_parameters(lens, MODEL)
         known = np.diag(1 / (np.array(BEFORE) * np.array([width_px] * 4 + [1.0] * 4)) ** 2)
         if self.lens is not None and self.lens.covariance is not None:
@@ -158,6 +168,9 @@ class Guide:
             inside = (pixels >= 0).all(axis=1) & (pixels < (width_px, height_px)).all(axis=1)
             if inside.mean() < INSIDE[self.board.kind]:
                 continue
+            planned = Corners(np.flatnonzero(inside), pixels[inside])
+            if any(self._distance(planned, taken) < HINT_AWAY * SAME_SHARE * width_px for taken in self._ids):
+                continue  # it would be refused
             more = view_information(lens, MODEL, self.board.points_m[inside], pose) / self._noise_px**2
             covariance = np.linalg.inv(known + more)
             left = float(np.einsum("ij,jk,ik->", moved, covariance, moved))
@@ -178,7 +191,13 @@ class Guide:
                     rotation = rotation_from_vector(np.array([about_x, about_y, 0.0]))
                     pose = rigid(rotation, middle - rotation @ centre)
                     pixels, _ = lens.project(self.board.points_m @ rotation.T + pose[:3, 3])
-                    out.append((f"Next: the board {place} of the picture, {tilt}, {how_far}", pose, np.nan_to_num(pixels, nan=-1e9)))
+                    out.append(
+                        (
+                            f"Next: the board {place} of the picture, {tilt}, {how_far}",
+                            pose,
+                            np.nan_to_num(pixels, nan=-1e9),
+                        )
+                    )
         return out
 
     def _outer(self, lens: Intrinsics, pose: np.ndarray) -> np.ndarray:
@@ -192,6 +211,6 @@ class Guide:
         covered = cells(self.views, self.size) > 0 if self.views else np.zeros((CELLS[1], CELLS[0]), bool)
         hint = "" if self.done else self._hint
         outline = None if self.done else self._outline
-        return Advice(not reason, reason, hint, len(self.views), self._sigma_px, self.until_px, covered, outline, self.done)
-
-
+        return Advice(
+            not reason, reason, hint, len(self.views), self._sigma_px, self.until_px, covered, outline, self.done
+        )

@@ -104,7 +104,9 @@ def _of_recording(path: Path, stream: str | None) -> Iterator[Picture]:
                 raise ConfigError(f"{path}: which camera? Those with pictures: {here}. Name it with --stream")
             stream = cameras[0]
         if stream not in cameras:
-            raise ConfigError(f"{path}: '{stream}' has no pictures. Those that have: {', '.join(cameras)}.{nearest(stream, cameras)}")
+            raise ConfigError(
+                f"{path}: '{stream}' has no pictures. Those that have: {', '.join(cameras)}.{nearest(stream, cameras)}"
+            )
         start_ns, next_ns = reader.span_ns[0], 0
         for _, message, log_ns in reader.messages([stream]):
             if not isinstance(message, Frame) or log_ns < next_ns or not message.data.size:

@@ -71,11 +71,18 @@ class Renderer:
         v, u = np.mgrid[: lens.height_px, : lens.width_px].astype(np.float64)
         offsets = (np.arange(looks) + 0.5) / looks - 0.5
         self._rays = [
-            lens.rays(np.column_stack([(u + dx).ravel(), (v + dy).ravel()])).astype(np.float32) for dy in offsets for dx in offsets
+            lens.rays(np.column_stack([(u + dx).ravel(), (v + dy).ravel()])).astype(np.float32)
+            for dy in offsets
+            for dx in offsets
         ]
 
     def render(
-        self, camera_from_board: np.ndarray, *, blur_px: float = 0.6, noise: float = 2.0, rng: np.random.Generator | None = None
+        self,
+        camera_from_board: np.ndarray,
+        *,
+        blur_px: float = 0.6,
+        noise: float = 2.0,
+        rng: np.random.Generator | None = None,
     ) -> np.ndarray:
         """(h, w) uint8. blur_px: σ of a Gaussian. noise: σ in grey values of 255."""
         shape = (self.lens.height_px, self.lens.width_px)
@@ -89,7 +96,9 @@ class Renderer:
                 along = -origin[2] / turned[:, 2]
                 x, y = ((origin[:2] + turned[:, :2] * along[:, None]) * scale + first).T
             x, y = (np.where(along > 0, a, np.float32(-1e4)).reshape(shape) for a in (x, y))
-            total += cv2.remap(self._paper, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=float(self.background))
+            total += cv2.remap(
+                self._paper, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=float(self.background)
+            )
         image = total / len(self._rays)
         if blur_px > 0:
             image = cv2.GaussianBlur(image, (0, 0), blur_px)
@@ -100,4 +109,4 @@ class Renderer:
 
 def _paper(board: Board) -> Any:
     margin = round(MARGIN_SQUARES * SQUARE_PX)
-    return cv2.copyMakeBorder(board.image(SQUARE_PX), *[margin] * 4, cv2.BORDER_CONSTANT, value=255).astype(np.float32)
+    return np.pad(board.image(SQUARE_PX), margin, constant_values=255).astype(np.float32)

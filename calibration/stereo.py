@@ -18,7 +18,17 @@ from calibration import charts
 from calibration.board import Board
 from calibration.bundle import Sight, Solution, rms, solve
 from calibration.camera_intrinsics import Seen, common_arguments, look, report
-from calibration.estimate import FOLDS, GOOD_RMS, BAD_RMS, MIN_VIEWS, VIEW_LIMIT, Estimate, NamedSight, estimate_lens, judged
+from calibration.estimate import (
+    BAD_RMS,
+    FOLDS,
+    GOOD_RMS,
+    MIN_VIEWS,
+    VIEW_LIMIT,
+    Estimate,
+    NamedSight,
+    estimate_lens,
+    judged,
+)
 from calibration.report import Report
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline import rig as rigs
@@ -54,7 +64,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("left", help="folder or pictures ('data/left*.jpg')")
     parser.add_argument("right", help="the same of the other camera")
     common_arguments(parser)
-    parser.add_argument("--names", nargs=2, default=("left", "right"), metavar=("LEFT", "RIGHT"), help="of the cameras in the rig")
+    parser.add_argument(
+        "--names", nargs=2, default=("left", "right"), metavar=("LEFT", "RIGHT"), help="of the cameras in the rig"
+    )
 
 
 def run(args: argparse.Namespace) -> Verdict:
@@ -134,7 +146,9 @@ def estimate_stereo(board: Board, left: Seen, right: Seen, *, model: str = "auto
             break
         for (a, b), own, out in zip(list(names), each, bad, strict=True):
             if out:
-                rejected[f"{a}, {b}"] = f"the two do not fit together by {own:.2f} px (limit {limit:.2f} px): not taken at the same moment?"
+                rejected[f"{a}, {b}"] = (
+                    f"the two do not fit together by {own:.2f} px (limit {limit:.2f} px): not taken at the same moment?"
+                )
         names = [n for n, out in zip(names, bad, strict=True) if not out]
         views = [v for v, out in zip(views, bad, strict=True) if not out]
         solution = solve(solution.lenses, views, models, camera_from_first=[start])
@@ -146,11 +160,16 @@ def _between(
     board: Board, lenses: Sequence[Intrinsics], view: tuple[Sight, Sight]
 ) -> tuple[tuple[Sight, Sight], np.ndarray]:
     """(the view, second_from_first by it alone). A board that looks the same turned by 180° is numbered as the less turned."""
-    boards = [solve([lens], [[sight]], [lens.model], fixed=True).camera_from_board[0] for lens, sight in zip(lenses, view, strict=True)]
+    boards = [
+        solve([lens], [[sight]], [lens.model], fixed=True).camera_from_board[0]
+        for lens, sight in zip(lenses, view, strict=True)
+    ]
     place = boards[1] @ np.linalg.inv(boards[0])
     if board.turns_alike:
         turned = Sight(view[1].points_m[::-1], view[1].pixels)
-        other = solve([lenses[1]], [[turned]], [lenses[1].model], fixed=True).camera_from_board[0] @ np.linalg.inv(boards[0])
+        other = solve([lenses[1]], [[turned]], [lenses[1].model], fixed=True).camera_from_board[0] @ np.linalg.inv(
+            boards[0]
+        )
         if _angle(other) < _angle(place):
             return (view[0], turned), other
     return view, place
@@ -182,7 +201,9 @@ def _holdout(solution: Solution, views: Sequence[tuple[Sight, Sight]], models: S
     return rms(residuals)
 
 
-def _held_out(lenses: Sequence[Intrinsics], place: np.ndarray, views: Sequence[tuple[Sight, Sight]]) -> list[np.ndarray]:
+def _held_out(
+    lenses: Sequence[Intrinsics], place: np.ndarray, views: Sequence[tuple[Sight, Sight]]
+) -> list[np.ndarray]:
     solved = solve(lenses, views, [lens.model for lens in lenses], camera_from_first=[place], fixed=True)
     return [r for row in solved.residuals for r in row if r is not None]
 
@@ -212,9 +233,23 @@ def judged_stereo(estimate: StereoEstimate) -> Verdict:
     ]
     count = len(estimate.names)
     few = f"take {GOOD_PAIRS} or more"
-    checks.append(Check(Level.PASS if count >= GOOD_PAIRS else Level.WARN, f"{count} pairs used", "" if count >= GOOD_PAIRS else few))
-    level = Level.PASS if solution.rms_px <= GOOD_RMS * grown else Level.WARN if solution.rms_px <= BAD_RMS * grown else Level.FAIL
-    step = "" if level is Level.PASS else "check that both cameras take their pictures at the same moment, and hold the board still"
+    checks.append(
+        Check(
+            Level.PASS if count >= GOOD_PAIRS else Level.WARN, f"{count} pairs used", "" if count >= GOOD_PAIRS else few
+        )
+    )
+    level = (
+        Level.PASS
+        if solution.rms_px <= GOOD_RMS * grown
+        else Level.WARN
+        if solution.rms_px <= BAD_RMS * grown
+        else Level.FAIL
+    )
+    step = (
+        ""
+        if level is Level.PASS
+        else "check that both cameras take their pictures at the same moment, and hold the board still"
+    )
     checks.append(Check(level, f"both cameras and the corners agree to {solution.rms_px:.2f} px RMS", step))
     baseline_m = float(np.linalg.norm(estimate.second_from_first[:3, 3]))
     direction = estimate.second_from_first[:3, 3] / max(baseline_m, 1e-9)
@@ -235,7 +270,11 @@ def judged_stereo(estimate: StereoEstimate) -> Verdict:
 
 
 def _place(pose: Pose) -> str:
-    turn, move, sigma = np.degrees(rotation_to_vector(pose.target_from_source[:3, :3])), 1000 * pose.target_from_source[:3, 3], pose.sigma
+    turn, move, sigma = (
+        np.degrees(rotation_to_vector(pose.target_from_source[:3, :3])),
+        1000 * pose.target_from_source[:3, 3],
+        pose.sigma,
+    )
     assert sigma is not None
     told = ", ".join(f"{v:.2f} ± {1000 * s:.2f}" for v, s in zip(move, sigma[3:], strict=True))
     turned = ", ".join(f"{v:.3f} ± {np.degrees(s):.3f}" for v, s in zip(turn, sigma[:3], strict=True))
@@ -254,7 +293,10 @@ def _report(left: Seen, right: Seen, estimate: StereoEstimate, verdict: Verdict,
     )
     page.chart(charts.bars(list(estimate.names), list(estimate.solution.view_rms_px()), unit="px"), "RMS of each pair.")
     alone = [[NamedSight(n, v[c]) for n, v in zip(estimate.names, estimate.views, strict=True)] for c in (0, 1)]
-    page.table(("pair", "corners left", "corners right"), [(a.name, len(a.sight.pixels), len(b.sight.pixels)) for a, b in zip(*alone, strict=True)])
+    page.table(
+        ("pair", "corners left", "corners right"),
+        [(a.name, len(a.sight.pixels), len(b.sight.pixels)) for a, b in zip(*alone, strict=True)],
+    )
     page.section("Right camera", "Alone, before both were refined together.")
     sigma = estimate.second.lens.sigma
     rows = [(n, f"{v:.6g}", f"± {sigma[i]:.2g}" if sigma is not None else "unknown")
