@@ -28,9 +28,9 @@ FREE = {
     "rational": ("rational", MODELS["rational"]),
 }
 HUBER = 2.5  # of the corners' scale: beyond it a residual counts by its length, not its square
-STEPS = 60
+STEPS = 40
 START_STEPS = 10
-STEP_TOLERANCE = 1e-8  # relative change of the cost at which it has converged
+STEP_TOLERANCE = 1e-7  # relative change of the cost at which it has converged
 # Standard deviation of the prior that keeps coefficients finite when the views say nothing of them; a lens has less.
 PRIOR = {"k1": 1.0, "k2": 2.0, "k3": 5.0, "p1": 0.1, "p2": 0.1, "k4": 2.0, "k5": 2.0, "k6": 2.0}
 
@@ -159,9 +159,9 @@ def start(views: Sequence[Sight], size: tuple[int, int], model: str) -> Intrinsi
     ladder += [matrix[0, 0]] if np.isfinite(matrix).all() and 0.1 * width_px < matrix[0, 0] < 50 * width_px else []
     lenses = [Intrinsics(wanted, *size, f, f, (width_px - 1) / 2, (height_px - 1) / 2) for f in ladder]
     few = [[view] for view in views[:: max(1, len(views) // 6)]]
-    # Each rung climbs a few steps on its own before they are compared: poses alone say little about a bent lens.
-    free = "fisheye" if wanted == "fisheye" else "radtan2"
-    tried = [solve([lens], few, [free], steps=START_STEPS) for lens in lenses]
+    by_poses = sorted(lenses, key=lambda lens: solve([lens], few, [_family(model)], fixed=True, steps=2).rms_px)
+    # Poses alone say little about a bent lens: the best rungs climb a few steps on their own before they are compared.
+    tried = [solve([lens], few, [_family(model)], steps=START_STEPS) for lens in by_poses[:3]]
     best = min(tried, key=lambda s: s.rms_px if np.isfinite(s.rms_px) else np.inf)
     return _as(best.lenses[0], model)
 
@@ -213,6 +213,10 @@ def _as(lens: Intrinsics, model: str) -> Intrinsics:
 def _with(lens: Intrinsics, parameters: np.ndarray) -> Intrinsics:
     fx_px, fy_px, cx_px, cy_px, *distortion = map(float, parameters)
     return Intrinsics(lens.model, lens.width_px, lens.height_px, fx_px, fy_px, cx_px, cy_px, tuple(distortion))
+
+
+def _family(model: str) -> str:
+    return "fisheye" if FREE[model][0] == "fisheye" else "radtan2"
 
 
 def _free(lens: Intrinsics, model: str) -> list[int]:

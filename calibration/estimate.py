@@ -73,18 +73,26 @@ def estimate_lens(
     """
     if len(views) < MIN_VIEWS:
         raise ValueError(f"{len(views)} views, and {MIN_VIEWS} are the fewest that fix a lens")
-    began = {kind: start([v.sight for v in views], size, kind) for kind in _families(model)}
-    kind = min(began, key=lambda k: _median_rms(began[k], views, k)) if len(began) > 1 else next(iter(began))
-    kept, rejected, dropped = reject(views, began[kind], _screening(kind, model, len(views)))
-    tried = {}
+    began = {}
+    for kind in _families(model):
+        screened = _screening(kind, model, len(views))
+        first_fit = _fit(views, start([v.sight for v in views], size, kind), screened)
+        began[kind] = (float(np.median(first_fit.view_rms_px())), first_fit.lenses[0], screened)
+    family = min(began, key=lambda k: began[k][0])
+    kept, rejected, dropped = reject(views, began[family][1], began[family][2])
+    known = {kind: lens for kind, (_, lens, _) in began.items()}
+    tried: dict[str, float] = {}
     for name in _candidates(model, len(kept)):
-        family = FREE[name][0]
-        began[family] = _fit(kept, began.get(family, began.get("radtan", began[kind])), name).lenses[0]
-        tried[name] = holdout(kept, began[family], name)
+        kind = FREE[name][0]
+        fitted = _fit(kept, known.get(kind, known.get("radtan", began[family][1])), name)
+        known[kind] = fitted.lenses[0]
+        # Views it was not fitted to are never predicted better than those it was: one that does not fit better is out.
+        if not tried or not fitted.rms_px > WORTH * min(tried.values()):
+            tried[name] = holdout(kept, fitted.lenses[0], name)
     best = min((t for t in tried.values() if np.isfinite(t)), default=float("nan"))
     # In the order of their freedom: the first that is as good as any.
     chosen = next((n for n, t in tried.items() if not t * WORTH > best), next(iter(tried)))
-    solution = _fit(kept, began[FREE[chosen][0]], chosen)
+    solution = _fit(kept, known[FREE[chosen][0]], chosen)
     halves_px, ratio = halves(kept, solution.lenses[0], chosen)
     estimate = Estimate(
         solution.lenses[0], chosen, solution, tuple(kept), rejected, dropped, tried[chosen], tried, halves_px, ratio
@@ -112,7 +120,7 @@ def reject(
     dropped: dict[str, int] = {}
     for _ in range(6):
         solution = _fit(kept, lens, model)
-        each = solution.view_rms_px()
+        each = np.array([_trimmed_rms(row[0]) for row in solution.residuals if row[0] is not None])
         # Not the median: it is an honest view's even where half of the views are not.
         usual = float(np.percentile(each, 40))
         limit = max(VIEW_LIMIT * usual, 0.05)
@@ -140,6 +148,12 @@ def reject(
             break
         kept = cleaned
     return kept, rejected, dropped
+
+
+def _trimmed_rms(residual: np.ndarray) -> float:
+    """Of a view without its worst tenth: single wrong corners are left out, and do not cost the view."""
+    length = np.sort(np.hypot(*residual.T))
+    return float(np.sqrt((length[: max(1, int(np.ceil(0.9 * len(length))))] ** 2).mean()))
 
 
 def holdout(views: Sequence[NamedSight], lens: Intrinsics, model: str, folds: int = FOLDS) -> float:
@@ -198,10 +212,6 @@ def _screening(kind: str, model: str, views: int) -> str:
         if model == "auto" and (kind == "fisheye" or views >= GOOD_VIEWS)
         else ("radtan2" if model == "auto" else model)
     )
-
-
-def _median_rms(lens: Intrinsics, views: Sequence[NamedSight], model: str) -> float:
-    return float(np.median(_fit(views, lens, "radtan2" if model == "radtan" else model).view_rms_px()))
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -329,7 +339,7 @@ def against(lens: Intrinsics, views: Sequence[NamedSight]) -> tuple[Verdict, Est
     The RMS would not tell: poses make up for a focal length wrong by 1 % (0.200 instead of 0.186 px on OpenCV's pictures),
     although it puts things 4 px beside where they are. Raises ValueError below MIN_VIEWS views.
     """
-    estimate = estimate_lens(views, lens.size, model="fisheye" if lens.model == "fisheye" else "auto")
+    estimate = estimate_lens(views, lens.size, model=_key(lens))
     off, sigma = difference_map(estimate.lens, lens), sigma_map(estimate.lens)
     worst, at = float(np.nanmax(off)), np.unravel_index(np.nanargmax(off), off.shape)
     doubt = 3 * float(sigma[at])
@@ -347,6 +357,14 @@ def against(lens: Intrinsics, views: Sequence[NamedSight]) -> tuple[Verdict, Est
     return judge(
         [_of_views(estimate), check] if len(estimate.views) < GOOD_VIEWS else [check], then="nothing to do"
     ), estimate
+
+
+def _key(lens: Intrinsics) -> str:
+    """The key of FREE with which this lens was, or could have been, estimated."""
+    if lens.model != "radtan":
+        return lens.model
+    _, _, p1, p2, k3 = lens.distortion
+    return "radtan" if k3 else "radtan4" if p1 or p2 else "radtan2"
 
 
 def _level(value: float, good: float, bad: float) -> Level:

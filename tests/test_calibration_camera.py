@@ -277,10 +277,10 @@ def test_a_recording_is_calibrated_from(tmp_path: Path) -> None:
     recording = pytest.importorskip("pipeline.recording", reason="no recordings in this build")
     from pipeline.frame import Frame, StreamInfo
 
-    board = Board.parse("charuco:8x6", square_mm=30)
+    board, rng = CHESS, np.random.default_rng(0)
     small = replace(LENS, width_px=320, height_px=240, fx_px=260, fy_px=260, cx_px=160, cy_px=120)
-    renderer, rng = simulate.Renderer(board, small, looks=2), np.random.default_rng(0)
-    poses = simulate.board_poses(board, small, 4, rng)
+    renderer = simulate.Renderer(board, small, looks=2)
+    poses = simulate.board_poses(board, small, 4, rng, tilt_deg=25)
     with recording.Writer(tmp_path / "board.mcap", about={}) as writer:
         writer.stream(StreamInfo("camera", "bgr8", 3.0))
         for i, pose in enumerate([poses[0], *poses]):  # the first is seen twice
