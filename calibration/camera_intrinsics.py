@@ -268,7 +268,7 @@ def report(seen: Seen, estimate: Estimate, verdict: Verdict, title: str = "Camer
     page.table(
         ("parameter", "value", "σ"),
         [
-            (n, f"{v:.6g}", f"± {sigma[i]:.2g}" if sigma is not None else "unknown")
+            (n, f"{v:.6g}", "unknown" if sigma is None else f"± {sigma[i]:.2g}" if sigma[i] else "held at 0")
             for i, (n, v) in enumerate(zip(lens.names, lens.parameters, strict=True))
         ],
     )

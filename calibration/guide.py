@@ -154,7 +154,7 @@ class Guide:
         lens = self.lens or Intrinsics(
             "radtan", width_px, height_px, width_px, width_px, (width_px - 1) / 2, (height_px - 1) / 2
         )
-        free = free_parameters(lens, MODEL)
+        free = free_parameters(MODEL)
         known = np.diag(1 / (np.array(BEFORE) * np.array([width_px] * 4 + [1.0] * 4)) ** 2)
         if self.lens is not None and self.lens.covariance is not None:
             known = known + np.linalg.pinv(self.lens.covariance[np.ix_(free, free)], hermitian=True)
