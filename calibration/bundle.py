@@ -35,7 +35,7 @@ STEP_TOLERANCE = 1e-7  # relative change of the cost at which it has converged
 PRIOR = {"k1": 1.0, "k2": 2.0, "k3": 5.0, "p1": 0.1, "p2": 0.1, "k4": 2.0, "k5": 2.0, "k6": 2.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sight:
     """What one camera sees of the board in one view: points_m (n, 3) of the board, pixels (n, 2)."""
 
