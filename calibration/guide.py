@@ -69,7 +69,7 @@ class Advice:
             else "not known yet"
         )
         told = "taken" if self.taken else self.reason
-        return f"{self.views} views, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
+        return f"{self.views} view{'s' * (self.views != 1)}, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
 
 
 class Guide:
