@@ -21,9 +21,9 @@ import numpy as np
 from calibration import simulate
 from calibration.board import Board
 from calibration.bundle import Sight, solve
-from calibration.camera_intrinsics import look
 from calibration.detect import Corners, Detector
 from calibration.estimate import NamedSight, against, estimate_lens
+from calibration.seen import look
 from calibration.stereo import estimate_stereo
 from calibration.uncertainty import difference_map, sensitivity
 from pipeline.intrinsics import Intrinsics

@@ -8,6 +8,7 @@ Pure: a picture in, corners or a reason out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,8 +27,9 @@ MOST_CLASSIC_PX = 1600  # the classic detector's time grows fast; beyond, it loo
 # the curvature of distorted lines (the usual 11 px gives twice the error on OpenCV's own pictures), small ones noise.
 WINDOW_SHARE, WINDOW_MIN_PX, WINDOW_MAX_PX = 0.2, 2, 9
 RIM_SHARE = 0.8  # of the white rim around a ChArUco board's markers: what is beyond it draws the corner aside
-# Of a marker's side: how far markers may lie from a plane grid before the layout is another one. A lens bends by less.
+# Of a marker's side: how far markers may lie from where their neighbours put them before the layout is another one.
 LAYOUT_TOLERANCE = 0.25
+MIN_MARKERS, NEIGHBOURS = 4, 4
 COMMON = ("4x4_50", "4x4_250", "4x4_1000", "5x5_100", "5x5_250", "5x5_1000", "6x6_250", "6x6_1000", "7x7_250", "aruco_original",
           "apriltag_36h11")  # fmt: skip
 DARK, FLAT = 25.0, 8.0  # mean and standard deviation of a picture's grey values: night, fog or a lens cap
@@ -126,44 +128,61 @@ class Detector:
 
     def mismatch(self, pictures: Iterable[np.ndarray]) -> str | None:
         """Whether these pictures show a board other than the one asked for: what it is, in words, with the fix."""
-        pictures = list(pictures)
-        highest = -1
-        if self.board.kind == "charuco":
-            highest = max((int(i) for gray in pictures for i in self._markers(gray)[0]), default=-1)
+        pictures, others = list(pictures), Counter[Board]()
+        highest = max((int(i) for gray in pictures for i in self._markers(gray)[0]), default=-1) if self._is_charuco else -1
         for gray in pictures:
-            other = self._other_charuco(gray, highest) if self.board.kind == "charuco" else self._other_chessboard(gray)
-            if other is not None:
-                return f"the pictures show a {other.words}, not the {self.board.words} that --board asks for: write --board {other}"
+            other = self._other_charuco(gray, highest) if self._is_charuco else self._other_chessboard(gray)
+            if other is None:
+                continue
+            if self._is_charuco or not self._holds(other):
+                return self._instead(other)
+            others[other] += 1
+        # What is smaller may be the board itself, cut off by the picture's edge: not where the whole one is seen somewhere.
+        if others and not any(isinstance(self._find_chessboard(gray), Corners) for gray in pictures):
+            other, count = others.most_common(1)[0]
+            return self._instead(other) if count > 1 or len(pictures) == 1 else None
         return None
 
+    @property
+    def _is_charuco(self) -> bool:
+        return self.board.kind == "charuco"
+
+    def _holds(self, other: Board) -> bool:
+        """Whether a chessboard could be a part of this one."""
+        mine, its = sorted(self.board.corners_wide), sorted(other.corners_wide)
+        return other.kind == "chessboard" and its[0] <= mine[0] and its[1] <= mine[1]
+
+    def _instead(self, other: Board) -> str:
+        return f"the pictures show a {other.words}, not the {self.board.words} that --board asks for: write --board {other}"
+
     def _other_chessboard(self, gray: np.ndarray) -> Board | None:
-        # A part of a larger board would pass for the board, another part in each picture.
+        """A chessboard of another size, or a ChArUco board. A part of a larger board would pass for the board, another part in
+        each picture.
+        """
         scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
         gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
-        there, _, meta = cv2.findChessboardCornersSBWithMeta(
-            gray, (3, 3), cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
-        )
-        if not there or meta is None:
+        flags = cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
+        there, _, meta = cv2.findChessboardCornersSBWithMeta(gray, (3, 3), flags)
+        if there and meta is not None and min(meta.shape[:2]) >= 3:
+            rows, columns = meta.shape[:2]
+            other = Board("chessboard", max(rows, columns), min(rows, columns), self.board.square_m)
+            return other if set(other.corners_wide) != set(self.board.corners_wide) else None
+        if isinstance(self._find_chessboard(gray), Corners):
             return None
-        rows, columns = meta.shape[:2]
-        if {rows, columns} == set(self.board.corners_wide) or min(rows, columns) < 3:
-            return None
-        # Parts of boards are found too, at a picture's edge or beside a reflection. What is larger in one direction and not
-        # smaller in the other is another board; what is smaller is one only where the board asked for is not found.
-        wide, high = max(rows, columns), min(rows, columns)
-        if wide >= max(self.board.corners_wide) and high >= min(self.board.corners_wide):
-            return replace(self.board, columns=wide, rows=high)
-        if isinstance(self._find_chessboard(gray), str):
-            return replace(self.board, columns=wide, rows=high)
+        for name in COMMON:
+            ids, _ = self._markers(gray, name)
+            if len(ids) >= MIN_MARKERS and len(set(ids)) == len(ids):
+                guess = Board("charuco", 3, 3, self.board.square_m, name)
+                return Detector(guess)._other_charuco(gray, int(ids.max())) or guess
         return None
 
     def _other_charuco(self, gray: np.ndarray, highest: int) -> Board | None:
         """highest: id that was seen in any of the pictures."""
         ids, corners = self._markers(gray)
-        if len(ids) < 4:
+        if len(ids) < MIN_MARKERS:
             for name in COMMON:
                 more, _ = self._markers(gray, name)
-                if len(more) >= max(4, 2 * len(ids)) and len(set(more)) == len(more):
+                if len(more) >= max(MIN_MARKERS, 2 * len(ids)) and len(set(more)) == len(more):
                     return replace(self.board, dictionary=name)
             return None
         asked = layout_error(self.board, ids, corners)
@@ -187,22 +206,29 @@ class Detector:
 
 
 def layout_error(board: Board, ids: np.ndarray, corners: np.ndarray) -> float | None:
-    """How far seen markers stand from where the board has them: the largest distance after the best plane mapping, in
-    markers' sides. None with fewer than two; infinite where the board has no such markers.
+    """How far seen markers stand from where the board has them, in markers' sides: of the median marker, against the plane
+    that its nearest neighbours span (a lens bends a whole board, but not so small a part of it). None with too few to tell;
+    infinite where the board has no such markers.
     """
     layout = board.charuco()
     known = {int(i): np.asarray(p)[:, :2] for i, p in zip(layout.getIds().ravel(), layout.getObjPoints(), strict=True)}
-    if len(ids) < 2:
+    if len(ids) < MIN_MARKERS:
         return None
     if not set(map(int, ids)) <= set(known):
         return float("inf")
-    on_board = np.concatenate([known[int(i)] for i in ids]).astype(np.float64)
-    mapping, _ = cv2.findHomography(corners.reshape(-1, 2).astype(np.float64), on_board, 0)
-    if mapping is None:
-        return float("inf")
-    mapped = cv2.perspectiveTransform(corners.reshape(-1, 1, 2).astype(np.float64), mapping).reshape(-1, 2)
+    on_board = np.array([known[int(i)] for i in ids], np.float64)  # (n, 4, 2)
+    seen = corners.reshape(-1, 4, 2).astype(np.float64)
+    centres = seen.mean(axis=1)
+    off = []
+    for i, centre in enumerate(centres):
+        near = np.argsort(np.hypot(*(centres - centre).T))[1 : NEIGHBOURS + 1]
+        mapping, _ = cv2.findHomography(seen[near].reshape(-1, 2), on_board[near].reshape(-1, 2), 0)
+        if mapping is None:
+            off.append(float("inf"))
+            continue
+        mapped = cv2.perspectiveTransform(seen[i].reshape(-1, 1, 2), mapping).reshape(-1, 2)
+        off.append(float(np.hypot(*(mapped - on_board[i]).T).max()))
     # The median marker: one misread marker says nothing about the layout.
-    off = np.hypot(*(mapped - on_board).T).reshape(-1, 4).max(axis=1)
     return float(np.median(off) / board.marker_share)
 
 

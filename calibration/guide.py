@@ -69,7 +69,8 @@ class Advice:
             else "not known yet"
         )
         told = "taken" if self.taken else self.reason
-        return f"{self.views} view{'s' * (self.views != 1)}, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
+        count = f"{self.views} view{'s' * (self.views != 1)}"
+        return f"{count}, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
 
 
 class Guide:

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from calibration.board import Board
-from calibration.camera_intrinsics import Seen, add
 from calibration.detect import Detector
 from calibration.guide import Advice, Guide
+from calibration.seen import Seen, add
 from pipeline import capture as cameras
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
@@ -51,14 +51,11 @@ def capture(board: Board, args: argparse.Namespace) -> Seen:
             stack.callback(page.stop)
             print(f"  Page: {page.url}")
         print("  Hold the board in view; Ctrl-C ends it early.", flush=True)
-        try:
-            return guided(reader, board, until_px=args.until_px, page=page)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
+        return guided(reader, board, until_px=args.until_px, page=page)
 
 
 def guided(reader: cameras.Reader, board: Board, *, until_px: float, page: Page | None = None) -> Seen:
-    """Until the guide is done, the page says Finish, or Ctrl-C once some views are there."""
+    """Until the guide is done, the page says Finish, the camera is lost, or Ctrl-C; raises the last two while nothing is taken."""
     seen, guide, detector = Seen(board), Guide(board, until_px=until_px), Detector(board)
     told, missed, empty_s = "", 0, 0.0
     try:
@@ -86,9 +83,11 @@ def guided(reader: cameras.Reader, board: Board, *, until_px: float, page: Page 
                 page.show(advice, image, None if isinstance(found, str) else found.pixels)
             if advice.done:
                 break
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DeviceError) as ended:
         if not seen.views:
             raise
+        if isinstance(ended, DeviceError):
+            print(f"\n  {ended} Going on with the views so far.", end="")
     print(flush=True)
     return seen
 

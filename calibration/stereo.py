@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration import charts
+from calibration import camera_report, charts
 from calibration.board import Board
 from calibration.bundle import Sight, Solution, rms, solve
-from calibration.camera_intrinsics import Seen, common_arguments, look, report
+from calibration.camera_intrinsics import common_arguments
 from calibration.estimate import (
     BAD_RMS,
     FOLDS,
@@ -25,11 +25,11 @@ from calibration.estimate import (
     MIN_VIEWS,
     VIEW_LIMIT,
     Estimate,
-    NamedSight,
     estimate_lens,
     judged,
 )
 from calibration.report import Report
+from calibration.seen import Seen, look
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline import rig as rigs
 from pipeline.errors import ConfigError
@@ -282,7 +282,7 @@ def _place(pose: Pose) -> str:
 
 
 def _report(left: Seen, right: Seen, estimate: StereoEstimate, verdict: Verdict, pose: Pose) -> Report:
-    page = report(left, estimate.first, verdict, "Stereo cameras")
+    page = Report("Stereo cameras", verdict)
     page.section("Pair", _place(pose))
     page.table(
         ("", "px"),
@@ -292,15 +292,11 @@ def _report(left: Seen, right: Seen, estimate: StereoEstimate, verdict: Verdict,
         ],
     )
     page.chart(charts.bars(list(estimate.names), list(estimate.solution.view_rms_px()), unit="px"), "RMS of each pair.")
-    alone = [[NamedSight(n, v[c]) for n, v in zip(estimate.names, estimate.views, strict=True)] for c in (0, 1)]
-    page.table(
-        ("pair", "corners left", "corners right"),
-        [(a.name, len(a.sight.pixels), len(b.sight.pixels)) for a, b in zip(*alone, strict=True)],
-    )
-    page.section("Right camera", "Alone, before both were refined together.")
-    sigma = estimate.second.lens.sigma
-    rows = [(n, f"{v:.6g}", f"± {sigma[i]:.2g}" if sigma is not None else "unknown")
-            for i, (n, v) in enumerate(zip(estimate.second.lens.names, estimate.second.lens.parameters, strict=True))]  # fmt: skip
-    page.table(("parameter", "value", "σ"), rows)
-    page.provenance(files=right.files)
+    apart = [(names, why) for names, why in estimate.rejected.items() if ", " in names]
+    if apart:
+        page.table(("pair not used", "why"), apart)
+    page.text("What follows is of each camera alone, before both were refined together.")
+    camera_report.camera(page, left, estimate.first, "Left")
+    camera_report.camera(page, right, estimate.second, "Right")
+    camera_report.provenance(page, left, right)
     return page

@@ -11,10 +11,10 @@ import pytest
 from calibration import simulate
 from calibration.board import Board
 from calibration.board_pdf import black, fit, pdf
-from calibration.detect import Corners, Detector, blur, spacing
+from calibration.detect import Corners, Detector, blur, layout_error, spacing
 from pipeline.errors import ConfigError
 from pipeline.intrinsics import Intrinsics
-from pipeline.rig import rigid, rotation_from_vector
+from pipeline.rig import apply, rigid, rotation_from_vector
 
 LENS = Intrinsics("radtan", 480, 360, 400, 401, 242, 178, (-0.2, 0.06, 0.0005, -0.0005, 0.0))
 CHARUCO = Board.parse("charuco:8x6", square_mm=30)
@@ -120,6 +120,28 @@ def test_another_charuco_board_is_named(
 def test_another_chessboard_is_named(asked: str, chess_picture: tuple[np.ndarray, np.ndarray]) -> None:
     words = Detector(Board.parse(asked)).mismatch([chess_picture[0]])
     assert words is not None and words.endswith("write --board 9x6")
+
+
+def test_a_charuco_board_in_place_of_a_chessboard_is_named(charuco_pictures: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    words = Detector(CHESS).mismatch([gray for gray, _ in charuco_pictures])
+    assert words is not None and "show a ChArUco board of 8×6 squares" in words
+
+
+def test_a_board_cut_off_by_the_edge_is_not_taken_for_a_smaller_one(chess_picture: tuple[np.ndarray, np.ndarray]) -> None:
+    cut = chess_picture[0].copy()
+    cut[:, : int(simulate.true_corners(CHESS, LENS, chess_picture[1]).pixels[:, 0].min()) + 12] = 110
+    assert Detector(CHESS).mismatch([cut, chess_picture[0], cut]) is None
+
+
+def test_a_wide_lens_does_not_make_a_charuco_board_another_one() -> None:
+    wide = Intrinsics("fisheye", 640, 480, 190, 190, 320, 240, (-0.02, 0.003, -0.001, 0.0002))
+    layout, pose = CHARUCO.charuco(), place(CHARUCO, 0.11)  # it spans 100° of the picture
+    on_board = np.array(layout.getObjPoints()) * CHARUCO.square_m - (CHARUCO.square_m, CHARUCO.square_m, 0)
+    pixels, seen = wide.project(apply(pose, on_board.reshape(-1, 3)))
+    whole = seen.reshape(-1, 4).all(axis=1)
+    assert whole.sum() > 12
+    off = layout_error(CHARUCO, layout.getIds().ravel()[whole], pixels.reshape(-1, 4, 2)[whole])
+    assert off is not None and off < 0.1
 
 
 def test_the_right_board_is_not_taken_for_another(

@@ -15,8 +15,8 @@ import run_pipeline
 from calibration import simulate
 from calibration.board import Board
 from calibration.bundle import Sight, solve
-from calibration.camera_intrinsics import look
 from calibration.estimate import Estimate, NamedSight, against, estimate_lens, judged, not_worse_than
+from calibration.seen import look
 from calibration.stereo import estimate_stereo
 from calibration.uncertainty import difference_map, sigma_map
 from calibration.verdict import Check, Level, judge

@@ -158,7 +158,7 @@ def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: py
 
 
 def test_a_camera_that_is_lost_ends_the_capture() -> None:
-    reader = capture.Reader(film(place(), 2))
+    reader = capture.Reader(film(place(), 0))
     with pytest.raises(DeviceError, match="unplugged"):
         guided(reader, CHESS, until_px=0.3)
     reader.stop()
