@@ -161,20 +161,20 @@ class Detector:
         """
         scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
         gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
-        flags = cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
-        there, _, meta = cv2.findChessboardCornersSBWithMeta(gray, (3, 3), flags)
-        if there and meta is not None and min(meta.shape[:2]) >= 3:
-            rows, columns = meta.shape[:2]
-            other = Board("chessboard", max(rows, columns), min(rows, columns), self.board.square_m)
-            return other if set(other.corners_wide) != set(self.board.corners_wide) else None
-        if isinstance(self._find_chessboard(gray), Corners):
-            return None
-        for name in COMMON:
+        # Without the board, the markers of a ChArUco board: a few of its squares pass for a small chessboard too.
+        names = COMMON if isinstance(self._find_chessboard(gray), str) else ()
+        for name in names:
             ids, _ = self._markers(gray, name)
             if len(ids) >= MIN_MARKERS and len(set(ids)) == len(ids):
                 guess = Board("charuco", 3, 3, self.board.square_m, name)
                 return Detector(guess)._other_charuco(gray, int(ids.max())) or guess
-        return None
+        flags = cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
+        there, _, meta = cv2.findChessboardCornersSBWithMeta(gray, (3, 3), flags)
+        if not there or meta is None or min(meta.shape[:2]) < 3:
+            return None
+        rows, columns = meta.shape[:2]
+        other = Board("chessboard", max(rows, columns), min(rows, columns), self.board.square_m)
+        return other if set(other.corners_wide) != set(self.board.corners_wide) else None
 
     def _other_charuco(self, gray: np.ndarray, highest: int) -> Board | None:
         """highest: id that was seen in any of the pictures."""

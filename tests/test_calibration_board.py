@@ -11,7 +11,7 @@ import pytest
 from calibration import simulate
 from calibration.board import Board
 from calibration.board_pdf import black, fit, pdf
-from calibration.detect import Corners, Detector, blur, layout_error, spacing
+from calibration.detect import LAYOUT_TOLERANCE, Corners, Detector, blur, layout_error, spacing
 from pipeline.errors import ConfigError
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import apply, rigid, rotation_from_vector
@@ -141,7 +141,7 @@ def test_a_wide_lens_does_not_make_a_charuco_board_another_one() -> None:
     whole = seen.reshape(-1, 4).all(axis=1)
     assert whole.sum() > 12
     off = layout_error(CHARUCO, layout.getIds().ravel()[whole], pixels.reshape(-1, 4, 2)[whole])
-    assert off is not None and off < 0.1
+    assert off is not None and off < LAYOUT_TOLERANCE
 
 
 def test_the_right_board_is_not_taken_for_another(

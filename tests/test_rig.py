@@ -119,12 +119,12 @@ def test_covariance_of_a_chain_is_what_a_simulation_finds() -> None:
     stated = rig.pose("lidar", "camera")
     assert stated.covariance is not None
     found = []
-    for _ in range(4000):
+    for _ in range(1500):
         shaken = [_shaken(pose, rng) for pose in (outer, inner)]
         true = np.linalg.inv(shaken[0] @ shaken[1])
         turn = rotation_to_vector(true[:3, :3] @ stated.target_from_source[:3, :3].T)
         found.append([*turn, *(true[:3, 3] - stated.target_from_source[:3, 3])])
-    np.testing.assert_allclose(np.std(found, axis=0), stated.sigma, rtol=0.06)
+    np.testing.assert_allclose(np.std(found, axis=0), stated.sigma, rtol=0.09)
 
 
 def _shaken(pose: Pose, rng: np.random.Generator) -> np.ndarray:
