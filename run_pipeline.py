@@ -315,6 +315,23 @@ def models(args: argparse.Namespace) -> None:
         print(f"  {asset.name:<28} {asset.licence}; {here}; {asset.what}")
 
 
+# --- calibrate --------------------------------------------------------------------------------------------------------
+
+# What there is to calibrate → its module, with `arguments(parser)` and `run(args) -> Verdict | None`.
+CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert"}
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    import importlib
+
+    module = importlib.import_module(f"calibration.{CALIBRATED[args.kind]}")
+    told = _Parser(prog=f"run_pipeline.py calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0])
+    module.arguments(told)
+    verdict = module.run(told.parse_args(args.rest))
+    if verdict is not None and verdict.failed:
+        sys.exit(2)
+
+
 # --- learn ------------------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +502,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
     verb.add_argument("names", nargs="*")
     verb.set_defaults(function=models)
+    verb = verbs.add_parser("calibrate", help="estimate a rig: " + ", ".join(CALIBRATED))
+    verb.add_argument("kind", choices=tuple(CALIBRATED))
+    verb.add_argument("rest", nargs=argparse.REMAINDER, help="see: calibrate KIND --help")
+    verb.set_defaults(function=calibrate)
     verb = verbs.add_parser("train", help="train a model: " + ", ".join(TRAINED))
     verb.add_argument("what", choices=tuple(TRAINED))
     verb.add_argument("--data", type=Path)
