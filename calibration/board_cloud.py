@@ -11,6 +11,7 @@ nothing of the same plane lies around it. Which of several is the calibration bo
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class CloudBoard:
 class _Ring(NamedTuple):
     """Points of one beam in order of azimuth."""
 
-    index: np.ndarray
+    members: np.ndarray  # of the cloud
     azimuth: Floats
     step_rad: float
 
@@ -126,17 +127,17 @@ def _pieces(points: Floats, rings: list[_Ring], left: np.ndarray) -> np.ndarray:
     distance = np.linalg.norm(points, axis=1)
     stretch = np.zeros(len(points), int)
     for ring in rings:
-        r = distance[ring.index]
+        r = distance[ring.members]
         touching = (np.diff(ring.azimuth) < GAP_STEPS * ring.step_rad) & (np.abs(np.diff(r)) < JUMP_ALONG_M)
-        touching &= left[ring.index[:-1]] & left[ring.index[1:]]
+        touching &= left[ring.members[:-1]] & left[ring.members[1:]]
         first = len(parent)
         numbers = first + np.concatenate([[0], np.cumsum(~touching)])
         parent.extend(range(first, int(numbers[-1]) + 1))
-        stretch[ring.index] = numbers
-    for lower, upper in zip(rings, rings[1:], strict=False):
+        stretch[ring.members] = numbers
+    for lower, upper in itertools.pairwise(rings):
         at = np.clip(np.searchsorted(upper.azimuth, lower.azimuth), 0, len(upper.azimuth) - 1)
         near = np.abs(upper.azimuth[at] - lower.azimuth) < GAP_STEPS * max(upper.step_rad, lower.step_rad)
-        a, b = lower.index, upper.index[at]
+        a, b = lower.members, upper.members[at]
         near &= left[a] & left[b]
         near &= np.abs(distance[a] - distance[b]) < np.maximum(JUMP_BETWEEN * distance[a], JUMP_ALONG_M)
         for i, j in {(int(i), int(j)) for i, j in zip(stretch[a[near]], stretch[b[near]], strict=True)}:
@@ -171,7 +172,7 @@ def _board(points: Floats, on: np.ndarray, rings: list[_Ring], width_m: float, h
 def _ring_of(rings: list[_Ring], n: int) -> np.ndarray:
     of = np.zeros(n, int)
     for number, ring in enumerate(rings):
-        of[ring.index] = number
+        of[ring.members] = number
     return of
 
 
@@ -189,7 +190,8 @@ def _rectangle(flat: Floats, width_m: float, height_m: float) -> tuple[float, Fl
         u, v = _window(along[held, 0], width_m) if held.any() else u, _window(along[held, 1], height_m) if held.any() else v
         held = (np.abs(along[:, 0] - u) < width_m / 2 + 0.02) & (np.abs(along[:, 1] - v) < height_m / 2 + 0.02)
         # A square-ish board fits at many angles; at the right one what lies in it fills it evenly to its sides.
-        spare = sum(abs(side - _extent(a)) / side for side, a in zip((width_m, height_m), along[held].T, strict=True)) if held.sum() > 3 else 2
+        sides = zip((width_m, height_m), along[held].T, strict=True)
+        spare = sum(abs(side - _extent(a)) / side for side, a in sides) if held.sum() > 3 else 2.0
         score = held.sum() / len(flat) - 0.1 * spare
         if score > best[0]:
             best = (score, angle, np.array([u, v]), np.array([width_m, height_m]))
@@ -245,14 +247,14 @@ def _edges(points: Floats, inside: np.ndarray, rings: list[_Ring]) -> tuple[Floa
     """Rays halfway between the first or last point on the board and its neighbour behind it, and the step between points."""
     rays, steps = [], [0.002]
     for ring in rings:
-        (there,) = np.nonzero(inside[ring.index])
+        (there,) = np.nonzero(inside[ring.members])
         if len(there) < 3:
             continue
         steps.append(ring.step_rad)
         for last, off in ((there[0], there[0] - 1), (there[-1], there[-1] + 1)):
-            if not 0 <= off < len(ring.index) or abs(ring.azimuth[off] - ring.azimuth[last]) > 1.5 * ring.step_rad:
+            if not 0 <= off < len(ring.members) or abs(ring.azimuth[off] - ring.azimuth[last]) > 1.5 * ring.step_rad:
                 continue
-            on, beside = points[ring.index[last]], points[ring.index[off]]
+            on, beside = points[ring.members[last]], points[ring.members[off]]
             on_m, beside_m = float(np.linalg.norm(on)), float(np.linalg.norm(beside))
             # In front of the board something else ends it; beside it at the same range a hand or its stand.
             if beside_m > on_m + JUMP_ALONG_M:

@@ -119,11 +119,11 @@ def _agreeing(
         if attempt == 0 and start is None:
             continue
         guess = best if attempt == 0 else pose_from_planes(camera, lidar, draw.choice(n, 3, replace=False))
-        off = [_apart(guess, c, p) for c, p in zip(camera, lidar, strict=True)]
+        off = [apart(guess, c, p) for c, p in zip(camera, lidar, strict=True)]
         score = sum(max(0.0, 1 - a / START_ANGLE_DEG) + max(0.0, 1 - m / START_AWAY_M) for a, m in off if _fits(a, m))
         if score > best_score:
             best, best_score = guess, score
-    off = [_apart(best, c, p) for c, p in zip(camera, lidar, strict=True)]
+    off = [apart(best, c, p) for c, p in zip(camera, lidar, strict=True)]
     inside = [i for i, (a, m) in enumerate(off) if _fits(a, m)]
     if len(inside) < max(LEAST_VIEWS, math.ceil((1 - MOST_REJECTED) * n)):
         raise ConfigError(
@@ -144,7 +144,7 @@ def _fits(angle_deg: float, away_m: float) -> bool:
     return angle_deg < START_ANGLE_DEG and away_m < START_AWAY_M
 
 
-def _apart(camera_from_lidar: Floats, camera: tuple[Floats, Floats], lidar: tuple[Floats, Floats]) -> tuple[float, float]:
+def apart(camera_from_lidar: Floats, camera: tuple[Floats, Floats], lidar: tuple[Floats, Floats]) -> tuple[float, float]:
     """(degrees, metres) between the board in the picture and in the cloud."""
     normal, centre = camera_from_lidar[:3, :3] @ lidar[0], apply(camera_from_lidar, lidar[1][None])[0]
     cosine = abs(float(normal @ camera[0]))
@@ -159,7 +159,7 @@ def plane_of(points_m: Floats) -> tuple[Floats, Floats]:
 
 
 def pose_from_planes(
-    camera: Sequence[tuple[Floats, Floats]], lidar: Sequence[tuple[Floats, Floats]], which: Iterable[int]
+    camera: Sequence[tuple[Floats, Floats]], lidar: Sequence[tuple[Floats, Floats]] | dict[int, tuple[Floats, Floats]], which: Iterable[int]
 ) -> Floats:
     """Normals and the directions between centres give the rotation, then the centres the position. Closed form."""
     c, p = zip(*((camera[i], lidar[i]) for i in which), strict=True)
@@ -191,12 +191,15 @@ def _without_outliers(
             return fit
         apart_mm = 1000 * examine(kept, intrinsics, fit, outline_m=outline_m).apart_m
         view = kept.pop(worst_view)
-        rejected[view.name] = (
-            f"its corners fit the board to {fit.reprojection_px[worst_view]:.2f} px only, the others' to {usual_px:.2f} px"
-            if blurred[worst_view] > excess[worst_view]
-            else f"it contradicts the others: the lidar has the board {apart_mm[worst_view]:.0f} mm beside the camera's, "
-            f"in the others {float(np.median(apart_mm)):.0f} mm. Did the board move?"
-        )
+        usual_mm = float(np.median(apart_mm))
+        if blurred[worst_view] > excess[worst_view]:
+            why = f"its corners fit the board to {fit.reprojection_px[worst_view]:.2f} px only, the others' to {usual_px:.2f} px"
+        elif apart_mm[worst_view] > 2 * usual_mm:
+            why = f"it contradicts the others: the lidar has the board {apart_mm[worst_view]:.0f} mm beside the camera's, "
+            why += f"in the others {usual_mm:.0f} mm. Did the board move?"
+        else:
+            why = "it contradicts the others: the board's outline lies elsewhere in the cloud. Did a hand or a stand touch its edge?"
+        rejected[view.name] = why
         fit = solve(kept, intrinsics, fit.camera_from_lidar, outline_m=outline_m)
     return fit
 
