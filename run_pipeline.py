@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,20 +37,39 @@ NOTICE = """\
 
 
 def run(args: argparse.Namespace) -> None:
+    _run(args)
+
+
+def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = "") -> dict[str, Any]:
+    """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
     from pipeline.config import load
     from pipeline.launch import launch
 
-    config = load(_beside(args.config), args.set)
+    config = change(load(_beside(args.config), args.set))
     if args.no_dashboard:
         config = _without(config, "dashboard")
     if args.out:
         config = _with_out(config, args.out, args.host)
-    _print_notice()
+    _print_notice(stored)
     summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
         with Path(args.out).open("a") as file:
             file.write(json.dumps(summary) + "\n")
     print_summary(summary)
+    return summary
+
+
+def record(args: argparse.Namespace) -> None:
+    from pipeline.errors import ConfigError
+    from pipeline.recorder import Wanted, repaired, told, with_recorder
+
+    if args.repair:
+        return print(repaired(args.repair))
+    if args.recording is None:
+        raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
+    wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
+    _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
+    print(told(args.recording))
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -114,9 +134,12 @@ def _say_where(plan: Plan, *, open_page: bool) -> None:
                 webbrowser.open(url)
 
 
-def _print_notice() -> None:
+def _print_notice(stored: str) -> None:
     from pipeline.assets import cache_folder
 
+    if stored:
+        print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
+        return
     seen = cache_folder().parent / "notice-was-shown"
     if seen.exists():
         print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
@@ -195,6 +218,12 @@ def verify(args: argparse.Namespace) -> None:
     if verdict.differences:
         raise ConfigError(f"{args.events}: some of its {verdict.sets} sets do not follow from what arrived")
     print(f"{args.events}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
+
+
+def import_(args: argparse.Namespace) -> None:
+    from pipeline.importing import import_source
+
+    import_source(args.source, args.out, mapping=args.map, raw=args.raw)
 
 
 def nodes(args: argparse.Namespace) -> None:
@@ -351,6 +380,17 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(function=demo)
     running(verb := verbs.add_parser("run", help="run a config"))
     verb.add_argument("config", nargs="?", default=LIVE)
+    running(verb := verbs.add_parser("record", help="run a config and keep all that flows in a file"))
+    verb.add_argument("config", nargs="?", default=LIVE)
+    verb.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file")
+    verb.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
+    verb.add_argument("--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)")
+    verb.add_argument("--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured")
+    verb.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
+    verb.add_argument("--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much")
+    verb.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
+    verb.set_defaults(function=record)
     verb = verbs.add_parser("check", help="verify a config; opens no device")
     verb.add_argument("config")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
@@ -358,6 +398,12 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
     verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
     verb.set_defaults(function=verify)
+    verb = verbs.add_parser("import", help="a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
+    verb.add_argument("source", type=Path)
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
+    verb.add_argument("--raw", action="store_true", help="a video's pictures to the bit, not as JPEG: large")
+    verb.set_defaults(function=import_)
     verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
     verb.add_argument("action", choices=("new",))
     verb.add_argument("name")
@@ -392,6 +438,18 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
     return top
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _split(text: str) -> tuple[float | None, float | None]:
+    """(megabytes, seconds), one of them."""
+    for unit, megabytes in (("GB", 1000.0), ("MB", 1.0)):
+        if text.upper().endswith(unit) and text[:-2].strip().replace(".", "", 1).isdigit():
+            return float(text[:-2]) * megabytes, None
+    return None, _seconds(text)
 
 
 def _seconds(text: str) -> float:

@@ -31,6 +31,7 @@ class Align(Transform):
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
     produces: ClassVar[type | None] = AlignedSet
+    journals: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -106,8 +107,9 @@ class Align(Transform):
                 clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()),
             )
             self._aligner = rules.aligner()
-            if self._event_log_path:
-                self._event_log = EventLog(Path(self._event_log_path), rules)
+            if self._event_log_path or self.context.journal:
+                path = Path(self._event_log_path) if self._event_log_path else None
+                self._event_log = EventLog(path, rules, self.context.journal)
         return self._aligner
 
     def _add(self, frame: Frame, arrival_ns: int) -> list[AlignedSet]:
@@ -120,6 +122,8 @@ class Align(Transform):
         counts = self.aligner.take_counts()
         for (stream, what), count in counts.items():
             self.context.metrics.drop(stream, what, count)
-        for aligned in ready if self._event_log else ():
-            self._event_log.sent(aligned)  # type: ignore[union-attr]
+        if self._event_log:
+            for aligned in ready:
+                self._event_log.sent(aligned)
+            self._event_log.pass_on()
         return [msgspec.structs.replace(aligned, sent_ns=self.context.clock.now_ns()) for aligned in ready]

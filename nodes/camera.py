@@ -96,6 +96,10 @@ class Camera(Source):
         return self._file_frames(clock) if self._file is not None else self._live_frames()
 
     @property
+    def is_live(self) -> bool:
+        return self._is_usb or self._is_address
+
+    @property
     def _where(self) -> str:
         return f"camera '{self.name}'"
 

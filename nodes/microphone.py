@@ -94,6 +94,10 @@ class Microphone(Source):
         return self._file_frames(clock) if self._file is not None else self._device_frames(clock)
 
     @property
+    def is_live(self) -> bool:
+        return not (isinstance(self.device, str) and media.looks_like_file(self.device))
+
+    @property
     def _where(self) -> str:
         return f"microphone '{self.name}'"
 

@@ -29,7 +29,7 @@ from pipeline.codec import Fault, Report, Request
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
-from pipeline.graph import Plan, ProcessPlan, plan_graph
+from pipeline.graph import EVENTS, Plan, ProcessPlan, plan_graph
 from pipeline.keys import Keyring
 from pipeline.network import ClockServer
 from pipeline.ring import rings_folder
@@ -191,8 +191,10 @@ class Launch:
             return  # a stranger, or the last words of a process that died
         process.nodes.update({n.node: n for n in report.nodes})
         if self._start_ns and not process.begun:  # it was started again
-            for source in {e.source for n in process.plan.nodes for e in n.inputs} & self._process_of.keys():
-                if (said := self._process_of[source].nodes.get(source)) and said.state == "finished":
+            for source in {e.source for n in process.plan.nodes for e in n.inputs}:
+                node = source.removesuffix(EVENTS)
+                at = self._process_of.get(node)
+                if at and (said := at.nodes.get(node)) and said.state == "finished":
                     self._command(process, "ended", source)
             if process.ready:
                 self._begin(process)

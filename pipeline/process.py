@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable
 
 import msgspec
+import numpy as np
 
 from pipeline.clock import LiveClock
 from pipeline.codec import End, Fault, Payloads, Report, Request, Value
@@ -37,7 +38,7 @@ from pipeline.frame import (
     left_ns,
     moved,
 )
-from pipeline.graph import NodePlan, ProcessPlan
+from pipeline.graph import EVENTS, NodePlan, ProcessPlan
 from pipeline.inbox import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
 from pipeline.keys import Keyring
 from pipeline.metrics import Metrics
@@ -69,6 +70,7 @@ class _Host:
         self.metrics = Metrics()
         self.inbox = Inbox(clock, self.metrics)
         self.connections: dict[str, Connection] = {}
+        self._local: dict[str, _Host] = {}
         self._ended_before: set[str] = set()
         self.local_readers: list[_Host] = []
         self.state: NodeState = "starting"
@@ -84,14 +86,18 @@ class _Host:
             self.metrics,
             request=lambda verb, argument: tell_launcher(Request(verb, argument)),
             tell=self._tell,
+            info=self._info_of,
         )
         for edge in plan.inputs:
             self.inbox.open(edge.source, edge.keep)
         self._publisher: Publisher | None = None
+        self._journal: Publisher | None = None
+        self._journaled = 0
         self.thread = threading.Thread(target=self._main, name=plan.name)
 
     def connect(self, local: dict[str, _Host], drain: Drain, lines: dict[str, ClockLine]) -> None:
         """Wire the inputs: to a node of this process directly, to others through the drain thread. lines: by host."""
+        self._local = local
         for edge in self.plan.inputs:
             if edge.source in local:
                 local[edge.source].local_readers.append(self)
@@ -176,6 +182,9 @@ class _Host:
             info = StreamInfo(self.plan.name, "")
             self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring)
             self.context.borrow = self._publisher.borrow
+            if self.plan.events:
+                self._journal = Publisher(self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"))
+                self.context.journal = self._send_journal
             lost: DeviceError | None = None
             try:
                 node.open()
@@ -210,8 +219,8 @@ class _Host:
         in_order = self.state in ("finished", "stopped") and not self.abandoned.is_set()
         for reader in self.local_readers if in_order else ():
             reader.inbox.end(self.plan.name)
-        if self._publisher is not None:
-            self._publisher.close(ended=in_order)
+        for publisher in filter(None, (self._journal, self._publisher)):
+            publisher.close(ended=in_order)
 
     def _is_settled(self, source: str) -> bool:
         connection = self.connections[source]
@@ -224,6 +233,8 @@ class _Host:
                 self.state = "ready"
             if self._began.is_set() and self.state == "ready":
                 return True
+            if self._journal is not None:
+                self._journal.service()
             self._publisher.service(timeout_ms=5)
         return False
 
@@ -233,6 +244,20 @@ class _Host:
         for reader in self.local_readers:
             reader.inbox.put_when_room(self.plan.name, message, self.context.stopping)
         self._publisher.send(message, stopping=self.context.stopping)
+
+    def _send_journal(self, text: bytes) -> None:
+        assert self._journal is not None
+        now_ns = self.context.clock.now_ns()
+        data = np.frombuffer(text, np.uint8)
+        frame = Frame(self.plan.name + EVENTS, self._journaled, now_ns, "text_utf8", data, publish_ns=now_ns)
+        self._journaled += 1
+        self._journal.send(frame, stopping=self.context.stopping)
+
+    def _info_of(self, source: str) -> StreamInfo | None:
+        if source in self.connections:
+            return self.connections[source].welcome
+        publisher = self._local[source]._publisher if source in self._local else None
+        return publisher.info if publisher else None
 
     def _fail(self, message: str, exit_code: int) -> None:
         self.state, self.note = "failed", message

@@ -290,3 +290,23 @@ def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
     assert disagree(np.exp(face[0]), np.exp(voice[0])) and not disagree(np.exp(face[0]), np.float32([0.45, 0.55][::-1]))
 
 
+
+
+def test_embeddings_are_sent_only_when_asked_for(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+    silent, asked = opened(weights, voice="none"), opened(weights, voice="none", embeddings=True)
+    assert silent.predict(aligned(camera(0, face))).opinions == ()
+    opinion = asked.predict(aligned(camera(0, face))).opinions[0]
+    assert opinion.modality == "face" and opinion.embedding.shape == (7,) and opinion.embedding.dtype == np.float32
+    assert len(asked.predict(aligned(camera(1, face))).record()["opinions"][0]["embedding"]) == 7
+
+
+def test_an_opinion_has_no_embedding_in_its_record_unless_asked(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    record = watch(hearing(), [face])[-1].record()
+    assert [o["modality"] for o in record["opinions"]] == ["face", "voice"]
+    assert all("embedding" not in o for o in record["opinions"])
+
+
+def test_embeddings_of_a_network_that_has_none_are_refused(weights: Path, tmp_path: Path) -> None:  # noqa: F811
+    voice = made(tmp_path, says="sad")
+    with pytest.raises(ConfigError, match="stand-in.*no output 'embedding'.*voice: none"):
+        opened(weights, voice=str(voice), fusion="average", embeddings=True)

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import assets
-from pipeline.errors import AssetError
+from pipeline.errors import AssetError, ConfigError
 from pipeline.features import FACE_PX, face_crop, face_tensor
-from pipeline.frame import AlignedSet, Frame, Opinion, Prediction, Subject
+from pipeline.frame import NO_EMBEDDING, AlignedSet, Frame, Opinion, Prediction, Subject
 from pipeline.inference.engine import Engine, Shape, load
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks import Task
@@ -59,6 +59,7 @@ class Emotion(Task):
     max_faces: the largest first. search_px: longest side at which a whole picture is searched for faces.
     uncertain_below: the label is "uncertain" where no probability reaches this. lag_ms: the answer (not the subjects') goes
     through a hidden Markov smoother, and is that of the moment lag_ms ago; timing_ms says so. None: as it is, now.
+    embeddings: the opinions carry the networks' embeddings, from which a person may be recognised: only where asked for.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Emotion(Task):
         lag_ms: float | None = None,
         max_faces: int = 8,
         search_px: int = 320,
+        embeddings: bool = False,
         threads: int = 1,
     ) -> None:
         if smoothing_ms < 0 or max_faces < 1 or threads < 1:
@@ -80,7 +82,7 @@ class Emotion(Task):
             raise ValueError("uncertain_below must be from 0 to below 1, lag_ms at least 0")
         self._path, self._voice_path, self._fusion_path = _model(model), _model(voice), _model(fusion)
         self._voice_wanted, self._fusion_rule = voice, fusion
-        self._lag_ms = lag_ms
+        self._lag_ms, self._embeddings = lag_ms, embeddings
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
         self._max_faces, self._search_px, self._threads = max_faces, search_px, threads
 
@@ -88,6 +90,7 @@ class Emotion(Task):
         if not self._path.is_file():
             raise AssetError(f"{self._path}: no such model. Train it with: python run_pipeline.py train face")
         manifest = Manifest.read(self._path)
+        self._check_embedding(manifest, "another model")
         self.labels, self.model, self._temperature = manifest.labels, manifest.id, manifest.temperature
         face = {"face": (1, 1, FACE_PX, FACE_PX)}
         self._classifier = self._load(backend, self._path, manifest.name, face)
@@ -101,6 +104,7 @@ class Emotion(Task):
         self._smoother = None if self._lag_ms is None else FixedLag(len(self.labels), lag_ms=self._lag_ms)
         self._probs: dict[int, npt.NDArray[np.float32]] = {}  # track id → smoothed, of the face alone
         self._quality: dict[int, tuple[float, str]] = {}
+        self._embedding: dict[int, npt.NDArray[np.float32]] = {}  # track id → of its latest picture, where asked for
         self._smoothed_ns: dict[int, int] = {}
 
     def _open_voice(self, backend: str) -> Voice | None:
@@ -117,6 +121,7 @@ class Emotion(Task):
                              "or set fusion: average", FUSION_MODEL)  # fmt: skip
             return None
         manifest = Manifest.read(self._voice_path)
+        self._check_embedding(manifest, "another, or voice: none")
         voice = Voice(self._load(backend, self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
         # People must know before they build on it, not when they read a card.
@@ -135,6 +140,11 @@ class Emotion(Task):
         fusion = Fusion(self._load(backend, self._fusion_path, manifest.name, None), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
         return fusion
+
+    def _check_embedding(self, manifest: Manifest, instead: str) -> None:
+        names = [tensor.name for tensor in manifest.outputs]
+        if self._embeddings and "embedding" not in names:
+            raise ConfigError(f"embeddings: true: {manifest.id} has no output 'embedding', only {names}. Name {instead}")
 
     def _load(self, backend: str, path: Path, name: str, warm_up: Mapping[str, Shape] | None) -> Engine:
         engine = load(path, backend=backend, threads=self._threads, warm_up=warm_up, log=self.log)
@@ -177,14 +187,16 @@ class Emotion(Task):
         if not tracks:
             return
         crops = np.stack([face_crop(image, track.face.box_px, track.face.landmarks_px) for track in tracks])
-        if self._voice is not None:
+        if self._voice is not None or self._embeddings:
             for track, crop in zip(tracks, crops, strict=True):
                 self._quality[track.id] = face_quality(crop, side_px=track.face.side_px)
-            if loud_db is not None and len(tracks) > 1:
+            if self._voice is not None and loud_db is not None and len(tracks) > 1:
                 by_id = {track.id: crop for track, crop in zip(tracks, crops, strict=True)}
                 self._speaker.update(by_id, level_db=loud_db, capture_ns=now_ns)
-        logits = self._classifier.run({"face": face_tensor(crops)})["logits"]  # (n, labels)
-        for track, probs in zip(tracks, softmax(logits / self._temperature), strict=True):
+        said = self._classifier.run({"face": face_tensor(crops)})  # logits (n, labels), embedding (n, d)
+        if self._embeddings:
+            self._embedding |= {track.id: one for track, one in zip(tracks, said["embedding"], strict=True)}
+        for track, probs in zip(tracks, softmax(said["logits"] / self._temperature), strict=True):
             before = self._probs.get(track.id, probs)
             elapsed_ns = now_ns - self._smoothed_ns.get(track.id, now_ns)
             self._probs[track.id] = towards(before, probs, elapsed_ns, self._smoothing_ns)
@@ -192,6 +204,7 @@ class Emotion(Task):
         known = self._tracker.known_ids()
         self._probs = {id: probs for id, probs in self._probs.items() if id in known}
         self._quality = {id: quality for id, quality in self._quality.items() if id in known}
+        self._embedding = {id: one for id, one in self._embedding.items() if id in known}
         self._smoothed_ns = {id: ns for id, ns in self._smoothed_ns.items() if id in known}
 
     def _fuse(self, tracks: Sequence[Track], heard: Heard) -> tuple[npt.NDArray[np.float32] | None, list[str]]:
@@ -212,7 +225,7 @@ class Emotion(Task):
         self, tracks: Sequence[Track], largest: int | None, camera: str, heard: Heard, microphone: str, given: Sequence[str]
     ) -> list[Opinion]:
         """Of the face that answers, and of the voice as it counted for it."""
-        if self._voice is None:
+        if self._voice is None and not self._embeddings:
             return []
         found = []
         if camera:
@@ -221,14 +234,16 @@ class Emotion(Task):
             else:
                 id = tracks[largest].id
                 weight, reason = self._quality[id]
-                found.append(Opinion("face", camera, weight, _plain(self._probs[id]), reason))
-        if microphone:
+                embedding = self._embedding.get(id, NO_EMBEDDING)
+                found.append(Opinion("face", camera, weight, _plain(self._probs[id]), reason, embedding))
+        if microphone and self._voice is not None:
             weight, reason = heard.weight, heard.reason
             if weight > 0 and largest is not None and given[largest] == "":
                 weight, reason = 0.0, "another face's mouth moves with the voice"
             elif weight > 0 and largest is not None and given[largest] == "shared":
                 reason = "; ".join(filter(None, [reason, f"shared by {len(tracks)} faces: no mouth clearly moves with it"]))
-            found.append(Opinion("voice", microphone, weight, _plain(heard.log_probs, log=True), reason))
+            embedding = heard.embedding if self._embeddings else NO_EMBEDDING
+            found.append(Opinion("voice", microphone, weight, _plain(heard.log_probs, log=True), reason, embedding))
         return found
 
     def _subject(self, track: Track, probs: npt.NDArray[np.float32], voice: str) -> Subject:

@@ -1,0 +1,268 @@
+"""Finds a board's corners in a picture to a fraction of a pixel, or says why not; and notices a board that is another one.
+
+Pure: a picture in, corners or a reason out.
+
+    found = Detector(board).find(gray)          # Corners, or a str: "no chessboard of 9×6 inner corners found"
+    words = Detector(board).mismatch(pictures)  # "the pictures show a chessboard of 8×6 inner corners, not 9×6", or None
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from calibration.board import DICTIONARIES, Board
+
+MIN_CHARUCO_CORNERS = 6  # of which some must span two directions; fewer fix no pose worth having
+SMALLEST_SPACING_PX = 5.0  # corners nearer than this blur into each other
+CLASSIC = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
+MOST_CLASSIC_PX = 1600  # the classic detector's time grows fast; beyond, it looks at a smaller copy
+# Half the side of the window that refines a corner, as a share of the spacing of corners: large ones meet neighbours and
+# the curvature of distorted lines (the usual 11 px gives twice the error on OpenCV's own pictures), small ones noise.
+WINDOW_SHARE, WINDOW_MIN_PX, WINDOW_MAX_PX = 0.2, 2, 9
+# Of a marker's side: how far markers may lie from a plane grid before the layout is another one. A lens bends by less.
+LAYOUT_TOLERANCE = 0.25
+COMMON = ("4x4_50", "4x4_250", "4x4_1000", "5x5_100", "5x5_250", "5x5_1000", "6x6_250", "6x6_1000", "7x7_250", "aruco_original",
+          "apriltag_36h11")  # fmt: skip
+DARK, FLAT = 25.0, 8.0  # mean and standard deviation of a picture's grey values: night, fog or a lens cap
+
+
+@dataclass(frozen=True)
+class Corners:
+    """ids: (n,) int, indices into board.points_m. pixels: (n, 2) float64."""
+
+    ids: np.ndarray
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Detector:
+    def __init__(self, board: Board) -> None:
+        self.board = board
+
+    def find(self, gray: np.ndarray) -> Corners | str:
+        """gray: (h, w) uint8."""
+        found = self._find_charuco(gray) if self.board.kind == "charuco" else self._find_chessboard(gray)
+        if isinstance(found, str):
+            return _light(gray) or found
+        spacing_px = spacing(self.board, found)
+        if spacing_px < SMALLEST_SPACING_PX:
+            return f"the board is too small: its corners are {spacing_px:.1f} px apart, expected {SMALLEST_SPACING_PX:g} or more"
+        return Corners(found.ids, refine(gray, found.pixels, spacing_px))
+
+    # --- chessboards
+
+    def _find_chessboard(self, gray: np.ndarray) -> Corners | str:
+        size = self.board.corners_wide
+        scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
+        small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
+        there, corners = cv2.findChessboardCorners(small, size, flags=CLASSIC)
+        if there:
+            pixels = (corners.reshape(-1, 2).astype(np.float64) + 0.5) / scale - 0.5
+        else:  # slower, and finds boards in bad light and with strong distortion
+            there, corners = cv2.findChessboardCornersSB(gray, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
+            if not there:
+                return f"no {self.board.words} found"
+            pixels = corners.reshape(-1, 2).astype(np.float64)
+        return Corners(np.arange(len(pixels)), self._in_order(gray, pixels))
+
+    def _in_order(self, gray: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """Numbered the same way whichever way the board is held, where its colours tell: its first inner square is black."""
+        columns, rows = self.board.corners_wide
+        grid = pixels.reshape(rows, columns, 2)
+        across, down = grid[0, -1] - grid[0, 0], grid[-1, 0] - grid[0, 0]
+        if across[0] * down[1] - across[1] * down[0] < 0:
+            grid = grid[::-1]  # a board is seen from its front: a mirrored numbering is the detector's
+        if self.board.turns_alike:
+            forwards = grid[0, -1] - grid[0, 0]
+            turn = forwards[0] < 0 if abs(forwards[0]) > abs(forwards[1]) else forwards[1] < 0
+        else:
+            centres = (grid[:-1, :-1] + grid[1:, 1:] + grid[:-1, 1:] + grid[1:, :-1]) / 4
+            values = sample(gray, centres.reshape(-1, 2)).reshape(rows - 1, columns - 1)
+            y, x = np.mgrid[: rows - 1, : columns - 1]
+            even = (x + y) % 2 == 0
+            turn = bool(values[even].mean() > values[~even].mean())
+        return (grid[::-1, ::-1] if turn else grid).reshape(-1, 2)
+
+    # --- ChArUco
+
+    @cached_property
+    def _charuco(self) -> Any:
+        return cv2.aruco.CharucoDetector(self.board.charuco())
+
+    def _markers(self, gray: np.ndarray, dictionary: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) ids and (n, 4, 2) corners."""
+        name = DICTIONARIES[dictionary or self.board.dictionary]
+        detector = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(name))
+        corners, ids, _ = detector.detectMarkers(gray)
+        if ids is None:
+            return np.empty(0, int), np.empty((0, 4, 2))
+        return ids.ravel(), np.array(corners).reshape(-1, 4, 2)
+
+    def _find_charuco(self, gray: np.ndarray) -> Corners | str:
+        pixels, ids, marker_corners, marker_ids = self._charuco.detectBoard(gray)
+        if marker_ids is None or len(marker_ids) == 0:
+            return f"no {self.board.words} found: none of its markers"
+        off = layout_error(self.board, marker_ids.ravel(), np.array(marker_corners).reshape(-1, 4, 2))
+        if off is not None and off > LAYOUT_TOLERANCE:
+            return f"the markers do not stand where they do on a {self.board.words} (off by {off:.1f} of a marker)"
+        if ids is None or len(ids) < MIN_CHARUCO_CORNERS:
+            count = 0 if ids is None else len(ids)
+            return f"only {count} of the board's corners are seen, expected {MIN_CHARUCO_CORNERS} or more"
+        found = Corners(ids.ravel().astype(int), pixels.reshape(-1, 2).astype(np.float64))
+        if np.linalg.matrix_rank(np.diff(self.board.points_m[found.ids][:, :2], axis=0)) < 2:
+            return "all corners that are seen lie on one line"
+        return found
+
+    # --- another board
+
+    def mismatch(self, pictures: Iterable[np.ndarray]) -> str | None:
+        """Whether these pictures show a board other than the one asked for: what it is, in words, with the fix."""
+        for gray in pictures:
+            other = self._other_charuco(gray) if self.board.kind == "charuco" else self._other_chessboard(gray)
+            if other is not None:
+                return f"the pictures show a {other.words}, not the {self.board.words} that --board asks for: write --board {other}"
+        return None
+
+    def _other_chessboard(self, gray: np.ndarray) -> Board | None:
+        # A part of a larger board would pass for the board, another part in each picture.
+        there, _, meta = cv2.findChessboardCornersSBWithMeta(
+            gray, (3, 3), cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
+        )
+        if not there or meta is None:
+            return None
+        rows, columns = meta.shape[:2]
+        if {rows, columns} == set(self.board.corners_wide) or min(rows, columns) < 3:
+            return None
+        # Parts of boards are found too, at a picture's edge or beside a reflection. What is larger in one direction and not
+        # smaller in the other is another board; what is smaller is one only where the board asked for is not found.
+        wide, high = max(rows, columns), min(rows, columns)
+        if wide >= max(self.board.corners_wide) and high >= min(self.board.corners_wide):
+            return replace(self.board, columns=wide, rows=high)
+        if isinstance(self._find_chessboard(gray), str):
+            return replace(self.board, columns=wide, rows=high)
+        return None
+
+    def _other_charuco(self, gray: np.ndarray) -> Board | None:
+        ids, corners = self._markers(gray)
+        if len(ids) < 4:
+            for name in COMMON:
+                more, _ = self._markers(gray, name)
+                if len(more) >= max(4, 2 * len(ids)) and len(set(more)) == len(more):
+                    return replace(self.board, dictionary=name)
+            return None
+        asked = layout_error(self.board, ids, corners)
+        if asked is not None and asked <= LAYOUT_TOLERANCE:
+            return None
+        turned = replace(self.board, columns=self.board.rows, rows=self.board.columns)
+        others = [turned, replace(self.board, legacy=not self.board.legacy), replace(turned, legacy=not self.board.legacy)]
+        sizes = ((c, r) for c in range(3, 21) for r in range(3, 21) if c * r // 2 > ids.max())
+        others += [replace(self.board, columns=c, rows=r) for c, r in sizes]
+        for other in others:
+            off = layout_error(other, ids, corners)
+            if off is not None and off <= LAYOUT_TOLERANCE / 2:
+                return other
+        return None
+
+
+def layout_error(board: Board, ids: np.ndarray, corners: np.ndarray) -> float | None:
+    """How far seen markers stand from where the board has them: the largest distance after the best plane mapping, in
+    markers' sides. None with fewer than two; infinite where the board has no such markers.
+    """
+    layout = board.charuco()
+    known = {int(i): np.asarray(p)[:, :2] for i, p in zip(layout.getIds().ravel(), layout.getObjPoints(), strict=True)}
+    if len(ids) < 2:
+        return None
+    if not set(map(int, ids)) <= set(known):
+        return float("inf")
+    on_board = np.concatenate([known[int(i)] for i in ids]).astype(np.float64)
+    mapping, _ = cv2.findHomography(corners.reshape(-1, 2).astype(np.float64), on_board, 0)
+    if mapping is None:
+        return float("inf")
+    mapped = cv2.perspectiveTransform(corners.reshape(-1, 1, 2).astype(np.float64), mapping).reshape(-1, 2)
+    # The median marker: one misread marker says nothing about the layout.
+    off = np.hypot(*(mapped - on_board).T).reshape(-1, 4).max(axis=1)
+    return float(np.median(off) / board.marker_share)
+
+
+# --- what a picture's corners are worth -------------------------------------------------------------------------------
+
+
+def refine(gray: np.ndarray, pixels: np.ndarray, spacing_px: float) -> np.ndarray:
+    """Corners moved to the saddle point beside them, in a window that fits their spacing."""
+    half = int(np.clip(round(WINDOW_SHARE * spacing_px), WINDOW_MIN_PX, WINDOW_MAX_PX))
+    start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 1, 2)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 60, 1e-4)
+    moved = cv2.cornerSubPix(gray, start.copy(), (half, half), (-1, -1), criteria).reshape(-1, 2).astype(np.float64)
+    # One that wanders off has found another corner: the detector's own answer is better.
+    wandered = np.hypot(*(moved - pixels).T) > half
+    return np.where(wandered[:, None], pixels, moved)
+
+
+def edges(board: Board, found: Corners) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (m, 2) at both ends of every edge between neighbouring corners that are both seen."""
+    columns, rows = board.corners_wide
+    at = np.full((rows * columns, 2), np.nan)
+    at[found.ids] = found.pixels
+    grid = at.reshape(rows, columns, 2)
+    first = np.concatenate([grid[:, :-1].reshape(-1, 2), grid[:-1].reshape(-1, 2)])
+    second = np.concatenate([grid[:, 1:].reshape(-1, 2), grid[1:].reshape(-1, 2)])
+    seen = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+    return first[seen], second[seen]
+
+
+def spacing(board: Board, found: Corners) -> float:
+    """The smaller side of the board's squares in px: a low percentile of the edges' lengths, so that one bad corner does
+    not decide; 0 where no two neighbours are seen.
+    """
+    first, second = edges(board, found)
+    return float(np.percentile(np.hypot(*(second - first).T), 10)) if len(first) else 0.0
+
+
+def blur(gray: np.ndarray, board: Board, found: Corners) -> float:
+    """How wide the edges between black and white are, in px from 10 to 90 % of the step: about 1–2 in a sharp picture.
+    NaN where no edge can be measured.
+    """
+    first, second = edges(board, found)
+    if not len(first):
+        return float("nan")
+    along = second - first
+    length = np.hypot(*along.T)
+    across = np.column_stack([-along[:, 1], along[:, 0]]) / length[:, None]
+    # Half of the white rim around a marker, or less than half a square: beyond it other things are printed.
+    reach = np.clip(0.11 * length, 3.0, 15.0)
+    steps = np.linspace(-1, 1, 61)
+    places = (first + second)[:, None] / 2 + across[:, None] * (steps[None, :, None] * reach[:, None, None])
+    profiles = sample(gray, places.reshape(-1, 2)).reshape(len(first), -1)
+    rise = np.gradient(profiles, axis=1)
+    low, high = profiles.min(axis=1), profiles.max(axis=1)
+    steep = np.abs(rise).max(axis=1) / (2 * reach / 60)
+    clear = (high - low) > 25
+    # A step's width from its height and its steepest slope: for a Gaussian blur 10–90 % is 2.563 σ, height / slope 2.507 σ.
+    widths = 1.022 * (high - low)[clear] / np.maximum(steep[clear], 1e-6)
+    return float(np.median(widths)) if clear.any() else float("nan")
+
+
+def sample(gray: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Grey values at (n, 2) pixels, bilinear, (n,) float32."""
+    columns = np.ascontiguousarray(pixels[:, 0], np.float32).reshape(-1, 1)
+    rows = np.ascontiguousarray(pixels[:, 1], np.float32).reshape(-1, 1)
+    out = [
+        cv2.remap(gray, columns[i : i + 30000], rows[i : i + 30000], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for i in range(0, len(columns), 30000)  # remap's sides are 16-bit
+    ]
+    return np.concatenate(out).ravel().astype(np.float32)
+
+
+def _light(gray: np.ndarray) -> str:
+    mean, spread = float(gray.mean()), float(gray.std())
+    if mean < DARK:
+        return f"the picture is too dark (mean {mean:.0f} of 255)"
+    return f"the picture shows next to nothing (contrast {spread:.0f} of 255)" if spread < FLAT else ""
