@@ -45,6 +45,12 @@ class BoardView:
     points_m: Floats
     edge_rays: Floats = field(default_factory=lambda: np.empty((0, 3)))
     edge_sigma_rad: float = 0.002
+    centre_m: Floats | None = None  # (3,) of the whole board, in its own frame; None: the middle of these corners
+
+    @property
+    def middle_m(self) -> Floats:
+        """(1, 3)."""
+        return (self.corners_m.mean(0) if self.centre_m is None else self.centre_m)[None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,19 @@ Owns which flat thing in a cloud is the board: one alone cannot tell, but one po
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
+from calibration.board import Board
 from calibration.board_cloud import CloudBoard, find_boards
 from calibration.board_fit import BoardView, board_poses
+from calibration.detect import Detector
 from calibration.lidar_camera import apart, plane_of, pose_from_planes
+from calibration.moments import Moment
 from calibration.pose import Floats
 from pipeline.errors import ConfigError
 from pipeline.intrinsics import Intrinsics
@@ -30,89 +32,44 @@ FITS_DEG, FITS_M = 10.0, 0.25
 
 @dataclass(frozen=True)
 class FlatBoard:
-    """columns × rows inner corners, square_m between them; width_m, height_m of the whole board, pattern in its middle."""
+    """The pattern, and width_m × height_m of the whole board with the pattern in its middle."""
 
-    columns: int
-    rows: int
-    square_m: float
+    pattern: Board
     width_m: float
     height_m: float
     measured: bool = True  # False: the size of the whole board is a guess, so its edges are not used
 
     @property
-    def corners_m(self) -> Floats:
-        """(columns·rows, 3), row by row."""
-        return np.array([[x, y, 0.0] for y in range(self.rows) for x in range(self.columns)]) * self.square_m
+    def centre_m(self) -> Floats:
+        """(3,) in the frame of the pattern's corners."""
+        columns, rows = self.pattern.corners_wide
+        return np.array([columns - 1, rows - 1, 0.0]) * self.pattern.square_m / 2
 
     @property
     def outline_m(self) -> tuple[float, float, float, float] | None:
-        """left, top, right, bottom in the frame of corners_m."""
+        """left, top, right, bottom in that frame."""
         if not self.measured:
             return None
-        aside = (self.width_m - (self.columns - 1) * self.square_m) / 2
-        above = (self.height_m - (self.rows - 1) * self.square_m) / 2
-        return -aside, -above, self.width_m - aside, self.height_m - above
-
-    def __str__(self) -> str:
-        return f"{self.columns}×{self.rows}"
+        x, y, _ = self.centre_m
+        return x - self.width_m / 2, y - self.height_m / 2, x + self.width_m / 2, y + self.height_m / 2
 
 
-@dataclass(frozen=True, eq=False)
-class Moment:
-    name: str
-    image: np.ndarray  # (h, w, 3) BGR
-    points_m: Floats  # (n, 3) in the lidar's or depth camera's frame
-
-
-def flat_board(pattern: str, square_mm: float, board_mm: str | None) -> FlatBoard:
-    """pattern: "9x6" inner corners. board_mm: "1000x700", the whole board along its columns × along its rows."""
-    columns, rows = _two(pattern, "--board", "inner corners such as 9x6")
-    if not (columns.is_integer() and rows.is_integer() and min(columns, rows) >= 3):
-        raise ConfigError(f"--board {pattern}: expected inner corners such as 9x6, at least 3 each way")
-    if columns == rows:
-        raise ConfigError(f"--board {pattern}: a square pattern has no up: its pose cannot be told. Use one such as 9x6")
-    square_m = square_mm / 1000
+def flat_board(pattern: Board, board_mm: str | None) -> FlatBoard:
+    """board_mm: "1000x700", the whole board along its columns × along its rows; None: its squares and no margin."""
+    width_m, height_m = pattern.size_m
     if board_mm is None:
-        return FlatBoard(int(columns), int(rows), square_m, (columns + 1) * square_m, (rows + 1) * square_m, measured=False)
-    width_m, height_m = (side / 1000 for side in _two(board_mm, "--board-size-mm", "width x height such as 1000x700"))
-    if width_m < (columns - 1) * square_m or height_m < (rows - 1) * square_m:
+        return FlatBoard(pattern, width_m, height_m, measured=False)
+    try:
+        wide_mm, high_mm = map(float, board_mm.lower().replace("×", "x").split("x"))
+    except ValueError:
+        raise ConfigError(f"--board-size-mm {board_mm}: expected width x height of the whole board, such as 1000x700") from None
+    columns, rows = pattern.corners_wide
+    if wide_mm < 1000 * (columns - 1) * pattern.square_m or high_mm < 1000 * (rows - 1) * pattern.square_m:
         raise ConfigError(
-            f"--board-size-mm {board_mm}: smaller than its own pattern of {(columns - 1) * square_mm:.0f}×{(rows - 1) * square_mm:.0f} mm. "
+            f"--board-size-mm {board_mm}: smaller than its own {1000 * width_m:.0f}×{1000 * height_m:.0f} mm of squares. "
             "Give the whole board, along the columns first"
         )
-    return FlatBoard(int(columns), int(rows), square_m, width_m, height_m)
-
-
-def _two(text: str, option: str, expected: str) -> tuple[float, float]:
-    try:
-        first, second = map(float, text.lower().replace("×", "x").split("x"))
-    except ValueError:
-        raise ConfigError(f"{option} {text}: expected {expected}") from None
-    return first, second
-
-
-def find_corners(image: np.ndarray, board: FlatBoard) -> Floats | None:
-    """(n, 2) px in the order of board.corners_m, up to half a turn, which no solution depends on. None: not in the picture."""
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    size = (board.columns, board.rows)
-    flags = cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
-    found, corners = cv2.findChessboardCornersSB(grey, size, flags=flags)
-    if not found:
-        found, corners = cv2.findChessboardCorners(grey, size, flags=cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE)
-        if found:
-            stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 30, 1e-3)
-            corners = cv2.cornerSubPix(grey, corners, (5, 5), (-1, -1), stop)
-    if not found:
-        return None
-    corners = np.asarray(corners, np.float64).reshape(-1, 2)
-    return _right_handed(corners, board)
-
-
-def _right_handed(corners: Floats, board: FlatBoard) -> Floats:
-    """Detectors may count a board from its mirror side: its x × y must point away from the camera, into the picture."""
-    grid = corners.reshape(board.rows, board.columns, 2)
-    x, y = grid[0, -1] - grid[0, 0], grid[-1, 0] - grid[0, 0]
-    return corners if x[0] * y[1] - x[1] * y[0] > 0 else grid[:, ::-1].reshape(-1, 2)
+    return FlatBoard(pattern, wide_mm / 1000, high_mm / 1000)
 
 
 def find_views(
@@ -120,15 +77,16 @@ def find_views(
 ) -> tuple[list[BoardView], dict[str, str]]:
     """(views, name → why a moment gave none). start: camera_from_lidar, where something is known of it."""
     skipped: dict[str, str] = {}
+    detector = Detector(board.pattern)
     names, corners, candidates = [], [], []
     for moment in moments:
         if moment.image.shape[1::-1] != intrinsics.size:
             found = "×".join(map(str, moment.image.shape[1::-1]))
             wanted = "×".join(map(str, intrinsics.size))
             raise ConfigError(f"{moment.name}: a picture of {found}, but the camera's intrinsics are of {wanted}. Is it this camera's?")
-        px = find_corners(moment.image, board)
-        if px is None:
-            skipped[moment.name] = f"no {board} chessboard in the picture"
+        seen_corners = detector.find(cv2.cvtColor(moment.image, cv2.COLOR_BGR2GRAY))
+        if isinstance(seen_corners, str):
+            skipped[moment.name] = seen_corners
             continue
         flat = find_boards(moment.points_m, width_m=board.width_m, height_m=board.height_m)
         if not flat:
@@ -138,14 +96,18 @@ def find_views(
             )
             continue
         names.append(moment.name)
-        corners.append(px)
+        corners.append(seen_corners)
         candidates.append(flat)
     if not names:
         return [], skipped
-    seen = [BoardView(n, px, board.corners_m, c[0].points_m) for n, px, c in zip(names, corners, candidates, strict=True)]
+    points_m = board.pattern.points_m
+    seen = [
+        BoardView(n, c.pixels, points_m[c.ids], f[0].points_m, centre_m=board.centre_m)
+        for n, c, f in zip(names, corners, candidates, strict=True)
+    ]
     chosen = _choose(seen, candidates, intrinsics, start)
     return [
-        BoardView(v.name, v.corners_px, v.corners_m, c.points_m, c.edge_rays, c.edge_sigma_rad)
+        replace(v, points_m=c.points_m, edge_rays=c.edge_rays, edge_sigma_rad=c.edge_sigma_rad)
         for v, c in zip(seen, chosen, strict=True)
     ], skipped
 
@@ -154,7 +116,7 @@ def _choose(
     views: Sequence[BoardView], candidates: Sequence[Sequence[CloudBoard]], intrinsics: Intrinsics, start: Floats | None
 ) -> list[CloudBoard]:
     """Of each moment's flat things the one that fits the pose of the lidar which explains most moments."""
-    camera = [(b[:3, 2], apply(b, v.corners_m.mean(0)[None])[0]) for b, v in zip(board_poses(views, intrinsics), views, strict=True)]
+    camera = [(b[:3, 2], apply(b, v.middle_m)[0]) for b, v in zip(board_poses(views, intrinsics), views, strict=True)]
     planes = [[plane_of(c.points_m) for c in of_view] for of_view in candidates]
     draw = np.random.default_rng(0)
     guesses = [start] if start is not None else []
@@ -179,12 +141,14 @@ def _cost(angle_deg: float, away_m: float) -> float:
     return math.hypot(angle_deg / FITS_DEG, away_m / FITS_M)
 
 
-def still(moments: Iterable[tuple[Moment, Floats | None]], *, still_px: float = 1.5, apart_px: float = 25.0) -> list[Moment]:
+def still(moments: Iterable[Moment], board: FlatBoard, *, still_px: float = 1.5, apart_px: float = 25.0) -> Iterator[Moment]:
     """Of a recording, the moments at which the board stood still (its corners as in the picture before), each pose once."""
-    kept: list[tuple[Moment, Floats]] = []
-    for (_, before), (moment, now) in itertools.pairwise(moments):
-        if before is None or now is None or np.abs(now - before).max() > still_px:
-            continue
-        if all(np.abs(now - corners).mean() > apart_px for _, corners in kept):
-            kept.append((moment, now))
-    return [moment for moment, _ in kept]
+    detector, kept, before = Detector(board.pattern), list[Floats](), None
+    for moment in moments:
+        found = detector.find(cv2.cvtColor(moment.image, cv2.COLOR_BGR2GRAY))
+        now = None if isinstance(found, str) else found.pixels
+        if now is not None and before is not None and now.shape == before.shape and np.abs(now - before).max() < still_px:
+            if all(now.shape != k.shape or np.abs(now - k).mean() > apart_px for k in kept):
+                kept.append(now)
+                yield moment
+        before = now

@@ -110,7 +110,7 @@ def _agreeing(
 ) -> tuple[list[BoardView], Floats]:
     """The largest set of views that one pose of the lidar explains roughly, and that pose. Others → `rejected`."""
     boards = board_poses(views, intrinsics)
-    camera = [(b[:3, 2], apply(b, v.corners_m.mean(0)[None])[0]) for b, v in zip(boards, views, strict=True)]
+    camera = [(b[:3, 2], apply(b, v.middle_m)[0]) for b, v in zip(boards, views, strict=True)]
     lidar = [plane_of(v.points_m) for v in views]
     # A start is only a first guess here, never a reason to turn views down: it may be the very thing that is wrong.
     draw, n = np.random.default_rng(0), len(views)
