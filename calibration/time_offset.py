@@ -108,7 +108,7 @@ def _feed_file(meter: AudioVideo, path: Path) -> None:
     with media.open_file(str(path), "video", where="calibrate time") as opened:
         for frame in opened.frames():
             if frame is not None and (time_ns := opened.time_ns(frame)) is not None:
-                meter.picture(to_bgr(frame), time_ns)
+                meter.picture(to_bgr(frame, (None, None)), time_ns)
     with media.open_file(str(path), "audio", where="calibrate time") as opened:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
         for decoded in opened.frames():
