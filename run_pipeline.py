@@ -50,6 +50,10 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
         config = _without(config, "dashboard")
     if args.out:
         config = _with_out(config, args.out, args.host)
+    if args.auto_time:
+        from pipeline.auto_time import with_auto_time
+
+        config = with_auto_time(config, args.host)
     _print_notice(stored)
     summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
@@ -375,6 +379,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
         sub.add_argument("--no-dashboard", action="store_true", help="no page")
         sub.add_argument("--open", action="store_true", help="open the page in the browser")
+        sub.add_argument("--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end")
 
     running(top)
     running(verb := verbs.add_parser("demo", help="the emotion pipeline on a packaged real clip"))

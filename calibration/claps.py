@@ -98,8 +98,8 @@ class Heard:
         if not count:
             return
         level = np.abs(edge[: count * size]).reshape(count, size).max(1)
-        self.times_s.append(capture_ns / 1e9 + (np.arange(count) + 0.5) * size / rate_hz)
-        self.levels.append(level)
+        self.times_s.append(np.asarray(capture_ns / 1e9 + (np.arange(count) + 0.5) * size / rate_hz))
+        self.levels.append(np.asarray(level, np.float64))
 
     def events(self) -> Floats:
         """(n,) seconds at which a sharp sound began."""
@@ -143,7 +143,7 @@ def _flashes(times: Floats, light: Floats) -> list[SeenEvent]:
     limit = 0.3 * float(_often(height))
     if limit < FLASH_SIGMAS * float(np.median(noise)) / 4:
         return []
-    events = []
+    events: list[SeenEvent] = []
     for k in np.flatnonzero((height[1:-3] > limit) & (height[:-4] <= limit)) + 1:
         if events and times[k] - events[-1].times_s[2] < APART_S:
             continue
@@ -177,7 +177,7 @@ def _stops(times: Floats, movement: Floats) -> list[SeenEvent]:
     period = float(np.median(np.diff(times)))
     moving = series[series > max(0.1 * float(_often(series)), 4 * float(np.median(series)))]
     limit = 0.8 * float(np.percentile(moving, 75)) if len(moving) else math.inf  # hands close faster than they open
-    events = []
+    events: list[SeenEvent] = []
     for k in range(2, len(series) - 2):
         # k − 1 is the last interval of full speed, k the one in which it ends, k + 1 the rest.
         before, after = series[k - 1], series[k + 1]

@@ -86,8 +86,8 @@ class Voice:
         if not count:
             return
         power = (samples[: count * size].astype(np.float64) ** 2).reshape(count, size).mean(1)
-        self.times_s.append(capture_ns / 1e9 + (np.arange(count) + 0.5) * size / rate_hz)
-        self.loudness.append(power**LOUDNESS)
+        self.times_s.append(np.asarray(capture_ns / 1e9 + (np.arange(count) + 0.5) * size / rate_hz))
+        self.loudness.append(np.asarray(power**LOUDNESS, np.float64))
         self.loudest = max(self.loudest, float(power.max()))
 
 

@@ -66,7 +66,8 @@ class Drift(Sink):
         if image is None or points is None:
             return
         if image.shape[1::-1] != self._lens.size:
-            self._tell("unknown", f"pictures are {image.shape[1]}×{image.shape[0]}, the rig's are {self._lens.width_px}×{self._lens.height_px}")
+            found, wanted = "×".join(map(str, image.shape[1::-1])), "×".join(map(str, self._lens.size))
+            self._tell("unknown", f"pictures are {found}, the rig's are {wanted}")
             return
         self._monitor.add(image, points)
         self._pairs += 1

@@ -28,7 +28,7 @@ class TimeCorrection(NamedTuple):
 
     def apply(self, frame: Frame) -> Frame:
         """Of watermarks, too: what was promised silent until t is silent until the corrected t."""
-        if not self.offset_ns and not self.error_ns or frame.capture_ns >= FOREVER_NS:
+        if self == TimeCorrection() or frame.capture_ns >= FOREVER_NS:
             return frame
         return msgspec.structs.replace(
             frame, capture_ns=frame.capture_ns + self.offset_ns, clock_error_ns=frame.clock_error_ns + self.error_ns
@@ -54,6 +54,7 @@ def time_correction(sensor: str, *, offset_ms: float | None, rig: str | None) ->
     if offset is None:
         known = {*found.frames, *(o.reference for o in found.time_offsets.values())}
         if sensor not in known:
-            raise ConfigError(f"{rig}: no sensor called '{sensor}'. Sensors here: {', '.join(sorted(known)) or 'none'}.{nearest(sensor, known)}")
+            here = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"{rig}: no sensor called '{sensor}'. Sensors here: {here}.{nearest(sensor, known)}")
         return TimeCorrection()
     return TimeCorrection(round(offset.offset_ms * 1e6), round(SIGMAS * (offset.sigma_ms or 0.0) * 1e6))
