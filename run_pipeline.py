@@ -275,7 +275,7 @@ def models(args: argparse.Namespace) -> None:
 # --- calibrate --------------------------------------------------------------------------------------------------------
 
 # What there is to calibrate → its module, with `arguments(parser)` and `run(args) -> Verdict | None`.
-CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf",
+CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert",
               "extrinsics": "sensor_extrinsics", "ground": "ground", "time": "time_offset", "check": "check"}  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Calibration boards: what people write, what it means, and where its corners are.
 
-    board = Board.parse("9x6", square_mm=25)                     # 9 × 6 INNER corners, as OpenCV counts chessboards
-    board = Board.parse("charuco:7x5:5x5_100", square_mm=40)     # 7 × 5 squares, as OpenCV counts ChArUco boards
-    board.points_m                                               # (n, 3) float64, z = 0: x along columns, y down rows
+board = Board.parse("9x6", square_mm=25)                     # 9 × 6 INNER corners, as OpenCV counts chessboards
+board = Board.parse("charuco:7x5:5x5_100", square_mm=40)     # 7 × 5 squares, as OpenCV counts ChArUco boards
+board.points_m                                               # (n, 3) float64, z = 0: x along columns, y down rows
 """
 
 from __future__ import annotations

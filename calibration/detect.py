@@ -25,6 +25,7 @@ MOST_CLASSIC_PX = 1600  # the classic detector's time grows fast; beyond, it loo
 # Half the side of the window that refines a corner, as a share of the spacing of corners: large ones meet neighbours and
 # the curvature of distorted lines (the usual 11 px gives twice the error on OpenCV's own pictures), small ones noise.
 WINDOW_SHARE, WINDOW_MIN_PX, WINDOW_MAX_PX = 0.2, 2, 9
+RIM_SHARE = 0.8  # of the white rim around a ChArUco board's markers: what is beyond it draws the corner aside
 # Of a marker's side: how far markers may lie from a plane grid before the layout is another one. A lens bends by less.
 LAYOUT_TOLERANCE = 0.25
 COMMON = ("4x4_50", "4x4_250", "4x4_1000", "5x5_100", "5x5_250", "5x5_1000", "6x6_250", "6x6_1000", "7x7_250", "aruco_original",
@@ -47,27 +48,30 @@ class Detector:
     def __init__(self, board: Board) -> None:
         self.board = board
 
-    def find(self, gray: np.ndarray) -> Corners | str:
-        """gray: (h, w) uint8."""
-        found = self._find_charuco(gray) if self.board.kind == "charuco" else self._find_chessboard(gray)
+    def find(self, gray: np.ndarray, *, thorough: bool = True) -> Corners | str:
+        """gray: (h, w) uint8. thorough: also look for what only a slow search finds; not for live pictures."""
+        found = self._find_charuco(gray) if self.board.kind == "charuco" else self._find_chessboard(gray, thorough)
         if isinstance(found, str):
             return _light(gray) or found
         spacing_px = spacing(self.board, found)
         if spacing_px < SMALLEST_SPACING_PX:
             return f"the board is too small: its corners are {spacing_px:.1f} px apart, expected {SMALLEST_SPACING_PX:g} or more"
-        return Corners(found.ids, refine(gray, found.pixels, spacing_px))
+        share = WINDOW_SHARE if self.board.kind == "chessboard" else RIM_SHARE * (1 - self.board.marker_share) / 2
+        return Corners(found.ids, refine(gray, found.pixels, share * spacing_px))
 
     # --- chessboards
 
-    def _find_chessboard(self, gray: np.ndarray) -> Corners | str:
+    def _find_chessboard(self, gray: np.ndarray, thorough: bool = True) -> Corners | str:
         size = self.board.corners_wide
         scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
         small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
-        there, corners = cv2.findChessboardCorners(small, size, flags=CLASSIC)
+        flags = CLASSIC if thorough else CLASSIC | cv2.CALIB_CB_FAST_CHECK
+        there, corners = cv2.findChessboardCorners(small, size, flags=flags)
         if there:
             pixels = (corners.reshape(-1, 2).astype(np.float64) + 0.5) / scale - 0.5
         else:  # slower, and finds boards in bad light and with strong distortion
-            there, corners = cv2.findChessboardCornersSB(gray, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
+            if thorough:
+                there, corners = cv2.findChessboardCornersSB(gray, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
             if not there:
                 return f"no {self.board.words} found"
             pixels = corners.reshape(-1, 2).astype(np.float64)
@@ -125,8 +129,12 @@ class Detector:
 
     def mismatch(self, pictures: Iterable[np.ndarray]) -> str | None:
         """Whether these pictures show a board other than the one asked for: what it is, in words, with the fix."""
+        pictures = list(pictures)
+        highest = -1
+        if self.board.kind == "charuco":
+            highest = max((int(i) for gray in pictures for i in self._markers(gray)[0]), default=-1)
         for gray in pictures:
-            other = self._other_charuco(gray) if self.board.kind == "charuco" else self._other_chessboard(gray)
+            other = self._other_charuco(gray, highest) if self.board.kind == "charuco" else self._other_chessboard(gray)
             if other is not None:
                 return f"the pictures show a {other.words}, not the {self.board.words} that --board asks for: write --board {other}"
         return None
@@ -150,7 +158,8 @@ class Detector:
             return replace(self.board, columns=wide, rows=high)
         return None
 
-    def _other_charuco(self, gray: np.ndarray) -> Board | None:
+    def _other_charuco(self, gray: np.ndarray, highest: int) -> Board | None:
+        """highest: id that was seen in any of the pictures."""
         ids, corners = self._markers(gray)
         if len(ids) < 4:
             for name in COMMON:
@@ -162,8 +171,14 @@ class Detector:
         if asked is not None and asked <= LAYOUT_TOLERANCE:
             return None
         turned = replace(self.board, columns=self.board.rows, rows=self.board.columns)
-        others = [turned, replace(self.board, legacy=not self.board.legacy), replace(turned, legacy=not self.board.legacy)]
-        sizes = ((c, r) for c in range(3, 21) for r in range(3, 21) if c * r // 2 > ids.max())
+        others = [
+            turned,
+            replace(self.board, legacy=not self.board.legacy),
+            replace(turned, legacy=not self.board.legacy),
+        ]
+        # Boards of one width have the same first rows: the one with the fewest that has all the markers that were seen.
+        others = [board for board in others if board.columns * (board.rows - 2) // 2 <= highest]
+        sizes = ((c, r) for c in range(3, 21) for r in range(3, 21) if c * r // 2 > highest)
         others += [replace(self.board, columns=c, rows=r) for c, r in sizes]
         for other in others:
             off = layout_error(other, ids, corners)
@@ -195,9 +210,9 @@ def layout_error(board: Board, ids: np.ndarray, corners: np.ndarray) -> float | 
 # --- what a picture's corners are worth -------------------------------------------------------------------------------
 
 
-def refine(gray: np.ndarray, pixels: np.ndarray, spacing_px: float) -> np.ndarray:
-    """Corners moved to the saddle point beside them, in a window that fits their spacing."""
-    half = int(np.clip(round(WINDOW_SHARE * spacing_px), WINDOW_MIN_PX, WINDOW_MAX_PX))
+def refine(gray: np.ndarray, pixels: np.ndarray, within_px: float) -> np.ndarray:
+    """Corners moved to the saddle point beside them, in a window of about within_px to each side."""
+    half = int(np.clip(round(within_px), WINDOW_MIN_PX, WINDOW_MAX_PX))
     start = np.ascontiguousarray(pixels, np.float32).reshape(-1, 1, 2)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 60, 1e-4)
     moved = cv2.cornerSubPix(gray, start.copy(), (half, half), (-1, -1), criteria).reshape(-1, 2).astype(np.float64)
@@ -236,8 +251,9 @@ def blur(gray: np.ndarray, board: Board, found: Corners) -> float:
     along = second - first
     length = np.hypot(*along.T)
     across = np.column_stack([-along[:, 1], along[:, 0]]) / length[:, None]
-    # Half of the white rim around a marker, or less than half a square: beyond it other things are printed.
-    reach = np.clip(0.11 * length, 3.0, 15.0)
+    # Within the white rim around a marker, or less than half a square: beyond it other things are printed.
+    share = 0.4 if board.kind == "chessboard" else RIM_SHARE * (1 - board.marker_share) / 2
+    reach = np.clip(share * length, 3.0, 15.0)
     steps = np.linspace(-1, 1, 61)
     places = (first + second)[:, None] / 2 + across[:, None] * (steps[None, :, None] * reach[:, None, None])
     profiles = sample(gray, places.reshape(-1, 2)).reshape(len(first), -1)

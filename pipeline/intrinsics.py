@@ -51,7 +51,9 @@ class Intrinsics:
             raise ValueError(f"there is no distortion model '{self.model}'. Known: {', '.join(MODELS)}")
         names = MODELS[self.model]
         if self.distortion and len(self.distortion) != len(names):
-            raise ValueError(f"{len(self.distortion)} coefficients, but {self.model} has {len(names)}: {', '.join(names)}")
+            raise ValueError(
+                f"{len(self.distortion)} coefficients, but {self.model} has {len(names)}: {', '.join(names)}"
+            )
         object.__setattr__(self, "distortion", tuple(map(float, self.distortion)) or (0.0,) * len(names))
         if not np.isfinite(self.parameters).all():
             raise ValueError("a parameter is not a finite number")
@@ -94,7 +96,9 @@ class Intrinsics:
         """
         return self._project(np.ascontiguousarray(np.asarray(points_m, np.float64).reshape(-1, 3).T))
 
-    def project_from(self, camera_from_source: np.ndarray, points_m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def project_from(
+        self, camera_from_source: np.ndarray, points_m: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As project(), of points of another frame; also their depth along the optical axis, (n,) metres."""
         points = np.asarray(points_m, np.float64).reshape(-1, 3)
         rows = camera_from_source[:3, :3] @ points.T
@@ -217,7 +221,9 @@ class Intrinsics:
         """A depth picture (h, w) in metres → points (h·w, 3); NaN where the depth is 0 or NaN, which means none."""
         if depth_m.shape != (self.height_px, self.width_px):
             found = " × ".join(map(str, depth_m.shape[::-1]))
-            raise ValueError(f"a depth picture of {found}, but these intrinsics are of {self.width_px} × {self.height_px}")
+            raise ValueError(
+                f"a depth picture of {found}, but these intrinsics are of {self.width_px} × {self.height_px}"
+            )
         depth = np.where(depth_m > 0, depth_m, np.nan).astype(np.float64)
         points: np.ndarray = depth.reshape(-1, 1) * self._grid
         return points
@@ -250,7 +256,10 @@ class Intrinsics:
             got_u, got_v, _ = self._polynomial(x, y)
             r = np.hypot(x, y)
             radius, slope = self._radial(np.maximum(r, 1e-12))
-            radial, d_r2 = radius / np.maximum(r, 1e-12), np.where(r > 1e-9, (slope - radius / np.maximum(r, 1e-12)) / (2 * r**2), 0)
+            radial, d_r2 = (
+                radius / np.maximum(r, 1e-12),
+                np.where(r > 1e-9, (slope - radius / np.maximum(r, 1e-12)) / (2 * r**2), 0),
+            )
             d_r2 = np.nan_to_num(d_r2)  # derivative of the radial factor by r²
             xx = radial + 2 * x * x * d_r2 + 2 * p1 * y + 6 * p2 * x
             xy = 2 * x * y * d_r2 + 2 * p1 * x + 2 * p2 * y

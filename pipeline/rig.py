@@ -46,7 +46,9 @@ class Pose:
         rotation = matrix[:3, :3]
         off = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
         if off > ROTATION_TOLERANCE or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise ValueError(f"not a rigid motion: its rotation is off by {off:.2g}, its last row is {matrix[3].tolist()}")
+            raise ValueError(
+                f"not a rigid motion: its rotation is off by {off:.2g}, its last row is {matrix[3].tolist()}"
+            )
         if self.covariance is not None and np.shape(self.covariance) != (6, 6):
             raise ValueError(f"a pose's covariance is 6 × 6, found shape {np.shape(self.covariance)}")
 
@@ -68,11 +70,16 @@ class Pose:
 
     def then(self, inner: Pose) -> Pose:
         """a_from_b.then(b_from_c) = a_from_c. Their errors are taken for independent; unknown if either is."""
-        assert self.source == inner.target, f"{self.target}_from_{self.source} does not fit {inner.target}_from_{inner.source}"
+        assert self.source == inner.target, (
+            f"{self.target}_from_{self.source} does not fit {inner.target}_from_{inner.source}"
+        )
         matrix = self.target_from_source @ inner.target_from_source
         if self.covariance is None or inner.covariance is None:
             return Pose(self.target, inner.source, matrix)
-        rotation, arm = self.target_from_source[:3, :3], self.target_from_source[:3, :3] @ inner.target_from_source[:3, 3]
+        rotation, arm = (
+            self.target_from_source[:3, :3],
+            self.target_from_source[:3, :3] @ inner.target_from_source[:3, 3],
+        )
         by_outer, by_inner = np.eye(6), np.zeros((6, 6))
         by_outer[3:, :3] = -cross(arm)  # r × arm
         by_inner[:3, :3] = by_inner[3:, 3:] = rotation
@@ -196,7 +203,9 @@ class Rig:
 
     def with_intrinsics(self, camera: str, intrinsics: Intrinsics, made: str = "") -> Rig:
         return dataclasses.replace(
-            self, intrinsics={**self.intrinsics, camera: intrinsics}, provenance=self._with_made(f"intrinsics {camera}", made)
+            self,
+            intrinsics={**self.intrinsics, camera: intrinsics},
+            provenance=self._with_made(f"intrinsics {camera}", made),
         )
 
     def with_pose(self, pose: Pose, made: str = "") -> Rig:
@@ -208,7 +217,9 @@ class Rig:
 
     def with_time_offset(self, offset: TimeOffset, made: str = "") -> Rig:
         offsets = {**self.time_offsets, offset.sensor: offset}
-        return dataclasses.replace(self, time_offsets=offsets, provenance=self._with_made(f"time {offset.sensor}", made))
+        return dataclasses.replace(
+            self, time_offsets=offsets, provenance=self._with_made(f"time {offset.sensor}", made)
+        )
 
     def _with_made(self, what: str, made: str) -> dict[str, str]:
         return {**self.provenance, what: made} if made else self.provenance

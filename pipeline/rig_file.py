@@ -42,14 +42,18 @@ class Table:
     def names(self) -> list[str]:
         for key in self.value:
             if not isinstance(key, str):
-                raise ConfigError(f"{self.where}: YAML reads the name {key!r} as {type(key).__name__}. Put it in quotes")
+                raise ConfigError(
+                    f"{self.where}: YAML reads the name {key!r} as {type(key).__name__}. Put it in quotes"
+                )
         return list(self.value)
 
     def only(self, known: Iterable[str]) -> Table:
         known = list(known)
         for key in self.value:
             if key not in known:
-                raise ConfigError(f"{self.where}: unknown key '{key}'. Known here: {', '.join(known)}.{nearest(str(key), known)}")
+                raise ConfigError(
+                    f"{self.where}: unknown key '{key}'. Known here: {', '.join(known)}.{nearest(str(key), known)}"
+                )
         return self
 
     def at(self, key: str) -> str:
@@ -128,7 +132,11 @@ def read_yaml(path: Path, *, kind: str) -> Table:
     try:
         text = path.read_text()
     except FileNotFoundError:
-        beside = [p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".txt")] if path.parent.is_dir() else []
+        beside = (
+            [p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".txt")]
+            if path.parent.is_dir()
+            else []
+        )
         raise ConfigError(f"{path}: there is no such file.{nearest(path.name, beside)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as {kind}: {error}") from error
@@ -148,11 +156,14 @@ def read_yaml(path: Path, *, kind: str) -> Table:
 def read_rig(path: Path) -> Rig:
     table = read_yaml(path, kind="a rig").only(("version", "base", "intrinsics", "poses", "time_offsets", "provenance"))
     if (version := table.whole("version")) != VERSION:
-        raise ConfigError(f"{table.at('version')}: found {version}, and this program reads {VERSION}. Update it, or calibrate again")
+        raise ConfigError(
+            f"{table.at('version')}: found {version}, and this program reads {VERSION}. Update it, or calibrate again"
+        )
     names = table.table("intrinsics").names() if "intrinsics" in table else []
     intrinsics = dict(zip(names, map(_intrinsics, table.tables("intrinsics")), strict=True))
     poses = tuple(
-        _pose(Table(entry, f"{table.at('poses')}[{i}]")) for i, entry in enumerate(table.list("poses") if "poses" in table else [])
+        _pose(Table(entry, f"{table.at('poses')}[{i}]"))
+        for i, entry in enumerate(table.list("poses") if "poses" in table else [])
     )
     offsets = {}
     for entry in table.tables("time_offsets"):
@@ -172,7 +183,9 @@ def _intrinsics(table: Table) -> Intrinsics:
     table.only(("model", "width_px", "height_px", *LENS, "distortion", "sigma", "covariance", "rms_px"))
     model = table.text("model")
     if model not in MODELS:
-        raise ConfigError(f"{table.at('model')}: there is no '{model}'. Known: {', '.join(MODELS)}.{nearest(model, MODELS)}")
+        raise ConfigError(
+            f"{table.at('model')}: there is no '{model}'. Known: {', '.join(MODELS)}.{nearest(model, MODELS)}"
+        )
     count = len(LENS) + len(MODELS[model])
     covariance = None
     if "covariance" in table:
@@ -207,7 +220,9 @@ def _pose(table: Table) -> Pose:
     try:
         if given == ["matrix"]:
             if "translation_m" in table:
-                raise ConfigError(f"{table.at('translation_m')}: the matrix has a translation already. Leave one of them out")
+                raise ConfigError(
+                    f"{table.at('translation_m')}: the matrix has a translation already. Leave one of them out"
+                )
             return Pose(target, source, table.array("matrix", 4, 4), covariance)
         rotation = np.eye(3)
         if given == ["quaternion_xyzw"]:
@@ -244,7 +259,9 @@ def write_yaml(tree: Mapping[str, Any], path: Path) -> None:
     """Whole or not at all: a rig that a crash cut in two would lose what was calibrated before."""
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_text(yaml.safe_dump(plain(tree), sort_keys=False, default_flow_style=None, width=140, allow_unicode=True))
+        partial.write_text(
+            yaml.safe_dump(plain(tree), sort_keys=False, default_flow_style=None, width=140, allow_unicode=True)
+        )
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

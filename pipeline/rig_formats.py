@@ -42,11 +42,15 @@ def read_camera_info(path: str | Path) -> tuple[str, Intrinsics]:
         raise ConfigError(f"{table.where}: K: found {len(matrix)} numbers, expected 9")
     fx_px, skew, cx_px, _, fy_px, cy_px = matrix[:6]
     if abs(skew) > 1e-9:
-        raise ConfigError(f"{table.where}: K has a skew of {skew:g}; cameras here have none. Calibrate again without it")
+        raise ConfigError(
+            f"{table.where}: K has a skew of {skew:g}; cameras here have none. Calibrate again without it"
+        )
     told = table.text("distortion_model") if table.value.get("distortion_model") else "plumb_bob"
     if told not in ROS_MODELS:
         known = ", ".join(ROS_MODELS)
-        raise ConfigError(f"{table.at('distortion_model')}: there is no '{told}'. Known: {known}.{nearest(told, ROS_MODELS)}")
+        raise ConfigError(
+            f"{table.at('distortion_model')}: there is no '{told}'. Known: {known}.{nearest(told, ROS_MODELS)}"
+        )
     coefficients = _coefficients(
         ROS_MODELS[told], _ros_array(table, ("distortion_coefficients", "D", "d")), table.at("distortion_coefficients")
     )
@@ -100,11 +104,15 @@ def read_kalibr(path: str | Path) -> Rig:
         if name in rig.intrinsics:
             name = key
         if (kind := entry.text("camera_model")) != "pinhole":
-            raise ConfigError(f"{entry.at('camera_model')}: '{kind}' is not known here, only pinhole (with radtan or equidistant)")
+            raise ConfigError(
+                f"{entry.at('camera_model')}: '{kind}' is not known here, only pinhole (with radtan or equidistant)"
+            )
         told = entry.text("distortion_model")
         model = {"radtan": "radtan", "equidistant": "fisheye", "none": "radtan"}.get(told)
         if model is None:
-            raise ConfigError(f"{entry.at('distortion_model')}: '{told}' is not known here. Known: radtan, equidistant, none")
+            raise ConfigError(
+                f"{entry.at('distortion_model')}: '{told}' is not known here. Known: radtan, equidistant, none"
+            )
         coefficients = [] if told == "none" else [float(v) for v in entry.array("distortion_coeffs", 4)]
         fx_px, fy_px, cx_px, cy_px = entry.array("intrinsics", 4)
         width_px, height_px = entry.array("resolution", 2)
@@ -152,7 +160,9 @@ def write_kalibr(rig: Rig, path: str | Path) -> None:
 
 
 def _name_of_topic(topic: str) -> str:
-    return re.sub(r"/(image_raw|image_rect|image_mono|image|compressed)(?=/|$)", "", topic).strip("/") or topic.strip("/")
+    return re.sub(r"/(image_raw|image_rect|image_mono|image|compressed)(?=/|$)", "", topic).strip("/") or topic.strip(
+        "/"
+    )
 
 
 def _with_imu(rig: Rig, pose: Pose, entry: Table) -> Rig:
@@ -161,7 +171,9 @@ def _with_imu(rig: Rig, pose: Pose, entry: Table) -> Rig:
         return rig.with_pose(pose)
     off = rig.transform(pose.target, IMU) - pose.target_from_source
     if np.abs(off[:3, 3]).max() > SAME_PLACE_M or np.abs(off[:3, :3]).max() > SAME_TURN:
-        raise ConfigError(f"{entry.at('T_cam_imu')}: contradicts the chain of the cameras before it by {np.abs(off).max():.2g}")
+        raise ConfigError(
+            f"{entry.at('T_cam_imu')}: contradicts the chain of the cameras before it by {np.abs(off).max():.2g}"
+        )
     return rig
 
 
@@ -175,7 +187,9 @@ def _matrix_pose(entry: Table, key: str, target: str, source: str) -> Pose:
 # --- KITTI ------------------------------------------------------------------------------------------------------------
 
 
-def read_kitti(path: str | Path, *, size: tuple[int, int], names: Mapping[int, str] | None = None, lidar: str = "lidar") -> Rig:
+def read_kitti(
+    path: str | Path, *, size: tuple[int, int], names: Mapping[int, str] | None = None, lidar: str = "lidar"
+) -> Rig:
     """KITTI's calib text, of the object benchmark (P2, R0_rect, Tr_velo_to_cam) or as raw data is often joined (P_rect_02, …).
 
     size: (width, height) in px of the rectified pictures, which the file does not tell. names: camera's number → name
@@ -196,7 +210,9 @@ def read_kitti(path: str | Path, *, size: tuple[int, int], names: Mapping[int, s
         if name != root:  # P = K·[I | t] of the rectified frame of camera 0
             rig = rig.with_pose(Pose(name, root, rigid(np.eye(3), np.linalg.solve(k, matrix[:, 3]))))
     if not rig.intrinsics:
-        raise ConfigError(f"{where}: no camera in it, expected lines such as 'P2: …' or 'P_rect_02: …'. Here: {', '.join(lines)}")
+        raise ConfigError(
+            f"{where}: no camera in it, expected lines such as 'P2: …' or 'P_rect_02: …'. Here: {', '.join(lines)}"
+        )
     try:
         if rectify := _first(lines, "R0_rect", "R_rect_00", "R_rect"):
             rotation = rigid(_shaped(lines[rectify], 3, 3, f"{where}: {rectify}"), (0, 0, 0))
@@ -205,7 +221,9 @@ def read_kitti(path: str | Path, *, size: tuple[int, int], names: Mapping[int, s
             matrix = np.vstack([_shaped(lines[velodyne], 3, 4, f"{where}: {velodyne}"), (0, 0, 0, 1)])
             rig = rig.with_pose(Pose(f"{root}_unrectified" if rectify else root, lidar, matrix))
         if imu := _first(lines, "Tr_imu_to_velo", "Tr_imu_velo"):
-            rig = rig.with_pose(Pose(lidar, IMU, np.vstack([_shaped(lines[imu], 3, 4, f"{where}: {imu}"), (0, 0, 0, 1)])))
+            rig = rig.with_pose(
+                Pose(lidar, IMU, np.vstack([_shaped(lines[imu], 3, 4, f"{where}: {imu}"), (0, 0, 0, 1)]))
+            )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return rig
@@ -221,13 +239,17 @@ def write_kitti(rig: Rig, path: str | Path, *, lidar: str = "lidar") -> None:
             raise ConfigError(f"{path}: camera '{name}' {why}: KITTI's text holds rectified cameras by number only")
         offset = rig.transform(name, "camera_0") if number != "0" else np.eye(4)
         if np.abs(offset[:3, :3] - np.eye(3)).max() > SAME_TURN:
-            raise ConfigError(f"{path}: camera '{name}' is turned against camera_0: KITTI's text holds rectified cameras only")
+            raise ConfigError(
+                f"{path}: camera '{name}' is turned against camera_0: KITTI's text holds rectified cameras only"
+            )
         told.append((f"P{number}", np.column_stack([lens.matrix, lens.matrix @ offset[:3, 3]])))
     unrectified = "camera_0_unrectified"
     if unrectified in rig.frames:
         told.append(("R0_rect", rig.transform("camera_0", unrectified)[:3, :3]))
     if lidar in rig.frames:
-        told.append(("Tr_velo_to_cam", rig.transform(unrectified if unrectified in rig.frames else "camera_0", lidar)[:3]))
+        told.append(
+            ("Tr_velo_to_cam", rig.transform(unrectified if unrectified in rig.frames else "camera_0", lidar)[:3])
+        )
     if IMU in rig.frames:
         told.append(("Tr_imu_to_velo", rig.transform(lidar, IMU)[:3]))
     text = "".join(f"{key}: {' '.join(f'{v:.17g}' for v in matrix.ravel())}\n" for key, matrix in told)
@@ -241,7 +263,9 @@ def _kitti_lines(path: Path) -> dict[str, list[str]]:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as KITTI's calibration: {getattr(error, 'strerror', error)}") from error
+        raise ConfigError(
+            f"{path}: cannot be read as KITTI's calibration: {getattr(error, 'strerror', error)}"
+        ) from error
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line and not line.startswith("#"))
     return {key.strip(): values.split() for key, _, values in pairs}
 

@@ -16,7 +16,9 @@ from pipeline.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector, rot
 cv2 = pytest.importorskip("cv2")
 
 RADTAN = Intrinsics("radtan", 1920, 1208, 959.5, 960.2, 940.8, 600.7, (-0.28, 0.07, 0.001, -0.002, 0.05))
-RATIONAL = Intrinsics("rational", 1920, 1208, 959.5, 960.2, 940.8, 600.7, (-0.28, 0.07, 0.001, -0.002, 0.1, 0.02, 0.01, 0.001))
+RATIONAL = Intrinsics(
+    "rational", 1920, 1208, 959.5, 960.2, 940.8, 600.7, (-0.28, 0.07, 0.001, -0.002, 0.1, 0.02, 0.01, 0.001)
+)
 FISHEYE = Intrinsics("fisheye", 1920, 1208, 959.5, 960.2, 940.8, 670.7, (-0.0978, 0.1414, -0.1484, 0.0559))
 MODELS = pytest.mark.parametrize("camera", [RADTAN, RATIONAL, FISHEYE], ids=lambda c: c.model)
 
@@ -100,7 +102,9 @@ def test_chains_cancel() -> None:
     np.testing.assert_allclose(
         rig.transform("camera", "lidar"), rig.transform("camera", "base") @ rig.transform("base", "lidar"), atol=1e-12
     )
-    np.testing.assert_allclose(rig.transform("lidar", "camera") @ rig.transform("camera", "lidar"), np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(
+        rig.transform("lidar", "camera") @ rig.transform("camera", "lidar"), np.eye(4), atol=1e-12
+    )
 
 
 def test_what_is_ahead_of_the_base_is_in_the_middle_of_the_picture() -> None:
@@ -145,7 +149,11 @@ def test_a_rig_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     rig = some_rig().with_intrinsics("wide", FISHEYE, "by hand")
     rigs.save(rig, tmp_path / "rig.yaml")
     again = rigs.load(tmp_path / "rig.yaml")
-    assert again.intrinsics == rig.intrinsics and again.time_offsets == rig.time_offsets and again.provenance == rig.provenance
+    assert (
+        again.intrinsics == rig.intrinsics
+        and again.time_offsets == rig.time_offsets
+        and again.provenance == rig.provenance
+    )
     for got, expected in zip(again.poses, rig.poses, strict=True):
         assert (got.target, got.source) == (expected.target, expected.source)
         np.testing.assert_array_equal(got.target_from_source, expected.target_from_source)

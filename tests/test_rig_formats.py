@@ -106,7 +106,9 @@ def test_kitti_projects_as_its_own_formula_does(data_dir: Path) -> None:
     lines = [line.partition(":") for line in path.read_text().splitlines() if line[0] in "PRT"]
     rows = {key: np.array(values.split(), float) for key, _, values in lines}
     points = np.random.default_rng(0).uniform((5, -3, -1), (30, 3, 1), (200, 3))
-    homogeneous = np.column_stack([points, np.ones(200)]) @ np.vstack([rows["Tr_velo_cam"].reshape(3, 4), (0, 0, 0, 1)]).T
+    homogeneous = (
+        np.column_stack([points, np.ones(200)]) @ np.vstack([rows["Tr_velo_cam"].reshape(3, 4), (0, 0, 0, 1)]).T
+    )
     expected = (homogeneous[:, :3] @ rows["R_rect_00"].reshape(3, 3).T) @ rows["P_rect_02"].reshape(3, 4)[:, :3].T
     expected += rows["P_rect_02"].reshape(3, 4)[:, 3]
     rig = read_kitti(path, size=(1242, 375), names={2: "camera"})
@@ -126,3 +128,20 @@ def test_kitti_with_a_short_line_is_told(tmp_path: Path) -> None:
     (tmp_path / "calib.txt").write_text("P2: 700 0 600 0 0 700 180\n")
     with pytest.raises(ConfigError, match="P2: found a list of 7, expected 12 numbers"):
         read_kitti(tmp_path / "calib.txt", size=(1242, 375))
+
+
+def test_a_rig_goes_to_ros_and_comes_back_by_the_command(tmp_path: Path) -> None:
+    import run_pipeline
+    from pipeline import rig as rigs
+
+    rigs.save(Rig({"left": RADTAN, "wide": FISHEYE}), tmp_path / "rig.yaml")
+
+    def convert(*words: str) -> None:
+        args = run_pipeline.parser().parse_args(["calibrate", "convert", *words])
+        args.function(args)
+
+    convert(str(tmp_path / "rig.yaml"), str(tmp_path / "wide.yaml"), "--to", "ros", "--name", "wide")
+    convert(str(tmp_path / "wide.yaml"), str(tmp_path / "other.yaml"), "--to", "rig")
+    assert rigs.load(tmp_path / "other.yaml").intrinsics == {"wide": FISHEYE}
+    with pytest.raises(ConfigError, match="which camera\\? It has: left, wide"):
+        convert(str(tmp_path / "rig.yaml"), str(tmp_path / "one.yaml"), "--to", "ros")
