@@ -29,9 +29,11 @@ CAMERA = Intrinsics("radtan", 1280, 800, 900.0, 901.0, 642.0, 398.0, (-0.1, 0.03
 class LidarScene:
     """`views` board views as the finder would hand them over, each cut out of its whole cloud by truth."""
 
-    def __init__(self, seed: int = 0, *, views: int = 12, tilt_deg: float = 35.0, spread_m: float = 1.0) -> None:
+    def __init__(
+        self, seed: int = 0, *, views: int = 12, tilt_deg: float = 35.0, spread_m: float = 1.0, lens: Intrinsics = CAMERA
+    ) -> None:
         self.draw = np.random.default_rng(seed)
-        self.intrinsics = CAMERA
+        self.intrinsics = lens
         self.camera_from_lidar = moved(rigid(LIDAR_AXES, (0.05, -0.08, -0.15)), self._wobble(3.0, 0.03))
         self.corners_m = np.array([[x, y, 0.0] for y in range(ROWS) for x in range(COLUMNS)]) * SQUARE_M
         edge = SQUARE_M + MARGIN_M
@@ -61,6 +63,22 @@ class LidarScene:
     def corners_px(self, camera_from_board: Floats) -> Floats:
         px, _ = self.intrinsics.project(apply(camera_from_board, self.corners_m))
         return px + self.draw.normal(0, CORNER_NOISE_PX, px.shape)
+
+    def picture(self, camera_from_board: Floats) -> np.ndarray:
+        """(h, w, 3) uint8: the board before a grey wall, four samples a pixel, with a little noise."""
+        width, height = self.intrinsics.size
+        v, u = np.mgrid[0 : 2 * height, 0 : 2 * width]
+        rays = self.intrinsics.rays(np.column_stack([(u.ravel() - 0.5) / 2, (v.ravel() - 0.5) / 2]))
+        normal = camera_from_board[:3, 2]
+        on = apply(inverse(camera_from_board), rays * ((camera_from_board[:3, 3] @ normal) / (rays @ normal))[:, None])
+        left, top, right, bottom = self.outline_m
+        x, y = on[:, 0], on[:, 1]
+        grey = np.where((x > left) & (x < right) & (y > top) & (y < bottom), 230.0, 110.0)
+        squares = (x > -SQUARE_M) & (x < COLUMNS * SQUARE_M) & (y > -SQUARE_M) & (y < ROWS * SQUARE_M)
+        dark = (np.floor(x / SQUARE_M) + np.floor(y / SQUARE_M)) % 2 == 0
+        grey = np.where(squares & dark, 25.0, grey).reshape(height, 2, width, 2).mean((1, 3))
+        noisy = np.clip(grey + self.draw.normal(0, 2, grey.shape), 0, 255).astype(np.uint8)
+        return np.repeat(noisy[:, :, None], 3, axis=2)
 
     def cloud(self, camera_from_board: Floats) -> Floats:
         """(n, 4) the whole turn: x, y, z, reflectance."""

@@ -31,6 +31,7 @@ APART_S = 0.25  # two claps closer than this are one, with its echo
 LOUD = 8.0  # times the usual level, and this share of the loudest
 LOUD_SHARE = 0.2
 ONSET_SHARE = 0.2  # of its peak: the sound begins
+HANDS_S = 0.005  # hands slow down before they meet, and flesh gives: common to all claps, so no number of them averages it out
 FLASH_SIGMAS, STILL_SIGMAS = 12.0, 6.0  # how far above its own noise a change of light, a movement counts
 
 
@@ -40,6 +41,7 @@ class SeenEvent(NamedTuple):
     times_s: Floats
     heights: Floats
     period_s: float
+    hands: bool = False
 
 
 class ClapOffset(NamedTuple):
@@ -188,7 +190,7 @@ def _stops(times: Floats, movement: Floats) -> list[SeenEvent]:
         middle = (times[k - 2 : k + 2] + times[k - 3 : k + 1]) / 2 if k >= 3 else times[k - 2 : k + 2] - period / 2
         still = np.clip(1 - (series[k - 2 : k + 2] - after) / max(before - after, 1e-9), 0, 1)
         still[:2] = 0.0
-        events.append(SeenEvent(middle, still, period))
+        events.append(SeenEvent(middle, still, period, hands=True))
     return events
 
 
@@ -233,6 +235,8 @@ def match(seen: list[SeenEvent], heard: Floats) -> ClapOffset:
     # frame, anywhere in it, leave more.
     period_s, short = pairs[0][0].period_s, float(np.mean([np.any(event.heights == 0.5) for event, _ in pairs]))
     sigma_s = math.hypot(sigma_s, period_s / math.sqrt(12) / n, short * period_s / math.sqrt(12 * n))
+    if pairs[0][0].hands:
+        sigma_s = math.hypot(sigma_s, HANDS_S)
     return ClapOffset(1000 * offset_s, 1000 * sigma_s, n)
 
 

@@ -50,10 +50,10 @@ def read_points(path: Path) -> Floats:
 
 def _read_bin(path: Path) -> np.ndarray:
     """KITTI: float32 x y z reflectance."""
-    values = np.fromfile(path, np.float32)
-    if len(values) % 4:
-        raise ValueError(f"{len(values)} float32 values are no rows of x y z reflectance")
-    return values.reshape(-1, 4)
+    size = path.stat().st_size
+    if size % 16:
+        raise ValueError(f"{size} bytes are no rows of four float32, x y z reflectance")
+    return np.fromfile(path, np.float32).reshape(-1, 4)
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -128,6 +128,7 @@ def pairs_in(folder: Path) -> list[FilePair]:
     if not pictures or not clouds:
         found = f"{len(pictures)} pictures and {len(clouds)} clouds or depth pictures"
         raise ConfigError(f"{folder}: found {found}. {FIX}")
+    clouds.sort(key=lambda c: -CLOUDS.index(c.suffix.lower()) if c.suffix.lower() in CLOUDS else 1)  # text may be something else
     named = {c.stem: c for c in clouds}
     numbered = {_number(c): c for c in clouds if _number(c) is not None}
     pairs = []
