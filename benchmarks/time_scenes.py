@@ -72,7 +72,8 @@ def talk(seed: int, *, seconds: float = 20.0, fps: float = 30.0, unrelated: bool
     power = np.convolve(said.astype(np.float64) ** 2, np.ones(800) / 800, "same")
     opening = np.convolve(power**0.25, np.hanning(1600) / 800, "same")
     opening /= np.percentile(opening, 98)
-    slow = np.interp(np.arange(len(opening)), np.arange(0, len(opening), 8000), draw.normal(0, 0.15, len(range(0, len(opening), 8000))))
+    knots = np.arange(0, len(opening), 8000)
+    slow = np.interp(np.arange(len(opening)), knots, draw.normal(0, 0.15, len(knots)))
     for when in np.arange(0.5, seconds + 0.5, 1 / fps):
         at = int((when + MOUTH_LEADS_MS / 1000) * SOUND_HZ)
         wide = float(np.clip(opening[at] + slow[at] + draw.normal(0, 0.08), 0, 1.2))
@@ -124,12 +125,12 @@ def turning(seed: int, *, seconds: float = 20.0, still: bool = False) -> tuple[C
         walls[np.abs(azimuth - at) < width] = near
     texture = cv2.GaussianBlur(draw.integers(0, 255, (120, 2200)).astype(np.uint8), (0, 0), 1.5)
     camera, lidar = CameraTurns(intrinsics=PANORAMA_LENS), LidarTurns()
-    x = (np.arange(320) - 159.5) / 280.0
+    x, down = (np.arange(320) - 159.5) / 280.0, np.repeat(np.arange(120, dtype=np.float32)[:, None], 320, 1)
     for when in np.arange(0.5, seconds + 0.5, 1 / 30):
         # Columns of a cylinder of 280 px a radian, as the camera sees them; a turn to the left moves them to the right.
         column = (np.arctan(x) - np.interp(when, grid, heading)) * 280.0 + 1100
-        picture = cv2.remap(texture, np.tile(column.astype(np.float32), (120, 1)), np.repeat(np.arange(120, dtype=np.float32)[:, None], 320, 1), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)  # fmt: skip
-        camera.add(picture, round(when * 1e9))
+        across = np.tile(column.astype(np.float32), (120, 1))
+        camera.add(cv2.remap(texture, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), round(when * 1e9))
     for when in np.arange(0.5, seconds + 0.5, 0.1):
         turned = azimuth + np.interp(when, grid, heading)
         ranges = np.interp(turned, azimuth, walls, period=2 * np.pi) + draw.normal(0, 0.02, len(azimuth))

@@ -55,7 +55,7 @@ def test_a_focal_length_wrong_by_one_percent_fails(scene, wrong):
 def test_views_whose_board_moved_between_picture_and_cloud_are_turned_down(scene):
     views = list(scene.views)
     views[2] = dataclasses.replace(views[2], points_m=views[5].points_m, edge_rays=views[5].edge_rays)  # another cloud
-    views[7] = dataclasses.replace(views[7], points_m=views[7].points_m + (0.06, 0, 0))
+    views[7] = dataclasses.replace(views[7], points_m=views[7].points_m + np.array([0.06, 0, 0]))
     result = calibrate(views, scene.intrinsics, outline_m=scene.outline_m)
     assert {"view 3", "view 8"} <= set(result.rejected) and len(result.rejected) <= 3
     assert difference(result.camera_from_lidar, scene.camera_from_lidar)[1] < 0.004

@@ -15,6 +15,7 @@ from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, silence
 from pipeline.inbox import Inbox
+from pipeline.metrics import Metrics
 from pipeline.node import Context, run
 from pipeline.testing import Stage, play
 from pipeline.time_correction import TimeCorrection, time_correction
@@ -121,6 +122,6 @@ def test_the_loop_that_runs_a_source_applies_it(tone):
     microphone = Microphone(device=tone, realtime=False, offset_ms=-30.0)
     microphone.context = Context("microphone", ManualClock(0))
     microphone.open()
-    run(microphone, Inbox(), sent.append)
+    run(microphone, Inbox(microphone.context.clock, Metrics()), sent.append)
     microphone.close()
     assert sent[0].capture_ns == -30_000_000
