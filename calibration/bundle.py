@@ -35,7 +35,7 @@ STEP_TOLERANCE = 1e-7  # relative change of the cost at which it has converged
 PRIOR = {"k1": 1.0, "k2": 2.0, "k3": 5.0, "p1": 0.1, "p2": 0.1, "k4": 2.0, "k5": 2.0, "k6": 2.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sight:
     """What one camera sees of the board in one view: points_m (n, 3) of the board, pixels (n, 2)."""
 
@@ -102,18 +102,18 @@ def solve(
         raise ValueError("no views")
     state = _State(
         [lens if fixed else _as(lens, model) for lens, model in zip(lenses, models, strict=True)],
-        [np.eye(4), *camera_from_first],
-        [pose(lenses, [np.eye(4), *camera_from_first], view) for view in views],
+        np.array([np.eye(4), *camera_from_first]),
+        np.array([pose(lenses, [np.eye(4), *camera_from_first], view) for view in views]),
+        [[] if fixed else free_parameters(model) for model in models],
         fixed,
     )
-    free = [[] if fixed else _free(lens, model) for lens, model in zip(state.lenses, models, strict=True)]
-    scale = _scale(_residuals(state, views))
-    system = _system(state, views, free, HUBER * scale)
+    seen = [_Seen.of(views, camera) for camera in range(len(lenses))]
+    scale = _scale(_residuals(state, seen))
+    system = _system(state, seen, HUBER * scale)
     damping = 1e-4
     for _ in range(steps):
-        step = _step(system, damping)
-        trial = state.moved(step, free)
-        cost = _cost(trial, views, free, HUBER * scale)
+        trial = state.moved(_step(system, damping))
+        cost = _cost(trial, seen, HUBER * scale)
         if not cost < system.cost:
             damping *= 8
             if damping > 1e9:
@@ -122,11 +122,11 @@ def solve(
         settled = system.cost - cost < STEP_TOLERANCE * system.cost
         state, damping = trial, max(damping / 10, 1e-12)
         # The scale belongs to the corners, not to the start: it follows while the fit improves, and then stays.
-        scale = scale if settled else _scale(_residuals(state, views))
-        system = _system(state, views, free, HUBER * scale)
+        scale = scale if settled else _scale(_residuals(state, seen))
+        system = _system(state, seen, HUBER * scale)
         if settled:
             break
-    return _finish(state, views, free, system)
+    return _finish(state, seen, len(views), system)
 
 
 def pose(lenses: Sequence[Intrinsics], camera_from_first: Sequence[np.ndarray], view: View) -> np.ndarray:
@@ -169,34 +169,61 @@ def start(views: Sequence[Sight], size: tuple[int, int], model: str) -> Intrinsi
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """All that one camera sees, view after view: one call of OpenCV projects it all."""
+
+    points_m: np.ndarray  # (n, 3)
+    pixels: np.ndarray  # (n, 2)
+    view: np.ndarray  # (n,) which view each corner belongs to
+    views: np.ndarray  # (v,) those that this camera has
+    starts: np.ndarray  # (v,) where each begins
+
+    @classmethod
+    def of(cls, views: Sequence[View], camera: int) -> _Seen:
+        sights = [(i, sight) for i, view in enumerate(views) if (sight := view[camera]) is not None]
+        counts = [len(sight.points_m) for _, sight in sights]
+        numbers = np.array([i for i, _ in sights], int)
+        return cls(
+            np.concatenate([s.points_m for _, s in sights] or [np.empty((0, 3))]),
+            np.concatenate([s.pixels for _, s in sights] or [np.empty((0, 2))]),
+            np.repeat(numbers, counts),
+            numbers,
+            np.cumsum([0, *counts])[:-1].astype(int),
+        )
+
+
 @dataclass
 class _State:
     lenses: list[Intrinsics]
-    cameras: list[np.ndarray]
-    boards: list[np.ndarray]
-    fixed: bool = False
+    cameras: np.ndarray  # (c, 4, 4) from the first
+    boards: np.ndarray  # (v, 4, 4) the first camera from each view's board
+    free: list[list[int]]
+    fixed: bool
 
-    def moved(self, step: np.ndarray, free: list[list[int]]) -> _State:
+    def moved(self, step: np.ndarray) -> _State:
         at, lenses = 0, []
-        for lens, indices in zip(self.lenses, free, strict=True):
+        for lens, indices in zip(self.lenses, self.free, strict=True):
             parameters = lens.parameters.copy()
             parameters[indices] += step[at : at + len(indices)]
             at += len(indices)
             parameters[:2] = np.maximum(parameters[:2], 1.0)
             lenses.append(_with(lens, parameters))
-        poses = [*self.cameras[1:], *self.boards]
-        shifted = [_nudged(p, step[at + 6 * i : at + 6 * i + 6]) for i, p in enumerate(poses)]
+        poses = np.concatenate([self.cameras[1:], self.boards])
+        for matrix, by in zip(poses, step[at:].reshape(-1, 6), strict=True):
+            matrix[:3, :3] = cv2.Rodrigues(by[:3])[0] @ matrix[:3, :3]
+            matrix[:3, 3] += by[3:]
         count = len(self.cameras) - 1
-        return _State(lenses, [self.cameras[0], *shifted[:count]], shifted[count:], self.fixed)
+        return _State(lenses, np.concatenate([self.cameras[:1], poses[:count]]), poses[count:], self.free, self.fixed)
 
 
 @dataclass
 class _System:
     shared: np.ndarray  # (s, s): lenses and the cameras' places
-    coupling: list[np.ndarray]  # (s, 6) a view
-    own: list[np.ndarray]  # (6, 6) a view
+    coupling: np.ndarray  # (v, s, 6)
+    own: np.ndarray  # (v, 6, 6)
     g_shared: np.ndarray
-    g_own: list[np.ndarray]
+    g_own: np.ndarray
     cost: float
 
 
@@ -219,39 +246,18 @@ def _family(model: str) -> str:
     return "fisheye" if FREE[model][0] == "fisheye" else "radtan2"
 
 
-def _free(lens: Intrinsics, model: str) -> list[int]:
-    names = FREE[model][1]
-    return [0, 1, 2, 3, *(4 + i for i, name in enumerate(MODELS[lens.model]) if name in names)]
+def free_parameters(model: str) -> list[int]:
+    """Indices into lens.parameters of what that key of FREE estimates."""
+    kind, names = FREE[model]
+    return [0, 1, 2, 3, *(4 + i for i, name in enumerate(MODELS[kind]) if name in names)]
 
 
-def _nudged(matrix: np.ndarray, step: np.ndarray) -> np.ndarray:
-    return rigid(cv2.Rodrigues(step[:3])[0] @ matrix[:3, :3], matrix[:3, 3] + step[3:])
-
-
-def _linearised(
-    state: _State, camera: int, board: int, sight: Sight
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Residuals (2n,), derivatives of the projection by lens (2n, p), camera's pose and board's pose (2n, 6).
-
-    Poses move as in rig.Pose: R → exp([r]×)·R, t → t + d.
-    """
-    matrix = state.cameras[camera] @ state.boards[board]
-    vector = cv2.Rodrigues(matrix[:3, :3])[0]
-    pixels, by_lens, by_pose = project(state.lenses[camera], sight.points_m, vector, matrix[:3, 3])
-    by_moved = by_pose[:, 3:]  # by the translation, which is by the point in the camera's frame
-    turned = sight.points_m @ matrix[:3, :3].T
-    # Turning the whole pose by r moves a point by r × (R·p); d(pixel)/dr = d(pixel)/dx · −[R·p]×.
-    by_turn = _turning(by_moved, turned)
-    residual = (sight.pixels - pixels).ravel()
-    if camera == 0:
-        return residual, by_lens, np.zeros((len(residual), 0)), np.hstack([by_turn, by_moved])
-    first = state.boards[board]
-    rotation = state.cameras[camera][:3, :3]
-    in_first = sight.points_m @ first[:3, :3].T + first[:3, 3]
-    by_camera = np.hstack([_turning(by_moved, in_first @ rotation.T), by_moved]) * (0.0 if state.fixed else 1.0)
-    by_moved_first = by_moved @ rotation
-    by_board = np.hstack([_turning(by_moved_first, sight.points_m @ first[:3, :3].T), by_moved_first])
-    return residual, by_lens, by_camera, by_board
+def _in_camera(state: _State, camera: int, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 3) of the first camera's frame, and of this one's."""
+    boards = state.boards[seen.view]
+    first = np.einsum("nij,nj->ni", boards[:, :3, :3], seen.points_m) + boards[:, :3, 3]
+    place = state.cameras[camera]
+    return first, first @ place[:3, :3].T + place[:3, 3]
 
 
 def _turning(by_point: np.ndarray, arms: np.ndarray) -> np.ndarray:
@@ -260,54 +266,43 @@ def _turning(by_point: np.ndarray, arms: np.ndarray) -> np.ndarray:
     return np.column_stack([ay * jz - az * jy, az * jx - ax * jz, ax * jy - ay * jx])
 
 
-def _residuals(state: _State, views: Sequence[View]) -> list[list[np.ndarray | None]]:
-    out: list[list[np.ndarray | None]] = []
-    for board, view in enumerate(views):
-        row: list[np.ndarray | None] = []
-        for camera, sight in enumerate(view):
-            if sight is None:
-                row.append(None)
-                continue
-            matrix = state.cameras[camera] @ state.boards[board]
-            row.append(sight.pixels - _pixels(state.lenses[camera], sight.points_m, matrix))
-        out.append(row)
+def _residuals(state: _State, seen: Sequence[_Seen]) -> list[np.ndarray]:
+    """(n, 2) a camera."""
+    out = []
+    for camera, (lens, sights) in enumerate(zip(state.lenses, seen, strict=True)):
+        if not len(sights.pixels):
+            out.append(np.empty((0, 2)))
+            continue
+        function = cv2.fisheye.projectPoints if lens.model == "fisheye" else cv2.projectPoints
+        points = _in_camera(state, camera, sights)[1].reshape(-1, 1, 3)
+        pixels = function(points, np.zeros(3), np.zeros(3), lens.matrix, np.array(lens.distortion))[0]
+        out.append(sights.pixels - pixels.reshape(-1, 2))
     return out
 
 
-def _pixels(lens: Intrinsics, points_m: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    vector, shape = cv2.Rodrigues(matrix[:3, :3])[0], np.ascontiguousarray(points_m).reshape(-1, 1, 3)
-    function = cv2.fisheye.projectPoints if lens.model == "fisheye" else cv2.projectPoints
-    return np.array(function(shape, vector, matrix[:3, 3], lens.matrix, np.array(lens.distortion))[0].reshape(-1, 2))
-
-
-def _scale(residuals: list[list[np.ndarray | None]]) -> float:
+def _scale(residuals: Sequence[np.ndarray]) -> float:
     """Of one corner's distance, by the median: half of the corners may be wrong. For Gaussian noise it is σ of a coordinate."""
-    lengths = np.concatenate([np.hypot(*r.T) for row in residuals for r in row if r is not None])
+    lengths = np.concatenate([np.hypot(*r.T) for r in residuals])
     return max(float(np.median(lengths)) / 1.1774, 1e-3)
 
 
 def _weights(residual: np.ndarray, limit: float) -> tuple[np.ndarray, float]:
-    """Huber's: (2n,) weights and the cost, with a corner's distance as the residual."""
-    length = np.hypot(residual[::2], residual[1::2])
+    """Huber's: (2n,) weights and the cost of (n, 2), with a corner's distance as the residual."""
+    length = np.hypot(*residual.T)
     over = length > limit
     weight = np.where(over, limit / np.maximum(length, 1e-300), 1.0)
     cost = float(np.where(over, 2 * limit * length - limit**2, length**2).sum())
-    return np.repeat(weight, 2), cost
+    return np.repeat(weight, 2), cost if np.isfinite(cost) else np.inf
 
 
-def _cost(state: _State, views: Sequence[View], free: list[list[int]], limit: float) -> float:
-    cost = _prior(state, free)[2]
-    for row in _residuals(state, views):
-        for residual in row:
-            if residual is not None:
-                cost += _weights(residual.ravel(), limit)[1] if np.isfinite(residual).all() else np.inf
-    return float(cost)
+def _cost(state: _State, seen: Sequence[_Seen], limit: float) -> float:
+    return _prior(state)[2] + sum(_weights(residual, limit)[1] for residual in _residuals(state, seen))
 
 
-def _prior(state: _State, free: list[list[int]]) -> tuple[np.ndarray, np.ndarray, float]:
+def _prior(state: _State) -> tuple[np.ndarray, np.ndarray, float]:
     """Diagonal, gradient and cost, for all free parameters of all lenses."""
     weight, value = [], []
-    for lens, indices in zip(state.lenses, free, strict=True):
+    for lens, indices in zip(state.lenses, state.free, strict=True):
         for i in indices:
             sigma = PRIOR.get(lens.names[i], np.inf)
             weight.append(1e-4 / sigma**2)  # in px²: a hundredth of a pixel of noise would overrule it
@@ -316,93 +311,89 @@ def _prior(state: _State, free: list[list[int]]) -> tuple[np.ndarray, np.ndarray
     return w, -w * v, float((w * v * v).sum())
 
 
-def _system(state: _State, views: Sequence[View], free: list[list[int]], limit: float) -> _System:
-    offsets = np.cumsum([0, *(len(f) for f in free)])
-    count = int(offsets[-1]) + 6 * (len(state.cameras) - 1)
+def _system(state: _State, seen: Sequence[_Seen], limit: float) -> _System:
+    """Normal equations. Poses move as in rig.Pose: R → exp([r]×)·R, t → t + d."""
+    offsets = np.cumsum([0, *(len(f) for f in state.free)])
+    count, views = int(offsets[-1]) + 6 * (len(state.cameras) - 1), len(state.boards)
     shared, g_shared = np.zeros((count, count)), np.zeros(count)
-    diagonal, gradient, cost = _prior(state, free)
+    coupling, own, g_own = np.zeros((views, count, 6)), np.zeros((views, 6, 6)), np.zeros((views, 6))
+    diagonal, gradient, cost = _prior(state)
     shared[range(len(diagonal)), range(len(diagonal))] += diagonal
     g_shared[: len(gradient)] += gradient
-    coupling, own, g_own = [], [], []
-    for board, view in enumerate(views):
-        w_block, o_block, g_block = np.zeros((count, 6)), np.zeros((6, 6)), np.zeros(6)
-        for camera, sight in enumerate(view):
-            if sight is None:
-                continue
-            residual, by_lens, by_camera, by_board = _linearised(state, camera, board, sight)
-            weight, more = _weights(residual, limit)
-            cost += more
-            columns = list(range(offsets[camera], offsets[camera + 1]))
-            if camera > 0:
-                columns += range(int(offsets[-1]) + 6 * (camera - 1), int(offsets[-1]) + 6 * camera)
-            j = np.hstack([by_lens[:, free[camera]], by_camera])
-            jw = j.T * weight
-            shared[np.ix_(columns, columns)] += jw @ j
-            g_shared[columns] += jw @ residual
-            w_block[columns] += jw @ by_board
-            o_block += (by_board.T * weight) @ by_board
-            g_block += (by_board.T * weight) @ residual
-        coupling.append(w_block)
-        own.append(o_block)
-        g_own.append(g_block)
+    for camera, (lens, sights) in enumerate(zip(state.lenses, seen, strict=True)):
+        if not len(sights.pixels):
+            continue
+        first, there = _in_camera(state, camera, sights)
+        pixels, by_lens, by_pose = project(lens, there, np.zeros(3), np.zeros(3))
+        residual, rotation = sights.pixels - pixels, state.cameras[camera][:3, :3]
+        weight, more = _weights(residual, limit)
+        cost += more
+        by_first = by_pose[:, 3:] @ rotation  # by the point in the first camera's frame
+        by_board = np.hstack([_turning(by_first, first - state.boards[sights.view][:, :3, 3]), by_first])
+        columns, parts = list(range(offsets[camera], offsets[camera + 1])), [by_lens[:, state.free[camera]]]
+        if camera > 0:
+            columns += range(int(offsets[-1]) + 6 * (camera - 1), int(offsets[-1]) + 6 * camera)
+            by_place = np.hstack([_turning(by_pose[:, 3:], first @ rotation.T), by_pose[:, 3:]])
+            parts.append(by_place * (0.0 if state.fixed else 1.0))
+        j, r = np.hstack(parts), residual.ravel()
+        jw, bw, rows = j * weight[:, None], by_board * weight[:, None], 2 * sights.starts
+        shared[np.ix_(columns, columns)] += jw.T @ j
+        g_shared[columns] += jw.T @ r
+        # Sums over each view's rows.
+        coupling[np.ix_(sights.views, np.array(columns, int))] += np.add.reduceat(jw[:, :, None] * by_board[:, None, :], rows, axis=0)
+        own[sights.views] += np.add.reduceat(bw[:, :, None] * by_board[:, None, :], rows, axis=0)
+        g_own[sights.views] += np.add.reduceat(bw * r[:, None], rows, axis=0)
     return _System(shared, coupling, own, g_shared, g_own, cost)
 
 
 def _step(system: _System, damping: float) -> np.ndarray:
     """Levenberg–Marquardt with Marquardt's scaling; the views' poses are eliminated first (Schur complement)."""
-
-    def damped(block: np.ndarray) -> np.ndarray:
-        return np.array(block + np.diag(damping * np.diag(block) + 1e-12))
-
-    reduced, gradient = damped(system.shared), system.g_shared.copy()
-    inverses = [np.linalg.inv(damped(block)) for block in system.own]
-    for w, inverse, g in zip(system.coupling, inverses, system.g_own, strict=True):
-        reduced -= w @ inverse @ w.T
-        gradient -= w @ inverse @ g
+    index = np.arange(6)
+    own = system.own.copy()
+    own[:, index, index] *= 1 + damping
+    own[:, index, index] += 1e-12
+    inverse = np.linalg.inv(own)
+    reduced = system.shared + np.diag(damping * np.diag(system.shared) + 1e-12)
+    eliminated = system.coupling @ inverse  # (v, s, 6)
+    reduced -= np.einsum("vsi,vti->st", eliminated, system.coupling)
+    gradient = system.g_shared - np.einsum("vsi,vi->s", eliminated, system.g_own)
     first = np.linalg.lstsq(reduced, gradient, rcond=None)[0] if len(reduced) else np.zeros(0)
-    rest = [inv @ (g - w.T @ first) for w, inv, g in zip(system.coupling, inverses, system.g_own, strict=True)]
-    return np.concatenate([first, *rest])
+    rest = np.einsum("vij,vj->vi", inverse, system.g_own - np.einsum("vsi,s->vi", system.coupling, first))
+    return np.concatenate([first, rest.ravel()])
 
 
 def information(system: _System) -> np.ndarray:
     """(s, s): of lenses and cameras, after the views' poses are marginalised out, per px² of noise."""
-    reduced = system.shared.copy()
-    for w, own in zip(system.coupling, system.own, strict=True):
-        reduced -= w @ np.linalg.pinv(own, hermitian=True) @ w.T
-    return reduced
+    inverse = np.linalg.pinv(system.own, hermitian=True)
+    return np.array(system.shared - np.einsum("vsi,vij,vtj->st", system.coupling, inverse, system.coupling))
 
 
-def _finish(state: _State, views: Sequence[View], free: list[list[int]], system: _System) -> Solution:
-    residuals = _residuals(state, views)
-    count = sum(2 * len(r) for row in residuals for r in row if r is not None)
-    freedom = max(1, count - len(system.shared) - 6 * len(views))
+def _finish(state: _State, seen: Sequence[_Seen], views: int, system: _System) -> Solution:
+    flat = _residuals(state, seen)
+    residuals: list[list[np.ndarray | None]] = [[None] * len(seen) for _ in range(views)]
+    for camera, (sights, all_of_it) in enumerate(zip(seen, flat, strict=True)):
+        for view, part in zip(sights.views, np.split(all_of_it, sights.starts[1:]), strict=True):
+            residuals[view][camera] = part
+    count = sum(2 * len(r) for r in flat)
+    freedom = max(1, count - len(system.shared) - 6 * views)
     # Of what the fit leaves, freedom-corrected, with outliers weighed as the fit weighs them.
-    sigma_px = float(np.sqrt(max(system.cost - _prior(state, free)[2], 0.0) / freedom))
-    covariance = (
-        sigma_px**2 * np.linalg.pinv(information(system), hermitian=True) if len(system.shared) else np.zeros((0, 0))
-    )
+    sigma_px = float(np.sqrt(max(system.cost - _prior(state)[2], 0.0) / freedom))
+    size = len(system.shared)
+    covariance = sigma_px**2 * np.linalg.pinv(information(system), hermitian=True) if size else np.zeros((0, 0))
     lenses, at = [], 0
-    for camera, (lens, indices) in enumerate(zip(state.lenses, free, strict=True)):
+    for lens, indices, own in zip(state.lenses, state.free, flat, strict=True):
         full = np.zeros((len(lens.parameters),) * 2)
         full[np.ix_(indices, indices)] = covariance[at : at + len(indices), at : at + len(indices)]
         at += len(indices)
-        own = rms([row[camera] for row in residuals if row[camera] is not None])  # type: ignore[misc]
-        lenses.append(replace(lens, covariance=full if indices else None, rms_px=own))
-    poses = tuple(
-        covariance[at + 6 * i : at + 6 * i + 6, at + 6 * i : at + 6 * i + 6] for i in range(len(state.cameras) - 1)
-    )
-    return Solution(
-        tuple(lenses), tuple(state.cameras), tuple(state.boards), tuple(map(tuple, residuals)), sigma_px, poses
-    )
+        lenses.append(replace(lens, covariance=full if indices else None, rms_px=rms([own])))
+    places = range(at, at + 6 * (len(seen) - 1), 6)
+    poses = tuple(covariance[i : i + 6, i : i + 6] for i in places)
+    cameras, boards = tuple(state.cameras), tuple(state.boards)
+    return Solution(tuple(lenses), cameras, boards, tuple(map(tuple, residuals)), sigma_px, poses)
 
 
 def view_information(lens: Intrinsics, model: str, points_m: np.ndarray, camera_from_board: np.ndarray) -> np.ndarray:
     """(free, free): what one more view, its pose being unknown, would say of a lens, per px² of noise. For planning."""
-    state = _State([_as(lens, model)], [np.eye(4)], [camera_from_board])
-    sight = Sight(points_m, _pixels(state.lenses[0], points_m, camera_from_board))
-    return information(_system(state, [[sight]], [_free(state.lenses[0], model)], 1e6))
-
-
-def free_parameters(lens: Intrinsics, model: str) -> list[int]:
-    """Indices into lens.parameters of what `model` estimates."""
-    return _free(_as(lens, model), model)
+    state = _State([_as(lens, model)], np.eye(4)[None], camera_from_board[None], [free_parameters(model)], False)
+    seen = _Seen.of([[Sight(points_m, np.zeros((len(points_m), 2)))]], 0)
+    return information(_system(state, [seen], 1e9))

@@ -209,7 +209,7 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
         print(f"  rig: {args.out}")
     elif args.out:
         print(f"  {args.out} was not written")
-    print(f"RMS {estimate.rms_px:.3f} px, hold-out {estimate.holdout_px:.3f} px. {verdict}")
+    print(f"RMS {estimate.rms_px:.3f} px, hold-out {_px(estimate.holdout_px)}. {verdict}")
     return verdict
 
 
@@ -234,6 +234,10 @@ def _conclude_against(seen: Seen, args: argparse.Namespace) -> Verdict:
         page.write(args.report)
     print(f"RMS {estimate.rms_px:.3f} px. {verdict}")
     return verdict
+
+
+def _px(value: float) -> str:
+    return f"{value:.3f} px" if np.isfinite(value) else "unknown"
 
 
 def _print_lens(estimate: Estimate) -> None:
@@ -268,7 +272,7 @@ def report(seen: Seen, estimate: Estimate, verdict: Verdict, title: str = "Camer
     page.table(
         ("parameter", "value", "σ"),
         [
-            (n, f"{v:.6g}", f"± {sigma[i]:.2g}" if sigma is not None else "unknown")
+            (n, f"{v:.6g}", "unknown" if sigma is None else f"± {sigma[i]:.2g}" if sigma[i] else "held at 0")
             for i, (n, v) in enumerate(zip(lens.names, lens.parameters, strict=True))
         ],
     )

@@ -67,14 +67,11 @@ class Detector:
         small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
         flags = CLASSIC if thorough else CLASSIC | cv2.CALIB_CB_FAST_CHECK
         there, corners = cv2.findChessboardCorners(small, size, flags=flags)
-        if there:
-            pixels = (corners.reshape(-1, 2).astype(np.float64) + 0.5) / scale - 0.5
-        else:  # slower, and finds boards in bad light and with strong distortion
-            if thorough:
-                there, corners = cv2.findChessboardCornersSB(gray, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
-            if not there:
-                return f"no {self.board.words} found"
-            pixels = corners.reshape(-1, 2).astype(np.float64)
+        if not there and thorough:  # slower, and finds boards in bad light and with strong distortion
+            there, corners = cv2.findChessboardCornersSB(small, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
+        if not there:
+            return f"no {self.board.words} found"
+        pixels = (corners.reshape(-1, 2).astype(np.float64) + 0.5) / scale - 0.5
         return Corners(np.arange(len(pixels)), self._in_order(gray, pixels))
 
     def _in_order(self, gray: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -141,6 +138,8 @@ class Detector:
 
     def _other_chessboard(self, gray: np.ndarray) -> Board | None:
         # A part of a larger board would pass for the board, another part in each picture.
+        scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
+        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
         there, _, meta = cv2.findChessboardCornersSBWithMeta(
             gray, (3, 3), cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
         )

@@ -35,7 +35,7 @@ TILT_DEG = 15.0
 AGAINST_GOOD, AGAINST_BAD = 0.0008, 0.002  # of the width: 0.5 and 1.3 px at 640, when a rig is held against new views
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedSight:
     name: str
     sight: Sight
@@ -103,10 +103,10 @@ def estimate_lens(
 def not_worse_than(estimate: Estimate, first: Intrinsics) -> Estimate:
     """The estimate, or its start where that predicts the views better than the estimate predicts views it was not fitted to.
 
-    The start has seen none of these views, so all of them are held out for it.
+    The start has seen none of these views, so all of them are held out for it. With too few to hold any out, it stays.
     """
     given = _poses_only(estimate.views, first)
-    if np.isnan(estimate.holdout_px) or given.rms_px > estimate.holdout_px:
+    if estimate.holdout_px < given.rms_px:
         return replace(estimate, start_holdout_px=given.rms_px)
     return replace(estimate, lens=first, solution=given, start_holdout_px=given.rms_px, kept_start=True)
 
@@ -234,14 +234,11 @@ def judged(estimate: Estimate) -> Verdict:
     grown = float(np.sqrt(max(width_px / 640, 1)))
     checks = [_of_views(estimate)]
     if estimate.kept_start:
-        checks.append(
-            Check(
-                Level.WARN,
-                f"the refinement predicts views it was not fitted to no better ({estimate.holdout_px:.2f} px) than the rig it "
-                f"started from ({estimate.start_holdout_px:.2f} px), which therefore stays",
-                "take more and sharper views if you want to improve on it",
-            )
-        )
+        than = f"than the rig it started from ({estimate.start_holdout_px:.2f} px), which therefore stays"
+        told = f"the refinement predicts views it was not fitted to no better ({estimate.holdout_px:.2f} px) {than}"
+        if np.isnan(estimate.holdout_px):
+            told = "with so few views nothing shows that the refinement is better than the rig it started from, which therefore stays"
+        checks.append(Check(Level.WARN, told, "take more and sharper views if you want to improve on it"))
     level = _level(estimate.rms_px, GOOD_RMS * grown, BAD_RMS * grown)
     step = (
         ""

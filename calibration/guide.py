@@ -69,7 +69,7 @@ class Advice:
             else "not known yet"
         )
         told = "taken" if self.taken else self.reason
-        return f"{self.views} views, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
+        return f"{self.views} view{'s' * (self.views != 1)}, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
 
 
 class Guide:
@@ -154,7 +154,7 @@ class Guide:
         lens = self.lens or Intrinsics(
             "radtan", width_px, height_px, width_px, width_px, (width_px - 1) / 2, (height_px - 1) / 2
         )
-        free = free_parameters(lens, MODEL)
+        free = free_parameters(MODEL)
         known = np.diag(1 / (np.array(BEFORE) * np.array([width_px] * 4 + [1.0] * 4)) ** 2)
         if self.lens is not None and self.lens.covariance is not None:
             known = known + np.linalg.pinv(self.lens.covariance[np.ix_(free, free)], hermitian=True)

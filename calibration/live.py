@@ -27,7 +27,7 @@ from pipeline.errors import DeviceError
 from pipeline.web import PageServer
 
 WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in the mode it is used in
-PICTURE_WAIT_S = 5.0  # from opening to the first picture
+PICTURE_WAIT_S = cameras.OPEN_TIMEOUT_S + cameras.LOST_AFTER_S  # beyond it the reader would have said what is wrong
 SHOWN_WIDTH_PX = 960
 MISMATCH_AFTER = 40  # pictures without the board, before another one is looked for
 HTML = Path(__file__).with_name("live.html")

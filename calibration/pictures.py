@@ -76,7 +76,9 @@ def _of_file(path: Path) -> Picture:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         return Picture(path.name, None, path, f"cannot be read: {error.strerror}")
-    gray = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    # As the sensor saw it: a telephone that was turned between two pictures is still one camera.
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    gray = cv2.imdecode(data, flags) if data.size else None
     if gray is None:
         return Picture(path.name, None, path, "cannot be decoded: broken off, or no picture")
     return Picture(path.name, gray, path)

@@ -121,7 +121,7 @@ def test_rendered_charuco_pictures_give_the_lens_they_were_made_with(tmp_path: P
         replace(LENS, width_px=480, height_px=360, cx_px=242, cy_px=178, fx_px=400, fy_px=401),
     )
     rng = np.random.default_rng(5)
-    renderer = simulate.Renderer(board, truth, looks=3)
+    renderer = simulate.Renderer(board, truth, looks=2)
     for i, pose in enumerate(simulate.board_poses(board, truth, 14, rng, whole=False)):
         cv2.imwrite(str(tmp_path / f"{i:02d}.png"), renderer.render(pose, rng=rng))
     seen = look([str(tmp_path)], board)
@@ -135,12 +135,12 @@ def test_rendered_charuco_pictures_give_the_lens_they_were_made_with(tmp_path: P
 def test_stated_intervals_hold() -> None:
     """The benchmark (python -m benchmarks.calibration) does 200 trials; these are fewer, and the bounds wider."""
     held = []
-    for seed in range(24):
+    for seed in range(16):
         start = replace(LENS, distortion=())
         found = solve([start], [[v.sight] for v in views(count=8, seed=seed)], ["radtan4"]).lenses[0]
         assert found.sigma is not None
         held.append(np.abs(found.parameters - LENS.parameters)[:8] <= 1.96 * found.sigma[:8])
-    assert 0.88 <= np.mean(held) <= 0.995
+    assert 0.86 <= np.mean(held) <= 1.0 - 1 / 256
 
 
 def test_a_corner_that_is_wrong_is_left_out_and_the_view_stays() -> None:

@@ -93,8 +93,8 @@ def test_hints_lead_to_a_lens_that_is_known_well_enough(followed: tuple[Guide, l
 def test_views_that_say_nothing_new_do_not_end_it() -> None:
     guide = Guide(CHESS, until_px=0.35)
     rng = np.random.default_rng(0)
-    for i in range(14):  # many, all facing the camera, side by side
-        corners = seen(place(-0.13 + 0.02 * i, 0.5 + 0.005 * i), 0.15, rng)
+    for i in range(9):  # many, all facing the camera, side by side
+        corners = seen(place(-0.14 + 0.035 * i, 0.55), 0.15, rng)
         guide.offer(corners, GRAY)
         advice = guide.offer(corners, GRAY)
     assert advice.views >= 8 and not advice.done and "tilted" in advice.hint
@@ -111,24 +111,23 @@ def test_a_hint_shows_where_the_board_should_be() -> None:
 # --- live
 
 
-def film(poses: list[np.ndarray], lost: bool = False) -> Iterator[capture.Picture | str]:
-    renderer = simulate.Renderer(CHESS, LENS, looks=1)
-    for pose in poses:
-        image = cv2.cvtColor(renderer.render(pose), cv2.COLOR_GRAY2BGR)
-        for _ in range(4):
+def film(pose: np.ndarray, pictures: int) -> Iterator[capture.Picture | str]:
+    """A board that is held still, until the camera is pulled out."""
+    image = cv2.cvtColor(simulate.Renderer(CHESS, LENS, looks=1).render(pose), cv2.COLOR_GRAY2BGR)
+
+    def shown() -> Iterator[capture.Picture | str]:
+        for _ in range(pictures):
             yield capture.Picture(image, time.monotonic_ns(), 0)
-            time.sleep(0.15)
-    if lost:
+            time.sleep(0.1)
         raise DeviceError("camera: unplugged")
-    while True:
-        time.sleep(0.05)
-        yield capture.Picture(np.full((480, 640, 3), 90, np.uint8), time.monotonic_ns(), 0)
+
+    return shown()
 
 
 @pytest.mark.system
 def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: pytest.CaptureFixture[str]) -> None:
     page = Page(port=0)
-    reader = capture.Reader(film([place(0.0, 0.4, (0.2, 0.3, 0.0))]))
+    reader = capture.Reader(film(place(0.0, 0.4, (0.2, 0.3, 0.0)), 2000))
     result: list[object] = []
     running = threading.Thread(target=lambda: result.append(guided(reader, CHESS, until_px=0.3, page=page)))
     running.start()
@@ -137,8 +136,7 @@ def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: py
         assert "<canvas" in html and "http://" not in html.replace("http://www.w3.org", "")
         with connect(page.url.replace("http", "ws") + "ws?pictures=paced") as browser:
             heard: list[str | bytes] = []
-            deadline = time.monotonic() + 30
-            while time.monotonic() < deadline:
+            while True:  # the test's own timeout ends it
                 heard.append(browser.recv(timeout=30))
                 if isinstance(heard[-1], bytes):
                     browser.send("next")
@@ -156,11 +154,11 @@ def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: py
         running.join(timeout=20)
         reader.stop()
         page.stop()
-    assert "1 views" in capsys.readouterr().out
+    assert "1 view" in capsys.readouterr().out
 
 
 def test_a_camera_that_is_lost_ends_the_capture() -> None:
-    reader = capture.Reader(film([place()], lost=True))
+    reader = capture.Reader(film(place(), 2))
     with pytest.raises(DeviceError, match="unplugged"):
         guided(reader, CHESS, until_px=0.3)
     reader.stop()
