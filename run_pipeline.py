@@ -51,6 +51,10 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
         config = _without(config, "dashboard")
     if args.out:
         config = _with_out(config, args.out, args.host)
+    if args.auto_time:
+        from pipeline.auto_time import with_auto_time
+
+        config = with_auto_time(config, args.host)
     _print_notice(stored)
     summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
@@ -318,7 +322,8 @@ def models(args: argparse.Namespace) -> None:
 # --- calibrate --------------------------------------------------------------------------------------------------------
 
 # What there is to calibrate → its module, with `arguments(parser)` and `run(args) -> Verdict | None`.
-CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert"}
+CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert",
+              "extrinsics": "sensor_extrinsics", "ground": "ground", "time": "time_offset", "check": "check"}  # fmt: skip
 
 
 def calibrate(args: argparse.Namespace) -> None:
@@ -427,6 +432,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
         sub.add_argument("--no-dashboard", action="store_true", help="no page")
         sub.add_argument("--open", action="store_true", help="open the page in the browser")
+        sub.add_argument("--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end")
 
     running(top)
     running(verb := verbs.add_parser("demo", help="the emotion pipeline on a packaged real clip"))

@@ -29,6 +29,7 @@ from pipeline.errors import DeviceError
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.inbox import Arrival, Ended, Inbox
 from pipeline.metrics import Metrics
+from pipeline.time_correction import TimeCorrection
 
 __all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform", "run"]
 
@@ -91,6 +92,7 @@ class Source(Node):
 
     produces: ClassVar[type | None] = Frame
     numbers: ClassVar[bool] = True  # False: its frames keep their own seq and publish_ns, as they were recorded
+    correction = TimeCorrection()  # of every capture time, watermarks included; set by open() where an offset is known
     _lost = 0
 
     @property
@@ -200,7 +202,7 @@ def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError
         seq += node.take_lost()
         if not node.numbers:
             return send(frame)
-        send(msgspec.structs.replace(frame, seq=seq, publish_ns=clock.now_ns()))
+        send(msgspec.structs.replace(node.correction.apply(frame), seq=seq, publish_ns=clock.now_ns()))
         seq += 1
 
     while not context.stopping.is_set():

@@ -15,14 +15,27 @@ from pipeline import rig as rigs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+SENSORS_PAGE = (ROOT / "docs" / "calibration-sensors.md").read_text(encoding="utf-8")
+
+
+def commands(page: str) -> list[str]:
+    return [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+
+
+COMMANDS = commands(PAGE)
+CALIBRATING = COMMANDS + [command for command in commands(SENSORS_PAGE) if " calibrate " in command]
 
 
 def test_the_page_has_commands_of_every_kind() -> None:
     assert {shlex.split(command)[3] for command in COMMANDS} >= {"board", "camera", "stereo", "convert"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_the_sensors_page_has_commands_of_every_kind() -> None:
+    kinds = {shlex.split(command)[3] for command in CALIBRATING}
+    assert kinds >= {"extrinsics", "ground", "time", "check"}
+
+
+@pytest.mark.parametrize("command", CALIBRATING)
 def test_a_command_of_the_page_is_understood(command: str) -> None:
     args = run_pipeline.parser().parse_args(shlex.split(command)[2:])
     parser = argparse.ArgumentParser(exit_on_error=False)
