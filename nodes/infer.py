@@ -12,20 +12,25 @@ from typing import Any, ClassVar
 import msgspec
 
 from pipeline.frame import AlignedSet, Prediction
+from pipeline.inference.manifest import PRECISIONS
 from pipeline.node import Arrival, Transform
 from pipeline.tasks import make
 
 
 class Infer(Transform):
-    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name.
-    options: of the task's constructor."""
+    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name. precision: fp32,
+    or fp16 or int8 where `export` made such a file of the model. options: of the task's constructor."""
 
     consumes: ClassVar[tuple[type, ...]] = (AlignedSet,)
     produces: ClassVar[type | None] = Prediction
 
-    def __init__(self, *, task: str = "emotion", backend: str = "auto", options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, task: str = "emotion", backend: str = "auto", precision: str = "fp32", options: dict[str, Any] | None = None
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
         self.task = make(task, options)
-        self._backend = backend
+        self._backend, self.task.precision = backend, precision
 
     def open(self) -> None:
         self.task.log, self.task.metrics = self.context.log, self.context.metrics

@@ -4,6 +4,7 @@
     ├── ConfigError                2  the user's config, arguments, files or environment
     │   └── AssetError             2  a model or clip that is missing, altered or out of reach
     ├── DeviceError                3  a camera, microphone or lidar; `retry` says whether waiting can help
+    ├── EngineError                1  a model's engine that was refused by its runtime, or failed while it ran
     └── WireError                  1  a message that is not ours: counted and dropped by readers, never fatal
 
 A message says where, what was found, and what to do. Late or dropped frames are not errors: they are counted.
@@ -35,6 +36,10 @@ class DeviceError(SensoriumError):
     def __init__(self, message: str, *, retry: bool = False) -> None:
         super().__init__(message)
         self.retry = retry
+
+
+class EngineError(SensoriumError):
+    pass
 
 
 class WireError(SensoriumError):

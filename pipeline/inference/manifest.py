@@ -115,6 +115,25 @@ class Manifest:
             raise ConfigError(f"{path}: its manifest cannot be read ({error!r}). Export it anew.") from error
 
 
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def with_precision(path: Path, precision: str) -> Path:
+    """models/face.onnx, "fp16" → models/face.fp16.onnx, where `export --precision fp16` writes it."""
+    return path if precision == "fp32" else path.with_name(f"{path.stem}.{precision}.onnx")
+
+
+def precision_of(path: Path) -> str:
+    """What the file's name says."""
+    said = path.stem.rpartition(".")[2]
+    return said if said in PRECISIONS else "fp32"
+
+
+def full_precision(path: Path) -> Path:
+    """models/face.fp16.onnx → models/face.onnx, which it must agree with."""
+    return path if precision_of(path) == "fp32" else path.with_name(f"{path.stem.rpartition('.')[0]}.onnx")
+
+
 def graph_sha256(model: onnx.ModelProto) -> str:
     """SHA-256 of the graph and its weights: the same before and after metadata is written."""
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()

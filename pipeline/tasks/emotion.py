@@ -13,7 +13,7 @@ Expressions, not feelings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from pipeline import assets
 from pipeline.errors import AssetError
 from pipeline.features import FACE_PX, face_crop, face_tensor
 from pipeline.frame import AlignedSet, Frame, Opinion, Prediction, Subject
-from pipeline.inference.engine import Engine, Shape, load
-from pipeline.inference.manifest import Manifest
+from pipeline.inference.engine import Engine, Shape, Shapes, Tensors, load
+from pipeline.inference.manifest import Manifest, with_precision
 from pipeline.tasks import Task
-from pipeline.tasks.faces import INPUT as CENTERFACE_INPUT
-from pipeline.tasks.faces import WINDOW_PX, FaceDetector, FaceTracker, Image, Track
+from pipeline.tasks.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes
 from pipeline.tasks.fusion import Fusion, disagree
 from pipeline.tasks.quality import face_quality
 from pipeline.tasks.smoothing import FixedLag
@@ -83,18 +82,21 @@ class Emotion(Task):
         self._lag_ms = lag_ms
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
         self._max_faces, self._search_px, self._threads = max_faces, search_px, threads
+        self._engines: list[Engine] = []
 
     def open(self, backend: str) -> None:
         if not self._path.is_file():
             raise AssetError(f"{self._path}: no such model. Train it with: python run_pipeline.py train face")
-        manifest = Manifest.read(self._path)
+        manifest = self._manifest(self._path)
         self.labels, self.model, self._temperature = manifest.labels, manifest.id, manifest.temperature
         face = {"face": (1, 1, FACE_PX, FACE_PX)}
         self._classifier = self._load(backend, self._path, manifest.name, face)
-        window = {CENTERFACE_INPUT: (1, 3, WINDOW_PX, WINDOW_PX)}
-        finder = self._load(backend, assets.path("centerface"), "centerface", window)
+        finder = self._load(backend, assets.path("centerface"), "centerface", detector_shapes(self._search_px), reduced=False)
         self._tracker = FaceTracker(FaceDetector(finder, search_px=self._search_px), max_faces=self._max_faces)
-        self._activity = VoiceActivity(self._load(backend, assets.path("silero-vad"), "silero-vad", None), self.log)
+        # Its graph branches (If), which TensorRT refuses, and a step of 0.3 ms is less than a GPU's copies and launch.
+        listens = "onnxruntime" if backend in ("auto", "tensorrt", "tensorrt_rtx") else backend
+        listener = self._load(listens, assets.path("silero-vad"), "silero-vad", None, reduced=False)
+        self._activity = VoiceActivity(listener, self.log)
         self._voice, self._fusion, self._speaker = self._open_voice(backend), Fusion(), Speaker()
         if self._voice is not None:
             self._fusion = self._open_fusion(backend)
@@ -116,7 +118,7 @@ class Emotion(Task):
             self.log.warning("no %s: the faces are the only evidence. Train one with: run_pipeline.py train fusion, "
                              "or set fusion: average", FUSION_MODEL)  # fmt: skip
             return None
-        manifest = Manifest.read(self._voice_path)
+        manifest = self._manifest(self._voice_path)
         voice = Voice(self._load(backend, self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
         # People must know before they build on it, not when they read a card.
@@ -132,14 +134,40 @@ class Emotion(Task):
                 f"{self._fusion_path}: no such model. Train it with: python run_pipeline.py train fusion, or set fusion: average"
             )
         manifest = Manifest.read(self._fusion_path)
-        fusion = Fusion(self._load(backend, self._fusion_path, manifest.name, None), manifest, self.labels)
+        fusion = Fusion(
+            self._load(backend, self._fusion_path, manifest.name, _warm_up(manifest), reduced=False), manifest, self.labels
+        )
         self.model = f"{self.model} + {manifest.id}"
         return fusion
 
-    def _load(self, backend: str, path: Path, name: str, warm_up: Mapping[str, Shape] | None) -> Engine:
-        engine = load(path, backend=backend, threads=self._threads, warm_up=warm_up, log=self.log)
-        self.metrics.facts[f"engine {name}"] = engine.description
+    def _manifest(self, path: Path) -> Manifest:
+        """Of the file that will run: its precision is part of what a prediction says it was made by."""
+        reduced = with_precision(path, self.precision)
+        return Manifest.read(reduced if reduced.is_file() else path)
+
+    def _load(
+        self, backend: str, path: Path, name: str, warm_up: Mapping[str, Shape] | Shapes | None, *, reduced: bool = True
+    ) -> Engine:
+        """reduced: at the precision that was asked for; else fp32, of which alone there is a file."""
+
+        def tell(description: str) -> None:  # also from the thread that brings a built engine up
+            self.metrics.facts[f"engine {name}"] = description
+
+        def given() -> Iterator[Tensors]:
+            from pipeline.tasks import samples
+
+            return samples.of(path)
+
+        precision = self.precision if reduced else "fp32"
+        engine = load(path, backend=backend, precision=precision, threads=self._threads, warm_up=warm_up, samples=given,
+                      tell=tell, log=self.log)  # fmt: skip
+        self._engines.append(engine)
         return engine
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+        self._engines = []
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         sound = _first(aligned, SOUNDS)
