@@ -37,6 +37,13 @@ class Profile:
             for name, shape in shapes.items()
         }
 
+    def batches(self, shapes: Mapping[str, Shape]) -> list[dict[str, Shape]]:
+        """These shapes with every size of batch that is run."""
+        most = max((self.ranges[name][2][0] for name in self.batched), default=1)
+        counts = [1 << power for power in range(most.bit_length())]
+        sized = [{n: (c, *s[1:]) if n in self.batched else s for n, s in shapes.items()} for c in counts]
+        return list({tuple(filled.values()): filled for filled in map(self.filled, sized)}.values())
+
     def largest(self) -> dict[str, Shape]:
         return {name: most for name, (_, _, most) in self.ranges.items()}
 

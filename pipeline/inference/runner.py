@@ -88,10 +88,12 @@ class Runner:
         self.plain_enqueues = self.graph_launches = 0
 
     def prepare(self, *shapes: Mapping[str, Shape]) -> None:
-        """Warm and capture these shapes, in a lane that the next thread to run takes over."""
+        """Warm and capture these shapes with every size of batch, in a lane that the next thread to run takes over."""
         lane = self._lane()
         for wanted in shapes:
-            self._captured(lane, *self._placed(wanted))
+            index, _ = self._placed(wanted)
+            for filled in self._profiles[index].batches(wanted):
+                self._captured(lane, index, filled)
         self._here.lane = None
         with self._lock:
             self._spare.append(lane)
