@@ -84,13 +84,13 @@ def bring_up(
     return engine
 
 
-def judge(engine: Engine, path: Path, samples: Samples | None) -> Verdict:
-    """Against ONNX Runtime on the CPU with the model's fp32 file."""
+def judge(engine: Engine, path: Path, samples: Samples | None, *, precision: str = "") -> Verdict:
+    """Against ONNX Runtime on the CPU with the model's fp32 file. precision: default: what the file's name says."""
     reference_path = full_precision(path)
     reference = Onnxruntime(reference_path, threads=1, device="cpu")
     temperature = Manifest.read(path).temperature if METADATA_KEY in OnnxFile.read(path).metadata else 1.0
     batches = samples() if samples is not None else noise(reference)
-    return compare(engine, reference, batches, precision=precision_of(path), temperature=temperature)
+    return compare(engine, reference, batches, precision=precision or precision_of(path), temperature=temperature)
 
 
 def noise(engine: Engine, *, seed: int = 0) -> list[Tensors]:
