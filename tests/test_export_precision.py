@@ -40,6 +40,12 @@ def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
     assert engine.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["logits"].dtype == np.float32
 
 
+def test_int8_is_a_quarter_of_the_size(face: Path) -> None:
+    verdict = export.export(str(face), precision="int8")
+    made = face.with_name("face-expression.int8.onnx")
+    assert verdict.agreement >= 0.98 and made.stat().st_size < 0.3 * face.stat().st_size and Manifest.read(made).precision == "int8"
+
+
 def test_what_the_gate_refuses_is_not_written(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "judge_file", lambda *args: Verdict(256, {"logits": 0.5}, 200, 0.9, "labels agree in 90.0%"))
     with pytest.raises(ConfigError, match=r"face-expression\.fp16\.onnx is not written: labels agree in 90"):

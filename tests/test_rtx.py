@@ -117,7 +117,8 @@ def test_rtx_two_processes_that_build_at_once_build_once_and_agree(tmp_path: Pat
 
 def test_rtx_builder_that_fails_says_why_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path))
-    order = {"backend": "tensorrt_rtx", "model": str(ROOT / "models/face-expression.onnx"), "shapes": [], "gpu": L4 | {"capability": [9, 0]}}
+    face, h100 = str(ROOT / "models/face-expression.onnx"), L4 | {"capability": [9, 0]}
+    order = {"backend": "tensorrt_rtx", "model": face, "shapes": [], "gpu": h100}
     with pytest.raises(EngineError, match=r"building failed: tensorrt_rtx .* does not build for compute capability 9\.0"):
         run_builder(order)
 

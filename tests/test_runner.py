@@ -121,7 +121,9 @@ def test_where_no_graph_can_be_captured_it_is_enqueued_plainly(stage: Stage, cal
     assert stage.gpu.calls.count("begin_capture") == 1  # it is not tried for every frame
 
 
-def test_a_graph_that_answers_otherwise_is_not_used(stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_graph_that_answers_otherwise_is_not_used(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(stage.gpu, "launch", lambda graph, stream: None)  # replays nothing: the poison stays
     assert stage.double(2).tolist() == [[2, 2, 2]] * 2
     assert "answers otherwise in doubled, total" in caplog.text and stage.runner.graph_launches == 0

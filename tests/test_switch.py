@@ -157,7 +157,9 @@ def test_an_engine_that_was_approved_before_is_not_compared_again(auto: Any, bac
     assert backend.builds == 0 and not any("compared" in text for text in told)
 
 
-def test_an_engine_that_answers_otherwise_is_refused_with_the_figures(auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_that_answers_otherwise_is_refused_with_the_figures(
+    auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture
+) -> None:
     backend.wrong = 0.5
     engine, told = auto()
     until(lambda: engine.state == "refused")
@@ -172,7 +174,9 @@ def test_an_engine_that_cannot_be_built_leaves_onnx_runtime_with_the_reason(auto
     assert double(engine) == 2.0 and "does not know the operator Unique" in told[-1] and backend.builds == 1
 
 
-def test_the_frame_on_which_it_fails_is_answered_and_the_engine_is_built_again(auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_frame_on_which_it_fails_is_answered_and_the_engine_is_built_again(
+    auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture
+) -> None:
     engine, told = auto()
     until(lambda: engine.state == "run")
     backend.may_build.clear()
@@ -217,7 +221,9 @@ def test_by_name_it_is_built_before_the_first_frame(doubling: Path, backend: typ
 
 
 @pytest.mark.parametrize(("fault", "said"), [("build_error", "no memory"), ("wrong", "differs by")])
-def test_by_name_it_never_falls_back(doubling: Path, backend: type[Rehearsed], monkeypatch: pytest.MonkeyPatch, fault: str, said: str) -> None:
+def test_by_name_it_never_falls_back(
+    doubling: Path, backend: type[Rehearsed], monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
     monkeypatch.setattr(engines, "find", lambda *args, **options: backend)
     setattr(backend, fault, "no memory" if fault == "build_error" else 0.5)
     with pytest.raises(ConfigError, match=f"{said}.*Or set backend: auto"):
