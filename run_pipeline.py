@@ -391,8 +391,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), required=True)
     verb.add_argument("--out", type=Path, help="where to; default: beside the model")
     verb.set_defaults(function=export)
-    verb = verbs.add_parser("bench", help="measure on this machine: infer")
-    verb.add_argument("what", choices=("infer",))
+    verb = verbs.add_parser("bench", help="measure on this machine: infer, fused")
+    verb.add_argument("what", choices=("infer", "fused"))
     verb.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
     verb.set_defaults(function=bench)
     return top
