@@ -68,8 +68,9 @@ def compare(face: Path, voice: Path, fusion: Path, joined: Path, *, faces: int, 
     cost = _in_turns({"face": sight, "voice": sound, "fusion": fuse, "one engine": lambda: one.run(whole)}, rounds)
     three = cost["face"] + cost["voice"] + cost["fusion"]
     live = cost["face"] + cost["fusion"] + cost["voice"] * DECISIONS_HZ / PICTURES_HZ
-    return (f"{faces} face{'s' if faces > 1 else ''}, {one.description}; ms of CPU p50: one engine {cost['one engine']:.2f}, three {three:.2f} "
-            f"(face {cost['face']:.2f}, voice {cost['voice']:.2f}, fusion {cost['fusion']:.2f}), live {live:.2f}; apart by {apart:.0e}")  # fmt: skip
+    parts = ", ".join(f"{name} {cost[name]:.2f}" for name in ("face", "voice", "fusion"))
+    return (f"{faces} face{'s' if faces > 1 else ''}, {one.description}; ms of CPU p50: one engine {cost['one engine']:.2f}, "
+            f"three {three:.2f} ({parts}), live {live:.2f}; apart by {apart:.0e}")  # fmt: skip
 
 
 def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

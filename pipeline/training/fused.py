@@ -26,6 +26,7 @@ def join(face: Path, voice: Path, fusion: Path, out: Path) -> None:
     if taken != {"face", "voice", "present"}:
         raise ConfigError(f"{fusion}: it takes {sorted(taken)}; a fusion takes face, voice and present")
     encoders = {name: compose.add_prefix(_loaded(path), f"{name}_") for name, path in (("face", face), ("voice", voice))}
+    _one_at_a_time(encoders["voice"].graph)
     glue = _glue({name: _temperature(path) for name, path in (("face", face), ("voice", voice))})
     opinions = encoders["face"]
     opinions = compose.merge_models(opinions, encoders["voice"], io_map=[])
@@ -48,6 +49,14 @@ def _loaded(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _one_at_a_time(graph: onnx.GraphProto) -> None:
+    """A set has one sound and any number of faces: two free sizes of one name would be taken for the same."""
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
 def _temperature(path: Path) -> float:
     return Manifest.read(path).temperature if METADATA_KEY in OnnxFile.read(path).metadata else 1.0
 
@@ -68,7 +77,8 @@ def _glue(temperatures: dict[str, float]) -> onnx.ModelProto:
         helper.make_node("Add", ["g_voice_row", "g_rows"], ["voice_opinion"]),
         helper.make_node("Identity", ["g_face_row"], ["face_opinion"]),
     ]
-    inputs = [helper.make_tensor_value_info(f"{name}_logits_in", TensorProto.FLOAT, ["n", "labels"]) for name in temperatures]
+    inputs = [helper.make_tensor_value_info(f"{name}_logits_in", TensorProto.FLOAT, [batch, "labels"])
+              for name, batch in zip(temperatures, ("n", 1), strict=True)]  # fmt: skip
     outputs = [helper.make_tensor_value_info(f"{name}_opinion", TensorProto.FLOAT, ["n", 1, "labels"]) for name in temperatures]
     graph = helper.make_graph(nodes, "glue", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
