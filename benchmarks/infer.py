@@ -18,7 +18,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,12 +212,14 @@ def resident_mib() -> float:
         return 0.0
 
 
-def run(*, only: str | None = None, rounds: int = 12, out: Path | None = None) -> list[dict[str, Any]]:
-    """Prints the table; writes its rows as JSON to `out`. only: one model."""
+def run(
+    *, only: str | None = None, rounds: int = 12, out: Path | None = None, extra: Sequence[Row] = ()
+) -> list[dict[str, Any]]:
+    """Prints the table; writes its rows as JSON to `out`. only: one model. extra: rows of others, timed with the rest."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         timed = [floor(folder), *([gpu_floor()] if not cuda.probe().missing and importlib.util.find_spec("cuda") else [])]
-        timed += list(rows(only, folder))
+        timed += [*rows(only, folder), *extra]
         measure(timed, rounds)
     gpus = cuda.probe()
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; " + (gpus.missing or ", ".join(g.name for g in gpus.devices)))

@@ -36,7 +36,7 @@ class Twin:
         unknown = sorted({node.op_type for node in graph.node} - OPERATORS.keys() - {"Constant"})
         if unknown:
             raise EngineError(f"{path}: no torch twin, its operators {', '.join(unknown)} are not known here")
-        self._device, self._half = torch.device(device), half
+        self._device, self.half = torch.device(device), half
         known = {weight.name: self._placed(numpy_helper.to_array(weight)) for weight in graph.initializer}
         self.inputs = [value.name for value in graph.input if value.name not in known]
         self.outputs = [value.name for value in graph.output]
@@ -56,7 +56,7 @@ class Twin:
 
     def _placed(self, value: np.ndarray[Any, Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(value)).to(self._device)
-        return tensor.half() if self._half and tensor.dtype == torch.float32 else tensor
+        return tensor.half() if self.half and tensor.dtype == torch.float32 else tensor
 
     @torch.inference_mode()
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
