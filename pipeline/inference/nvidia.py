@@ -19,7 +19,6 @@ import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -274,16 +273,6 @@ def _installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # its parent is not there
         return False
-
-
-def installed_version(*distributions: str) -> str:
-    """Without importing anything; "" where none is installed."""
-    for name in distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return ""
 
 
 def _dotted(capability: tuple[int, int]) -> str:
