@@ -257,7 +257,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 # What there is to train → the module of pipeline/training and its function.
-TRAINED = {"face": ("face", "train"), "fusion": ("fusion", "train")}
+TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train")}
 
 
 def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
-EVALUATED = {"face": ("evaluate", "evaluate_face"), "votes": ("fusion_votes", "judge"),
+EVALUATED = {"face": ("evaluate", "evaluate_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 

@@ -44,6 +44,27 @@ class Heard(NamedTuple):
     reason: str
 
 
+class Pace:
+    """When to decide: every 250 ms of the stream's own time while somebody speaks, from half a second of speech on."""
+
+    def __init__(self) -> None:
+        self.spoke_ns = self._began_ns = self._decided_ns = -(1 << 62)
+        self.since_ns = 0  # from the decision before to the latest
+
+    def update(self, end_ns: int, speaking: bool) -> int | None:
+        """The time up to which sound is to be judged now, or None. end_ns: of the sound, which does not go back."""
+        if not speaking:
+            return None
+        if end_ns - self.spoke_ns > FADE_NS:
+            self._began_ns = end_ns
+        self.spoke_ns = max(self.spoke_ns, end_ns)
+        due_ns = end_ns // DECIDE_NS * DECIDE_NS
+        if due_ns <= self._decided_ns or due_ns - self._began_ns < LEAST_HEARD_NS:
+            return None
+        self.since_ns, self._decided_ns = due_ns - self._decided_ns, due_ns
+        return due_ns
+
+
 class Voice:
     """labels: what the task answers with. A network that knows fewer says nothing about the others; its input is told by
     the manifest: `voice` (features.voice_tensor) or `samples` (n, k), the last k samples at 16 kHz as they are."""
@@ -68,20 +89,18 @@ class Voice:
         self._frames.clear()
         self._mean: Floats | None = None
         self._quality, self._reason = 0.0, ""
-        self._decided_ns = self._spoke_ns = self._began_ns = -(1 << 62)
+        self._pace = Pace()
 
     def update(self, frames: Sequence[Frame], *, speaking: bool | None) -> Heard:
         """frames: "pcm_f32" at 16 kHz in the order of capture; those already heard are passed over. speaking: at their end."""
         if not frames or speaking is None:
             return Heard(None, 0.0, "not at 16 kHz" if frames else "no sound")
         end_ns = self._keep(frames)
-        if speaking:
-            if end_ns - self._spoke_ns > FADE_NS:
-                self._began_ns, self._mean = end_ns, None  # another utterance, perhaps another person
-            self._spoke_ns = max(self._spoke_ns, end_ns)
-            due_ns = end_ns // DECIDE_NS * DECIDE_NS
-            if due_ns > self._decided_ns and due_ns - self._began_ns >= LEAST_HEARD_NS:
-                self._decide(due_ns)
+        if end_ns - self._pace.spoke_ns > FADE_NS:
+            self._mean = None  # what is said next is another utterance, perhaps another person's
+        due_ns = self._pace.update(end_ns, speaking)
+        if due_ns is not None:
+            self._decide(due_ns)
         return self._heard(end_ns)
 
     def _keep(self, frames: Sequence[Frame]) -> int:
@@ -105,13 +124,12 @@ class Voice:
         spread = np.full(self._labels, 1 / self._labels, np.float64)
         spread[self._columns] = probs / probs.sum() * len(self._columns) / self._labels
         now = np.log(np.maximum(spread, FLOOR)).astype(np.float32)
-        share = 1.0 if self._mean is None else 1 - np.exp(-(due_ns - self._decided_ns) / REMEMBER_NS)
+        share = 1 - np.exp(-self._pace.since_ns / REMEMBER_NS)
         self._mean = now if self._mean is None else np.asarray(self._mean + np.float32(share) * (now - self._mean))
         self._quality, self._reason = voice_quality(samples, heard)
-        self._decided_ns = due_ns
 
     def _heard(self, end_ns: int) -> Heard:
-        silent_ns = end_ns - self._spoke_ns
+        silent_ns = end_ns - self._pace.spoke_ns
         if silent_ns >= FADE_NS:
             return Heard(None, 0.0, "nobody speaks")
         if self._mean is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from pipeline.features import FACE_PX
-from pipeline.training.nets import FaceNet
+from pipeline.features import FACE_PX, VOICE_BANDS, VOICE_FRAMES
+from pipeline.training.nets import FaceNet, VoiceNet
 
 OPSET = 20                    # TensorRT-RTX builds 18 to 22
 MAX_DIFFERENCE = 1e-4
@@ -27,15 +28,26 @@ def export_face(net: FaceNet, path: Path) -> None:
     """
     plain = FaceNet().eval()                            # a copy: exporting must not change the network's memory format
     plain.load_state_dict(net.state_dict())
-    samples = torch.randn(3, 1, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0))
+    _export(plain, path, "face", torch.randn(3, 1, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0)))
+
+
+def export_voice(net: VoiceNet, path: Path) -> None:
+    """Write `voice` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 128), float32. Raises as export_face does."""
+    windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
+    windows[:, 1] = 1
+    windows[0, :, :, :200] = 0                          # not heard
+    _export(copy.deepcopy(net).eval(), path, "voice", windows)
+
+
+def _export(plain: FaceNet | VoiceNet, path: Path, name: str, samples: torch.Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(".onnx.unchecked")
     with warnings.catch_warnings():
         # The older exporter is used on purpose: it folds batch-norm into the convolutions and needs no further package.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(plain, (samples[:1],), str(unchecked), dynamo=False, opset_version=OPSET, input_names=["face"],
+        warnings.simplefilter("ignore")
+        torch.onnx.export(plain, (samples[:1],), str(unchecked), dynamo=False, opset_version=OPSET, input_names=[name],
                           output_names=["logits", "embedding"],
-                          dynamic_axes={"face": {0: "n"}, "logits": {0: "n"}, "embedding": {0: "n"}})
+                          dynamic_axes={name: {0: "n"}, "logits": {0: "n"}, "embedding": {0: "n"}})
     difference = largest_difference(plain, unchecked, samples)
     if difference > MAX_DIFFERENCE:
         unchecked.unlink()
@@ -44,9 +56,9 @@ def export_face(net: FaceNet, path: Path) -> None:
 
 
 @torch.no_grad()
-def largest_difference(net: FaceNet, path: Path, faces: torch.Tensor) -> float:
-    """Between torch and ONNX Runtime, over logits and embeddings. faces: (n, 1, 48, 48)."""
+def largest_difference(net: FaceNet | VoiceNet, path: Path, samples: torch.Tensor) -> float:
+    """Between torch and ONNX Runtime, over logits and embeddings. samples: (n, …), as the network takes them."""
     net.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    exported = session.run(["logits", "embedding"], {"face": faces.numpy()})
-    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in zip(net(faces), exported, strict=True))
+    exported = session.run(["logits", "embedding"], {session.get_inputs()[0].name: samples.numpy()})
+    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in zip(net(samples), exported, strict=True))

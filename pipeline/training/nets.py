@@ -1,14 +1,17 @@
 """The networks we train ourselves. Shapes stand beside the maths; B is the batch.
 
     logits, embedding = FaceNet()(faces)      # (B, 1, 48, 48) -> (B, 7), (B, 256)
+    logits, embedding = VoiceNet()(windows)   # (B, 2, 64, 300) -> (B, 7), (B, 512)
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 FACE_LABELS = 7
+VOICE_BANDS, VOICE_FRAMES = 64, 300
 
 
 class Residual(nn.Module):
@@ -59,3 +62,116 @@ class FaceNet(nn.Module):
         x = self.stages(x)                         # (B, 256, 3, 3)
         embedding = x.mean(dim=(2, 3))             # (B, 256)
         return self.head(self.dropout(embedding)), embedding
+
+
+class VoiceNet(nn.Module):
+    """A fixed analysis of the window, then small perceptrons that are trained side by side and answer with their mean.
+
+    With a thousand clips, two sentences and no GPU, what is measured is better fixed than learnt: the convolutional networks
+    that were tried for the same task took minutes where this takes seconds, and knew unseen actors no better.
+    """
+
+    def __init__(self, labels: int = 7, *, members: int = 4, hidden: int = 128) -> None:
+        super().__init__()
+        self.analysis = VoiceAnalysis()
+        self.register_buffer("middle", torch.zeros(VoiceAnalysis.MEASURES))
+        self.register_buffer("spread", torch.ones(VoiceAnalysis.MEASURES))
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Dropout(0.2), nn.Linear(VoiceAnalysis.MEASURES, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
+            for _ in range(members)
+        )
+        self.dropout = nn.Dropout(0.5)
+        self.heads = nn.ModuleList(nn.Linear(hidden, labels) for _ in range(members))
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.embed(self.analysis(windows))                      # members × (B, 128)
+        return self.answers(embedding).mean(0), torch.cat(embedding, 1)
+
+    def embed(self, measures: Tensor) -> list[Tensor]:
+        """(B, MEASURES) -> of each member (B, 128)"""
+        x = ((measures - self.middle) / self.spread).clamp(-4, 4)
+        return [member(x) for member in self.members]
+
+    def answers(self, embedding: list[Tensor]) -> Tensor:
+        """(members, B, labels) logits"""
+        return torch.stack([head(self.dropout(x)) for head, x in zip(self.heads, embedding, strict=True)])
+
+
+class VoiceAnalysis(nn.Module):
+    """A log-mel window to what phoneticians measure: spectrum, voice quality, melody, loudness and their pace. Nothing is learnt.
+
+    Nothing further than 36 dB below the loud columns is looked at: how far a recording's noise lies below the voice tells how
+    loud the actor was on that day, and nothing in the next room. Everything is weighed by how loud a column is, so pauses
+    and what was not heard count nothing. Of each course over time the mean and the deviations above and below it are taken,
+    of its differences the deviation.
+    """
+
+    MEASURES = 605
+    CEPSTRA, LAGS = 24, range(4, 26)     # lags of the comb in half bands, 23 Hz each below 1 kHz: a melody of 90 to 600 Hz
+    FLOOR = 0.4                          # of the 60 dB of the input
+    LOUD, STEEP = 0.15, 25.0             # of what is left: half weight, and how sharp the edge is
+
+    def __init__(self) -> None:
+        super().__init__()
+        band = torch.arange(VOICE_BANDS) + 0.5
+        cosines = torch.cos(torch.arange(self.CEPSTRA)[:, None] * torch.pi * band / VOICE_BANDS) / 8
+        self.register_buffer("cosines", cosines, persistent=False)                                  # (24, 64)
+        finer = F.interpolate(torch.eye(40)[None], scale_factor=2.0, mode="linear", align_corners=False)[0].T
+        self.register_buffer("finer", finer.contiguous(), persistent=False)                         # (80, 40)
+        self.register_buffer("lag", torch.tensor([[float(lag)] for lag in self.LAGS]), persistent=False)
+        self.register_buffer("low", torch.arange(1.0, 14.0)[:, None], persistent=False)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, 2, 64, 300) -> (B, MEASURES)"""
+        mel, heard = F.relu(windows[:, 0] - self.FLOOR) / (1 - self.FLOOR), windows[:, 1, :1]      # (B, 64, 300), (B, 1, 300)
+        level = mel.mean(1, keepdim=True)                                   # (B, 1, 300)
+        loud = torch.sigmoid((level - self.LOUD) * self.STEEP) * heard + 1e-4
+        share = loud / loud.sum(2, keepdim=True)
+        found = _course(mel, share)
+        steps = self._difference(mel, heard, 2)
+        found += [(steps.abs() * share).sum(2), (F.relu(steps) * share).sum(2)]
+        cepstra = self.cosines @ mel                                        # (B, 24, 300)
+        found += _course(cepstra, share)
+        found += [_deviation(self._difference(cepstra, heard, n), share) for n in (2, 6, 15)]
+
+        peaks = mel[:, :40] - F.avg_pool1d(mel[:, :43].transpose(1, 2), 7, 1, 3, count_include_pad=False).transpose(1, 2)[:, :40]
+        fine = self.finer @ peaks                                           # (B, 80, 300)
+        comb = torch.stack([(fine[:, : 80 - lag] * fine[:, lag:]).mean(1) for lag in self.LAGS], 1) * 50    # (B, 22, 300)
+        pitch = (torch.softmax(comb * 6, 1) * self.lag).sum(1, keepdim=True) / 10
+        voiced = comb.amax(1, keepdim=True)
+        sung = share * torch.sigmoid((voiced - 0.5) * 4) + 1e-6
+        sung = sung / sung.sum(2, keepdim=True)
+        found += _course(comb, share) + _course(pitch, sung)
+        lowest = (torch.softmax(peaks[:, 1:14] * 30, 1) * self.low).sum(1, keepdim=True) / 5
+        found += _course(lowest, sung)
+        rest = torch.cat([voiced, level * 3], 1)
+        found += _course(rest, share)
+        found += [_deviation(self._difference(x, heard, 3), w) for x, w in ((comb, share), (rest, share), (pitch, sung), (lowest, sung))]
+
+        # How much of the movement of eight regions and of the whole is fast, and how much slow.
+        groups = torch.cat([mel.reshape(-1, 8, 8, VOICE_FRAMES).mean(2), level], 1) * heard
+        for width in (5, 9, 17, 33):
+            slower = F.avg_pool1d(groups, 2 * width - 1, 1, width - 1, count_include_pad=False)
+            quick = F.avg_pool1d(groups, width, 1, width // 2, count_include_pad=False) - slower
+            found.append(torch.sqrt((quick**2 * share).sum(2) + 1e-6))
+        found.append(loud.sum(2) / heard.sum(2).clamp(min=1))
+        return torch.cat(found, 1)
+
+    @staticmethod
+    def _difference(x: Tensor, heard: Tensor, reach: int) -> Tensor:
+        """x (B, C, 300) a little later minus a little earlier; 0 where either was not heard."""
+        there = heard[:, :, 2 * reach :] * heard[:, :, : -2 * reach]
+        return F.pad((x[:, :, 2 * reach :] - x[:, :, : -2 * reach]) * there, (reach, reach))
+
+
+def _deviation(x: Tensor, share: Tensor) -> Tensor:
+    mean = (x * share).sum(2, keepdim=True)
+    return torch.sqrt(((x - mean) ** 2 * share).sum(2) + 1e-5)
+
+
+def _course(x: Tensor, share: Tensor) -> list[Tensor]:
+    """x (B, C, 300): mean, and deviation of what lies above and of what lies below it, each (B, C)."""
+    mean = (x * share).sum(2)
+    around = x - mean[:, :, None]
+    above, below = F.relu(around), F.relu(-around)
+    return [mean, torch.sqrt((above * above * share).sum(2) + 1e-5), torch.sqrt((below * below * share).sum(2) + 1e-5)]

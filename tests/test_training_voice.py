@@ -1,0 +1,194 @@
+"""The voice's training end to end on made-up clips, what a window of training is, and the shipped models on real clips."""
+
+from __future__ import annotations
+
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup train")
+
+from pipeline import assets  # noqa: E402
+from pipeline.errors import AssetError, ConfigError  # noqa: E402
+from pipeline.features import voice_tensor  # noqa: E402
+from pipeline.inference.manifest import Manifest  # noqa: E402
+from pipeline.inference.onnxruntime import Onnxruntime  # noqa: E402
+from pipeline.training import voice, voice_ship  # noqa: E402
+from pipeline.training.datasets import FACE_CLASSES  # noqa: E402
+from pipeline.training.speech import Speech, clips, load_speech  # noqa: E402
+from pipeline.training.voice_windows import draw  # noqa: E402
+
+RATE_HZ = 16_000
+SHIPPED = [voice_ship.MODEL, voice_ship.MODEL.with_name("voice-expression-emodb.onnx")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silero() -> None:
+    try:
+        assets.pull(["silero-vad"])
+    except AssetError as error:
+        pytest.skip(f"voice activity cannot be fetched: {error}")
+
+
+def write_buzz(path: Path, pitch_hz: float) -> None:
+    """A second and a half of a buzz in syllables, as loud as speech."""
+    at = np.arange(RATE_HZ * 3 // 2) / RATE_HZ
+    sound = 0.2 * np.sign(np.sin(2 * np.pi * pitch_hz * at)) * (np.sin(2 * np.pi * 3 * at) > -0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five actors with seven expressions and two speakers with four; each expression has a pitch of its own."""
+    folder = tmp_path_factory.mktemp("data")
+    for actor in range(1, 6):
+        for emotion in range(2, 9):
+            write_buzz(folder / f"speech/ravdess/03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", 60 * emotion + actor)
+    for speaker in ("03", "08"):
+        for i, (letter, name) in enumerate((("W", "angry"), ("F", "happy"), ("N", "neutral"), ("T", "sad"))):
+            write_buzz(folder / f"speech/emodb/{name}/{speaker}a01{letter}a.wav", 90 * (i + 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speech(data: Path) -> Speech:
+    return load_speech(data)
+
+
+def test_names_tell_label_and_speaker_and_calm_is_neutral(data: Path) -> None:
+    found = {path.stem: (label, speaker) for path, label, speaker in clips(data)}
+    assert found["03-01-02-01-01-01-04"] == ("neutral", "ravdess-04")
+    assert found["03-01-06-01-01-01-01"] == ("fear", "ravdess-01")
+    assert found["08a01Wa"] == ("angry", "emodb-08") and len(found) == 43
+
+
+def test_folder_without_clips_says_what_belongs_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Put RAVDESS"):
+        load_speech(tmp_path)
+
+
+def test_file_that_is_no_sound_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "speech" / "ravdess" / "03-01-05-01-01-01-01.wav"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a sound" * 99)
+    with pytest.raises(ConfigError, match=r"03-01-05-01-01-01-01\.wav: cannot be read as sound"):
+        load_speech(tmp_path)
+
+
+def test_cache_is_used_for_the_same_files_only(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = load_speech(data, cache=tmp_path)
+    assert "reading 43 clips" in capsys.readouterr().out
+    again = load_speech(data, cache=tmp_path)
+    assert "reading" not in capsys.readouterr().out and np.array_equal(first.mel, again.mel)
+    load_speech(data, cache=tmp_path, speeds=(1.0,))
+    assert "reading" in capsys.readouterr().out
+
+
+def test_decisions_are_a_quarter_of_a_second_apart_and_begin_after_half_a_second(speech: Speech) -> None:
+    for clip in range(len(speech)):
+        due = speech.decisions(clip)
+        assert len(due) and np.all(due % 25 == 0) and due[0] >= 50 and np.all(np.diff(due) >= 25)
+
+
+def test_folds_never_hear_whom_they_are_asked_about(speech: Speech) -> None:
+    found = voice.parts(speech)
+    for part in found:
+        assert not set(speech.speakers[part.train]) & set(speech.speakers[part.test])
+    folds = [part for part in found if part.name.startswith("voice-")]
+    assert sorted(np.concatenate([part.test for part in folds])) == list(range(len(speech)))
+    alone = next(part for part in found if part.name == "emodb")
+    assert alone.labels == ("angry", "happy", "sad", "neutral") and speech.of("emodb")[alone.train].all()
+
+
+def test_training_windows_are_like_live_ones_and_the_same_for_one_seed(speech: Speech) -> None:
+    rows = torch.arange(32) % len(speech)
+    windows = draw(speech, rows, torch.Generator().manual_seed(1))
+    assert windows.shape == (32, 2, 64, 300) and torch.isfinite(windows).all()
+    assert set(windows[:, 1].unique().tolist()) == {0.0, 1.0} and 0.9 < float(windows[:, 0].max()) < 2
+    assert torch.all(windows[:, 0].amax(1)[windows[:, 1, 0] == 0] == 0), "what was not heard is 0"
+    assert torch.equal(windows, draw(speech, rows, torch.Generator().manual_seed(1)))
+
+
+def test_set_without_a_label_does_not_speak_against_it(speech: Speech) -> None:
+    known = voice.known_labels(speech, FACE_CLASSES)
+    fear, emodb = FACE_CLASSES.index("fear"), np.flatnonzero(speech.of("emodb"))[:1]
+    logits = torch.zeros(1, 7, requires_grad=True)
+    voice.cross_entropy(logits, torch.tensor([0]), known[emodb]).backward()
+    assert logits.grad is not None and logits.grad[0, fear] == 0 and logits.grad[0, 0] < 0
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    voice.train(data=data, out=folder / "voice-expression.onnx", epochs=1, seed=1, runs=folder / "runs", jobs=1)
+    return folder
+
+
+def test_training_ships_two_models_with_their_licences_and_evidence_for_the_fusion(trained: Path) -> None:
+    main, free = (Manifest.read(trained / f"voice-expression{name}.onnx") for name in ("", "-emodb"))
+    assert main.labels == FACE_CLASSES and "not for commercial use" in main.licence
+    assert len(free.labels) == 4 and "ravdess" not in free.training_data and "CC0" in free.licence
+    assert "ravdess-01" in main.training_data and "--epochs 1 --seed 1" in main.made_by
+    assert {"ravdess_clip_uar", "ravdess_decision_uar", "ravdess_clip_ece", "ravdess_to_emodb_clip_uar"} <= set(main.metrics)
+    with np.load(trained / "runs" / "out_of_fold.npz", allow_pickle=False) as rows:
+        assert rows["clip_log_probs"].shape == (43, 7) and len(rows["clip_label"]) == len(rows["clip_speaker"]) == 43
+    assert (trained / "runs" / "scores.json").is_file() and (trained / "runs" / "scores.svg").is_file()
+
+
+def test_resumed_training_ends_with_the_same_weights_and_another_run_is_refused(trained: Path, data: Path, tmp_path: Path) -> None:
+    load_speech(data, cache=tmp_path)
+    work = {"runs": tmp_path, "epochs": 2, "seed": 1}
+    voice.fit(data, 0, resume=False, **work)
+    whole = torch.load(tmp_path / "voice-0.pt", weights_only=True)
+    saved = torch.save
+
+    class PowerCut(Exception): ...
+
+    def cut(stored: dict[str, object], path: Path) -> None:
+        saved(stored, path)
+        Path(path).replace(tmp_path / "voice-0.pt")
+        raise PowerCut
+
+    torch.save = cut
+    try:
+        with pytest.raises(PowerCut):
+            voice.fit(data, 0, resume=False, **work)
+    finally:
+        torch.save = saved
+    voice.fit(data, 0, resume=True, **work)
+    again = torch.load(tmp_path / "voice-0.pt", weights_only=True)
+    assert all(torch.equal(again["average"][name], value) for name, value in whole["average"].items())
+    with pytest.raises(ConfigError, match="without --resume"):
+        voice.fit(data, 0, resume=True, **work | {"seed": 2})
+
+
+def test_evaluation_keeps_speakers_of_the_training_apart(trained: Path, data: Path, tmp_path: Path) -> None:
+    write_buzz(tmp_path / "speech/emodb/angry/16a01Wa.wav", 100)
+    for path in (data / "speech" / "emodb").rglob("*.wav"):
+        (tmp_path / "speech" / "emodb" / path.name).write_bytes(path.read_bytes())
+    table = voice_ship.evaluate_voice(model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json")
+    counts = {what: row["clip"].count for what, row in table.items()}
+    assert counts == {"emodb, speakers never heard, 1 labels": 1, "emodb, SPEAKERS IT WAS TRAINED ON, 4 labels": 8}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_model_answers_a_window_in_ten_milliseconds(path: Path) -> None:
+    if not path.is_file():
+        pytest.skip(f"no {path.name}: python run_pipeline.py train voice")
+    manifest, engine = Manifest.read(path), Onnxruntime(path, threads=1)
+    samples = np.random.default_rng(0).normal(0, 0.1, 3 * RATE_HZ).astype(np.float32)
+    heard, took_s = np.ones(len(samples), bool), []
+    for _ in range(20):
+        began_s = time.thread_time()
+        logits = engine.run({"voice": voice_tensor(samples, heard)[None]})["logits"]
+        took_s.append(time.thread_time() - began_s)
+    assert logits.shape == (1, len(manifest.labels))
+    assert np.median(took_s) < 0.01
