@@ -131,10 +131,16 @@ def _slice(i: list[Any], a: Attributes) -> Tensor:
     starts, ends = i[1].tolist(), i[2].tolist()
     axes = i[3].tolist() if len(i) > 3 and i[3] is not None else list(range(len(starts)))
     steps = i[4].tolist() if len(i) > 4 and i[4] is not None else [1] * len(starts)
-    where = [slice(None)] * i[0].dim()
+    x = i[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        where[axis] = slice(start, min(end, 1 << 40), step)
-    return i[0][tuple(where)]  # type: ignore[no-any-return]
+        first, stop, step = slice(start, end, step).indices(x.shape[axis])
+        if step > 0:
+            where = [slice(None)] * x.dim()
+            where[axis] = slice(first, max(first, stop), step)
+            x = x[tuple(where)]
+        else:  # torch has no slices that run backwards
+            x = x.index_select(axis, torch.arange(first, stop, step, device=x.device))
+    return x  # type: ignore[no-any-return]
 
 
 def _split(i: list[Any], a: Attributes) -> Any:
@@ -177,6 +183,18 @@ def _clip(i: list[Any], a: Attributes) -> Tensor:
     return torch.clamp(i[0], low, high)
 
 
+def _pad(i: list[Any], a: Attributes) -> Tensor:
+    if a.get("mode", b"constant") != b"constant":
+        raise EngineError(f"Pad of mode {a['mode'].decode()} has no torch twin here")
+    sizes = i[1].tolist()
+    axes = i[3].tolist() if len(i) > 3 and i[3] is not None else list(range(i[0].dim()))
+    around = [(0, 0)] * i[0].dim()
+    for axis, begin, end in zip(axes, sizes[: len(axes)], sizes[len(axes) :], strict=True):
+        around[axis] = (begin, end)
+    value = float(i[2]) if len(i) > 2 and i[2] is not None else 0.0
+    return F.pad(i[0], [size for pair in reversed(around) for size in pair], value=value)
+
+
 def _filled(i: list[Any], a: Attributes) -> Tensor:
     value = numpy_helper.to_array(a["value"]) if "value" in a else np.zeros(1, np.float32)
     return torch.full(i[0].tolist(), value.reshape(-1)[0].item(), dtype=torch.from_numpy(value.copy()).dtype, device=i[0].device)
@@ -215,7 +233,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMin": _reduce(torch.amin),
     "ReduceL2": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, dim=axes, keepdim=keep)),
     "Concat": lambda i, a: torch.cat(i, a["axis"]), "Slice": _slice, "Split": _split, "Gather": _gather,
-    "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Reshape": _reshape, "Flatten": _flatten, "Clip": _clip,
+    "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Reshape": _reshape, "Flatten": _flatten, "Clip": _clip, "Pad": _pad,
     "Transpose": lambda i, a: i[0].permute(a.get("perm", list(reversed(range(i[0].dim()))))),
     "Expand": lambda i, a: i[0].expand(torch.broadcast_shapes(i[0].shape, i[1].tolist())),
     "Shape": lambda i, a: torch.tensor(i[0].shape[a.get("start", 0) : a.get("end")], dtype=torch.int64),
