@@ -252,9 +252,12 @@ def train(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "train", "train") from error
-    names = ("data", "out", "epochs", "seed", "resume")
+    names = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format")
     found(**_fitting(found, {name: getattr(args, name) for name in names if getattr(args, name)}))
 
+
+# The words a `train` or `evaluate` function may take as options, as far as its signature names them.
+OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
 TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train")}
@@ -267,7 +270,7 @@ def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
     from pipeline.errors import ConfigError
 
     known = inspect.signature(function).parameters
-    here = ", ".join(f"--{n}" for n in known if n in ("data", "out", "epochs", "seed", "resume", "model", "truth"))
+    here = ", ".join(f"--{n}" for n in known if n in OPTIONS)
     for name in given:
         if name not in known:
             raise ConfigError(f"--{name}: nothing here takes it. Options here: {here}")
@@ -287,14 +290,16 @@ def evaluate(args: argparse.Namespace) -> None:
         found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", "evaluate", "train") from error
-    given = {name: getattr(args, name) for name in ("model", "data", "out", "seed", "truth") if getattr(args, name)}
+    names = ("model", "data", "out", "seed", "truth", "family", "format", "epochs")
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
     result = found(**_fitting(found, given))
     if args.what in ("face", "stream"):
         print(json.dumps(result, indent=2))
 
 
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
-EVALUATED = {"face": ("evaluate", "evaluate_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
+EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
+             "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
@@ -376,11 +381,20 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path)
     verb.add_argument("--epochs", type=int)
     verb.add_argument("--seed", type=int)
-    verb.add_argument("--resume", action="store_true")
+    verb.add_argument("--resume", action="store_true", help="go on after the last epoch")
+    verb.add_argument("--start", type=Path, help="for face: a shipped model to train on, instead of random weights")
+    verb.add_argument("--lr", type=float, help="for face: the highest learning rate")
+    verb.add_argument("--workers", type=int, help="for face: processes that share the work")
+    verb.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
+    verb.add_argument("--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …")
+    verb.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
     verb.set_defaults(function=train)
     verb = verbs.add_parser("evaluate", help="measure on data that chose nothing: " + ", ".join(EVALUATED))
     verb.add_argument("what", choices=tuple(EVALUATED))
     verb.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
+    verb.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    verb.add_argument("--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb")
+    verb.add_argument("--epochs", type=int, help="for fusion")
     verb.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     verb.add_argument("--data", type=Path)
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")

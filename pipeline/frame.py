@@ -31,6 +31,8 @@ Encoding = Literal[
     "series_f32",  # (n,) float32, any numeric series
     "text_utf8",  # (n,) uint8
     "label",  # (n,) uint8, UTF-8
+    "packet",  # (n,) uint8, one packet of a sensor as it came over the network: its decoder knows what it holds
+    "calibration",  # (n,) uint8, UTF-8: a sensor's numbers as they were given (calib.txt, camera_info as JSON)
     "none",  # (0,) uint8: nothing happened until capture_ns (a watermark)
 ]
 
@@ -52,6 +54,8 @@ FOREVER_NS = 1 << 62
 
 NO_DATA = np.empty(0, np.uint8)
 NO_DATA.setflags(write=False)
+NO_EMBEDDING = np.empty(0, np.float32)
+NO_EMBEDDING.setflags(write=False)
 
 
 class StreamInfo(msgspec.Struct, frozen=True, array_like=True, tag="StreamInfo"):
@@ -130,7 +134,7 @@ class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     voice: str = ""  # "own": the voice is taken for this one's; "shared": it may be another's; "": it had no part
 
 
-class Opinion(msgspec.Struct, frozen=True, array_like=True):
+class Opinion(msgspec.Struct, frozen=True, array_like=True, eq=False):
     """What one modality alone would say, and how much it counted."""
 
     modality: str  # "face", "voice"
@@ -138,6 +142,7 @@ class Opinion(msgspec.Struct, frozen=True, array_like=True):
     weight: float  # presence and quality, in [0, 1]: 0 = it had no part in the answer
     probs: tuple[float, ...] = ()  # in the order of Prediction.labels; empty where it had nothing to say
     reason: str = ""  # why the weight is below 1: "blurred", "nobody speaks"
+    embedding: np.ndarray = NO_EMBEDDING  # (d,) float32, the network's; empty unless the task was asked for it
 
 
 class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction", eq=False):
@@ -157,6 +162,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
     timing_ns: dict[str, int] = {}  # wait (anchor's arrival → set), infer (the task), total (capture → published)
     opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
     disagree: bool = False  # two of the opinions are sure of different labels
+    agreement: float | None = None  # -1 to 1: how well the modalities fit together; None where the fusion tells none
 
     def record(self) -> dict[str, Any]:
         """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""
@@ -182,10 +188,12 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
                     "weight": round(o.weight, 4),
                     "probs": dict(zip(self.labels, (round(p, 6) for p in o.probs), strict=True)) if o.probs else {},
                     "reason": o.reason,
+                    **({"embedding": [round(float(v), 6) for v in o.embedding]} if o.embedding.size else {}),
                 }
                 for o in self.opinions
             ],
             "disagree": self.disagree,
+            **({} if self.agreement is None else {"agreement": round(self.agreement, 4)}),
             "speaking": self.speaking,
             "used": list(self.used),
             "missing": list(self.missing),

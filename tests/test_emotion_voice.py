@@ -126,6 +126,19 @@ def test_camera_away_the_voice_answers_alone(hearing: Open) -> None:
     assert prediction.subjects == ()
 
 
+def test_run_that_loses_camera_then_microphone_keeps_predicting_and_recovers(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    task, told = hearing("sad"), []
+    for i in range(120):  # five seconds: both, no camera, both, no microphone, both
+        last, seeing, listening = 50 + int(i * 1000 / 24 / 20), not 24 <= i < 48, not 72 <= i < 96
+        frames = ([camera(i, face)] if seeing else []) + (speech(last - 50, 50) if listening else [])
+        missing = tuple(name for name, here in (("webcam", seeing), ("mic", listening)) if not here)
+        told.append(task.predict(aligned(*frames, missing=missing, anchor_ns=i * 1001 * 1_000_000 * 1000 // 24000)))
+    assert all(p.label is not None for p in told)
+    assert [told[i].used for i in (23, 47, 71, 95, 119)] == [("webcam", "mic"), ("mic",), ("webcam", "mic"), ("webcam",), ("webcam", "mic")]
+    assert told[47].missing == ("webcam",) and told[95].missing == ("mic",) and told[119].missing == ()
+    assert told[47].label == "sad" and told[119].probs[LABELS.index("sad")] > told[95].probs[LABELS.index("sad")]
+
+
 def test_voice_fades_after_the_last_word_and_says_so(hearing: Open, face: np.ndarray[Any, Any]) -> None:
     task = hearing()
     watch(task, [face])
@@ -290,3 +303,23 @@ def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
     assert disagree(np.exp(face[0]), np.exp(voice[0])) and not disagree(np.exp(face[0]), np.float32([0.45, 0.55][::-1]))
 
 
+
+
+def test_embeddings_are_sent_only_when_asked_for(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+    silent, asked = opened(weights, voice="none"), opened(weights, voice="none", embeddings=True)
+    assert silent.predict(aligned(camera(0, face))).opinions == ()
+    opinion = asked.predict(aligned(camera(0, face))).opinions[0]
+    assert opinion.modality == "face" and opinion.embedding.shape == (7,) and opinion.embedding.dtype == np.float32
+    assert len(asked.predict(aligned(camera(1, face))).record()["opinions"][0]["embedding"]) == 7
+
+
+def test_an_opinion_has_no_embedding_in_its_record_unless_asked(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+    record = watch(hearing(), [face])[-1].record()
+    assert [o["modality"] for o in record["opinions"]] == ["face", "voice"]
+    assert all("embedding" not in o for o in record["opinions"])
+
+
+def test_embeddings_of_a_network_that_has_none_are_refused(weights: Path, tmp_path: Path) -> None:  # noqa: F811
+    voice = made(tmp_path, says="sad")
+    with pytest.raises(ConfigError, match="stand-in.*no output 'embedding'.*voice: none"):
+        opened(weights, voice=str(voice), fusion="average", embeddings=True)

@@ -94,6 +94,29 @@ def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path:
         Fusion(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES[::-1])
 
 
+def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bridge: Bridge, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 7, 800)
+    speakers = np.array([f"actor {i % 10}" for i in range(800)])
+    pairs = fusion.pseudo_pairs(opinions(labels, right=0.7, classes=7, seed=1), labels, opinions(labels[:100], right=0.7,
+                                classes=7, seed=2), labels[:100], speakers[:100], seed=1)  # fmt: skip
+    assert fusion.agreement_auc(pairs, seed=1) > fusion.LEAST_AGREEMENT_AUC
+    telling = Bridge(bridge.core, FACE_CLASSES)
+    telling.coordinated = fusion.taught("coordinated", pairs, seed=1)
+    export_bridge(telling, tmp_path / "fusion.onnx", 7)
+    opinion = [TensorInfo(name, ("n", 1, 7), "float32", "") for name in ("face", "voice")]
+    outputs = (TensorInfo("logits", ("n", 7), "float32", ""), TensorInfo("agreement", ("n", 1), "float32", ""))
+    Manifest(
+        name="fusion", task="emotion", inputs=(*opinion, TensorInfo("present", ("n", 2), "float32", "")), outputs=outputs,
+        labels=FACE_CLASSES, temperature=1.0, training_data="drawn", licence="Apache-2.0", made_by="this test",
+    ).write(tmp_path / "fusion.onnx")  # fmt: skip
+    live = Fusion(Onnxruntime(tmp_path / "fusion.onnx", threads=1), Manifest.read(tmp_path / "fusion.onnx"), FACE_CLASSES)
+    happy, sad = (opinions(np.array([FACE_CLASSES.index(label)]), right=2, classes=7, seed=3)[0] for label in ("happy", "sad"))
+    fits, differs = live.agreement(happy, happy), live.agreement(happy, sad)
+    assert fits is not None and differs is not None and 1 >= fits > differs + 0.3
+    assert Fusion().agreement(happy, sad) is None
+
+
 def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

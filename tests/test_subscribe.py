@@ -126,8 +126,10 @@ def a_prediction() -> dict[str, Any]:
     receipt = frame.Receipt("camera", "exact", (1,))
     subject = frame.Subject(1, (0, 0, 10, 10), (0.75, 0.25))
     timing = {"wait": 1, "infer": 2, "total": 3}
+    opinions = (frame.Opinion("face", "camera", 0.9, (0.75, 0.25), "blurred", np.float32([0.5, -1])),
+                frame.Opinion("voice", "microphone", 0.0, (), "nobody speaks"))  # fmt: skip
     return Prediction(
-        "emotion", 1, ("a", "b"), np.float32([0.75, 0.25]), "a", "m@1", (subject,), ("camera",), (), (receipt,), None, timing
+        "emotion", 1, ("a", "b"), np.float32([0.75, 0.25]), "a", "m@1", (subject,), ("camera",), (), (receipt,), None, timing, opinions
     ).record()
 
 

@@ -16,7 +16,8 @@ from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.training import datasets, evaluate  # noqa: E402
 from pipeline.training.export import export_face, largest_difference  # noqa: E402
 from pipeline.training.face import augment, train  # noqa: E402
-from pipeline.training.nets import FaceNet  # noqa: E402
+from pipeline.training.nets import FaceNet, MirroredFaceNet  # noqa: E402
+from pipeline.training.restart import face_net_from  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "face-expression.onnx"
 
@@ -56,16 +57,42 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return stored
 
 
-def test_training_ships_a_model_with_its_manifest_and_figures(data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.training.face.PEAK_LR", 0.02)         # eight steps in all: no time to recover from 0.1
+def test_training_ships_a_model_with_its_manifest_and_figures(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.onnx"
-    train(data=data, out=out, epochs=4, seed=1, runs=tmp_path / "runs")
+    train(data=data, out=out, epochs=4, seed=1, runs=tmp_path / "runs", lr=0.02)    # eight steps: no time to recover from 0.1
     manifest = Manifest.read(out)
     assert manifest.labels == datasets.FACE_CLASSES and manifest.inputs[0].shape == ("n", 1, 48, 48)
     assert "--epochs 4 --seed 1" in manifest.made_by
     assert {"held_back_accuracy", "held_back_ece", "publictest_accuracy", "publictest_macro_f1"} <= set(manifest.metrics)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "runs" / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[3] < losses[0]
+    out.unlink()
+    train(data=data, out=out, seed=1, runs=tmp_path / "runs", ship=True)            # no training, the same file again
+    assert Manifest.read(out) == manifest
+    with pytest.raises(ConfigError, match="Give --seed 1"):
+        train(data=data, out=out, seed=2, runs=tmp_path / "runs", ship=True)
+
+
+def test_two_workers_train_one_network(data: Path, tmp_path: Path) -> None:
+    train(data=data, out=tmp_path / "face.onnx", epochs=1, seed=1, runs=tmp_path / "runs", workers=2)
+    assert "--workers 2" in Manifest.read(tmp_path / "face.onnx").made_by
+
+
+def test_training_goes_on_from_a_shipped_file_with_the_answers_it_had(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, (images, _) = FaceNet().train(), made_up_faces(64, 0)
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.from_numpy(face_tensor(images)))                  # batch-norm leaves its starting figures
+    export_face(net, tmp_path / "face.onnx")
+    again, faces = face_net_from(tmp_path / "face.onnx", images), torch.from_numpy(face_tensor(images))
+    with torch.no_grad():
+        assert torch.allclose(again(faces)[0], net.eval()(faces)[0], atol=1e-4)
+        before = again(faces)[0]
+        again.dropout.p = 0.0
+        assert torch.allclose(again.train()(faces)[0], before, atol=1e-2)    # its norms know what faces are like
+    with pytest.raises(ConfigError, match="--start wants the ONNX file of a face network"):
+        face_net_from(tmp_path / "none.onnx", images)
 
 
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -99,7 +126,15 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     with torch.no_grad():
         net(torch.randn(8, 1, 48, 48))                                  # batch-norm leaves its starting figures
     export_face(net, tmp_path / "face.onnx")
-    assert largest_difference(net, tmp_path / "face.onnx", torch.randn(5, 1, 48, 48)) <= 1e-4
+    assert largest_difference(MirroredFaceNet(net), tmp_path / "face.onnx", torch.randn(5, 1, 48, 48)) <= 1e-4
+
+
+def test_mirrored_face_gets_the_same_answer() -> None:
+    torch.manual_seed(0)
+    net, faces = MirroredFaceNet(FaceNet()).eval(), torch.randn(3, 1, 48, 48)
+    with torch.no_grad():
+        straight, mirrored = net(faces), net(faces.flip(3))
+    assert torch.allclose(straight[0], mirrored[0], atol=1e-5) and torch.allclose(straight[1], mirrored[1], atol=1e-5)
 
 
 def test_augmented_faces_stay_faces() -> None:

@@ -59,6 +59,7 @@ class Task:
         speaking: bool | None = None,
         opinions: Sequence[Opinion] = (),
         disagree: bool = False,
+        agreement: float | None = None,
         uncertain_below: float = 0.0,
     ) -> Prediction:
         """The answer to `aligned`, with the receipts it came with.
@@ -86,6 +87,7 @@ class Task:
             speaking=speaking,
             opinions=tuple(opinions),
             disagree=disagree,
+            agreement=agreement,
         )
 
 

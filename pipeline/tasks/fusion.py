@@ -1,8 +1,9 @@
 """Joins the opinions of face and voice into one, for every face at once.
 
 The fusion is any ONNX with a manifest whose inputs are `face` and `voice` (n, 1, labels), calibrated log-probabilities,
-and `present` (n, 2), a weight of each from 0 to 1, and whose output is `logits` (n, labels). Without one, the rule
-"average" is what needs no training: the mean of the two, each counting as much as it is present.
+and `present` (n, 2), a weight of each from 0 to 1, and whose output is `logits` (n, labels); an output `agreement` (n, 1)
+says how well the voice fits the face. Without one, the rule "average" is what needs no training: the mean of the two, each
+counting as much as it is present.
 
     fusion = Fusion(engine, manifest)
     fusion.fuse(face, voice, present)           # (n, 7), (n, 7), (n, 2) -> (n, 7) probabilities
@@ -31,6 +32,7 @@ class Fusion:
 
     def __init__(self, engine: Engine | None = None, manifest: Manifest | None = None, labels: Sequence[str] = ()) -> None:
         self._engine, self._temperature = engine, manifest.temperature if manifest else 1.0
+        self._tells_agreement = manifest is not None and any(tensor.name == "agreement" for tensor in manifest.outputs)
         if manifest is not None:
             inputs = [tensor.name for tensor in manifest.inputs]
             if sorted(inputs) != sorted(INPUTS) or manifest.labels != tuple(labels):
@@ -49,6 +51,14 @@ class Fusion:
         if both.any():
             probs[both] = self._both(face[both], voice[both], present[both])
         return np.asarray(probs, np.float32)
+
+    def agreement(self, face: Floats, voice: Floats) -> float | None:
+        """How well a voice fits a face, -1 to 1. (labels,) log-probabilities. None where the model does not tell it."""
+        if self._engine is None or not self._tells_agreement:
+            return None
+        here = np.ones((1, 2), np.float32)
+        said = self._engine.run({"face": face[None, None], "voice": voice[None, None], "present": here})
+        return float(said["agreement"][0, 0])
 
     def _both(self, face: Floats, voice: Floats, present: Floats) -> Floats:
         if self._engine is None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.features import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, audio_window, voice_tensor
-from pipeline.frame import Frame
+from pipeline.frame import NO_EMBEDDING, Frame
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks.quality import voice_quality
@@ -37,11 +37,13 @@ FLOOR = 1e-6
 
 
 class Heard(NamedTuple):
-    """log_probs: (labels,) or None before the first decision. weight: presence times quality. reason: why it is below 1."""
+    """log_probs: (labels,) or None before the first decision. weight: presence times quality. reason: why it is below 1.
+    embedding: (d,) float32, of the latest decision; empty where the network gives none."""
 
     log_probs: Floats | None
     weight: float
     reason: str
+    embedding: Floats = NO_EMBEDDING
 
 
 class Pace:
@@ -88,7 +90,7 @@ class Voice:
     def _forget(self) -> None:
         self._frames.clear()
         self._mean: Floats | None = None
-        self._quality, self._reason = 0.0, ""
+        self._quality, self._reason, self._embedding = 0.0, "", NO_EMBEDDING
         self._pace = Pace()
 
     def update(self, frames: Sequence[Frame], *, speaking: bool | None) -> Heard:
@@ -118,7 +120,9 @@ class Voice:
         before_ns = self._samples * NS // VOICE_RATE_HZ
         samples, heard = audio_window(tuple(self._frames), due_ns, before_ns=before_ns, sample_rate_hz=VOICE_RATE_HZ)
         tensor = voice_tensor(samples, heard) if self._input == "voice" else samples
-        logits = self._engine.run({self._input: tensor[None]})["logits"][0] / self._temperature
+        said = self._engine.run({self._input: tensor[None]})
+        logits = said["logits"][0] / self._temperature
+        self._embedding = said["embedding"][0] if "embedding" in said else NO_EMBEDDING
         probs = np.exp(logits - logits.max())
         # A network that knows four labels of seven says how the four compare, and leaves the others their even share.
         spread = np.full(self._labels, 1 / self._labels, np.float64)
@@ -137,4 +141,4 @@ class Voice:
         log_probs = self._mean - np.log(np.exp(self._mean).sum(dtype=np.float32))
         fade = min(1.0, (FADE_NS - silent_ns) / (FADE_NS - HOLD_NS))
         reason = self._reason or (f"nobody has spoken for {silent_ns / NS:.1f} s" if fade < 1 else "")
-        return Heard(log_probs, self._quality * fade, reason)
+        return Heard(log_probs, self._quality * fade, reason, self._embedding)

@@ -34,8 +34,17 @@ STEPS, RATE = 300, 0.05
 PULL = 0.005
 
 
+def opinions_of(face: np.ndarray, voice: np.ndarray) -> tuple[list[Tensor], Tensor, Tensor]:
+    """(n, 7) each -> what a FusionNet over the two takes, both present and of the same moment."""
+    told = [torch.from_numpy(opinion).float()[:, None] for opinion in (face, voice)]
+    return told, torch.ones(len(face), 2), torch.zeros(len(face), 2)
+
+
 class Bridge(nn.Module):
-    """core: over VOTE_CLASSES, modalities face and voice; it is not changed. labels: of the encoders, surprise included."""
+    """core: over VOTE_CLASSES, modalities face and voice; it is not changed. labels: of the encoders, surprise included.
+    coordinated: a network over the two opinions whose agreement is told as well; None: it is not."""
+
+    coordinated: FusionNet | None
 
     def __init__(self, core: FusionNet, labels: Sequence[str]) -> None:
         super().__init__()
@@ -47,6 +56,7 @@ class Bridge(nn.Module):
         self.shift = nn.Parameter(torch.zeros(2, len(VOTE_CLASSES)))
         self.odds = nn.Parameter(torch.tensor([0.7, 0.7]))
         self.odds_shift = nn.Parameter(torch.tensor(0.0))
+        self.coordinated = None
 
     def together(self, face: Tensor, voice: Tensor) -> Tensor:
         """(n, 7) log-probabilities each -> (n, 7) log-probabilities of both."""
@@ -95,24 +105,40 @@ class Bridge(nn.Module):
         return np.asarray(self(*inputs).numpy())
 
 
+class _Told(nn.Module):
+    """What is exported: the answer and, where there is a network for it, the agreement."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self.bridge = bridge
+
+    def forward(self, face: Tensor, voice: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        logits = self.bridge(face, voice, present)
+        if self.bridge.coordinated is None:
+            return (logits,)
+        both = (present > 0).float()
+        return logits, self.bridge.coordinated([face, voice], both, torch.zeros_like(both)).agreement
+
+
 def export_bridge(bridge: Bridge, path: Path, labels: int) -> None:
-    """Write `face`, `voice` (n, 1, labels), `present` (n, 2) -> `logits` (n, labels). Raises RuntimeError, and leaves no
-    file, when the probabilities of ONNX Runtime and torch differ by more than 1e-4."""
-    bridge.eval()
+    """Write `face`, `voice` (n, 1, labels), `present` (n, 2) -> `logits` (n, labels) and, where there is one, `agreement`
+    (n, 1). Raises RuntimeError, and leaves no file, when ONNX Runtime and torch differ by more than 1e-4 (probabilities)."""
+    told = _Told(bridge).eval()
     generator = torch.Generator().manual_seed(0)
     face, voice = (torch.log_softmax(2 * torch.randn(32, 1, labels, generator=generator), 2) for _ in range(2))
     present = torch.tensor([0.0, 0.3, 1.0])[torch.randint(3, (32, 2), generator=generator)]
     path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(".onnx.unchecked")
-    names = ["face", "voice", "present"]
+    names, outputs = ["face", "voice", "present"], ["logits", *(["agreement"] if bridge.coordinated is not None else [])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(bridge, (face, voice, present), str(unchecked), dynamo=False, opset_version=OPSET, input_names=names,
-                          output_names=["logits"], dynamic_axes={name: {0: "n"} for name in [*names, "logits"]})
+        torch.onnx.export(told, (face, voice, present), str(unchecked), dynamo=False, opset_version=OPSET, input_names=names,
+                          output_names=outputs, dynamic_axes={name: {0: "n"} for name in [*names, *outputs]})
     session = onnxruntime.InferenceSession(str(unchecked), providers=["CPUExecutionProvider"])
-    (theirs,) = session.run(None, {"face": face.numpy(), "voice": voice.numpy(), "present": present.numpy()})
+    theirs = session.run(outputs, {"face": face.numpy(), "voice": voice.numpy(), "present": present.numpy()})
     with torch.no_grad():
-        difference = float(np.abs(np.exp(bridge(face, voice, present).numpy()) - np.exp(theirs)).max())
+        ours = [out.numpy() for out in told(face, voice, present)]
+    difference = max(float(np.abs(np.exp(a) - np.exp(b)).max()) for a, b in zip(ours, theirs, strict=True))
     if not difference <= MAX_DIFFERENCE:
         unchecked.unlink()
         raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {MAX_DIFFERENCE}")

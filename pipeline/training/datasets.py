@@ -1,25 +1,32 @@
-"""Where the training data lies and how a part of it is held back to choose on.
+"""Where the training data lies, how a user's own is read, and how a part of it is held back to choose on.
 
 The data is never part of the repository. `SENSORIUM_DATA` names its folder; without it, `../shared/data` is used where
 that exists. A set that is missing is a ConfigError with one instruction.
 
-    faces = load_faces(data_folder(None), "train48")
+    faces = load_faces(data_folder(None), "train48")           # or a folder with Kaggle's fer2013.csv in it
+    rows = load_rows(Path("~/data/mosei"), "cmu-csd")          # one's own, or a public set as its users have it
     train, held_back = split_by_group(near_duplicate_groups(faces.images), fraction=0.1, seed=0)
 """
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
+from pipeline.dataset import Rows, load
+from pipeline.errors import ConfigError, nearest
 
 FACE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")   # FER2013's own order, 0 to 6
+
+OWN_FORMAT = "aligned"        # pipeline/dataset.py: what export --dataset writes
 
 # Two faces whose 24×24 pictures correlate this much are one photograph, cropped or compressed twice: looked at in bands,
 # nearly all pairs above 0.92 are twins, about half at 0.90 to 0.92, almost none below 0.88.
@@ -55,12 +62,15 @@ def data_folder(data: Path | None) -> Path:
 
 
 def load_faces(folder: Path, part: str) -> Faces:
-    """One part of FER2013: "train48" or "publictest48". Raises ConfigError when it is missing or not what it should be."""
+    """One part of FER2013: "train48", "publictest48" or "privatetest48", of our own archive or else of Kaggle's fer2013.csv.
+    Raises ConfigError when it is missing or not what it should be."""
     path = folder / "faces" / f"fer2013_{part}.npz"
     if not path.is_file():
+        if (folder / "fer2013.csv").is_file():
+            return _kaggle_faces(folder / "fer2013.csv", part)
         raise ConfigError(
             f"{path}: not there. It holds images (n, 48, 48) uint8, labels (n,) 0 to 6 and the 7 class names; "
-            "point --data or SENSORIUM_DATA at the folder that has faces/ in it."
+            "point --data or SENSORIUM_DATA at the folder that has faces/ in it, or at one with Kaggle's fer2013.csv."
         )
     with np.load(path, allow_pickle=False) as stored:
         classes = tuple(str(name) for name in stored["classes"])
@@ -71,6 +81,39 @@ def load_faces(folder: Path, part: str) -> Faces:
             "Fetch the file anew."
         )
     return Faces(images, labels)
+
+
+def _kaggle_faces(path: Path, part: str) -> Faces:
+    """The same from the challenge's own file: columns emotion, pixels (2304 numbers with spaces between) and Usage."""
+    usage = {"train48": "Training", "publictest48": "PublicTest", "privatetest48": "PrivateTest"}[part]
+    images, labels = [], []
+    with path.open(newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                if row["Usage"].strip() == usage:
+                    images.append(np.array(row["pixels"].split(), np.uint8).reshape(48, 48))
+                    labels.append(range(len(FACE_CLASSES))[int(row["emotion"])])
+            except (KeyError, ValueError, IndexError, AttributeError) as error:
+                raise ConfigError(f"{path}: line {number} is not as FER2013's are ({error!r}). Fetch the file anew.") from error
+    if not images:
+        raise ConfigError(f"{path}: no rows with the Usage {usage}. Fetch the whole file anew.")
+    return Faces(np.stack(images), np.array(labels, np.int64))
+
+
+def load_rows(path: Path, format: str = OWN_FORMAT) -> Rows:
+    """Labelled rows of one's own, or of a public set as its users have it. Raises ConfigError with one instruction."""
+    from pipeline.training import clip_sets, feature_files  # they need more than this module's readers do
+
+    known: dict[str, Callable[[Path], Rows]] = {
+        OWN_FORMAT: load, **feature_files.FORMATS, "votes": clip_sets.votes,
+        **{name: partial(clip_sets.read, name=name) for name in clip_sets.NAMED},
+    }
+    if format not in known:
+        raise ConfigError(f"--format: nothing called '{format}'.{nearest(format, known)} There are: {', '.join(known)}")
+    if not path.exists():
+        raise ConfigError(f"{path}: not there. Give --data the folder or file as you have it; none of these sets comes with "
+                          "Sensorium, and the licence of each is its publisher's.")
+    return known[format](path)
 
 
 def near_duplicate_groups(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

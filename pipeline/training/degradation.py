@@ -3,7 +3,8 @@
     python run_pipeline.py evaluate degradation --seed 1
 
 Pseudo-pairs as in fusion.py, actors and faces that fitted nothing. Beside the fused answer with the live quality weights
-stands the one that trusts every picture alike: the weights are worth their place only where they win.
+stands the one that trusts everything alike: the weights are worth their place only where they win. A picture that is out
+leaves the voice alone from its first missing frame on, however long it lasts; what sound does is in degradation_sound.py.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import torch
 from pipeline.features import FACE_PX
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks.quality import face_quality
-from pipeline.training import evaluate, fusion
+from pipeline.training import degradation_sound, evaluate, fusion
+from pipeline.training.bridge import Bridge
 from pipeline.training.datasets import FACE_CLASSES, data_folder
 from pipeline.training.report import write
 from pipeline.training.scores import Scores, markdown, score
 
 Image = npt.NDArray[np.uint8]
+VOICE_MODEL = evaluate.FACE_MODEL.with_name("voice-expression.onnx")
 
 
 def blurred(sigma_px: float) -> Callable[[Image], Image]:
@@ -66,7 +69,7 @@ CONDITIONS: dict[str, tuple[Callable[[Image], Image], float]] = {
 
 
 def evaluate_degradation(*, data: Path | None = None, seed: int = 1, out: Path = Path("runs/fusion/degradation.json"),
-                         face_model: Path = evaluate.FACE_MODEL,
+                         face_model: Path = evaluate.FACE_MODEL, voice_model: Path = VOICE_MODEL,
                          voice_rows: Path = fusion.VOICE_ROWS) -> dict[str, dict[str, Scores]]:
     """condition → which answer → scores."""
     torch.set_num_threads(1)
@@ -87,13 +90,42 @@ def evaluate_degradation(*, data: Path | None = None, seed: int = 1, out: Path =
     for condition, (spoil, side_px) in CONDITIONS.items():
         spoilt = np.stack([spoil(image) for image in faces.images])
         seen = fusion.log_probs(evaluate.face_logits(face_model, spoilt) / temperature)[pairs.face_row]
-        weight = np.array([face_quality(image, side_px=side_px)[0] for image in spoilt], np.float32)[pairs.face_row]
+        weight = quality(spoilt, side_px=side_px)[pairs.face_row]
         for answer, weights in (("both", weight), ("both, quality ignored", np.ones_like(weight))):
             present = np.stack([weights, np.ones_like(weights)], 1)
             add(condition, answer, np.concatenate([bridge.answer(seen[rows], pairs.voice[rows], present[rows])
                                                    for bridge, rows in fitted]))
         add(condition, "voice absent", seen[tested])
-    add("face absent", "face absent", pairs.voice[tested])
+    add("face absent: picture out 0.5, 2 or 5 s, no face in view", "face absent", pairs.voice[tested])
+    face_weight = quality(faces.images)[pairs.face_row]
+    add_sound(table, pairs, fitted, *degradation_sound.heard(folder, voice_model), face_weight=face_weight, seed=seed)
     print(f"labels: {', '.join(FACE_CLASSES)}; {len(tested)} pseudo-pairs\n{markdown(table)}")
     write(table, out, title="Degraded pseudo-pairs")
     return table
+
+
+def quality(images: Image, *, side_px: float = FACE_PX) -> npt.NDArray[np.float32]:
+    """(n, 48, 48) -> (n,) live weights."""
+    return np.array([face_quality(image, side_px=side_px)[0] for image in images], np.float32)
+
+
+def add_sound(table: dict[str, dict[str, Scores]], pairs: fusion.Pairs, fitted: list[tuple[Bridge, fusion.Rows]], clips: fusion.Rows,
+              heard: dict[str, tuple[fusion.Floats, fusion.Floats]], *, face_weight: fusion.Floats, seed: int) -> None:
+    """One row a condition of the sound, over those tested pairs whose clip was heard in it; the faces are as they were."""
+    place = np.full(int(pairs.clip_row.max()) + 1, -1)
+    place[clips] = np.arange(len(clips))
+    for condition, (log_probs, weight) in heard.items():
+        answers: dict[str, list[npt.NDArray[np.floating]]] = {"both": [], "both, quality ignored": [], "voice alone": []}
+        used = []
+        for bridge, test in fitted:
+            rows = test[place[pairs.clip_row[test]] >= 0]
+            at = place[pairs.clip_row[rows]]
+            voice, counts = log_probs[at], weight[at]
+            for name, present in (("both", np.stack([face_weight[rows], counts], 1)),
+                                  ("both, quality ignored", np.stack([np.ones(len(rows)), counts > 0], 1))):
+                answers[name].append(bridge.answer(pairs.face[rows], voice, present.astype(np.float32)))
+            answers["voice alone"].append(voice)
+            used.append(rows)
+        rows = np.concatenate(used)
+        table[f"sound: {condition}"] = {name: score(np.concatenate(each), pairs.labels[rows], pairs.speakers[rows], seed=seed)
+                                        for name, each in answers.items()}

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 
 from pipeline.features import FACE_PX, VOICE_BANDS, VOICE_FRAMES
-from pipeline.training.nets import FaceNet, VoiceNet
+from pipeline.training.nets import FaceNet, MirroredFaceNet, VoiceNet
 
 OPSET = 20                    # TensorRT-RTX builds 18 to 22
 MAX_DIFFERENCE = 1e-4
@@ -26,9 +26,9 @@ def export_face(net: FaceNet, path: Path) -> None:
     n is free because a picture shows any number of faces, and one call for all costs less than one each. Raises
     RuntimeError, and leaves no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
     """
-    plain = FaceNet().eval()                            # a copy: exporting must not change the network's memory format
-    plain.load_state_dict(net.state_dict())
-    _export(plain, path, "face", torch.randn(3, 1, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0)))
+    copied = FaceNet()                                  # exporting must not change the network's memory format
+    copied.load_state_dict(net.state_dict())
+    _export(MirroredFaceNet(copied).eval(), path, "face", torch.randn(3, 1, FACE_PX, FACE_PX, generator=torch.Generator().manual_seed(0)))
 
 
 def export_voice(net: VoiceNet, path: Path) -> None:
@@ -39,7 +39,7 @@ def export_voice(net: VoiceNet, path: Path) -> None:
     _export(copy.deepcopy(net).eval(), path, "voice", windows)
 
 
-def _export(plain: FaceNet | VoiceNet, path: Path, name: str, samples: torch.Tensor) -> None:
+def _export(plain: torch.nn.Module, path: Path, name: str, samples: torch.Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(".onnx.unchecked")
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def _export(plain: FaceNet | VoiceNet, path: Path, name: str, samples: torch.Ten
 
 
 @torch.no_grad()
-def largest_difference(net: FaceNet | VoiceNet, path: Path, samples: torch.Tensor) -> float:
+def largest_difference(net: torch.nn.Module, path: Path, samples: torch.Tensor) -> float:
     """Between torch and ONNX Runtime, over logits and embeddings. samples: (n, …), as the network takes them."""
     net.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

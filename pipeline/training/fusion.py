@@ -1,6 +1,7 @@
 """Trains the live fusion of face and voice, from people's votes and our encoders' outputs to the shipped ONNX file.
 
     python run_pipeline.py train fusion --seed 1
+    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx      # on data of one's own: fusion_own.py
 
 What a face and a voice together mean is learnt from human votes (votes.py), where both opinions are about one moment. The
 bridge to our encoders (bridge.py) is fitted on outputs for faces and voices that trained neither encoder: the face model's
@@ -24,9 +25,10 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.training import evaluate, fusion_votes
-from pipeline.training.bridge import Bridge, export_bridge
+from pipeline.training.bridge import Bridge, export_bridge, opinions_of
 from pipeline.training.datasets import (
     FACE_CLASSES,
+    OWN_FORMAT,
     Faces,
     data_folder,
     load_faces,
@@ -36,6 +38,7 @@ from pipeline.training.datasets import (
 from pipeline.training.face import HELD_BACK
 from pipeline.training.fusion_fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion_nets import FusionNet, Modality
+from pipeline.training.fusion_own import LEAST_AGREEMENT_AUC, area, train_own
 from pipeline.training.report import write
 from pipeline.training.scores import Scores, markdown, score
 from pipeline.training.votes import folds, load_votes
@@ -46,6 +49,7 @@ FOLDS = 5
 FACES_PER_CLIP = 8
 CORE = "hybrid"
 BRIDGE = "votes and bridge"
+MODALITIES = tuple(Modality(name, len(FACE_CLASSES), opinion=True) for name in ("face", "voice"))
 PAIRED = Recipe(epochs=15, batch=256, rate=5e-3, distil=0.0)
 
 Floats = npt.NDArray[np.float32]
@@ -54,22 +58,32 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pseudo-pairs. face, voice: (n, 7) log-probabilities. labels, speakers: (n,). face_row: which face it was."""
+    """Pseudo-pairs. face, voice: (n, 7) log-probabilities. labels, speakers: (n,). face_row, clip_row: which they were."""
 
     face: Floats
     voice: Floats
     labels: Rows
     speakers: npt.NDArray[np.str_]
     face_row: Rows
+    clip_row: Rows
 
     def take(self, rows: Rows) -> Pairs:
-        return Pairs(self.face[rows], self.voice[rows], self.labels[rows], self.speakers[rows], self.face_row[rows])
+        return Pairs(self.face[rows], self.voice[rows], self.labels[rows], self.speakers[rows], self.face_row[rows],
+                     self.clip_row[rows])
 
 
 def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_model: Path = evaluate.FACE_MODEL,
-          voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion")) -> dict[str, dict[str, Scores]]:
+          voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion"), family: str | None = None,
+          format: str = OWN_FORMAT, epochs: int = 30) -> dict[str, dict[str, Scores]]:
     """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
-    scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused."""
+    scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
+
+    With a family, `data` is a labelled data set of one's own, in a format of datasets.load_rows, and that family is fitted on it instead.
+    """
+    if family is not None:
+        if data is None or out == MODEL:
+            raise ConfigError("--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result.")
+        return train_own(data=data, format=format, out=out, family=family, seed=seed, epochs=epochs)
     torch.set_num_threads(1)
     folder = data_folder(data)
     faces = held_back_faces(face_model, folder)
@@ -86,20 +100,27 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
     if fused.accuracy <= best:
         raise ConfigError(f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
                           "not shipped. Set fusion: average, or train better encoders.")
-    export_bridge(fitted_bridge(core, pairs), out, len(FACE_CLASSES))
+    bridge, auc = fitted_bridge(core, pairs), agreement_auc(pairs, seed=seed)
+    agrees = auc >= LEAST_AGREEMENT_AUC
+    bridge.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
+    print(f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
+          + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is not told"))
+    export_bridge(bridge, out, len(FACE_CLASSES))
     said = "calibrated natural log-probabilities of the labels"
     sizes = {"face": ("n", 1, len(FACE_CLASSES)), "voice": ("n", 1, len(FACE_CLASSES))}
     manifest = Manifest(
         name=out.stem, task="emotion",
         inputs=(*(TensorInfo(name, shape, "float32", f"{name}: {said}") for name, shape in sizes.items()),
                 TensorInfo("present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = there and good")),
-        outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),),
+        outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),
+                 *([TensorInfo("agreement", ("n", 1), "float32", "-1 to 1: how well the voice fits the face")] if agrees else [])),
         labels=FACE_CLASSES, temperature=1.0,
         training_data=f"CREMA-D votes about 72 actors (ODbL); bridge: held-back outputs of "
                       f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
         licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
         made_by=f"python run_pipeline.py train fusion --seed {seed}",
-        metrics={f"pseudo_pairs_{what}_{name}": round(float(getattr(found, name)), 4)
+        metrics={"agreement_auc": round(auc, 4)} | at_rest(voice, voice_labels) | {
+            f"pseudo_pairs_{what}_{name}": round(float(getattr(found, name)), 4)
                  for what, found in (("fused", fused), ("face", table["face alone"]["face"]),
                                      ("voice", table["voice alone"]["voice"]))
                  for name in ("accuracy", "uar", "macro_f1", "log_loss", "ece")},
@@ -107,6 +128,12 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
     manifest.write(out)
     print(f"{out}: {manifest.metrics}", flush=True)
     return table
+
+
+def at_rest(voice: Floats, labels: Rows) -> dict[str, float]:
+    """What neutral voices are to the voice network on average, for the live task's `baseline_s`."""
+    mean = voice[labels == FACE_CLASSES.index("neutral")].mean(axis=0)
+    return {f"neutral_voice_{label}": round(float(value), 4) for label, value in zip(FACE_CLASSES, mean, strict=True)}
 
 
 def voted_core(folder: Path, *, seed: int) -> FusionNet:
@@ -147,7 +174,7 @@ def pseudo_pairs(face: Floats, face_labels: Rows, voice: Floats, voice_labels: R
     chosen = np.stack([random.choice(np.flatnonzero(face_labels == label), FACES_PER_CLIP) for label in voice_labels])
     clip = np.repeat(np.arange(len(voice)), FACES_PER_CLIP)
     rows = chosen.ravel()
-    return Pairs(face[rows], voice[clip], voice_labels[clip], speakers[clip], rows)
+    return Pairs(face[rows], voice[clip], voice_labels[clip], speakers[clip], rows, clip)
 
 
 def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Scores]]:
@@ -193,8 +220,23 @@ def bridged(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
 
 def paired(family: str, train: Pairs, test: Pairs, *, seed: int) -> Floats:
     """A family taught by pseudo-pairs alone."""
-    modalities = tuple(Modality(name, len(FACE_CLASSES), opinion=True) for name in ("face", "voice"))
+    return answer(taught(family, train, seed=seed), Examples.of(MODALITIES, (test.face, test.voice), test.labels))
+
+
+def taught(family: str, pairs: Pairs, *, seed: int) -> FusionNet:
     torch.manual_seed(seed)
-    net = FusionNet(modalities, len(FACE_CLASSES), family=family, layers=1)
-    fit(net, Examples.of(modalities, (train.face, train.voice), train.labels), PAIRED, seed=seed)
-    return answer(net, Examples.of(modalities, (test.face, test.voice), test.labels))
+    net = FusionNet(MODALITIES, len(FACE_CLASSES), family=family, layers=1)
+    fit(net, Examples.of(MODALITIES, (pairs.face, pairs.voice), pairs.labels), PAIRED, seed=seed)
+    return net
+
+
+def agreement_auc(pairs: Pairs, *, seed: int) -> float:
+    """How often a face and a voice of one label agree better than those of two, for actors and faces that taught nothing."""
+    random, told, same = np.random.default_rng(seed), [], []
+    for train, test in splits(pairs, seed=seed):
+        net, partner = taught("coordinated", pairs.take(train), seed=seed), random.permutation(test)
+        with torch.no_grad():
+            fits = net(*opinions_of(pairs.face[test], pairs.voice[partner])).agreement[:, 0]
+        told.append(fits.numpy())
+        same.append(pairs.labels[test] == pairs.labels[partner])
+    return area(np.concatenate(told), np.concatenate(same)) or 0.0

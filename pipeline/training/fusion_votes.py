@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.training.datasets import data_folder
+from pipeline.training.fusion_families import FAMILIES
 from pipeline.training.fusion_fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion_nets import FusionNet, Modality
 from pipeline.training.report import write
@@ -28,7 +29,7 @@ FOLDS = 10
 SITUATIONS = {"both": ("face", "voice"), "face": ("face",), "voice": ("voice",)}  # name → what is present
 RIDGE = 1e-3
 RECIPE = Recipe(epochs=12, batch=256, rate=1e-2, distil=0.0)
-DEFAULT_FAMILIES = ("hybrid", "concat", "stacked", "average", "weighted", "voting", "product")
+DEFAULT_FAMILIES = ("hybrid", *(name for name in FAMILIES if name != "hybrid"))
 
 Floats = npt.NDArray[np.floating]
 MODALITIES = (Modality("face", len(VOTE_CLASSES), opinion=True), Modality("voice", len(VOTE_CLASSES), opinion=True))

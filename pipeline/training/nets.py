@@ -64,6 +64,24 @@ class FaceNet(nn.Module):
         return self.head(self.dropout(embedding)), embedding
 
 
+class MirroredFaceNet(nn.Module):
+    """What ships: a face and its mirror image, one after the other through the same network, their embeddings averaged.
+
+    An expression has no side, so what differs between the two is error. The head is linear: averaged embeddings are
+    averaged logits.
+    """
+
+    def __init__(self, net: FaceNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([faces, faces.flip(3)])                                 # (2 B, 1, 48, 48)
+        _, embedding = self.net(both)                                            # (2 B, 256)
+        embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)                  # (B, 256)
+        return self.net.head(embedding), embedding
+
+
 class VoiceNet(nn.Module):
     """A fixed analysis of the window, then small perceptrons that are trained side by side and answer with their mean.
 

@@ -18,14 +18,19 @@ from pipeline.errors import ConfigError
 UNSURE = "uncertain"
 
 
-def evaluate_stream(model: Path, truth: Path | None = None) -> dict[str, Any]:
-    """model: a file of --out. truth: a CSV "seconds,label" of when which expression began. Raises ConfigError."""
+def evaluate_stream(model: Path, truth: Path | None = None, out: Path | None = None) -> dict[str, Any]:
+    """model: a file of --out. truth: a CSV "seconds,label" of when which expression began. out: a JSON file for the figures.
+    Raises ConfigError."""
     try:
         lines = [json.loads(line) for line in model.read_text(encoding="utf-8").splitlines() if line]
         changes = [line.split(",") for line in truth.read_text().splitlines() if line] if truth else []
-        return measure(lines, truth=[(float(at), label.strip()) for at, label in changes])
+        measured = measure(lines, truth=[(float(at), label.strip()) for at, label in changes])
     except (OSError, ValueError) as error:
         raise ConfigError(f"{model}: {error}. Give a file that --out wrote, and a truth of lines such as 9.5,happy") from error
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    return measured
 
 
 def measure(lines: Iterable[Mapping[str, Any]], *, truth: Sequence[tuple[float, str]] = ()) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""An aligned, labelled data set in a folder: one row a moment, what each modality gave there, and whether it was there.
+
+`export REC.mcap FOLDER --dataset` writes one, `train fusion --data FOLDER` reads it. Owns the two files and their rules;
+knows nothing of recordings, networks or torch.
+
+    dataset.json    {"format": "sensorium-aligned", "version": 1, "labels": ["angry", …], "rows": 471, "made_by": "…",
+                     "modalities": {"face": {"dim": 96, "kind": "embedding"}, "voice": {"dim": 64, "kind": "embedding"}}}
+    rows.npz        label, group, capture_ns; of each modality NAME, NAME_present and NAME_offset_ns (no pickle in it)
+
+    dataset.save(folder, Rows(labels, label, group, capture_ns, {"face": Modality("embedding", values, present, offset_ns)}))
+    dataset.load(folder).modalities["face"].values          # (n, d) float32, zeros where `present` is False
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError
+
+FORMAT, VERSION = "sensorium-aligned", 1
+UNLABELLED = -1
+Kind = Literal["embedding", "probs", "series"]
+OWN_ARRAYS = ("label", "group", "capture_ns")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What one modality gave in each of n rows."""
+
+    kind: Kind  # "embedding": a network's; "probs": log-probabilities are the reader's business; "series": numbers as measured
+    values: npt.NDArray[np.float32]  # (n, d); a row that is not present is all zeros and means nothing
+    present: npt.NDArray[np.bool_]  # (n,)
+    offset_ns: npt.NDArray[np.int64]  # (n,) its capture − the row's capture_ns; 0 where it is not present
+
+    @property
+    def dim(self) -> int:
+        return int(self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n moments. Raises ValueError where lengths, kinds or numbers do not fit together."""
+
+    labels: tuple[str, ...]
+    label: npt.NDArray[np.int64]  # (n,) index into labels, -1 = unlabelled
+    group: npt.NDArray[np.str_]  # (n,) the speaker or session: rows of one group belong in one fold
+    capture_ns: npt.NDArray[np.int64]  # (n,) the anchor's time, on its own group's clock
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
+    made_by: str = ""  # the command, and of what
+
+    def __post_init__(self) -> None:
+        n = len(self.label)
+        _check("label", self.label, (n,), "i")
+        _check("group", self.group, (n,), "U")
+        _check("capture_ns", self.capture_ns, (n,), "i")
+        if n and not (-1 <= self.label.min() and self.label.max() < len(self.labels)):
+            raise ValueError(f"label: from {self.label.min()} to {self.label.max()}, expected -1 to {len(self.labels) - 1}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels: one is there twice: {', '.join(self.labels)}")
+        for name, modality in self.modalities.items():
+            if name in OWN_ARRAYS or name.endswith(("_present", "_offset_ns")) or not name.isidentifier():
+                raise ValueError(f"modality '{name}': a modality cannot be called that. Call it as a variable is called")
+            if modality.kind not in get_args(Kind):
+                raise ValueError(f"{name}: of kind '{modality.kind}', expected one of {', '.join(get_args(Kind))}")
+            _check(name, modality.values, (n, modality.values.shape[-1] if modality.values.ndim else 0), "f")
+            _check(f"{name}_present", modality.present, (n,), "b")
+            _check(f"{name}_offset_ns", modality.offset_ns, (n,), "i")
+            if not np.isfinite(modality.values).all():
+                raise ValueError(f"{name}: it holds numbers that are not finite")
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several sets one after another. ValueError where their labels or modalities differ."""
+    first = parts[0]
+    shape = {name: (m.kind, m.dim) for name, m in first.modalities.items()}
+    for part in parts[1:]:
+        if part.labels != first.labels or {name: (m.kind, m.dim) for name, m in part.modalities.items()} != shape:
+            raise ValueError("the sets differ in their labels or modalities, so their rows cannot be joined")
+
+    def all_of(name: str, what: str) -> Any:
+        return np.concatenate([getattr(part.modalities[name], what) for part in parts])
+
+    return Rows(
+        first.labels,
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.group for part in parts]),
+        np.concatenate([part.capture_ns for part in parts]),
+        {n: Modality(first.modalities[n].kind, all_of(n, "values"), all_of(n, "present"), all_of(n, "offset_ns")) for n in shape},
+        first.made_by,
+    )
+
+
+def save(folder: Path, rows: Rows) -> None:
+    """Write both files, the description last, so that a folder with one is whole. ConfigError where it cannot be written."""
+    arrays: dict[str, Any] = {"label": rows.label, "group": rows.group, "capture_ns": rows.capture_ns}
+    for name, modality in rows.modalities.items():
+        arrays |= {name: modality.values, f"{name}_present": modality.present, f"{name}_offset_ns": modality.offset_ns}
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "labels": list(rows.labels),
+        "modalities": {name: {"dim": m.dim, "kind": m.kind} for name, m in rows.modalities.items()},
+        "rows": len(rows),
+        "made_by": rows.made_by,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dataset.json").unlink(missing_ok=True)
+        with (folder / "rows.npz").open("wb") as file:
+            np.savez(file, **arrays)
+        partial = folder / "dataset.json.part"
+        partial.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, folder / "dataset.json")
+    except OSError as error:
+        raise ConfigError(f"{folder}: the data set cannot be written: {error.strerror or error}") from error
+
+
+def load(folder: Path) -> Rows:
+    """Read a folder back. ConfigError that names the file and what is wrong with it."""
+    path = folder / "dataset.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        fix = "Make one with: python run_pipeline.py export REC.mcap FOLDER --dataset"
+        raise ConfigError(f"{folder}: no data set: there is no dataset.json in it. {fix}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise ConfigError(f"{path}: its format is not '{FORMAT}', so it is no data set of ours")
+    if described.get("version") != VERSION:
+        raise ConfigError(f"{path}: its version is {described.get('version')}, this Sensorium reads {VERSION}. Export it again")
+    arrays = _arrays(folder / "rows.npz")
+    try:
+        labels = tuple(str(label) for label in described["labels"])
+        modalities = {
+            str(name): Modality(told["kind"], arrays[name], arrays[f"{name}_present"], arrays[f"{name}_offset_ns"])
+            for name, told in described["modalities"].items()
+        }
+        made_by = str(described.get("made_by", ""))
+        rows = Rows(labels, arrays["label"], arrays["group"], arrays["capture_ns"], modalities, made_by)
+        dims = {name: told["dim"] for name, told in described["modalities"].items()}
+    except KeyError as error:
+        raise ConfigError(f"{folder}: {error} is missing in dataset.json or rows.npz. Export it again") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    found = {name: modality.dim for name, modality in modalities.items()}
+    if described.get("rows") != len(rows) or dims != found:
+        raise ConfigError(f"{folder}: dataset.json tells of {described.get('rows')} rows of {dims}, rows.npz has {len(rows)} of {found}")
+    return rows
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: it is missing. Export the data set again") from error
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. Export the data set again") from error
+
+
+def _check(name: str, array: Any, shape: tuple[int, ...], kind: str) -> None:
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind != kind:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        expected = {"i": "int64", "U": "text", "f": "float32", "b": "bool"}[kind]
+        raise ValueError(f"{name}: {found}, expected {expected} {shape}")

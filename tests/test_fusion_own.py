@@ -1,0 +1,122 @@
+"""Fusion of one's own: trained on labelled rows, and run live on whatever the config names as its modalities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[train]'")
+
+from test_emotion import aligned, camera, clip, opened, weights  # noqa: E402, F401
+
+from pipeline import dataset  # noqa: E402
+from pipeline.dataset import Modality, Rows  # noqa: E402
+from pipeline.errors import ConfigError  # noqa: E402
+from pipeline.frame import Frame  # noqa: E402
+from pipeline.inference.manifest import Manifest  # noqa: E402
+from pipeline.training import fusion, fusion_own  # noqa: E402
+from pipeline.training.datasets import load_rows  # noqa: E402
+
+MOODS = ("calm", "tense", "glad")
+
+
+def made_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> Rows:
+    """A face embedding and a belt's series, each a noisy view of one of three symbols in its own units, each missing now and
+    then. interacting: the label is their sum, mod 3; else both show the label."""
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 3, count), random.integers(0, 3, count)
+    label = (first + second) % 3 if interacting else first
+    views = np.random.default_rng(9).normal(0, 1, (2, 3, width))
+
+    def seen(which: int, symbol: np.ndarray, kind: str, size: int, scale: float) -> Modality:
+        values = (views[which][symbol][:, :size] * scale + 10 * scale + random.normal(0, 0.3 * scale, (count, size))).astype(np.float32)
+        present = random.random(count) > 0.1
+        values[~present] = 0
+        return Modality(kind, values, present, np.zeros(count, np.int64))  # type: ignore[arg-type]
+
+    modalities = {"face": seen(0, first, "embedding", width, 1.0), "belt": seen(1, second if interacting else first, "series", 4, 50.0)}
+    return Rows(MOODS, label.astype(np.int64), np.array([f"person {i % 8}" for i in range(count)]),
+                np.arange(count, dtype=np.int64), modalities, "made up")
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train fusion --data FOLDER --family cross --out FILE`, with few epochs."""
+    folder = tmp_path_factory.mktemp("own")
+    dataset.save(folder / "data", made_rows())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion_own, "FOLDS", 2)
+        fusion.train(data=folder / "data", family="cross", out=folder / "cross.onnx", epochs=25)
+    return folder / "cross.onnx"
+
+
+def test_trained_family_says_what_it_reached_on_groups_it_never_met(shipped: Path) -> None:
+    manifest = Manifest.read(shipped)
+    assert manifest.labels == MOODS and manifest.metrics["unseen_groups_accuracy"] > 0.55  # one modality alone: a third
+    assert [tensor.name for tensor in manifest.inputs] == ["face", "belt", "present"]
+    assert "--family cross --epochs 25 --seed 1" in manifest.made_by and "8 groups" in manifest.training_data
+
+
+def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shipped: Path, weights: Path) -> None:  # noqa: F811
+    task = opened(weights, voice="none", fusion=str(shipped), sources={"belt": "chest/belt"})
+    _, image = next(clip(0, 1))
+    belt = Frame("chest/belt", 1, 0, "series_f32", np.float32([500, 480, 510, 495]))
+    both = task.predict(aligned(camera(0, image), belt))
+    assert both.labels == MOODS and both.label in (*MOODS, "uncertain") and both.probs.sum() == pytest.approx(1, abs=1e-5)
+    assert [(o.modality, o.stream, o.weight) for o in both.opinions] == [("face", "webcam", 1.0), ("belt", "chest/belt", 1.0)]
+    assert both.used == ("webcam", "chest/belt") and len(both.subjects[0].probs) == 3
+
+    without = task.predict(aligned(camera(1, image)))
+    assert without.opinions[1].weight == 0 and without.opinions[1].reason == "nothing from 'chest/belt' in the set"
+    assert without.used == ("webcam",) and not np.allclose(without.probs, both.probs)
+
+    alone = task.predict(aligned(belt, anchor_ns=0))
+    assert alone.used == ("chest/belt",) and alone.subjects == () and alone.label is not None
+    torn = task.predict(aligned(Frame("chest/belt", 2, 0, "series_f32", np.float32([1, 2])), anchor_ns=0))
+    assert torn.label is None and torn.opinions[1].reason == "'chest/belt' gave 2 numbers, the fusion wants 4 finite ones"
+
+
+def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, weights: Path) -> None:  # noqa: F811
+    _, image = next(clip(0, 1))
+    own = opened(weights, voice="none", fusion=str(shipped))
+    embedding = own._classifier.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["embedding"][0]
+    other = opened(weights, voice="none", fusion=str(shipped), sources={"face": "openface"})
+    streamed = Frame("openface", 1, 0, "series_f32", np.asarray(embedding, np.float32))
+    answer = other.predict(aligned(camera(0, image), streamed))
+    assert answer.opinions[0].stream == "openface" and answer.used == ("webcam", "openface")
+    with pytest.raises(ConfigError, match="no modality 'bellt'. Did you mean 'belt'"):
+        opened(weights, voice="none", fusion=str(shipped), sources={"bellt": "x"})
+    with pytest.raises(ConfigError, match="only a fusion made by train fusion --family"):
+        opened(weights, voice="none", sources={"belt": "x"})
+
+
+def test_table_has_every_set_of_modalities_beside_what_needs_no_training(tmp_path: Path) -> None:
+    dataset.save(tmp_path, made_rows(200, interacting=False))
+    table = fusion_own.evaluate_own(data=tmp_path, family="stacked,average", epochs=4, out=tmp_path / "own.json")
+    assert set(table["stacked"]) == {"face", "belt", "face + belt"} == set(table["logistic regression for this set"])
+    assert "most frequent label (no training)" in table and (tmp_path / "own.svg").is_file()
+
+
+def test_agreement_tells_pairs_of_one_label_only_where_the_modalities_show_it() -> None:
+    assert (fusion_own.agreement_auc(made_rows(300, interacting=False), "coordinated", seed=1, epochs=8) or 0) > 0.7
+    assert fusion_own.area(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == 1
+    assert fusion_own.area(np.array([1.0, 1, 1, 1]), np.array([False, True, False, True])) == 0.5
+
+
+def test_data_that_cannot_be_judged_and_families_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    rows = made_rows(40)
+    one = Rows(rows.labels, rows.label, np.full(40, "me"), rows.capture_ns, rows.modalities)
+    with pytest.raises(ConfigError, match="40 labelled rows of 1 groups"):
+        fusion_own.labelled(one)
+    dataset.save(tmp_path, rows)
+    with pytest.raises(ConfigError, match="no fusion family called 'crosss'. Did you mean 'cross'"):
+        fusion.train(data=tmp_path, family="crosss", out=tmp_path / "x.onnx")
+    with pytest.raises(ConfigError, match="--family is for data of your own"):
+        fusion.train(family="cross")
+
+
+def test_votes_of_people_are_a_data_set_like_any_other(data_dir: Path) -> None:
+    rows = load_rows(data_dir, "votes")
+    assert len(rows) == 5885 and set(rows.modalities) == {"face", "voice"} and rows.modalities["face"].kind == "probs"
