@@ -402,6 +402,22 @@ EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evalu
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
+def export(args: argparse.Namespace) -> None:
+    from pipeline.training.precision import export
+
+    export(args.model, precision=args.precision, out=args.out)
+
+
+def bench(args: argparse.Namespace) -> None:
+    import importlib
+
+    from pipeline.errors import ConfigError
+
+    if not (HERE / "benchmarks" / f"{args.what}.py").is_file():
+        raise ConfigError("bench: the benchmarks come with the checkout, not with the installed package")
+    importlib.import_module(f"benchmarks.{args.what}").main(args.options)
+
+
 # --- the words --------------------------------------------------------------------------------------------------------
 
 
@@ -537,6 +553,15 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
     verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
+    verb = verbs.add_parser("export", help="a model of ours in another precision, for engines that run what is written")
+    verb.add_argument("model", help="a file of the models folder, without .onnx, or a path")
+    verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), required=True)
+    verb.add_argument("--out", type=Path, help="where to; default: beside the model")
+    verb.set_defaults(function=export)
+    verb = verbs.add_parser("bench", help="measure on this machine: infer, fused")
+    verb.add_argument("what", choices=("infer", "fused"))
+    verb.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
+    verb.set_defaults(function=bench)
     return top
 
 

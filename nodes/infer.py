@@ -13,23 +13,29 @@ from typing import Any, ClassVar
 import msgspec
 
 from pipeline.frame import AlignedSet, Prediction
+from pipeline.inference.manifest import PRECISIONS
 from pipeline.node import Arrival, Transform
 from pipeline.retold import Shed, predicted
 from pipeline.tasks import make
 
 
 class Infer(Transform):
-    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name.
-    options: of the task's constructor. replay: a recording: the sets that were shed in the recorded run are shed again. Set
-    by `run_pipeline.py replay`, as replay_unclosed."""
+    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name. precision: fp32,
+    or fp16 or int8 where `export` made such a file of the model. options: of the task's constructor.
+    replay: a recording: the sets that were shed in the recorded run are shed again. Set by `run_pipeline.py replay`, as
+    replay_unclosed."""
 
     consumes: ClassVar[tuple[type, ...]] = (AlignedSet,)
     produces: ClassVar[type | None] = Prediction
 
-    def __init__(self, *, task: str = "emotion", backend: str = "auto", options: dict[str, Any] | None = None,
-                 replay: str | None = None, replay_unclosed: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self, *, task: str = "emotion", backend: str = "auto", precision: str = "fp32", options: dict[str, Any] | None = None,
+        replay: str | None = None, replay_unclosed: bool = False,
+    ) -> None:  # fmt: skip
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
         self.task = make(task, options)
-        self._backend = backend
+        self._backend, self.task.precision = backend, precision
         self._replay, self._unclosed = replay, replay_unclosed
         self._shed: Shed | None = None
 
