@@ -265,8 +265,13 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    from pipeline.aligned_rows import export_dataset
     from pipeline.errors import ConfigError
+
+    if args.precision:
+        from pipeline.training.precision import export
+
+        return export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
+    from pipeline.aligned_rows import export_dataset
     from pipeline.exporting import export_recording
 
     *sources, out = args.paths
@@ -402,12 +407,6 @@ EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evalu
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
-def export(args: argparse.Namespace) -> None:
-    from pipeline.training.precision import export
-
-    export(args.model, precision=args.precision, out=args.out)
-
-
 def bench(args: argparse.Namespace) -> None:
     import importlib
 
@@ -505,11 +504,12 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("sample", help="a small real recording with labels, made from the packaged clip")
     verb.add_argument("out", type=Path, metavar="OUT.mcap")
     verb.set_defaults(function=sample)
-    verb = verbs.add_parser("export", help="a recording → mp4, wav and CSV; with --dataset: what `train fusion --data` reads")
-    verb.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER")
+    verb = verbs.add_parser("export", help="a recording → mp4, wav and CSV, or labelled rows; a model → another precision")
+    verb.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER | MODEL [OUT.onnx]")
     verb.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
     verb.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
     verb.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
+    verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of a model of ours, for engines that run what is written")
     verb.set_defaults(function=export)
     verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
     verb.add_argument("action", choices=("new",))
@@ -553,11 +553,6 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
     verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
-    verb = verbs.add_parser("export", help="a model of ours in another precision, for engines that run what is written")
-    verb.add_argument("model", help="a file of the models folder, without .onnx, or a path")
-    verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), required=True)
-    verb.add_argument("--out", type=Path, help="where to; default: beside the model")
-    verb.set_defaults(function=export)
     verb = verbs.add_parser("bench", help="measure on this machine: infer, fused")
     verb.add_argument("what", choices=("infer", "fused"))
     verb.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")

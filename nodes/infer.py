@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.inference.manifest import PRECISIONS
 from pipeline.node import Arrival, Transform
-from pipeline.retold import Shed, predicted
 from pipeline.tasks import make
 
+if TYPE_CHECKING:
+    from pipeline.retold import Shed
 
 class Infer(Transform):
     """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name. precision: fp32,
@@ -44,6 +45,8 @@ class Infer(Transform):
         self.task.open(self._backend)
         self.context.metrics.facts["model"] = self.task.model
         if self._replay:
+            from pipeline.retold import Shed, predicted
+
             self._shed = Shed(predicted(Path(self._replay), self.name, unclosed=self._unclosed))
 
     def process(self, arrival: Arrival) -> Iterable[Prediction]:
