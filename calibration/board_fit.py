@@ -23,7 +23,7 @@ from pipeline.intrinsics import Intrinsics
 from pipeline.rig import apply, cross, rigid, rotation_from_vector
 
 STEPS = 12
-CONVERGED = 1e-7  # rad and m
+CONVERGED = 1e-6  # rad and m: a hundredth of what any view can tell
 HUBER = 2.5  # standard deviations up to which a residual counts in full
 STEEPEST = 0.25  # cosine of incidence below which a range says nothing more about the plane
 FIRST_NOISE = (0.3, 0.02)  # px, m: to begin with; then estimated from the residuals
@@ -194,12 +194,17 @@ def solve(
     outline_m: Sequence[float] | None = None,
     focal_free: bool = False,
     boards: Sequence[Floats] | None = None,
+    noise: tuple[float, float] | None = None,
 ) -> Fit:
-    """From a start within some 10° and 20 cm. outline_m: left, top, right, bottom of the board in its own frame."""
+    """From a start within some 10° and 20 cm. outline_m: left, top, right, bottom of the board in its own frame.
+
+    boards, noise: of an earlier solution with these views, which saves most of the work.
+    """
     problem = _Problem(views, intrinsics, outline_m)
-    ext, poses, scale, noise = start, list(boards or board_poses(views, intrinsics)), 1.0, FIRST_NOISE
-    free = 7 if focal_free else 6
-    for _ in range(2):  # the noise that the first round leaves over is the second one's weight
+    ext, poses, scale = start, list(boards or board_poses(views, intrinsics)), 1.0
+    free, rounds = 7 if focal_free else 6, 1 if noise else 2
+    noise = noise or FIRST_NOISE
+    for _ in range(rounds):  # the noise that the first round leaves over is the second one's weight
         for _ in range(STEPS):
             system = problem.linearise(ext, poses, scale, noise)
             reduced, gradient = _reduced(system)

@@ -28,6 +28,8 @@ from pipeline.rig import apply
 
 CHOICE_TRIES = 400
 FITS_DEG, FITS_M = 10.0, 0.25
+# A camera's frame → one with x forward and z up, in which rows of a depth picture are rings like a lidar's.
+UPRIGHT = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def find_views(
         if isinstance(seen_corners, str):
             skipped[moment.name] = seen_corners
             continue
-        flat = find_boards(moment.points_m, width_m=board.width_m, height_m=board.height_m)
+        upright = moment.points_m @ UPRIGHT.T if moment.optical else moment.points_m
+        flat = find_boards(upright, width_m=board.width_m, height_m=board.height_m)
+        if moment.optical:
+            flat = [replace(f, points_m=f.points_m @ UPRIGHT, edge_rays=f.edge_rays @ UPRIGHT) for f in flat]
         if not flat:
             skipped[moment.name] = (
                 f"nothing flat of {1000 * board.width_m:.0f}×{1000 * board.height_m:.0f} mm stands free in the cloud"

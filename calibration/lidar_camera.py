@@ -27,7 +27,7 @@ LEAST_VIEWS = 4
 GOOD_VIEWS = 8
 # For a start any three views that agree will do: their board is a person's arm away from the others', not these.
 START_ANGLE_DEG, START_AWAY_M = 10.0, 0.25
-START_TRIES = 300
+START_TRIES, GOOD_START = 300, 0.75  # all views within a quarter of those limits: no need to look further
 # A view is turned down when its own answer is so far off that chance makes one of 10,000 (chi square, 6 degrees of
 # freedom), measured against how far views usually are: real boards bend, and lidars have biases.
 CHANCE_1_IN_10000 = 27.9
@@ -123,6 +123,8 @@ def _agreeing(
         score = sum(max(0.0, 1 - a / START_ANGLE_DEG) + max(0.0, 1 - m / START_AWAY_M) for a, m in off if _fits(a, m))
         if score > best_score:
             best, best_score = guess, score
+        if best_score > GOOD_START * 2 * n:
+            break
     off = [apart(best, c, p) for c, p in zip(camera, lidar, strict=True)]
     inside = [i for i, (a, m) in enumerate(off) if _fits(a, m)]
     if len(inside) < max(LEAST_VIEWS, math.ceil((1 - MOST_REJECTED) * n)):
@@ -230,7 +232,10 @@ def _about_intrinsics(
     kept: Sequence[BoardView], intrinsics: Intrinsics, fit: Fit, outline_m: Sequence[float] | None
 ) -> list[Check]:
     """The lidar's metres check the camera's scale: set free, it must come out as 1."""
-    free = solve(kept, intrinsics, fit.camera_from_lidar, outline_m=outline_m, focal_free=True, boards=fit.boards)
+    noise = fit.sigma_px, fit.sigma_range_m
+    free = solve(
+        kept, intrinsics, fit.camera_from_lidar, outline_m=outline_m, focal_free=True, boards=fit.boards, noise=noise
+    )
     off, sigma = free.focal_scale - 1, free.focal_sigma * math.sqrt(_more_than_chance(free))
     if abs(off) > FOCAL_WRONG and abs(off) > FOCAL_SIGMAS * sigma:
         return [
@@ -323,12 +328,13 @@ def _held_out(
     start: Floats | None,
 ) -> _HeldOut:
     """Folds, each judged by a solution made without it."""
-    mine, theirs = [], []
+    mine, theirs, noise = [], [], (fit.sigma_px, fit.sigma_range_m)
     folds = min(FOLDS, len(kept))
     for fold in range(folds):
         seen = [v for i, v in enumerate(kept) if i % folds != fold]
         unseen = [v for i, v in enumerate(kept) if i % folds == fold]
-        part = solve(seen, intrinsics, fit.camera_from_lidar, outline_m=outline_m)
+        boards = [b for i, b in enumerate(fit.boards) if i % folds != fold]
+        part = solve(seen, intrinsics, fit.camera_from_lidar, outline_m=outline_m, boards=boards, noise=noise)
         mine.append(examine(unseen, intrinsics, part, outline_m=outline_m))
         if start is not None:
             theirs.append(examine(unseen, intrinsics, replace(fit, camera_from_lidar=start), outline_m=outline_m))

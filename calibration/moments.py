@@ -32,6 +32,7 @@ class Moment:
     image: np.ndarray  # (h, w, 3) BGR
     points_m: Floats  # (n, 3) in the lidar's or depth camera's frame
     capture_ns: int = 0  # of the cloud; 0 in a folder, which has no times
+    optical: bool = False  # the points' frame is a camera's (x right, y down, z forward), not a lidar's (x forward, z up)
 
 
 def moments(source: Path, rig: Rig, *, camera: str, sensor: str) -> Iterator[Moment]:
@@ -42,7 +43,7 @@ def moments(source: Path, rig: Rig, *, camera: str, sensor: str) -> Iterator[Mom
     for pair in pairs_in(source):
         depth = pair.cloud.suffix.lower() == ".png" and is_depth_picture(pair.cloud)
         points = depth_points(read_depth_m(pair.cloud), rig, sensor) if depth else read_points(pair.cloud)
-        yield Moment(pair.name, read_picture(pair.picture), points)
+        yield Moment(pair.name, read_picture(pair.picture), points, optical=depth)
 
 
 def depth_points(depth_m: Floats, rig: Rig, sensor: str) -> Floats:
@@ -102,4 +103,4 @@ def _together(cloud: Frame, pictures: deque[Frame], rig: Rig, sensor: str) -> Mo
     image, points = picture_of(picture), points_of(cloud, rig, sensor)
     if abs(picture.capture_ns - middle_ns) > TOGETHER_MS * 1e6 or image is None or points is None or not len(points):
         return None
-    return Moment(f"{cloud.stream} {cloud.seq}", image, points, middle_ns)
+    return Moment(f"{cloud.stream} {cloud.seq}", image, points, middle_ns, optical=cloud.encoding == "depth_u16_mm")

@@ -139,6 +139,28 @@ def test_the_command_reads_a_folder_and_writes_the_pose_into_the_rig(capture, tm
     assert "data:image" in report.read_text()
 
 
+def test_a_depth_camera_is_placed_by_its_pictures(tmp_path):
+    s, depth_lens = LidarScene(9, views=5, lens=HALF, spread_m=0.4), Intrinsics("radtan", 320, 240, 250, 250, 159.5, 119.5)
+    camera_from_depth = moved(np.eye(4), np.array([0.01, -0.02, 0.015, 0.06, 0.01, -0.02]))
+    v, u = np.mgrid[:240, :320]
+    rays = depth_lens.rays(np.column_stack([u.ravel(), v.ravel()]))
+    left, top, right, bottom = s.outline_m
+    for i, board in enumerate(s.boards):
+        depth_from_board = np.linalg.inv(camera_from_depth) @ board
+        normal, at = depth_from_board[:3, 2], depth_from_board[:3, 3]
+        depth = (at @ normal) / (rays @ normal)
+        on = (rays * depth[:, None] - at) @ depth_from_board[:3, :3]
+        inside = (depth > 0) & (on[:, 0] > left) & (on[:, 0] < right) & (on[:, 1] > top) & (on[:, 1] < bottom)
+        metres = np.where(inside, depth, 5.5) + s.draw.normal(0, 0.005, len(depth))
+        cv2.imwrite(str(tmp_path / f"depth_{i}.png"), np.rint(1000 * metres).astype(np.uint16).reshape(240, 320))
+        cv2.imwrite(str(tmp_path / f"colour_{i}.png"), s.picture(board))
+    rigs.save(rigs.Rig({"camera": HALF, "depth": depth_lens}), tmp_path / "rig.yaml")
+    board = ("--board", "7x5", "--square-mm", 100, "--board-size-mm", "900x700")
+    told("extrinsics", tmp_path, "--rig", tmp_path / "rig.yaml", "--sensor", "depth", *board)
+    angle_deg, away_m = difference(rigs.load(tmp_path / "rig.yaml").transform("camera", "depth"), camera_from_depth)
+    assert angle_deg < 0.5 and away_m < 0.02
+
+
 def test_pictures_without_the_board_are_told_and_refused(capture, tmp_path, capsys):
     folder, rig, _ = capture
     with pytest.raises(ConfigError, match="0 views have the board"):
