@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -20,7 +20,9 @@ from pipeline.faults import parse
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.node import Arrival, Transform
 from pipeline.pick import MS, from_rule
-from pipeline.retold import Retold, afresh, recorded_events, same_rules
+
+if TYPE_CHECKING:
+    from pipeline.retold import Retold
 
 
 class Align(Transform):
@@ -142,6 +144,9 @@ class Align(Transform):
 
     def _as_recorded(self, path: Path) -> Retold:
         """Raises ConfigError when the recording cannot be read."""
+        # Here, because a live run must not wait for what reads recordings to be imported.
+        from pipeline.retold import Retold, afresh, recorded_events, same_rules
+
         if self._realign:
             rules = self.rules(self._from_ns or self.context.clock.start_ns)
             streams = self.context.inputs

@@ -20,6 +20,7 @@ from pipeline.tasks import make
 if TYPE_CHECKING:
     from pipeline.retold import Shed
 
+
 class Infer(Transform):
     """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name. precision: fp32,
     or fp16 or int8 where `export` made such a file of the model. options: of the task's constructor.
