@@ -270,7 +270,8 @@ def export(args: argparse.Namespace) -> None:
     if args.precision:
         from pipeline.training.precision import export
 
-        return export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
+        export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
+        return
     from pipeline.aligned_rows import export_dataset
     from pipeline.exporting import export_recording
 
