@@ -183,7 +183,7 @@ def test_macro_f1_counts_a_rare_class_as_much_as_a_common_one() -> None:
 def test_shipped_model_is_as_good_on_publictest_as_its_manifest_says(real_data: Path) -> None:
     measured = evaluate.evaluate_face(SHIPPED, real_data)
     claimed = Manifest.read(SHIPPED).metrics
-    assert measured["publictest_accuracy"] >= 0.64
+    assert measured["publictest_accuracy"] >= 0.67 and measured["publictest_macro_f1"] >= 0.62
     for name in ("publictest_accuracy", "publictest_macro_f1", "publictest_ece"):
         assert measured[name] == pytest.approx(claimed[name], abs=0.003)
 

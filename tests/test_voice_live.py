@@ -95,7 +95,7 @@ def test_camera_then_microphone_drop_out_and_both_come_back(
 
     def tamper() -> None:
         """Each step waits for the predictions to say so."""
-        wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"])
+        wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"], timeout_s=40)  # start-up included
         lens.picture = None
         wait_for(out, lambda p: p["missing"] == ["camera"] and p["used"] == ["microphone"] and p["label"])
         lens.picture = lens.face
