@@ -21,8 +21,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]  # on a busy machine
 
 # Sound comes up to 40 ms late, so some of it after its set's deadline; every tenth set takes longer than two may wait.
 LATE = """
-camera: {use: synthetic, encoding: depth_u16_mm, rate_hz: 30, width_px: 64, height_px: 48, count: 75, jitter_ms: 3,
-         drop_percent: 2, process: sensors}
+camera: {use: synthetic, encoding: depth_u16_mm, width_px: 64, height_px: 48, count: 75, jitter_ms: 3, drop_percent: 2, process: sensors}
 microphone: {use: synthetic, encoding: pcm_f32, rate_hz: 50, count: 125, delay_jitter_ms: 40, seed: 3, process: sensors}
 imu: {use: synthetic, encoding: imu_f64, rate_hz: 100, count: 250, delay_ms: 5, delay_jitter_ms: 20, seed: 4, process: sensors}
 align: {use: align, inputs: [camera, microphone, imu], anchor: camera, max_wait_ms: 20, pick: {microphone: {policy: window, before_ms: 99}}}
@@ -116,8 +115,11 @@ def test_a_killed_recording_says_what_is_missing_is_closed_and_replays_as_far_as
     a_file(folder, LATE.replace("75", "7500").replace("125", "12500").replace("250", "25000"))
     recording = folder / "rec.mcap"
     with running(folder, "record", "graph.yaml", "rec.mcap", "--compression", "none") as live:
-        grown = lambda: live.process.poll() or (recording.exists() and recording.stat().st_size > 500_000)  # noqa: E731
-        wait_for(grown, "a second and a half", give_up_s=120)
+
+        def lasted() -> bool:
+            return live.process.poll() is not None or (recording.exists() and recording.stat().st_size > 500_000)
+
+        wait_for(lasted, "a second and a half", give_up_s=120)
         for process in live.children():
             if "pipeline.process" in " ".join(process.cmdline()):
                 os.killpg(process.pid, signal.SIGKILL)
