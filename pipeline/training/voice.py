@@ -58,7 +58,7 @@ def parts(speech: Speech) -> list[Part]:
     everybody, rows = np.ones(len(speech), bool), np.flatnonzero
 
     def folds(name: str, labels: tuple[str, ...], who: npt.NDArray[np.bool_]) -> list[Part]:
-        return [Part(f"{name}-{k}", labels, rows(who & (fold != k)), rows(who & (fold == k))) for k in range(FOLDS)]
+        return [Part(f"{name}-{k}", labels, rows(who & (fold != k)), rows(who & (fold == k))) for k in np.unique(fold[who])]
 
     found = folds("voice", FACE_CLASSES, everybody)
     if emodb.any():

@@ -56,6 +56,8 @@ def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tup
         logits, clip = np.concatenate([a for a, _ in of]), np.concatenate([c for _, c in of])
         return evaluate.fit_temperature(logits, labels[clip])
 
+    if len(folds) < 2:
+        raise ConfigError(f"voice: {len(set(speech.speakers))} speakers are too few to ask about people never heard. Give more clips.")
     scaled = [logits / temperature([other for other in folds if other[1] is not clip]) for logits, clip in folds]
     return np.concatenate(scaled), np.concatenate([clip for _, clip in folds]), temperature(folds)
 
