@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.calibration_sensors import sensors
 from calibration import simulate
 from calibration.board import Board
 from calibration.bundle import Sight, solve
@@ -44,10 +45,11 @@ def main() -> None:
         figures["real"] = real()
     figures["rendered"] = rendered()
     figures["intervals"] = intervals(given.trials)
+    figures |= dict(sensors(given.trials))
     for name, rows in figures.items():
         print(name)
         for label, value in rows.items():
-            print(f"  {label:<58}{value:>14}")
+            print(f"  {label:<74}{value:>20}")
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
