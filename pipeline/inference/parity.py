@@ -52,9 +52,10 @@ class Verdict:
 
 def compare(
     engine: Engine, reference: Engine, samples: Iterable[Tensors], *, precision: str, temperature: float = 1.0,
-    labels: str = "logits",
+    labels: str = "logits", log_probs: bool = False,
 ) -> Verdict:
-    """samples: batches of inputs; the batch is the first size of every output. labels: the output that holds logits."""
+    """samples: batches of inputs; the batch is the first size of every output. labels: the output that holds logits.
+    log_probs: these are logarithms of probabilities, whose tails rounding moves far and nobody reads: as probabilities."""
     count, sure, agreed = 0, 0, 0
     difference: dict[str, float] = {}
     scale: dict[str, float] = {}
@@ -63,6 +64,8 @@ def compare(
         count += max(len(value) for value in ours.values())
         for name, value in ours.items():
             other = theirs[name].astype(np.float64)
+            if log_probs and name == labels and other.shape == value.shape:
+                value, other = _softmax(value), _softmax(other)
             # Against the poison that a runner leaves in what an engine did not write: a NaN is never near.
             apart = np.abs(other - value) if other.shape == value.shape else np.array([np.inf])
             difference[name] = max(difference.get(name, 0.0), float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0)))

@@ -88,9 +88,12 @@ def judge(engine: Engine, path: Path, samples: Samples | None, *, precision: str
     """Against ONNX Runtime on the CPU with the model's fp32 file. precision: default: what the file's name says."""
     reference_path = full_precision(path)
     reference = Onnxruntime(reference_path, threads=1, device="cpu")
-    temperature = Manifest.read(path).temperature if METADATA_KEY in OnnxFile.read(path).metadata else 1.0
+    manifest = Manifest.read(path) if METADATA_KEY in OnnxFile.read(path).metadata else None
+    temperature = manifest.temperature if manifest else 1.0
+    log_probs = manifest is not None and any("log-probabilities" in output.meaning for output in manifest.outputs)
     batches = samples() if samples is not None else noise(reference)
-    return compare(engine, reference, batches, precision=precision or precision_of(path), temperature=temperature)
+    return compare(engine, reference, batches, precision=precision or precision_of(path), temperature=temperature,
+                   log_probs=log_probs)  # fmt: skip
 
 
 def noise(engine: Engine, *, seed: int = 0) -> list[Tensors]:

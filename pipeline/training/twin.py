@@ -223,6 +223,7 @@ OPERATORS: dict[str, Operator] = {
     "HardSwish": _plain(F.hardswish), "Exp": _plain(torch.exp), "Log": _plain(torch.log), "Neg": _plain(torch.neg),
     "Abs": _plain(torch.abs), "Sqrt": _plain(torch.sqrt), "Not": _plain(torch.logical_not), "Reciprocal": _plain(torch.reciprocal),
     "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _plain(torch.div),
+    "Mod": _plain(torch.remainder),
     "Pow": _plain(torch.pow), "MatMul": _plain(torch.matmul), "Max": _plain(torch.maximum), "Min": _plain(torch.minimum),
     "Greater": _plain(torch.gt), "Less": _plain(torch.lt), "Equal": _plain(torch.eq), "Where": _plain(torch.where),
     "GreaterOrEqual": _plain(torch.ge), "LessOrEqual": _plain(torch.le), "And": _plain(torch.logical_and),
