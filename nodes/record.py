@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.account import engines
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.errors import ConfigError
@@ -24,6 +26,8 @@ from pipeline.recording import Writer
 
 TELL_EVERY_NS = NS // 4
 TRY_AGAIN_NS = NS  # on a full disk: somebody may make room
+# A lens' distortion model → its name in foxglove.CameraCalibration.
+FOXGLOVE_MODELS = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "kannala_brandt"}
 # Of these a person can be seen, heard or measured. `features_only` keeps none of them.
 OF_PEOPLE = ("bgr8", "jpeg", "pcm_f32", "depth_u16_mm", "depth_png", "points_xyzi_f32", "points_zlib")
 
@@ -33,7 +37,7 @@ class Record(Sink):
     jpeg: the streams whose pictures are kept as JPEG: a tenth of the size, and a replay is then not identical.
     features_only: keep no picture, no sound and no points, whatever it is given.
     compression: none, lz4 or zstd. split_mb, split_s: begin another file (out.001.mcap, …) after so much.
-    about: anything; kept in the file.
+    rigs: rig files, kept whole, and the lenses in them as calibrations. about: anything; kept in the file.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Record(Sink):
         compression: Compression = "lz4",
         split_mb: float | None = None,
         split_s: float | None = None,
+        rigs: list[str] | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
         if (split_mb is not None and split_mb <= 0) or (split_s is not None and split_s <= 0):
@@ -53,7 +58,7 @@ class Record(Sink):
         self._compression: Compression = compression
         self._split_bytes = None if split_mb is None else round(split_mb * 1e6)
         self._split_ns = None if split_s is None else round(split_s * NS)
-        self._about = about or {}
+        self._rigs, self._about = [Path(rig) for rig in rigs or ()], about or {}
         self._writer: Writer | None = None
         self._known: set[str] = set()
         self._engines: dict[str, dict[str, str]] = {}
@@ -69,6 +74,8 @@ class Record(Sink):
         self._writer = Writer(
             self._path, about=about, compression=self._compression, split_bytes=self._split_bytes, split_ns=self._split_ns
         )
+        for path in self._rigs:
+            self._keep_rig(self._writer, path)
         self.context.metrics.facts["recording"] = str(self._path)
 
     def consume(self, arrival: Arrival) -> None:
@@ -124,6 +131,16 @@ class Record(Sink):
             message = packed(message)
         # A prediction does not say when it was made, only of what moment it is.
         writer.write(source, message, log_ns=arrival_ns if isinstance(message, Prediction) else None)
+
+    def _keep_rig(self, writer: Writer, path: Path) -> None:
+        """Raises ConfigError for a file that is no rig."""
+        from pipeline import rig
+
+        for camera, lens in rig.load(path).intrinsics.items():
+            writer.calibration(camera, width_px=lens.width_px, height_px=lens.height_px, matrix=lens.matrix,
+                               distortion=np.array(lens.distortion), model=FOXGLOVE_MODELS[lens.model],
+                               log_ns=self.context.clock.now_ns())  # fmt: skip
+        writer.attach(path.name, path.read_bytes(), "application/yaml")
 
     def _keep_labels(self, writer: Writer) -> None:
         """What was said on the page, by its number keys."""

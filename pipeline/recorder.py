@@ -59,13 +59,14 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
         chosen = [name for name in chosen if name not in config.nodes or not _is_source(config, name)]
     _ask_consent(config, chosen, wanted)
     name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
+    rigs = sorted({str(Path(node.options["rig"]).absolute()) for node in config.nodes.values() if node.options.get("rig")})
     told_before = about(config) | {"recorder": name, "kept_as": dict.fromkeys(wanted.jpeg, "JPEG")}
     if wanted.consent:
         told_before["consent"] = wanted.consent
     options = {
         "path": str(path.absolute()), "jpeg": list(wanted.jpeg), "features_only": wanted.features_only,
         "compression": wanted.compression, "split_mb": wanted.split_mb, "split_s": wanted.split_s,
-        "about": told_before,
+        "rigs": rigs, "about": told_before,
     }  # fmt: skip
     inputs = tuple(InputConfig(stream, KEPT) for stream in chosen)
     recorder = NodeConfig(name, "record", f"record {path}", inputs, host=host, options=options)

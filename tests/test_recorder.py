@@ -15,12 +15,14 @@ from nodes.align import Align
 from nodes.dashboard import Dashboard
 from nodes.labels import Labels
 from nodes.record import Record
+from pipeline import rig
 from pipeline.clock import NS, ReplayClock
 from pipeline.config import parse
 from pipeline.diff import compare, read_predictions, report
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.eventlog import Finished, Told
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
+from pipeline.intrinsics import Intrinsics
 from pipeline.labels import Labels as Marks
 from pipeline.node import Context
 from pipeline.pick import MS
@@ -105,6 +107,19 @@ def test_pictures_are_kept_as_jpeg_where_asked(tmp_path):
 
 def said(label: str, at_ns: int) -> str:
     return json.dumps({"label": label, "at_ns": at_ns})
+
+
+def test_the_rig_that_a_config_names_is_kept_whole_and_its_lenses_as_calibrations(tmp_path):
+    lens = Intrinsics("radtan", 640, 480, 520, 522, 325, 236, (-0.25, 0.08, 0.0008, -0.0005, 0.0))
+    rig.save(rig.Rig(intrinsics={"camera": lens}), tmp_path / "rig.yaml")
+    nodes = {"camera": {"use": "camera", "device": "clip.mp4", "rig": str(tmp_path / "rig.yaml")}}
+    node = recorder(nodes, tmp_path / "a.mcap")
+    with Stage(Record(path=str(tmp_path / "a.mcap"), rigs=node.options["rigs"]), inputs=["camera"]) as stage:
+        stage.give("camera", Frame("camera", 0, 5, "bgr8", np.zeros((6, 8, 3), np.uint8)))
+    with Reader(tmp_path / "a.mcap") as reader:
+        found = reader.calibrations["camera"]
+        assert (found.distortion_model, list(found.K)) == ("plumb_bob", [520, 0, 325, 0, 522, 236, 0, 0, 1])
+        assert reader.attachments()["rig.yaml"] == (tmp_path / "rig.yaml").read_bytes()
 
 
 def test_labels_given_on_the_page_are_a_stream_of_the_recording(tmp_path):
