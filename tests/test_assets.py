@@ -48,7 +48,7 @@ def put_wheel(shelf: Path, files: dict[str, bytes]) -> None:
 
 def test_every_entry_of_the_table_is_pinned_and_says_what_it_is() -> None:
     for asset in assets.entries():
-        assert len(asset.sha256) == 64 and asset.what and asset.licence and asset.used_for in ("run", "test")
+        assert len(asset.sha256) == 64 and asset.what and asset.licence and asset.used_for in ("run", "train", "test")
         assert (asset.wheel and "==" in asset.wheel and asset.member) or asset.url
         assert asset.transform in ("", *assets.TRANSFORMS)
 

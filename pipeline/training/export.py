@@ -32,7 +32,7 @@ def export_face(net: FaceNet, path: Path) -> None:
 
 
 def export_voice(net: VoiceNet, path: Path) -> None:
-    """Write `voice` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 512), float32. Raises as export_face does."""
+    """Write `voice` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 512 a view), float32. Raises as export_face does."""
     windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
     windows[:, 1] = 1
     windows[0, :, :, :200] = 0                          # not heard

@@ -2,7 +2,8 @@
 
     python run_pipeline.py train voice --epochs 10 --seed 7           # stop it at any time; go on with --resume
 
-Two networks ship: one with seven labels that heard RAVDESS and EmoDB, and one with EmoDB's four labels that heard EmoDB
+What a network sees of a window is fixed (VIEWS), so it is measured once for all of them, and small perceptrons are trained on
+it. Two networks ship: one with seven labels that heard RAVDESS and EmoDB, and one with EmoDB's four labels that heard EmoDB
 alone, for its licence. For each, five more hear everybody but a fifth of the speakers, and what these say of the fifth they
 never heard gives the figures, the temperature and the fusion's evidence; yet another hears RAVDESS alone and is judged on
 EmoDB. No part chooses an epoch or anything else by what it is judged on: fixed schedules, the averaged weights at the end.
@@ -19,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.features import VOICE_FRAMES, voice_columns
 from pipeline.training import voice_ship
 from pipeline.training.datasets import FACE_CLASSES, data_folder
-from pipeline.training.nets import VoiceAnalysis, VoiceNet
+from pipeline.training.nets import Panel, VoiceAnalysis, VoiceNet
 from pipeline.training.speech import Speech, load_speech
+from pipeline.training.voice_encoder import SpeakerEncoder
 from pipeline.training.voice_windows import draw
 
 COPIES = 12                # windows drawn of each clip
@@ -36,17 +38,29 @@ WEIGHT_DECAY = 0.3
 LABEL_SMOOTHING = 0.2      # acted speech is understood by people in two cases of three
 FOLDS = 5
 
+# What is seen of a window, how many numbers that is, and how it is made.
+MEASURED, ENCODED = "measured", "encoded"
+VIEWS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
+    MEASURED: (VoiceAnalysis.MEASURES, VoiceAnalysis), ENCODED: (SpeakerEncoder.MEASURES, SpeakerEncoder.published),
+}
+
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network to train: on the clips `train`, with these labels, to be asked about the clips `test`."""
+    """One network to train: on the clips `train`, with these labels, to be asked about the clips `test`. Each view has a
+    panel of its own."""
 
     name: str
     labels: tuple[str, ...]
     train: Ints
     test: Ints
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """EmoDB alone is for its free licence; it does without the weights of others."""
+        return (MEASURED,) if self.name.startswith("emodb") else (MEASURED, ENCODED)
 
 
 def parts(speech: Speech) -> list[Part]:
@@ -81,80 +95,84 @@ def train(*, data: Path | None = None, out: Path = voice_ship.MODEL, epochs: int
     speech = load_speech(folder, cache=runs)
     todo = parts(speech)
     print(f"voice: {len(speech)} clips of {len(set(speech.speakers))} speakers, {len(todo)} networks to train", flush=True)
-    drawn = torch.cat([measured(speech, runs / f"measured-{seed}-{copy}.npy", seed * 1009 + copy, resume=resume)
-                       for copy in range(copies)])                           # (copies × n, MEASURES), clip after clip
-    asked = decisions(speech, runs / "decisions.npy", resume=resume)         # (decisions, MEASURES)
+    seen = {name: make() for name, (_, make) in VIEWS.items()}
+    drawn, asked = {}, {}
+    for name, view in seen.items():
+        drawn[name] = torch.cat([measured(speech, name, view, runs, seed, copy, resume=resume) for copy in range(copies)])
+        asked[name] = decisions(speech, name, view, runs, resume=resume)     # (decisions, measures)
     nets, answers = {}, {}
     for part in todo:
-        net = trained(speech, drawn, part, runs / f"{part.name}.pt", epochs=epochs, seed=seed, resume=resume)
+        panels = [trained(speech, drawn[view], part, view, runs, epochs=epochs, seed=seed, resume=resume) for view in part.views]
         if len(part.test):
             inside = np.isin(speech.due_clip, part.test)
-            answers[part.name] = (answer(net, asked[inside]), speech.due_clip[inside])
+            said = [answer(panel, asked[view][inside]) for view, panel in zip(part.views, panels, strict=True)]
+            answers[part.name] = (np.stack(said).mean(axis=0), speech.due_clip[inside])
         else:
-            nets[part.name] = net
+            nets[part.name] = VoiceNet([seen[view] for view in part.views], panels).eval()
     command = f"python run_pipeline.py train voice --epochs {epochs} --seed {seed}"
     voice_ship.ship(speech, answers, nets, out, runs, command=command, seed=seed)
 
 
-@torch.no_grad()
-def measured(speech: Speech, kept: Path, seed: int, *, resume: bool) -> Tensor:
-    """(n, MEASURES): one window of each clip, another for every seed; from the file of an earlier run if asked."""
-    analysis, generator = VoiceAnalysis(), torch.Generator().manual_seed(seed)
+def measured(speech: Speech, name: str, view: nn.Module, runs: Path, seed: int, copy: int, *, resume: bool) -> Tensor:
+    """(n, measures): one window of each clip, another for every copy; from the file of an earlier run if asked."""
+    generator = torch.Generator().manual_seed(seed * 1009 + copy)
     batches = torch.arange(len(speech)).split(64)
-    return _kept(kept, len(speech), lambda: torch.cat([analysis(draw(speech, clips, generator)) for clips in batches]), resume)
+    return _kept(runs / f"{name}-{seed}-{copy}.npy", (len(speech), VIEWS[name][0]), resume,
+                 lambda: torch.cat([view(draw(speech, clips, generator)) for clips in batches]))
 
 
-@torch.no_grad()
-def decisions(speech: Speech, kept: Path, *, resume: bool) -> Tensor:
-    """(decisions, MEASURES): what the live task would be asked about the clips as they are."""
-    analysis = VoiceAnalysis()
-
+def decisions(speech: Speech, name: str, view: nn.Module, runs: Path, *, resume: bool) -> Tensor:
+    """(decisions, measures): what the live task would be asked about the clips as they are."""
     def window(decision: int) -> npt.NDArray[np.float32]:
         mel = speech.columns(int(speech.due_clip[decision]), int(speech.due[decision]), VOICE_FRAMES)
         return voice_columns(mel, np.ones(mel.shape[1], bool))                                      # (2, 64, 300)
 
     batches = torch.arange(len(speech.due)).split(64)
-    return _kept(kept, len(speech.due), lambda: torch.cat(
-        [analysis(torch.from_numpy(np.stack([window(int(i)) for i in batch]))) for batch in batches]), resume)
+    return _kept(runs / f"{name}-decisions.npy", (len(speech.due), VIEWS[name][0]), resume, lambda: torch.cat(
+        [view(torch.from_numpy(np.stack([window(int(i)) for i in batch]))) for batch in batches]))
 
 
-def _kept(kept: Path, count: int, make: Callable[[], Tensor], resume: bool) -> Tensor:
+@torch.no_grad()
+def _kept(kept: Path, shape: tuple[int, int], resume: bool, make: Callable[[], Tensor]) -> Tensor:
     if resume and kept.is_file():
         stored = np.load(kept, allow_pickle=False)
-        if stored.shape == (count, VoiceAnalysis.MEASURES):
+        if stored.shape == shape:
             return torch.from_numpy(stored)
     began_s, found = time.monotonic(), make()
     whole = kept.with_suffix(".new.npy")
     np.save(whole, found.numpy())
     whole.replace(kept)                                  # a killed run leaves whole files, never half of one
-    print(f"voice: {len(found)} windows measured, {time.monotonic() - began_s:.0f} s", flush=True)
+    print(f"voice: {kept.stem}, {len(found)} windows, {time.monotonic() - began_s:.0f} s", flush=True)
     return found
 
 
-def trained(speech: Speech, drawn: Tensor, part: Part, kept: Path, *, epochs: int, seed: int, resume: bool) -> VoiceNet:
-    """The part's network, from its checkpoint if asked and there."""
+def trained(speech: Speech, drawn: Tensor, part: Part, view: str, runs: Path, *, epochs: int, seed: int, resume: bool) -> Panel:
+    """The part's panel for this view, from its checkpoint if asked and there."""
+    kept = runs / f"{part.name}-{view}.pt"
     run = {"seed": seed, "epochs": epochs, "windows": len(drawn), "clips": len(part.train)}
     if resume and kept.is_file():
         stored = torch.load(kept, weights_only=True)
         if stored["run"] != run:
             raise ConfigError(f"{kept}: made with {stored['run']}, now it is {run}. Start afresh without --resume.")
-        net = VoiceNet(len(part.labels))
-        net.load_state_dict(stored["net"])
-        return net.eval()
-    net = fit(speech, drawn, part, epochs=epochs, seed=seed)
+        panel = Panel(drawn.shape[1], len(part.labels))
+        panel.load_state_dict(stored["net"])
+        return panel.eval()
+    began_s = time.monotonic()
+    panel, loss = fit(speech, drawn, part, epochs=epochs, seed=seed)
+    print(f"{part.name:<10} {view}: {len(part.train)} clips  loss {loss:.3f}  {time.monotonic() - began_s:.0f} s", flush=True)
     whole = kept.with_suffix(".new")
-    torch.save({"net": net.state_dict(), "run": run}, whole)
+    torch.save({"net": panel.state_dict(), "run": run}, whole)
     whole.replace(kept)
-    return net
+    return panel
 
 
-def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) -> VoiceNet:
-    """Train one part. drawn: (copies × n, MEASURES)."""
+def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) -> tuple[Panel, float]:
+    """Train one panel. drawn: (copies × n, measures). Returns it and the loss over its last epoch."""
     torch.manual_seed(seed)
-    net = VoiceNet(len(part.labels))
+    net = Panel(drawn.shape[1], len(part.labels))
     rows = torch.from_numpy(part.train)
     clips = rows.repeat(len(drawn) // len(speech))
-    x = drawn[torch.cat([rows + first for first in range(0, len(drawn), len(speech))])]              # (N, MEASURES)
+    x = drawn[torch.cat([rows + first for first in range(0, len(drawn), len(speech))])]              # (N, measures)
     net.middle.copy_(x.mean(0))
     net.spread.copy_(x.std(0) + 1e-4)
     target = torch.tensor([part.labels.index(label) if label in part.labels else -1 for label in FACE_CLASSES])[speech.labels][clips]
@@ -164,7 +182,7 @@ def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) ->
     decayed = [p for p in net.parameters() if p.dim() > 1]
     kept = [p for p in net.parameters() if p.dim() <= 1]
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}])
-    steps, losses, began_s = max(1, len(x) // BATCH), [], time.monotonic()
+    steps, losses = max(1, len(x) // BATCH), []
     net.train()
     for epoch in range(epochs):
         order = torch.multinomial(rare, steps * BATCH, replacement=True)
@@ -178,14 +196,13 @@ def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) ->
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-    print(f"{part.name:<10} {len(rows)} clips  loss {np.mean(losses[-steps:]):.3f}  {time.monotonic() - began_s:.0f} s", flush=True)
-    return net.eval()
+    return net.eval(), float(np.mean(losses[-steps:]))
 
 
 @torch.no_grad()
-def answer(net: VoiceNet, measures: Tensor) -> npt.NDArray[np.float32]:
+def answer(net: Panel, measures: Tensor) -> npt.NDArray[np.float32]:
     """(B, labels) logits"""
-    return np.asarray(net.answers(net.embed(measures)).mean(0).numpy())
+    return np.asarray(net(measures)[0].numpy())
 
 
 def known_labels(speech: Speech, labels: tuple[str, ...]) -> Tensor:
