@@ -29,6 +29,7 @@ from pipeline.recording import Reader
 from pipeline.retold import events_of
 
 MOST_TOLD = 5  # of one kind of trouble
+BOOKS_LAG_NS = NS  # a node's counters reach the health that is recorded within this
 
 
 @dataclass
@@ -146,6 +147,13 @@ class Audit:
 
     # --- the books ----------------------------------------------------------------------------------------------------
 
+    def booked(self, stream: Stream) -> list[tuple[int, int, int]]:
+        """The gaps of which the books that are here can tell: in a file cut off, those well before its last health."""
+        if self.finished or self.summary:
+            return stream.missing
+        until_ns = self._health.publish_ns - BOOKS_LAG_NS if self._health else 0
+        return [gap for gap in stream.missing if gap[2] <= until_ns]
+
     def _dropped(self, node: str, source: str) -> Counter[str]:
         """Reason → count, as that node itself said last."""
         if self.summary:
@@ -165,11 +173,12 @@ class Audit:
         for name, stream in self.streams.items():
             if stream.twice:
                 yield f"{name}: {stream.twice} messages are there twice"
-            if self.from_live_run and stream.lost:
+            missing = self.booked(stream)
+            if self.from_live_run and (lost := sum(count for _, count, _ in missing)):
                 explained = self._dropped_by_recorder(name) + self._dropped(name, name).total()
-                if stream.lost > explained:
-                    where = ", ".join(f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in stream.missing[:MOST_TOLD])
-                    yield f"{name}: {stream.lost - explained} of {stream.lost} missing messages are unaccounted for ({where} …)"
+                if lost > explained:
+                    where = ", ".join(f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in missing[:MOST_TOLD])
+                    yield f"{name}: {lost - explained} of {lost} missing messages are unaccounted for ({where} …)"
         for align, verdict in self.verdicts.items():
             yield from (f"{align}: {difference}" for difference in verdict.differences[:MOST_TOLD])
             if not self.streams[align + EVENTS].missing:
@@ -248,6 +257,9 @@ def report(path: Path, *, plot: Path | None = None) -> None:
             print(f"  dropped by the recorder: {lost} of {stream}")
     if not audit.finished:
         print(f"  cut off: its writer was killed. {_missing(audit)}")
+        for cut in audit.streams.values():
+            if untold := cut.lost - sum(count for _, count, _ in audit.booked(cut)):
+                print(f"  {cut.name}: of {untold} missing messages the books were lost with the file's end")
     if plot is not None:
         from pipeline.timeline import draw
 
