@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import wave
@@ -204,6 +203,5 @@ def test_shipped_model_answers_a_window_in_ten_milliseconds(path: Path) -> None:
         logits = engine.run({"voice": voice_tensor(samples, heard)[None]})["logits"]
         took_s.append(time.thread_time() - began_s)
     assert logits.shape == (1, len(manifest.labels))
-    # Six megabytes of weights go through the caches at every decision: who else uses them doubles the time, also of a thread's own.
-    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
-    assert min(took_s) < (0.02 if busy else 0.01)
+    # The least of twenty: megabytes of weights go through the caches at every decision, and others on the machine use them too.
+    assert min(took_s) < 0.01

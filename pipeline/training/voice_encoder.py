@@ -27,7 +27,7 @@ LEVEL = 1e-3                        # mean square that the encoder is used to: -
 class SpeakerEncoder(nn.Module):
     """The window's last columns as the encoder's own input, and of each layer the last state and the mean over time."""
 
-    COLUMNS, WIDTH, LAYERS = 64, 256, 3      # of 300 columns as many as 10 ms a decision leave time for
+    COLUMNS, WIDTH, LAYERS = 48, 256, 3      # of 300 columns as many as 10 ms a decision leave time for
     MEASURES = 2 * LAYERS * WIDTH
 
     def __init__(self) -> None:
