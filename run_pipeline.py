@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,20 +37,59 @@ NOTICE = """\
 
 
 def run(args: argparse.Namespace) -> None:
+    _run(args)
+
+
+def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
+         ) -> tuple[Config, dict[str, Any]]:  # fmt: skip
+    """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
     from pipeline.config import load
     from pipeline.launch import launch
 
-    config = load(_beside(args.config), args.set)
+    config = change(load(_beside(args.config), args.set))
     if args.no_dashboard:
         config = _without(config, "dashboard")
     if args.out:
         config = _with_out(config, args.out, args.host)
-    _print_notice()
+    if args.auto_time:
+        from pipeline.auto_time import with_auto_time
+
+        config = with_auto_time(config, args.host)
+    _print_notice(stored)
     summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
         with Path(args.out).open("a") as file:
             file.write(json.dumps(summary) + "\n")
     print_summary(summary)
+    return config, summary
+
+
+def record(args: argparse.Namespace) -> None:
+    from pipeline.errors import ConfigError
+    from pipeline.recorder import Wanted, repaired, told, with_recorder
+
+    if args.repair:
+        return print(repaired(args.repair))
+    if args.recording is None:
+        raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
+    wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
+    _, summary = _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
+    print(told(args.recording, summary))
+
+
+def replay(args: argparse.Namespace) -> None:
+    from pipeline.replay import Tape, conclude
+
+    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
+    args.out = args.out or tape.scratch()
+    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
+    conclude(tape, config, summary, Path(args.out) if args.out else None)
+
+
+def diff(args: argparse.Namespace) -> None:
+    from pipeline.diff import report
+
+    report(args.a, args.b, within=args.within)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -114,9 +154,12 @@ def _say_where(plan: Plan, *, open_page: bool) -> None:
                 webbrowser.open(url)
 
 
-def _print_notice() -> None:
+def _print_notice(stored: str) -> None:
     from pipeline.assets import cache_folder
 
+    if stored:
+        print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
+        return
     seen = cache_folder().parent / "notice-was-shown"
     if seen.exists():
         print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
@@ -143,7 +186,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             "rest": "  everything else",
         }
         for name, label in names.items():
-            if name in timing:
+            if name in timing and timing[name]["p95"] > 0.002:  # a replay that is faster than it happened has no latency
                 print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
     first = next(iter(summary["frames_in"].values()), 0)
     per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""
@@ -187,6 +230,11 @@ def doctor(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
+
+    if args.events.suffix == ".mcap":
+        from pipeline.verify import report
+
+        return report(args.events, plot=args.plot)
     from pipeline.eventlog import verify
 
     verdict = verify(args.events)
@@ -195,6 +243,44 @@ def verify(args: argparse.Namespace) -> None:
     if verdict.differences:
         raise ConfigError(f"{args.events}: some of its {verdict.sets} sets do not follow from what arrived")
     print(f"{args.events}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
+
+
+def import_(args: argparse.Namespace) -> None:
+    from pipeline.importing import import_source
+
+    import_source(args.source, args.out, mapping=args.map, raw=args.raw)
+
+
+def label(args: argparse.Namespace) -> None:
+    from pipeline.labels import add_labels
+
+    count = add_labels(args.recording, args.intervals, args.out, stream=args.stream)
+    print(f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset")
+
+
+def sample(args: argparse.Namespace) -> None:
+    from pipeline.sample import make_sample
+
+    make_sample(args.out)
+
+
+def export(args: argparse.Namespace) -> None:
+    from pipeline.errors import ConfigError
+
+    if args.precision:
+        from pipeline.training.precision import export
+
+        export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
+        return
+    from pipeline.aligned_rows import export_dataset
+    from pipeline.exporting import export_recording
+
+    *sources, out = args.paths
+    if not sources or (len(sources) > 1 and not args.dataset):
+        raise ConfigError("export: REC.mcap FOLDER, or REC.mcap … FOLDER --dataset")
+    if args.dataset:
+        return export_dataset(sources, out, labels=args.labels, task=args.task)
+    export_recording(sources[0], out)
 
 
 def nodes(args: argparse.Namespace) -> None:
@@ -237,6 +323,24 @@ def models(args: argparse.Namespace) -> None:
     for asset in assets.entries():
         here = "here" if assets.local(asset) else "not fetched"
         print(f"  {asset.name:<28} {asset.licence}; {here}; {asset.what}")
+
+
+# --- calibrate --------------------------------------------------------------------------------------------------------
+
+# What there is to calibrate → its module, with `arguments(parser)` and `run(args) -> Verdict | None`.
+CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert",
+              "extrinsics": "sensor_extrinsics", "ground": "ground", "time": "time_offset", "check": "check"}  # fmt: skip
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    import importlib
+
+    module = importlib.import_module(f"calibration.{CALIBRATED[args.kind]}")
+    told = _Parser(prog=f"run_pipeline.py calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0])
+    module.arguments(told)
+    verdict = module.run(told.parse_args(args.rest))
+    if verdict is not None and verdict.failed:
+        sys.exit(2)
 
 
 # --- learn ------------------------------------------------------------------------------------------------------------
@@ -300,7 +404,18 @@ def evaluate(args: argparse.Namespace) -> None:
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
 EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
              "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
+             "faults": ("fault_conditions", "evaluate_faults"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
+
+
+def bench(args: argparse.Namespace) -> None:
+    import importlib
+
+    from pipeline.errors import ConfigError
+
+    if not (HERE / "benchmarks" / f"{args.what}.py").is_file():
+        raise ConfigError("bench: the benchmarks come with the checkout, not with the installed package")
+    importlib.import_module(f"benchmarks.{args.what}").main(args.options)
 
 
 # --- the words --------------------------------------------------------------------------------------------------------
@@ -333,19 +448,70 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
         sub.add_argument("--no-dashboard", action="store_true", help="no page")
         sub.add_argument("--open", action="store_true", help="open the page in the browser")
+        sub.add_argument("--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end")
 
     running(top)
     running(verb := verbs.add_parser("demo", help="the emotion pipeline on a packaged real clip"))
     verb.set_defaults(function=demo)
     running(verb := verbs.add_parser("run", help="run a config"))
     verb.add_argument("config", nargs="?", default=LIVE)
+    running(verb := verbs.add_parser("record", help="run a config and keep all that flows in a file"))
+    verb.add_argument("config", nargs="?", default=LIVE)
+    verb.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file")
+    verb.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
+    verb.add_argument("--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)")
+    verb.add_argument("--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured")
+    verb.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
+    verb.add_argument("--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much")
+    verb.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
+    verb.set_defaults(function=record)
+    running(verb := verbs.add_parser("replay", help="run a config on a recording in place of its sources"))
+    verb.add_argument("config")
+    verb.add_argument("recording", type=Path, metavar="REC.mcap")
+    verb.add_argument("--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)")
+    verb.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
+    verb.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
+    verb.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    verb.add_argument("--fault", action="append", default=[], metavar="'microphone: drop=5%%'",
+                      help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)")  # fmt: skip
+    verb.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
+    verb.set_defaults(function=replay)
+    verb = verbs.add_parser("diff", help="compare what --out wrote in two runs; exit 4 if any prediction differs")
+    verb.add_argument("a", type=Path, metavar="A.jsonl")
+    verb.add_argument("b", type=Path, metavar="B.jsonl")
+    verb.add_argument("--within", type=float, default=0.0, metavar="1e-4", help="by how much probabilities may differ")
+    verb.set_defaults(function=diff)
     verb = verbs.add_parser("check", help="verify a config; opens no device")
     verb.add_argument("config")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
     verb.set_defaults(function=check)
-    verb = verbs.add_parser("verify", help="derive every aligned set of a run again from its event log")
-    verb.add_argument("events", type=Path, metavar="EVENTS.jsonl", help="what nodes.align.event_log wrote")
+    verb = verbs.add_parser("verify", help="audit a recording, or an event log: derive every aligned set again")
+    verb.add_argument("events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote")
+    verb.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
     verb.set_defaults(function=verify)
+    verb = verbs.add_parser("import", help="a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
+    verb.add_argument("source", type=Path)
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
+    verb.add_argument("--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large")
+    verb.set_defaults(function=import_)
+    verb = verbs.add_parser("label", help="a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
+    verb.add_argument("recording", type=Path, metavar="REC.mcap")
+    verb.add_argument("intervals", type=Path, metavar="INTERVALS.csv")
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.add_argument("--stream", default="label", help="what the stream is called")
+    verb.set_defaults(function=label)
+    verb = verbs.add_parser("sample", help="a small real recording with labels, made from the packaged clip")
+    verb.add_argument("out", type=Path, metavar="OUT.mcap")
+    verb.set_defaults(function=sample)
+    verb = verbs.add_parser("export", help="a recording → mp4, wav and CSV, or labelled rows; a model → another precision")
+    verb.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER | MODEL [OUT.onnx]")
+    verb.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
+    verb.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
+    verb.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
+    verb.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of a model of ours, for engines that run what is written")
+    verb.set_defaults(function=export)
     verb = verbs.add_parser("keys", help="the key by which other hosts know this one: new NAME")
     verb.add_argument("action", choices=("new",))
     verb.add_argument("name")
@@ -359,6 +525,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
     verb.add_argument("names", nargs="*")
     verb.set_defaults(function=models)
+    verb = verbs.add_parser("calibrate", help="estimate a rig: " + ", ".join(CALIBRATED))
+    verb.add_argument("kind", choices=tuple(CALIBRATED))
+    verb.add_argument("rest", nargs=argparse.REMAINDER, help="see: calibrate KIND --help")
+    verb.set_defaults(function=calibrate)
     verb = verbs.add_parser("train", help="train a model: " + ", ".join(TRAINED))
     verb.add_argument("what", choices=tuple(TRAINED))
     verb.add_argument("--data", type=Path)
@@ -384,7 +554,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
     verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
+    verb = verbs.add_parser("bench", help="measure on this machine: infer, fused")
+    verb.add_argument("what", choices=("infer", "fused"))
+    verb.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
+    verb.set_defaults(function=bench)
     return top
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _split(text: str) -> tuple[float | None, float | None]:
+    """(megabytes, seconds), one of them."""
+    for unit, megabytes in (("GB", 1000.0), ("MB", 1.0)):
+        if text.upper().endswith(unit) and text[:-2].strip().replace(".", "", 1).isdigit():
+            return float(text[:-2]) * megabytes, None
+    return None, _seconds(text)
 
 
 def _seconds(text: str) -> float:

@@ -6,18 +6,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from pipeline.align import Aligner, Emit
 from pipeline.errors import ConfigError, nearest
 from pipeline.eventlog import EventLog, Rules
+from pipeline.faults import parse
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.node import Arrival, Transform
 from pipeline.pick import MS, from_rule
+
+if TYPE_CHECKING:
+    from pipeline.retold import Retold
 
 
 class Align(Transform):
@@ -27,10 +32,14 @@ class Align(Transform):
     pick: for each other input its policy (nearest, latest, window, interpolate, or module:Name) and that policy's own
     options; without one, the nearest frame within half of the stream's own period.
     event_log: a file to write all that decided, from which `run_pipeline.py verify` derives every set again.
+    replay: a recording: sets are decided by what arrived when in the recorded run; realign: true decides afresh, as if every
+    frame had arrived the moment it left its source, but for what `faults` says is wrong (pipeline/faults.py). Set by
+    `run_pipeline.py replay`, as replay_unclosed, from_ns and to_ns.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
     produces: ClassVar[type | None] = AlignedSet
+    journals: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -41,6 +50,12 @@ class Align(Transform):
         emit: Emit = "ready",
         pick: dict[str, dict[str, Any]] | None = None,
         event_log: str | None = None,
+        replay: str | None = None,
+        realign: bool = False,
+        replay_unclosed: bool = False,
+        from_ns: int | None = None,
+        to_ns: int | None = None,
+        faults: list[str] | None = None,
     ) -> None:
         if (anchor is None) == (anchor_rate_hz is None):
             raise ValueError("give either anchor (an input's name) or anchor_rate_hz")
@@ -56,6 +71,10 @@ class Align(Transform):
         self._event_log_path = event_log
         self._event_log: EventLog | None = None
         self._aligner: Aligner | None = None
+        self._replay, self._realign, self._unclosed = replay, realign, replay_unclosed
+        self._from_ns, self._to_ns = from_ns, to_ns
+        self._faults = tuple(map(parse, faults or ()))
+        self._retold: Retold | None = None
 
     def open(self) -> None:
         inputs = self.context.inputs
@@ -65,28 +84,42 @@ class Align(Transform):
                     f"node '{self.name}': '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}"
                 )
 
+        if self._replay:
+            self._retold = self._as_recorded(Path(self._replay))
+
     def process(self, arrival: Arrival) -> Iterable[Message]:
         assert isinstance(arrival.message, Frame)
+        if self._retold is not None:
+            return self._again(self._retold.add(arrival.message))
         return self._add(arrival.message, arrival.arrival_ns)
 
     def wants(self, source: str) -> bool:
+        if self._retold is not None:
+            return self._retold.wanted in (None, source)
         return self._max_wait_ns is not None or self.aligner.has_room(source)
 
     def wake_ns(self) -> int | None:
-        return self.aligner.wake_ns()
+        return None if self._retold is not None else self.aligner.wake_ns()
 
     def advance(self, now_ns: int) -> Iterable[Message]:
-        return self._sent(self.aligner.advance(now_ns))
+        return () if self._retold is not None else self._sent(self.aligner.advance(now_ns))
 
     def ended(self, source: str, arrival_ns: int) -> Iterable[Message]:
+        if self._retold is not None:
+            return self._again(self._retold.ended(source))
         return self._add(silence(source, FOREVER_NS, "it has ended"), arrival_ns)
 
     def finish(self) -> Iterable[Message]:
+        if self._retold is not None:
+            return self._again(self._retold.finish())
         now_ns = self.context.clock.now_ns()
         ready = self.aligner.finish(now_ns)
         if self._event_log:
             self._event_log.finished(now_ns)
-        return self._sent(ready)
+        sent = self._sent(ready)
+        if self._event_log:
+            self._event_log.pass_on(now=True)
+        return sent
 
     def close(self) -> None:
         if self._event_log:
@@ -97,18 +130,43 @@ class Align(Transform):
         """Made on first use, because the run's start is not known before."""
         if self._aligner is None:
             clock = self.context.clock
-            rules = Rules(
-                self._anchor or float(self._anchor_rate_hz or 0),
-                {name: self._rules.get(name, {"policy": "nearest"}) for name in self.context.inputs if name != self._anchor},
-                self._max_wait_ns,
-                self._emit,
-                # After a restart the run is old, and ticks for the time before would be about nothing.
-                clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()),
-            )
+            # After a restart the run is old, and ticks for the time before would be about nothing.
+            rules = self.rules(clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()))
             self._aligner = rules.aligner()
-            if self._event_log_path:
-                self._event_log = EventLog(Path(self._event_log_path), rules)
+            if self._event_log_path or self.context.journal:
+                path = Path(self._event_log_path) if self._event_log_path else None
+                self._event_log = EventLog(path, rules, self.context.journal)
         return self._aligner
+
+    def rules(self, start_ns: int) -> Rules:
+        picks = {name: self._rules.get(name, {"policy": "nearest"}) for name in self.context.inputs if name != self._anchor}
+        return Rules(self._anchor or float(self._anchor_rate_hz or 0), picks, self._max_wait_ns, self._emit, start_ns)
+
+    def _as_recorded(self, path: Path) -> Retold:
+        """Raises ConfigError when the recording cannot be read."""
+        # Here, because a live run must not wait for what reads recordings to be imported.
+        from pipeline.retold import Retold, afresh, recorded_events, same_rules
+
+        if self._realign:
+            rules = self.rules(self._from_ns or self.context.clock.start_ns)
+            streams = self.context.inputs
+            return Retold(afresh(path, streams, rules, unclosed=self._unclosed, from_ns=self._from_ns, to_ns=self._to_ns,
+                                 wrong=self._faults))  # fmt: skip
+        recorded = next(recorded_events(path, self.name, unclosed=self._unclosed), None)
+        if not isinstance(recorded, Rules):
+            raise ConfigError(f"{path}: it does not hold what '{self.name}' was told. Align afresh: --realign")
+        mine = self.rules(recorded.start_ns)
+        events = recorded_events(path, self.name, unclosed=self._unclosed, from_ns=self._from_ns)
+        part = self._from_ns is not None or self._to_ns is not None
+        return Retold(events, None if same_rules(mine, recorded) else mine, part=part)
+
+    def _again(self, ready: list[AlignedSet]) -> list[AlignedSet]:
+        """Sent at the time at which the recorded run sent them, as far as that is in the data."""
+        assert self._retold is not None
+        counts, self._retold.counts = self._retold.counts, Counter()
+        for (stream, what), count in counts.items():
+            self.context.metrics.drop(stream, what, count)
+        return ready
 
     def _add(self, frame: Frame, arrival_ns: int) -> list[AlignedSet]:
         ready = self.aligner.add(frame, arrival_ns)
@@ -120,6 +178,8 @@ class Align(Transform):
         counts = self.aligner.take_counts()
         for (stream, what), count in counts.items():
             self.context.metrics.drop(stream, what, count)
-        for aligned in ready if self._event_log else ():
-            self._event_log.sent(aligned)  # type: ignore[union-attr]
+        if self._event_log:
+            for aligned in ready:
+                self._event_log.sent(aligned)
+            self._event_log.pass_on()
         return [msgspec.structs.replace(aligned, sent_ns=self.context.clock.now_ns()) for aligned in ready]

@@ -25,6 +25,7 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
+from pipeline.time_correction import check_offset, time_correction
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "srt")
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
@@ -37,6 +38,8 @@ class Camera(Source):
     width_px, height_px, rate_hz: asked of a USB camera, which takes the nearest it has. Files and streams keep their
     rate; what is wider or higher is scaled down, in its own proportions.
     realtime: false gives a file's pictures as fast as readers take them. loop: begin a file again at its end.
+    offset_ms: added to every capture time, for a delay that no clock sees (measured by `calibrate time`), or rig: a rig file
+    that has it under this node's name.
     """
 
     def __init__(
@@ -48,7 +51,11 @@ class Camera(Source):
         rate_hz: float | None = None,
         realtime: bool = True,
         loop: bool = False,
+        offset_ms: float | None = None,
+        rig: str | None = None,
     ) -> None:
+        check_offset(offset_ms, rig)
+        self.offset_ms, self.rig = offset_ms, rig
         for option, value in (("width_px", width_px), ("height_px", height_px), ("rate_hz", rate_hz)):
             if value is not None and value <= 0:
                 raise ConfigError(f"{option} must be above 0, not {value}.")
@@ -75,6 +82,7 @@ class Camera(Source):
             yield Finding(False, "no USB camera", "Plug one in, or use a file or an address: nodes.camera.device=clip.mp4")
 
     def open(self) -> None:
+        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
         if self._is_address or self._is_usb:
             self._open_live()
         else:
@@ -94,6 +102,10 @@ class Camera(Source):
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
         return self._file_frames(clock) if self._file is not None else self._live_frames()
+
+    @property
+    def is_live(self) -> bool:
+        return self._is_usb or self._is_address
 
     @property
     def _where(self) -> str:

@@ -56,7 +56,8 @@ def line(prediction: Prediction, start_ns: int, troubles: dict[str, str]) -> str
     parts = [f"{at_s:7.1f} s", answer, f"{who:<8}"]
     if prediction.speaking is not None:
         parts.append("speaking" if prediction.speaking else "quiet   ")
-    parts.append(f"{prediction.timing_ns.get('total', 0) / 1e6:4.0f} ms")
+    if (total_ns := prediction.timing_ns.get("total", 0)) >= 0:  # faster than it happened, in a replay: no latency
+        parts.append(f"{total_ns / 1e6:4.0f} ms")
     if prediction.missing:
         parts.append(f"missing: {', '.join(prediction.missing)}")
     parts += [f"{node}: {state}" for node, state in troubles.items() if node not in prediction.missing]

@@ -21,7 +21,8 @@ Server to client, text, told apart by "type":
 Server to client, binary, unless pictures=0: a big-endian uint16, the length of the JSON object that follows it (the
 fields of PictureHead), then a JPEG. With pictures=paced every picture after the second waits for the text "next", so a
 page that is hidden, or cannot keep up, costs nothing.
-Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}.
+Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}; while it
+replays {"do": "pause"}, {"do": "resume"}; while it records or replays {"do": "label", "label": "happy", "at_ns": …} ("" ends one).
 Where a token is set, add it to the address: /ws?pictures=0&token=...
 """
 
@@ -104,8 +105,10 @@ class PictureHead(msgspec.Struct, frozen=True):
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a browser may ask for."""
 
-    do: Literal["mute", "unmute", "stop"]
+    do: Literal["mute", "unmute", "stop", "pause", "resume", "label"]
     source: str = ""
+    label: str = ""
+    at_ns: int | None = None  # by the pipeline's clock: when it was so; None: now
 
 
 class Dashboard(Sink):
@@ -225,10 +228,27 @@ class Dashboard(Sink):
             return as_json("refused", {"reason": str(error)})
         health = self._last.get("Health")
         sources = {*self._streams, *(node.node for node in (health.nodes if isinstance(health, Health) else ()))}
+        if order.do in ("pause", "resume", "label"):
+            return self._tape(order, health)
         if order.do != "stop" and order.source not in sources:
             return as_json("refused", {"reason": f"no source '{order.source}'. Here: {', '.join(sorted(sources))}"})
         self.context.log.info("asked from the page: %s %s", order.do, order.source)
         self.context.request(order.do, order.source if order.do != "stop" else "")
+        return None
+
+
+    def _tape(self, order: Order, health: Prediction | Health | None) -> str | None:
+        """Of a recording that is made or played."""
+        facts = {f for node in health.nodes for f in node.facts} if isinstance(health, Health) else set()
+        if order.do == "label":
+            if not facts & {"recording", "replays"}:
+                return as_json("refused", {"reason": "nothing is recorded or replayed, so there is nothing to label"})
+            at_ns = self.context.clock.now_ns() if order.at_ns is None else order.at_ns
+            self.context.request("label", msgspec.json.encode({"label": order.label[:100], "at_ns": at_ns}).decode())
+        elif "replays" not in facts:
+            return as_json("refused", {"reason": f"what happens now cannot be made to {order.do}"})
+        else:
+            self.context.request(order.do, "")
         return None
 
 

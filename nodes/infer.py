@@ -7,34 +7,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from pipeline.frame import AlignedSet, Prediction
+from pipeline.inference.manifest import PRECISIONS
 from pipeline.node import Arrival, Transform
 from pipeline.tasks import make
 
+if TYPE_CHECKING:
+    from pipeline.retold import Shed
+
 
 class Infer(Transform):
-    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name.
-    options: of the task's constructor."""
+    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name. precision: fp32,
+    or fp16 or int8 where `export` made such a file of the model. options: of the task's constructor.
+    replay: a recording: the sets that were shed in the recorded run are shed again. Set by `run_pipeline.py replay`, as
+    replay_unclosed."""
 
     consumes: ClassVar[tuple[type, ...]] = (AlignedSet,)
     produces: ClassVar[type | None] = Prediction
 
-    def __init__(self, *, task: str = "emotion", backend: str = "auto", options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, task: str = "emotion", backend: str = "auto", precision: str = "fp32", options: dict[str, Any] | None = None,
+        replay: str | None = None, replay_unclosed: bool = False,
+    ) -> None:  # fmt: skip
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
         self.task = make(task, options)
-        self._backend = backend
+        self._backend, self.task.precision = backend, precision
+        self._replay, self._unclosed = replay, replay_unclosed
+        self._shed: Shed | None = None
 
     def open(self) -> None:
         self.task.log, self.task.metrics = self.context.log, self.context.metrics
         self.task.open(self._backend)
         self.context.metrics.facts["model"] = self.task.model
+        if self._replay:
+            from pipeline.retold import Shed, predicted
+
+            self._shed = Shed(predicted(Path(self._replay), self.name, unclosed=self._unclosed))
 
     def process(self, arrival: Arrival) -> Iterable[Prediction]:
         aligned = arrival.message
         assert isinstance(aligned, AlignedSet)
+        if self._shed is not None and self._shed.was(aligned.anchor_ns):
+            self.context.metrics.drop(arrival.source, "shed in the recorded run too")
+            return
         begin_ns = self.context.clock.now_ns()
         prediction = self.task.predict(aligned)
         timing_ns = {"wait": aligned.sent_ns - aligned.arrival_ns, "infer": self.context.clock.now_ns() - begin_ns}

@@ -19,6 +19,7 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
+from pipeline.time_correction import check_offset, time_correction
 
 LOST_AFTER_S = 2.0  # no sound for so long: the device is gone
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
@@ -31,6 +32,8 @@ class Microphone(Source):
     device: null (the system's default input) · an index or part of a name, as `doctor` lists them · a path · asset:NAME.
     sample_rate_hz: what is delivered; a device that cannot is resampled. chunk_ms: length of a frame.
     realtime: false gives a file's sound as fast as readers take it. loop: begin a file again at its end.
+    offset_ms: added to every capture time, for a delay that no clock sees (measured by `calibrate time`), or rig: a rig file
+    that has it under this node's name.
     """
 
     def __init__(
@@ -41,7 +44,11 @@ class Microphone(Source):
         chunk_ms: int = 20,
         realtime: bool = True,
         loop: bool = False,
+        offset_ms: float | None = None,
+        rig: str | None = None,
     ) -> None:
+        check_offset(offset_ms, rig)
+        self.offset_ms, self.rig = offset_ms, rig
         if not 4000 <= sample_rate_hz <= 192_000:
             raise ConfigError(f"sample_rate_hz must be from 4000 to 192000, not {sample_rate_hz}.")
         if not 5 <= chunk_ms <= 1000:
@@ -67,6 +74,7 @@ class Microphone(Source):
             yield Finding(False, "no microphone", portaudio.PLUG_IN)
 
     def open(self) -> None:
+        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
         name = self.device
         if isinstance(name, str) and media.looks_like_file(name):
             self._file = self._open_file()
@@ -92,6 +100,10 @@ class Microphone(Source):
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
         return self._file_frames(clock) if self._file is not None else self._device_frames(clock)
+
+    @property
+    def is_live(self) -> bool:
+        return not (isinstance(self.device, str) and media.looks_like_file(self.device))
 
     @property
     def _where(self) -> str:

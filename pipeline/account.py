@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from pipeline.clock import NS
 from pipeline.frame import NodeHealth
-from pipeline.graph import Plan
+from pipeline.graph import EVENTS, Plan
 from pipeline.inbox import EDGE_REASONS
 
 
@@ -30,6 +31,8 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
                 sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
                 clock = reader.facts.get(f"{edge.source} on {edge.host}", "")
                 remote[f"{edge.source} → {node.name}"] = {"host": edge.host, "sent": sent, "clock": clock}
+            elif edge.source.endswith(EVENTS):  # a journal's numbers are its own
+                sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
             elif edge.source in health:
                 sent, restarted = health[edge.source].produced, bool(health[edge.source].restarts or reader.restarts)
             else:
@@ -54,10 +57,17 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "unaccounted": unaccounted,
         "latency_ms": predicting[0].latency_ms["total"] if predicting else {},
         "timing_ms": {name: ms for n in predicting for name, ms in n.latency_ms.items()},
+        "engines": engines(nodes),
         "cpu_s": round(sum({n.pid: n.cpu_s for n in nodes}.values()), 2),
         "restarts": {n.node: n.restarts for n in nodes if n.restarts},
         **({"host": plan.host, "from_other_hosts": remote} if plan.host else {}),
     }
+
+
+def engines(nodes: Iterable[NodeHealth]) -> dict[str, dict[str, str]]:
+    """Node → what its answers hang on besides the data: its model, and what runs it."""
+    found = {n.node: {k: v for k, v in n.facts.items() if k == "model" or k.startswith("engine ")} for n in nodes}
+    return {node: facts for node, facts in found.items() if facts}
 
 
 def add(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -142,6 +141,8 @@ def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
         if not asset.url:
             raise _out_of_reach(asset, "its entry in models/assets.toml names no source")
         progress(f"fetching {asset.url}")
+        import urllib.request  # 20 ms, which a start that fetches nothing need not pay
+
         try:
             with urllib.request.urlopen(asset.url, timeout=FETCH_TIMEOUT_S) as reply:
                 _store(asset, reply.read())

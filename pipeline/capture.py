@@ -143,14 +143,15 @@ def fit(size: tuple[int, int], within: tuple[int | None, int | None]) -> tuple[i
 
 def to_bgr(frame: Any, within: tuple[int | None, int | None], borrow: Borrow = np.empty) -> np.ndarray:
     """PyAV's frame as a borrowed (h, w, 3) uint8 array, upright (a telephone's clip carries its rotation) and scaled down."""
-    turned = frame.rotation % 180 != 0
+    quarters = round(frame.rotation / 90)  # a damaged file says any angle
+    turned = quarters % 2 != 0
     size = fit((frame.height, frame.width) if turned else (frame.width, frame.height), within)
     width_px, height_px = size[::-1] if turned else size
     plane = frame.reformat(width=width_px, height=height_px, format="bgr24").planes[0]
     # Its rows are padded; to_ndarray would copy them together, and the picture would be copied once more to be sent.
     rows: np.ndarray = np.ndarray((height_px, width_px, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
     image = borrow((size[1], size[0], 3), np.uint8)
-    np.copyto(image, np.rot90(rows, round(frame.rotation / 90)))
+    np.copyto(image, np.rot90(rows, quarters))
     return image
 
 

@@ -70,6 +70,58 @@ class ManualClock:
         return interrupt is None or not interrupt.is_set()
 
 
+class ReplayClock:
+    """The clock of a recorded run, told again: it goes `speed` times as fast as the host's, and stands while paused.
+
+    It stands at `start_ns`, a moment of the recorded run, until `begin`. At speed 0 nobody waits for it, and it goes as the
+    host's does.
+    """
+
+    def __init__(self, start_ns: int, speed: float = 1.0) -> None:
+        self.start_ns = start_ns
+        self._speed = speed or 1.0
+        self._at_ns = start_ns  # the time here when the host's clock said _host_ns
+        self._host_ns: int | None = None  # None: it stands
+        self._goes = threading.Event()
+
+    def begin(self, host_ns: int) -> None:
+        self._host_ns = host_ns
+        self._goes.set()
+
+    def now_ns(self) -> int:
+        host_ns = self._host_ns
+        return self._at_ns if host_ns is None else self._at_ns + round(max(0, time.monotonic_ns() - host_ns) * self._speed)
+
+    @property
+    def paused(self) -> bool:
+        return not self._goes.is_set()
+
+    def pause(self) -> None:
+        if self._host_ns is not None:
+            self._at_ns, self._host_ns = self.now_ns(), None
+            self._goes.clear()
+
+    def resume(self) -> None:
+        if self._host_ns is None:
+            self.begin(time.monotonic_ns())
+
+    def wait_while_paused(self, interrupt: threading.Event) -> bool:
+        """Returns False when `interrupt` was set meanwhile."""
+        while not self._goes.wait(0.05):
+            if interrupt.is_set():
+                return False
+        return True
+
+    def sleep_until(self, when_ns: int, interrupt: threading.Event | None = None) -> bool:
+        while (left_ns := when_ns - self.now_ns()) > 0:
+            if interrupt is not None and interrupt.is_set():
+                return False
+            # In short steps: it may be paused meanwhile.
+            wait_s = 0.02 if self._host_ns is None else min(0.1, left_ns / NS / self._speed)
+            (time.sleep if interrupt is None else interrupt.wait)(wait_s)
+        return interrupt is None or not interrupt.is_set()
+
+
 class DelayFloor:
     """A counter's time → host time, when readings arrive late by an unknown amount and never early.
 

@@ -40,7 +40,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
     reader: str
     credits: int | None = None
     payloads: Payloads = "inline"
-    express: str = ""  # where it also takes small messages (express.py)
+    express: str = ""  # where it takes small messages instead, once it has caught up (express.py)
+    session: int = 0  # of the publisher, as its welcome said; 0: not heard of yet
+    expected: int = 0  # the next seq of that session: all before it was read, or counted as lost
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
@@ -79,7 +81,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
-    """Node → launcher (stop, mute, unmute), and launcher → node process (begin, stop, leave, ended, mute, unmute)."""
+    """Node → launcher (stop, mute, unmute, pause, resume, label), and launcher → node process (these, begin, leave, ended)."""
 
     verb: str
     argument: str = ""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.inbox import KEEP_DEFAULT, Keep
@@ -49,11 +48,20 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """The run is a recorded one again: its time begins at start_ns. speed 0: as fast as the machine can."""
+
+    start_ns: int
+    speed: float
+
+
+@dataclass(frozen=True)
 class Config:
     path: str
     nodes: dict[str, NodeConfig]
     portable: bool = False  # loopback TCP and inline payloads only: no ipc://, no shared memory
     hosts: dict[str, tuple[str, int]] = field(default_factory=dict)  # name → address, first port
+    replay: ReplayConfig | None = None  # not of the file: `replay` sets it
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -66,11 +74,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: there is no such file.{nearest(str(path), here)} Configs here: {', '.join(here)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    from pipeline import yaml_text
+
     try:
-        loader = _Loader(text)
-        loader.name = str(path)  # so that it tells the line of this file
-        tree = loader.get_single_data()
-    except yaml.YAMLError as error:
+        tree = yaml_text.parse(text, name=str(path))
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: the file holds {_a(tree)}, expected 'nodes:' with the graph below it")
@@ -201,23 +209,6 @@ def instantiate(use: str, options: dict[str, Any], *, where: str) -> Node:
         raise ConfigError(f"{where}: {error}") from error
 
 
-# --- YAML -----------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, where YAML would silently take the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key_node.value}' is given twice", problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
@@ -231,9 +222,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
         at = at[key]
     if not isinstance(at, dict):
         raise ConfigError(f"--set {override}: '{'.'.join(keys[:-1])}' is not a table")
+    from pipeline import yaml_text
+
     try:
-        at[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        at[keys[-1]] = yaml_text.parse(text)
+    except ValueError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
 
 

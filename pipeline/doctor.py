@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import assets
 from pipeline.errors import SensoriumError
-from pipeline.inference import engine
+from pipeline.inference import cuda, engine
 from pipeline.inference.manifest import Manifest
 from pipeline.named import all_named
 from pipeline.node import Finding, Node
@@ -27,6 +27,10 @@ def examine() -> Iterator[tuple[str, Finding]]:
     for name, node in all_named(Node, "nodes").items():
         for finding in node.doctor():
             yield name, finding
+    gpus = cuda.probe()
+    for gpu in gpus.devices:
+        said = f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB"
+        yield "inference", Finding(True, f"{said}; the driver speaks CUDA {gpus.driver}")
     for name, backend in engine.backends().items():
         reason = backend.unusable()
         yield "inference", Finding(not reason, f"{name} {_version(name)}".strip() if not reason else name, reason)
@@ -42,7 +46,13 @@ def _asset(asset: assets.Asset) -> Finding:
         here = assets.local(asset)
     except SensoriumError as error:
         return Finding(False, asset.name, str(error))
-    return Finding(here is not None, asset.name, "" if here else f"not fetched yet: {assets.PULL} {asset.name}")
+    what = f"{asset.name}, runs on {_backend(asset.name)}" if asset.file.endswith(".onnx") else asset.name
+    return Finding(here is not None, what, "" if here else f"not fetched yet: {assets.PULL} {asset.name}")
+
+
+def _backend(model: str) -> str:
+    """What `auto` takes for it. Voice activity stays on the processor: tasks/emotion.py says why."""
+    return "onnxruntime" if model == "silero-vad" else engine.best()[0]
 
 
 def _model(model: Path) -> Finding:
@@ -50,7 +60,7 @@ def _model(model: Path) -> Finding:
         manifest = Manifest.read(model)
     except SensoriumError as error:
         return Finding(False, model.name, str(error))
-    return Finding(True, f"{manifest.id} ({model.name})")
+    return Finding(True, f"{manifest.id} ({model.name}), runs on {_backend(manifest.name)}")
 
 
 def _version(package: str) -> str:

@@ -3,7 +3,9 @@
     SensoriumError                 1  our bug, if it ever reaches a user as itself
     ├── ConfigError                2  the user's config, arguments, files or environment
     │   └── AssetError             2  a model or clip that is missing, altered or out of reach
+    ├── DiffersError               4  two things that were compared are not alike
     ├── DeviceError                3  a camera, microphone or lidar; `retry` says whether waiting can help
+    ├── EngineError                1  a model's engine that was refused by its runtime, or failed while it ran
     └── WireError                  1  a message that is not ours: counted and dropped by readers, never fatal
 
 A message says where, what was found, and what to do. Late or dropped frames are not errors: they are counted.
@@ -27,6 +29,12 @@ class AssetError(ConfigError):
     pass
 
 
+class DiffersError(SensoriumError):
+    """Two things that were compared are not alike: nobody's fault, but a script must see it."""
+
+    exit_code = 4
+
+
 class DeviceError(SensoriumError):
     """retry: the device may come back by itself (unplugged, busy, network gone); the node loop then retries."""
 
@@ -35,6 +43,10 @@ class DeviceError(SensoriumError):
     def __init__(self, message: str, *, retry: bool = False) -> None:
         super().__init__(message)
         self.retry = retry
+
+
+class EngineError(SensoriumError):
+    pass
 
 
 class WireError(SensoriumError):

@@ -11,7 +11,7 @@ The aligner's sets depend only on its rules and on what arrived when, so those a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from pipeline.align import Aligner, Emit
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
 from pipeline.pick import from_rule
+
+UNTOLD_BYTES = 8000  # a journal's message is a message like any other: not one for every frame that arrives
 
 
 class Rules(msgspec.Struct, frozen=True, array_like=True, tag="Rules"):
@@ -80,14 +82,15 @@ Event = Rules | Told | Sent | Finished
 
 
 class EventLog:
-    """Raises ConfigError when the file cannot be written."""
+    """To a file, and to `tell` (a node's journal), in whole lines. Raises ConfigError when the file cannot be written."""
 
-    def __init__(self, path: Path, rules: Rules) -> None:
+    def __init__(self, path: Path | None, rules: Rules, tell: Callable[[bytes], None] | None = None) -> None:
         try:
-            self._file = path.open("wb")
+            self._file = path.open("wb") if path else None
         except OSError as error:
             raise ConfigError(f"event log {path}: cannot be written: {error.strerror}") from error
         self._encoder = msgspec.json.Encoder()
+        self._tell, self._untold, self._set_untold = tell, bytearray(), False
         self._write(rules)
 
     def told(self, frame: Frame, arrival_ns: int) -> None:
@@ -105,16 +108,29 @@ class EventLog:
         )
 
     def sent(self, aligned: AlignedSet) -> None:
+        self._set_untold = True
         self._write(_sent(aligned))
 
     def finished(self, now_ns: int) -> None:
         self._write(Finished(now_ns))
 
+    def pass_on(self, *, now: bool = False) -> None:
+        """What was written since the last time, to `tell`: when a set was sent, or much has come together; else it can wait."""
+        if self._tell is not None and self._untold and (now or self._set_untold or len(self._untold) > UNTOLD_BYTES):
+            self._tell(bytes(self._untold))
+            self._untold.clear()
+            self._set_untold = False
+
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, event: Event) -> None:
-        self._file.write(self._encoder.encode(event) + b"\n")
+        line = self._encoder.encode(event) + b"\n"
+        if self._file is not None:
+            self._file.write(line)
+        if self._tell is not None:
+            self._untold += line
 
 
 class Verdict(NamedTuple):
@@ -127,17 +143,25 @@ class Verdict(NamedTuple):
 
 def verify(path: Path, *, most: int = 10) -> Verdict:
     """Derive every set of a run from what arrived. Raises ConfigError for a file that is no event log."""
-    events = _read(path)
+    return judge(_read(path), str(path), most=most)
+
+
+def judge(events: Iterator[Event], where: str, *, most: int = 10, cut: bool = False) -> Verdict:
+    """The same of events from anywhere. An aligner that was started again begins with its rules again. cut: the end of the
+    log is missing, so sets may be derived whose sending was not told any more."""
     rules = next(events, None)
     if not isinstance(rules, Rules):
-        raise ConfigError(f"{path}: not an event log: its first line should hold the aligner's rules")
+        raise ConfigError(f"{where}: not an event log: its first line should hold the aligner's rules")
     aligner = rules.aligner()
     derived: deque[Sent] = deque()
     differences: list[str] = []
     sets = count = 0
     for event in events:
         count += 1
-        if isinstance(event, Told):
+        if isinstance(event, Rules):
+            derived.clear()  # what it held when it was stopped
+            aligner = event.aligner()
+        elif isinstance(event, Told):
             derived += map(_sent, aligner.add(event.frame(), event.arrival_ns))
         elif isinstance(event, Finished):
             derived += map(_sent, aligner.finish(event.now_ns))
@@ -150,7 +174,7 @@ def verify(path: Path, *, most: int = 10) -> Verdict:
                 differences.append(f"set at {event.anchor_ns}: was sent, but cannot be derived")
             elif not (again := derived.popleft()).matches(event):
                 differences.append(f"set at {event.anchor_ns}: was {event}, derived {again}")
-    differences += [f"set at {sent.anchor_ns}: derived, but was not sent" for sent in derived]
+    differences += [f"set at {sent.anchor_ns}: derived, but was not sent" for sent in derived if not cut]
     return Verdict(sets, count, tuple(differences[:most]))
 
 
@@ -158,14 +182,18 @@ def _sent(aligned: AlignedSet) -> Sent:
     return Sent(aligned.anchor_ns, aligned.missing, aligned.receipts)
 
 
-def _read(path: Path) -> Iterator[Event]:
+def parse(lines: Iterable[bytes], where: str) -> Iterator[Event]:
     decoder = msgspec.json.Decoder(Event)
+    for number, line in enumerate(lines, 1):
+        try:
+            yield decoder.decode(line)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"{where}:{number}: not a line of an event log: {error}") from error
+
+
+def _read(path: Path) -> Iterator[Event]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield decoder.decode(line)
-                except (msgspec.DecodeError, msgspec.ValidationError) as error:
-                    raise ConfigError(f"{path}:{number}: not a line of an event log: {error}") from error
+            yield from parse(file, str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

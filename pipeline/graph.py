@@ -14,12 +14,15 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, resolve
+from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.errors import ConfigError, nearest
-from pipeline.frame import Health
+from pipeline.frame import Frame, Health
 from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.node import Sink, Source
 from pipeline.runs import free_address
+
+MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
+EVENTS = ".events"  # "align.events" in `inputs`: what that node was told and decided, as text (no node's name holds a '.')
 
 
 class EdgePlan(msgspec.Struct):
@@ -41,6 +44,8 @@ class NodePlan(msgspec.Struct):
     address: str
     inputs: list[EdgePlan]
     network: str = ""  # a second address, where other hosts read it
+    events: str = ""  # a third, where its journal is read
+    recorded: bool = False  # somebody who is not waited for wants to miss nothing
 
 
 class ProcessPlan(msgspec.Struct):
@@ -54,6 +59,7 @@ class ProcessPlan(msgspec.Struct):
     restarts: int = 0
     host: str = ""  # whose keys to use
     clocks: dict[str, str] = {}  # of the other hosts it reads from: name → where it tells the time
+    replay: ReplayConfig | None = None  # its clock is that of a recorded run
 
 
 class Plan(msgspec.Struct):
@@ -70,7 +76,8 @@ class Plan(msgspec.Struct):
 
     def streams(self) -> dict[str, str]:
         """Node → address, of every node that publishes."""
-        return {n.name: n.address for n in self.nodes if not n.is_sink} | {HEALTH: self.health}
+        events = {n.name + EVENTS: n.events for n in self.nodes if n.events}
+        return {n.name: n.address for n in self.nodes if not n.is_sink} | events | {HEALTH: self.health}
 
 
 def check_graph(config: Config) -> None:
@@ -99,6 +106,9 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
 
     here = [node for node in config.nodes.values() if node.host == host]
     addresses = {node.name: address(node.name) for node in here} | {HEALTH: address(HEALTH)}
+    journals = {e.source for node in here for e in node.inputs if e.source.endswith(EVENTS)}
+    addresses |= {name: address(name) for name in sorted(journals)}
+    recorded = {e.source for n in here for e in n.inputs if isinstance(e.keep, int) and e.keep >= MANY}
     network = _network_addresses(config)
     clocks = {name: f"tcp://{at}:{port}" for name, (at, port) in config.hosts.items()}
     read_elsewhere = {e.source for node in config.nodes.values() if node.host != host for e in node.inputs}
@@ -109,7 +119,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
         edges = []
         for edge in node.inputs:
             # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
-            keep: Keep = "all" if edge.source in waits and edge.keep != "latest" else edge.keep or KEEP_DEFAULT
+            keep: Keep = "all" if edge.source.removesuffix(EVENTS) in waits and edge.keep != "latest" else edge.keep or KEEP_DEFAULT
             if edge.source in addresses:
                 edges.append(EdgePlan(edge.source, keep, addresses[edge.source]))
             else:
@@ -126,9 +136,11 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             addresses[node.name],
             edges,
             network[node.name] if node.name in read_elsewhere else "",
+            addresses.get(node.name + EVENTS, ""),
+            node.name in recorded,
         )
         group = node.process or node.name
-        process = processes.setdefault(group, ProcessPlan(group, [], host=host))
+        process = processes.setdefault(group, ProcessPlan(group, [], host=host, replay=config.replay))
         process.nodes.append(plan)
         process.clocks |= {e.host: clocks[e.host] for e in edges if e.host}
     control = address("/control")
@@ -153,6 +165,8 @@ def _check_edge(config: Config, node: NodeConfig, edge: InputConfig, where: str)
     reader = resolve(node.use, node.where)
     if edge.source == HEALTH:
         produces: type | None = Health
+    elif edge.source.endswith(EVENTS) and _journals(config, edge.source.removesuffix(EVENTS)):
+        produces = Frame
     elif edge.source not in config.nodes:
         others = [name for name in config.nodes if name != node.name]
         raise ConfigError(
@@ -161,12 +175,19 @@ def _check_edge(config: Config, node: NodeConfig, edge: InputConfig, where: str)
     else:
         source = config.nodes[edge.source]
         produces = resolve(source.use, source.where).produces
+    if edge.source.endswith(EVENTS) and config.nodes[edge.source.removesuffix(EVENTS)].host != node.host:
+        raise ConfigError(f"{where}: '{edge.source}' can only be read on its own host")
     if produces is None:
         raise ConfigError(f"{where}: '{edge.source}' sends nothing: it is a sink")
     if produces not in reader.consumes:
         wanted = " or ".join(kind.__name__ for kind in reader.consumes)
         fix = " Put an align node between them." if wanted == "AlignedSet" else ""
         raise ConfigError(f"{where}: '{edge.source}' sends {produces.__name__}, but {node.use} reads {wanted}.{fix}")
+
+
+def _journals(config: Config, name: str) -> bool:
+    node = config.nodes.get(name)
+    return node is not None and resolve(node.use, node.where).journals
 
 
 def _check_cycles(config: Config) -> None:
@@ -179,7 +200,7 @@ def _check_cycles(config: Config) -> None:
         if name in done or name == HEALTH:
             return
         for edge in config.nodes[name].inputs:
-            visit(edge.source, [*path, name])
+            visit(edge.source.removesuffix(EVENTS), [*path, name])
         done.add(name)
 
     for name in config.nodes:
@@ -190,7 +211,7 @@ def _fed_by_unpaced(config: Config) -> set[str]:
     """The nodes that are, or are fed by, a source with `realtime: false`."""
     fed = {name for name, node in config.nodes.items() if node.options.get("realtime") is False}
     while True:
-        more = {n.name for n in config.nodes.values() if any(e.source in fed for e in n.inputs)} - fed
+        more = {n.name for n in config.nodes.values() if any(e.source.removesuffix(EVENTS) in fed for e in n.inputs)} - fed
         if not more:
             return fed
         fed |= more

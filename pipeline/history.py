@@ -14,6 +14,8 @@ from collections import deque
 from statistics import median
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, Frame, Receipt
 from pipeline.pick import MS, WAIT, Answer, Found, Nearest, Nothing, Pick, Wait
@@ -106,7 +108,7 @@ class History:
         self._answered_until_ns = max(self._answered_until_ns, anchor_ns)
         if isinstance(answer, Found):
             if answer.state == "nearest":
-                return answer._replace(reason="at the deadline: a nearer one may have come later")
+                return replace(answer, reason="at the deadline: a nearer one may have come later")
             return answer
         if self.complete_before_ns == -FOREVER_NS:
             return Receipt(self.stream, "absent", reason="no frame yet")
@@ -140,7 +142,7 @@ class History:
         if not isinstance(answer, Wait):
             self._answered_until_ns = trusted_ns - 1
             if isinstance(answer, Found):
-                answer = answer._replace(state="predicted")
+                answer = Found(answer.frames, "predicted", answer.reason, answer.used)
         return answer
 
     def _learn(self) -> None:

@@ -18,13 +18,14 @@ from typing import Literal
 
 from pipeline.clock import Clock
 from pipeline.errors import WireError
-from pipeline.frame import Message
+from pipeline.frame import Frame, Message
 from pipeline.metrics import Metrics
 from pipeline.packing import is_packed, unpacked
 
 Keep = Literal["all", "latest"] | int
 
 KEEP_DEFAULT = 32
+MOST_BYTES = 192 << 20  # of an edge that does not keep all: 5 s of 720p, 1 s of 1080p, a minute of anything small
 # Of an edge that keeps all: as many wait here before the sender is made to wait.
 ROOM_WHEN_ALL = 32
 
@@ -55,6 +56,7 @@ class _Edge:
     def __init__(self, keep: Keep) -> None:
         self.keep = keep
         self.waiting: deque[tuple[int, Arrival | Ended]] = deque()
+        self.bytes = 0  # of the payloads that wait
         self.taken = 0  # since the sender was last given credits
 
 
@@ -124,13 +126,16 @@ class Inbox:
                 if count and source != uncounted:
                     self._metrics.drop(source, UNREAD, count)
                 edge.waiting.clear()
+                edge.bytes = 0
 
     def _put(self, source: str, message: Message) -> None:
         edge = self._edges[source]
         room = 1 if edge.keep == "latest" else edge.keep
-        if isinstance(room, int) and len(edge.waiting) >= room:
-            edge.waiting.popleft()
-            self._metrics.drop(source, REPLACED if room == 1 else TOO_SLOW)
+        if isinstance(room, int):
+            while edge.waiting and (len(edge.waiting) >= room or edge.bytes + _bytes(message) > MOST_BYTES):
+                edge.bytes -= _bytes(edge.waiting.popleft()[1])
+                self._metrics.drop(source, REPLACED if room == 1 else TOO_SLOW)
+        edge.bytes += _bytes(message)
         self._append(edge, Arrival(source, message, self._clock.now_ns()))
 
     def _append(self, edge: _Edge, item: Arrival | Ended) -> None:
@@ -146,4 +151,12 @@ class Inbox:
             return None
         first.taken += 1
         self._changed.notify_all()
-        return first.waiting.popleft()[1]
+        item = first.waiting.popleft()[1]
+        first.bytes -= _bytes(item)
+        return item
+
+
+def _bytes(item: Arrival | Ended | Message) -> int:
+    """Of a frame's payload; what else there is, is small."""
+    message = item.message if isinstance(item, Arrival) else item
+    return message.data.nbytes if isinstance(message, Frame) else 0

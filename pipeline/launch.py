@@ -29,7 +29,7 @@ from pipeline.codec import Fault, Report, Request
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
-from pipeline.graph import Plan, ProcessPlan, plan_graph
+from pipeline.graph import EVENTS, Plan, ProcessPlan, plan_graph
 from pipeline.keys import Keyring
 from pipeline.network import ClockServer
 from pipeline.ring import rings_folder
@@ -181,6 +181,8 @@ class Launch:
             if value.verb == "stop":
                 log.info("asked to stop")
                 self.stop()
+            elif value.verb in ("pause", "resume", "label"):
+                self._command_all(value.verb, value.argument)
             elif value.verb in ("mute", "unmute") and value.argument in self._process_of:
                 (self._muted.add if value.verb == "mute" else self._muted.discard)(value.argument)
                 self._command(self._process_of[value.argument], value.verb, value.argument)
@@ -191,8 +193,10 @@ class Launch:
             return  # a stranger, or the last words of a process that died
         process.nodes.update({n.node: n for n in report.nodes})
         if self._start_ns and not process.begun:  # it was started again
-            for source in {e.source for n in process.plan.nodes for e in n.inputs} & self._process_of.keys():
-                if (said := self._process_of[source].nodes.get(source)) and said.state == "finished":
+            for source in {e.source for n in process.plan.nodes for e in n.inputs}:
+                node = source.removesuffix(EVENTS)
+                at = self._process_of.get(node)
+                if at and (said := at.nodes.get(node)) and said.state == "finished":
                     self._command(process, "ended", source)
             if process.ready:
                 self._begin(process)
@@ -283,9 +287,9 @@ class Launch:
         if process.alive:
             self._control.send(process.plan.name, Request(verb, argument))
 
-    def _command_all(self, verb: str) -> None:
+    def _command_all(self, verb: str, argument: str = "") -> None:
         for process in self._processes.values():
-            self._command(process, verb)
+            self._command(process, verb, argument)
 
     def _kill_all(self) -> None:
         for process in self._processes.values():

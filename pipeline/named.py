@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from types import ModuleType
@@ -50,6 +51,7 @@ def _class_of(module: ModuleType, base: type[T]) -> type[T] | None:
     """The class called like the file ("tensorrt_rtx" → TensorrtRtx), else the first one that the file itself defines."""
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
     own = [v for v in own if v is not base and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
+    own = [v for v in own if not inspect.isabstract(v)]  # a base that several files share is none of them
     file_name = module.__name__.rpartition(".")[2].replace("_", "")
     return next((value for value in own if value.__name__.lower() == file_name), own[0] if own else None)
 

@@ -14,6 +14,7 @@ in a test (pipeline/testing.py).
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from pipeline.errors import DeviceError
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.inbox import Arrival, Ended, Inbox
 from pipeline.metrics import Metrics
+from pipeline.time_correction import TimeCorrection
 
 __all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform", "run"]
 
@@ -47,6 +49,10 @@ class Context:
     request: Callable[[str, str], None] = lambda verb, argument: None  # ask the launcher: ("stop", ""), ("mute", "camera")
     tell: Callable[[NodeState, str], None] = lambda state, note: None  # the node's state, for the page and the log
     borrow: Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray] = np.empty  # an array that its readers can see
+    info: Callable[[str], StreamInfo | None] = lambda source: None  # what a source said its stream is
+    # Text for whoever reads `NAME.events`; None when nobody does. Only of a node that `journals`.
+    journal: Callable[[bytes], None] | None = None
+    heard: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)  # what the page said to this node
 
 
 class Finding(NamedTuple):
@@ -62,6 +68,7 @@ class Node:
 
     consumes: ClassVar[tuple[type, ...]] = ()
     produces: ClassVar[type | None] = None
+    journals: ClassVar[bool] = False  # it tells what it was told and decided: `NAME.events`, a stream of text
     context: Context = Context("unnamed")  # replaced before open()
 
     @property
@@ -84,7 +91,14 @@ class Source(Node):
     """A sensor or a file."""
 
     produces: ClassVar[type | None] = Frame
+    numbers: ClassVar[bool] = True  # False: its frames keep their own seq and publish_ns, as they were recorded
+    correction = TimeCorrection()  # of every capture time, watermarks included; set by open() where an offset is known
     _lost = 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it looks at the world, or listens, as it is now: to record that needs the consent of those in view."""
+        return False
 
     def info(self) -> StreamInfo:
         """What the stream is; called after open()."""
@@ -186,7 +200,9 @@ def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError
     def publish(frame: Frame) -> None:
         nonlocal seq
         seq += node.take_lost()
-        send(msgspec.structs.replace(frame, seq=seq, publish_ns=clock.now_ns()))
+        if not node.numbers:
+            return send(frame)
+        send(msgspec.structs.replace(node.correction.apply(frame), seq=seq, publish_ns=clock.now_ns()))
         seq += 1
 
     while not context.stopping.is_set():

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from pipeline.config import check_options
 from pipeline.errors import nearest
 from pipeline.frame import Frame, ReceiptState
@@ -25,7 +27,7 @@ MS = 1_000_000
 SEAM_NS = MS
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True, gc=False):  # made for every stream of every set: a third of a named tuple's time
     """used: what `frames` were made from, where that is not themselves."""
 
     frames: tuple[Frame, ...]

@@ -20,8 +20,9 @@ import traceback
 from collections.abc import Callable, Iterable
 
 import msgspec
+import numpy as np
 
-from pipeline.clock import LiveClock
+from pipeline.clock import Clock, LiveClock, ReplayClock
 from pipeline.codec import End, Fault, Payloads, Report, Request, Value
 from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
@@ -37,17 +38,20 @@ from pipeline.frame import (
     left_ns,
     moved,
 )
-from pipeline.graph import NodePlan, ProcessPlan
+from pipeline.graph import EVENTS, NodePlan, ProcessPlan
 from pipeline.inbox import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
 from pipeline.keys import Keyring
 from pipeline.metrics import Metrics
 from pipeline.network import ClockLine
 from pipeline.node import Context, Node, Source, run
+from pipeline.ring import SPAN_S
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
+RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
+JOURNAL_QUEUE = 1000  # its messages are small, and one that is missing leaves all that follows unexplained
 # A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
 # message, the drain asks for it back five times. p99 of an arrival beside one computing thread: 2.0 ms at 500 µs, 0.85 at
 # 100, 0.83 at 50; beside two 11, 2.1 and 1.5. Two threads that compute all the time pay 8 % for it, all others nothing.
@@ -62,13 +66,14 @@ class _Host:
         plan: NodePlan,
         began: threading.Event,
         tell_launcher: Callable[[Value], None],
-        clock: LiveClock,
+        clock: Clock,
         keyring: Keyring | None,
     ) -> None:
         self.plan, self._keyring = plan, keyring
         self.metrics = Metrics()
         self.inbox = Inbox(clock, self.metrics)
         self.connections: dict[str, Connection] = {}
+        self._local: dict[str, _Host] = {}
         self._ended_before: set[str] = set()
         self.local_readers: list[_Host] = []
         self.state: NodeState = "starting"
@@ -84,14 +89,18 @@ class _Host:
             self.metrics,
             request=lambda verb, argument: tell_launcher(Request(verb, argument)),
             tell=self._tell,
+            info=self._info_of,
         )
         for edge in plan.inputs:
             self.inbox.open(edge.source, edge.keep)
         self._publisher: Publisher | None = None
+        self._journal: Publisher | None = None
+        self._journaled = 0
         self.thread = threading.Thread(target=self._main, name=plan.name)
 
     def connect(self, local: dict[str, _Host], drain: Drain, lines: dict[str, ClockLine]) -> None:
         """Wire the inputs: to a node of this process directly, to others through the drain thread. lines: by host."""
+        self._local = local
         for edge in self.plan.inputs:
             if edge.source in local:
                 local[edge.source].local_readers.append(self)
@@ -174,8 +183,12 @@ class _Host:
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
             node.context = self.context
             info = StreamInfo(self.plan.name, "")
-            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring)
+            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring,
+                                        ring_s=RECORDED_S if self.plan.recorded else SPAN_S)  # fmt: skip
             self.context.borrow = self._publisher.borrow
+            if self.plan.events:
+                self._journal = Publisher(self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"), queue=JOURNAL_QUEUE)
+                self.context.journal = self._send_journal
             lost: DeviceError | None = None
             try:
                 node.open()
@@ -210,8 +223,8 @@ class _Host:
         in_order = self.state in ("finished", "stopped") and not self.abandoned.is_set()
         for reader in self.local_readers if in_order else ():
             reader.inbox.end(self.plan.name)
-        if self._publisher is not None:
-            self._publisher.close(ended=in_order)
+        for publisher in filter(None, (self._journal, self._publisher)):
+            publisher.close(ended=in_order)
 
     def _is_settled(self, source: str) -> bool:
         connection = self.connections[source]
@@ -224,6 +237,8 @@ class _Host:
                 self.state = "ready"
             if self._began.is_set() and self.state == "ready":
                 return True
+            if self._journal is not None:
+                self._journal.service()
             self._publisher.service(timeout_ms=5)
         return False
 
@@ -233,6 +248,20 @@ class _Host:
         for reader in self.local_readers:
             reader.inbox.put_when_room(self.plan.name, message, self.context.stopping)
         self._publisher.send(message, stopping=self.context.stopping)
+
+    def _send_journal(self, text: bytes) -> None:
+        assert self._journal is not None
+        now_ns = self.context.clock.now_ns()
+        data = np.frombuffer(text, np.uint8)
+        frame = Frame(self.plan.name + EVENTS, self._journaled, now_ns, "text_utf8", data, publish_ns=now_ns)
+        self._journaled += 1
+        self._journal.send(frame, stopping=self.context.stopping)
+
+    def _info_of(self, source: str) -> StreamInfo | None:
+        if source in self.connections:
+            return self.connections[source].welcome
+        publisher = self._local[source]._publisher if source in self._local else None
+        return publisher.info if publisher else None
 
     def _fail(self, message: str, exit_code: int) -> None:
         self.state, self.note = "failed", message
@@ -245,7 +274,7 @@ def main() -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    clock = LiveClock(plan.start_ns)
+    clock = ReplayClock(plan.replay.start_ns, plan.replay.speed) if plan.replay else LiveClock(plan.start_ns)
     began = threading.Event()
     outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
     control = ControlClient(plan.control, plan.name)
@@ -317,10 +346,20 @@ def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, hosts: 
     return failed
 
 
-def _obey(command: Request, hosts: dict[str, _Host], clock: LiveClock, began: threading.Event) -> None:
+def _obey(command: Request, hosts: dict[str, _Host], clock: Clock, began: threading.Event) -> None:
     if command.verb == "begin":
-        clock.start_ns = int(command.argument)
+        if isinstance(clock, ReplayClock):
+            clock.begin(int(command.argument))
+        else:
+            clock.start_ns = int(command.argument)
         began.set()
+    elif command.verb in ("pause", "resume"):
+        if isinstance(clock, ReplayClock):
+            (clock.pause if command.verb == "pause" else clock.resume)()
+    elif command.verb == "label":
+        for host in hosts.values():
+            if host.plan.is_sink:
+                host.context.heard.put(command.argument)
     elif command.verb == "leave":
         for host in hosts.values():
             host.leave()

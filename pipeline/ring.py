@@ -89,9 +89,10 @@ def folder_of(run_folder: Path) -> Path | None:
 class Ring:
     """A publisher's end: one stream's slots. Made when the first payload tells how large a slot must be."""
 
-    def __init__(self, folder: Path, stream: str, rate_hz: float | None = None) -> None:
+    def __init__(self, folder: Path, stream: str, rate_hz: float | None = None, span_s: float = SPAN_S) -> None:
+        """span_s: so much of the stream has room, up to MAX_BYTES."""
         self._folder, self._stream = folder, stream.replace("/", "-")
-        self._slots = math.ceil((rate_hz or DEFAULT_RATE_HZ) * SPAN_S) + 2
+        self._slots = math.ceil((rate_hz or DEFAULT_RATE_HZ) * span_s) + 2
         self._file: _File | None = None
         self._files = 0
         self._generation = 0

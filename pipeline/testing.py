@@ -89,7 +89,7 @@ def play(source: Source, *, count: int | None = None, name: str = "source", star
     try:
         for frame in source.frames(clock):
             seq += source.take_lost()
-            frames.append(msgspec.structs.replace(frame, seq=seq, publish_ns=clock.now_ns()))
+            frames.append(msgspec.structs.replace(source.correction.apply(frame), seq=seq, publish_ns=clock.now_ns()))
             seq += 1
             if count is not None and len(frames) >= count:
                 break

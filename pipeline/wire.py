@@ -4,7 +4,7 @@ A publisher binds one ROUTER socket; each reader connects a DEALER and says hell
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
 A reader whose edge says `keep: all` grants credits and is waited for; for all others a full queue drops the message, and
 the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory (ring.py) and small
-messages by a shorter way too (express.py); its hello says so, and who says nothing gets everything in the message.
+messages by a shorter way (express.py); its hello says so, and who says nothing gets everything in the message.
 
     publisher = Publisher("ipc:///run/…/camera.sock", info)
     publisher.send(frame)
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import zmq
@@ -49,6 +50,9 @@ class _Reader:
     def __init__(self, hello: Hello, now_s: float) -> None:
         self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
         self.express = hello.express
+        # The seq after the last message that went to it over ZeroMQ; None once it has them all, so that what goes the
+        # short way from then on cannot overtake them.
+        self.on_zeromq: int | None = 0
         # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
         self.kept: deque[list[np.ndarray]] = deque()
 
@@ -56,8 +60,10 @@ class _Reader:
 class Publisher:
     """One stream's sending end. Belongs to one thread."""
 
-    def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None) -> None:
-        """network: another address, for readers on other hosts. Raises ConfigError when an address cannot be opened."""
+    def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None,
+                 queue: int = QUEUE_MESSAGES, ring_s: float = ring.SPAN_S) -> None:  # fmt: skip
+        """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader, ring_s:
+        how much of the stream has room in shared memory. Raises ConfigError when an address cannot be opened."""
         self.info = info
         self._codec = Codec()
         self._session = secrets.randbits(62)
@@ -65,12 +71,12 @@ class Publisher:
         self._readers: dict[bytes, _Reader] = {}
         self._ended = False
         self._goodbye_s = GOODBYE_NETWORK_S if network else GOODBYE_S
-        self._ring_folder = _ring_folder(address)
+        self._ring_folder, self._ring_s = _ring_folder(address), ring_s
         self._ring: ring.Ring | None = None  # made for the first reader that wants one
         self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
-        self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
+        self._socket.setsockopt(zmq.SNDHWM, queue)
         self._socket.setsockopt(zmq.SNDTIMEO, WAIT_FOR_ROOM_MS)
         self._socket.setsockopt(zmq.LINGER, 300)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # readers send only greetings
@@ -103,8 +109,9 @@ class Publisher:
                 parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
             if reader.credits is not None:
                 reader.kept.append(slots if reader.payloads == "ring" else [])
-            if self._express and reader.express and len(parts) == 1:
-                self._express.send(reader.express, parts[0])
+            if reader.on_zeromq is None and len(parts) == 1 and self._express and self._express.send(reader.express, parts[0]):
+                continue
+            reader.on_zeromq = seq + 1
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
         self.service()  # afterwards: the readers of this message need not wait for it
@@ -118,7 +125,7 @@ class Publisher:
 
     def _wanted_ring(self) -> ring.Ring | None:
         if self._ring is None and self._ring_folder and any(r.payloads == "ring" for r in list(self._readers.values())):
-            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz)
+            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz, self._ring_s)
         return self._ring
 
     def _encode(
@@ -155,6 +162,7 @@ class Publisher:
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
                     self._readers[identity] = _Reader(value, time.monotonic())
+                    self._readers[identity].on_zeromq = self._seq
                     # Packing takes milliseconds: the readers on this host come first.
                     self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
@@ -162,6 +170,9 @@ class Publisher:
                         self._end(identity)
                 else:
                     reader.heard_s = time.monotonic()
+                    caught_up = value.session == self._session and value.expected >= (reader.on_zeromq or 0)
+                    if caught_up and reader.express:
+                        reader.on_zeromq = None
             elif isinstance(value, Credit) and identity in self._readers:
                 known = self._readers[identity]
                 known.credits = (known.credits or 0) + value.count
@@ -274,7 +285,7 @@ class Connection:
         if (now_s := time.monotonic()) >= self._next_hello_s:
             # Before the welcome often, because the publisher may not be there yet.
             self._next_hello_s = now_s + (HELLO_EVERY_S if self.welcome else 0.05)
-            self._say(self._hello)
+            self._say(msgspec.structs.replace(self._hello, session=self._session or 0, expected=self._expected))
 
     def grant(self, count: int) -> None:
         self._say(Credit(count))
@@ -302,6 +313,7 @@ class Connection:
             elif self._session is not None:  # forgotten while this process stood still: what we missed was promised
                 lost = envelope.seq - self._expected
             self.welcome, self._session, self._expected = envelope.value.info, envelope.session, envelope.seq
+            self._next_hello_s = 0.0  # it opens the short way
             return None, lost
         if envelope.session == self._session:
             lost = max(0, envelope.seq - self._expected)
@@ -322,16 +334,19 @@ class Connection:
             self._express.close()
 
     def _next_parts(self) -> list[Any] | None:
-        """From whichever way is ahead; None for what the other way has brought already."""
-        if self._express is not None and (header := self._express.receive()) is not None:
-            # One that is not the next has a message before it on ZeroMQ, and will come there in its turn.
-            return [header] if self._codec.number(header) == (self._session, self._expected) else None
+        """What comes next. A publisher changes to ZeroMQ at any time, and back only when all of that was read, so whatever
+        lies on the short way was sent before what ZeroMQ brings."""
+        if self._express is not None:
+            # In this order: what was sent before a message that ZeroMQ has by now lies on the short way by now.
+            on_zeromq = self.socket.get(zmq.EVENTS) & READABLE
+            if (header := self._express.receive()) is not None:
+                return [header] if (self._codec.number(header) or (0, 0))[0] == self._session else None
+            if not on_zeromq:
+                return None
         try:
-            parts = [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+            return [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
         except zmq.Again:
             return None
-        session, seq = self._codec.number(parts[0]) or (None, 0)
-        return None if self._express and session == self._session and session and seq < self._expected else parts
 
     def _say(self, value: Value) -> None:
         try:

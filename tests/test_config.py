@@ -16,7 +16,7 @@ CONFIGS = ROOT / "tests" / "configs"
 
 # file → what its error must say, in this order
 INVALID = {
-    "unknown-node": ["nodes.microphone.use: no node called 'microphne'", "Known: align, camera", "Did you mean 'microphone'?"],
+    "unknown-node": ["nodes.microphone.use: no node called 'microphne'", "Known: align, auto_time, camera", "Did you mean 'microphone'?"],
     "unknown-key": ["nodes.camera: unknown key 'width_pix'", "Camera takes: device, width_px", "Did you mean 'width_px'?"],
     "unknown-top-key": ["unknown key 'node'", "Known here: nodes, hosts, portable", "Did you mean 'nodes'?"],
     "wrong-type": ["nodes.camera.rate_hz: found 'fast', expected float"],

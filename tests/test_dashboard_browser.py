@@ -218,6 +218,28 @@ def test_mute_and_stop_are_asked_of_the_launcher_also_from_the_keyboard(page: An
     assert page.get_attribute("#sensor-camera", "aria-pressed") == "true"
 
 
+def test_a_recording_is_labelled_by_number_keys_and_a_replay_paused(page: Any, performance: Performance) -> None:
+    page.keyboard.press("4")  # nothing is recorded: nobody is asked
+    told, facts = performance.health, {"recording": "rec.mcap · 12.3 MB · 4 s"}
+
+    def health(now_ns: int) -> Health:
+        return Health(now_ns, (*told(now_ns).nodes, NodeHealth("record", "running", facts=dict(facts))))
+
+    performance.health = health  # type: ignore[method-assign]
+    says(page, "#recording", "REC rec.mcap · 12.3 MB · 4 s")
+    assert page.is_hidden("#pause")
+    page.keyboard.press("4")
+    says(page, "#recording", "labelled happy")
+    facts.clear()
+    facts["replays"] = "rec.mcap"
+    says(page, "#recording", "replaying rec.mcap")
+    page.click("#pause")
+    facts["replays"] = "rec.mcap (paused)"
+    says(page, "#pause", "Resume")
+    (label, said), paused = performance.asked
+    assert label == "label" and '"label":"happy"' in said and paused == ("pause", "")
+
+
 def test_the_past_can_be_read_out_with_the_arrow_keys(page: Any) -> None:
     page.focus("#timeline")
     page.keyboard.press("ArrowLeft")

@@ -188,7 +188,7 @@ def test_clipped_and_noisy_sound_counts_less_and_says_why(hearing: Open, face: n
 
 
 def test_blurred_face_counts_less_and_says_why(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    blurred = watch(hearing(), [cv2.GaussianBlur(face, (0, 0), 8)])[-1].opinions[0]
+    blurred = watch(hearing(), [cv2.GaussianBlur(face, (0, 0), 24)])[-1].opinions[0]
     sharp = watch(hearing(), [face])[-1].opinions[0]
     assert sharp.weight == 1 and sharp.reason == ""
     assert blurred.weight < 0.3 and "blurred" in blurred.reason
@@ -198,8 +198,8 @@ def test_dark_and_small_faces_count_less() -> None:
     crop = np.random.default_rng(0).integers(60, 200, (48, 48)).astype(np.uint8)
     assert face_quality(crop, side_px=100) == (1.0, "")
     assert "dark" in face_quality((crop // 10).astype(np.uint8), side_px=100)[1]
-    weight, reason = face_quality(crop, side_px=20)
-    assert 0 < weight < 0.2 and reason == "small: 20 px"
+    weight, reason = face_quality(crop, side_px=10)
+    assert 0 < weight < 0.2 and reason == "small: 10 px"
 
 
 def test_sound_that_was_not_heard_is_no_evidence() -> None:

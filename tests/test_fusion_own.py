@@ -120,3 +120,11 @@ def test_data_that_cannot_be_judged_and_families_that_do_not_exist_are_refused(t
 def test_votes_of_people_are_a_data_set_like_any_other(data_dir: Path) -> None:
     rows = load_rows(data_dir, "votes")
     assert len(rows) == 5885 and set(rows.modalities) == {"face", "voice"} and rows.modalities["face"].kind == "probs"
+
+
+def test_a_number_that_never_varied_does_not_drown_the_others() -> None:
+    """A ReLU embedding has numbers that were 0 in every training row and are not, live."""
+    there = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 2.0], [0.0, 5.0, 2.0]])
+    deviations = fusion_own.spread(there)
+    assert deviations[1] == 2.0 and deviations[0] == deviations[2] == pytest.approx(2 / 30)
+    assert fusion_own.spread(torch.zeros(4, 3)).tolist() == [1, 1, 1]

@@ -168,3 +168,22 @@ def test_a_config_with_hosts_must_know_which_one_this_is(tmp_path: Path, host: s
 def test_a_host_cannot_be_named_in_a_config_without_hosts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no host called 'front'. Hosts here: none"):
         plan_graph(parse({"nodes": {"camera": CAMERA}}, "graph.yaml"), tmp_path, "front")
+
+
+def test_a_journal_has_an_address_of_its_own_when_somebody_reads_it(tmp_path: Path) -> None:
+    record = {"use": "record", "path": "a.mcap", "inputs": ["camera", "align.events"]}
+    assert node(plan(tmp_path, camera=CAMERA, align=ALIGN), "align").events == ""
+    made = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
+    assert node(made, "record").inputs[1].address == node(made, "align").events != node(made, "align").address
+
+
+def test_a_node_that_keeps_no_journal_has_no_events_to_read(tmp_path: Path) -> None:
+    record = {"use": "record", "path": "a.mcap", "inputs": ["camera.events"]}
+    with pytest.raises(ConfigError, match=r"inputs\[0\]: no node called 'camera.events'"):
+        plan(tmp_path, camera=CAMERA, record=record)
+
+
+def test_what_is_recorded_has_more_room_in_shared_memory(tmp_path: Path) -> None:
+    record = {"use": "record", "path": "a.mcap", "inputs": [{"from": "camera", "keep": 4000}]}
+    made = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
+    assert (node(made, "camera").recorded, node(made, "align").recorded) == (True, False)

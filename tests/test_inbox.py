@@ -191,3 +191,14 @@ def test_packed_frame_that_cannot_be_unpacked_is_counted_and_the_next_one_comes(
     inbox.put("lidar", frame(1))
     assert waiting(inbox) == [1]
     assert metrics.dropped() == {"lidar": {"malformed": 1}}
+
+
+def test_many_may_wait_as_long_as_they_are_small() -> None:
+    inbox, _, metrics = an_inbox(camera=4000)
+    picture = np.broadcast_to(np.zeros(1, np.uint8), (50 << 20,))  # 50 MB that take none
+    for seq in range(5):
+        inbox.put("camera", Frame("camera", seq, seq, "bgr8", picture))
+    for seq in range(5, 100):
+        inbox.put("camera", frame(seq))
+    assert waiting(inbox) == [*range(2, 100)]
+    assert metrics.dropped() == {"camera": {"reader too slow": 2}}

@@ -20,11 +20,11 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import wait_for
 
 from pipeline import ring, runs, wire
 from pipeline.codec import VERSION, Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
 from pipeline.errors import ConfigError, WireError
-from pipeline.express import ExpressSender
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
 from pipeline.runs import find_run, subscribe
 from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Gone, Publisher
@@ -692,7 +692,7 @@ def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[
 
 
 def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_then(line: Callable[..., Line]) -> None:
-    """The kernel queues ten datagrams: of 30 at once, 20 come over ZeroMQ alone."""
+    """The kernel queues ten datagrams: of 30 at once, 20 come over ZeroMQ."""
     here = line(credits=150)
     seqs = []
     for burst in range(5):
@@ -705,15 +705,52 @@ def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_t
     assert seqs == list(range(150))
 
 
-def test_message_on_the_short_way_only_is_not_believed_before_its_turn(line: Callable[..., Line], monkeypatch: Any) -> None:
-    here = line()
-    sent: list[bytes] = []
-    monkeypatch.setattr(here.publisher._express, "send", lambda name, message: sent.append(message))
-    for seq in range(3):
-        here.publisher.send(number(seq))
-    ExpressSender(here.connection._express._path.parent).send(here.connection._express.name, sent[2])
-    received = [here.receive() for _ in range(3)]
-    assert [value.seq for value in received if isinstance(value, Frame)] == [0, 1, 2]
+def caught_up(here: Line) -> Line:
+    """A line whose reader has said that it has read all that went over ZeroMQ."""
+    here.connection._next_hello_s = 0
+    here.connection.greet()
+    readers = here.publisher._readers
+    wait_for(lambda: here.publisher.service() or all(r.on_zeromq is None for r in readers.values()), "the reader's hello")
+    return here
+
+
+def test_reader_that_keeps_up_gets_small_messages_on_the_short_way_alone(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = caught_up(line())
+    monkeypatch.setattr(here.publisher, "_post", lambda *parts, **options: pytest.fail("it went over ZeroMQ"))
+    assert [here.pass_on(number(seq)).seq for seq in range(3)] == [0, 1, 2]
+
+
+def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = caught_up(line())
+    with monkeypatch.context() as full:
+        full.setattr(here.publisher._express, "send", lambda name, message: False)
+        full.setattr(here.publisher, "_post", lambda *parts, **options: False)
+        here.publisher.send(number(0))
+    here.publisher.send(number(1))
+    assert here.connection.wait(1000)
+    value, lost = here.connection.receive()
+    assert isinstance(value, Frame) and (value.seq, lost) == (1, 1)
+
+
+def test_reader_held_up_between_its_two_looks_reads_in_order(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds nothing on the short way, is held up, and meanwhile much is sent on both."""
+    here = caught_up(line())
+    express = here.connection._express
+    assert express is not None
+    receive, bursts = express.receive, iter([range(15)])
+
+    def held_up() -> bytes | None:
+        header = receive()
+        for seq in next(bursts, ()):
+            here.publisher.send(number(seq))  # ten fit on the short way
+        return header
+
+    monkeypatch.setattr(express, "receive", held_up)
+    assert here.connection.receive() == (None, 0)
+    received = [here.receive() for _ in range(15)]
+    assert [value.seq for value in received if isinstance(value, Frame)] == list(range(15))
 
 
 @pytest.fixture

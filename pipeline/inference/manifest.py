@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
-
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.inference.onnx_file import OnnxFile
+
+if TYPE_CHECKING:
+    import onnx
 
 METADATA_KEY = "sensorium.manifest"
 
@@ -39,7 +40,8 @@ class TensorInfo:
 class Manifest:
     """temperature: logits are divided by it before the softmax. windows_ms: how much time an input covers, for inputs that
     cover any. metrics: name of the measure on a named set → value, as in {"publictest_accuracy": 0.67}. made_by: the exact
-    command, seed included. sha256: of the graph; filled in by `write`.
+    command, seed included. sha256: of the graph; filled in by `write`. precision: "fp32", "fp16" or "int8", and made_from:
+    the sha256 of the fp32 graph that another precision was made from, and must agree with.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Manifest:
     windows_ms: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     sha256: str = ""
+    precision: str = "fp32"
+    made_from: str = ""
 
     @property
     def id(self) -> str:
@@ -62,21 +66,21 @@ class Manifest:
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Raises ConfigError when the file is missing, is no ONNX file, has no manifest, or is not what was exported."""
-        model = _load(path)
-        stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+        file = OnnxFile.read(path)
+        stored = file.metadata.get(METADATA_KEY)
         if stored is None:
             raise ConfigError(
                 f"{path}: an ONNX file without a manifest (no '{METADATA_KEY}' in its metadata). "
                 "Export it with: python run_pipeline.py train …, or add one with Manifest.write()."
             )
         manifest = cls._parse(path, stored)
-        found = graph_sha256(model)
-        if found != manifest.sha256:
+        # `onnx` writes a graph's bytes as we hash them; a file that somebody else wrote is asked the slow way.
+        if file.graph_sha256 != manifest.sha256 and (found := graph_sha256(_load(path))) != manifest.sha256:
             raise ConfigError(
                 f"{path}: the graph has changed since it was exported (hash {found[:8]}, its manifest says "
                 f"{manifest.sha256[:8]}). Fetch the file anew: git checkout -- {path}"
             )
-        for said, has in ((manifest.inputs, model.graph.input), (manifest.outputs, model.graph.output)):
+        for said, has in ((manifest.inputs, file.inputs), (manifest.outputs, file.outputs)):
             if [tensor.name for tensor in said] != [value.name for value in has]:
                 raise ConfigError(
                     f"{path}: the manifest describes {[tensor.name for tensor in said]}, the graph has "
@@ -86,6 +90,8 @@ class Manifest:
 
     def write(self, path: Path) -> Manifest:
         """Put this manifest into the ONNX file, in place of an earlier one. Returns it with the graph's hash filled in."""
+        import onnx
+
         model = _load(path)
         written = replace(self, sha256=graph_sha256(model))
         others = {entry.key: entry.value for entry in model.metadata_props if entry.key != METADATA_KEY}
@@ -99,7 +105,8 @@ class Manifest:
     def _parse(cls, path: Path, stored: str) -> Manifest:
         try:
             values: dict[str, Any] = json.loads(stored)
-            values = {f.name: values[f.name] for f in fields(cls)}
+            optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
+            values = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.name not in optional}
             for side in ("inputs", "outputs"):
                 values[side] = tuple(TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in values[side])
             values["labels"] = tuple(values["labels"])
@@ -108,15 +115,33 @@ class Manifest:
             raise ConfigError(f"{path}: its manifest cannot be read ({error!r}). Export it anew.") from error
 
 
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def with_precision(path: Path, precision: str) -> Path:
+    """models/face.onnx, "fp16" → models/face.fp16.onnx, where `export --precision fp16` writes it."""
+    return path if precision == "fp32" else path.with_name(f"{path.stem}.{precision}.onnx")
+
+
+def precision_of(path: Path) -> str:
+    """What the file's name says."""
+    said = path.stem.rpartition(".")[2]
+    return said if said in PRECISIONS else "fp32"
+
+
+def full_precision(path: Path) -> Path:
+    """models/face.fp16.onnx → models/face.onnx, which it must agree with."""
+    return path if precision_of(path) == "fp32" else path.with_name(f"{path.stem.rpartition('.')[0]}.onnx")
+
+
 def graph_sha256(model: onnx.ModelProto) -> str:
     """SHA-256 of the graph and its weights: the same before and after metadata is written."""
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such model. Those that ship are listed by: python run_pipeline.py models list")
-    try:
-        return onnx.load(str(path))
-    except DecodeError as error:
-        raise ConfigError(f"{path}: not an ONNX file, or cut short ({error}). Fetch it anew.") from error
+    OnnxFile.read(path)  # its errors are for people
+
+    import onnx
+
+    return onnx.load(str(path))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: what runs everywhere, and what the other backends are compared with."""
+"""ONNX Runtime: on the CPU what runs everywhere, and what the other backends are compared with; on CUDA where that is installed."""
 
 # Absolute imports: `onnxruntime` below is the package of that name, not this file.
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.inference.engine import Engine, Tensors
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
 
 class Onnxruntime(Engine):
     @classmethod
@@ -21,7 +23,10 @@ class Onnxruntime(Engine):
             return "the Python package 'onnxruntime' is not installed. Install it with: scripts/setup"
         return ""
 
-    def __init__(self, model_path: Path, *, threads: int) -> None:
+    rank = 10
+
+    def __init__(self, model_path: Path, *, threads: int, device: str = "auto") -> None:
+        """device: "cpu", or "auto": CUDA where this build of ONNX Runtime has it and the driver sees a GPU."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -34,11 +39,12 @@ class Onnxruntime(Engine):
         if not model_path.is_file():
             raise ConfigError(f"{model_path}: no such model")
         try:
-            self._session = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(model_path), options, providers=_providers(device))
         except Exception as error:  # the runtime's error classes are not public, and differ between versions
             raise ConfigError(f"{model_path}: ONNX Runtime refuses it: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self.description = f"onnxruntime {onnxruntime.__version__}, CPU, {threads} thread{'s' if threads > 1 else ''}"
+        where = "CUDA" if self._session.get_providers()[0] == CUDA else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        self.description = f"onnxruntime {onnxruntime.__version__}, {where}"
 
     @property
     def inputs(self) -> dict[str, tuple[int | str | None, ...]]:
@@ -46,3 +52,14 @@ class Onnxruntime(Engine):
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
+def _providers(device: str) -> list[str]:
+    import onnxruntime
+
+    if device == "auto" and CUDA in onnxruntime.get_available_providers():
+        from pipeline.inference import cuda
+
+        if not cuda.probe().missing:
+            return [CUDA, CPU]
+    return [CPU]

@@ -35,8 +35,9 @@ class Task:
     name: ClassVar[str] = ""  # of the predictions; the class's own name in small letters when left empty
     labels: tuple[str, ...] = ()
     model: str = ""  # "face-expression@1a2b3c4d", known after open()
-    log: logging.Logger = logging.getLogger("task")  # these two are replaced before open()
+    log: logging.Logger = logging.getLogger("task")  # these three are replaced before open()
     metrics: Metrics = Metrics()
+    precision: str = "fp32"  # of the models that come in others: "fp16", "int8"
 
     def open(self, backend: str) -> None:
         """Load the models. `backend` as in inference.engine.load. Raises ConfigError with the fix."""

@@ -28,11 +28,11 @@ from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
 from pipeline.features import FACE_PX, face_crop, face_tensor
 from pipeline.frame import NO_EMBEDDING, AlignedSet, Frame, Opinion, Prediction, Subject
-from pipeline.inference.engine import Engine, Shape, load
+from pipeline.inference.engine import Shape
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks import Task
-from pipeline.tasks.faces import INPUT as CENTERFACE_INPUT
-from pipeline.tasks.faces import WINDOW_PX, FaceDetector, FaceTracker, Image, Track
+from pipeline.tasks.engines import Engines
+from pipeline.tasks.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes
 from pipeline.tasks.fusion import Fusion, disagree
 from pipeline.tasks.modalities import Modalities, takes_any
 from pipeline.tasks.quality import face_quality
@@ -95,35 +95,37 @@ class Emotion(Task):
         self._lag_ms, self._embeddings, self._baseline_s = lag_ms, embeddings, baseline_s
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
         self._max_faces, self._search_px, self._threads = max_faces, search_px, threads
+        self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
         if not self._path.is_file():
             raise AssetError(f"{self._path}: no such model. Train it with: python run_pipeline.py train face")
-        manifest = Manifest.read(self._path)
+        engines = self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        manifest = engines.manifest(self._path)
         self._check_embedding(manifest, "another model")
         self.labels, self.model, self._temperature = manifest.labels, manifest.id, manifest.temperature
         face = {"face": (1, 1, FACE_PX, FACE_PX)}
-        self._classifier = self._load(backend, self._path, manifest.name, face)
-        window = {CENTERFACE_INPUT: (1, 3, WINDOW_PX, WINDOW_PX)}
-        finder = self._load(backend, assets.path("centerface"), "centerface", window)
+        self._classifier = engines.load(self._path, manifest.name, face)
+        finder = engines.load(assets.path("centerface"), "centerface", detector_shapes(self._search_px), reduced=False)
         self._tracker = FaceTracker(FaceDetector(finder, search_px=self._search_px), max_faces=self._max_faces)
-        self._activity = VoiceActivity(self._load(backend, assets.path("silero-vad"), "silero-vad", None), self.log)
-        self._voice, self._fusion, self._speaker = self._open_voice(backend), Fusion(), Speaker()
+        listener = engines.load(assets.path("silero-vad"), "silero-vad", None, reduced=False, branches=True)
+        self._activity = VoiceActivity(listener, self.log)
+        self._voice, self._fusion, self._speaker = self._open_voice(engines), Fusion(), Speaker()
         self._face_rest = average_neutral(manifest) if self._baseline_s > 0 else None
         if self._baseline_s > 0 and self._face_rest is None:
             raise ConfigError(f"baseline_s: the manifest of {manifest.id} does not say what faces at rest are to it (neutral_… "
                               "among its metrics). Train it anew, or set baseline_s: 0")
         self._resting: dict[int, Resting] = {}  # track id → what is known of its rest
-        self._modalities = self._open_modalities(backend)
+        self._modalities = self._open_modalities(engines)
         if self._voice is not None and self._modalities is None:
-            self._fusion = self._open_fusion(backend)
+            self._fusion = self._open_fusion(engines)
         self._smoother = None if self._lag_ms is None else FixedLag(len(self.labels), lag_ms=self._lag_ms)
         self._probs: dict[int, npt.NDArray[np.float32]] = {}  # track id → smoothed, of the face alone
         self._quality: dict[int, tuple[float, str]] = {}
         self._embedding: dict[int, npt.NDArray[np.float32]] = {}  # track id → of its latest picture, where asked for
         self._smoothed_ns: dict[int, int] = {}
 
-    def _open_voice(self, backend: str) -> Voice | None:
+    def _open_voice(self, engines: Engines) -> Voice | None:
         self._voice_rest: Resting | None = None
         if self._voice_wanted == "none":
             return None
@@ -137,16 +139,16 @@ class Emotion(Task):
             self.log.warning("no %s: the faces are the only evidence. Train one with: run_pipeline.py train fusion, "
                              "or set fusion: average", FUSION_MODEL)  # fmt: skip
             return None
-        manifest = Manifest.read(self._voice_path)
+        manifest = engines.manifest(self._voice_path)
         self._check_embedding(manifest, "another, or voice: none")
-        voice = Voice(self._load(backend, self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
+        voice = Voice(engines.load(self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
         # People must know before they build on it, not when they read a card.
         self.log.info("%s: %s", manifest.name, manifest.licence)
         self.metrics.facts[f"licence {manifest.name}"] = manifest.licence
         return voice
 
-    def _open_fusion(self, backend: str) -> Fusion:
+    def _open_fusion(self, engines: Engines) -> Fusion:
         if self._fusion_rule == "average":
             return Fusion()
         if not self._fusion_path.is_file():
@@ -156,11 +158,13 @@ class Emotion(Task):
         manifest = Manifest.read(self._fusion_path)
         rest = average_neutral(manifest, "voice_") if self._baseline_s > 0 else None
         self._voice_rest = None if rest is None else Resting(rest, seconds=self._baseline_s)
-        fusion = Fusion(self._load(backend, self._fusion_path, manifest.name, None), manifest, self.labels)
+        fusion = Fusion(
+            engines.load(self._fusion_path, manifest.name, _warm_up(manifest), reduced=False), manifest, self.labels
+        )
         self.model = f"{self.model} + {manifest.id}"
         return fusion
 
-    def _open_modalities(self, backend: str) -> Modalities | None:
+    def _open_modalities(self, engines: Engines) -> Modalities | None:
         """A fusion that answers whatever is present, for any modalities and labels; None: face and voice, as usual."""
         manifest = Manifest.read(self._fusion_path) if self._fusion_path.is_file() else None
         if manifest is None or not takes_any(manifest):
@@ -168,7 +172,8 @@ class Emotion(Task):
                 raise ConfigError("sources: only a fusion made by train fusion --family has modalities of its own. "
                                   "Name one: fusion: my-fusion.onnx")  # fmt: skip
             return None
-        found = Modalities(self._load(backend, self._fusion_path, manifest.name, None), manifest, self._sources)
+        engine = engines.load(self._fusion_path, manifest.name, _warm_up(manifest), reduced=False)
+        found = Modalities(engine, manifest, self._sources)
         if "opinion" in found.wants.values() and found.labels != self.labels:
             raise ConfigError(f"fusion model {manifest.id}: it takes opinions about {found.labels}, the face model's are about "
                               f"{self.labels}. Use the face model it was trained with.")
@@ -180,10 +185,9 @@ class Emotion(Task):
         if self._embeddings and "embedding" not in names:
             raise ConfigError(f"embeddings: true: {manifest.id} has no output 'embedding', only {names}. Name {instead}")
 
-    def _load(self, backend: str, path: Path, name: str, warm_up: Mapping[str, Shape] | None) -> Engine:
-        engine = load(path, backend=backend, threads=self._threads, warm_up=warm_up, log=self.log)
-        self.metrics.facts[f"engine {name}"] = engine.description
-        return engine
+    def close(self) -> None:
+        if self._engines is not None:
+            self._engines.close()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         sound = _first(aligned, SOUNDS)

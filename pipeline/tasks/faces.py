@@ -130,6 +130,16 @@ class FaceDetector:
         return [_decode(*each, least_score) for each in zip(heat[:, 0], sizes, offsets, points, strict=True)]
 
 
+def detector_shapes(search_px: int) -> list[dict[str, tuple[int, ...]]]:
+    """What the detector will run: windows first, then whole pictures of the usual cameras, landscape and portrait."""
+    def up(px: float) -> int:
+        return math.ceil(px / STRIDE_PX) * STRIDE_PX
+
+    whole = [(up(search_px * ratio), up(search_px)) for ratio in (9 / 16, 3 / 4, 1)]
+    sizes = [(WINDOW_PX, WINDOW_PX), *whole, *((width, height) for height, width in whole[:2])]
+    return [{INPUT: (1, 3, height, width)} for height, width in dict.fromkeys(sizes)]
+
+
 def distinct(faces: Sequence[Face]) -> list[Face]:
     """Of several boxes on one face, the surest; surest first."""
     kept: list[Face] = []

@@ -84,12 +84,23 @@ def network(examples: Examples, labels: int, family: str, recipe: Recipe, *, see
         there = x[:, 0][examples.present[:, i] > 0]                                       # (rows there, width)
         measured = not modality.opinion and len(there) > 1
         means.append(there.mean(0) if measured else torch.zeros(modality.width))
-        deviations.append(there.std(0).clamp_min(1e-6) if measured else torch.ones(modality.width))
+        deviations.append(spread(there) if measured else torch.ones(modality.width))
     torch.manual_seed(seed)
     net = FusionNet(examples.modalities, labels, family=family, layers=1, coordinate=coordinate)
     moved = tuple((x - mean) / deviation for x, mean, deviation in zip(examples.features, means, deviations, strict=True))
     fit(net, Examples(examples.modalities, moved, examples.present, examples.offset_s, examples.labels), recipe, seed=seed)
     return Standardised(net, means, deviations).eval()
+
+
+def spread(there: Tensor) -> Tensor:
+    """(n, width) → (width,) standard deviations, none below a tenth of their mean.
+
+    A ReLU embedding has numbers that were 0 in every row: divided by their own deviation, the first one that is not 0 live would be
+    a million deviations large, and drown all others.
+    """
+    deviations = there.std(0)
+    least = 0.1 * deviations.mean()
+    return deviations.clamp_min(float(least)) if least > 0 else torch.ones_like(deviations)
 
 
 def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tuple[Table, dict[str, float]]:

@@ -1,0 +1,106 @@
+"""1080p at 30 Hz and sound, recorded for as long as asked: memory must stay flat, and every message must be in the file.
+
+    python -m benchmarks.record [--minutes 30] [--jpeg] [--json out.json]
+
+The sources are not paced, so half an hour takes as long as the machine needs for 54,000 pictures; the recorder is waited
+for, so nothing may be lost. Pictures are kept as captured, or as JPEG. The file is split at 1 GB and each part removed once
+it is closed and its messages are counted: half an hour needs 2 GB of disk. Memory is the unshared memory of the recorder's
+process, printed every minute of the recording; *growth* compares its last quarter with its second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pipeline.recording import Reader, part_path
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE_HZ, CHUNKS_HZ = 30, 50
+GRAPH = """nodes:
+  camera: {{use: synthetic, width_px: 1920, height_px: 1080, rate_hz: 30, count: {pictures}, realtime: false}}
+  microphone: {{use: synthetic, encoding: pcm_f32, rate_hz: 50, count: {chunks}, realtime: false}}
+  record: {{use: record, path: "{path}", split_mb: 1000, jpeg: {jpeg}, inputs: [camera, microphone, health]}}
+"""
+
+
+def recorder_of(run: psutil.Process) -> psutil.Process | None:
+    """The process that has the recording open."""
+    for child in run.children(recursive=True):
+        try:
+            if any(file.path.endswith(".mcap") for file in child.open_files()):
+                return child
+        except psutil.Error:
+            continue
+    return None
+
+
+def counted(path: Path) -> Counter[str]:
+    """Of one part, which is then removed."""
+    alone = path.with_name("counted.mcap")  # so that the parts after it are not read with it
+    path.rename(alone)
+    with Reader(alone) as reader:
+        counts = Counter({stream: count for stream, count in reader.counts.items() if stream != "health"})
+    alone.unlink()
+    return counts
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--minutes", type=float, default=30.0)
+    options.add_argument("--jpeg", action="store_true", help="keep pictures as JPEG")
+    options.add_argument("--json", type=Path, help="write the figures here")
+    args = options.parse_args()
+    wanted = {"camera": round(args.minutes * 60 * RATE_HZ), "microphone": round(args.minutes * 60 * CHUNKS_HZ)}
+    counts: Counter[str] = Counter()
+    memory_mb: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, graph = Path(folder) / "rec.mcap", Path(folder) / "graph.yaml"
+        jpeg = "[camera]" if args.jpeg else "[]"
+        graph.write_text(GRAPH.format(pictures=wanted["camera"], chunks=wanted["microphone"], path=path, jpeg=jpeg))
+        began_s, part, bytes_, minute = time.monotonic(), 0, 0, 0
+        run = subprocess.Popen([sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        recorder: psutil.Process | None = None
+        while run.poll() is None:
+            time.sleep(1.0)
+            while part_path(path, part + 1).exists():  # the one before is closed
+                bytes_ += part_path(path, part).stat().st_size
+                counts += counted(part_path(path, part))
+                part += 1
+            try:
+                recorder = recorder or recorder_of(psutil.Process(run.pid))
+                if recorder is not None:
+                    used = recorder.memory_info()
+                    memory_mb.append((used.rss - used.shared) / 1e6)
+            except psutil.NoSuchProcess:
+                continue
+            if memory_mb and time.monotonic() - began_s >= 60 * (minute + 1):
+                minute += 1
+                print(f"{minute:4d} min of running: recorder {memory_mb[-1]:6.1f} MB, {part} files of 1 GB closed", flush=True)
+        if run.returncode != 0:
+            raise SystemExit(f"the run ended with exit code {run.returncode}")
+        took_s = time.monotonic() - began_s
+        bytes_ += part_path(path, part).stat().st_size
+        counts += counted(part_path(path, part))
+    lost = {stream: wanted[stream] - counts[stream] for stream in wanted if wanted[stream] != counts[stream]}
+    quarter = max(1, len(memory_mb) // 4)
+    second, last = np.mean(memory_mb[quarter : 2 * quarter]), np.mean(memory_mb[-quarter:])
+    print(f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {bytes_ / 1e9:.2f} GB, {counts.total()} messages, "
+          f"lost {lost or 'none'}")  # fmt: skip
+    print(f"recorder's memory: second quarter {second:.1f} MB, last quarter {last:.1f} MB, growth {last - second:+.1f} MB")
+    if args.json:
+        figures = {"minutes": args.minutes, "took_s": took_s, "bytes": bytes_, "counts": counts, "lost": lost, "memory_mb": memory_mb}
+        args.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

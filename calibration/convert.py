@@ -1,0 +1,78 @@
+"""calibrate convert: other programs' calibration files to a rig, and a rig to theirs.
+
+    python run_pipeline.py calibrate convert rig.yaml left.yaml --to ros --name left
+    python run_pipeline.py calibrate convert camchain.yaml rig.yaml --to rig
+    python run_pipeline.py calibrate convert 000007.txt rig.yaml --to rig --size 1242x375
+
+What kind of file is read is seen from what it holds. A rig that exists already is added to: what it knows else stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from pipeline import rig as rigs
+from pipeline.errors import ConfigError
+from pipeline.rig import Rig
+from pipeline.rig_file import read_yaml
+from pipeline.rig_formats import read_camera_info, read_kalibr, read_kitti, write_camera_info, write_kalibr, write_kitti
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--to", required=True, choices=("rig", "ros", "kalibr", "kitti"))
+    parser.add_argument("--name", help="to or from ROS, whose files hold one camera: which one of the rig")
+    parser.add_argument(
+        "--size", metavar="1242x375", help="from KITTI, whose files do not tell how large the pictures are"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    rig = read(args.source, name=args.name, size=args.size)
+    if args.to == "rig":
+        if args.out.exists():
+            rig = _added(rigs.load(args.out), rig)
+        rigs.save(rig, args.out)
+    elif args.to == "ros":
+        name = args.name or (next(iter(rig.intrinsics)) if len(rig.intrinsics) == 1 else "")
+        if not name:
+            raise ConfigError(
+                f"{args.source}: which camera? It has: {', '.join(rig.intrinsics) or 'none'}. Name it with --name"
+            )
+        write_camera_info(rig.camera(name), args.out, name=name)
+    else:
+        (write_kalibr if args.to == "kalibr" else write_kitti)(rig, args.out)
+    print(
+        f"  {args.out}: cameras {', '.join(rig.intrinsics) or 'none'}; {len(rig.poses)} poses; {len(rig.time_offsets)} time offsets"
+    )
+
+
+def read(path: Path, *, name: str | None = None, size: str | None = None) -> Rig:
+    """A file of any of the kinds, by what it holds. ConfigError where it is none of them."""
+    if path.suffix == ".txt":
+        found = re.fullmatch(r"(\d+)[x×](\d+)", size or "")
+        if not found:
+            raise ConfigError(
+                f"{path}: KITTI's text does not tell the size of its pictures. Add it, such as --size 1242x375"
+            )
+        return read_kitti(path, size=(int(found[1]), int(found[2])))
+    table = read_yaml(path, kind="a rig, a ROS camera_info or a Kalibr camchain")
+    if "cam0" in table:
+        return read_kalibr(path)
+    if any(key in table for key in ("camera_matrix", "K", "k")):
+        called, lens = read_camera_info(path)
+        return Rig({name or called or "camera": lens}, where=str(path))
+    return rigs.load(path)
+
+
+def _added(rig: Rig, more: Rig) -> Rig:
+    for name, lens in more.intrinsics.items():
+        rig = rig.with_intrinsics(name, lens, f"from {more.where}")
+    for pose in more.poses:
+        rig = rig.with_pose(pose, f"from {more.where}")
+    for offset in more.time_offsets.values():
+        rig = rig.with_time_offset(offset, f"from {more.where}")
+    return rig

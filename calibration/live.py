@@ -1,0 +1,157 @@
+"""calibrate camera live: the guide on a live camera, in the terminal and on a page of this machine.
+
+Thin: the camera is pipeline/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web.py. Ends when
+the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from calibration.board import Board
+from calibration.detect import Detector
+from calibration.guide import Advice, Guide
+from calibration.seen import Seen, add
+from pipeline import capture as cameras
+from pipeline.clock import LiveClock
+from pipeline.errors import DeviceError
+from pipeline.web import PageServer
+
+WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in the mode it is used in
+PICTURE_WAIT_S = cameras.OPEN_TIMEOUT_S + cameras.LOST_AFTER_S  # beyond it the reader would have said what is wrong
+SHOWN_WIDTH_PX = 960
+MISMATCH_AFTER = 40  # pictures without the board, before another one is looked for
+HTML = Path(__file__).with_name("live.html")
+
+
+def capture(board: Board, args: argparse.Namespace) -> Seen:
+    """Raises DeviceError for a camera that cannot be opened, ConfigError for a port that is taken."""
+    named = args.source[1] if len(args.source) > 1 else "0"
+    device: int | str = int(named) if named.isdecimal() else named
+    where, clock = f"calibrate: camera {named}", LiveClock()
+    if isinstance(device, str) and "://" in device:
+        pictures = cameras.network(device, (None, None), clock, where)
+    else:
+        pictures = cameras.usb(device, (WIDTH_PX, None), None, clock, where)
+    with ExitStack() as stack:
+        reader = cameras.Reader(pictures)
+        stack.callback(reader.stop)
+        page = None
+        if args.page is not None:
+            page = Page(port=args.page)
+            stack.callback(page.stop)
+            print(f"  Page: {page.url}")
+        print("  Hold the board in view; Ctrl-C ends it early.", flush=True)
+        return guided(reader, board, until_px=args.until_px, page=page)
+
+
+def guided(reader: cameras.Reader, board: Board, *, until_px: float, page: Page | None = None) -> Seen:
+    """Until the guide is done, the page says Finish, the camera is lost, or Ctrl-C; raises the last two while nothing is taken."""
+    seen, guide, detector = Seen(board), Guide(board, until_px=until_px), Detector(board)
+    told, missed, empty_s = "", 0, 0.0
+    try:
+        while not (page and page.finished.is_set()):
+            if not reader.wait(0.25):
+                empty_s += 0.25
+                if empty_s > PICTURE_WAIT_S:
+                    raise DeviceError(
+                        "calibrate: the camera sends no pictures. Is another program using it?", retry=True
+                    )
+                continue
+            empty_s = 0.0
+            image = reader.newest().image
+            reader.forget()
+            gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+            found = detector.find(gray, thorough=False)
+            missed = missed + 1 if isinstance(found, str) else 0
+            if missed == MISMATCH_AFTER and (words := detector.mismatch([gray])) is not None:
+                print(f"\n  {words}", flush=True)
+            advice = guide.offer(found, gray)
+            if advice.taken:
+                add(seen, guide.views[-1].name, gray, found)
+            told = _tell(advice, told)
+            if page:
+                page.show(advice, image, None if isinstance(found, str) else found.pixels)
+            if advice.done:
+                break
+    except (KeyboardInterrupt, DeviceError) as ended:
+        if not seen.views:
+            raise
+        if isinstance(ended, DeviceError):
+            print(f"\n  {ended} Going on with the views so far.", end="")
+    print(flush=True)
+    return seen
+
+
+def _tell(advice: Advice, before: str) -> str:
+    """One line that is written over in a terminal, and a line a change elsewhere."""
+    line = advice.line
+    if line != before:
+        end = "" if sys.stdout.isatty() else "\n"
+        print(("\r\x1b[K  " if sys.stdout.isatty() else "  ") + line, end=end, flush=True)
+    return line
+
+
+class Page:
+    """The guide's page: the picture, where the board should go, what is covered, how far it is."""
+
+    def __init__(self, port: int) -> None:
+        self.finished = threading.Event()
+        self._newest = "{}"
+        self._server = PageServer(
+            HTML.read_text(encoding="utf-8"), host="127.0.0.1", port=port, token=None,
+            greet=lambda: [("guide", self._newest)], hear=self._hear, option="--page",
+        )  # fmt: skip
+        self._server.start()
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    def show(self, advice: Advice, image: np.ndarray, pixels: np.ndarray | None) -> None:
+        self._newest = json.dumps(state(advice, (image.shape[1], image.shape[0]), pixels))
+        self._server.say("guide", self._newest)
+        if self._server.wants_picture:
+            self._server.show("picture", lambda: _jpeg(image))
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def _hear(self, text: str) -> str | None:
+        try:
+            order = json.loads(text)
+        except ValueError:
+            return None
+        if isinstance(order, dict) and order.get("do") == "finish":
+            self.finished.set()
+        return None
+
+
+def state(advice: Advice, size: tuple[int, int], pixels: np.ndarray | None) -> dict[str, Any]:
+    """What the page is told, as JSON: coordinates as shares of the picture."""
+
+    def shares(points: np.ndarray | None) -> list[list[float]]:
+        return [] if points is None else np.round(points / size, 4).tolist()
+
+    known = np.isfinite(advice.sigma_px)
+    return {
+        "type": "guide", "taken": advice.taken, "reason": advice.reason, "hint": advice.hint, "views": advice.views,
+        "sigma_px": round(float(advice.sigma_px), 3) if known else None, "until_px": advice.until_px,
+        "covered": advice.covered.astype(int).tolist(), "outline": shares(advice.outline), "corners": shares(pixels),
+        "done": advice.done, "aspect": size[0] / size[1],
+    }  # fmt: skip
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    size = cameras.fit((image.shape[1], image.shape[0]), (SHOWN_WIDTH_PX, None))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if size[0] < image.shape[1] else image
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())

@@ -1,0 +1,112 @@
+"""Boards seen by a camera whose numbers are known: corners with noise, or whole pictures.
+
+What the estimates are measured against (benchmarks/calibration.py and the tests). Nothing here is used to calibrate.
+
+    poses = board_poses(board, lens, 20, rng)
+    views = corner_views(board, lens, poses, noise_px=0.2, rng=rng)
+    gray = Renderer(board, lens).render(poses[0], blur_px=0.7, noise=2.0, rng=rng)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from calibration.board import Board
+from calibration.bundle import Sight
+from calibration.detect import Corners
+from calibration.estimate import NamedSight
+from pipeline.intrinsics import Intrinsics
+from pipeline.rig import apply, rigid, rotation_from_vector
+
+SQUARE_PX = 64  # of the board's own picture: markers of 4 × 4 bits come out exact
+MARGIN_SQUARES = 1.0  # white paper around the board
+
+
+def board_poses(
+    board: Board, lens: Intrinsics, count: int, rng: np.random.Generator, *, tilt_deg: float = 40.0, whole: bool = True
+) -> list[np.ndarray]:
+    """Random camera_from_board as a person holds it: everywhere in the picture, tilted up to tilt_deg. whole: all corners seen."""
+    poses: list[np.ndarray] = []
+    across_m = float(np.ptp(board.points_m[:, 0]))
+    while len(poses) < count:
+        axis = rng.normal(size=3) * (1, 1, 0.3)
+        rotation = rotation_from_vector(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0.2, 1) * tilt_deg))
+        ray = lens.rays(rng.uniform((0.1, 0.1), (0.9, 0.9), (1, 2)) * lens.size)[0]
+        middle = ray / ray[2] * lens.fx_px * across_m / (rng.uniform(0.25, 0.7) * lens.width_px)
+        pose = rigid(rotation, middle - rotation @ board.centre_m)
+        _, seen = lens.project(apply(pose, board.points_m))
+        if seen.mean() >= (1.0 if whole else 0.5):
+            poses.append(pose)
+    return poses
+
+
+def corner_views(
+    board: Board, lens: Intrinsics, poses: list[np.ndarray], *, noise_px: float, rng: np.random.Generator
+) -> list[NamedSight]:
+    """noise_px: standard deviation of each coordinate."""
+    views = []
+    for i, pose in enumerate(poses):
+        pixels, seen = lens.project(apply(pose, board.points_m))
+        noisy = pixels[seen] + rng.normal(size=(int(seen.sum()), 2)) * noise_px
+        views.append(NamedSight(f"view {i:02d}", Sight(board.points_m[seen], noisy)))
+    return views
+
+
+def true_corners(board: Board, lens: Intrinsics, pose: np.ndarray) -> Corners:
+    pixels, seen = lens.project(apply(pose, board.points_m))
+    return Corners(np.flatnonzero(seen), pixels[seen])
+
+
+class Renderer:
+    """Pictures of a board through a lens. Every pixel is the mean of `looks`² looks at a large picture of the board, along
+    the exact rays of the lens, which are worked out once.
+    """
+
+    def __init__(self, board: Board, lens: Intrinsics, *, looks: int = 4, background: int = 110) -> None:
+        self.board, self.lens, self.background = board, lens, background
+        self._paper = cv2.GaussianBlur(_paper(board), (0, 0), SQUARE_PX * 0.01)
+        v, u = np.mgrid[: lens.height_px, : lens.width_px].astype(np.float64)
+        offsets = (np.arange(looks) + 0.5) / looks - 0.5
+        self._rays = [
+            lens.rays(np.column_stack([(u + dx).ravel(), (v + dy).ravel()])).astype(np.float32)
+            for dy in offsets
+            for dx in offsets
+        ]
+
+    def render(
+        self,
+        camera_from_board: np.ndarray,
+        *,
+        blur_px: float = 0.6,
+        noise: float = 2.0,
+        rng: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """(h, w) uint8. blur_px: σ of a Gaussian. noise: σ in grey values of 255."""
+        shape = (self.lens.height_px, self.lens.width_px)
+        board_from_camera = np.linalg.inv(camera_from_board).astype(np.float32)
+        origin, turn = board_from_camera[:3, 3], board_from_camera[:3, :3]
+        scale, first = np.float32(SQUARE_PX / self.board.square_m), np.float32((1 + MARGIN_SQUARES) * SQUARE_PX - 0.5)
+        total = np.zeros(shape, np.float32)
+        for rays in self._rays:
+            turned = rays @ turn.T
+            with np.errstate(all="ignore"):
+                along = -origin[2] / turned[:, 2]
+                x, y = ((origin[:2] + turned[:, :2] * along[:, None]) * scale + first).T
+            x, y = (np.where(along > 0, a, np.float32(-1e4)).reshape(shape) for a in (x, y))
+            total += cv2.remap(
+                self._paper, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=float(self.background)
+            )
+        image = total / len(self._rays)
+        if blur_px > 0:
+            image = cv2.GaussianBlur(image, (0, 0), blur_px)
+        rng = rng or np.random.default_rng(0)
+        image = image * 0.8 + 20 + rng.normal(size=shape).astype(np.float32) * noise
+        return np.array(np.clip(np.round(image), 0, 255).astype(np.uint8))
+
+
+def _paper(board: Board) -> Any:
+    margin = round(MARGIN_SQUARES * SQUARE_PX)
+    return np.pad(board.image(SQUARE_PX), margin, constant_values=255).astype(np.float32)

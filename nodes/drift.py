@@ -1,0 +1,85 @@
+"""Drift monitor: says when a lidar has moved against its camera, from what they see anyway.
+
+    drift: {use: drift, inputs: [camera, lidar], rig: rig.yaml, camera: camera, lidar: lidar}
+
+Looks at a picture and its sweep every few seconds; what it finds ("aligned", "drifted" or "unknown", with the angles) is a
+fact of the node, on the page and in the summary, and a warning in the log when it changes to "drifted".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import ClassVar
+
+from calibration.drift import Drift as Monitor
+from calibration.moments import TOGETHER_MS, picture_of, points_of
+from pipeline import rig as rigs
+from pipeline.clock import NS
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame
+from pipeline.node import Arrival, Sink
+
+ANSWER_EVERY = 5  # pairs: an answer costs as much as some twenty of them
+
+
+class Drift(Sink):
+    """rig: the rig file. camera, lidar: the streams, which are also the sensors' names in it. every_s: between two looks."""
+
+    consumes: ClassVar[tuple[type, ...]] = (Frame,)
+
+    def __init__(self, *, rig: str, camera: str = "camera", lidar: str = "lidar", every_s: float = 2.0) -> None:
+        if every_s < 0:
+            raise ConfigError(f"every_s must be 0 or more, not {every_s}.")
+        self.rig_path, self.camera, self.lidar, self.every_ns = rig, camera, lidar, round(every_s * NS)
+        self.state = "unknown"
+
+    def open(self) -> None:
+        for name in (self.camera, self.lidar):
+            if self.context.inputs and name not in self.context.inputs:
+                raise ConfigError(f"drift '{self.name}': no input '{name}'. Inputs: {', '.join(self.context.inputs)}")
+        self._rig = rigs.load(self.rig_path)
+        self._lens = self._rig.camera(self.camera)
+        self._monitor = Monitor(self._lens, self._rig.transform(self.camera, self.lidar))
+        self._pictures: deque[Frame] = deque(maxlen=12)
+        self._next_ns, self._pairs = -(1 << 62), 0
+        self._tell("unknown", "nothing seen yet")
+
+    def consume(self, arrival: Arrival) -> None:
+        frame = arrival.message
+        if not isinstance(frame, Frame) or frame.encoding == "none":
+            return
+        if frame.stream == self.camera:
+            self._pictures.append(frame)
+        elif frame.stream == self.lidar and frame.capture_ns >= self._next_ns:
+            self._look(frame)
+
+    def finish(self) -> None:
+        self._answer()
+
+    def _look(self, sweep: Frame) -> None:
+        middle_ns = sweep.capture_ns + sweep.duration_ns // 2
+        picture = min(self._pictures, key=lambda p: abs(p.capture_ns - middle_ns), default=None)
+        if picture is None or abs(picture.capture_ns - middle_ns) > TOGETHER_MS * 1e6:
+            return
+        self._next_ns = sweep.capture_ns + self.every_ns
+        image, points = picture_of(picture), points_of(sweep, self._rig, self.lidar)
+        if image is None or points is None:
+            return
+        if image.shape[1::-1] != self._lens.size:
+            found, wanted = "×".join(map(str, image.shape[1::-1])), "×".join(map(str, self._lens.size))
+            self._tell("unknown", f"pictures are {found}, the rig's are {wanted}")
+            return
+        self._monitor.add(image, points)
+        self._pairs += 1
+        if self._pairs % ANSWER_EVERY == 0:
+            self._answer()
+
+    def _answer(self) -> None:
+        answer = self._monitor.answer()
+        self._tell(answer.state, answer.reason)
+
+    def _tell(self, state: str, reason: str) -> None:
+        if state == "drifted" and self.state != "drifted":
+            self.context.log.warning("%s", reason)
+        self.state = state
+        self.context.metrics.facts["drift"] = f"{state}: {reason}"

@@ -1,0 +1,166 @@
+"""What it reads → an MCAP file (pipeline/recording.py), in a process of its own. `record CONFIG OUT.mcap` adds this node.
+
+    record: {use: record, path: out.mcap, inputs: [camera, microphone, emotion, align.events, health]}
+    record: {use: record, path: out.mcap, jpeg: [camera], split_mb: 1000, inputs: [camera, emotion, health]}
+
+Nobody waits for it: what a slow disk leaves no time for is dropped here and counted, and so is what a full one has no
+room for. The pipeline goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.account import engines
+from pipeline.clock import NS, utc_offset_ns
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
+from pipeline.labels import STREAM, heard_labels
+from pipeline.mcap_file import Compression
+from pipeline.node import Arrival, Sink
+from pipeline.packing import packed
+from pipeline.recording import Writer
+
+TELL_EVERY_NS = NS // 4
+TRY_AGAIN_NS = NS  # on a full disk: somebody may make room
+# A lens' distortion model → its name in foxglove.CameraCalibration.
+FOXGLOVE_MODELS = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "kannala_brandt"}
+# Of these a person can be seen, heard or measured. `features_only` keeps none of them.
+OF_PEOPLE = ("bgr8", "jpeg", "pcm_f32", "depth_u16_mm", "depth_png", "points_xyzi_f32", "points_zlib")
+
+
+class Record(Sink):
+    """path: the file to write; one that exists is refused.
+    jpeg: the streams whose pictures are kept as JPEG: a tenth of the size, and a replay is then not identical.
+    features_only: keep no picture, no sound and no points, whatever it is given.
+    compression: none, lz4 or zstd. split_mb, split_s: begin another file (out.001.mcap, …) after so much.
+    rigs: rig files, kept whole, and the lenses in them as calibrations. about: anything; kept in the file.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        jpeg: list[str] | None = None,
+        features_only: bool = False,
+        compression: Compression = "lz4",
+        split_mb: float | None = None,
+        split_s: float | None = None,
+        rigs: list[str] | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        if (split_mb is not None and split_mb <= 0) or (split_s is not None and split_s <= 0):
+            raise ValueError("split_mb and split_s must be above 0")
+        self._path, self._jpeg, self._features_only = Path(path), tuple(jpeg or ()), features_only
+        self._compression: Compression = compression
+        self._split_bytes = None if split_mb is None else round(split_mb * 1e6)
+        self._split_ns = None if split_s is None else round(split_s * NS)
+        self._rigs, self._about = [Path(rig) for rig in rigs or ()], about or {}
+        self._writer: Writer | None = None
+        self._known: set[str] = set()
+        self._engines: dict[str, dict[str, str]] = {}
+        self._first_ns: int | None = None
+        self._tell_ns = self._again_ns = self._labels = 0
+
+    def open(self) -> None:
+        for stream in self._jpeg:
+            if stream not in self.context.inputs:
+                raise ConfigError(f"node '{self.name}': jpeg: '{stream}' is not one of its inputs: {', '.join(self.context.inputs)}")
+        offset_ns, error_ns = utc_offset_ns(self.context.clock)
+        about = {"made_by": "record", "utc_offset_ns": offset_ns, "utc_error_ns": error_ns, **self._about}
+        self._writer = Writer(
+            self._path, about=about, compression=self._compression, split_bytes=self._split_bytes, split_ns=self._split_ns
+        )
+        for path in self._rigs:
+            self._keep_rig(self._writer, path)
+        self.context.metrics.facts["recording"] = str(self._path)
+
+    def consume(self, arrival: Arrival) -> None:
+        writer, message, source = self._writer, arrival.message, arrival.source
+        assert writer is not None
+        if isinstance(message, Health):
+            self._note_engines(writer, message)
+            self._keep_labels(writer)
+            if message.publish_ns < self.context.clock.start_ns:
+                return  # while others were still loading
+        if self._first_ns is None:
+            self._first_ns = arrival.arrival_ns
+            writer.note("run", {"start_ns": self.context.clock.start_ns})
+        if self._features_only and isinstance(message, Frame) and message.encoding in OF_PEOPLE:
+            self.context.metrics.drop(source, "features only")
+            return
+        if arrival.arrival_ns < self._again_ns:
+            self.context.metrics.drop(source, "disk full")
+            return
+        if source not in self._known and (info := self.context.info(source)) is not None:
+            self._known.add(source)
+            writer.stream(info)
+        try:
+            self._write(writer, source, message, arrival.arrival_ns)
+        except OSError as error:
+            self.context.metrics.drop(source, "disk full")
+            self._again_ns = arrival.arrival_ns + TRY_AGAIN_NS
+            self.context.log.error("%s: %s. Nothing is recorded until there is room; the pipeline goes on.", self._path, error.strerror)
+            self.context.tell("silent", f"{self._path}: {error.strerror}")
+            return
+        self._say(writer, arrival.arrival_ns)
+
+    def finish(self) -> None:
+        """The last word is this node's own books: what was dropped on the way into the file."""
+        if self._writer is not None:
+            try:
+                self._keep_labels(self._writer)
+                self._writer.note("finished", {"dropped": self.context.metrics.dropped(), "written": dict(self._writer.counts)})
+            except OSError:
+                pass  # said already, in consume
+
+    def close(self) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                repair = f"python run_pipeline.py record --repair {self._path}"
+                self.context.log.error("%s: %s. It could not be closed: make room, then: %s", self._path, error.strerror, repair)
+            self._writer = None
+
+    def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
+        if source in self._jpeg and isinstance(message, Frame) and message.encoding == "bgr8":
+            message = packed(message)
+        # A prediction does not say when it was made, only of what moment it is.
+        writer.write(source, message, log_ns=arrival_ns if isinstance(message, Prediction) else None)
+
+    def _keep_rig(self, writer: Writer, path: Path) -> None:
+        """Raises ConfigError for a file that is no rig."""
+        from pipeline import rig
+
+        for camera, lens in rig.load(path).intrinsics.items():
+            writer.calibration(camera, width_px=lens.width_px, height_px=lens.height_px, matrix=lens.matrix,
+                               distortion=np.array(lens.distortion), model=FOXGLOVE_MODELS[lens.model],
+                               log_ns=self.context.clock.now_ns())  # fmt: skip
+        writer.attach(path.name, path.read_bytes(), "application/yaml")
+
+    def _keep_labels(self, writer: Writer) -> None:
+        """What was said on the page, by its number keys."""
+        for frame in heard_labels(self.context.heard, self._labels):
+            if not self._labels:
+                writer.stream(StreamInfo(STREAM, "label", description="from the page's number keys"))
+            self._labels += 1
+            writer.write(STREAM, frame)
+
+    def _note_engines(self, writer: Writer, health: Health) -> None:
+        """What a replay must have alike to be identical, and when it changed."""
+        found = engines(health.nodes)
+        if found and found != self._engines:
+            self._engines = found
+            writer.note("engines", {"publish_ns": health.publish_ns, "engines": found})
+
+    def _say(self, writer: Writer, now_ns: int) -> None:
+        if now_ns < self._tell_ns:
+            return
+        self._tell_ns = now_ns + TELL_EVERY_NS
+        lasted_s = (now_ns - (self._first_ns or now_ns)) / NS
+        self.context.metrics.facts["recording"] = f"{self._path.name} · {writer.size_bytes / 1e6:.1f} MB · {lasted_s:.0f} s"
+        self.context.tell("running", "")

@@ -1,0 +1,84 @@
+"""One stream of a recording, as if its sensor were there. `replay CONFIG REC.mcap` puts it in a source's place.
+
+    camera: {use: replay, path: rec.mcap, stream: camera, speed: 1}
+
+Frames keep their number, capture and publish times. At a speed each comes when it did, as much slower or faster; at
+speed 0 as fast as its readers take it, and nobody loses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pipeline import faults
+from pipeline.clock import Clock, ReplayClock
+from pipeline.frame import Frame, StreamInfo
+from pipeline.node import Source
+from pipeline.recording import Reader
+
+
+class Replay(Source):
+    """path: the recording. stream: of it; null: the one called like this node. unclosed: read what a killed run left.
+    speed: 0 waits for nobody but its readers. from_ns, to_ns: of the recording's own time.
+    absent: the recording has no such stream: it ends at once. realtime: false, always: it waits for its readers.
+    fault: what is to be wrong with it, "camera: drop=5%" (pipeline/faults.py). What that takes away is counted.
+    """
+
+    numbers: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        stream: str | None = None,
+        speed: float = 1.0,
+        from_ns: int | None = None,
+        to_ns: int | None = None,
+        unclosed: bool = False,
+        absent: bool = False,
+        realtime: bool = False,
+        fault: str | None = None,
+    ) -> None:
+        if speed < 0 or realtime:
+            raise ValueError("speed must be at least 0, realtime is always false here")
+        self._path, self._stream, self._speed = Path(path), stream, speed
+        self._from_ns, self._to_ns, self._unclosed, self._absent = from_ns, to_ns, unclosed, absent
+        self._fault = None if fault is None else faults.parse(fault)
+        self._reader: Reader | None = None
+
+    def open(self) -> None:
+        if not self._absent:
+            self._reader = Reader(self._path, unclosed=self._unclosed)
+        self.context.metrics.facts["replays"] = f"{self._path.name}{' (has no such stream)' if self._absent else ''}"
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def info(self) -> StreamInfo:
+        stream = self._stream or self.name
+        return self._reader.streams[stream] if self._reader else StreamInfo(self.name, "")
+
+    def frames(self, clock: Clock) -> Iterator[Frame]:
+        if self._reader is None:
+            return
+        recorded = self._reader.messages([self._stream or self.name], from_ns=self._from_ns, to_ns=self._to_ns)
+        if self._fault is not None:
+            recorded = faults.apply(recorded, [self._fault], start_ns=self._reader.span_ns[0], lost=self._lose)
+        for _, message, log_ns in recorded:
+            if self._speed and not clock.sleep_until(log_ns, self.context.stopping):
+                return
+            if isinstance(clock, ReplayClock) and clock.paused:
+                self.context.metrics.facts["replays"] = f"{self._path.name} (paused)"
+                if not clock.wait_while_paused(self.context.stopping):
+                    return
+                self.context.metrics.facts["replays"] = self._path.name
+            if self.context.stopping.is_set():
+                return
+            if isinstance(message, Frame):
+                yield message
+
+    def _lose(self, reason: str) -> None:
+        self.context.metrics.drop(self.name, reason, 1)

@@ -1,0 +1,110 @@
+"""Recordings → an aligned, labelled data set (dataset.py): a row for each prediction that a recording holds.
+
+    python run_pipeline.py export anna.mcap ben.mcap FOLDER --dataset        # each recording is a group of its own
+
+What a row has of a modality is the embedding in the prediction's opinion, where it was recorded (`embeddings: true`), else its
+probabilities. The label is the one that holds at the prediction's moment; where none does, the row is unlabelled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import dataset
+from pipeline.dataset import UNLABELLED, Kind, Modality, Rows
+from pipeline.errors import ConfigError
+from pipeline.frame import Opinion, Prediction
+from pipeline.labels import Labels
+from pipeline.recording import Reader
+
+PREDICTION = "sensorium.Prediction"
+EMBEDDINGS = "record with --set 'nodes.emotion.options={embeddings: true}'"
+
+
+def export_dataset(
+    recordings: Sequence[Path], folder: Path, *, labels: str | None = None, task: str | None = None, say: Callable[[str], None] = print
+) -> None:
+    """labels, task: which streams, where a recording has several. The rows of each recording are one group, called like its file.
+
+    Raises ConfigError where a recording has no predictions or no labels, or where their modalities differ.
+    """
+    parts = []
+    for path in recordings:
+        with Reader(path) as reader:
+            parts.append(rows_of(reader, labels=labels, task=task, group=path.stem))
+    if len({part.group[0] for part in parts if len(part)}) < len(parts):
+        raise ConfigError("export: two recordings are called alike, and so would be one group. Rename one")
+    known = parts[0].labels
+    for path, part in zip(recordings, parts, strict=True):
+        if part.labels != known:
+            raise ConfigError(f"{path}: its labels are {', '.join(part.labels)}; those of {recordings[0]} are {', '.join(known)}")
+    try:
+        rows = dataset.joined(parts)
+    except ValueError as error:
+        raise ConfigError(f"export: {error}. Were they recorded with the same models, and all with `embeddings: true`?") from error
+    dataset.save(folder, rows)
+    _report(folder, rows, say)
+
+
+def rows_of(reader: Reader, *, labels: str | None, task: str | None, group: str) -> Rows:
+    """One recording's rows. ConfigError as above."""
+    held = Labels.read(reader, labels)
+    predictions = [m for _, m, _ in reader.messages([_task(reader, task)]) if isinstance(m, Prediction)]
+    if not predictions:
+        raise ConfigError(f"{reader.path}: no predictions in it. Record a graph that makes some, or replay it with --out")
+    answers = predictions[0].labels
+    # The task's own labels in the task's own order, so that what is trained fits in; else what the labels say.
+    names = answers if set(held.names) <= set(answers) else held.names
+    at = [held.at(p.capture_ns) for p in predictions]
+    found: dict[str, list[tuple[int, Opinion, int]]] = {}
+    for row, prediction in enumerate(predictions):
+        skew_ns = {receipt.stream: receipt.skew_ns for receipt in prediction.receipts}
+        for opinion in prediction.opinions:
+            found.setdefault(opinion.modality, []).append((row, opinion, skew_ns.get(opinion.stream, 0)))
+    if not found:
+        raise ConfigError(f"{reader.path}: its predictions hold no opinions of single senses. To train on it, {EMBEDDINGS}")
+    return Rows(
+        tuple(names),
+        np.array([names.index(label) if label else UNLABELLED for label in at], np.int64),
+        np.full(len(predictions), group),
+        np.array([p.capture_ns for p in predictions], np.int64),
+        {name: _modality(name, len(predictions), opinions, reader.path) for name, opinions in found.items()},
+        f"export --dataset of {reader.path.name}, by {predictions[0].model}",
+    )
+
+
+def _task(reader: Reader, task: str | None) -> str:
+    here = [name for name in reader.streams if PREDICTION in reader.kinds(name)]
+    if task is None and len(here) == 1:
+        return here[0]
+    if task in here:
+        return str(task)
+    if not here:
+        raise ConfigError(f"{reader.path}: no predictions in it. Record a graph that makes some, such as configs/emotion-demo.yaml")
+    raise ConfigError(f"{reader.path}: several streams of predictions: {', '.join(here)}. Say which: --task NAME")
+
+
+def _modality(name: str, rows: int, opinions: Sequence[tuple[int, Opinion, int]], path: Path) -> Modality:
+    kind: Kind = "embedding" if any(o.embedding.size for _, o, _ in opinions) else "probs"
+    given = [(row, o.embedding if kind == "embedding" else np.array(o.probs, np.float32), skew_ns)
+             for row, o, skew_ns in opinions if o.weight > 0 and (o.embedding.size if kind == "embedding" else o.probs)]  # fmt: skip
+    dims = {len(values) for _, values, _ in given}
+    if len(dims) > 1:
+        raise ConfigError(f"{path}: '{name}' has {kind}s of {', '.join(map(str, sorted(dims)))} numbers: from several models?")
+    modality = Modality(kind, np.zeros((rows, *(dims or {0})), np.float32), np.zeros(rows, bool), np.zeros(rows, np.int64))
+    for row, values, skew_ns in given:
+        modality.values[row], modality.present[row], modality.offset_ns[row] = values, True, skew_ns
+    return modality
+
+
+def _report(folder: Path, rows: Rows, say: Callable[[str], None]) -> None:
+    counts = Counter(rows.labels[i] for i in rows.label if i != UNLABELLED)
+    say(f"  {folder}: {len(rows)} rows of {len(set(rows.group))} recordings, {counts.total()} labelled")
+    say(f"  {', '.join(f'{label} {n}' for label, n in counts.most_common()) or 'no label holds at any of them'}")
+    for name, modality in rows.modalities.items():
+        kind = "embeddings" if modality.kind == "embedding" else f"probabilities (for embeddings, {EMBEDDINGS})"
+        say(f"  {name:<8} {modality.dim:>4} numbers, there in {modality.present.mean():.0%} of the rows: {kind}")

@@ -1,0 +1,38 @@
+"""`run CONFIG --auto-time`: a graph and beside it a node that measures how far its sound and its picture are apart.
+
+    config = with_auto_time(config, host="")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.config import Config, InputConfig, NodeConfig
+from pipeline.errors import ConfigError
+from pipeline.time_correction import time_correction
+
+NAME = "auto-time"
+# Pictures may be passed over while a face is looked for; a second of sound waits rather than be lost.
+KEEP_PICTURES, KEEP_SOUND = 8, 200
+
+
+def with_auto_time(config: Config, host: str) -> Config:
+    """ConfigError where there is not a camera and a microphone here."""
+    here = [node for node in config.nodes.values() if node.host == host]
+    cameras = [node for node in here if node.use == "camera"]
+    microphones = [node for node in here if node.use == "microphone"]
+    if not cameras or not microphones:
+        missing = "camera" if not cameras else "microphone"
+        raise ConfigError(f"--auto-time: {config.path} has no {missing}{f' on host {host!r}' if host else ''}; it compares the two")
+    camera, microphone = cameras[0], microphones[0]
+    offset_ms, rig = microphone.options.get("offset_ms"), microphone.options.get("rig")
+    in_use = time_correction(microphone.name, offset_ms=offset_ms, rig=rig)
+    node = NodeConfig(
+        NAME,
+        "auto_time",
+        "--auto-time",
+        (InputConfig(camera.name, KEEP_PICTURES), InputConfig(microphone.name, KEEP_SOUND)),
+        host=host,
+        options={"camera": camera.name, "microphone": microphone.name, "in_use_ms": in_use.offset_ns / 1e6},
+    )
+    return dataclasses.replace(config, nodes={**config.nodes, NAME: node})

@@ -1,0 +1,197 @@
+"""Other people's recordings → ours: one format a file of this package, chosen by looking at what is there.
+
+    python run_pipeline.py import drive.bag OUT.mcap --map /velodyne_points=lidar
+
+Owns the choice, the names, the writing and the report; each importer (source.Opened) only reads. What could not be decoded is
+listed, and a config that replays the rest is written beside the recording. Nothing is left behind when an import fails.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from pipeline.config import HEALTH
+from pipeline.errors import ConfigError, nearest
+from pipeline.frame import Frame, StreamInfo
+from pipeline.importing.config import write_config
+from pipeline.importing.source import Opened, pictures_in
+from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
+from pipeline.recording import Reader, Writer
+
+MCAP_MAGIC = b"\x89MCAP0\r\n"
+KNOWN = (
+    "media files, folders of pictures with timestamps, KITTI raw and object folders, EuRoC, TUM RGB-D, ROS 1 .bag, ROS 2 .db3 and "
+    ".mcap, Foxglove .mcap, .pcap"
+)
+PROGRESS_EVERY_S = 0.5
+
+
+def open_source(source: Path, *, raw: bool = False) -> Opened:
+    """Whatever `source` is, opened. raw: a media file's pictures to the bit, not as JPEG. ConfigError when it is nothing known."""
+    if not source.exists():
+        here = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise ConfigError(f"import: nothing at {source}.{nearest(source.name, here)}")
+    opened = _open_folder(source) if source.is_dir() else _open_file(source, raw)
+    if opened is None:
+        raise ConfigError(f"import: {source} is none of what can be read. Formats: {KNOWN}")
+    return opened
+
+
+def _open_file(source: Path, raw: bool) -> Opened | None:
+    from pipeline.importing import foxglove_file, pcap, ros, video
+
+    try:
+        with source.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise ConfigError(f"import: {source} cannot be read: {error.strerror}") from error
+    suffix = source.suffix.lower()
+    if head.startswith(b"#ROSBAG") or suffix == ".bag":
+        return ros.open_ros(source)
+    if head.startswith(b"SQLite format 3") or suffix == ".db3":
+        return ros.open_ros(source)
+    if head[:8] == MCAP_MAGIC or suffix == ".mcap":
+        return foxglove_file.open_mcap(source) if foxglove_file.looks_like(source) else ros.open_ros(source)
+    if head[:4] in (*pcap.MAGICS, pcap.PCAPNG) or suffix in (".pcap", ".pcapng"):
+        return pcap.open_pcap(source)
+    return video.open_video(source, raw=raw) if suffix in MEDIA_SUFFIXES else None
+
+
+def _open_folder(folder: Path) -> Opened | None:
+    from pipeline.importing import euroc, kitti, pictures, ros, tum
+
+    if (folder / "metadata.yaml").is_file():
+        return ros.open_ros(folder)
+    if (root := euroc.root(folder)) is not None:
+        return euroc.open_euroc(root)
+    if tum.looks_like(folder):
+        return tum.open_tum(folder)
+    if kitti.looks_like(folder):
+        return kitti.open_kitti(folder)
+    return pictures.open_pictures(folder) if pictures_in(folder) else None
+
+
+def import_source(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: bool = False, say: Callable[[str], None] = print) -> None:
+    """Write `out` and, beside it, the config that replays it; say what is in it and what is not.
+
+    mapping: "/velodyne_points=lidar", a topic or stream and the name it gets. Raises ConfigError and leaves nothing.
+    """
+    if out.suffix != ".mcap":
+        raise ConfigError(f"import: {out} is to be a recording: call it OUT.mcap")
+    if out.exists():
+        raise ConfigError(f"{out}: it is there already. Choose another name, or remove it")
+    opened = open_source(source, raw=raw)
+    names = _Names(mapping, opened)
+    partial = out.with_name(f".{out.stem}.part.mcap")
+    partial.unlink(missing_ok=True)
+    about = {"run": secrets.token_hex(8), "utc_offset_ns": 0, "made_by": "import", "source": source.name, "format": opened.format}
+    try:
+        with Writer(partial, about=about) as writer:
+            encodings = _write(writer, names.renamed(_with_progress(opened, source)), opened, names)
+            left_out = {where: dict(why) for where, why in opened.left_out.items() if why}
+            names.check_all_met()
+            if not writer.counts:
+                raise ConfigError(f"import: {source}: nothing in it could be read.{_listed(left_out)}")
+            writer.note("import", {"left_out": left_out, "notes": opened.notes})
+        partial.rename(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    config = write_config(out, encodings)
+    _report(out, config, opened, left_out, say)
+
+
+class _Names:
+    """Streams by the names that the user wants for them."""
+
+    def __init__(self, mapping: Sequence[str], opened: Opened) -> None:
+        self._wanted: dict[str, str] = {}
+        self._met: dict[str, str] = {}  # their name → ours
+        for pair in mapping:
+            theirs, equals, ours = pair.partition("=")
+            if not equals or not theirs.strip("/ ") or not ours.replace("_", "").replace("-", "").replace("/", "").isalnum():
+                raise ConfigError(f"--map {pair}: expected THEIRS=OURS, such as /velodyne_points=lidar")
+            if ours == HEALTH:
+                raise ConfigError(f"--map {pair}: '{HEALTH}' is the launcher's own stream. Choose another name")
+            self._wanted[theirs.strip("/ ")] = ours
+        if opened.infos:  # a capture's streams are known only once it is read
+            self._check(opened.infos)
+        self._opened = opened
+
+    def renamed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            ours = self._met.get(frame.stream) or self.meet(frame.stream)
+            yield frame if ours == frame.stream else msgspec.structs.replace(frame, stream=ours)
+
+    def meet(self, theirs: str) -> str:
+        ours = self._wanted.get(theirs, theirs if theirs != HEALTH else f"{HEALTH}_theirs")
+        if ours in self._met.values():
+            raise ConfigError(f"--map: two streams would be called '{ours}'. Streams here: {', '.join(self._opened.infos)}")
+        self._met[theirs] = ours
+        return ours
+
+    def theirs(self, ours: str) -> str:
+        return next(theirs for theirs, name in self._met.items() if name == ours)
+
+    def check_all_met(self) -> None:
+        self._check(self._opened.infos)
+
+    def _check(self, here: Mapping[str, StreamInfo]) -> None:
+        for theirs in self._wanted:
+            if theirs not in here:
+                raise ConfigError(f"--map {theirs}: no such stream. Streams here: {', '.join(here)}.{nearest(theirs, here)}")
+
+
+def _write(writer: Writer, frames: Iterator[Frame], opened: Opened, names: _Names) -> dict[str, str]:
+    """Returns the encoding of each stream."""
+    encodings: dict[str, str] = {}
+    for frame in frames:
+        if frame.stream not in encodings:
+            info = opened.infos[names.theirs(frame.stream)]
+            # What a topic's pictures are, PNG or depth or JPEG, the first of them tells.
+            writer.stream(msgspec.structs.replace(info, stream=frame.stream, encoding=frame.encoding, sensor=frame.stream))
+            encodings[frame.stream] = frame.encoding
+        writer.write(frame.stream, frame)
+    return encodings
+
+
+def _with_progress(opened: Opened, source: Path) -> Iterator[Frame]:
+    """On a terminal, a line that is written over."""
+    if not sys.stderr.isatty():
+        yield from opened.frames
+        return
+    next_s = time.monotonic() + PROGRESS_EVERY_S
+    for count, frame in enumerate(opened.frames, 1):
+        yield frame
+        if time.monotonic() >= next_s:
+            next_s += PROGRESS_EVERY_S
+            share = f", {min(100, 100 * count // opened.expected)} %" if opened.expected else ""
+            print(f"\r  {source.name}: {count:,} frames{share}", end="", file=sys.stderr, flush=True)
+    print("\r\033[K", end="", file=sys.stderr)
+
+
+def _report(out: Path, config: Path, opened: Opened, left_out: dict[str, dict[str, int]], say: Callable[[str], None]) -> None:
+    with Reader(out) as reader:
+        begin_ns, end_ns = reader.span_ns
+        say(f"  {out}: {opened.format}, {(end_ns - begin_ns) / 1e9:.1f} s, {reader.size_bytes / 1e6:.1f} MB")
+        for name, info in reader.streams.items():
+            say(f"  {name:<24} {reader.counts[name]:>7} {info.encoding:<16} {info.description}")
+    for note in opened.notes:
+        say(f"  note: {note}")
+    if left_out:
+        say(f"  not in it:{_listed(left_out)}")
+    say(f"  replay it with: python run_pipeline.py replay {config} {out}")
+
+
+def _listed(left_out: dict[str, dict[str, int]]) -> str:
+    counted = Counter({f"{where}: {why}": n for where, reasons in left_out.items() for why, n in reasons.items()})
+    lines = [f"\n    {what} ({n})" for what, n in counted.most_common(20)]
+    return "".join(lines) + (f"\n    and {len(counted) - 20} more" if len(counted) > 20 else "")

@@ -1,0 +1,70 @@
+"""The config that is written beside an imported recording: its streams as sources, aligned, with a line on the console.
+
+What has no place in a set of moments (packets before they are decoded, calibration, texts) stands there as a comment, to be
+taken in where something reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+# Encodings in the order in which a stream is taken as the anchor: pictures before sweeps before sound before numbers.
+ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "depth_u16_mm", "pcm_f32", "imu_f64", "series_f32")
+PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the nearest frame, by the stream's own rhythm
+
+
+def config_text(recording: Path, encodings: Mapping[str, str]) -> str:
+    """encodings: by stream. A graph that `check` takes and `replay` plays."""
+    keys = {name: key(name) for name in encodings}
+    width = max(map(len, keys.values())) + 1
+    own = {node: node if node not in encodings else f"{node}-of-{recording.stem}" for node in ("align", "emotion", "console")}
+    command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
+    lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
+    aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
+    for name, encoding in encodings.items():
+        mark = "  " if name in aligned or not aligned else "  # "
+        lines.append(f"{mark}{f'{keys[name]}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}")
+    if aligned:
+        lines += [f"  {own['align']}:", "    use: align", f"    inputs: [{', '.join(keys[n] for n in aligned)}]",
+                  f"    anchor: {keys[aligned[0]]}",
+                  "    max_wait_ms: null   # each set waits for proof: the same sets at every speed"]  # fmt: skip
+        picks = [f"{keys[name]}: {PICKS[encodings[name]]}" for name in aligned[1:] if encodings[name] in PICKS]
+        lines += [f"    pick: {{{', '.join(picks)}}}"] if picks else []
+    pictures = [name for name in aligned if encodings[name] in ("bgr8", "jpeg")]
+    sounds = [name for name in aligned if encodings[name] == "pcm_f32"]
+    if pictures and sounds:  # a picture and a sound track: people are looked for
+        lines += [f"  {own['emotion']}:", f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
+                  f"process: {own['align']}, backend: auto}}"]  # fmt: skip
+    read = [own["emotion"]] if pictures and sounds else []
+    lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*read, 'health'])}]}}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_config(recording: Path, encodings: Mapping[str, str]) -> Path:
+    """Beside the recording; one that is there already, and may be somebody's own, is kept, and the new one is numbered."""
+    text = config_text(recording, encodings)
+    for path in (recording.with_suffix(".yaml"), *(recording.with_suffix(f".{n}.yaml") for n in range(1, 1000))):
+        try:
+            with path.open("x") as file:
+                file.write(text)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    raise ConfigError(f"{recording.with_suffix('.yaml')}: it and a thousand others are there already. Remove some")
+
+
+def key(name: str) -> str:
+    """As YAML reads it back as a text: 2024 and yes would be something else."""
+    plain = re.fullmatch(r"[A-Za-z_][\w/.-]*", name) and name.lower() not in ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
+    return name if plain else quoted(name)
+
+
+def quoted(text: str) -> str:
+    """A YAML scalar that holds any path."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

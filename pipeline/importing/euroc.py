@@ -1,0 +1,77 @@
+"""EuRoC MAV: mav0/ with cam0, imu0, … each a data.csv (nanoseconds first), a data/ folder and a sensor.yaml.
+
+Grey pictures become "bgr8" (the same number three times); sensor.yaml is kept as the text it is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame, StreamInfo
+from pipeline.importing.source import (
+    Item,
+    Opened,
+    from_items,
+    numbers,
+    picture_frame,
+    rate_hz,
+    read_bytes,
+    read_lines,
+    text_frame,
+)  # fmt: skip
+
+
+def root(folder: Path) -> Path | None:
+    """The folder that holds the sensors, when `folder` is of this format."""
+    for candidate in (folder / "mav0", folder):
+        if any(candidate.glob("cam*/data.csv")) or any(candidate.glob("imu*/data.csv")):
+            return candidate
+    return None
+
+
+def open_euroc(folder: Path) -> Opened:
+    """folder: as `root` gave it. ConfigError for a table that cannot be read, with the line."""
+    infos, items = [], []
+    for table in sorted(folder.glob("*/data.csv")):
+        sensor = table.parent
+        rows = [_row(line, where=f"{table}:{i + 1}") for i, line in enumerate(read_lines(table))]
+        if not rows:
+            continue
+        times_ns = [at_ns for at_ns, _ in rows]
+        is_camera, is_imu = sensor.name.startswith("cam"), sensor.name.startswith("imu")
+        encoding = "bgr8" if is_camera else "imu_f64" if is_imu else "series_f32"
+        infos.append(StreamInfo(sensor.name, encoding, rate_hz(times_ns), 3 if is_camera else 1, sensor.name, str(table)))
+        for i, (at_ns, rest) in enumerate(rows):
+            if is_camera:
+                read = partial(picture_frame, sensor.name, at_ns, sensor / "data" / Path(rest).name, publish_ns=at_ns)
+            else:
+                read = partial(_numbers, sensor.name, at_ns, rest, f"{table}: row {i + 1}", is_imu)
+            items.append(Item(at_ns, sensor.name, read))
+        if (sensor / "sensor.yaml").is_file():
+            name = f"{sensor.name}/sensor"
+            infos.append(StreamInfo(name, "calibration", None, 1, sensor.name, "sensor.yaml, as given"))
+            items.append(Item(times_ns[0], name, partial(_yaml, name, times_ns[0], sensor / "sensor.yaml")))
+    return from_items("EuRoC", infos, items)
+
+
+def _row(line: str, *, where: str) -> tuple[int, str]:
+    first, _, rest = line.partition(",")
+    if not first.strip().isdecimal() or not rest.strip():
+        raise ConfigError(f"{where}: found '{line[:40]}', expected nanoseconds, a comma, and a file name or numbers")
+    return int(first), rest.strip()
+
+
+def _numbers(stream: str, at_ns: int, rest: str, where: str, is_imu: bool) -> Frame:
+    """EuRoC's order is turning rate, acceleration; ours the other way round."""
+    values = numbers(rest, where=where, count=6 if is_imu else None)
+    if is_imu:
+        return Frame(stream, -1, at_ns, "imu_f64", np.concatenate([values[3:], values[:3]]), publish_ns=at_ns)
+    return Frame(stream, -1, at_ns, "series_f32", values.astype(np.float32), publish_ns=at_ns)
+
+
+def _yaml(stream: str, at_ns: int, path: Path) -> Frame:
+    return text_frame(stream, at_ns, read_bytes(path))

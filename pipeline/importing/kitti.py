@@ -1,0 +1,160 @@
+"""KITTI: a raw drive (2011_09_26_drive_0052_sync) and the folders of its object benchmark.
+
+    raw       image_00…03, velodyne_points (or velodyne), oxts, each with data/ and timestamps.txt; calib_*.txt beside or above
+    object    image_2, velodyne, calib, label_2: moments that have nothing to do with each other, so they lie 1 s apart
+
+A raw drive without timestamps.txt is dated by its frames' numbers and the rate of its calib.txt (`rate_hz: 10.0`), else 10 Hz.
+Pictures and sweeps are kept to the bit, calibration and boxes as the text they are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.clock import NS
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame, StreamInfo
+from pipeline.importing.source import (
+    Item,
+    Opened,
+    from_items,
+    numbers,
+    picture_frame,
+    pictures_in,
+    rate_hz,
+    read_bytes,
+    read_lines,
+    sweep_frame,
+    text_frame,
+    time_ns,
+)  # fmt: skip
+
+DRIVE_HZ = 10.0
+OBJECT_STEP_NS = NS
+# Columns of an oxts line: acceleration along, left of and above the car in m/s², then turning rates about the same, rad/s.
+OXTS_NUMBERS, ACCELERATION, TURNING = 30, slice(11, 14), slice(17, 20)
+
+
+def looks_like(folder: Path) -> bool:
+    sensors = [p.name for p in folder.iterdir() if p.is_dir()]
+    return any(n.startswith(("velodyne", "image_0", "image_2")) for n in sensors) and ("calib" in sensors or _raw_sensors(folder) != [])
+
+
+def open_kitti(folder: Path) -> Opened:
+    """ConfigError for numbers of timestamps that do not fit the frames. Nothing but tables is read yet."""
+    return _open_object(folder) if (folder / "calib").is_dir() else _open_raw(folder)
+
+
+def _raw_sensors(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("image_0", "velodyne", "oxts")))
+
+
+def _open_raw(folder: Path) -> Opened:
+    infos, items, notes = [], [], []
+    hz = _told_rate(folder)
+    first_ns: int | None = None
+    for sensor in _raw_sensors(folder):
+        data = sensor / "data" if (sensor / "data").is_dir() else sensor
+        files = sorted(data.glob("*.bin")) + sorted(data.glob("*.txt")) if not sensor.name.startswith("image") else pictures_in(data)
+        files = [p for p in files if p.stem.isdecimal()]
+        if not files:
+            continue
+        times_ns, ends_ns, told = _times(sensor, files, hz)
+        if not told:
+            notes.append(f"{sensor.name}: no timestamps.txt, so it is dated by the frames' numbers at {hz:g} Hz, from 0 on")
+        first_ns = min(times_ns) if first_ns is None else min(first_ns, *times_ns)
+        encoding = {"i": "bgr8", "v": "points_xyzi_f32", "o": "imu_f64"}[sensor.name[0]]
+        infos.append(StreamInfo(sensor.name, encoding, rate_hz(times_ns), 1, sensor.name, f"{folder.name}/{sensor.name}"))
+        for path, at_ns, end_ns in zip(files, times_ns, ends_ns, strict=True):
+            match sensor.name[0]:
+                case "i":
+                    items.append(Item(at_ns, sensor.name, partial(picture_frame, sensor.name, at_ns, path, publish_ns=at_ns)))
+                case "v":
+                    read = partial(sweep_frame, sensor.name, at_ns, path, duration_ns=max(0, end_ns - at_ns), publish_ns=max(at_ns, end_ns))
+                    items.append(Item(at_ns, sensor.name, read))
+                case _:
+                    items.append(Item(at_ns, sensor.name, partial(_imu, sensor.name, at_ns, path)))
+                    if "oxts/text" not in [info.stream for info in infos]:
+                        about = "position, speed and more, as KITTI's lines say"
+                        infos.append(StreamInfo("oxts/text", "text_utf8", rate_hz(times_ns), 1, sensor.name, about))
+                    items.append(Item(at_ns, "oxts/text", partial(_text, "oxts/text", at_ns, path)))
+    infos_of_texts, texts = _calibration(folder, first_ns or 0)
+    labels, boxes = _labels(folder, {int(p.stem): at for p, at in _pictures_at(folder, hz)})
+    return from_items("KITTI raw", [*infos, *infos_of_texts, *labels], [*texts, *items, *boxes], notes)
+
+
+def _open_object(folder: Path) -> Opened:
+    infos, items = [], []
+    for sensor in sorted(p for p in folder.iterdir() if p.is_dir()):
+        paths = [p for p in sorted(sensor.iterdir()) if p.stem.isdecimal()]
+        made = [(int(p.stem) * OBJECT_STEP_NS, p) for p in paths]
+        name, about = sensor.name, f"{folder.name}/{sensor.name}"
+        if name.startswith("image_"):
+            infos.append(StreamInfo(name, "bgr8", NS / OBJECT_STEP_NS, 3, name, about))
+            items += [Item(at, name, partial(picture_frame, name, at, p, publish_ns=at)) for at, p in made]
+        elif name == "velodyne":
+            infos.append(StreamInfo(name, "points_xyzi_f32", NS / OBJECT_STEP_NS, 1, name, about))
+            items += [Item(at, name, partial(sweep_frame, name, at, p, publish_ns=at)) for at, p in made]
+        elif name in ("calib", "label_2"):
+            stream, encoding = ("calib", "calibration") if name == "calib" else ("boxes", "text_utf8")
+            infos.append(StreamInfo(stream, encoding, NS / OBJECT_STEP_NS, 1, name, f"{about}, as given"))
+            items += [Item(at, stream, partial(_text, stream, at, p)) for at, p in made]
+    return from_items("KITTI object", infos, items, ["the moments of an object folder are unrelated: they lie 1 s apart, by number"])
+
+
+def _told_rate(folder: Path) -> float:
+    calib = folder / "calib.txt"
+    lines = read_lines(calib) if calib.is_file() else []
+    told = [numbers(line.partition(":")[2], where=str(calib), count=1)[0] for line in lines if line.startswith("rate_hz:")]
+    return float(told[0]) if told and told[0] > 0 else DRIVE_HZ
+
+
+def _times(sensor: Path, files: list[Path], hz: float) -> tuple[list[int], list[int], bool]:
+    """When each file begins and ends, and whether the drive says so."""
+    begins = sensor / "timestamps_start.txt" if (sensor / "timestamps_start.txt").is_file() else sensor / "timestamps.txt"
+    if not begins.is_file():
+        times_ns = [round(int(path.stem) * NS / hz) for path in files]
+        return times_ns, times_ns, False
+    ends = sensor / "timestamps_end.txt" if (sensor / "timestamps_end.txt").is_file() else begins
+    found = [[time_ns(line, where=f"{t}:{i + 1}") for i, line in enumerate(read_lines(t))] for t in (begins, ends)]
+    # A drive's lidar has lost a few sweeps here and there: its files are fewer than its lines, and their numbers tell which.
+    last = max(int(path.stem) for path in files)
+    if last >= min(map(len, found)):
+        raise ConfigError(f"{begins}: {len(found[0])} times, but there is a file number {last}. Is the drive complete?")
+    begun, ended = ([times[int(path.stem)] for path in files] for times in found)
+    return begun, ended, True
+
+
+def _pictures_at(folder: Path, hz: float) -> list[tuple[Path, int]]:
+    for sensor in (s for s in _raw_sensors(folder) if s.name in ("image_02", "velodyne", "velodyne_points")):
+        data = sensor / "data" if (sensor / "data").is_dir() else sensor
+        files = [p for p in sorted(data.iterdir()) if p.stem.isdecimal()]
+        if files:
+            return list(zip(files, _times(sensor, files, hz)[0], strict=True))
+    return []
+
+
+def _calibration(folder: Path, at_ns: int) -> tuple[list[StreamInfo], list[Item]]:
+    """calib.txt, and a raw drive's calib_*.txt, which lie beside the drive, one folder up."""
+    paths = sorted(folder.glob("calib*.txt")) or sorted(folder.parent.glob("calib_*.txt"))
+    infos = [StreamInfo(f"calibration/{p.stem}", "calibration", None, 1, "", f"{p.name}, as given") for p in paths]
+    return infos, [Item(at_ns, i.stream, partial(_text, i.stream, at_ns, p)) for i, p in zip(infos, paths, strict=True)]
+
+
+def _labels(folder: Path, at_ns: dict[int, int]) -> tuple[list[StreamInfo], list[Item]]:
+    paths = [p for p in sorted((folder / "label_2").glob("*.txt")) if p.stem.isdecimal() and int(p.stem) in at_ns]
+    infos = [StreamInfo("boxes", "text_utf8", None, 1, "image_02", "label_2, as given")] if paths else []
+    return infos, [Item(at, "boxes", partial(_text, "boxes", at, p)) for p in paths for at in [at_ns[int(p.stem)]]]
+
+
+def _text(stream: str, at_ns: int, path: Path) -> Frame:
+    return text_frame(stream, at_ns, read_bytes(path), "calibration" if stream.startswith("calib") else "text_utf8")
+
+
+def _imu(stream: str, at_ns: int, path: Path) -> Frame:
+    lines = read_lines(path)
+    values = numbers(lines[0] if lines else "", where=str(path), count=OXTS_NUMBERS)
+    return Frame(stream, -1, at_ns, "imu_f64", np.concatenate([values[ACCELERATION], values[TURNING]]), publish_ns=at_ns)

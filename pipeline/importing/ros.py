@@ -1,0 +1,196 @@
+"""ROS bags without ROS: ROS 1 .bag, ROS 2 .db3 and .mcap, alone or in the folder with their metadata.yaml.
+
+rosbags reads the files; messages are read by their type's name (ros_messages.py), with definitions found in the bag itself, and for
+bags that hold none with those of ROS 2 and of the common lidar drivers. Topics of any other type are told, not guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.clock import NS
+from pipeline.errors import ConfigError, missing_package
+from pipeline.frame import Frame, StreamInfo
+from pipeline.importing.ros_messages import DRIVER_TYPES, PCM, Topic, converter
+from pipeline.importing.source import Opened, numbered, stream_name
+
+AUDIO_INFO = "audio_common_msgs/msg/AudioInfo"
+FIXES = {
+    "not indexed": "The bag was not closed: mend it with `rosbag reindex`.",
+    "missing": "Copy all files of the bag.",
+    "malformed": "The file is damaged: copy it anew, or mend it with `sqlite3 IN.db3 .recover`.",
+    "Profile": "It is no ROS bag.",
+}
+
+
+def open_ros(path: Path) -> Opened:
+    """path: a .bag, .db3 or .mcap, or a folder with metadata.yaml. ConfigError with rosbags' own reason where it cannot be read."""
+    try:
+        import rosbags.rosbag1  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_package("rosbags", f"import {path}") from error
+    opened = Opened("ROS bag", {}, iter(()))
+    frames = _frames(path, opened)
+    # What is wrong with the file is found before anything is written.
+    with _errors(path):
+        next(frames)
+    opened.frames = numbered(frame for frame in frames if frame is not None)
+    return opened
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged file meets any of rosbags' and its codecs' errors, assertions among them
+        told = str(error) or type(error).__name__
+        fix = next((fix for word, fix in FIXES.items() if word in told), "Is it whole? `ros2 bag info` or `rosbag info` tells")
+        raise ConfigError(f"{path}: cannot be read as a ROS bag: {told[:200]}. {fix}") from error
+
+
+def _frames(path: Path, opened: Opened) -> Iterator[Frame | None]:
+    """First None, once the bag is open; then its frames in the order in which the bag got them."""
+    with contextlib.ExitStack() as stack:
+        with _errors(path):
+            reader, is_ros2 = _reader(path, stack)
+            store = _types(reader, is_ros2)
+            read = store.deserialize_cdr if is_ros2 else store.deserialize_ros1
+            opened.format, opened.expected = "ROS 2 bag" if is_ros2 else "ROS 1 bag", reader.message_count
+            topics = _topics(reader, store, opened)
+            _sounds(reader, read, topics)
+            messages = reader.messages()
+        yield None
+        while True:
+            with _errors(path):
+                if (entry := next(messages, None)) is None:
+                    break
+            connection, log_ns, raw = entry
+            if (known := topics.get(connection.topic)) is None:
+                opened.left_out[connection.topic][f"{connection.msgtype}: no way to read this type"] += 1
+                continue
+            topic, convert = known
+            try:
+                yield from convert(read(raw, connection.msgtype), topic, log_ns)
+            except ConfigError as error:
+                opened.left_out[connection.topic][str(error)] += 1
+            except Exception as error:  # one message that is torn: rosbags raises whatever its bytes lead to
+                opened.left_out[connection.topic][f"messages that cannot be decoded ({type(error).__name__})"] += 1
+        opened.notes += [f"{name}: {note}" for name, (topic, _) in topics.items() for note in topic.notes]
+
+
+def _reader(path: Path, stack: contextlib.ExitStack) -> tuple[Any, bool]:
+    from rosbags import rosbag1, rosbag2
+
+    if path.suffix == ".bag":
+        return stack.enter_context(rosbag1.Reader(path)), False
+    folder = path if path.is_dir() else _with_metadata(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    return stack.enter_context(rosbag2.Reader(folder)), True
+
+
+def _with_metadata(path: Path, folder: Path) -> Path:
+    """A ROS 2 bag's file alone, made a bag: a link to it beside the metadata.yaml that it came without."""
+    import yaml
+
+    topics, storage = (_topics_of_db3(path), "sqlite3") if path.suffix == ".db3" else (_topics_of_mcap(path), "mcap")
+    (folder / path.name).symlink_to(path.resolve())
+    told = {
+        "version": 5, "storage_identifier": storage, "duration": {"nanoseconds": 0}, "starting_time": {"nanoseconds_since_epoch": 0},
+        "message_count": sum(count for _, _, count in topics), "compression_format": "", "compression_mode": "",
+        "relative_file_paths": [path.name],
+        "topics_with_message_count": [
+            {"topic_metadata": {"name": name, "type": kind, "serialization_format": "cdr", "offered_qos_profiles": ""}, "message_count": n}
+            for name, kind, n in topics
+        ],
+    }  # fmt: skip
+    (folder / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": told}))
+    return folder
+
+
+def _topics_of_db3(path: Path) -> list[tuple[str, str, int]]:
+    with contextlib.closing(sqlite3.connect(f"file:{path.resolve()}?immutable=1", uri=True)) as database:
+        query = "SELECT name, type, (SELECT count(*) FROM messages WHERE topic_id = topics.id) FROM topics"
+        return [(str(name), str(kind), int(count)) for name, kind, count in database.execute(query)]
+
+
+def _topics_of_mcap(path: Path) -> list[tuple[str, str, int]]:
+    from rosbags.rosbag2.storage_mcap import MCAPFile
+
+    file = MCAPFile(path)
+    file.open()
+    try:
+        if not file.channels:
+            file.meta_scan()
+        counts: defaultdict[int, int] = defaultdict(int)
+        for chunk in file.chunks:
+            for channel, count in chunk.channel_count.items():
+                counts[channel] += count
+        return [(c.topic, c.schema, counts[id]) for id, c in file.channels.items()]
+    finally:
+        file.close()
+
+
+def _types(reader: Any, is_ros2: bool) -> Any:
+    """The bag's own definitions; for what has none, those of ROS 2 Humble and of the drivers."""
+    from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
+
+    store = get_typestore(Stores.ROS2_HUMBLE if is_ros2 else Stores.ROS1_NOETIC)
+    found: dict[str, Any] = {}
+    if is_ros2:
+        for name, definition in DRIVER_TYPES.items():
+            found |= get_types_from_msg(definition, name)
+    for connection in reader.connections:
+        if not connection.msgdef:
+            continue
+        separator = "=" * 80 + "\n"
+        if connection.msgdef.startswith(f"{separator}IDL: "):
+            for part in connection.msgdef.split(separator)[1:]:
+                found |= get_types_from_idl(part.split("\n", 1)[1])
+        else:
+            found |= get_types_from_msg(connection.msgdef, connection.msgtype)
+    try:
+        store.register(found)
+        return store
+    except TypesysError:  # a type that both have, with other fields: an older ROS wrote them, so the bag's are right
+        fresh = get_typestore(Stores.EMPTY)
+        fresh.register({**store.FIELDDEFS, **found})
+        return fresh
+
+
+def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, Any]]:
+    topics = {}
+    for name, info in reader.topics.items():
+        fields = [str(field[0]) for field in store.FIELDDEFS[info.msgtype][1]] if info.msgtype in store.FIELDDEFS else []
+        found = converter(info.msgtype, fields) if info.msgtype else None
+        if info.msgtype == AUDIO_INFO:
+            found = None
+        if found is None:
+            continue
+        convert, encoding = found
+        stream = stream_name(name, opened.infos)
+        topics[name] = (Topic(stream, opened.left_out[name]), convert)
+        rate_hz = round((info.msgcount - 1) * NS / reader.duration, 3) if info.msgcount > 1 and reader.duration > NS // 10 else None
+        rate_hz = None if encoding == "packet" else rate_hz  # a message holds many
+        opened.infos[stream] = StreamInfo(stream, encoding, rate_hz, 1, stream, f"{name} ({info.msgtype})")
+    return topics
+
+
+def _sounds(reader: Any, read: Any, topics: dict[str, tuple[Topic, Any]]) -> None:
+    """Give each topic of sound the AudioInfo of its own namespace, else the only one there is."""
+    told: dict[str, tuple[int, int, str]] = {}
+    connections = [c for c in reader.connections if c.msgtype == AUDIO_INFO]
+    if not connections:
+        return
+    for connection, _, raw in reader.messages(connections=connections):
+        info = read(raw, connection.msgtype)
+        if str(info.sample_format) in PCM and str(info.coding_format).lower() in ("wave", "wav", "raw", "") and info.sample_rate > 0:
+            told[connection.topic.rpartition("/")[0]] = (int(info.sample_rate), int(info.channels), str(info.sample_format))
+    for name, (topic, _) in topics.items():
+        topic.sound = told.get(name.rpartition("/")[0]) or (next(iter(told.values())) if len(told) == 1 else None)

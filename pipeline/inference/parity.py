@@ -1,0 +1,100 @@
+"""The parity gate: an engine is refused unless it answers as ONNX Runtime does in fp32.
+
+    verdict = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
+    verdict.refusal                  # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.inference.engine import Engine, Tensors
+
+LEAST_SAMPLES = 256
+MARGIN = 0.05  # between the two likeliest labels: below, a rounding decides, and either label is as good
+
+
+@dataclass(frozen=True)
+class Bound:
+    """relative: of the largest difference in an output to the largest value in it. agreement: share of labels."""
+
+    relative: float
+    agreement: float
+
+
+# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8's logits wander further than that and it is judged by its
+# labels; the bound there only keeps out an engine that is broken.
+BOUNDS = {"fp32": Bound(1e-3, 1.0), "fp16": Bound(2e-2, 0.995), "int8": Bound(0.5, 0.98)}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    samples: int
+    relative: dict[str, float]  # output → largest difference, relative to the largest value of that output
+    sure: int  # samples whose fp32 margin is above MARGIN; 0 for a model without labels
+    agreement: float  # of labels, among those
+    refusal: str  # "" when it passed
+
+    def figures(self) -> dict[str, Any]:
+        return {"samples": self.samples, "largest_relative_difference": round(max(self.relative.values(), default=0.0), 8),
+                "sure_samples": self.sure, "label_agreement": round(self.agreement, 5)}  # fmt: skip
+
+    def __str__(self) -> str:
+        worst = max(self.relative.values(), default=0.0)
+        labels = f", labels agree in {self.agreement:.1%} of {self.sure} sure ones" if self.sure else ""
+        return f"{self.samples} samples: largest relative difference {worst:.1e}{labels}"
+
+
+def compare(
+    engine: Engine, reference: Engine, samples: Iterable[Tensors], *, precision: str, temperature: float = 1.0,
+    labels: str = "logits", log_probs: bool = False,
+) -> Verdict:
+    """samples: batches of inputs; the batch is the first size of every output. labels: the output that holds logits.
+    log_probs: these are logarithms of probabilities, whose tails rounding moves far and nobody reads: as probabilities."""
+    count, sure, agreed = 0, 0, 0
+    difference: dict[str, float] = {}
+    scale: dict[str, float] = {}
+    for inputs in samples:
+        theirs, ours = engine.run(inputs), reference.run(inputs)
+        count += max(len(value) for value in ours.values())
+        for name, value in ours.items():
+            other = theirs[name].astype(np.float64)
+            if log_probs and name == labels and other.shape == value.shape:
+                value, other = _softmax(value), _softmax(other)
+            # Against the poison that a runner leaves in what an engine did not write: a NaN is never near.
+            apart = np.abs(other - value) if other.shape == value.shape else np.array([np.inf])
+            difference[name] = max(difference.get(name, 0.0), float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0)))
+            scale[name] = max(scale.get(name, 0.0), float(np.abs(value).max(initial=0.0)))
+        if labels in ours and theirs[labels].shape == ours[labels].shape:
+            probs = _softmax(ours[labels] / temperature)
+            ordered = np.sort(probs, axis=1)
+            certain = ordered[:, -1] - ordered[:, -2] > MARGIN
+            sure += int(certain.sum())
+            agreed += int((theirs[labels].argmax(axis=1) == probs.argmax(axis=1))[certain].sum())
+    relative = {name: difference[name] / scale[name] if scale[name] else float(difference[name] > 0) for name in difference}
+    agreement = agreed / sure if sure else 1.0
+    return Verdict(count, relative, sure, agreement, _refusal(count, relative, sure, agreement, precision))
+
+
+def _refusal(count: int, relative: dict[str, float], sure: int, agreement: float, precision: str) -> str:
+    bound = BOUNDS[precision]
+    if count < LEAST_SAMPLES:
+        return f"only {count} samples were compared, at least {LEAST_SAMPLES} are needed"
+    if not relative:
+        raise ConfigError("the engine has no outputs to compare")
+    name, worst = max(relative.items(), key=lambda item: item[1])
+    if not worst <= bound.relative:
+        return f"output '{name}' differs by {worst:.2g} of its largest value from ONNX Runtime fp32, at most {bound.relative:g} is allowed"
+    if agreement < bound.agreement:
+        return f"labels agree in {agreement:.1%} of {sure} sure samples, at least {bound.agreement:.1%} are needed"
+    return ""
+
+
+def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))

@@ -1,0 +1,50 @@
+"""The engines of one task: loaded alike, told about alike, closed together.
+
+    engines = Engines("auto", precision="fp16", threads=1, log=task.log, metrics=task.metrics)
+    engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.inference.engine import Engine, Shape, Shapes, Tensors, load
+from pipeline.inference.manifest import Manifest, with_precision
+from pipeline.metrics import Metrics
+
+
+class Engines:
+    def __init__(self, backend: str, *, precision: str, threads: int, log: logging.Logger, metrics: Metrics) -> None:
+        self._backend, self._precision, self._threads, self._log, self._metrics = backend, precision, threads, log, metrics
+        self._open: list[Engine] = []
+
+    def manifest(self, path: Path) -> Manifest:
+        """Of the file that will run: its precision is part of what a prediction says it was made by."""
+        reduced = with_precision(path, self._precision)
+        return Manifest.read(reduced if reduced.is_file() else path)
+
+    def load(
+        self, path: Path, name: str, warm_up: Mapping[str, Shape] | Shapes | None, *, reduced: bool = True, branches: bool = False
+    ) -> Engine:
+        """reduced: at the precision that was asked for; else fp32, of which alone there is a file. branches: the graph has
+        an If, which TensorRT refuses, so it stays on ONNX Runtime, unless the backend is one of your own."""
+
+        def tell(description: str) -> None:  # also from the thread that brings a built engine up
+            self._metrics.facts[f"engine {name}"] = description
+
+        def given() -> Iterator[Tensors]:
+            from pipeline.tasks import samples
+
+            return samples.of(path)
+
+        backend = "onnxruntime" if branches and self._backend in ("auto", "tensorrt", "tensorrt_rtx") else self._backend
+        engine = load(path, backend=backend, precision=self._precision if reduced else "fp32", threads=self._threads,
+                      warm_up=warm_up, samples=given, tell=tell, log=self._log)  # fmt: skip
+        self._open.append(engine)
+        return engine
+
+    def close(self) -> None:
+        while self._open:
+            self._open.pop().close()

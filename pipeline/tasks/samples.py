@@ -1,0 +1,171 @@
+"""What engines are compared on: at least 256 inputs of each model, the same on every machine and at every call.
+
+Faces and pictures are cut from the packaged clip and perturbed by a seeded generator; sounds are voices made by rule
+(no clip with speech comes in a package under terms we can ship); opinions are drawn over all of their range, with each
+sense now there, now absent. Made when asked for, since they are 3 to 30 MB and only a new engine needs them.
+
+    for inputs in samples.of(Path("models/face-expression.onnx")): engine.run(inputs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import assets
+from pipeline.errors import ConfigError
+from pipeline.features import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, face_crop, face_tensor, voice_tensor
+from pipeline.inference.engine import Tensors
+from pipeline.inference.onnx_file import OnnxFile, Value
+from pipeline.inference.onnxruntime import Onnxruntime
+from pipeline.tasks.faces import INPUT as PICTURE
+from pipeline.tasks.faces import WINDOW_PX, FaceDetector
+
+Floats = npt.NDArray[np.float32]
+
+COUNT = 256
+BATCHES = (1, 3, 4, 8, 2)  # in turn: every size that is run alone, filled up, and as it is
+PICTURES, LOOKS = 32, 8  # pictures of the clip; perturbations of each
+
+
+def of(model_path: Path, *, seed: int = 0) -> Iterator[Tensors]:
+    """Batches of inputs of this model; another seed, other pictures and other draws. Raises ConfigError for a model whose
+    inputs are none that are known here."""
+    inputs = {value.name: value for value in OnnxFile.read(model_path).inputs}
+    maker = MAKERS.get(frozenset(inputs))
+    if maker is None:
+        raise ConfigError(f"{model_path}: no samples are made here for the inputs {sorted(inputs)}. Known: "
+                          f"{', '.join(' + '.join(sorted(names)) for names in MAKERS)}")  # fmt: skip
+    return _batched(maker(inputs, seed))
+
+
+def faces(inputs: dict[str, Value], seed: int) -> Tensors:
+    """(256, 1, 48, 48): the clip's face from sad to happy, moved, turned, scaled, blurred, dimmed, mirrored, noisy."""
+    random = np.random.default_rng([1, seed])
+    detector = FaceDetector(Onnxruntime(assets.path("centerface"), threads=1, device="cpu"))
+    crops = []
+    for image in _pictures(PICTURES, seed):
+        found = detector.whole(image)
+        if not found:
+            continue
+        face = found[0]
+        for look in range(LOOKS):
+            shift = random.normal(0, 0.05, 2) * face.side_px
+            grown = np.exp(random.normal(0, 0.12))
+            box = np.array([*(face.box_px[:2] + shift), *(face.box_px[2:] * grown)], np.float32)
+            seen = image if look % 4 else image[:, ::-1]
+            if look % 4 == 0:
+                box[0] = image.shape[1] - box[0] - box[2]
+            crop = face_crop(np.ascontiguousarray(seen), box, face.landmarks_px if look % 4 else None).astype(np.float64)
+            if look % 3 == 1:
+                crop = np.asarray(cv2.GaussianBlur(crop, (0, 0), random.uniform(0.5, 2.0)), np.float64)
+            crop = crop * random.uniform(0.3, 1.2) + random.normal(0, random.uniform(0, 12), crop.shape)
+            crops.append(np.clip(crop, 0, 255).astype(np.float32))
+    while len(crops) < COUNT:  # a picture in which no face was found
+        crops.append(np.clip(crops[len(crops) % 7] + random.normal(0, 20, crops[0].shape), 0, 255).astype(np.float32))
+    return {"face": face_tensor(np.stack(crops[:COUNT]))}
+
+
+def pictures(inputs: dict[str, Value], seed: int) -> Tensors:
+    """(256, 3, 96, 96) RGB, 0 to 255: windows of the clip's pictures, with and without the face."""
+    random = np.random.default_rng([2, seed])
+    windows = []
+    for image in _pictures(PICTURES, seed):
+        for _ in range(LOOKS):
+            side = int(random.integers(WINDOW_PX, min(image.shape[:2]) + 1))
+            top, left = (int(random.integers(0, size - side + 1)) for size in image.shape[:2])
+            window = cv2.resize(image[top : top + side, left : left + side], (WINDOW_PX, WINDOW_PX), interpolation=cv2.INTER_AREA)
+            windows.append(np.clip(window * random.uniform(0.3, 1.3), 0, 255).astype(np.uint8))
+    return {PICTURE: cv2.dnn.blobFromImages(windows[:COUNT], swapRB=True)}
+
+
+def sounds(inputs: dict[str, Value], seed: int) -> Tensors:
+    """`samples` (256, k) at 16 kHz: voices made by rule."""
+    length = inputs["samples"].shape[1]
+    count = length if isinstance(length, int) else VOICE_FRAMES * VOICE_HOP
+    random = np.random.default_rng([3, seed])
+    return {"samples": np.stack(list(_voices(random, count)))}
+
+
+def voices(inputs: dict[str, Value], seed: int) -> Tensors:
+    """`voice` (256, 2, 64, 300): the same voices, some heard in part."""
+    random = np.random.default_rng([3, seed])
+    tensors = []
+    for index, samples in enumerate(_voices(random, VOICE_FRAMES * VOICE_HOP)):
+        heard = np.ones(len(samples), bool)
+        if index % 4 == 1:
+            heard[: int(random.integers(1, len(heard) - VOICE_RATE_HZ // 2))] = False
+        tensors.append(voice_tensor(np.where(heard, samples, 0).astype(np.float32), heard))
+    return {"voice": np.stack(tensors)}
+
+
+def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
+    """Log-probabilities of each sense, from sure to undecided, and how present it is: 0, partly or fully."""
+    random = np.random.default_rng([4, seed])
+    made: Tensors = {}
+    for name, value in inputs.items():
+        shape = (COUNT, *(size if isinstance(size, int) else 1 for size in value.shape[1:]))
+        if name == "present":
+            made[name] = random.choice(np.array([0, 0.3, 0.7, 1, 1], np.float32), shape)
+            made[name][made[name].max(axis=1) == 0] = 1
+        else:
+            logits = random.normal(size=shape) * random.uniform(0.2, 4, (COUNT, *[1] * (len(shape) - 1)))
+            made[name] = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+    return made
+
+
+MAKERS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
+    frozenset({"face"}): faces, frozenset({PICTURE}): pictures, frozenset({"samples"}): sounds,
+    frozenset({"voice"}): voices, frozenset({"face", "voice", "present"}): opinions,
+}  # fmt: skip
+
+
+def _batched(whole: Tensors) -> Iterator[Tensors]:
+    at = turn = 0
+    while at < COUNT:
+        size = BATCHES[turn % len(BATCHES)]
+        yield {name: value[at : at + size] for name, value in whole.items()}
+        at, turn = at + size, turn + 1
+
+
+def _pictures(count: int, seed: int) -> Iterable[npt.NDArray[np.uint8]]:
+    """Evenly from the demo clip, (360, 640, 3) BGR; another seed begins later."""
+    clip = cv2.VideoCapture(str(assets.path("demo-clip")))
+    every = max(1, int(clip.get(cv2.CAP_PROP_FRAME_COUNT)) // count)
+    try:
+        for index in range(count * every):
+            if not clip.grab():
+                return
+            if index % every == seed % every:
+                yield np.asarray(clip.retrieve()[1], np.uint8)
+    finally:
+        clip.release()
+
+
+def _voices(random: np.random.Generator, count: int) -> Iterator[Floats]:
+    """32 voices, each heard eight times: earlier, louder or softer, in another room."""
+    for _ in range(COUNT // LOOKS):
+        voice = _voice(random, count)
+        for _ in range(LOOKS):
+            heard = np.roll(voice, int(random.integers(count))) * random.uniform(0.1, 1.2)
+            yield np.clip(heard + random.normal(0, random.uniform(0, 0.05), count), -1, 1).astype(np.float32)
+
+
+def _voice(random: np.random.Generator, count: int) -> Floats:
+    """Syllables: harmonics of a moving pitch through three moving formants, pauses, breath, and a room's noise."""
+    seconds = np.arange(count) / VOICE_RATE_HZ
+    pitch_hz = random.uniform(85, 260) * np.exp(0.25 * np.sin(2 * np.pi * random.uniform(0.3, 1.5) * seconds + random.uniform(0, 6)))
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / VOICE_RATE_HZ
+    formants = [(random.uniform(*span), random.uniform(60, 180)) for span in ((250, 850), (850, 2400), (2300, 3400))]
+    sound = np.zeros(count)
+    for harmonic in range(1, 25):
+        hz = harmonic * float(pitch_hz.mean())
+        gain = sum(1 / (1 + ((hz - centre) / width) ** 2) for centre, width in formants) + 0.02
+        sound += gain / harmonic**0.5 * np.sin(harmonic * phase)
+    syllables = np.clip(np.sin(2 * np.pi * random.uniform(2.5, 6) * seconds + random.uniform(0, 6)) + random.uniform(-0.4, 0.6), 0, 1)
+    sound = sound / (np.abs(sound).max() + 1e-9) * syllables + random.normal(0, random.uniform(0.001, 0.1), count)
+    return np.asarray(np.clip(sound * random.uniform(0.02, 0.8), -1, 1), np.float32)

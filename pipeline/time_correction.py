@@ -1,0 +1,60 @@
+"""The time offset of a sensor, as its node's options give it: a number, or what a rig file has for it.
+
+    correction = time_correction("microphone", offset_ms=None, rig="rig.yaml")
+    frame = correction.apply(frame)              # every capture time moved, and its error bound widened by how well it is known
+
+Delays between devices that no clock can see (a webcam's pipeline, a sound card's buffer) are measured by `calibrate time`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline import rig as rigs
+from pipeline.errors import ConfigError, nearest
+from pipeline.frame import FOREVER_NS, Frame
+
+SIGMAS = 2.0  # an error bound holds nearly always
+MOST_MS = 10_000.0
+
+
+class TimeCorrection(NamedTuple):
+    """offset_ns is added to capture times; error_ns is the bound on what it may be wrong by."""
+
+    offset_ns: int = 0
+    error_ns: int = 0
+
+    def apply(self, frame: Frame) -> Frame:
+        """Of watermarks, too: what was promised silent until t is silent until the corrected t."""
+        if self == TimeCorrection() or frame.capture_ns >= FOREVER_NS:
+            return frame
+        return msgspec.structs.replace(
+            frame, capture_ns=frame.capture_ns + self.offset_ns, clock_error_ns=frame.clock_error_ns + self.error_ns
+        )
+
+
+def check_offset(offset_ms: float | None, rig: str | None) -> None:
+    """ConfigError for options that contradict each other or make no sense; opens nothing."""
+    if offset_ms is not None and rig is not None:
+        raise ConfigError("offset_ms and rig both say how the times are corrected: leave one of them out.")
+    if offset_ms is not None and not abs(offset_ms) <= MOST_MS:
+        raise ConfigError(f"offset_ms must be from {-MOST_MS:.0f} to {MOST_MS:.0f}, not {offset_ms}.")
+
+
+def time_correction(sensor: str, *, offset_ms: float | None, rig: str | None) -> TimeCorrection:
+    """sensor: its name in the rig file. A sensor that others are measured against has none, which is right."""
+    if offset_ms is not None:
+        return TimeCorrection(round(offset_ms * 1e6))
+    if rig is None:
+        return TimeCorrection()
+    found = rigs.load(rig)
+    offset = found.time_offsets.get(sensor)
+    if offset is None:
+        known = {*found.frames, *(o.reference for o in found.time_offsets.values())}
+        if sensor not in known:
+            here = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"{rig}: no sensor called '{sensor}'. Sensors here: {here}.{nearest(sensor, known)}")
+        return TimeCorrection()
+    return TimeCorrection(round(offset.offset_ms * 1e6), round(SIGMAS * (offset.sigma_ms or 0.0) * 1e6))

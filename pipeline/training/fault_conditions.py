@@ -1,0 +1,102 @@
+"""What a slow, lossy, noisy, drifting or unplugged sensor does to the emotion task: one recording, replayed with each fault.
+
+    python run_pipeline.py sample sample.mcap
+    python run_pipeline.py evaluate faults --data sample.mcap
+
+The same models, the same aligner, the same moments; only the streams are worse (pipeline/faults.py). Beside the recording's own
+run stand, for each fault: how much of each stream was missing or in pieces, how many answers stayed the same, and how many
+are right by the recording's labels. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import fault_report
+from pipeline.config import Config, InputConfig, NodeConfig, load, resolve
+from pipeline.diff import read_predictions
+from pipeline.errors import ConfigError
+from pipeline.frame import Prediction
+from pipeline.labels import Labels
+from pipeline.launch import launch
+from pipeline.recording import Reader
+from pipeline.replay import Tape
+
+CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "emotion-demo.yaml"
+PICTURES, SOUND = "camera", "microphone"
+# What is told → what is wrong. From what a good set-up has to what makes one unusable.
+CONDITIONS: dict[str, tuple[str, ...]] = {
+    "clean": (),
+    "sound 40 ms late": (f"{SOUND}: delay=40ms",),
+    "sound 200 ms late": (f"{SOUND}: delay=200ms",),
+    "sound's clock 200 ppm fast": (f"{SOUND}: drift=200ppm",),
+    "5 % of the sound lost": (f"{SOUND}: drop=5%",),
+    "sound at 10 dB": (f"{SOUND}: noise=10dB",),
+    "sound unplugged for 3 s": (f"{SOUND}: cut=3s@2s",),
+    "10 % of the pictures lost": (f"{PICTURES}: drop=10%",),
+    "half of the pictures lost": (f"{PICTURES}: drop=50%",),
+    "pictures at 10 dB": (f"{PICTURES}: noise=10dB",),
+    "pictures at 0 dB": (f"{PICTURES}: noise=0dB",),
+    "camera unplugged for 2 s": (f"{PICTURES}: cut=2s@2s",),
+}
+
+
+def evaluate_faults(*, data: Path, out: Path = Path("runs/faults.json")) -> dict[str, dict[str, Any]]:
+    """data: a recording of configs/emotion-demo.yaml's streams, with labels. Returns condition → figures, and prints them.
+
+    Raises ConfigError where the recording has no labels, or other streams.
+    """
+    with Reader(data) as reader:
+        labels = Labels.read(reader)
+        for stream in (PICTURES, SOUND):
+            if stream not in reader.streams:
+                raise ConfigError(f"{data}: it has no stream '{stream}'. Streams there: {', '.join(reader.streams)}")
+    clean: Sequence[dict[str, Any]] = ()
+    table: dict[str, dict[str, Any]] = {}
+    print(f"{'':<28}{'right':>8}{'of':>6}{'same':>8}{'no answer':>11}{'camera':>9}{'sound':>8}{'in pieces':>11}")
+    for name, faults in CONDITIONS.items():
+        records = replayed(data, faults)
+        clean = clean or records
+        table[name] = row = _figures(records, clean, labels)
+        missing = row["missing"]
+        print(f"{name:<28}{row['right']:>8.1%}{row['labelled']:>6}{row['same']:>8.1%}{row['no_answer']:>11.1%}"
+              f"{missing.get(PICTURES, 0):>9.1%}{missing.get(SOUND, 0):>8.1%}{row['sound_in_pieces']:>11.1%}", flush=True)  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"data": data.name, "command": f"evaluate faults --data {data.name}", "conditions": table}, indent=2) + "\n")
+    return table
+
+
+def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
+    """The predictions of the demo's graph on the recording, aligned afresh, as `--out` writes them."""
+    tape = Tape(recording, realign=True, fault=faults)
+    with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
+        path = Path(folder) / "predictions.jsonl"
+        launch(tape.replayed(_with_out(load(CONFIG), path), speed=0))
+        return read_predictions(path)
+
+
+def _with_out(config: Config, path: Path) -> Config:
+    """Nobody looks on; the predictions go to a file."""
+    nodes = {n.name: n for n in config.nodes.values() if n.use not in ("console", "dashboard")}
+    predicting = tuple(InputConfig(n.name, 2000) for n in nodes.values() if resolve(n.use, n.where).produces is Prediction)
+    out = NodeConfig("out", "jsonl", "evaluate faults", predicting, options={"path": str(path)})
+    return dataclasses.replace(config, nodes={**nodes, "out": out})
+
+
+def _figures(records: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]], labels: Labels) -> dict[str, Any]:
+    states = fault_report.states(records)
+    shares = {s: sum(found[state] for state in fault_report.ABSENT) / max(1, found.total()) for s, found in states.items()}
+    sound: Mapping[str, int] = states.get(SOUND, {})
+    right, labelled = fault_report.accuracy(records, labels)
+    same, shared = fault_report.agreement(clean, records)
+    return {
+        "predictions": len(records), "right": round(right, 4), "labelled": labelled, "same": round(same, 4), "same_of": shared,
+        "no_answer": round(sum(r["label"] is None for r in records) / max(1, len(records)), 4),
+        "missing": {stream: round(share, 4) for stream, share in shares.items()},
+        "sound_in_pieces": round(sound.get("partial", 0) / max(1, sum(sound.values())), 4),
+    }  # fmt: skip

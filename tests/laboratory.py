@@ -1,0 +1,53 @@
+"""What the tests of record and replay add to a graph: a task that remembers, a recorder whose disk is slow or full."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+
+import numpy as np
+
+from nodes.record import Record
+from pipeline.frame import AlignedSet, Message, Prediction
+from pipeline.recording import Writer
+from pipeline.tasks import Task
+
+
+class Memory(Task):
+    """Every answer hangs on all sets before it, so one set more or less changes all that follow. takes_ms: some of the time."""
+
+    labels = ("a", "b")
+    model = "memory@1"
+
+    def __init__(self, *, takes_ms: float = 0.0) -> None:
+        self.takes_s = takes_ms / 1000
+
+    def open(self, backend: str) -> None:
+        self.state = np.float64(0.5)
+        self.count = 0
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        self.count += 1
+        time.sleep(self.takes_s * (self.count % 10 == 0))
+        seen = sum(float(frame.data.ravel()[::97].sum()) for frames in aligned.frames.values() for frame in frames)
+        self.state = np.float64(0.25 + 0.5 * abs(np.sin(12.9898 * self.state + seen)))
+        return self.prediction(aligned, np.float32([self.state, 1 - self.state]), used=tuple(aligned.frames))
+
+
+class SlowDisk(Record):
+    """Each message takes 40 ms to write."""
+
+    def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
+        time.sleep(0.04)
+        super()._write(writer, source, message, arrival_ns)
+
+
+class FullDisk(Record):
+    """No file may grow beyond 400 kB."""
+
+    def open(self) -> None:
+        super().open()
+        signal_was_ignored = signal.getsignal(signal.SIGXFSZ)  # Python ignores it, so that writing is an error
+        assert signal_was_ignored == signal.SIG_IGN
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
