@@ -116,6 +116,20 @@ def _gemm(i: list[Any], a: Attributes) -> Tensor:
     return torch.addmm(i[2], left, right, beta=a.get("beta", 1.0), alpha=a.get("alpha", 1.0))
 
 
+def _lstm(i: list[Any], a: Attributes) -> list[Tensor]:
+    """One layer, forward, as torch exports it: no lengths, no peepholes. X (t, n, in) -> Y (t, 1, n, h), Y_h and Y_c (1, n, h)."""
+    if a.get("direction", b"forward") != b"forward" or a.get("layout") or len(i) > 7 or (len(i) > 4 and i[4] is not None):
+        raise EngineError("no torch twin: an LSTM that is not a plain forward layer")
+
+    def in_torchs_order(gates: Tensor) -> Tensor:  # ONNX: input, output, forget, cell; torch: input, forget, cell, output
+        gate_i, gate_o, gate_f, gate_c = gates.chunk(4)
+        return torch.cat([gate_i, gate_f, gate_c, gate_o])
+
+    weights = [in_torchs_order(part) for part in (i[1][0], i[2][0], *i[3][0].chunk(2))]
+    out, hidden, cell = torch.lstm(i[0], (i[5], i[6]), weights, True, 1, 0.0, False, False, False)
+    return [out[:, None], hidden, cell]
+
+
 def _axes(i: list[Any], a: Attributes, at: int = 1) -> list[int]:
     return [int(axis) for axis in (i[at].tolist() if len(i) > at and i[at] is not None else a.get("axes", []))]
 
@@ -214,7 +228,7 @@ def _plain(function: Operator) -> Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _average_pool, "Gemm": _gemm,
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _average_pool, "Gemm": _gemm, "LSTM": _lstm,
     "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm,
     "GlobalAveragePool": lambda i, a: i[0].mean(dim=tuple(range(2, i[0].dim())), keepdim=True),
     "Relu": _plain(torch.relu), "Sigmoid": _plain(torch.sigmoid), "Tanh": _plain(torch.tanh), "Erf": _plain(torch.erf),
