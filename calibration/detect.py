@@ -170,7 +170,8 @@ class Detector:
                 return Detector(guess)._other_charuco(gray, int(ids.max())) or guess
         flags = cv2.CALIB_CB_LARGER | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_EXHAUSTIVE
         there, _, meta = cv2.findChessboardCornersSBWithMeta(gray, (3, 3), flags)
-        if not there or meta is None or min(meta.shape[:2]) < 3:
+        # Three by three corners, the least that is looked for, are found in many a street, and nobody calibrates with so few.
+        if not there or meta is None or min(meta.shape[:2]) < 3 or max(meta.shape[:2]) < 4:
             return None
         rows, columns = meta.shape[:2]
         other = Board("chessboard", max(rows, columns), min(rows, columns), self.board.square_m)

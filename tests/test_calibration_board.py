@@ -204,3 +204,10 @@ def test_the_board_is_written_by_the_command(tmp_path: Path, capsys: pytest.Capt
     args.function(args)
     assert (tmp_path / "b.pdf").read_bytes().startswith(b"%PDF")
     assert "calibrate camera live --board charuco:7x5:4x4_50 --square-mm 30" in capsys.readouterr().out
+
+
+def test_nine_corners_in_a_street_are_nobodys_board() -> None:
+    picture = np.full((480, 640), 255, np.uint8)
+    picture[60:220, 100:260] = np.kron(np.indices((4, 4)).sum(0) % 2 * 255, np.ones((40, 40))).astype(np.uint8)
+    picture = cv2.GaussianBlur(picture, (0, 0), 1.2)
+    assert Detector(Board.parse("9x6")).mismatch([picture, picture]) is None
