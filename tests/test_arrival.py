@@ -35,7 +35,7 @@ def arrival_p99_ms(folder: Path, *, computes: bool) -> float:
 def test_python_that_computes_without_a_pause_does_not_delay_an_arrival(folder: Path) -> None:
     """On a machine that has nothing else to do: where another program takes the processor from a thread that computes, that
     thread keeps the interpreter meanwhile, and nothing in Python can help."""
-    measured = []
+    measured, late_ms = [], []
     for _ in range(3):
         if (other := psutil.cpu_percent(interval=1.0)) > QUIET_PERCENT:
             pytest.skip(f"this machine is busy ({other:.0f} % of its processors): an arrival would wait for other programs")
@@ -43,4 +43,7 @@ def test_python_that_computes_without_a_pause_does_not_delay_an_arrival(folder: 
         if busy_ms <= P99_MS:
             return
         measured.append(f"idle {idle_ms:.1f} ms, computing {busy_ms:.1f} ms")
+        late_ms.append(idle_ms)
+    if min(late_ms) > P99_MS:
+        pytest.skip(f"this machine wakes a process late even beside one that computes nothing: {'; '.join(measured)}")
     pytest.fail(f"p99 of an arrival: {'; '.join(measured)}; at most {P99_MS} ms")
