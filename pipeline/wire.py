@@ -47,12 +47,12 @@ READABLE = int(zmq.POLLIN)
 
 
 class _Reader:
-    def __init__(self, hello: Hello, now_s: float) -> None:
+    def __init__(self, hello: Hello, now_s: float, next_seq: int) -> None:
         self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
         self.express = hello.express
         # The seq after the last message that went to it over ZeroMQ; None once it has them all, so that what goes the
         # short way from then on cannot overtake them.
-        self.on_zeromq: int | None = 0
+        self.on_zeromq: int | None = next_seq
         # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
         self.kept: deque[list[np.ndarray]] = deque()
 
@@ -161,8 +161,7 @@ class Publisher:
                 continue  # not one of ours: nothing is promised to it
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
-                    self._readers[identity] = _Reader(value, time.monotonic())
-                    self._readers[identity].on_zeromq = self._seq
+                    self._readers[identity] = _Reader(value, time.monotonic(), self._seq)
                     # Packing takes milliseconds: the readers on this host come first.
                     self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
