@@ -67,7 +67,7 @@ def picture_of(frame: Frame) -> np.ndarray | None:
 
 
 def points_of(frame: Frame, rig: Rig, sensor: str) -> Floats | None:
-    if frame.encoding == "points_xyzi_f32":
+    if frame.encoding in ("points_xyzi_f32", "points_xyzit_f32"):
         points = frame.data[:, :3].astype(np.float64)
         return points[np.isfinite(points).all(1) & (np.abs(points).max(1, initial=0) > 0)]
     return depth_points(frame.data / 1000.0, rig, sensor) if frame.encoding == "depth_u16_mm" else None

@@ -29,7 +29,7 @@ TRY_AGAIN_NS = NS  # on a full disk: somebody may make room
 # A lens' distortion model → its name in foxglove.CameraCalibration.
 FOXGLOVE_MODELS = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "kannala_brandt"}
 # Of these a person can be seen, heard or measured. `features_only` keeps none of them.
-OF_PEOPLE = ("bgr8", "jpeg", "pcm_f32", "depth_u16_mm", "depth_png", "points_xyzi_f32", "points_zlib")
+OF_PEOPLE = ("bgr8", "jpeg", "pcm_f32", "depth_u16_mm", "depth_png", "points_xyzi_f32", "points_xyzit_f32", "points_zlib", "points_t_zlib")
 
 
 class Record(Sink):

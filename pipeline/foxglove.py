@@ -36,7 +36,7 @@ IMAGE, RAW_IMAGE, AUDIO, POINTS = "foxglove.CompressedImage", "foxglove.RawImage
 COMPRESSED = {"jpeg": "jpeg", "depth_png": "png"}  # our encoding → Foxglove's format
 # (dtype, dimensions) → Foxglove's encoding, for each of ours
 RAW = {"bgr8": {("|u1", 3): "bgr8", ("|u1", 2): "mono8"}, "depth_u16_mm": {("<u2", 2): "mono16"}}
-WELL_KNOWN = (*COMPRESSED, *RAW, "pcm_f32", "points_xyzi_f32")  # our encodings that a schema of Foxglove fits
+WELL_KNOWN = (*COMPRESSED, *RAW, "pcm_f32", "points_xyzi_f32", "points_xyzit_f32")  # our encodings that a schema of Foxglove fits
 FLOAT32 = 7  # PackedElementField.NumericType
 S16_FULL = 32768.0  # sound in [-1, 1) → 16 bit
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
@@ -145,6 +145,7 @@ _JSON_SCHEMAS: dict[str, dict[str, Any]] = {
         "task": _TEXT, "capture_ns": _NUMBER, "label": {"type": ["string", "null"]}, "model": _TEXT,
         "probs": {"type": "object", "additionalProperties": {"type": "number"}},
         "subjects": {"type": "array", "items": {"type": "object"}}, "opinions": {"type": "array", "items": {"type": "object"}},
+        "surroundings": {"type": "object"},
         "used": {"type": "array", "items": _TEXT}, "missing": {"type": "array", "items": _TEXT}, "receipts": _RECEIPTS,
         "timing_ms": {"type": "object", "additionalProperties": {"type": "number"}}, "exact": _EXACT}},
     "sensorium.AlignedSet": {"title": "sensorium.AlignedSet", "type": "object", "properties": {
@@ -169,7 +170,7 @@ def kind_of(message: Message) -> str:
         return RAW_IMAGE
     if encoding == "pcm_f32" and data.size and data.ndim == 1 and data.dtype == np.float32 and message.duration_ns:
         return AUDIO
-    if encoding == "points_xyzi_f32" and data.ndim == 2 and data.shape[1] == 4 and data.dtype == np.float32:
+    if data.ndim == 2 and data.dtype == np.float32 and data.shape[1] == {"points_xyzi_f32": 4, "points_xyzit_f32": 5}.get(encoding):
         return POINTS
     return FRAME
 
@@ -204,8 +205,8 @@ def encode(message: Message, utc_offset_ns: int, frame_id: str) -> bytes:
             head.exact = data.tobytes()
         payload = coarse.tobytes()
     else:
-        stamped.frame_id, stamped.point_stride, stamped.pose.orientation.w = frame_id, 16, 1.0
-        for i, name in enumerate(("x", "y", "z", "reflectance")):
+        stamped.frame_id, stamped.point_stride, stamped.pose.orientation.w = frame_id, data.strides[0], 1.0
+        for i, name in enumerate(("x", "y", "z", "reflectance", "time_s")[: data.shape[1]]):
             stamped.fields.add(name=name, offset=4 * i, type=FLOAT32)
     stamped.sensorium.CopyFrom(head)
     # Protobuf takes fields in any order: the payload is appended by hand, which saves copying megabytes twice.

@@ -19,14 +19,18 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from pipeline.surroundings import Surroundings
+
 Encoding = Literal[
     "bgr8",  # (h, w, 3) uint8
     "jpeg",  # (n,) uint8, a JFIF file
     "pcm_f32",  # (n,) float32 in [-1, 1], mono
     "depth_u16_mm",  # (h, w) uint16, millimetres, 0 = no reading
     "points_xyzi_f32",  # (n, 4) float32: metres, metres, metres, reflectance in [0, 1]
+    "points_xyzit_f32",  # (n, 5) float32: the same, and seconds since capture_ns at which each point was measured
     "depth_png",  # (n,) uint8, depth_u16_mm between hosts (packing.py)
     "points_zlib",  # (n,) uint8, points_xyzi_f32 between hosts
+    "points_t_zlib",  # (n,) uint8, points_xyzit_f32 between hosts
     "imu_f64",  # (6,) float64: m/s² x3, rad/s x3
     "series_f32",  # (n,) float32, any numeric series
     "text_utf8",  # (n,) uint8
@@ -129,9 +133,13 @@ class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     id: int
     box_px: tuple[float, float, float, float]  # x, y, width, height in the captured picture
-    probs: tuple[float, ...]  # in the order of Prediction.labels
+    probs: tuple[float, ...]  # in the order of Prediction.labels; empty where those speak of something else
     score: float = 1.0  # of the detection, in [0, 1]
     voice: str = ""  # "own": the voice is taken for this one's; "shared": it may be another's; "": it had no part
+    label: str = ""  # of an object: what it is, where Prediction.labels speak of something else
+    range_m: float | None = None  # of an object: from the camera to its nearest surface; None: not measured
+    position_m: tuple[float, ...] = ()  # of that surface, x, y, z in the base frame; empty: not measured
+    closing_mps: float | None = None  # by how much range_m shrinks in a second; None: not known yet
 
 
 class Opinion(msgspec.Struct, frozen=True, array_like=True, eq=False):
@@ -163,6 +171,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
     opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
     disagree: bool = False  # two of the opinions are sure of different labels
     agreement: float | None = None  # -1 to 1: how well the modalities fit together; None where the fusion tells none
+    surroundings: Surroundings | None = None  # what is around the rig; None from tasks that do not look at that
 
     def record(self) -> dict[str, Any]:
         """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""
@@ -177,7 +186,11 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
                     "box_px": [round(v, 1) for v in s.box_px],
                     "score": round(s.score, 4),
                     "voice": s.voice,
-                    "probs": dict(zip(self.labels, (round(p, 6) for p in s.probs), strict=True)),
+                    "probs": dict(zip(self.labels, (round(p, 6) for p in s.probs), strict=True)) if s.probs else {},
+                    **({"label": s.label} if s.label else {}),
+                    **({} if s.range_m is None else {"range_m": round(s.range_m, 3)}),
+                    **({"position_m": [round(v, 3) for v in s.position_m]} if s.position_m else {}),
+                    **({} if s.closing_mps is None else {"closing_mps": round(s.closing_mps, 3)}),
                 }
                 for s in self.subjects
             ],
@@ -194,6 +207,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
             ],
             "disagree": self.disagree,
             **({} if self.agreement is None else {"agreement": round(self.agreement, 4)}),
+            **({} if self.surroundings is None else {"surroundings": self.surroundings.record()}),
             "speaking": self.speaking,
             "used": list(self.used),
             "missing": list(self.missing),

@@ -3,6 +3,7 @@
     bgr8             → jpeg          and stays one: who looks at pictures reads both
     depth_u16_mm     → depth_png     16-bit PNG, to the millimetre what it was
     points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), zlib; to the bit
+    points_xyzit_f32 → points_t_zlib the same
 
     sent = packed(frame)             # Frame, AlignedSet; anything else as it is
     frame = unpacked(sent)           # lossless encodings only
@@ -36,8 +37,9 @@ def packed(message: Message) -> Message:
         case "depth_u16_mm":
             return _with(message, "depth_png", _image_file(".png", message.data))
         case "points_xyzi_f32":
-            by_weight = np.ascontiguousarray(message.data.view(np.uint8).reshape(-1, 4, 4).transpose(1, 2, 0))
-            return _with(message, "points_zlib", np.frombuffer(zlib.compress(by_weight.data, ZLIB_LEVEL), np.uint8))
+            return _with(message, "points_zlib", _by_weight(message.data, 4))
+        case "points_xyzit_f32":
+            return _with(message, "points_t_zlib", _by_weight(message.data, 5))
     return message
 
 
@@ -51,7 +53,9 @@ def unpacked(message: Message) -> Message:
         case "depth_png":
             return _with(message, "depth_u16_mm", _depth(message.data))
         case "points_zlib":
-            return _with(message, "points_xyzi_f32", _points(message.data))
+            return _with(message, "points_xyzi_f32", _points(message.data, 4))
+        case "points_t_zlib":
+            return _with(message, "points_xyzit_f32", _points(message.data, 5))
     return message
 
 
@@ -59,7 +63,7 @@ def is_packed(message: object) -> bool:
     """Whether `unpacked` would change it."""
     if isinstance(message, AlignedSet):
         return any(is_packed(frame) for many in message.frames.values() for frame in many)
-    return isinstance(message, Frame) and message.encoding in ("depth_png", "points_zlib")
+    return isinstance(message, Frame) and message.encoding in ("depth_png", "points_zlib", "points_t_zlib")
 
 
 def _each(aligned: AlignedSet, change: Callable[[Any], Any]) -> AlignedSet:
@@ -88,9 +92,14 @@ def _depth(data: np.ndarray) -> np.ndarray:
     return image
 
 
-def _points(data: np.ndarray) -> np.ndarray:
+def _by_weight(points: np.ndarray, columns: int) -> np.ndarray:
+    by_weight = np.ascontiguousarray(points.view(np.uint8).reshape(-1, columns, 4).transpose(1, 2, 0))
+    return np.frombuffer(zlib.compress(by_weight.data, ZLIB_LEVEL), np.uint8)
+
+
+def _points(data: np.ndarray, columns: int) -> np.ndarray:
     try:
-        by_weight = np.frombuffer(zlib.decompress(data.data), np.uint8).reshape(4, 4, -1)
+        by_weight = np.frombuffer(zlib.decompress(data.data), np.uint8).reshape(columns, 4, -1)
     except (zlib.error, ValueError) as error:
         raise WireError(f"points that cannot be unpacked: {error}") from error
-    return np.ascontiguousarray(by_weight.transpose(2, 0, 1)).view(np.float32).reshape(-1, 4)
+    return np.ascontiguousarray(by_weight.transpose(2, 0, 1)).view(np.float32).reshape(-1, columns)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 
 # Encodings in the order in which a stream is taken as the anchor: pictures before sweeps before sound before numbers.
-ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "depth_u16_mm", "pcm_f32", "imu_f64", "series_f32")
+ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm", "pcm_f32", "imu_f64", "series_f32")
 PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the nearest frame, by the stream's own rhythm
 
 
