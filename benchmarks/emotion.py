@@ -24,8 +24,9 @@ from pipeline import assets
 from pipeline.features import face_crop, face_tensor
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.engine import load
-from pipeline.tasks.emotion import Emotion, picture
+from pipeline.tasks.emotion import Emotion
 from pipeline.tasks.faces import FaceDetector, FaceTracker
+from pipeline.tasks.given import picture
 from pipeline.tasks.voice_activity import VoiceActivity
 
 CHUNK, CHUNK_NS, RATE_HZ, WINDOW_NS = 320, 20_000_000, 16_000, 1_000_000_000

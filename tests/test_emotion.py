@@ -22,7 +22,8 @@ from pipeline.frame import AlignedSet, Frame, Prediction, Receipt
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.node import Arrival
 from pipeline.tasks import Task, make
-from pipeline.tasks.emotion import Emotion, softmax, towards
+from pipeline.tasks.emotion import Emotion
+from pipeline.tasks.smoothing import softmax, towards
 
 MS = 1_000_000
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

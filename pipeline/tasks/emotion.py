@@ -12,13 +12,9 @@ Expressions, not feelings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -27,26 +23,20 @@ from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
 from pipeline.features import FACE_PX, face_crop, face_tensor
-from pipeline.frame import NO_EMBEDDING, AlignedSet, Frame, Opinion, Prediction, Subject
-from pipeline.inference.engine import Shape
+from pipeline.frame import NO_EMBEDDING, AlignedSet, Opinion, Prediction, Subject
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks import Task
-from pipeline.tasks.engines import Engines
+from pipeline.tasks.engines import Engines, model_path, warm_up_shapes
 from pipeline.tasks.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes
 from pipeline.tasks.fusion import Fusion, disagree
+from pipeline.tasks.given import PICTURES, SOUNDS, first, picture
 from pipeline.tasks.modalities import Modalities, takes_any
 from pipeline.tasks.quality import face_quality
 from pipeline.tasks.resting import Resting, average_neutral
-from pipeline.tasks.smoothing import FixedLag
+from pipeline.tasks.smoothing import FixedLag, softmax, towards
 from pipeline.tasks.speaker import Speaker, level_db
 from pipeline.tasks.voice import Heard, Voice
 from pipeline.tasks.voice_activity import VoiceActivity
-
-PICTURES, SOUNDS = ("bgr8", "jpeg"), ("pcm_f32",)
-
-# A hand over the lens leaves a little glow and the sensor's noise; a dim room is brighter, or has contrast.
-DARK_LEVEL, DARK_CONTRAST = 24.0, 8.0  # mean and standard deviation, of 255
-
 
 VOICE_MODEL, FUSION_MODEL = "voice-expression", "fusion-expression"
 COUNTS = 0.5  # an opinion of less weight is too poor to contradict another
@@ -90,7 +80,7 @@ class Emotion(Task):
             raise ValueError("smoothing_ms must be at least 0, max_faces and threads at least 1")
         if not 0 <= uncertain_below < 1 or (lag_ms is not None and lag_ms < 0) or baseline_s < 0:
             raise ValueError("uncertain_below must be from 0 to below 1, lag_ms and baseline_s at least 0")
-        self._path, self._voice_path, self._fusion_path = _model(model), _model(voice), _model(fusion)
+        self._path, self._voice_path, self._fusion_path = model_path(model), model_path(voice), model_path(fusion)
         self._voice_wanted, self._fusion_rule, self._sources = voice, fusion, sources or {}
         self._lag_ms, self._embeddings, self._baseline_s = lag_ms, embeddings, baseline_s
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
@@ -141,7 +131,7 @@ class Emotion(Task):
             return None
         manifest = engines.manifest(self._voice_path)
         self._check_embedding(manifest, "another, or voice: none")
-        voice = Voice(engines.load(self._voice_path, manifest.name, _warm_up(manifest)), manifest, self.labels)
+        voice = Voice(engines.load(self._voice_path, manifest.name, warm_up_shapes(manifest)), manifest, self.labels)
         self.model = f"{self.model} + {manifest.id}"
         # People must know before they build on it, not when they read a card.
         self.log.info("%s: %s", manifest.name, manifest.licence)
@@ -159,7 +149,7 @@ class Emotion(Task):
         rest = average_neutral(manifest, "voice_") if self._baseline_s > 0 else None
         self._voice_rest = None if rest is None else Resting(rest, seconds=self._baseline_s)
         fusion = Fusion(
-            engines.load(self._fusion_path, manifest.name, _warm_up(manifest), reduced=False), manifest, self.labels
+            engines.load(self._fusion_path, manifest.name, warm_up_shapes(manifest), reduced=False), manifest, self.labels
         )
         self.model = f"{self.model} + {manifest.id}"
         return fusion
@@ -172,7 +162,7 @@ class Emotion(Task):
                 raise ConfigError("sources: only a fusion made by train fusion --family has modalities of its own. "
                                   "Name one: fusion: my-fusion.onnx")  # fmt: skip
             return None
-        engine = engines.load(self._fusion_path, manifest.name, _warm_up(manifest), reduced=False)
+        engine = engines.load(self._fusion_path, manifest.name, warm_up_shapes(manifest), reduced=False)
         found = Modalities(engine, manifest, self._sources)
         if "opinion" in found.wants.values() and found.labels != self.labels:
             raise ConfigError(f"fusion model {manifest.id}: it takes opinions about {found.labels}, the face model's are about "
@@ -190,13 +180,13 @@ class Emotion(Task):
             self._engines.close()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
-        sound = _first(aligned, SOUNDS)
+        sound = first(aligned, SOUNDS)
         speaking = self._activity.update(sound) if sound else None
         heard = self._voice.update(sound, speaking=speaking) if self._voice and sound else UNHEARD
         if self._voice_rest is not None and heard.log_probs is not None and heard.weight > 0:
             heard = heard._replace(log_probs=self._voice_rest.update(heard.log_probs, sound[-1].end_ns))
         microphone = sound[-1].stream if sound else ""
-        pictures = _first(aligned, PICTURES)
+        pictures = first(aligned, PICTURES)
         image, wrong = picture(pictures[-1]) if pictures else (None, "")
         used = (pictures[-1].stream,) if image is not None else ()
         bad = {pictures[-1].stream: wrong} if pictures and image is None else {}
@@ -340,53 +330,5 @@ class Emotion(Task):
         return Subject(track.id, (left, top, width, height), _plain(probs), track.face.score, voice)
 
 
-def _model(name: str) -> Path:
-    return Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx"
-
-
-def _warm_up(manifest: Manifest) -> dict[str, Shape] | None:
-    shapes = {tensor.name: tensor.shape[1:] for tensor in manifest.inputs}
-    sizes = {name: (1, *(size for size in shape if isinstance(size, int))) for name, shape in shapes.items()}
-    return sizes if all(len(sizes[name]) == len(shape) + 1 for name, shape in shapes.items()) else None
-
-
 def _plain(probs: npt.NDArray[np.float32] | None, *, log: bool = False) -> tuple[float, ...]:
     return () if probs is None else tuple(float(p) for p in (np.exp(probs) if log else probs))
-
-
-def picture(frame: Frame) -> tuple[Image | None, str]:
-    """The picture of a "bgr8" or "jpeg" frame, (h, w, 3) BGR; or None and why it cannot be used."""
-    image: Any = frame.data
-    if frame.encoding == "jpeg":
-        image = cv2.imdecode(image, cv2.IMREAD_COLOR) if image.size else None
-        if image is None:
-            return None, "picture is torn: its JPEG cannot be decoded"
-    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 16:
-        return None, f"picture has the shape {image.shape}, expected (height, width, 3)"
-    thinned = image[::8, ::8]
-    if thinned.mean() < DARK_LEVEL and thinned.mean(axis=2).std() < DARK_CONTRAST:
-        return None, "picture is dark: covered lens?"
-    return image, ""
-
-
-def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Over the last axis."""
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def towards(
-    before: npt.NDArray[np.float32], now: npt.NDArray[np.float32], elapsed_ns: int, constant_ns: float
-) -> npt.NDArray[np.float32]:
-    """Exponential mean after `elapsed_ns` of `now`: how much counts depends on the time between frames, not on their number."""
-    share = 1.0 if constant_ns <= 0 else 1 - math.exp(-elapsed_ns / constant_ns)
-    return np.asarray(before + np.float32(share) * (now - before), dtype=np.float32)
-
-
-def _first(aligned: AlignedSet, encodings: tuple[str, ...]) -> tuple[Frame, ...]:
-    """The frames of the set's first stream with one of the encodings; empty when there is none."""
-    for frames in aligned.frames.values():
-        fitting = tuple(frame for frame in frames if frame.encoding in encodings)
-        if fitting:
-            return fitting
-    return ()

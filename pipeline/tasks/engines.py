@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline import assets
 from pipeline.inference.engine import Engine, Shape, Shapes, Tensors, load
 from pipeline.inference.manifest import Manifest, with_precision
 from pipeline.metrics import Metrics
@@ -48,3 +49,15 @@ class Engines:
     def close(self) -> None:
         while self._open:
             self._open.pop().close()
+
+
+def model_path(name: str) -> Path:
+    """name: of a file of the models folder, without .onnx, or a path that ends with it."""
+    return Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx"
+
+
+def warm_up_shapes(manifest: Manifest) -> dict[str, Shape] | None:
+    """One of each input; None where more than the first dimension is free."""
+    shapes = {tensor.name: tensor.shape[1:] for tensor in manifest.inputs}
+    sizes = {name: (1, *(size for size in shape if isinstance(size, int))) for name, shape in shapes.items()}
+    return sizes if all(len(sizes[name]) == len(shape) + 1 for name, shape in shapes.items()) else None

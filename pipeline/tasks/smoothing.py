@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,3 +62,17 @@ class FixedLag:
     def _move(self, belief: npt.NDArray[np.float64], stays: float) -> npt.NDArray[np.float64]:
         """One that does not stay goes anywhere alike; the matrix is symmetric, so it serves backwards too."""
         return np.asarray(stays * belief + (1 - stays) * belief.sum() / self._labels)
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Over the last axis."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def towards(
+    before: npt.NDArray[np.float32], now: npt.NDArray[np.float32], elapsed_ns: int, constant_ns: float
+) -> npt.NDArray[np.float32]:
+    """Exponential mean after `elapsed_ns` of `now`: how much counts depends on the time between frames, not on their number."""
+    share = 1.0 if constant_ns <= 0 else 1 - math.exp(-elapsed_ns / constant_ns)
+    return np.asarray(before + np.float32(share) * (now - before), dtype=np.float32)

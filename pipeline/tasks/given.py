@@ -1,0 +1,45 @@
+"""What a set gives a task: its pictures, sounds and points, told apart by their encoding, not by their stream's name.
+
+    frames = first(aligned, PICTURES)
+    image, wrong = picture(frames[-1]) if frames else (None, "")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.frame import AlignedSet, Frame
+
+PICTURES, SOUNDS = ("bgr8", "jpeg"), ("pcm_f32",)
+POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")
+
+# A hand over the lens leaves a little glow and the sensor's noise; a dim room is brighter, or has contrast.
+DARK_LEVEL, DARK_CONTRAST = 24.0, 8.0  # mean and standard deviation, of 255
+
+
+def first(aligned: AlignedSet, encodings: tuple[str, ...]) -> tuple[Frame, ...]:
+    """The frames of the set's first stream with one of the encodings; empty when there is none."""
+    for frames in aligned.frames.values():
+        fitting = tuple(frame for frame in frames if frame.encoding in encodings)
+        if fitting:
+            return fitting
+    return ()
+
+
+def picture(frame: Frame) -> tuple[npt.NDArray[np.uint8] | None, str]:
+    """The picture of a "bgr8" or "jpeg" frame, (h, w, 3) BGR; or None and why it cannot be used."""
+    image: Any = frame.data
+    if frame.encoding == "jpeg":
+        image = cv2.imdecode(image, cv2.IMREAD_COLOR) if image.size else None
+        if image is None:
+            return None, "picture is torn: its JPEG cannot be decoded"
+    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 16:
+        return None, f"picture has the shape {image.shape}, expected (height, width, 3)"
+    thinned = image[::8, ::8]
+    if thinned.mean() < DARK_LEVEL and thinned.mean(axis=2).std() < DARK_CONTRAST:
+        return None, "picture is dark: covered lens?"
+    return image, ""
