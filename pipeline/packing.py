@@ -37,9 +37,9 @@ def packed(message: Message) -> Message:
         case "depth_u16_mm":
             return _with(message, "depth_png", _image_file(".png", message.data))
         case "points_xyzi_f32":
-            return _with(message, "points_zlib", _by_weight(message.data, 4))
+            return _with(message, "points_zlib", _by_weight(message.data))
         case "points_xyzit_f32":
-            return _with(message, "points_t_zlib", _by_weight(message.data, 5))
+            return _with(message, "points_t_zlib", _by_weight(message.data))
     return message
 
 
@@ -92,8 +92,8 @@ def _depth(data: np.ndarray) -> np.ndarray:
     return image
 
 
-def _by_weight(points: np.ndarray, columns: int) -> np.ndarray:
-    by_weight = np.ascontiguousarray(points.view(np.uint8).reshape(-1, columns, 4).transpose(1, 2, 0))
+def _by_weight(points: np.ndarray) -> np.ndarray:
+    by_weight = np.ascontiguousarray(points.view(np.uint8).reshape(*points.shape, 4).transpose(1, 2, 0))
     return np.frombuffer(zlib.compress(by_weight.data, ZLIB_LEVEL), np.uint8)
 
 
