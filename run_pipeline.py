@@ -409,13 +409,17 @@ EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evalu
 
 
 def bench(args: argparse.Namespace) -> None:
-    import importlib
+    import runpy
 
-    from pipeline.errors import ConfigError
+    from pipeline.errors import ConfigError, nearest
 
-    if not (HERE / "benchmarks" / f"{args.what}.py").is_file():
+    here = sorted(path.stem for path in (HERE / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+    if not here:
         raise ConfigError("bench: the benchmarks come with the checkout, not with the installed package")
-    importlib.import_module(f"benchmarks.{args.what}").main(args.options)
+    if args.what not in here:
+        raise ConfigError(f"bench: no benchmark called '{args.what}'. Here: {', '.join(here)}.{nearest(args.what, here)}")
+    sys.argv = [f"bench {args.what}", *args.options]
+    runpy.run_module(f"benchmarks.{args.what}", run_name="__main__")
 
 
 # --- the words --------------------------------------------------------------------------------------------------------
@@ -554,8 +558,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
     verb.add_argument("--seed", type=int)
     verb.set_defaults(function=evaluate)
-    verb = verbs.add_parser("bench", help="measure on this machine: infer, fused")
-    verb.add_argument("what", choices=("infer", "fused"))
+    verb = verbs.add_parser("bench", help="measure on this machine: align, transport, infer, scene …")
+    verb.add_argument("what", help="a file of benchmarks/")
     verb.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
     verb.set_defaults(function=bench)
     return top
