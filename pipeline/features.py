@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.frame import Frame
+from pipeline.intrinsics import Intrinsics
 
 FACE_PX = 48
 
@@ -220,3 +221,64 @@ def _mel_filters(sample_rate_hz: int, window: int, bands: int) -> tuple[npt.NDAr
     triangles = np.maximum(0, np.minimum(rising, falling))
     taper = np.hanning(window + 1)[:-1]
     return (taper / (taper.sum() / 2)).astype(np.float32), (triangles / triangles.sum(axis=0)).astype(np.float32)
+
+
+POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")
+
+
+def cloud(
+    frame: Frame, base_from_sensor: npt.NDArray[np.float64], lens: Intrinsics | None = None, *, every_px: int = 2,
+    own_m: tuple[float, ...] = (),
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """The points of a sweep or a depth picture in the rig's base frame. (n, 3) float32; see `timed_cloud`."""
+    return timed_cloud(frame, base_from_sensor, lens, every_px=every_px, own_m=own_m)[0]
+
+
+def timed_cloud(
+    frame: Frame, base_from_sensor: npt.NDArray[np.float64], lens: Intrinsics | None = None, *, every_px: int = 2,
+    own_m: tuple[float, ...] = (),
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:  # fmt: skip
+    """Points and their times: (n, 3) float32 metres, x forward, y left, z up; (n,) float32 seconds since capture_ns.
+
+    frame: one of POINTS. base_from_sensor: (4, 4). lens: of a depth picture, of which every `every_px`-th pixel of every
+    such row is taken. own_m: (x from, x to, y from, y to) in the base frame: what is seen there is the rig itself and left
+    out. What is not finite, or at the sensor itself, was not measured and is left out. Where a sweep has no times of its
+    own, each point has the middle of its duration. Raises ValueError for what is no cloud.
+    """
+    if frame.encoding not in POINTS:
+        raise ValueError(f"'{frame.encoding}' is no cloud, expected one of {', '.join(POINTS)}")
+    depth = frame.encoding == "depth_u16_mm"
+    if depth and lens is None:
+        raise ValueError("a depth picture needs its lens to become points")
+    rows = _depth_points(frame.data, lens, every_px) if lens is not None and depth else frame.data
+    if rows.ndim != 2 or rows.shape[1] < (5 if frame.encoding == "points_xyzit_f32" else 3):
+        raise ValueError(f"points of shape {rows.shape}, expected a row x y z … per point")
+    own = np.ascontiguousarray(rows[:, :3], np.float32)
+    # One pass of OpenCV: a matrix product of this shape makes BLAS wake all its threads, to wait for each other.
+    points = cv2.transform(own[:, None], base_from_sensor[:3].astype(np.float32))[:, 0] if len(own) else own
+    spread = np.abs(own[:, 0]) + np.abs(own[:, 1]) + np.abs(own[:, 2])
+    keep = np.isfinite(spread) & (spread > 0)
+    if own_m:
+        x, y = points[:, 0], points[:, 1]
+        keep &= ~((x > own_m[0]) & (x < own_m[1]) & (y > own_m[2]) & (y < own_m[3]))
+    if frame.encoding == "points_xyzit_f32":
+        seconds = np.ascontiguousarray(rows[:, 4], np.float32)
+    else:
+        seconds = np.full(len(points), frame.duration_ns / (2 * NS), np.float32)
+    return (points, seconds) if keep.all() else (points[keep], seconds[keep])
+
+
+def _depth_points(depth_mm: npt.NDArray[np.uint16], lens: Intrinsics, every_px: int) -> npt.NDArray[np.float32]:
+    """(n, 3) in the camera's frame; (0, 0, 0) where nothing was measured."""
+    if depth_mm.shape != (lens.height_px, lens.width_px):
+        found, known = " × ".join(map(str, depth_mm.shape[::-1])), f"{lens.width_px} × {lens.height_px}"
+        raise ValueError(f"a depth picture of {found} px, but its lens is known for {known}")
+    thinned = depth_mm[::every_px, ::every_px].reshape(-1, 1).astype(np.float32)
+    return np.asarray(thinned * np.float32(1e-3) * _depth_rays(lens, every_px), np.float32)
+
+
+@lru_cache(maxsize=8)
+def _depth_rays(lens: Intrinsics, every_px: int) -> npt.NDArray[np.float32]:
+    v, u = np.mgrid[: lens.height_px : every_px, : lens.width_px : every_px]
+    rays = lens.unproject(np.column_stack([u.ravel(), v.ravel()]), np.ones(u.size))
+    return np.asarray(np.nan_to_num(rays), np.float32)

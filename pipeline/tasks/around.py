@@ -1,0 +1,206 @@
+"""What is around a rig, from its clouds: ground, clusters, tracks, sectors, free space and the way ahead, put together.
+
+No task, socket or file: points in, Surroundings out. Several clouds (a lidar's, depth cameras') are weighed together:
+each has its own ground and its own view of free space, all follow the same things. Advances by capture times alone.
+
+    around = Around()
+    around.update("lidar", points_m, capture_ns, duration_ns=100_000_000, origin_m=(0.0, 0.0, 1.73))
+    around.surroundings(at_ns=anchor_ns).obstacles[0].range_m
+    around.ahead(at_ns)                 # asked later it is "unknown": what was seen is too old
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clock import NS
+from pipeline.surroundings import FREE, Ahead, FreeSpace, Obstacle, Sector, Surroundings
+from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_fresh, nearest_in_corridor
+from pipeline.tasks.clusters import find_clusters
+from pipeline.tasks.free_space import FreeSpaceMap
+from pipeline.tasks.ground import GroundFinder
+from pipeline.tasks.tracking import CARRY_NS, Approach, Track, Tracker
+
+Floats = npt.NDArray[np.float32]
+
+BACK_NS = 200_000_000  # a stream's time that goes back by more is another run: nothing of before counts
+MIN_BOTTOM_M = 0.5  # what begins lower stands on the ground
+FROZEN, EMPTY, OLDER = "the same data as before: frozen?", "an empty cloud", "older than what came before"
+
+
+@dataclass
+class _Stream:
+    """What is kept of one stream: its ground, its newest view, and a checksum to know the same data by."""
+
+    ground: GroundFinder
+    view: View
+    capture_ns: int
+    checksum: int
+
+
+class Around:
+    """range_m: obstacles beyond it are not followed. step_m: the rig drives over what is lower. clearance_m: and under what
+    is higher. x_m, y_m, cell_m: the free-space grid. ground_z_m: the ground's height in the base frame where it is known.
+    """
+
+    def __init__(
+        self, *, corridor: Corridor | None = None, range_m: float = 60.0, step_m: float = 0.2, clearance_m: float = 2.5,
+        x_m: tuple[float, float] = (-20.0, 40.0), y_m: tuple[float, float] = (-20.0, 20.0), cell_m: float = 0.4,
+        sectors: int = 36, ground_z_m: float | None = None, max_age_ns: int = MAX_AGE_NS,
+    ) -> None:  # fmt: skip
+        if not 0 < step_m < clearance_m or range_m <= 1 or sectors < 1:
+            raise ValueError(f"step {step_m:g} m, clearance {clearance_m:g} m, range {range_m:g} m, {sectors} sectors: expected "
+                             "a step above 0 and below the clearance, a range above 1 m and at least one sector")  # fmt: skip
+        self.corridor = corridor or Corridor()
+        self._range_m, self._step_m, self._clearance_m, self._sectors = range_m, step_m, clearance_m, sectors
+        self._ground_z_m, self._max_age_ns = ground_z_m, max_age_ns
+        self._map = FreeSpaceMap(x_m=x_m, y_m=y_m, cell_m=cell_m)
+        self._streams: dict[str, _Stream] = {}
+        self._tracker, self._approach = Tracker(), Approach()
+
+    def update(
+        self, stream: str, points_m: Floats, capture_ns: int, *, duration_ns: int = 0, seconds: Floats | None = None,
+        origin_m: Sequence[float] = (0.0, 0.0, 1.7),
+    ) -> str:  # fmt: skip
+        """One cloud of a stream; the same capture_ns again changes nothing.
+
+        points_m: (n, 3) float32 in the base frame, measured by a sensor at origin_m. seconds: (n,) since capture_ns at which
+        each was measured; None: all in the middle of the duration. Returns why it is no evidence of free space, "" where it is.
+        """
+        known = self._streams.get(stream)
+        if known is not None and known.capture_ns == capture_ns:
+            return known.view.why
+        if known is not None and capture_ns < known.capture_ns:
+            if known.capture_ns - capture_ns < BACK_NS:
+                return OLDER
+            self.reset()
+            known = None
+        origin = (float(origin_m[0]), float(origin_m[1]), float(origin_m[2]))
+        checksum = zlib.crc32(np.ascontiguousarray(points_m))
+        if known is not None and len(points_m) and checksum == known.checksum:
+            # Its view keeps its time: what it shows is as old as it was.
+            known.view, known.capture_ns = known.view._replace(why=FROZEN), capture_ns
+            return known.view.why
+        if seconds is None:
+            seconds = np.full(len(points_m), duration_ns / (2 * NS), np.float32)
+        finder = known.ground if known is not None else GroundFinder(range_m=self._range_m, ground_z_m=self._ground_z_m)
+        view = self._look(stream, finder, points_m, seconds, capture_ns, origin)._replace(end_ns=capture_ns + duration_ns)
+        self._streams[stream] = _Stream(finder, view, capture_ns, checksum)
+        nearest_m = nearest_in_corridor(self.corridor, [view])
+        if nearest_m is not None:
+            self._approach.update(nearest_m, capture_ns + duration_ns // 2)
+        return view.why
+
+    def _look(
+        self, stream: str, finder: GroundFinder, points_m: Floats, seconds: Floats, capture_ns: int,
+        origin_m: tuple[float, float, float],
+    ) -> View:  # fmt: skip
+        if not len(points_m):
+            self._tracker.update([], capture_ns)
+            return View(stream, 0, np.zeros((0, 2), np.float32), None, EMPTY)
+        ground = finder.find(points_m, origin_m)
+        stands = ~ground.is_ground & (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
+        at = np.flatnonzero(stands)
+        clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], range_m=self._range_m)
+        grid = self._map.draw(points_m, ground.height_m, ground.is_ground, stands, origin_m, ground_seen=ground.seen)
+        self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
+        places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
+        return View(stream, 0, places, grid, ground.why)
+
+    def reset(self) -> None:
+        """Another time, another place: nothing of before counts."""
+        self._streams.clear()
+        self._tracker.reset()
+        self._approach = Approach()
+
+    def surroundings(self, at_ns: int, *, things: Sequence[Thing] = (), absent: Sequence[str] = ()) -> Surroundings:
+        """As of at_ns. things, absent: evidence of others' about the way ahead, as in ahead.decide."""
+        tracks = self._told(at_ns)
+        obstacles = tuple(sorted((self._obstacle(t, at_ns) for t in tracks), key=lambda o: o.range_m))
+        grid = self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
+        return Surroundings(self.ahead(at_ns, things=things, absent=absent), obstacles, self._sector_list(at_ns, tracks, grid), grid)
+
+    def ahead(self, at_ns: int, *, things: Sequence[Thing] = (), absent: Sequence[str] = ()) -> Ahead:
+        own = [self._thing(track, at_ns) for track in self._told(at_ns)]
+        views = list(self.views)
+        return decide(self.corridor, at_ns, views, [*own, *things], closing_mps=self._approach.closing_mps(),
+                      max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return tuple(stream.view for stream in self._streams.values())
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        """The things followed, also those carried on."""
+        return tuple(self._tracker.tracks)
+
+    def _fresh(self, at_ns: int) -> list[View]:
+        return [v for v in self.views if is_fresh(v, at_ns, self._max_age_ns)]
+
+    def _told(self, at_ns: int) -> list[Track]:
+        return [t for t in self._tracker.tracks if at_ns - t.seen_ns <= CARRY_NS]
+
+    def _thing(self, track: Track, at_ns: int) -> Thing:
+        known = track.velocity()
+        velocity = None if known is None else (float(known[0][0]), float(known[0][1]))
+        outline = track.nearest_at_m(at_ns)[None] if track.large else track.corners_m(at_ns)
+        return Thing(f"obstacle {track.id}", outline, velocity, ghost=track.points == 0)
+
+    def _obstacle(self, track: Track, at_ns: int) -> Obstacle:
+        nearest, centre, known = track.nearest_at_m(at_ns), track.centre_m + track.moved_m(at_ns), track.velocity()
+        range_m = float(np.hypot(*nearest))
+        closing_mps = track.closing_mps(at_ns)
+        long, wide = (0, 1) if track.size_m[0] >= track.size_m[1] else (1, 0)
+        yaw_rad = (track.yaw_rad + (np.pi / 2 if long else 0) + np.pi / 2) % np.pi - np.pi / 2
+        bottom_m = track.bottom_m if track.bottom_m > MIN_BOTTOM_M else 0.0
+        return Obstacle(
+            track.id,
+            (float(centre[0]), float(centre[1]), track.floor_m + (bottom_m + track.top_m) / 2),
+            (float(track.size_m[long]), float(track.size_m[wide]), track.top_m - bottom_m),
+            float(yaw_rad), range_m, float(np.degrees(np.arctan2(nearest[1], nearest[0]))),
+            None if known is None else (float(known[0][0]), float(known[0][1])),
+            None if known is None else known[1],
+            range_m / closing_mps if closing_mps is not None and closing_mps > 0 else None,
+            track.points if at_ns - track.seen_ns <= self._max_age_ns else 0,
+        )  # fmt: skip
+
+    def _sector_list(self, at_ns: int, tracks: Sequence[Track], grid: FreeSpace | None) -> tuple[Sector, ...]:
+        count, step_deg = self._sectors, 360 / self._sectors
+        nearest = np.full(count, np.inf)
+        for view in self._fresh(at_ns):
+            np.minimum.at(nearest, self._sector_of(view.places_m), np.hypot(view.places_m[:, 0], view.places_m[:, 1]))
+        ttc = np.full(count, np.inf)
+        for track in tracks:
+            place, closing_mps = track.nearest_at_m(at_ns), track.closing_mps(at_ns)
+            corners = place[None] if track.large else np.vstack([place, track.corners_m(at_ns)])
+            range_m = float(np.hypot(*place))
+            own = self._span(corners)
+            if track.points == 0:  # hidden or lost a moment ago: it is still somewhere there
+                nearest[own] = np.minimum(nearest[own], range_m)
+            if closing_mps is not None and closing_mps > 0:
+                ttc[own] = np.minimum(ttc[own], range_m / closing_mps)
+        seen = self._map.seen_by_sector(grid, count) if grid is not None else np.zeros(count)
+        return tuple(
+            Sector(-180 + k * step_deg, -180 + (k + 1) * step_deg, _finite(nearest[k]), _finite(ttc[k]), float(seen[k]))
+            for k in range(count)
+        )
+
+    def _sector_of(self, places_m: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        bearing_deg = np.degrees(np.arctan2(places_m[:, 1], places_m[:, 0])) + 180
+        return np.minimum((bearing_deg * (self._sectors / 360)).astype(np.int64), self._sectors - 1)
+
+    def _span(self, corners_m: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """The sectors an outline reaches over, the short way round."""
+        sector = self._sector_of(corners_m)
+        off = (sector - sector[0] + self._sectors // 2) % self._sectors - self._sectors // 2
+        return (sector[0] + np.arange(off.min(), off.max() + 1)) % self._sectors
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,179 @@
+"""Points that stand above the ground → the things they belong to, seen from above.
+
+Points in neighbouring cells belong together; the farther off, the wider the cells reach, as the beams spread. What is
+found is a list, nearest first, of plain outlines: the middles of 10 cm cells, which average the noise of their points.
+
+    things = find_clusters(points_m, height_m, seconds)
+    things[0].range_m, things[0].places_m      # its nearest point's distance; (k, 2) float32
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+LINK_M = 0.2  # cells that touch, also by a corner, are one thing
+FINE_M = 0.1
+REACH_M = (12.0, 25.0)  # beyond these a cell links to those 1, then 2, cells away: beams spread, surfaces slant
+ALONG_RAY = 0.012  # and along its ray to others this share of its range nearer or farther: a side seen at a slant
+MIN_POINTS, MIN_CELLS = 4, 1
+# An L is fitted to what may be a vehicle; people and poles have no direction, and walls are told by their longest side.
+FIT_M, FIT_CELLS, FIT_SAMPLES, FIT_STEP_DEG = (0.7, 20.0), 6, 48, 3.0
+TRUSTED_POINTS, WEAK_M = 3, 0.1
+HANGS_M, FRAGMENT_M, FRAGMENT_GAP_M, VEHICLE_M = 0.7, 2.5, 1.6, 6.5
+EDGE_M = 0.06  # a point this near to an edge lies on it
+
+
+class Cluster(NamedTuple):
+    places_m: Floats  # (k, 2): x, y of its fine cells' middles, base frame
+    points: int
+    seconds: float  # mean time of its points since the sweep's start
+    bottom_m: float  # over the ground
+    top_m: float
+    floor_m: float  # z of the ground under it, base frame
+    range_m: float  # horizontal, from the base frame's origin to `nearest_m`
+    nearest_m: tuple[float, float]
+    yaw_rad: float  # of one of its sides, in [0, π/2)
+    yaw_sure: bool  # False: too small or round to tell
+
+
+def find_clusters(points_m: Floats, height_m: Floats, seconds: Floats, *, range_m: float = 60.0) -> list[Cluster]:
+    """points_m: (n, 3) that stand above the ground, height_m and seconds: (n,) theirs."""
+    inside = (np.abs(points_m[:, 0]) < range_m) & (np.abs(points_m[:, 1]) < range_m)
+    points_m, height_m, seconds = points_m[inside], height_m[inside], seconds[inside]
+    if not len(points_m):
+        return []
+    cells = _FineCells(points_m, height_m, seconds, range_m)
+    label = _linked(cells.places_m, range_m)
+    label = _with_fragments(cells, label)
+    order = np.argsort(label, kind="stable")
+    begins = np.flatnonzero(np.r_[True, np.diff(label[order]) != 0])
+    ends = np.r_[begins[1:], len(order)]
+    points = np.add.reduceat(cells.points[order], begins)
+    wanted = np.flatnonzero((points >= MIN_POINTS) & (ends - begins >= MIN_CELLS))
+    places, times = cells.places_m[order], cells.seconds[order] * cells.points[order]
+    low, high = np.minimum.reduceat(cells.bottom_m[order], begins), np.maximum.reduceat(cells.top_m[order], begins)
+    seconds_sum, floor = np.add.reduceat(times, begins), np.add.reduceat(cells.floor_m[order], begins) / (ends - begins)
+    # A cell of one or two points is off by their noise; the nearest point is taken from better ones where there are any.
+    most = np.minimum(np.maximum.reduceat(cells.points[order], begins), TRUSTED_POINTS)
+    weak = cells.points[order] < np.repeat(most, ends - begins)
+    ranges = np.hypot(places[:, 0], places[:, 1])
+    trusted_m = np.where(weak, ranges + WEAK_M, ranges)
+    yaws = _yaws(places, begins, ends, wanted)
+    found = []
+    for k in wanted:
+        own = slice(begins[k], ends[k])
+        at = begins[k] + int(np.argmin(trusted_m[own]))
+        yaw_rad, sure = yaws.get(int(k), (0.0, False))
+        found.append(Cluster(
+            places[own], int(points[k]), float(seconds_sum[k] / points[k]), float(low[k]), float(high[k]), float(floor[k]),
+            float(ranges[at]),            (float(places[at, 0]), float(places[at, 1])), yaw_rad, sure,
+        ))  # fmt: skip
+    return sorted(found, key=lambda c: c.range_m)
+
+
+class _FineCells:
+    """Points of the same 10 cm, taken together: i, j from -range_m on; the rest by cell."""
+
+    def __init__(self, points_m: Floats, height_m: Floats, seconds: Floats, range_m: float) -> None:
+        side = round(2 * range_m / FINE_M)
+        per_m = np.float32(1 / FINE_M)
+        i = np.clip(((points_m[:, 0] + np.float32(range_m)) * per_m).astype(np.int32), 0, side - 1)
+        j = np.clip(((points_m[:, 1] + np.float32(range_m)) * per_m).astype(np.int32), 0, side - 1)
+        key = i * side + j
+        met = np.zeros(side * side, bool)
+        met[key] = True
+        own = np.flatnonzero(met)
+        rank = np.empty(side * side, np.int32)
+        rank[own] = np.arange(len(own), dtype=np.int32)
+        at = rank[key]
+        self.i, self.j = (own // side).astype(np.int32), (own % side).astype(np.int32)
+        self.points = np.bincount(at)
+
+        def mean(values: Floats) -> Floats:
+            return (np.bincount(at, values) / self.points).astype(np.float32)
+
+        self.places_m = np.column_stack([mean(points_m[:, 0]), mean(points_m[:, 1])])
+        self.seconds, self.floor_m = mean(seconds), mean(points_m[:, 2] - height_m)
+        self.bottom_m, self.top_m = np.full(len(own), np.inf, np.float32), np.full(len(own), -np.inf, np.float32)
+        np.minimum.at(self.bottom_m, at, height_m)
+        np.maximum.at(self.top_m, at, height_m)
+
+
+def _linked(places_m: Floats, range_m: float) -> npt.NDArray[np.int32]:
+    """The number of the thing each place belongs to."""
+    side = round(2 * range_m / LINK_M) + 1
+    mask = np.zeros((side, side), np.uint8)
+    at = ((places_m + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
+    for along_ray in (1 - ALONG_RAY, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2, 1 + ALONG_RAY):
+        beside = ((places_m * np.float32(along_ray) + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
+        np.clip(beside, 0, side - 1, out=beside)
+        mask[beside[:, 0], beside[:, 1]] = 1
+    mask[at[:, 0], at[:, 1]] = 1
+    along_m = (np.arange(side) + 0.5) * LINK_M - range_m
+    range2 = along_m[:, None] ** 2 + along_m**2
+    wide = mask
+    for reach, beyond_m in enumerate(REACH_M, start=1):
+        size = reach + 1  # two cells dilated by r link over a gap of r
+        grown = cv2.dilate(mask, np.ones((size, size), np.uint8))
+        wide = np.where(range2 > beyond_m**2, grown, wide)
+    _, labels = cv2.connectedComponents(wide, connectivity=8, ltype=cv2.CV_32S)
+    return np.asarray(labels[at[:, 0], at[:, 1]], np.int32)
+
+
+def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """What hangs in the air close to something that stands, and makes with it no more than a vehicle, is a part of it: a roof
+    behind a bonnet, a seat behind a window."""
+    count = int(label.max()) + 1
+    low = np.full(count, np.inf, np.float32)
+    box = np.full((4, count), np.inf, np.float32)  # x from, y from, −x to, −y to: each the least of its cells
+    np.minimum.at(low, label, cells.bottom_m)
+    for side, values in zip(box, (*cells.places_m.T, *-cells.places_m.T), strict=True):
+        np.minimum.at(side, label, values)
+    extent = -(box[2:] + box[:2])
+    hangs = np.flatnonzero((low > HANGS_M) & np.isfinite(low) & (extent.max(axis=0) < FRAGMENT_M))
+    stands = np.flatnonzero((low < HANGS_M) & (extent.max(axis=0) < VEHICLE_M))
+    if not len(hangs) or not len(stands):
+        return label
+    joined = np.minimum(box[:, hangs, None], box[:, None, stands])  # (4, hanging, standing)
+    gaps = np.maximum(0, np.maximum(box[:2, hangs, None] + box[2:, None, stands], box[:2, None, stands] + box[2:, hangs, None]))
+    gap = np.hypot(*gaps)
+    gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
+    nearest = gap.argmin(axis=1)
+    close = gap[np.arange(len(hangs)), nearest] < FRAGMENT_GAP_M
+    target = np.arange(count, dtype=np.int32)
+    target[hangs[close]] = stands[nearest[close]]
+    return target[label]
+
+
+def _yaws(
+    places: Floats, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp], wanted: npt.NDArray[np.intp]
+) -> dict[int, tuple[float, bool]]:
+    """The direction whose two edges lie nearest to the points (Zhang et al. 2017, closeness), for all things at once: the
+    smallest rectangle cannot tell an L's legs from its hypotenuse."""
+    counts = ends - begins
+    size = (np.maximum.reduceat(places, begins) - np.minimum.reduceat(places, begins)).max(axis=1)[wanted]
+    fit = wanted[(counts[wanted] >= FIT_CELLS) & (size > FIT_M[0]) & (size < FIT_M[1])]
+    yaws: dict[int, tuple[float, bool]] = {}
+    if len(fit):
+        pick = begins[fit][:, None] + (np.arange(FIT_SAMPLES) * counts[fit][:, None]) // FIT_SAMPLES
+        x, y = places[pick, 0][..., None], places[pick, 1][..., None]  # (things, samples, 1)
+        turn = np.radians(np.arange(0, 90, FIT_STEP_DEG), dtype=np.float32)
+        cos, sin = np.cos(turn), np.sin(turn)
+        from_edge = np.full((len(fit), FIT_SAMPLES, len(turn)), np.inf, np.float32)
+        for along in (x * cos + y * sin, y * cos - x * sin):
+            top, bottom = along.max(axis=1, keepdims=True), along.min(axis=1, keepdims=True)
+            np.minimum(from_edge, np.minimum(top - along, along - bottom), out=from_edge)
+        score = (1 / np.maximum(from_edge, np.float32(EDGE_M))).sum(axis=1)  # (things, angles)
+        best = score.argmax(axis=1)
+        sure = score.max(axis=1) > 1.15 * np.median(score, axis=1)
+        yaws = {int(k): (float(turn[b]), bool(s)) for k, b, s in zip(fit, best, sure, strict=True)}
+    for k in wanted[size >= FIT_M[1]]:
+        _, sides, turned_deg = cv2.minAreaRect(places[begins[k] : ends[k]])
+        yaws[int(k)] = (float(np.radians(turned_deg % 90)), max(sides) > 2 * min(sides))
+    return yaws

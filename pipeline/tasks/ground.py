@@ -1,0 +1,238 @@
+"""Where the ground is under a cloud, and how high each of its points stands over it.
+
+Patchwork++ says which points are ground; a height map laid through those says how high every other stands, also between
+and beyond them. Works for 16 to 128 beams and for depth cameras. No ground in view is an answer, not an error.
+
+    finder = GroundFinder(range_m=60.0)
+    ground = finder.find(points_m, origin_m=(0.0, 0.0, 1.73))
+    ground.height_m                 # (n,) float32 over the ground
+    ground.seen, ground.why         # False, "no ground seen: 12 points lie flat below the sensor"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError
+
+Floats = npt.NDArray[np.float32]
+
+FED_POINTS = 32_000  # Patchwork++ takes 0.2 ms a thousand, and more points than these do not change its answer
+ABOVE_M, ABOVE_PER_M = 0.3, 0.12  # nothing this far over the sensor, and rising with range, is ground
+ON_GROUND_M = 0.15  # nearer to the map than this is ground: the noise of points and of the map
+MAP_CELLS = 128
+UPSAMPLED = 4
+MIN_GROUND_POINTS, MIN_GROUND_CELLS = 40, 6
+MAX_TILT = 0.36  # tan 20°: what is steeper is a wall, or a rig that lies on its side
+HEIGHT_SHARE, HEIGHT_M = 0.3, 0.4  # how far the ground may lie from where it was expected below the sensor
+LOW_CELL_M, LOW_STEP = 1.0, 3  # side of the cells whose lowest points tell an unknown height; which of the fed are asked
+NEAR_PLANE_M, NEAR_PLANE_PER_M = 0.15, 0.01  # ground for sure; from there it goes on, step by step
+JOIN_CELLS, JOIN_M, JOIN_ROUNDS = 7, 0.25, 8
+FOOT_M, STANDS_M = 0.06, (0.3, 2.5)  # a point this high is the foot of what stands in its cell, if anything does
+
+
+class Ground(NamedTuple):
+    """height_m: (n,) float32 over the ground, of each point given. is_ground: (n,) bool. z_m: of the ground below the
+    base frame's origin. seen: False where the ground is only taken to be flat at z_m; `why` says so for people."""
+
+    height_m: Floats
+    is_ground: npt.NDArray[np.bool_]
+    z_m: float
+    seen: bool
+    why: str = ""
+
+
+class GroundFinder:
+    """ground_z_m: the ground's height in the base frame, where it is known; None: taken from the clouds themselves."""
+
+    def __init__(self, *, range_m: float = 60.0, ground_z_m: float | None = None) -> None:
+        self._range_m, self._given_z_m, self._last_z_m = range_m, ground_z_m, ground_z_m
+        self._estimators: dict[tuple[float, float], Any] = {}
+
+    def find(self, points_m: Floats, origin_m: tuple[float, float, float]) -> Ground:
+        """points_m: (n, 3) float32 in the base frame, measured from a sensor at origin_m. Depends on earlier clouds in that
+        Patchwork++ adapts its limits to them. ConfigError where it is not installed."""
+        x, y = points_m[:, 0] - np.float32(origin_m[0]), points_m[:, 1] - np.float32(origin_m[1])
+        ranges_m = np.sqrt(x * x + y * y)  # hypot takes eight times as long
+        limit_m = origin_m[2] + ABOVE_M + ABOVE_PER_M * ranges_m
+        low = np.flatnonzero((points_m[:, 2] < limit_m) & (ranges_m < self._range_m))
+        step = len(low) // FED_POINTS * 2 + 1  # odd: shares no divisor with the beams, so takes from all of them
+        fed = points_m[low[::step]] - np.array(origin_m, np.float32)
+        expected_m = self._expected_m(fed, origin_m[2])
+        if len(fed) < MIN_GROUND_POINTS or expected_m is None:
+            return self._unseen(points_m, f"no ground seen: {len(low)} points lie below the sensor")
+        ground = fed[self._flat(fed, expected_m, _reach(float(ranges_m[low].max()), self._range_m))]
+        if len(ground) < MIN_GROUND_POINTS:
+            return self._unseen(points_m, f"no ground seen: {len(ground) * step} points lie flat below the sensor")
+        return self._mapped(points_m, ground + np.array(origin_m, np.float32), origin_m, expected_m)
+
+    def _expected_m(self, fed: Floats, origin_z_m: float) -> float | None:
+        """The sensor's height over the ground."""
+        if self._given_z_m is not None:
+            return max(0.05, origin_z_m - self._given_z_m)
+        lowest_m = _common_low_m(fed[::LOW_STEP])
+        if lowest_m is not None and lowest_m < -0.05:
+            return -lowest_m
+        return None if self._last_z_m is None else max(0.05, origin_z_m - self._last_z_m)
+
+    def _flat(self, fed: Floats, sensor_height_m: float, reach_m: float) -> npt.NDArray[np.int32]:
+        key = (round(sensor_height_m * 4) / 4 or 0.125, reach_m)
+        if key not in self._estimators:
+            self._estimators[key] = _estimator(sensor_height_m, reach_m)
+        self._estimators[key].estimateGround(fed)
+        return np.asarray(self._estimators[key].getGroundIndices(), np.int32).ravel()
+
+    def _mapped(self, points_m: Floats, ground: Floats, origin_m: tuple[float, float, float], expected_m: float) -> Ground:
+        """A plane through all, then what the ground departs from it: by cell, and where none was seen by its neighbours."""
+        cell_m = 2 * self._range_m / MAP_CELLS if self._range_m > 20 else 2 * self._range_m / (MAP_CELLS // 2)
+        side = round(2 * self._range_m / cell_m)
+        where = _cells(ground, origin_m, self._range_m, side)
+        count = np.bincount(where, minlength=side * side).astype(np.float32)
+        used = np.flatnonzero(count)
+        sums = [np.bincount(where, ground[:, k], side * side)[used] / count[used] for k in range(3)]
+        plane, flat = _plane(np.column_stack(sums), np.minimum(count[used], 20.0))
+        below_m = origin_m[2] - float(plane @ (origin_m[0], origin_m[1], 1.0))
+        tilt = float(np.hypot(plane[0], plane[1]))
+        if len(used) < MIN_GROUND_CELLS or tilt > MAX_TILT:
+            return self._unseen(points_m, f"no ground seen: what lies flat covers {len(used)} cells and tilts by "
+                                          f"{np.degrees(np.arctan(tilt)):.0f}°")  # fmt: skip
+        if abs(below_m - expected_m) > max(HEIGHT_M, HEIGHT_SHARE * expected_m):
+            return self._unseen(points_m, f"no ground seen: what lies flat is {below_m:.1f} m below the sensor, "
+                                          f"expected {expected_m:.1f} m")  # fmt: skip
+        off = np.zeros((2, side * side), np.float32)
+        off[0, used[flat]] = (sums[2] - np.column_stack([sums[0], sums[1], np.ones(len(used))]) @ plane)[flat]
+        off[1, used[flat]] = count[used[flat]]
+        departs_m = _spread(_joined(off.reshape(2, side, side), cell_m))
+        fine = cv2.resize(departs_m, (side * UPSAMPLED, side * UPSAMPLED), interpolation=cv2.INTER_LINEAR).ravel()
+        height_m = points_m @ np.array([-plane[0], -plane[1], 1.0], np.float32)
+        height_m -= np.float32(plane[2])
+        where = _cells(points_m, origin_m, self._range_m, side * UPSAMPLED)
+        height_m -= fine[where]
+        stands = np.zeros(len(fine), bool)
+        stands[where[(height_m > STANDS_M[0]) & (height_m < STANDS_M[1])]] = True
+        is_ground = np.abs(height_m) < np.where(stands, np.float32(FOOT_M), np.float32(ON_GROUND_M))[where]
+        self._last_z_m = float(plane[2])
+        return Ground(height_m, is_ground, float(plane[2]), True)
+
+    def _unseen(self, points_m: Floats, why: str) -> Ground:
+        z_m = self._last_z_m if self._last_z_m is not None else 0.0
+        return Ground(points_m[:, 2] - np.float32(z_m), np.zeros(len(points_m), bool), z_m, False, why)
+
+
+def _common_low_m(fed: Floats) -> float | None:
+    """The z on which most of the cells have their lowest points, each cell counting once: a floor has many, walls stand on
+    it too. None without points. fed: relative to the sensor."""
+    near = fed[np.hypot(fed[:, 0], fed[:, 1]) < 20]
+    if not len(near):
+        return None
+    keys = (np.floor(near[:, 0] / LOW_CELL_M) * 1000 + np.floor(near[:, 1] / LOW_CELL_M)).astype(np.int32)
+    order = np.argsort(keys, kind="stable")
+    first = np.flatnonzero(np.r_[True, np.diff(keys[order]) != 0])
+    lowest = np.minimum.reduceat(near[order, 2], first)
+    counts, edges = np.histogram(lowest, bins=np.arange(-6.0, 1.6, 0.1))
+    broad = np.convolve(counts, (0.5, 1, 1, 1, 0.5), "same")  # ± 0.2 m: a little tilt spreads them
+    top = int(np.argmax(broad))
+    around = np.abs(lowest - (edges[top] + 0.05)) < 0.3
+    return float(np.median(lowest[around])) if around.any() else None
+
+
+def _reach(farthest_m: float, range_m: float) -> float:
+    """In steps, so that few estimators serve all clouds: a depth camera's rings are finer than a lidar's."""
+    return next((r for r in (6.0, 12.0, 25.0, 50.0) if farthest_m <= r), max(80.0, range_m))
+
+
+def _estimator(sensor_height_m: float, reach_m: float) -> Any:
+    try:
+        import pypatchworkpp
+    except ImportError:
+        raise ConfigError("telling ground from obstacles needs Patchwork++. Install it: pip install 'sensorium[lidar]'") from None
+    settings = pypatchworkpp.Parameters()
+    settings.sensor_height = sensor_height_m
+    settings.max_range = reach_m
+    settings.min_range = float(np.clip(sensor_height_m, 0.2, 2.7))
+    settings.enable_RNR = False  # needs reflectances on its authors' scale
+    settings.verbose = False
+    with _quiet_stdout():
+        return pypatchworkpp.patchworkpp(settings)
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """It prints a line from C++ when it is made, which has no business among predictions on stdout."""
+    try:
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # no stdout to keep quiet
+        yield
+        return
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _cells(points_m: Floats, origin_m: tuple[float, float, float], range_m: float, side: int) -> npt.NDArray[np.int32]:
+    """(n,) index of each point's cell on a square map about the sensor; those outside count to its border."""
+    per_m = np.float32(side / (2 * range_m))
+    i = ((points_m[:, 0] + np.float32(range_m - origin_m[0])) * per_m).astype(np.int32)
+    j = ((points_m[:, 1] + np.float32(range_m - origin_m[1])) * per_m).astype(np.int32)
+    np.clip(i, 0, side - 1, out=i)
+    np.clip(j, 0, side - 1, out=j)
+    i *= side
+    i += j
+    return i
+
+
+def _plane(places_m: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """z = a·x + b·y + c as (a, b, c), by least squares without what lies far off it; and which cells may shape the map."""
+    design = np.column_stack([places_m[:, 0], places_m[:, 1], np.ones(len(places_m))]).astype(np.float64)
+    keep = np.ones(len(places_m), bool)
+    plane = np.zeros(3)
+    for limit_m in (1.0, 0.5, 0.5):
+        root = np.sqrt(weights[keep])[:, None]
+        plane = np.linalg.lstsq(design[keep] * root, places_m[keep, 2] * root[:, 0], rcond=None)[0]
+        off = np.abs(places_m[:, 2] - design @ plane)
+        near = off < limit_m + 0.02 * np.hypot(places_m[:, 0], places_m[:, 1])
+        if near.sum() < 3:
+            break
+        keep = near
+    return plane, keep
+
+
+def _joined(off: Floats, cell_m: float) -> Floats:
+    """off: (2, side, side) departure from the plane and count by cell. What joins the ground near the plane without a step is
+    ground too; a wall far off, met by one beam, lies flat but joins nothing. Returns (2, side, side) sum and count."""
+    departs_m, count = off
+    along_m = (np.arange(len(count)) + 0.5) * cell_m - len(count) * cell_m / 2
+    range_m = np.sqrt(along_m[:, None] ** 2 + along_m**2)
+    joined = (count > 0) & (np.abs(departs_m) < NEAR_PLANE_M + NEAR_PLANE_PER_M * range_m)
+    for _ in range(JOIN_ROUNDS):
+        weight = np.where(joined, np.minimum(count, 20), 0).astype(np.float32)
+        around = cv2.blur(weight, (JOIN_CELLS, JOIN_CELLS), borderType=cv2.BORDER_CONSTANT)
+        mean_m = cv2.blur(weight * departs_m, (JOIN_CELLS, JOIN_CELLS), borderType=cv2.BORDER_CONSTANT) / np.maximum(around, 1e-6)
+        more = (count > 0) & (around > 0) & (np.abs(departs_m - mean_m) < JOIN_M)
+        if not (more & ~joined).any():
+            break
+        joined |= more
+    kept = np.where(joined, count, 0).astype(np.float32)
+    return np.stack([departs_m * kept, kept])
+
+
+def _spread(off: Floats) -> Floats:
+    """off: (2, side, side) sum and count by cell. Returns the mean by cell, from ever larger surroundings where one has
+    few points of its own; 0 far from all. (side, side) float32."""
+    result = np.zeros_like(off[0])
+    for blur in (25, 9, 3, 1):
+        total, count = (off if blur == 1 else (cv2.blur(layer, (blur, blur), borderType=cv2.BORDER_CONSTANT) for layer in off))
+        trust = count / (count + np.float32(2.0 / blur**2))
+        result += trust * (total / np.maximum(count, 1e-6) - result)
+    return result
