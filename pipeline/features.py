@@ -282,3 +282,28 @@ def _depth_rays(lens: Intrinsics, every_px: int) -> npt.NDArray[np.float32]:
     v, u = np.mgrid[: lens.height_px : every_px, : lens.width_px : every_px]
     rays = lens.unproject(np.column_stack([u.ravel(), v.ravel()]), np.ones(u.size))
     return np.asarray(np.nan_to_num(rays), np.float32)
+
+
+# What the published detectors were trained with: the grey of the border, and bilinear sampling also where it shrinks.
+BORDER_LEVEL = 114
+
+
+def letterbox(
+    image_bgr: npt.NDArray[np.uint8], size_px: tuple[int, int], *, rgb: bool = False,
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0), std: tuple[float, ...] = (1.0, 1.0, 1.0),
+) -> tuple[npt.NDArray[np.float32], float]:  # fmt: skip
+    """A picture as a detector takes it: as large as fits, in the upper left corner, the rest of one grey.
+
+    image_bgr: (h, w, 3). size_px: width, height. rgb: the order of the channels, which mean and std are in, of 0 to 255.
+    Returns (1, 3, height, width) float32, and the scale: pixels of the tensor = scale × pixels of the picture. Source:
+    `preproc` in yolox/data/data_augment.py of the YOLOX repository.
+    """
+    scale = min(size_px[0] / image_bgr.shape[1], size_px[1] / image_bgr.shape[0])
+    width, height = max(1, int(image_bgr.shape[1] * scale)), max(1, int(image_bgr.shape[0] * scale))
+    boxed = np.full((size_px[1], size_px[0], 3), BORDER_LEVEL, np.uint8)
+    boxed[:height, :width] = cv2.resize(image_bgr, (width, height), interpolation=cv2.INTER_LINEAR)
+    tensor = np.asarray(cv2.dnn.blobFromImage(boxed, swapRB=rgb), np.float32)
+    if any(mean) or any(value != 1 for value in std):
+        tensor -= np.array(mean, np.float32)[:, None, None]
+        tensor /= np.array(std, np.float32)[:, None, None]
+    return tensor, scale

