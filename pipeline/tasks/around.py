@@ -12,7 +12,7 @@ each has its own ground and its own view of free space, all follow the same thin
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,9 @@ from pipeline.tasks.ground import GroundFinder
 from pipeline.tasks.tracking import CARRY_NS, Approach, Track, Tracker
 
 Floats = npt.NDArray[np.float32]
+Labels = Mapping[int, tuple[str, float]]  # track id → label and score
+
+NO_LABELS: Labels = {}
 
 BACK_NS = 200_000_000  # a stream's time that goes back by more is another run: nothing of before counts
 MIN_BOTTOM_M = 0.5  # what begins lower stands on the ground
@@ -118,15 +121,26 @@ class Around:
         self._tracker.reset()
         self._approach = Approach()
 
-    def surroundings(self, at_ns: int, *, things: Sequence[Thing] = (), absent: Sequence[str] = ()) -> Surroundings:
-        """As of at_ns. things, absent: evidence of others' about the way ahead, as in ahead.decide."""
-        tracks = self._told(at_ns)
-        obstacles = tuple(sorted((self._obstacle(t, at_ns) for t in tracks), key=lambda o: o.range_m))
-        grid = self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
-        return Surroundings(self.ahead(at_ns, things=things, absent=absent), obstacles, self._sector_list(at_ns, tracks, grid), grid)
+    def surroundings(
+        self, at_ns: int, *, now_ns: int | None = None, labels: Labels = NO_LABELS, things: Sequence[Thing] = (),
+        absent: Sequence[str] = (),
+    ) -> Surroundings:  # fmt: skip
+        """Places as of at_ns; the way ahead as of now_ns (None: the same), by which everything must be fresh. labels: track →
+        what a camera takes it for, and how surely. things, absent: evidence of others' about the way ahead, as in ahead.decide.
+        """
+        tracks, grid = self._told(at_ns), self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
+        ahead = self.ahead(at_ns if now_ns is None else now_ns, labels=labels, things=things, absent=absent)
+        return Surroundings(ahead, self.obstacles(at_ns, labels), self._sector_list(at_ns, tracks, grid), grid)
 
-    def ahead(self, at_ns: int, *, things: Sequence[Thing] = (), absent: Sequence[str] = ()) -> Ahead:
-        own = [self._thing(track, at_ns) for track in self._told(at_ns)]
+    def obstacles(self, at_ns: int, labels: Labels = NO_LABELS) -> tuple[Obstacle, ...]:
+        """Nearest first."""
+        found = (self._obstacle(track, at_ns, *labels.get(track.id, ("", 0.0))) for track in self._told(at_ns))
+        return tuple(sorted(found, key=lambda obstacle: obstacle.range_m))
+
+    def ahead(
+        self, at_ns: int, *, labels: Labels = NO_LABELS, things: Sequence[Thing] = (), absent: Sequence[str] = ()
+    ) -> Ahead:
+        own = [self._thing(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._told(at_ns)]
         views = list(self.views)
         return decide(self.corridor, at_ns, views, [*own, *things], closing_mps=self._approach.closing_mps(),
                       max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
@@ -146,13 +160,13 @@ class Around:
     def _told(self, at_ns: int) -> list[Track]:
         return [t for t in self._tracker.tracks if at_ns - t.seen_ns <= CARRY_NS]
 
-    def _thing(self, track: Track, at_ns: int) -> Thing:
+    def _thing(self, track: Track, at_ns: int, label: str) -> Thing:
         known = track.velocity()
         velocity = None if known is None else (float(known[0][0]), float(known[0][1]))
         outline = track.nearest_at_m(at_ns)[None] if track.large else track.corners_m(at_ns)
-        return Thing(f"obstacle {track.id}", outline, velocity, ghost=track.points == 0)
+        return Thing(f"obstacle {track.id}", outline, velocity, label, ghost=track.points == 0)
 
-    def _obstacle(self, track: Track, at_ns: int) -> Obstacle:
+    def _obstacle(self, track: Track, at_ns: int, label: str, score: float) -> Obstacle:
         nearest, centre, known = track.nearest_at_m(at_ns), track.centre_m + track.moved_m(at_ns), track.velocity()
         range_m = float(np.hypot(*nearest))
         closing_mps = track.closing_mps(at_ns)
@@ -168,6 +182,8 @@ class Around:
             None if known is None else known[1],
             range_m / closing_mps if closing_mps is not None and closing_mps > 0 else None,
             track.points if at_ns - track.seen_ns <= self._max_age_ns else 0,
+            label,
+            score,
         )  # fmt: skip
 
     def _sector_list(self, at_ns: int, tracks: Sequence[Track], grid: FreeSpace | None) -> tuple[Sector, ...]:

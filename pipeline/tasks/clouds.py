@@ -1,0 +1,85 @@
+"""Frames of points and depth → points of the rig's base frame: which sensor a stream is, where it sits, what it sees of the rig.
+
+    clouds = Clouds(rig, height_m=1.7)
+    cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError where it cannot be used
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError
+from pipeline.features import timed_cloud
+from pipeline.frame import Frame
+from pipeline.rig import Pose, Rig, rigid
+
+Floats = npt.NDArray[np.float32]
+
+
+class Cloud(NamedTuple):
+    """points_m: (n, 3) in the base frame. seconds: (n,) since capture_ns. origin_m: where the sensor is, in the base frame."""
+
+    stream: str
+    points_m: Floats
+    seconds: Floats
+    origin_m: tuple[float, float, float]
+    capture_ns: int
+    duration_ns: int
+
+    @property
+    def end_ns(self) -> int:
+        return self.capture_ns + self.duration_ns
+
+
+class Clouds:
+    """rig: None, or one whose base frame nothing is joined to: the sensor looks along x, height_m above the base frame's
+    origin. sensors: stream → what the rig calls it, where that is not the stream's name. own_m: (x from, x to, y from, y to)
+    in the base frame; what is seen there is the rig itself.
+    """
+
+    def __init__(
+        self, rig: Rig | None, *, height_m: float, sensors: Mapping[str, str] | None = None, own_m: Sequence[float] = (),
+        log: logging.Logger | None = None,
+    ) -> None:  # fmt: skip
+        if len(own_m) not in (0, 4):
+            raise ValueError(f"own_m: found {len(own_m)} numbers, expected four: x from, x to, y from, y to")
+        self.rig, self._height_m, self._sensors, self._own_m = rig or Rig(), height_m, dict(sensors or {}), tuple(own_m)
+        self._log = log or logging.getLogger("clouds")
+        self._poses: dict[str, npt.NDArray[np.float64]] = {}
+
+    def sensor(self, stream: str) -> str:
+        return self._sensors.get(stream, stream)
+
+    def read(self, frame: Frame) -> Cloud:
+        """Raises ValueError for what is no cloud, and for a depth picture whose lens is not known or of another size."""
+        name = self.sensor(frame.stream)
+        pose = self._pose(name)
+        lens = self.rig.intrinsics.get(name)
+        if frame.encoding == "depth_u16_mm" and lens is None:
+            raise ValueError(f"the lens of '{name}' is not known: give its intrinsics in a rig file")
+        points_m, seconds = timed_cloud(frame, pose, lens, own_m=self._own_m)
+        x, y, z = (float(v) for v in pose[:3, 3])
+        return Cloud(frame.stream, points_m, seconds, (x, y, z), frame.capture_ns, frame.duration_ns)
+
+    def _pose(self, name: str) -> npt.NDArray[np.float64]:
+        if name not in self._poses:
+            if self.rig.base not in self.rig.frames:
+                self._take_for_base(name)
+            try:
+                self._poses[name] = self.rig.transform(self.rig.base, name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self._poses[name]
+
+    def _take_for_base(self, name: str) -> None:
+        """Nothing says where the base is, so it lies under the first sensor of points."""
+        above = rigid(np.eye(3), (0.0, 0.0, self._height_m))
+        if name in self.rig.intrinsics:  # a depth camera's z is forward, its y down
+            above[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+        self._log.info("no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above the ground", name, self._height_m)
+        self.rig = self.rig.with_pose(Pose(self.rig.base, name, above))

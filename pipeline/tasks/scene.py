@@ -1,0 +1,250 @@
+"""What is around: place, obstacles, free space, objects with range, sounds and the way ahead. AlignedSet → Prediction.
+
+Each part is a task of its own too (place, obstacles, objects, sounds); here they look at the same set, and each carries
+on without the others. Points and depth say where things are, the camera what they are and what kind of place this is, the
+microphone what is heard. "clear" ahead needs fresh points that saw the way free; without them it is "unknown". A prototype's
+eyes, not a safety function.
+
+    scene: {use: infer, task: scene, inputs: [align], options: {rig: rig.yaml, corridor: {width_m: 1.2, length_m: 10}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import rig as rigs
+from pipeline.config import check_options
+from pipeline.features import POINTS
+from pipeline.frame import AlignedSet, Frame, Opinion, Prediction, Subject
+from pipeline.rig import Rig
+from pipeline.surroundings import Ahead, Obstacle, Sound, Surroundings
+from pipeline.tasks import Task
+from pipeline.tasks.ahead import Corridor, Thing
+from pipeline.tasks.around import Around
+from pipeline.tasks.clouds import Cloud, Clouds
+from pipeline.tasks.detections import Detection, read_detections
+from pipeline.tasks.detectors import NONE, Detector
+from pipeline.tasks.engines import Engines
+from pipeline.tasks.given import PICTURES, SOUNDS, first, picture
+from pipeline.tasks.objects import NO_DETECTOR, ObjectFinder, View
+from pipeline.tasks.place import PlaceModel, PlaceWatch
+from pipeline.tasks.sounds import Ears, open_ears
+
+BOXES = ("text_utf8",)
+WAYS = ("clear", "caution", "blocked", "unknown")  # the labels where no place model is asked
+SAME_M = 0.7  # an object whose nearest surface lies so near to an obstacle's box is that obstacle
+
+
+class Scene(Task):
+    """`probs` and `label` are the place's, of the camera; without a place model those of the way ahead. `subjects` are the
+    objects in the picture, `surroundings` all that has a place around the rig, as of the end of the newest cloud.
+
+    rig: a rig file; without one the first sensor of points is taken to look straight ahead, height_m above the ground. sensors:
+    stream → what the rig calls it, where that is not the stream's name. own_m: [x from, x to, y from, y to], what is seen
+    there is the rig itself. place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
+    objects. corridor: width_m, length_m, stop_m, front_m and blind_m of the way that is looked at. range_m: as far as obstacles
+    are followed. place_every_ms: how often the place is looked at. uncertain_below: the label is "uncertain" where no
+    probability reaches this.
+    """
+
+    def __init__(
+        self,
+        *,
+        rig: str = "",
+        sensors: dict[str, str] | None = None,
+        height_m: float = 1.7,
+        own_m: list[float] | None = None,
+        place: str = "place",
+        sounds: str = "sound-events",
+        detector: str | dict[str, Any] = "auto",
+        corridor: dict[str, float] | None = None,
+        range_m: float = 60.0,
+        place_every_ms: float = 500.0,
+        smoothing_ms: float = 1000.0,
+        uncertain_below: float = 0.35,
+        threads: int = 1,
+    ) -> None:
+        if threads < 1 or smoothing_ms < 0 or place_every_ms < 0 or not 0 <= uncertain_below < 1:
+            raise ValueError("threads must be at least 1, smoothing_ms and place_every_ms at least 0, uncertain_below from 0 to below 1")
+        self._rig_path, self._sensors, self._height_m, self._own_m = rig, sensors or {}, height_m, own_m or []
+        self._place_wanted, self._sounds_wanted, self._detector_wanted = place, sounds, detector
+        self._corridor = Corridor(**check_options(Corridor, corridor or {}, "corridor"))
+        self._range_m, self._place_every_ms, self._smoothing_ms = range_m, place_every_ms, smoothing_ms
+        self._uncertain_below, self._threads = uncertain_below, threads
+        self._engines: Engines | None = None
+
+    def open(self, backend: str) -> None:
+        engines = self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        self._rig: Rig | None = rigs.load(self._rig_path) if self._rig_path else None
+        self._clouds = Clouds(self._rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, log=self.log)
+        self._around = Around(corridor=self._corridor, range_m=self._range_m)
+        models = []
+        self._watch: PlaceWatch | None = None
+        if self._place_wanted != NONE:
+            place = PlaceModel.open(engines, self._place_wanted)
+            self._watch = PlaceWatch(place, smoothing_ms=self._smoothing_ms, every_ms=self._place_every_ms)
+            models.append(place.id)
+        self.labels = place.labels if self._watch is not None else WAYS
+        self._ears: Ears | None = None
+        if self._sounds_wanted != NONE:
+            self._ears, manifest = open_ears(engines, model=self._sounds_wanted)
+            models.append(manifest.id)
+        detector = Detector.load(self._detector_wanted, engines, self.log)
+        self._detects, self._finder = detector is not None, ObjectFinder(detector)
+        models += [detector.name] if detector is not None else []
+        self.model = " + ".join(models)
+        self._views: dict[str, View | None] = {}
+
+    def close(self) -> None:
+        if self._engines is not None:
+            self._engines.close()
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        bad: dict[str, str] = {}
+        missing: list[str] = []
+        clouds = self._read_clouds(aligned, bad)
+        at_ns = max([aligned.anchor_ns, *(cloud.end_ns for cloud in clouds)])
+        subjects, looked = self._objects(aligned, clouds, bad, missing)
+        places, probs = self._place(aligned, bad)
+        heard, sounds = self._sounds(aligned, bad)
+        around = self._surroundings(aligned, at_ns, subjects, sounds)
+        used = [c.stream for c in clouds] + [o.stream for o in (*places, *heard) if o.weight > 0] + looked
+        prediction = self.prediction(
+            aligned,
+            _one_hot(around.ahead) if self._watch is None else probs,
+            subjects=subjects,
+            used=tuple(dict.fromkeys(used)),
+            bad=bad,
+            opinions=[*self._points_say(), *places, *heard],
+            uncertain_below=self._uncertain_below,
+        )
+        return msgspec.structs.replace(prediction, missing=(*prediction.missing, *missing), surroundings=around)
+
+    # --- points -----------------------------------------------------------------------------------------------------
+
+    def _read_clouds(self, aligned: AlignedSet, bad: dict[str, str]) -> list[Cloud]:
+        """The newest cloud of every stream that measures places, told to `around`."""
+        found = []
+        for stream, frames in aligned.frames.items():
+            if not frames or frames[-1].encoding not in POINTS:
+                continue
+            try:
+                cloud = self._clouds.read(frames[-1])
+            except ValueError as error:
+                bad[stream] = str(error)
+                continue
+            self._around.update(stream, cloud.points_m, cloud.capture_ns, duration_ns=cloud.duration_ns,
+                                seconds=cloud.seconds, origin_m=cloud.origin_m)  # fmt: skip
+            found.append(cloud)
+        return found
+
+    def _points_say(self) -> list[Opinion]:
+        """Whether each stream of points is evidence that the way is free, and if not, why."""
+        return [Opinion("points", view.stream, 0.0 if view.why else 1.0, (), view.why) for view in self._around.views]
+
+    def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
+        """Places are those at at_ns; the way ahead is judged by how old everything was when the set was sent."""
+        labels, others = _told_apart(subjects, self._around.obstacles(at_ns))
+        around = self._around.surroundings(at_ns, now_ns=max(at_ns, aligned.sent_ns), labels=labels, things=others)
+        return msgspec.structs.replace(around, sounds=tuple(sounds))
+
+    # --- pictures ---------------------------------------------------------------------------------------------------
+
+    def _objects(
+        self, aligned: AlignedSet, clouds: Sequence[Cloud], bad: dict[str, str], missing: list[str]
+    ) -> tuple[list[Subject], list[str]]:
+        """Boxes of the detector, or of another program's stream, with the ranges that the points give them; and the streams
+        that were looked at for it."""
+        looked: list[str] = []
+        pictures, sent = first(aligned, PICTURES), first(aligned, BOXES)
+        boxes: list[Detection] | None = None
+        if sent:
+            try:
+                boxes = read_detections(sent[-1].data.tobytes().decode())
+                looked.append(sent[-1].stream)
+            except ValueError as error:
+                bad[sent[-1].stream] = str(error)
+        if boxes is None and not self._detects:
+            missing.append(NO_DETECTOR)
+        image, wrong = picture(pictures[-1]) if pictures else (None, "")
+        if pictures:
+            bad |= {pictures[-1].stream: wrong} if image is None else {}
+            looked += [] if image is None else [pictures[-1].stream]
+        if boxes is None and (image is None or not self._detects):
+            return [], looked
+        seen = (pictures or sent)[-1]
+        points = np.concatenate([c.points_m for c in clouds]) if clouds else None
+        points_ns = clouds[0].capture_ns if clouds else None
+        return self._finder.find(image, points, seen.capture_ns, self._view(seen), boxes=boxes, points_ns=points_ns), looked
+
+    def _view(self, frame: Frame) -> View | None:
+        """None: the rig does not know this camera at this size, so boxes get no ranges."""
+        name = self._clouds.sensor(frame.stream)
+        if name not in self._views:
+            known = self._clouds.rig.intrinsics.get(name)
+            joined = known is not None and self._clouds.rig.base in self._clouds.rig.frames
+            self._views[name] = View.of(self._clouds.rig, name) if joined else None
+        return self._views[name]
+
+    def _place(self, aligned: AlignedSet, bad: dict[str, str]) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
+        pictures = first(aligned, PICTURES)
+        if self._watch is None or not pictures:
+            return [], None
+        stream = pictures[-1].stream
+        probs, wrong, age_ns = self._watch.update(pictures[-1])
+        if probs is None:
+            bad[stream] = wrong
+            return [Opinion("place", stream, 0.0, (), wrong)], None
+        # What the network is sure of, calibrated: the weight that its word has.
+        held = f"held: looked {age_ns / 1e6:.0f} ms before this picture" if age_ns else ""
+        return [Opinion("place", stream, float(probs.max()), tuple(float(p) for p in probs), held)], probs
+
+    # --- sounds -----------------------------------------------------------------------------------------------------
+
+    def _sounds(self, aligned: AlignedSet, bad: dict[str, str]) -> tuple[list[Opinion], tuple[Sound, ...]]:
+        frames = first(aligned, SOUNDS)
+        if self._ears is None or not frames:
+            return [], ()
+        sounds = self._ears.hear(frames, aligned.anchor_ns)
+        stream, reason = frames[-1].stream, self._ears.reason
+        if reason.startswith("not at"):
+            bad[stream] = reason
+        told = reason or ", ".join(f"{sound.label} {sound.prob:.0%}" for sound in sounds)
+        return [Opinion("sound", stream, sounds[0].prob if sounds else 0.0, (), told)], sounds
+
+
+def _told_apart(
+    subjects: Sequence[Subject], obstacles: Sequence[Obstacle]
+) -> tuple[Mapping[int, tuple[str, float]], list[Thing]]:
+    """Which objects are which obstacles: obstacle id → (label, score); and what is left, with a place of its own."""
+    labels: dict[int, tuple[str, float]] = {}
+    others = []
+    for subject in subjects:
+        if not subject.position_m:
+            continue
+        place = np.array(subject.position_m[:2])
+        off_m = {obstacle.id: _distance_m(place, obstacle) for obstacle in obstacles}
+        near = min(off_m, key=off_m.__getitem__, default=None)
+        if near is not None and off_m[near] <= SAME_M:
+            if subject.score > labels.get(near, ("", 0.0))[1]:
+                labels[near] = (subject.label, subject.score)
+        else:
+            others.append(Thing(subject.label or "object", place[None], None, subject.label))
+    return labels, others
+
+
+def _distance_m(place_m: npt.NDArray[np.float64], obstacle: Obstacle) -> float:
+    """From a place, (2,), to an obstacle's box."""
+    cos, sin = np.cos(obstacle.yaw_rad), np.sin(obstacle.yaw_rad)
+    off = place_m - obstacle.centre_m[:2]
+    along = np.abs(np.array([cos * off[0] + sin * off[1], cos * off[1] - sin * off[0]]))
+    return float(np.hypot(*np.maximum(along - np.array(obstacle.size_m[:2]) / 2, 0)))
+
+
+def _one_hot(ahead: Ahead) -> npt.NDArray[np.float32]:
+    return np.array([state == ahead.state for state in WAYS], np.float32)
