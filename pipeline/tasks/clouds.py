@@ -81,5 +81,5 @@ class Clouds:
         above = rigid(np.eye(3), (0.0, 0.0, self._height_m))
         if name in self.rig.intrinsics:  # a depth camera's z is forward, its y down
             above[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
-        self._log.info("no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above the ground", name, self._height_m)
+        self._log.info("no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above ground", name, self._height_m)
         self.rig = self.rig.with_pose(Pose(self.rig.base, name, above))
