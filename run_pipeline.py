@@ -1,7 +1,7 @@
 """Sensorium's command line: one function per verb, heavy imports inside the verb.
 
     python run_pipeline.py                     webcam + microphone → emotion, page at http://127.0.0.1:8080
-    python run_pipeline.py demo                the same on a packaged clip
+    python run_pipeline.py demo                the same on a packaged clip; --scene: what is around, on a rendered drive
     python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
 
 Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.graph import Plan
 
 HERE = Path(__file__).resolve().parent
-LIVE, DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml"
+LIVE, DEMO, SCENE_DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml", "configs/scene-demo.yaml"
 
 NOTICE = """\
   Sensorium reads expressions, not feelings: what a face shows is not what a person feels.
@@ -95,8 +95,9 @@ def diff(args: argparse.Namespace) -> None:
 def demo(args: argparse.Namespace) -> None:
     from pipeline import assets
 
-    assets.pull(["demo-clip", "centerface", "silero-vad"], progress=_progress_if_fetching())
-    args.config = DEMO
+    if not args.scene:
+        assets.pull(["demo-clip", "centerface", "silero-vad"], progress=_progress_if_fetching())
+    args.config = SCENE_DEMO if args.scene else DEMO
     run(args)
 
 
@@ -456,6 +457,7 @@ def parser() -> argparse.ArgumentParser:
 
     running(top)
     running(verb := verbs.add_parser("demo", help="the emotion pipeline on a packaged real clip"))
+    verb.add_argument("--scene", action="store_true", help="the scene pipeline on a drive that is rendered, not real")
     verb.set_defaults(function=demo)
     running(verb := verbs.add_parser("run", help="run a config"))
     verb.add_argument("config", nargs="?", default=LIVE)

@@ -1,0 +1,107 @@
+"""Who drives and walks where and when in the rendered street. One loop takes LOOP_S, and in it the ego goes STREET_M.
+
+The street repeats itself every STREET_M along x, and everybody is back where they were, or a whole street further, after a
+loop: so the drive can go on for ever and has no seam.
+
+    x, y, yaw = ego(np.array([12.5]))       # in the street's frame: x along it, y = 0 its middle
+
+Timeline of a loop, seconds:
+     0 –  3    free road at 8 m/s, a car 40 m ahead at the same speed; a cyclist is overtaken on the right
+     3 – 11    somebody crosses: the car ahead stops at the first crossing, the ego closes up on it
+    11 – 16    the ego stands 5 m behind the car; from 13.5 on it leaves; the cyclist passes on the right
+    16 – 27    free road; the cyclist is overtaken again
+    27 – 35    two people cross from both sides right in front of the ego, which stands from 31 on
+    35 – 41    free road
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.rendered.solids import Track
+
+LOOP_S, STREET_M = 41.0, 192.0
+LOOP_NS = 41_000_000_000
+LANE_Y_M = -1.6  # of the ego's lane; the other one lies opposite
+CROSSINGS_X_M = (87.0, 167.5)  # the middle of the zebra stripes
+CROSSING_LENGTH_M = 3.0
+
+Keys = tuple[tuple[float, float], ...]
+
+EGO: Keys = ((0, 8), (7, 8), (11, 0), (16, 0), (20, 8), (27, 8), (31, 0), (35, 0), (39, 8), (41, 8))
+AHEAD: Keys = (
+    (0, 8), (3.175, 8), (7.175, 0), (13.5, 0), (17, 10), (24.61, 10), (29.61, 0), (35, 0), (39, 8), (41, 8),
+)  # fmt: skip
+AHEAD_FROM_M = 40.0
+SWAYS = ((0.5, 7.5), (21.0, 28.0))  # seconds: the ego makes room for the cyclist
+SWAY_M = 0.4
+
+
+class Route:
+    """Speed over time, linear between the keys, periodic; x is its integral. keys: (seconds, m/s), from 0 to LOOP_S."""
+
+    def __init__(self, keys: Keys, from_m: float = 0.0) -> None:
+        self.t_s, self.speed = np.array(keys, float).T
+        steps = np.diff(self.t_s) * (self.speed[1:] + self.speed[:-1]) / 2
+        self.x_m = from_m + np.concatenate([[0.0], np.cumsum(steps)])
+        assert self.t_s[-1] == LOOP_S and abs(self.x_m[-1] - from_m - STREET_M) < 0.2, self.x_m[-1] - from_m
+        # What rounding of the keys leaves is taken out by a hair of speed, so that the loop closes exactly.
+        self.stretch = STREET_M / (self.x_m[-1] - from_m)
+        self.x_m = from_m + (self.x_m - from_m) * self.stretch
+
+    def __call__(self, t_s: np.ndarray) -> np.ndarray:
+        lap, t = np.divmod(t_s, LOOP_S)
+        i = np.clip(np.searchsorted(self.t_s, t, "right") - 1, 0, len(self.t_s) - 2)
+        since = t - self.t_s[i]
+        gain = (self.speed[i + 1] - self.speed[i]) / (self.t_s[i + 1] - self.t_s[i])
+        x: np.ndarray = self.x_m[i] + self.stretch * since * (self.speed[i] + gain * since / 2) + lap * STREET_M
+        return x
+
+
+_ego_route, _ahead_route = Route(EGO), Route(AHEAD, AHEAD_FROM_M)
+
+
+def ego(t_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rig's base: x, y, yaw in the street's frame."""
+    t = np.mod(t_s, LOOP_S)
+    y, slide = np.full_like(t, LANE_Y_M), np.zeros_like(t)
+    for begin_s, end_s in SWAYS:
+        turn = 2 * np.pi / (end_s - begin_s)
+        inside = (t > begin_s) & (t < end_s)
+        y += np.where(inside, SWAY_M / 2 * (1 - np.cos(turn * (t - begin_s))), 0)
+        slide += np.where(inside, SWAY_M / 2 * turn * np.sin(turn * (t - begin_s)), 0)
+    forward = np.maximum(np.interp(t, *np.array(EGO, float).T), 1.0)  # it sways at speed only
+    return _ego_route(t_s), y, np.arctan2(slide, forward)
+
+
+def ahead(t_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The car in front."""
+    return _ahead_route(t_s), np.full_like(t_s, LANE_Y_M), np.zeros_like(t_s)
+
+
+def cruising(x_m: float, y_m: float, streets_a_loop: int) -> Track:
+    """Constant speed: so many streets in a loop, backwards where negative (oncoming)."""
+    speed_mps, yaw = streets_a_loop * STREET_M / LOOP_S, 0.0 if streets_a_loop > 0 else np.pi
+    return lambda t_s: (x_m + speed_mps * t_s, np.full_like(t_s, y_m), np.full_like(t_s, yaw))
+
+
+def walking(x_m: float, from_y_m: float, to_y_m: float, there_s: float, back_s: float, takes_s: float) -> Track:
+    """Over the street at `there_s`, back at `back_s`; both within one loop. Stands, looking at the street, in between."""
+
+    def track(t_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        t = np.mod(t_s - there_s, LOOP_S)
+        back = np.mod(back_s - there_s, LOOP_S)
+        share = np.interp(t, [0, takes_s, back, back + takes_s, LOOP_S], [0, 1, 1, 0, 0])
+        # Turns round as it arrives, to stand as it will walk next.
+        outward = (t < takes_s) | (t >= back + takes_s)
+        towards = np.sign(to_y_m - from_y_m)
+        yaw = np.where(outward, towards, -towards) * np.pi / 2
+        return np.full_like(t, x_m), from_y_m + (to_y_m - from_y_m) * share, yaw
+
+    return track
+
+
+def speed(track: Track, t_s: float) -> tuple[float, float]:
+    """Its velocity in the street's frame, m/s: the slope over the next and the last tenth of a millisecond."""
+    x, y, _ = track(np.array([t_s - 1e-4, t_s + 1e-4]))
+    return float(x[1] - x[0]) / 2e-4, float(y[1] - y[0]) / 2e-4
