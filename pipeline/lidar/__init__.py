@@ -35,6 +35,7 @@ from pipeline.named import find
 MALFORMED = "malformed packets"
 LOST = "packets lost"  # they never came, as far as the gaps between the others tell
 LATE = "packets too late for their sweep"
+TWICE = "packets that came twice"
 
 
 class Sweep(NamedTuple):
@@ -72,6 +73,10 @@ class PacketDecoder:
     def finish(self) -> Iterable[Sweep]:
         """No more packets for now: the sweep in progress, as far as it came."""
         return ()
+
+    def needs_metadata(self) -> str:
+        """Why nothing can be decoded before take_metadata(), and how to get it; "": it is known, or not needed."""
+        return ""
 
     def describe(self) -> str:
         """The sensor, for people, once it is known."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.lidar import LATE, LOST, MALFORMED, PacketDecoder, SensorClock, Sweep
+from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep
 
 DECODE_AT = 24  # packets decoded together: the work is spread over the revolution, and little is left at its end
 REORDER_NS = 100_000_000  # what is older than this was not overtaken on its way: the sensor's clock was set back
@@ -136,7 +136,7 @@ class Rotating(PacketDecoder):
         if before is None:
             newest = _Packet(device_ns, head.azimuth_deg)
             self._start_ns, self._start_deg = newest
-        elif device_ns < before.device_ns:
+        elif device_ns <= before.device_ns:
             self._overtaken(device_ns, raw)
             return
         else:
@@ -156,6 +156,9 @@ class Rotating(PacketDecoder):
         return turned_deg if turned_deg < 180 else 0.0  # the encoder's noise, of a head that stands
 
     def _overtaken(self, device_ns: int, raw: bytes) -> None:
+        if device_ns in self._times_ns:
+            self.lost[TWICE] += 1
+            return
         if device_ns < self._start_ns:
             self.lost[LATE] += 1
             self._missing = max(0, self._missing - 1)
