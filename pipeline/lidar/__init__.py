@@ -28,7 +28,7 @@ import numpy.typing as npt
 from pipeline.clock import DelayFloor
 from pipeline.config import check_options
 from pipeline.errors import ConfigError
-from pipeline.frame import Encoding
+from pipeline.frame import Encoding, Frame
 from pipeline.named import find
 
 # Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these, once.
@@ -47,6 +47,12 @@ class Sweep(NamedTuple):
     data: npt.NDArray[Any]  # (n, 5) float32: x, y, z in metres, reflectance in [0, 1], seconds since capture_ns
     reason: str = ""  # what it lacks, for people: "7 of 76 packets missing, 33° without points"; "": nothing
     encoding: Encoding = "points_xyzit_f32"
+
+    def frame(self, stream: str, *, more_error_ns: int = 0, **fields: Any) -> Frame:
+        return Frame(
+            stream, fields.pop("seq", -1), self.capture_ns, self.encoding, self.data, duration_ns=self.duration_ns,
+            clock_error_ns=self.clock_error_ns + more_error_ns, reason=self.reason, **fields,
+        )  # fmt: skip
 
 
 class PacketDecoder:

@@ -51,7 +51,7 @@ class OusterPackets(PacketDecoder):
             self.take_metadata(self._ask(self._address))
 
     def take_metadata(self, text: str) -> None:
-        named = f"metadata {self._metadata or 'of ' + self._address if self._metadata or self._address else ''}".strip()
+        named = " ".join(filter(None, ("metadata", self._metadata, self._address)))
         try:
             self.sensor = self.sdk.SensorInfo(text)
             self.format = self.sdk.PacketFormat(self.sensor)
@@ -232,7 +232,8 @@ class Ouster(OusterPackets):
         self.lost[LOST] += self._missing
         self._sent, self._frame = self._frame, None
         self._missing = self._whole - len(self._came)
-        reason = f"{self._missing} of {self._whole} packets missing, {360 * self._missing * self._per_packet / self.sensor.w:.0f}° without points"
+        without_deg = 360 * self._missing * self._per_packet / self.sensor.w
+        reason = f"{self._missing} of {self._whole} packets missing, {without_deg:.0f}° without points"
         there = np.flatnonzero(self._valid & self._window)
         if len(there) and self._newest_ns is not None:
             yield self._sweep(there, reason if self._missing else "", why)

@@ -46,6 +46,11 @@ class Rotating(PacketDecoder):
 
     wrap_ns = 3600 * NS  # after which the sensor's time begins again
 
+    _times_ns: list[int]  # of the packets that began since the sweep did
+    _ahead: int  # packets missing since the sweep's beginning, before the first of those
+    _waiting: list[tuple[int, bytes]]  # to be decoded together
+    _decoded: list[tuple[int, npt.NDArray[np.float32]]]  # (origin, points)
+
     def __init__(self, cut_deg: float) -> None:
         super().__init__()
         if not 0 <= cut_deg < 360:
@@ -195,10 +200,7 @@ class Rotating(PacketDecoder):
 
     def _begin(self) -> None:
         self._start_ns, self._start_deg = 0, 0.0
-        self._times_ns: list[int] = []  # of the packets that began since the sweep did
-        self._ahead = 0  # packets missing since the sweep's beginning, before the first of those
-        self._waiting: list[tuple[int, bytes]] = []
-        self._decoded: list[tuple[int, npt.NDArray[np.float32]]] = []  # (origin, points)
+        self._times_ns, self._ahead, self._waiting, self._decoded = [], 0, [], []
 
     def _pass_cut(self, before: _Packet, after: _Packet) -> Iterator[Sweep]:
         """Send the sweep if the cut lies between two packets."""

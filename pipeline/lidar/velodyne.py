@@ -22,6 +22,9 @@ _HEADS = struct.Struct("<" + "HH96x" * 12 + "IBB")
 _FLAGS = {0xEEFF, 0xDDFF, 0xCCFF, 0xBBFF}  # of the laser banks, as little-endian numbers
 # Factory byte → model. HDL-64E sends none, so its model is asked for.
 _MODELS = {0x21: "HDL32E", 0x22: "VLP16", 0x24: "PuckHiRes", 0x28: "VLP32C", 0xA1: "VLS128"}
+# How long a packet's firings take, by factory byte; of two returns, half the firings fit into one. HDL-64E: 0.
+_PACKET_NS = {0x21: 552_960, 0x22: 1_327_104, 0x24: 1_327_104, 0x28: 663_552, 0xA1: 159_900, 0: 288_000}
+_DUAL = 0x39
 _US = 1000
 _HOUR_US = 3_600_000_000
 _TURN_IN_PACKET = 6000  # 0.01°: at 20 turns a second a packet spans some 10°, an HDL-64E's less
@@ -85,7 +88,8 @@ class Velodyne(Rotating):
         if turned > _TURN_IN_PACKET or (self._said_model and model != self._said_model and self._model is None):
             return None
         self._said_model = model
-        return Head(since_hour_us * _US, azimuths[0] / 100, 0 if not self._step_ns else round(self._step_ns))
+        span_ns = _PACKET_NS.get(model, _PACKET_NS[0]) // (2 if mode == _DUAL else 1)
+        return Head(since_hour_us * _US, azimuths[0] / 100, span_ns)
 
     def points(self, packets: list[bytes], offsets_ns: list[int]) -> npt.NDArray[np.float32]:
         if len(packets) > 1 and not _are_even(packets, offsets_ns):
