@@ -84,7 +84,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False,
     duration_ns: int = 0  # 0 for an instant; the length of an audio chunk or of a lidar sweep
     publish_ns: int = 0  # when it left the node
     clock_error_ns: int = 0  # bound on the error of capture_ns against the rig's clock
-    reason: str = ""  # of an encoding "none": why nothing happened ("muted", "unplugged")
+    reason: str = ""  # of an encoding "none": why nothing happened ("muted", "unplugged"); else what it lacks
 
     def __post_init__(self) -> None:
         self.data.setflags(write=False)

@@ -42,6 +42,13 @@ class Datagram(NamedTuple):
 
 def open_pcap(path: Path) -> Opened:
     """ConfigError where the file is no capture, or of another link layer; frames() raises it where the file breaks off."""
+    opened = Opened("network capture", {}, iter(()))
+    opened.frames = numbered(_frames(datagrams(path, opened.left_out["network"]), path, opened))
+    return opened
+
+
+def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagram]]:
+    """(time of the capture, datagram) of every UDP packet. Raises as open_pcap does; counts in left_out what is none."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -60,28 +67,25 @@ def open_pcap(path: Path) -> Opened:
     except ConfigError:
         file.close()
         raise
-    opened = Opened("network capture", {}, iter(()))
-    opened.frames = numbered(_frames(file, path, order, unit_ns, link & 0xFFFF, opened))
-    return opened
+    return _datagrams(file, path, order, unit_ns, link & 0xFFFF, left_out)
 
 
-def _frames(file: BinaryIO, path: Path, order: str, unit_ns: int, link: int, opened: Opened) -> Iterator[Frame]:
-    told = _metadata(path)
+def _frames(found: Iterator[tuple[int, Datagram]], path: Path, opened: Opened) -> Iterator[Frame]:
+    told = metadata_beside(path)
     streams: dict[tuple[str, int], str] = {}
-    with file:
-        for capture_ns, datagram in _datagrams(file, path, order, unit_ns, link, opened.left_out["network"]):
-            key = (datagram.source, datagram.port)
-            if (stream := streams.get(key)) is None:
-                stream = streams[key] = _name(key, opened.infos)
-                what = f"packets from {datagram.source} to port {datagram.port}, as they came"
-                opened.infos[stream] = StreamInfo(stream, "packet", None, 1, stream, what)
-                if told and datagram.port not in (7503, 8308):
-                    name = f"{stream}/metadata"
-                    opened.infos[name] = StreamInfo(name, "calibration", None, 1, stream, f"{told.name}, as given")
-                    yield text_frame(name, capture_ns, read_bytes(told))
-                    told = None
-            data = np.frombuffer(datagram.payload, np.uint8)
-            yield Frame(stream, -1, capture_ns, "packet", data, publish_ns=capture_ns)
+    for capture_ns, datagram in found:
+        key = (datagram.source, datagram.port)
+        if (stream := streams.get(key)) is None:
+            stream = streams[key] = _name(key, opened.infos)
+            what = f"packets from {datagram.source} to port {datagram.port}, as they came"
+            opened.infos[stream] = StreamInfo(stream, "packet", None, 1, stream, what)
+            if told and datagram.port not in (7503, 8308):
+                name = f"{stream}/metadata"
+                opened.infos[name] = StreamInfo(name, "calibration", None, 1, stream, f"{told.name}, as given")
+                yield text_frame(name, capture_ns, read_bytes(told))
+                told = None
+        data = np.frombuffer(datagram.payload, np.uint8)
+        yield Frame(stream, -1, capture_ns, "packet", data, publish_ns=capture_ns)
 
 
 def _name(key: tuple[str, int], taken: dict[str, StreamInfo]) -> str:
@@ -91,7 +95,7 @@ def _name(key: tuple[str, int], taken: dict[str, StreamInfo]) -> str:
     return f"{name}_{source.replace('.', '_').replace(':', '_')}" if name in taken else name
 
 
-def _metadata(path: Path) -> Path | None:
+def metadata_beside(path: Path) -> Path | None:
     """The sensor's description beside its capture: the JSON whose name is the longest beginning of the capture's."""
     fitting = [p for p in path.parent.glob("*.json") if path.stem.startswith(p.stem)]
     return max(fitting, key=lambda p: len(p.stem), default=None)
@@ -101,6 +105,13 @@ def _datagrams(
     file: BinaryIO, path: Path, order: str, unit_ns: int, link: int, left_out: Counter[str]
 ) -> Iterator[tuple[int, Datagram]]:
     record = struct.Struct(order + "4I")
+    with file:
+        yield from _records(file, path, record, unit_ns, link, left_out)
+
+
+def _records(
+    file: BinaryIO, path: Path, record: struct.Struct, unit_ns: int, link: int, left_out: Counter[str]
+) -> Iterator[tuple[int, Datagram]]:
     fragments: OrderedDict[tuple[bytes, int], dict[int, tuple[bytes, bool]]] = OrderedDict()
     index = 0
     while header := file.read(16):

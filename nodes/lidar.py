@@ -1,0 +1,250 @@
+"""Lidar: sweeps of a lidar whose packets come over the network, or out of a capture of them (.pcap).
+
+    lidar: {use: lidar, sensor: velodyne}
+    lidar: {use: lidar, sensor: ouster, options: {metadata: os1.json}}
+    lidar: {use: lidar, sensor: velodyne, device: drive.pcap}
+    lidar: {use: lidar, sensor: "my_lidar:Mine", port: 4000}
+
+A sweep is `points_xyzit_f32`, cut at a fixed azimuth: capture_ns is when it began, by the sensor's own clock, which is tied to
+the least delayed arrivals of its packets. What it lacks stands in the frame's `reason`; packets that were lost, late or no
+packets at all are counted. Packets that a recording holds become sweeps in nodes/sweeps.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.clock import NS, Clock
+from pipeline.errors import ConfigError, DeviceError
+from pipeline.frame import Frame, StreamInfo
+from pipeline.importing.pcap import Datagram, datagrams, metadata_beside
+from pipeline.importing.source import read_bytes
+from pipeline.lidar import PacketDecoder, make
+from pipeline.lidar.udp import BUFFER_BYTES, Receiver, largest_buffer_bytes
+from pipeline.node import Finding, Source
+from pipeline.time_correction import check_offset, time_correction
+
+OPEN_TIMEOUT_S = 10.0  # a sensor that has just been switched on takes longer; the run then tries again
+LOST_AFTER_S = 2.0  # no packet of the sensor for so long: it is gone
+LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
+PORTS_FROM = 2000  # packets of a capture that are looked at for its ports
+EXTRAS = (("velodyne_decoder", "velodyne-decoder", "lidar", "Velodyne"), ("ouster.sdk", "ouster-sdk", "ouster", "Ouster"))
+
+
+class Lidar(Source):
+    """sensor: velodyne, ouster, hesai, ouster_imu, or module:Name of a PacketDecoder. options: of the sensor's decoder, as
+    `python run_pipeline.py nodes lidar` lists them in docs/lidar.md.
+    device: null for the network, or a .pcap. port: where its packets arrive, or went; null: the sensor's usual one.
+    bind: listen at this address only. source: take packets from this address only, where several sensors send to one port.
+    realtime: false gives a capture's sweeps as fast as readers take them. loop: begin a capture again at its end.
+    offset_ms: added to every capture time, for a delay that no clock sees (measured by `calibrate time`), or rig: a rig file
+    that has it under this node's name.
+    """
+
+    def __init__(
+        self,
+        *,
+        sensor: str,
+        options: dict[str, Any] | None = None,
+        device: str | None = None,
+        port: int | None = None,
+        bind: str = "0.0.0.0",
+        source: str = "",
+        realtime: bool = True,
+        loop: bool = False,
+        offset_ms: float | None = None,
+        rig: str | None = None,
+    ) -> None:
+        check_offset(offset_ms, rig)
+        if port is not None and not 0 < port < 65536:
+            raise ConfigError(f"port must be from 1 to 65535, not {port}.")
+        self.offset_ms, self.rig = offset_ms, rig
+        self.sensor, self.options, self.device = sensor, options, device
+        self.bind, self.source, self.realtime, self.loop = bind, source, realtime, loop
+        self._decoder = make(sensor, options, where="lidar")  # a wrong option is said before the run
+        self.port = port
+        self._receiver: Receiver | None = None
+        self._capture: Path | None = None
+
+    @classmethod
+    def doctor(cls) -> Iterable[Finding]:
+        for module, package, extra, kind in EXTRAS:
+            here = find_spec(module.partition(".")[0]) is not None and find_spec(module) is not None
+            yield Finding(here, f"{package}: reads a {kind}'s packets", "" if here else f"scripts/setup {extra}")
+        limit = largest_buffer_bytes()
+        if limit is not None:
+            fix = f"sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}   # else a busy moment costs packets"
+            small = limit < BUFFER_BYTES
+            yield Finding(None if small else True, f"UDP receive buffer of up to {limit >> 10} KiB", fix if small else "")
+
+    def open(self) -> None:
+        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
+        self._decoder = self._begin_decoder()
+        if self.device is not None:
+            self._open_capture(Path(self.device))
+        else:
+            self._open_network()
+        self.context.metrics.facts["device"] = self._description
+
+    def close(self) -> None:
+        if self._receiver is not None:
+            self._receiver.close()
+        self._receiver = self._capture = None
+
+    def info(self) -> StreamInfo:
+        encoding = "imu_f64" if self.sensor.endswith("_imu") else "points_xyzit_f32"
+        return StreamInfo(self.name, encoding, self._decoder.rate_hz, 5, self.name, self._description)
+
+    def frames(self, clock: Clock) -> Iterator[Frame]:
+        return self._network_frames(clock) if self._receiver is not None else self._capture_frames(clock)
+
+    @property
+    def is_live(self) -> bool:
+        return self.device is None
+
+    @property
+    def _where(self) -> str:
+        return f"lidar '{self.name}'"
+
+    @property
+    def _description(self) -> str:
+        place = self._capture.name if self._capture else f"UDP port {self._receiver.port if self._receiver else self._port}"
+        return f"{self._decoder.describe()}, {place}"
+
+    @property
+    def _port(self) -> int:
+        return self.port or self._decoder.port
+
+    def _begin_decoder(self) -> PacketDecoder:
+        decoder = make(self.sensor, self.options, where=self._where)
+        decoder.open()
+        return decoder
+
+    def _need_metadata(self) -> None:
+        if told := self._decoder.needs_metadata():
+            raise ConfigError(f"{self._where}: {told}")
+
+    def _count(self, lost: Counter[str]) -> None:
+        for reason, count in lost.items():
+            if count:
+                self.context.metrics.drop(self.name, reason, count)
+
+    # Captures
+
+    def _open_capture(self, path: Path) -> None:
+        self._capture = path
+        found = list(islice(datagrams(path, Counter()), PORTS_FROM))
+        if not found:
+            raise ConfigError(f"{self._where}: {path}: no UDP packet in it.")
+        packets = Counter((d.port, d.source) for _, d in found if not self.source or d.source == self.source)
+        fitting = {key: n for key, n in packets.items() if key[0] == self._port} or ({} if self.port else packets)
+        if not fitting:
+            ports = ", ".join(sorted({f"{d.port} from {d.source}" for _, d in found}))
+            wanted = f"to port {self._port} from {self.source or 'anywhere'}"
+            raise ConfigError(f"{self._where}: {path}: no packets {wanted}. Those there: {ports}.")
+        self._taken = max(fitting, key=lambda key: fitting[key])
+        self._give_metadata(path)
+        self._need_metadata()
+
+    def _give_metadata(self, path: Path) -> None:
+        if self._decoder.needs_metadata() and (beside := metadata_beside(path)) is not None:
+            self._decoder.take_metadata(read_bytes(beside).decode(errors="replace"))
+
+    def _packets(self, path: Path) -> Iterator[tuple[int, Datagram]]:
+        """(time since the capture's first packet, packet)."""
+        first_ns: int | None = None
+        for time_ns, datagram in datagrams(path, Counter()):
+            first_ns = time_ns if first_ns is None else first_ns
+            if (datagram.port, datagram.source) == self._taken:
+                yield time_ns - first_ns, datagram
+
+    def _capture_frames(self, clock: Clock) -> Iterator[Frame]:
+        assert self._capture is not None
+        path, began_ns, turn_ns = self._capture, clock.now_ns(), 0
+        while True:
+            at_ns = turn_ns + clock.start_ns
+            for time_ns, datagram in self._packets(path):
+                at_ns = clock.start_ns + turn_ns + time_ns
+                for sweep in self._decoder.feed(datagram.payload, at_ns):
+                    self._count(self._decoder.take_lost())
+                    if self.realtime and at_ns < began_ns - NS:
+                        self.dropped(1, "missed while restarting")
+                        continue
+                    if self.realtime and not clock.sleep_until(at_ns, self.context.stopping):
+                        return
+                    yield sweep.frame(self.name)
+            for sweep in self._decoder.finish():
+                yield sweep.frame(self.name)
+            self._count(self._decoder.take_lost())
+            if not self._decoder.good:
+                raise ConfigError(f"{self._where}: {path}: no packet to port {self._taken[0]} is one that '{self.sensor}' can read.")
+            if not self.loop:
+                return
+            turn_ns = at_ns - clock.start_ns + NS // 10  # the capture breaks off within a sweep
+            self._decoder = self._begin_decoder()
+            self._give_metadata(path)
+
+    # The network
+
+    def _open_network(self) -> None:
+        self._need_metadata()
+        if not self._port:
+            raise ConfigError(f"{self._where}: `port` is missing, and '{self.sensor}' has no usual one.")
+        clock = self.context.clock
+        self._receiver = receiver = Receiver(self._port, clock=clock, where=self._where, bind=self.bind, source=self.source)
+        self.context.metrics.facts["receive buffer"] = f"{receiver.buffer_bytes >> 10} KiB"
+        until_ns, sizes = clock.now_ns() + round(OPEN_TIMEOUT_S * NS), set()
+        while not self._decoder.good:  # a packet that can be read shows that this is the sensor, and which
+            if self.context.stopping.is_set():
+                return
+            for packet, arrival_ns in self._take(receiver):
+                sizes.add(len(packet))
+                for _ in self._decoder.feed(packet, arrival_ns):
+                    pass
+            if clock.now_ns() > until_ns:
+                raise DeviceError(f"{self._where}: {self._silent(OPEN_TIMEOUT_S, sizes)}", retry=True)
+
+    def _silent(self, waited_s: float, sizes: set[int]) -> str:
+        if sizes:
+            found = ", ".join(map(str, sorted(sizes)[:4]))
+            return (f"packets of {found} bytes come to UDP port {self._port}, none in {waited_s:.0f} s that '{self.sensor}' can read. "
+                    "Is it this sensor, and its metadata?")  # fmt: skip
+        fix = "Is it on, and is this host's address the destination of its packets? See them with: sudo tcpdump -n udp"
+        return f"no packet came to UDP port {self._port} for {waited_s:.0f} s. {fix}"
+
+    def _take(self, receiver: Receiver) -> list[tuple[bytes, int]]:
+        try:
+            return receiver.take(LOOK_UP_S)
+        except OSError as error:
+            raise DeviceError(f"{self._where}: UDP port {self._port} broke off: {error}.", retry=True) from error
+
+    def _network_frames(self, clock: Clock) -> Iterator[Frame]:
+        receiver, decoder = self._receiver, self._decoder
+        assert receiver is not None, "frames() before open()"
+        # What came while other nodes were still loading has trained the clock, and goes no further.
+        receiver.forget()
+        for _ in decoder.finish():
+            pass
+        decoder.take_lost()
+        good, good_ns, sizes = decoder.good, clock.now_ns(), set[int]()
+        while not self.context.stopping.is_set():
+            for packet, arrival_ns in self._take(receiver):
+                sizes.add(len(packet))
+                for sweep in decoder.feed(packet, arrival_ns):
+                    self._count(decoder.take_lost())
+                    yield sweep.frame(self.name)
+            self._count(decoder.take_lost())
+            self._count(receiver.take_lost())
+            if decoder.good != good:
+                good, good_ns = decoder.good, clock.now_ns()
+                sizes.clear()
+            elif clock.now_ns() - good_ns >= LOST_AFTER_S * NS:
+                for sweep in decoder.finish():
+                    yield sweep.frame(self.name)
+                self._count(decoder.take_lost())
+                raise DeviceError(f"{self._where}: {self._silent(LOST_AFTER_S, sizes)}", retry=True)

@@ -1,0 +1,141 @@
+"""A lidar's packets → sweeps, whoever brings the packets: a socket, a capture, a recording. One vendor a file.
+
+    decoder = make("velodyne", {"cut_deg": 180.0}, where="lidar 'roof'")
+    decoder.open()
+    for sweep in decoder.feed(packet, arrival_ns): sweep.data       # (n, 5) float32: x y z reflectance seconds
+
+Any other source of points is a class of yours, named `module:Name`, with one method:
+
+    class Mine(PacketDecoder):
+        port = 4000
+        def feed(self, packet, arrival_ns):
+            points = numpy.frombuffer(packet, "<f4").reshape(-1, 5)
+            yield Sweep(arrival_ns, 0, 0, points)
+
+Points are metres in the sensor's own frame, x forward, y left, z up. Nothing here opens a socket or a file of packets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clock import DelayFloor
+from pipeline.config import check_options
+from pipeline.errors import ConfigError
+from pipeline.frame import Encoding, Frame
+from pipeline.named import find
+
+# Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these, once.
+MALFORMED = "malformed packets"
+LOST = "packets lost"  # they never came, as far as the gaps between the others tell
+LATE = "packets too late for their sweep"
+TWICE = "packets that came twice"
+
+
+class Sweep(NamedTuple):
+    """One revolution, or whatever the sensor gives at once."""
+
+    capture_ns: int  # host time of its start
+    duration_ns: int
+    clock_error_ns: int  # bound on the error of capture_ns
+    data: npt.NDArray[Any]  # (n, 5) float32: x, y, z in metres, reflectance in [0, 1], seconds since capture_ns
+    reason: str = ""  # what it lacks, for people: "7 of 76 packets missing, 33° without points"; "": nothing
+    encoding: Encoding = "points_xyzit_f32"
+
+    def frame(self, stream: str, *, more_error_ns: int = 0, **fields: Any) -> Frame:
+        return Frame(
+            stream, fields.pop("seq", -1), self.capture_ns, self.encoding, self.data, duration_ns=self.duration_ns,
+            clock_error_ns=self.clock_error_ns + more_error_ns, reason=self.reason, **fields,
+        )  # fmt: skip
+
+
+class PacketDecoder:
+    """One sensor's packets. Its constructor's keyword arguments are the node's `options`."""
+
+    port: ClassVar[int] = 0  # where the sensor sends by default
+    rate_hz: float | None = None  # sweeps a second, where the sensor says so before it sends any
+    where = "lidar"  # how errors begin; set by make()
+
+    def __init__(self) -> None:
+        self.lost: Counter[str] = Counter()
+        self.good = 0  # packets that were understood
+
+    def open(self) -> None:
+        """Import the vendor's package, read the files that were named. ConfigError with the fix."""
+
+    def take_metadata(self, text: str) -> None:
+        """What the sensor says of itself, as a capture or a recording holds it. ConfigError where it cannot be used."""
+
+    def feed(self, packet: bytes, arrival_ns: int) -> Iterable[Sweep]:
+        """The sweeps that `packet`, which arrived at `arrival_ns` on the host's clock, completes. Never raises for its bytes."""
+        raise TypeError(f"{type(self).__name__} does not define feed()")
+
+    def finish(self) -> Iterable[Sweep]:
+        """No more packets for now: the sweep in progress, as far as it came."""
+        return ()
+
+    def needs_metadata(self) -> str:
+        """Why nothing can be decoded before take_metadata(), and how to get it; "": it is known, or not needed."""
+        return ""
+
+    def describe(self) -> str:
+        """The sensor, for people, once it is known."""
+        return type(self).__name__
+
+    def take_lost(self) -> Counter[str]:
+        """Packets lost since the last call, by reason."""
+        lost, self.lost = self.lost, Counter()
+        return lost
+
+
+class SensorClock(DelayFloor):
+    """The time in a sensor's packets → host time. A cable delays little, so a jump of 50 ms that lasts is the sensor's
+    clock being set."""
+
+    JUMP_NS = 50_000_000
+
+    def __init__(self) -> None:
+        super().__init__(self.JUMP_NS)
+
+
+def make(sensor: str, options: dict[str, Any] | None, *, where: str) -> PacketDecoder:
+    """The decoder called `sensor`, not yet open. ConfigError for an unknown name or option, with the nearest."""
+    kind = find(sensor, PacketDecoder, __name__, what="lidar")
+    try:
+        decoder = kind(**check_options(kind, options or {}, f"{where}: options of '{sensor}'"))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: options of '{sensor}': {error}") from error
+    decoder.where = where
+    return decoder
+
+
+def recognise(packet: bytes, metadata: str = "") -> str:
+    """Which decoder reads such packets: "velodyne", "hesai", "ouster" (by its metadata); "" for none of them."""
+    if len(packet) == 1206 and packet[0] == 0xFF and packet[1] in (0xEE, 0xDD):
+        return "velodyne"
+    if packet[:4] == b"\xee\xff\x06\x01":
+        return "hesai"
+    return "ouster" if is_ouster(metadata) else ""
+
+
+def is_ouster(metadata: str) -> bool:
+    try:
+        told = json.loads(metadata)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and any("beam" in key for key in (*told, *told.get("beam_intrinsics", ())))
+
+
+def points_array(
+    xyz: npt.NDArray[Any], reflectance: npt.NDArray[Any], seconds: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    """(n, 3), (n,), (n,) → (n, 5) float32."""
+    points = np.empty((len(xyz), 5), np.float32)
+    points[:, :3], points[:, 3], points[:, 4] = xyz, reflectance, seconds
+    return points

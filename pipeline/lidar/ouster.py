@@ -1,0 +1,262 @@
+"""Ouster: OS0, OS1, OS2, OSDome of any profile; packets are read and points computed by ouster-sdk.
+
+A packet holds a few columns of a frame, each with its number and the sensor's time; frames begin where the encoder is at 0, so
+that is where sweeps are cut. Which bits mean what, and where each beam looks, stands in the sensor's metadata only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clock import NS
+from pipeline.errors import ConfigError, DeviceError, missing_package
+from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep, points_array
+
+NEAR_FRAMES = 8  # how far a frame's number may be from the newest one's before it needs a second packet to be believed
+SILENCE_NS = NS // 2  # the same for the sensor's time
+HTTP_TIMEOUT_S = 5
+GET_METADATA = (
+    "Save it once, from a host that reaches the sensor: curl http://SENSOR/api/v1/sensor/metadata > metadata.json, and name it: "
+    "options: {metadata: metadata.json}; or let it be asked: options: {address: os-122000000000.local}."
+)
+
+
+class OusterPackets(PacketDecoder):
+    """What the decoders of an Ouster's lidar and IMU packets share: the metadata."""
+
+    def __init__(self, metadata: str | None, address: str | None) -> None:
+        super().__init__()
+        if metadata is not None and address is not None:
+            raise ValueError("give either metadata (a file) or address (of the sensor).")
+        self._metadata, self._address = metadata, address
+        self.sensor: Any = None  # SensorInfo, once the metadata is known
+
+    def open(self) -> None:
+        try:
+            import ouster.sdk.core
+        except ModuleNotFoundError as error:
+            raise missing_package("ouster-sdk", self.where, "ouster") from error
+        self.sdk: Any = ouster.sdk.core
+        if self._metadata is not None:
+            try:
+                self.take_metadata(Path(self._metadata).read_text())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{self.where}: metadata {self._metadata}: cannot be read: {error}. {GET_METADATA}") from error
+        elif self._address is not None:
+            self.take_metadata(self._ask(self._address))
+
+    def take_metadata(self, text: str) -> None:
+        named = " ".join(filter(None, ("metadata", self._metadata, self._address)))
+        try:
+            self.sensor = self.sdk.SensorInfo(text)
+            self.format = self.sdk.PacketFormat(self.sensor)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self.where}: {named}: not an Ouster's: {str(error)[:200]}. {GET_METADATA}") from error
+
+    def describe(self) -> str:
+        return f"Ouster {self.sensor.prod_line} {self.sensor.fw_rev}" if self.sensor else "Ouster"
+
+    def needs_metadata(self) -> str:
+        return "" if self.sensor is not None else f"an Ouster's packets cannot be read without the sensor's metadata. {GET_METADATA}"
+
+    def _ask(self, address: str) -> str:
+        from ouster.sdk.sensor import SensorHttp
+
+        try:
+            return str(SensorHttp.create(address, HTTP_TIMEOUT_S).metadata(HTTP_TIMEOUT_S))
+        except RuntimeError as error:
+            message = f"{self.where}: the sensor at {address} does not tell its metadata: {str(error)[:200]}. Is it on?"
+            raise DeviceError(message, retry=True) from error
+
+
+class _Columns(NamedTuple):
+    """A packet's head."""
+
+    frame: int
+    ids: npt.NDArray[Any]  # (columns,) of the frame
+    times_ns: npt.NDArray[np.int64]  # (columns,) the sensor's, rising
+    valid: npt.NDArray[np.bool_]  # (columns,)
+
+
+class Ouster(OusterPackets):
+    """metadata: the sensor's JSON. address: ask the sensor for it; where it sends its packets is set on its own page.
+    min_range_m, max_range_m: nearer and farther points are left out. Of two returns both are given."""
+
+    port = 7502
+
+    def __init__(
+        self, *, metadata: str | None = None, address: str | None = None, min_range_m: float = 0.1, max_range_m: float = 500.0
+    ) -> None:
+        super().__init__(metadata, address)
+        if not 0 <= min_range_m < max_range_m:
+            raise ValueError(f"min_range_m must lie from 0 to max_range_m, found {min_range_m} and {max_range_m}.")
+        self._range_mm = (min_range_m * 1000, max_range_m * 1000)
+        self.clock = SensorClock()
+        self._frame: int | None = None  # the number of the one in progress
+        self._newest_ns: int | None = None  # the newest column's time, on the sensor's clock
+        self._host_ns = 0  # and on the host's
+        self._suspect: tuple[_Columns, bytes, int] | None = None
+        self._sent: int | None = None  # the frame that was sent last
+        self._missing = 0  # of it: what comes late is taken off before it is counted as lost
+        self._capture_ns = -(1 << 62)
+
+    def take_metadata(self, text: str) -> None:
+        super().take_metadata(text)
+        told = self.sensor.format
+        self.rate_hz = float(told.fps) if told.fps else None
+        first, last = told.column_window
+        columns = np.arange(self.sensor.w)
+        self._window = (columns >= first) & (columns <= last) if first <= last else (columns >= first) | (columns <= last)
+        self._per_packet = int(told.columns_per_packet)
+        self._whole = len(np.unique(columns[self._window] // self._per_packet))  # packets of a frame
+        self._lut = self.sdk.XYZLutFloat(self.sensor, False)
+        self._has_id = self.format.init_id  # legacy packets have none
+        fields = set(self.format.fields)
+        self._returns = [(r, i) for r, i in (("RANGE", "REFLECTIVITY"), ("RANGE2", "REFLECTIVITY2")) if {r, i} <= fields]
+        if not self._returns:
+            raise ConfigError(f"{self.where}: the sensor's profile {told.udp_profile_lidar} holds no ranges. Choose another on its page")
+        self._clear()
+
+    def _clear(self) -> None:
+        height, width = self.sensor.h, self.sensor.w
+        self._ranges = {r: np.zeros((height, width), np.uint32) for r, _ in self._returns}
+        self._brightness = {i: np.zeros((height, width), np.uint16) for _, i in self._returns}
+        self._times_ns = np.zeros(width, np.int64)
+        self._valid = np.zeros(width, bool)
+        self._came: set[int] = set()  # packets of the frame, by the place of their first column
+
+    def feed(self, packet: bytes, arrival_ns: int) -> Iterator[Sweep]:
+        columns = self._columns(packet)
+        if columns is None:
+            self.lost[MALFORMED] += 1
+            return
+        suspect, self._suspect = self._suspect, None
+        if self._follows(columns):
+            self.lost[MALFORMED] += suspect is not None
+        elif suspect is not None and self._pair(suspect[0], columns):
+            yield from self._close("the sensor's time or frame number jumped, or it was silent")
+            self._frame = self._newest_ns = self._sent = None
+            yield from self._accept(*suspect)
+        else:
+            self.lost[MALFORMED] += suspect is not None
+            self._suspect = (columns, packet, arrival_ns)
+            return
+        yield from self._accept(columns, packet, arrival_ns)
+
+    def finish(self) -> Iterator[Sweep]:
+        self.lost[MALFORMED] += self._suspect is not None
+        self._suspect = None
+        yield from self._close("the packets ended")
+        self.lost[LOST] += self._missing
+        self._missing = 0
+
+    def _columns(self, packet: bytes) -> _Columns | None:
+        if self.sensor is None or len(packet) != self.format.lidar_packet_size:
+            return None
+        head, buffer = self.sdk.ColHeader, np.frombuffer(packet, np.uint8)
+        ids = self.format.packet_header(head.MEASUREMENT_ID, buffer)
+        if ids[0] % self._per_packet or ids[0] >= self.sensor.w or (np.diff(ids.astype(np.int32)) != 1).any():
+            return None
+        if self.sensor.init_id and self.format.init_id(buffer) not in (0, self.sensor.init_id):
+            return None  # of another sensor, or from before its settings were changed
+        valid = (self.format.packet_header(head.STATUS, buffer) & 1).astype(bool)
+        times_ns = self.format.packet_header(head.TIMESTAMP, buffer).astype(np.int64)
+        told = times_ns[valid]
+        if len(told) and (told[0] <= 0 or (np.diff(told) < 0).any() or told[-1] - told[0] > SILENCE_NS):
+            return None
+        return _Columns(int(self.format.frame_id(buffer)), ids, times_ns, valid)
+
+    def _ahead(self, frame: int, of: int) -> int:
+        """By how many frames, across the wrap of their number; negative: older."""
+        wrap = int(self.format.max_frame_id) + 1
+        return (frame - of + wrap // 2) % wrap - wrap // 2
+
+    def _follows(self, columns: _Columns) -> bool:
+        newest = self._frame if self._frame is not None else self._sent
+        if newest is not None and abs(self._ahead(columns.frame, newest)) > NEAR_FRAMES:
+            return False
+        if self._newest_ns is None or not columns.valid.any():
+            return True
+        return bool(abs(columns.times_ns[columns.valid][-1] - self._newest_ns) < SILENCE_NS)
+
+    def _pair(self, first: _Columns, second: _Columns) -> bool:
+        if abs(self._ahead(second.frame, first.frame)) > 1:
+            return False
+        told = [c.times_ns[c.valid][0] for c in (first, second) if c.valid.any()]
+        return len(told) < 2 or bool(abs(told[1] - told[0]) < SILENCE_NS)
+
+    def _accept(self, columns: _Columns, packet: bytes, arrival_ns: int) -> Iterator[Sweep]:
+        self.good += 1
+        number = int(columns.ids[0]) // self._per_packet
+        newest = self._frame if self._frame is not None else self._sent
+        ahead = 1 if newest is None else self._ahead(columns.frame, newest)
+        if ahead < 0 or (ahead == 0 and self._frame is None):  # its frame has been sent
+            in_last = self._sent is not None and columns.frame == self._sent and self._missing
+            self.lost[LATE if in_last or ahead < 0 else TWICE] += 1
+            self._missing -= 1 if in_last else 0
+            return
+        if ahead == 0 and number in self._came:
+            self.lost[TWICE] += 1
+            return
+        if ahead > 0 and self._frame is not None:
+            yield from self._close()
+        if ahead > 0:
+            self.lost[LOST] += self._whole * (ahead - 1)  # frames of which nothing came
+            self._frame = columns.frame
+        self._stamp(columns, arrival_ns)
+        place = slice(int(columns.ids[0]), int(columns.ids[0]) + self._per_packet)
+        buffer = np.frombuffer(packet, np.uint8)
+        for ranges, brightness in self._returns:
+            self._ranges[ranges][:, place] = self.format.packet_field(ranges, buffer)
+            self._brightness[brightness][:, place] = self.format.packet_field(brightness, buffer)
+        self._times_ns[place], self._valid[place] = columns.times_ns, columns.valid
+        self._came.add(number)
+        if len(self._came) == self._whole:
+            yield from self._close()
+
+    def _stamp(self, columns: _Columns, arrival_ns: int) -> None:
+        told = columns.times_ns[columns.valid]
+        if len(told) and (self._newest_ns is None or told[-1] > self._newest_ns):
+            first_ns, self._newest_ns = int(told[0]), int(told[-1])
+            self._host_ns = self.clock.stamp(first_ns, self._newest_ns, arrival_ns) + self._newest_ns - first_ns
+
+    def _close(self, why: str = "") -> Iterator[Sweep]:
+        """Send the frame in progress, whole or not."""
+        if self._frame is None:
+            return
+        self.lost[LOST] += self._missing
+        self._sent, self._frame = self._frame, None
+        self._missing = self._whole - len(self._came)
+        without_deg = 360 * self._missing * self._per_packet / self.sensor.w
+        reason = f"{self._missing} of {self._whole} packets missing, {without_deg:.0f}° without points"
+        there = np.flatnonzero(self._valid & self._window)
+        if len(there) and self._newest_ns is not None:
+            yield self._sweep(there, reason if self._missing else "", why)
+        self._clear()
+
+    def _sweep(self, there: npt.NDArray[np.int64], reason: str, why: str) -> Sweep:
+        assert self._newest_ns is not None
+        window = np.flatnonzero(self._window)
+        first, last = int(there[0]), int(there[-1])
+        nominal_ns = NS / (self.rate_hz or 10.0) / self.sensor.w
+        period_ns = (self._times_ns[last] - self._times_ns[first]) / (last - first) if last > first else nominal_ns
+        start_ns = int(self._times_ns[first]) - round((first - window[0]) * period_ns)
+        host_ns = self._host_ns - (self._newest_ns - start_ns)
+        capture_ns = self._capture_ns = max(host_ns, self._capture_ns + 1)
+        seconds = ((self._times_ns - start_ns) / NS).astype(np.float32)
+        parts = []
+        for ranges, brightness in self._returns:
+            range_mm = self._ranges[ranges]
+            seen = (range_mm >= max(1, self._range_mm[0])) & (range_mm <= self._range_mm[1]) & self._valid
+            xyz = self._lut(range_mm)[seen]
+            reflectance = np.minimum(self._brightness[brightness][seen] * np.float32(1 / 255), 1)
+            parts.append(points_array(xyz, reflectance, np.broadcast_to(seconds, range_mm.shape)[seen]))
+        said = "; ".join(part for part in (reason, why) if part)
+        duration_ns = round((int(window[-1]) - int(window[0]) + 1) * period_ns)
+        error_ns = self.clock.error_ns + capture_ns - host_ns
+        return Sweep(capture_ns, duration_ns, error_ns, parts[0] if len(parts) == 1 else np.concatenate(parts), said)

@@ -1,0 +1,278 @@
+"""Packets of a lidar that turns → sweeps cut at a fixed azimuth. What Velodyne and Hesai share; neither's format is known here.
+
+A packet has the sensor's own time and the azimuth of its first firing. From one packet to the next the azimuth rises evenly, so
+the moment at which it passes the cut is known to the microsecond, and points are divided by their time: a packet that holds the
+cut belongs to both sweeps. What is missing shows in the steps of the sensor's time, which are all alike.
+
+Damage is expected. A packet whose time or azimuth does not follow from those before it is set aside: if the next one follows
+from it, the sensor's clock was set (or its motor caught up), else it was garbage. Packets in the wrong order find their sweep
+by their time as long as it is not sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clock import NS
+from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep
+
+DECODE_AT = 24  # packets decoded together: the work is spread over the revolution, and little is left at its end
+REORDER_NS = 100_000_000  # what is older than this was not overtaken on its way: the sensor's clock was set back
+SILENCE_NS = NS // 2  # no packet for so long: the sweep in progress is sent as it is
+SLOWEST_TURN_NS = NS  # a revolution takes 50 to 200 ms: beyond this the head stands still, and sweeps are cut by time
+RATE_AFTER_NS = 20_000_000  # over less than this, the azimuth's steps of 0.01° are too coarse for a rate
+AZIMUTH_DEG = 20.0  # how far an azimuth may be from where the last revolution's rate puts it
+
+
+class Head(NamedTuple):
+    """What is known of a packet before it is decoded."""
+
+    stamp_ns: int  # the sensor's time of its first firing, which wraps
+    azimuth_deg: float  # of its first firing, rising with time
+    span_ns: int  # from its first to its last firing
+
+
+class _Packet(NamedTuple):
+    device_ns: int  # the sensor's time, unwrapped
+    angle_deg: float  # azimuth, unwrapped
+
+
+class Rotating(PacketDecoder):
+    """cut_deg: the sensor's own azimuth at which sweeps begin. A subclass reads one vendor's packets: head(), points()."""
+
+    wrap_ns = 3600 * NS  # after which the sensor's time begins again
+
+    _times_ns: list[int]  # of the packets that began since the sweep did
+    _ahead: int  # packets missing since the sweep's beginning, before the first of those
+    _waiting: list[tuple[int, bytes]]  # to be decoded together
+    _decoded: list[tuple[int, npt.NDArray[np.float32]]]  # (origin, points)
+
+    def __init__(self, cut_deg: float) -> None:
+        super().__init__()
+        if not 0 <= cut_deg < 360:
+            raise ValueError(f"cut_deg must be from 0 up to 360, not {cut_deg}.")
+        self.cut_deg = cut_deg
+        self.clock = SensorClock()
+        self._newest: _Packet | None = None  # None: the next packet begins a sweep
+        self._time: tuple[int, int, int] | None = None  # stamp, unwrapped time and arrival of the newest packet of all
+        self._host_ns = 0  # host time of the newest packet
+        self._suspect: tuple[Head, bytes, int] | None = None
+        self._step_ns = 0.0  # between two packets, as the sweeps so far have it
+        self._degrees_per_ns = 0.0
+        self._missing = 0  # of the sweep sent last: what comes late is taken off before it is counted as lost
+        self._capture_ns = -(1 << 62)
+        self._begin()
+
+    def head(self, packet: bytes) -> Head | None:
+        """None: no packet of this sensor."""
+        raise NotImplementedError
+
+    def points(self, packets: list[bytes], offsets_ns: list[int]) -> npt.NDArray[np.float32]:
+        """(n, 5) of packets whose first firings are offsets_ns after a common origin; seconds since that origin.
+
+        Raises ValueError or RuntimeError where one of them cannot be decoded.
+        """
+        raise NotImplementedError
+
+    # Packets
+
+    def feed(self, packet: bytes, arrival_ns: int) -> Iterator[Sweep]:
+        head = self.head(packet)
+        if head is None:
+            self.lost[MALFORMED] += 1
+            return
+        suspect, self._suspect = self._suspect, None
+        if self._follows(head):
+            self.lost[MALFORMED] += suspect is not None
+        elif suspect is not None and self._pair(suspect[0], head):
+            yield from self._begin_again(suspect)
+        else:
+            self.lost[MALFORMED] += suspect is not None
+            self._suspect = (head, packet, arrival_ns)
+            return
+        yield from self._accept(head, packet, arrival_ns)
+
+    def finish(self) -> Iterator[Sweep]:
+        self.lost[MALFORMED] += self._suspect is not None
+        self._suspect = None
+        yield from self._close_early("the packets ended")
+        self.lost[LOST] += self._missing
+        self._missing = 0
+
+    def _since(self, stamp_ns: int, before_ns: int) -> int:
+        half_ns = self.wrap_ns // 2
+        return (stamp_ns - before_ns + half_ns) % self.wrap_ns - half_ns
+
+    def _follows(self, head: Head) -> bool:
+        if self._newest is None or self._time is None:
+            return True
+        since_ns = self._since(head.stamp_ns, self._time[0])
+        if not -REORDER_NS < since_ns < SILENCE_NS:
+            return False
+        if not self._degrees_per_ns:
+            return True
+        expected_deg = self._newest.angle_deg + since_ns * self._degrees_per_ns
+        return abs((head.azimuth_deg - expected_deg + 180) % 360 - 180) < AZIMUTH_DEG
+
+    def _pair(self, first: Head, second: Head) -> bool:
+        turned_deg = (second.azimuth_deg - first.azimuth_deg + 180) % 360 - 180
+        return abs(self._since(second.stamp_ns, first.stamp_ns)) < REORDER_NS and abs(turned_deg) < 2 * AZIMUTH_DEG
+
+    def _begin_again(self, first: tuple[Head, bytes, int]) -> Iterator[Sweep]:
+        """Two packets follow from each other and not from those before: a silence, a clock that was set, a head that jumped."""
+        assert self._time is not None
+        stamp_ns, _, came_ns = self._time
+        since_ns, waited_ns = self._since(first[0].stamp_ns, stamp_ns), first[2] - came_ns
+        silent = since_ns >= SILENCE_NS and abs(since_ns - waited_ns) < REORDER_NS
+        yield from self._close_early(f"no packets for {waited_ns / NS:.1f} s" if silent else "the sensor's time or head jumped")
+        if silent and self._step_ns:
+            self.lost[LOST] += max(0, round(since_ns / self._step_ns) - 1)
+        yield from self._accept(*first)
+
+    def _accept(self, head: Head, raw: bytes, arrival_ns: int) -> Iterator[Sweep]:
+        self.good += 1
+        before, device_ns = self._newest, head.stamp_ns
+        if self._time is not None:
+            device_ns = self._time[1] + self._since(head.stamp_ns, self._time[0])
+        if before is None:
+            newest = _Packet(device_ns, head.azimuth_deg)
+            self._start_ns, self._start_deg = newest
+        elif device_ns <= before.device_ns:
+            self._overtaken(device_ns, raw)
+            return
+        else:
+            newest = _Packet(device_ns, before.angle_deg + self._turned_deg(before, device_ns, head.azimuth_deg))
+            yield from self._pass_cut(before, newest)
+        self._newest, self._time = newest, (head.stamp_ns, device_ns, arrival_ns)
+        self._host_ns = self.clock.stamp(device_ns, device_ns + head.span_ns, arrival_ns)
+        if not self._degrees_per_ns and device_ns - self._start_ns > RATE_AFTER_NS:
+            self._degrees_per_ns = (newest.angle_deg - self._start_deg) / (device_ns - self._start_ns)
+        self._keep(device_ns, raw)
+
+    def _turned_deg(self, before: _Packet, device_ns: int, azimuth_deg: float) -> float:
+        turned_deg = (azimuth_deg - before.angle_deg) % 360
+        if self._degrees_per_ns:  # whole turns that nobody saw
+            expected_deg = (device_ns - before.device_ns) * self._degrees_per_ns
+            return turned_deg + 360 * max(0, round((expected_deg - turned_deg) / 360))
+        return turned_deg if turned_deg < 180 else 0.0  # the encoder's noise, of a head that stands
+
+    def _overtaken(self, device_ns: int, raw: bytes) -> None:
+        if device_ns in self._times_ns:
+            self.lost[TWICE] += 1
+            return
+        if device_ns < self._start_ns:
+            self.lost[LATE] += 1
+            self._missing = max(0, self._missing - 1)
+            return
+        if self._ahead and device_ns < min(self._times_ns, default=device_ns):
+            self._ahead -= 1
+        self._keep(device_ns, raw)
+
+    def _keep(self, device_ns: int, raw: bytes) -> None:
+        self._times_ns.append(device_ns)
+        self._waiting.append((device_ns, raw))
+        if len(self._waiting) >= DECODE_AT:
+            self._decode()
+
+    def _decode(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        origin_ns = waiting[0][0]
+        try:
+            points = self.points([raw for _, raw in waiting], [at_ns - origin_ns for at_ns, _ in waiting])
+        except (ValueError, RuntimeError, IndexError):
+            if len(waiting) == 1:  # its head was right, and the rest is not
+                self.lost[MALFORMED] += 1
+                return
+            for one in waiting:
+                self._waiting = [one]
+                self._decode()
+            return
+        if len(points):
+            self._decoded.append((origin_ns, points))
+
+    # Sweeps
+
+    def _begin(self) -> None:
+        self._start_ns, self._start_deg = 0, 0.0
+        self._times_ns, self._ahead, self._waiting, self._decoded = [], 0, [], []
+
+    def _pass_cut(self, before: _Packet, after: _Packet) -> Iterator[Sweep]:
+        """Send the sweep if the cut lies between two packets."""
+        turn = (after.angle_deg - self.cut_deg) // 360
+        first_turn = (before.angle_deg - self.cut_deg) // 360 + 1
+        if turn >= first_turn:
+            turned_deg, took_ns = after.angle_deg - before.angle_deg, after.device_ns - before.device_ns
+
+            def passed_ns(number: float) -> int:
+                return before.device_ns + round((number * 360 + self.cut_deg - before.angle_deg) / turned_deg * took_ns)
+
+            whole_deg, whole_ns = after.angle_deg - self._start_deg, after.device_ns - self._start_ns
+            if whole_ns > RATE_AFTER_NS:
+                self._degrees_per_ns = whole_deg / whole_ns
+            end_deg = first_turn * 360 + self.cut_deg
+            # Where whole revolutions are missing, the next sweep begins at the last cut before `after`.
+            yield self._close(passed_ns(first_turn), end_deg, after.device_ns, begin_ns=passed_ns(turn))
+            self._start_deg = turn * 360 + self.cut_deg
+        elif after.device_ns - self._start_ns > SLOWEST_TURN_NS:
+            yield self._close(after.device_ns, after.angle_deg, after.device_ns, why="the head hardly turns")
+            self._start_deg = after.angle_deg
+
+    def _close_early(self, why: str) -> Iterator[Sweep]:
+        """Send what there is of a sweep that will not be finished; the next packet begins another."""
+        if self._newest is not None and self._times_ns:
+            step_ns = round(self._step_ns) or 1
+            end_ns = self._newest.device_ns + step_ns
+            end_deg = self._newest.angle_deg + self._degrees_per_ns * step_ns
+            yield self._close(end_ns, end_deg, end_ns, why=why)
+        self._newest, self._degrees_per_ns = None, 0.0
+        self._begin()
+
+    def _close(self, end_ns: int, end_deg: float, next_ns: int, *, begin_ns: int | None = None, why: str = "") -> Sweep:
+        """The points from _start_ns to end_ns. next_ns: of the first packet behind them; begin_ns: of the next sweep."""
+        self._decode()
+        start_ns, mine, rest = self._start_ns, [], []
+        for origin_ns, points in self._decoded:
+            start_s, end_s = (start_ns - origin_ns) / NS, (end_ns - origin_ns) / NS
+            seconds = points[:, 4]
+            if seconds.min() < start_s or seconds.max() >= end_s:
+                after = seconds >= end_s
+                rest.append((origin_ns, points[after]))
+                points = points[(seconds >= start_s) & ~after]
+            points[:, 4] -= start_s
+            mine.append(points)
+        reason = self._account(end_ns, end_deg - self._start_deg, next_ns, begin_ns or end_ns, why)
+        host_ns = self._host_ns if self._newest is None else self._host_ns - (self._newest.device_ns - start_ns)
+        capture_ns = self._capture_ns = max(host_ns, self._capture_ns + 1)
+        data = np.concatenate(mine) if mine else np.empty((0, 5), np.float32)
+        self._decoded = [(origin_ns, points) for origin_ns, points in rest if len(points)]
+        self._times_ns, self._start_ns = [], begin_ns or end_ns
+        return Sweep(capture_ns, end_ns - start_ns, self.clock.error_ns + capture_ns - host_ns, data, reason)
+
+    def _account(self, end_ns: int, turned_deg: float, next_ns: int, begin_ns: int, why: str) -> str:
+        """Count what is missing of the sweep, and say it."""
+        self.lost[LOST] += self._missing  # of the one before: nothing comes that late any more
+        times_ns = np.sort(np.array([*self._times_ns, next_ns], np.int64))
+        steps_ns = np.diff(times_ns)
+        if np.count_nonzero(steps_ns) > 8:
+            self._step_ns = float(np.median(steps_ns[steps_ns > 0]))
+        holes = np.maximum(np.round(steps_ns / self._step_ns) - 1, 0).astype(int) if self._step_ns else np.zeros(len(steps_ns), int)
+        missing, last = self._ahead + int(holes[:-1].sum()), int(holes[-1]) if len(holes) else 0
+        # The last hole lies around the cut: what of it is behind that is missing of the next sweep.
+        would_be_ns = times_ns[-2] + self._step_ns * np.arange(1, last + 1) if last else np.empty(0)
+        missing += int((would_be_ns < end_ns).sum())
+        self._ahead = int((would_be_ns >= begin_ns).sum())
+        self.lost[LOST] += last - int((would_be_ns < end_ns).sum()) - self._ahead
+        self._missing = missing
+        said = []
+        if turned_deg < 359:
+            said.append(f"only {max(turned_deg, 0):.0f}° of a turn: {why or 'the packets began there'}")
+        if missing:
+            without_deg = min(turned_deg, missing * self._step_ns * turned_deg / max(end_ns - self._start_ns, 1))
+            said.append(f"{missing} of {missing + len(self._times_ns)} packets missing, {without_deg:.0f}° without points")
+        return "; ".join(said)

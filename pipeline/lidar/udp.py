@@ -1,0 +1,167 @@
+"""A sensor's packets off the network, each with the host time of its arrival. Linux stamps them in the kernel, so that a
+process that is late to read does not make them late; elsewhere they are stamped when read.
+
+    with Receiver(2368, clock=clock, where="lidar 'roof'") as receiver:
+        for packet, arrival_ns in receiver.take(0.25): ...
+
+A thread does nothing but read: decoding a sweep must not cost packets. Everything that is lost here is counted.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+import threading
+from collections import Counter, deque
+from typing import Any
+
+from pipeline.clock import NS, Clock, utc_offset_ns
+from pipeline.errors import DeviceError
+
+BUFFER_BYTES = 4 << 20  # asked of the kernel: a third of a second of the most talkative sensor
+WAITING = 20_000  # packets between the thread and the run, three seconds of that sensor
+LARGEST_BYTES = 65_535
+LOOK_UP_S = 0.25  # how often the thread looks whether it is to end
+OFFSET_EVERY_NS = NS  # the kernel stamps in UTC, which may be set while we run
+MOST_AGE_NS = NS  # a stamp older than this on reading was made with another UTC
+
+_LINUX = sys.platform.startswith("linux")
+_SO_TIMESTAMPNS, _SO_RXQ_OVFL, _SO_RCVBUFFORCE = 35, 40, 33  # linux/socket.h; Python has no names for them
+_TIMESPEC, _COUNT = struct.Struct("@ll"), struct.Struct("@I")
+
+NOT_READ = "packets lost in the kernel: its receive buffer was full"
+OVERLOAD = "packets lost: overload"
+
+
+class Receiver:
+    """One UDP port. bind: the address of the interface to listen at. source: only packets from this address; "" of any.
+
+    Raises DeviceError where it cannot listen.
+    """
+
+    def __init__(self, port: int, *, clock: Clock, where: str, bind: str = "0.0.0.0", source: str = "") -> None:
+        self._clock, self._source = clock, source
+        self._offset_ns, self._offset_at_ns = 0, -OFFSET_EVERY_NS
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._lost: Counter[str] = Counter()
+        self._kernel_lost = 0
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._error: OSError | None = None
+        self._socket = _listen(port, bind, where)
+        self.port = int(self._socket.getsockname()[1])
+        self.buffer_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // (2 if _LINUX else 1)
+        self._thread = threading.Thread(target=self._run, name=f"udp {self.port}", daemon=True)
+        self._thread.start()
+
+    def take(self, timeout_s: float) -> list[tuple[bytes, int]]:
+        """(packet, arrival_ns) of all that came since the last call; waits for the first. Raises OSError when the port is gone."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._error, timeout_s)
+            if self._error is not None and not self._waiting:
+                raise self._error
+            taken = list(self._waiting)
+            self._waiting.clear()
+        return taken
+
+    def take_lost(self) -> Counter[str]:
+        with self._changed:
+            lost, self._lost = self._lost, Counter()
+        return lost
+
+    def forget(self) -> None:
+        """Throw away what was read so far: it belongs to the time before the run."""
+        with self._changed:
+            self._waiting.clear()
+            self._lost.clear()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join(2 * LOOK_UP_S)
+        self._socket.close()
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        space = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_COUNT.size)
+        while not self._stopping.is_set():
+            try:
+                packet, told, _, (sender, *_) = self._socket.recvmsg(LARGEST_BYTES, space)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify()
+                return
+            arrival_ns, kernel_lost = self._told(told)
+            with self._changed:
+                if kernel_lost is not None and kernel_lost != self._kernel_lost:
+                    self._lost[NOT_READ] += (kernel_lost - self._kernel_lost) & 0xFFFF_FFFF
+                    self._kernel_lost = kernel_lost
+                if self._source and sender != self._source:
+                    continue
+                if len(self._waiting) == WAITING:
+                    self._waiting.popleft()
+                    self._lost[OVERLOAD] += 1
+                self._waiting.append((packet, arrival_ns))
+                self._changed.notify()
+
+    def _told(self, told: list[tuple[int, int, bytes]]) -> tuple[int, int | None]:
+        """(arrival, how many packets the kernel has dropped so far, where it says so)."""
+        now_ns = arrival_ns = self._clock.now_ns()
+        kernel_lost = None
+        for level, kind, data in told:
+            if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
+                if not 0 <= now_ns - self._offset_at_ns < OFFSET_EVERY_NS:
+                    self._offset_ns, self._offset_at_ns = utc_offset_ns(self._clock)[0], now_ns
+                seconds, rest_ns = _TIMESPEC.unpack_from(data)
+                stamped_ns = seconds * NS + rest_ns - self._offset_ns
+                if 0 <= now_ns - stamped_ns < MOST_AGE_NS:
+                    arrival_ns = stamped_ns
+            elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL and len(data) >= _COUNT.size:
+                (kernel_lost,) = _COUNT.unpack_from(data)
+        return arrival_ns, kernel_lost
+
+
+def _listen(port: int, bind: str, where: str) -> socket.socket:
+    listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        for option in (_SO_RCVBUFFORCE, socket.SO_RCVBUF) if _LINUX else (socket.SO_RCVBUF,):
+            try:
+                listening.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+                break
+            except OSError:  # to go beyond the system's limit needs a right that few have
+                continue
+        for option in (_SO_TIMESTAMPNS, _SO_RXQ_OVFL) if _LINUX else ():
+            _try(listening, option)
+        listening.bind((bind, port))
+        listening.settimeout(LOOK_UP_S)
+        return listening
+    except (OSError, OverflowError) as error:
+        listening.close()
+        fix = "Another program listens there: see which with `ss -ulpn`, or choose another `port`."
+        if isinstance(error, OSError) and error.errno in (99, 49, -2):  # EADDRNOTAVAIL on Linux, macOS; no such name
+            fix = f"No interface here has the address {bind}: see them with `ip addr`, or leave `bind` out."
+        raise DeviceError(f"{where}: cannot listen at UDP {bind}:{port}: {error}. {fix}", retry=True) from error
+
+
+def _try(listening: socket.socket, option: int, value: Any = 1) -> None:
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, option, value)
+    except OSError:  # an older kernel: arrivals are then stamped when read, and its drops show as gaps only
+        pass
+
+
+def largest_buffer_bytes() -> int | None:
+    """What the kernel lets anybody ask for; None where it does not say."""
+    try:
+        with open("/proc/sys/net/core/rmem_max") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None

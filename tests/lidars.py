@@ -1,0 +1,131 @@
+"""Packets whose points are known exactly: a VLP-16 and an Ouster in a room of our own, and what a network does to packets."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.clock import NS
+
+# VLP-16 user manual, chapter 9: elevation in degrees and vertical offset in mm, by laser.
+VLP16_ELEVATION_DEG = np.array([-15, 1, -13, 3, -11, 5, -9, 7, -7, 9, -5, 11, -3, 13, -1, 15], float)
+VLP16_OFFSET_MM = np.array([11.2, -0.7, 9.7, -2.2, 8.1, -3.7, 6.6, -5.1, 5.1, -6.6, 3.7, -8.1, 2.2, -9.7, 0.7, -11.2])
+BLOCK_US, FIRING_US, LASER_US = 110.592, 55.296, 2.304
+PACKET_NS = round(12 * BLOCK_US * 1000)
+BLOCK_DEG = 0.4  # turned in a block, an exact number of the packet's 0.01°: 10.05 turns a second
+
+
+class Truth(NamedTuple):
+    xyz: np.ndarray  # (n, 3) m, x forward, y left, z up
+    at_ns: np.ndarray  # (n,) since the first packet's first firing
+
+
+def vlp16(packets: int, *, from_deg: float = 0.0, since_hour_ns: int = 1_000_000_000) -> tuple[list[bytes], Truth]:
+    """Single-return packets of a sensor in a lumpy round room of 3 to 9 m."""
+    raw, xyz, at_ns = [], [], []
+    for k in range(packets):
+        body = b""
+        for block in range(12):
+            azimuth_deg = from_deg + (12 * k + block) * BLOCK_DEG
+            body += struct.pack("<HH", 0xEEFF, round(azimuth_deg * 100) % 36000)
+            for firing in range(2):
+                since_us = block * BLOCK_US + firing * FIRING_US + LASER_US * np.arange(16)
+                azimuth = np.radians(azimuth_deg + (firing * FIRING_US + LASER_US * np.arange(16)) * BLOCK_DEG / BLOCK_US)
+                units = np.round((6 + 3 * np.sin(3 * azimuth) * np.cos(np.arange(16))) / 0.002).astype(np.uint16)
+                body += b"".join(struct.pack("<HB", int(u), 10 * laser) for laser, u in enumerate(units))
+                range_m, elevation = units * 0.002, np.radians(VLP16_ELEVATION_DEG)
+                flat = range_m * np.cos(elevation)
+                z = range_m * np.sin(elevation) + VLP16_OFFSET_MM / 1000
+                xyz.append(np.stack([flat * np.cos(azimuth), -flat * np.sin(azimuth), z], axis=1))
+                at_ns.append(k * PACKET_NS + since_us * 1000)
+        stamp_us = (since_hour_ns + k * PACKET_NS) // 1000 % 3_600_000_000
+        raw.append(body + struct.pack("<IBB", stamp_us, 0x37, 0x22))
+    return raw, Truth(np.concatenate(xyz), np.concatenate(at_ns))
+
+
+def ouster(frames: int, *, first_id: int = 7) -> tuple[str, list[bytes], list[Truth]]:
+    """(metadata, packets, truth of each frame): an OS1-64 of 1024 columns at 10 Hz in a lumpy room."""
+    import ouster.sdk.core as sdk
+
+    told = json.loads(sdk.SensorInfo.from_default(sdk.LidarMode._1024x10).to_json_string())
+    told["lidar_data_format"]["udp_profile_lidar"] = "RNG19_RFL8_SIG16_NIR16"
+    told["config_params"] |= {"udp_port_lidar": 7502, "udp_port_imu": 7503}  # 0 would mean: it sends none
+    told["sensor_info"] |= {"initialization_id": 1234, "prod_sn": "122000000001"}
+    metadata = json.dumps(told)
+    info = sdk.SensorInfo(metadata)
+    form = sdk.PacketFormat(info)
+    raw: list[bytes] = []
+    truths = []
+    for k in range(frames):
+        frame = sdk.LidarFrame(info)
+        frame.frame_id = first_id + k
+        columns = np.arange(info.w)
+        lumps = 4 + np.sin(0.02 * columns[None] + 0.3 * np.arange(info.h)[:, None] + k)
+        frame.field("RANGE")[:] = (1000 * lumps).astype(np.uint32)
+        frame.field("REFLECTIVITY")[:] = (columns[None] % 200).astype(frame.field("REFLECTIVITY").dtype)
+        start_ns = 5 * NS + k * NS // 10
+        frame.timestamp[:] = start_ns + columns * (NS // 10 // info.w)
+        frame.measurement_id[:], frame.status[:] = columns, 0xFFFFFFFF
+        raw += [np.array(p.buf).tobytes() for p in sdk.frame_to_packets(frame, form, 1234, 122000000001)]
+        truths.append(Truth(ouster_xyz(info, np.array(frame.field("RANGE"))), np.array(frame.timestamp, np.int64) - start_ns))
+    return metadata, raw, truths
+
+
+def ouster_xyz(info: object, range_mm: np.ndarray) -> np.ndarray:
+    """(h, w, 3) m by the formula of Ouster's sensor manual, in the sensor's frame."""
+    width = info.w  # type: ignore[attr-defined]
+    encoder = 2 * np.pi * (1 - np.arange(width) / width)
+    azimuth = -np.radians(info.beam_azimuth_angles)[:, None]  # type: ignore[attr-defined]
+    elevation = np.radians(info.beam_altitude_angles)[:, None]  # type: ignore[attr-defined]
+    origin_mm = info.lidar_origin_to_beam_origin_mm  # type: ignore[attr-defined]
+    flat = (range_mm - origin_mm) * np.cos(elevation)
+    x = flat * np.cos(encoder + azimuth) + origin_mm * np.cos(encoder)
+    y = flat * np.sin(encoder + azimuth) + origin_mm * np.sin(encoder)
+    z = (range_mm - origin_mm) * np.sin(elevation)
+    there = np.stack([x, y, z, np.ones_like(z)], axis=-1)
+    sensor_from_lidar = np.array(info.lidar_to_sensor_transform)  # type: ignore[attr-defined]
+    return (there @ sensor_from_lidar.T)[..., :3] / 1000
+
+
+def sent(raw: Sequence[bytes], *, every_ns: int = PACKET_NS, start_ns: int = 0) -> list[tuple[bytes, int]]:
+    """(packet, arrival): each arrives 0.2 ms after its last firing."""
+    return [(packet, start_ns + (k + 1) * every_ns + 200_000) for k, packet in enumerate(raw)]
+
+
+def lossy(packets: Sequence[tuple[bytes, int]], share: float, seed: int = 1) -> list[tuple[bytes, int]]:
+    chance = random.Random(seed)
+    return [packet for packet in packets if chance.random() >= share]
+
+
+def reordered(packets: Sequence[tuple[bytes, int]], share: float, seed: int = 1) -> list[tuple[bytes, int]]:
+    """This share of the packets come one to three places late."""
+    chance, order = random.Random(seed), list(packets)
+    for k in range(len(packets)):
+        if chance.random() < share:
+            order.insert(min(k + chance.randint(1, 3), len(order) - 1), order.pop(k))
+    return [(packet, arrival_ns) for (packet, _), (_, arrival_ns) in zip(order, packets, strict=True)]
+
+
+def garbage(count: int, size: int, seed: int = 1) -> Iterator[bytes]:
+    """Random bytes, packets cut short, packets too long, and random bytes of the right size."""
+    chance = np.random.default_rng(seed)
+    for k in range(count):
+        length = (int(chance.integers(0, 64)), int(chance.integers(64, size)), size + 1 + k % 50, size)[k % 4]
+        yield chance.integers(0, 256, length, dtype=np.uint8).tobytes()
+
+
+def write_pcap(path: Path, packets: Sequence[tuple[bytes, int]], port: int) -> Path:
+    """Raw IP (link type 101), nanoseconds."""
+    with path.open("wb") as file:
+        file.write(struct.pack("<4sHHiIII", b"\x4d\x3c\xb2\xa1", 2, 4, 0, 0, 1 << 18, 101))
+        for packet, at_ns in packets:
+            udp = struct.pack(">HHHH", 5000, port, 8 + len(packet), 0) + packet
+            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes([10, 0, 0, 7]), bytes([10, 0, 0, 1])) + udp
+            file.write(struct.pack("<IIII", at_ns // NS, at_ns % NS, len(ip), len(ip)) + ip)
+    return path
