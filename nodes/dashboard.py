@@ -1,4 +1,4 @@
-"""The web page: live picture, expressions, receipts and the state of every node, at http://127.0.0.1:8080.
+"""The web page: picture, expressions or what is around, receipts and the state of every node, at http://127.0.0.1:8080.
 
 Owns what the page is told and what it may ask for; pipeline/web.py serves it. Refuses to know how anything was predicted,
 and never waits for a browser. What a slow one cannot take is replaced (pictures, state) or dropped and counted
@@ -18,9 +18,11 @@ Server to client, text, told apart by "type":
     missed       {"count"}: predictions that this client was too slow for
     refused      {"reason"}: what was asked for cannot be done
     finished     every input has ended
-Server to client, binary, unless pictures=0: a big-endian uint16, the length of the JSON object that follows it (the
-fields of PictureHead), then a JPEG. With pictures=paced every picture after the second waits for the text "next", so a
-page that is hidden, or cannot keep up, costs nothing.
+Server to client, binary, unless pictures=0: a big-endian uint16, the length of the JSON object that follows it, and what
+that is the head of. Without "kind" it has the fields of PictureHead, and a JPEG follows. "kind": "points" has the fields of
+scene_view.PointsHead, which says how they are packed: up to 10 times a second for each stream of points that is read. With
+pictures=paced every picture after the second waits for the text "next", and points for "next points", so a page that is
+hidden, or cannot keep up, costs nothing.
 Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}; while it
 replays {"do": "pause"}, {"do": "resume"}; while it records or replays {"do": "label", "label": "happy", "at_ns": …} ("" ends one).
 Where a token is set, add it to the address: /ws?pictures=0&token=...
@@ -28,21 +30,28 @@ Where a token is set, add it to the address: /ws?pictures=0&token=...
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 
+from pipeline import rig as rigs
 from pipeline.clock import NS
-from pipeline.errors import ConfigError
-from pipeline.frame import Frame, Health, Prediction
+from pipeline.errors import ConfigError, nearest
+from pipeline.frame import Frame, Health, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
+from pipeline.scene_view import POINT_ENCODINGS, SceneView
 from pipeline.web import PageServer, is_loopback
 
 PAGE = Path(__file__).with_suffix(".html")
+SCENE = [PAGE.with_name("dashboard_scene.html"), PAGE.with_name("dashboard_top.html")]  # go where the page says so
+SCENE_MARK = "<!-- scene -->"
+PICTURE_ENCODINGS = ("bgr8", "jpeg")
 NOTE = "Labels are expressions, not feelings. Nothing is stored."
 STREAMS_EVERY_NS = NS // 15  # from about here a level meter looks alive
+POINTS_EVERY_NS = NS // 10
 FLOOR_DB = -96.0  # the quietest 16-bit sample
 PEAK_FALL_DB_PER_S = 20.0  # as a peak programme meter falls, so that a clap can be seen
 JPEG_QUALITY = 80
@@ -61,11 +70,13 @@ class StreamView(msgspec.Struct, frozen=True):
     peak_db: float = FLOOR_DB
     latency_ns: int = 0  # from the end of the capture to here, smoothed over some 16 frames
     reason: str = ""  # of a silence; "" while frames come
+    points: int = 0  # of the newest sweep, before any is left out
+    about: str = ""  # StreamInfo.description; a source that is no sensor says there "rendered, not real"
     rate_from: tuple[int, int] | None = None  # seq and capture_ns the rate is being measured from
 
     def after(self, frame: Frame, arrival_ns: int) -> StreamView:
         if frame.encoding == "none":
-            return StreamView(self.encoding, self.seq, self.capture_ns, reason=frame.reason or "silent")
+            return StreamView(self.encoding, self.seq, self.capture_ns, reason=frame.reason or "silent", about=self.about)
         rate_hz, since = self.rate_hz, self.rate_from
         if since is None or frame.seq < since[0]:
             since = (frame.seq, frame.capture_ns)
@@ -79,12 +90,14 @@ class StreamView(msgspec.Struct, frozen=True):
             fallen_db = self.peak_db - PEAK_FALL_DB_PER_S * max(0, frame.capture_ns - self.capture_ns) / NS
             level_db = dbfs(float(np.dot(frame.data, frame.data) / frame.data.size) ** 0.5)
             peak_db = round(max(dbfs(float(np.abs(frame.data).max())), fallen_db), 1)
+        points = len(frame.data) if frame.encoding.startswith("points_xyzi") else 0
         latency_ns = max(0, arrival_ns - frame.end_ns)
         if self.rate_from is not None:
             latency_ns = self.latency_ns + (latency_ns - self.latency_ns) // 16
         return StreamView(
-            frame.encoding, frame.seq, frame.capture_ns, rate_hz, width_px, height_px, level_db, peak_db, latency_ns, "", since
-        )
+            frame.encoding, frame.seq, frame.capture_ns, rate_hz, width_px, height_px, level_db, peak_db, latency_ns, "",
+            points, self.about, since,
+        )  # fmt: skip
 
 
 def dbfs(amplitude: float) -> float:
@@ -117,6 +130,8 @@ class Dashboard(Sink):
     address: anything but this machine itself (127.0.0.1, ::1, localhost) needs a token. port: 0 takes any free one.
     token: asked of the page (?token=..., then kept in a cookie) and of the WebSocket (either).
     max_rate_hz, width_px: bounds of the pictures sent to a browser; none is encoded while nobody looks.
+    rig: a rig file, by which points are drawn on the picture and seen from above in the base frame. camera: the picture
+    stream they are drawn on; "" is the first that comes. points: the streams to show points of; null: all that are read.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame, Prediction, Health)
@@ -129,6 +144,9 @@ class Dashboard(Sink):
         token: str | None = None,
         max_rate_hz: float = 15.0,
         width_px: int = 960,
+        rig: str | None = None,
+        camera: str = "",
+        points: Sequence[str] | None = None,
     ) -> None:
         if not 0 <= port <= 65535:
             raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
@@ -142,8 +160,10 @@ class Dashboard(Sink):
         if max_rate_hz <= 0 or width_px < 16:
             raise ConfigError("max_rate_hz must be above 0, width_px at least 16.")
         self.port, self.address, self.token, self.width_px = port, address, token, width_px
+        self.rig_path, self.camera, self.points = rig, camera, points
+        self._scene = SceneView()
         self._picture_every_ns = round(NS / max_rate_hz)
-        self._picture_due_ns: dict[str, int] = {}
+        self._due_ns: dict[str, int] = {}  # by stream: when its next picture or sweep is shown
         self._streams_due_ns = 0
         # Read by the server's thread too: each value is frozen, and replaced whole.
         self._streams: dict[str, StreamView] = {}
@@ -158,8 +178,14 @@ class Dashboard(Sink):
     def open(self) -> None:
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
 
+        for option, names in (("camera", [self.camera] if self.camera else []), ("points", self.points or [])):
+            for name in names:
+                if self.context.inputs and name not in self.context.inputs:
+                    found = f"Inputs: {', '.join(self.context.inputs)}.{nearest(name, self.context.inputs)}"
+                    raise ConfigError(f"nodes.{self.name}.{option}: no input '{name}'. {found}")
+        self._scene = SceneView(rigs.load(self.rig_path) if self.rig_path else None)
         server = PageServer(
-            PAGE.read_text(encoding="utf-8"),
+            page_text(),
             host=self.address,
             port=self.port,
             token=self.token,
@@ -176,7 +202,7 @@ class Dashboard(Sink):
     def consume(self, arrival: Arrival) -> None:
         message, server = arrival.message, self._server
         if isinstance(message, Frame):
-            view = self._streams.get(message.stream, StreamView())
+            view = self._streams.get(message.stream) or StreamView(about=self._info(message.stream).description)
             self._streams[message.stream] = view.after(message, arrival.arrival_ns)
         elif isinstance(message, Prediction | Health):
             self._last[type(message).__name__] = message
@@ -186,8 +212,13 @@ class Dashboard(Sink):
             server.say("prediction", as_json("prediction", message.record()), keep="all")
         elif isinstance(message, Health):
             server.say("health", as_json("health", plain(message)))
-        elif isinstance(message, Frame) and message.encoding in ("bgr8", "jpeg") and server.wants_picture:
-            self._show(message, arrival.arrival_ns, server)
+        elif isinstance(message, Frame) and message.encoding in PICTURE_ENCODINGS and server.wants_picture:
+            if self._is_due(message.stream, arrival.arrival_ns, self._picture_every_ns):
+                self._show(message, server)
+        elif isinstance(message, Frame) and message.encoding in POINT_ENCODINGS and "points" in server.wanted:
+            is_shown = self.points is None or message.stream in self.points
+            if is_shown and self._is_due(message.stream, arrival.arrival_ns, POINTS_EVERY_NS):
+                self._show_points(message, server)
         if arrival.arrival_ns >= self._streams_due_ns:
             self._streams_due_ns = arrival.arrival_ns + STREAMS_EVERY_NS
             server.say("streams", as_json("streams", {"now_ns": arrival.arrival_ns, "streams": self._streams}))
@@ -201,18 +232,39 @@ class Dashboard(Sink):
             self._server.stop()
             self._server = None
 
-    def _show(self, frame: Frame, arrival_ns: int, server: PageServer) -> None:
-        every_ns = self._picture_every_ns
-        due_ns = self._picture_due_ns.get(frame.stream, -every_ns)
+    def _is_due(self, stream: str, arrival_ns: int, every_ns: int) -> bool:
+        due_ns = self._due_ns.get(stream, -every_ns)
         # A quarter early is in time: else a 30 Hz camera that jitters would be shown at 10 Hz now and then, not at 15.
         if arrival_ns < due_ns - every_ns // 4:
-            return
-        self._picture_due_ns[frame.stream] = every_ns + (due_ns if arrival_ns < due_ns + every_ns else arrival_ns)
+            return False
+        self._due_ns[stream] = every_ns + (due_ns if arrival_ns < due_ns + every_ns else arrival_ns)
+        return True
+
+    def _show(self, frame: Frame, server: PageServer) -> None:
         # The frame's memory is ours only until we return: take a (small) copy, and encode that later.
         image = shrunk(frame.data, self.width_px) if frame.encoding == "bgr8" else frame.data.copy()
         view, width_px = self._streams[frame.stream], self.width_px
         head = PictureHead(frame.stream, frame.seq, frame.capture_ns, view.width_px, view.height_px)
         server.show(f"picture {frame.stream}", lambda: picture_message(head, image, width_px))
+
+    def _show_points(self, frame: Frame, server: PageServer) -> None:
+        taken, scene = self._scene.take(frame, sensor=self._sensor(frame.stream)), self._scene
+        pictures = (name for name, view in self._streams.items() if view.encoding in PICTURE_ENCODINGS)
+        camera = self.camera or next(pictures, "")
+        sensor, view = self._sensor(camera) if camera else "", self._streams.get(camera, StreamView())
+        size = (view.width_px, view.height_px)
+        server.show(
+            f"points {frame.stream}",
+            lambda: scene.message(taken, camera=camera, camera_sensor=sensor, picture_px=size),
+        )
+
+    def _info(self, stream: str) -> StreamInfo:
+        return self.context.info(stream) or StreamInfo(stream, "")
+
+    def _sensor(self, stream: str) -> str:
+        """Its name in the rig: what the source says, where the rig knows that; else the stream's own."""
+        told = self._info(stream).sensor
+        return told if self._scene.rig and told in self._scene.rig.frames else stream
 
     def _greeting(self) -> list[tuple[str, str]]:
         said = [("hello", as_json("hello", {"node": self.name, "note": NOTE}))]
@@ -250,6 +302,12 @@ class Dashboard(Sink):
         else:
             self.context.request(order.do, "")
         return None
+
+
+def page_text() -> str:
+    """One page: the scene view is kept in files of its own, for those who read it."""
+    scene = "\n".join(path.read_text(encoding="utf-8") for path in SCENE)
+    return PAGE.read_text(encoding="utf-8").replace(SCENE_MARK, scene)
 
 
 def as_json(kind: str, fields: dict[str, Any]) -> str:

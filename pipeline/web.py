@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MAX_WAITING = 128  # texts kept for one browser: 4 s of predictions at 30 Hz
 MAX_HEARD_BYTES = 4096
 PACED = 2  # pictures under way to a paced browser: two hide the way there and back
+LANES = ("picture", "points")  # first words of what show() is given; each is paced by itself, so that neither starves the other
+HEARD_NEXT = {"next": "picture", "next points": "points"}  # what a paced browser says, to the lane it means
 GRACE_S = 0.15  # for browsers to hear that we stop; then their connections are cut
 
 HEADERS = {
@@ -55,15 +57,14 @@ class Client:
 
     def __init__(self, pictures: str) -> None:
         self._pictures = pictures  # "0": none, "paced": as many as it asks for, else: as they come
-        self._credit = PACED
+        self._under_way = dict.fromkeys(LANES, 0)  # sent to a paced browser and not yet answered
         self._waiting: deque[str] = deque()
         self._newest: dict[str, str | bytes] = {}
         self._missed = 0
         self._ready = asyncio.Event()
 
-    @property
-    def wants_picture(self) -> bool:
-        return self._pictures != "0" and self._credit > 0
+    def wants(self, lane: str) -> bool:
+        return self._pictures != "0" and self._under_way[lane] < PACED
 
     def put(self, kind: str, message: str | bytes, keep: Keep) -> None:
         if keep == "newest":
@@ -76,8 +77,8 @@ class Client:
                 self._newest["missed"] = json.dumps({"type": "missed", "count": self._missed})
         self._ready.set()
 
-    def next_picture(self) -> None:
-        self._credit = min(self._credit + 1, PACED)
+    def next(self, lane: str) -> None:
+        self._under_way[lane] = max(0, self._under_way[lane] - 1)
 
     async def send_to(self, browser: WebSocket) -> None:
         while await self._ready.wait():
@@ -85,12 +86,17 @@ class Client:
             while self._waiting:
                 await browser.send_text(self._waiting.popleft())
             while self._newest:
-                message = self._newest.pop(next(iter(self._newest)))
+                kind = next(iter(self._newest))
+                message = self._newest.pop(kind)
                 if isinstance(message, str):
                     await browser.send_text(message)
                 else:
-                    self._credit -= self._pictures == "paced"
+                    self._under_way[lane_of(kind)] += self._pictures == "paced"
                     await browser.send_bytes(message)
+
+
+def lane_of(kind: str) -> str:
+    return kind.partition(" ")[0]
 
 
 def is_loopback(host: str) -> bool:
@@ -144,7 +150,7 @@ class PageServer:
         self._shown: dict[str, Callable[[], bytes | None]] = {}
         self._woken = False
         self.watched = False  # somebody is connected
-        self.wants_picture = False  # and can take a picture now
+        self.wanted: frozenset[str] = frozenset()  # the lanes in which somebody can take something now
         self._clients: set[Client] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
@@ -155,6 +161,10 @@ class PageServer:
         """Where the page is, after start(); without the token."""
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    @property
+    def wants_picture(self) -> bool:
+        return "picture" in self.wanted
 
     def start(self) -> None:
         try:
@@ -183,7 +193,10 @@ class PageServer:
         self._wake()
 
     def show(self, kind: str, make: Callable[[], bytes | None]) -> None:
-        """To every browser that takes pictures. `make` runs later, in the server's thread, if one still does."""
+        """To every browser that takes pictures. `make` runs later, in the server's thread, if one still does.
+
+        kind: its lane, and what it replaces where it has not been sent yet: "picture camera", "points lidar".
+        """
         self._shown[kind] = make
         self._wake()
 
@@ -296,15 +309,15 @@ class PageServer:
     async def _listen_to(self, browser: WebSocket, client: Client) -> None:
         while (heard := await browser.receive())["type"] == "websocket.receive":
             text = heard.get("text") or ""
-            if text == "next":
-                client.next_picture()
+            if text in HEARD_NEXT:
+                client.next(HEARD_NEXT[text])
                 self._look_around()
             elif (answer := self._hear(text)) is not None:
                 client.put("answer", answer, "newest")
 
     def _look_around(self) -> None:
         self.watched = bool(self._clients)
-        self.wants_picture = any(client.wants_picture for client in self._clients)
+        self.wanted = frozenset(lane for lane in LANES if any(client.wants(lane) for client in self._clients))
 
     def _fan_out(self) -> None:
         self._woken = False
@@ -314,7 +327,7 @@ class PageServer:
                 client.put(kind, text, keep)
         while self._shown:
             kind, make = self._shown.popitem()
-            takers = [client for client in self._clients if client.wants_picture]
+            takers = [client for client in self._clients if client.wants(lane_of(kind))]
             if takers and (picture := make()) is not None:
                 for client in takers:
                     client.put(kind, picture, "newest")

@@ -1,16 +1,15 @@
 """The web page as a person meets it: headless Chromium, made-up pictures and predictions, the real server between."""
 
-import importlib.util
 import math
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from browsing import coloured, says
 
 from nodes.dashboard import Dashboard
 from pipeline.frame import Frame, Health, NodeHealth, NodeState, Prediction, Receipt, Subject, silence
@@ -18,9 +17,6 @@ from pipeline.node import Arrival, Context
 
 pytestmark = pytest.mark.system
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 MS = 1_000_000
 
@@ -96,20 +92,6 @@ def tone(seq: int, now_ns: int) -> Frame:
     return Frame("microphone", seq, now_ns, "pcm_f32", np.full(640, 0.1 + 0.05 * (seq % 3), np.float32))
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("Playwright is not installed: scripts/setup dev")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def performance() -> Iterator[Performance]:
     running = Performance()
@@ -129,19 +111,6 @@ def page(chromium: Any, performance: Performance) -> Iterator[Any]:
     yield page
     page.close()
     assert errors == []
-
-
-def says(page: Any, selector: str, words: str) -> None:
-    """Waits until the element's text holds the words."""
-    page.wait_for_function("([s, w]) => document.querySelector(s)?.innerText.includes(w)", arg=[selector, words], timeout=10_000)
-
-
-def coloured(page: Any, canvas: str, x: float, y: float) -> bool:
-    """Whether anything is drawn within 4 % around a point of a canvas, given in fractions of its size."""
-    script = """([id, x, y]) => { const c = document.getElementById(id), r = .04;
-        const d = c.getContext("2d").getImageData((x - r) * c.width, (y - r) * c.height, 2 * r * c.width, 2 * r * c.height);
-        return d.data.some((v, i) => i % 4 === 3 && v > 0); }"""
-    return bool(page.evaluate(script, [canvas, x, y]))
 
 
 def test_the_numbers_move_and_the_words_are_the_predictions(page: Any) -> None:

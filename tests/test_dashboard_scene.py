@@ -1,0 +1,415 @@
+"""The scene view: what the page is sent of points, and what a person sees of a planted scene in a real browser."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browsing import says
+from websockets.sync.client import connect
+
+from nodes.dashboard import Dashboard
+from pipeline import rig as rigs
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
+from pipeline.intrinsics import Intrinsics
+from pipeline.node import Arrival, Context
+from pipeline.rig import Pose, Rig, rigid
+from pipeline.scene_view import MOST_SHOWN, NO_RIG, SceneView
+from pipeline.surroundings import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
+
+MS = 1_000_000
+LENS = Intrinsics("radtan", 640, 360, 400.0, 400.0, 319.5, 179.5)
+OPTICAL_FROM_FORWARD = np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]], np.float64)
+# The lidar stands 1.5 m above the base frame and looks as it does; the camera is 0.5 m ahead of the lidar.
+RIG = Rig(
+    {"camera": LENS},
+    (
+        Pose("base", "lidar", rigid(np.eye(3), (0, 0, 1.5))),
+        Pose("camera", "lidar", rigid(OPTICAL_FROM_FORWARD, OPTICAL_FROM_FORWARD @ (-0.5, 0, 0))),
+    ),
+)
+NO_DEPTH = np.zeros((360, 640), np.uint16)
+
+
+def sweep(points_m: list[tuple[float, float, float]] | np.ndarray, seq: int = 0, capture_ns: int = 0) -> Frame:
+    points = np.column_stack([np.asarray(points_m, np.float32).reshape(-1, 3), np.full(len(points_m), 0.5, np.float32)])
+    return Frame("lidar", seq, capture_ns, "points_xyzi_f32", points, duration_ns=100 * MS)
+
+
+def unpacked(data: bytes) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The head, the points from above (n, 3) in metres and those on the picture (n, 3) in pixels and metres."""
+    length = int.from_bytes(data[:2], "big")
+    head, body = json.loads(data[2 : 2 + length]), data[2 + length :]
+    top, on_picture = body[: 6 * head["top"]], body[6 * head["top"] :]
+    assert len(on_picture) == 6 * head["on_picture"]
+    u_v_range = np.frombuffer(on_picture, "<u2").reshape(-1, 3) * np.array([640 / 65535, 360 / 65535, 0.01])
+    u_v_range[:, :2] -= 0.5
+    return head, np.frombuffer(top, "<i2").reshape(-1, 3) / 100, u_v_range
+
+
+def shown(view: SceneView, frame: Frame, **more: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    sensor = more.pop("sensor", frame.stream)
+    return unpacked(view.message(view.take(frame, sensor=sensor), **{"camera": "camera", "camera_sensor": "camera", **more}))
+
+
+# ---- where points fall ----
+
+
+def test_a_point_lands_on_the_pixel_and_the_spot_where_it_is() -> None:
+    # 10 m ahead of the camera, 2 m to the left and 1 m down: 80 px left of the middle and 40 px below it.
+    head, top, on_picture = shown(SceneView(RIG), sweep([(10.5, 2.0, -1.0)], seq=7, capture_ns=5))
+    assert (head["kind"], head["stream"], head["seq"], head["capture_ns"], head["duration_ns"]) == ("points", "lidar", 7, 5, 100 * MS)
+    assert (head["frame"], head["camera"], head["reason"]) == ("base", "camera", "")
+    assert on_picture == pytest.approx(np.array([[239.5, 219.5, np.sqrt(105)]]), abs=0.01)
+    assert top == pytest.approx(np.array([[10.5, 2.0, 0.5]]), abs=0.006)
+
+
+def test_points_behind_beside_and_above_the_picture_are_seen_from_above_only() -> None:
+    _, top, on_picture = shown(SceneView(RIG), sweep([(-10.0, 0, 0), (5.0, 30.0, 0), (5.0, 0, 20.0)]))
+    assert len(top) == 3 and len(on_picture) == 0
+
+
+def test_no_echo_and_no_number_are_no_points() -> None:
+    _, top, on_picture = shown(SceneView(RIG), sweep([(0, 0, 0), (np.nan, 1, 1), (9, np.inf, 1), (9, 0, 0)]))
+    assert len(top) == len(on_picture) == 1
+
+
+def test_of_a_large_sweep_a_few_thousand_are_sent_from_all_around_and_the_same_each_time() -> None:
+    turn = np.linspace(-np.pi, np.pi, 120_000)
+    world = sweep(np.column_stack([20 * np.cos(turn), 20 * np.sin(turn), np.tile(np.linspace(-1.5, 2, 60), 2000)]))
+    view = SceneView(RIG)
+    _, top, on_picture = shown(view, world)
+    assert 200 < len(top) <= MOST_SHOWN and 2000 < len(on_picture) <= MOST_SHOWN
+    assert set(np.floor(np.degrees(np.arctan2(top[:, 1], top[:, 0])) / 10)) == set(range(-18, 18))
+    assert np.array_equal(shown(view, world)[2], on_picture)
+    assert len(view.message(view.take(world, sensor="lidar"), camera="camera", camera_sensor="camera")) < 50_000
+
+
+def test_without_a_rig_points_are_seen_from_above_in_the_sensors_frame_and_the_page_is_told() -> None:
+    head, top, on_picture = shown(SceneView(), sweep([(10.0, 2.0, 0.0)]))
+    assert (head["frame"], head["reason"], len(on_picture)) == ("lidar", NO_RIG, 0)
+    assert top == pytest.approx(np.array([[10.0, 2.0, 0.0]]))
+
+
+def test_what_the_rig_does_not_know_is_said_and_stops_nothing() -> None:
+    head, top, _ = shown(SceneView(RIG), sweep([(10.0, 0, 0)]), camera="front", camera_sensor="front")
+    assert "no camera called 'front'" in head["reason"] and len(top) == 1
+    head, top, _ = shown(SceneView(RIG), sweep([(10.0, 0, 0)]), sensor="roof")
+    assert "no frame called 'roof'" in head["reason"] and head["frame"] == "roof" and len(top) == 1
+
+
+def test_a_picture_shrunk_as_a_whole_gets_its_points_and_a_cut_one_the_reason() -> None:
+    assert shown(SceneView(RIG), sweep([(10.0, 0, 0)]), picture_px=(320, 180))[0]["on_picture"] == 1
+    head, _, on_picture = shown(SceneView(RIG), sweep([(10.0, 0, 0)]), picture_px=(640, 480))
+    assert len(on_picture) == 0 and head["reason"] == "camera: pictures are 640×480, the rig's 640×360"
+
+
+def test_depth_becomes_points_through_the_rigs_lens() -> None:
+    depth_mm = NO_DEPTH.copy()
+    depth_mm[219, 239] = 10_000
+    frame = Frame("depth", 0, 0, "depth_u16_mm", depth_mm)
+    _, top, on_picture = shown(SceneView(RIG), frame, sensor="camera")
+    assert top == pytest.approx(np.array([[10.5, 2.01, 0.51]]), abs=0.02) and on_picture[0, 0] == pytest.approx(239, abs=0.1)
+    assert "no rig: the depth of camera" in shown(SceneView(), frame, sensor="camera")[0]["reason"]
+    small = Frame("depth", 0, 0, "depth_u16_mm", np.ones((90, 160), np.uint16))
+    assert "depth of 160×90, but the rig's lens is of 640×360" in shown(SceneView(RIG), small, sensor="camera")[0]["reason"]
+
+
+# ---- the dashboard's options and messages ----
+
+
+@pytest.mark.parametrize("options", [{"camera": "camra"}, {"points": ["lida"]}])
+def test_a_stream_it_does_not_read_is_named_with_the_nearest(options: dict[str, Any]) -> None:
+    node = Dashboard(port=0, **options)
+    node.context = Context("page", inputs=("camera", "lidar"))
+    with pytest.raises(ConfigError, match=rf"nodes\.page\.{next(iter(options))}: no input .*Did you mean '(camera|lidar)'"):
+        node.open()
+
+
+class Drive(threading.Thread):
+    """Feeds a dashboard ten times a second: a grey picture, a wall of points 12 m ahead, and what a task would say of them."""
+
+    def __init__(self, rig: Path | None, label: str = "car", about: str = "") -> None:
+        super().__init__(daemon=True)
+        self.asked: list[tuple[str, str]] = []
+        self.label, self.state, self.over = label, "caution", threading.Event()
+        self.silent: set[str] = set()
+        infos = {"camera": StreamInfo("camera", "bgr8", 10, 3, "camera", about)}
+        self.page = Dashboard(port=0, rig=str(rig) if rig else None)
+        self.page.context = Context(
+            "dashboard", request=lambda verb, argument: self.asked.append((verb, argument)), info=infos.get
+        )
+        self.page.open()
+        y, z = np.meshgrid(np.linspace(-4, 4, 60), np.linspace(-1, 2, 40))
+        self.wall = np.column_stack([np.full(y.size, 12.5), y.ravel(), z.ravel()])
+
+    def run(self) -> None:
+        for seq in range(10_000):
+            self.show(seq, time.monotonic_ns())
+            if self.over.wait(0.1):
+                return
+
+    def show(self, seq: int, now_ns: int) -> None:
+        said = {
+            "camera": Frame("camera", seq, now_ns - 60 * MS, "bgr8", np.full((360, 640, 3), 60, np.uint8)),
+            "lidar": sweep(self.wall, seq, now_ns - 110 * MS),
+            "scene": self.prediction(seq, now_ns - 60 * MS),
+        }
+        for source, message in said.items():
+            if source in self.silent:
+                message = silence(source, now_ns, "unplugged") if source != "scene" else None  # type: ignore[assignment]
+            if message is not None:
+                self.page.consume(Arrival(source, message, now_ns))
+        if seq % 5 == 0:
+            nodes = [NodeHealth(name, "silent" if name in self.silent else "running") for name in said]
+            self.page.consume(Arrival("health", Health(now_ns, tuple(nodes)), now_ns))
+
+    def prediction(self, seq: int, capture_ns: int) -> Prediction:
+        cells = np.full((60, 40), UNKNOWN, np.uint8)
+        cells[10:44, 5:35], cells[44:46, 5:35] = FREE, OCCUPIED
+        obstacles = (
+            Obstacle(7, (12.6, 0.0, 1.5), (0.4, 8.0, 3.0), 0.0, 12.4, 0.0, (-4.0, 0.0), 0.2, 3.1, 200),
+            Obstacle(9, (4.0, 6.0, 1.0), (2.0, 1.0, 1.5), 0.5, 6.3, 56.0, None, None, None, 0, label=self.label),
+        )
+        around = Surroundings(
+            Ahead(self.state, (f"obstacle 7 at 12.4 m <b>{self.label}</b>", "closing at 4.0 m/s"), 12.4, 3.1),  # type: ignore[arg-type]
+            obstacles,
+            (Sector(-15.0, 15.0, 12.4, 3.1, 0.9),),
+            FreeSpace(cells, 0.5, (-10.0, -10.0)),
+            (Sound("rain", 0.7), Sound("dog", 0.3)),
+        )
+        subjects = (Subject(1, (280.0, 120.0, 80.0, 60.0), (), label=self.label, range_m=12.04, closing_mps=4.0),)
+        probs = np.array([0.8, 0.15, 0.05], np.float32)
+        receipts = (Receipt("camera", "exact", (seq,)), Receipt("lidar", "nearest", (seq,), 100 * MS, -50 * MS))
+        return Prediction(
+            "scene", capture_ns, ("street", "highway", "forest"), probs, "street", "made-up@00000000", subjects,
+            ("camera", "lidar"), (), receipts, timing_ns={"total": 60 * MS}, surroundings=around,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        self.over.set()
+        if self.is_alive():
+            self.join()
+        self.page.close()
+
+
+@pytest.fixture
+def rig_file(tmp_path: Path) -> Path:
+    rigs.save(RIG, tmp_path / "rig.yaml")
+    return tmp_path / "rig.yaml"
+
+
+@pytest.fixture
+def drives() -> Iterator[Callable[..., Drive]]:
+    made: list[Drive] = []
+
+    def make(*args: Any, **options: Any) -> Drive:
+        made.append(Drive(*args, **options))
+        return made[-1]
+
+    yield make
+    for drive in made:
+        drive.end()
+
+
+@pytest.fixture
+def drive(drives: Callable[..., Drive], rig_file: Path) -> Drive:
+    return drives(rig_file, about="a drive of boxes, rendered, not real")
+
+
+@pytest.mark.system
+def test_points_are_paced_beside_the_pictures_and_at_most_ten_a_second(drive: Drive) -> None:
+    address = drive.page.url.replace("http", "ws") + "ws?pictures="
+    with connect(address + "paced", compression=None) as browser, connect(address + "0", compression=None) as reader:
+        begin_ns = time.monotonic_ns()
+        kinds: list[str] = []
+
+        def feed(count: int) -> None:
+            for _ in range(count):  # a source of 50 Hz, on its own clock
+                feed.now_ns += 20 * MS  # type: ignore[attr-defined]
+                drive.show(feed.now_ns // (20 * MS), feed.now_ns)  # type: ignore[attr-defined]
+                time.sleep(0.01)
+
+        def hear() -> None:
+            while True:
+                try:
+                    data = browser.recv(timeout=0.2)
+                except TimeoutError:
+                    return
+                if isinstance(data, bytes):
+                    kinds.append(json.loads(data[2 : 2 + int.from_bytes(data[:2], "big")]).get("kind", "picture"))
+
+        feed.now_ns = begin_ns  # type: ignore[attr-defined]
+        time.sleep(0.2)
+        feed(40)
+        hear()
+        assert sorted(kinds) == ["picture", "picture", "points", "points"]  # as many as may be under way
+        kinds.clear()
+        browser.send("next points")
+        time.sleep(0.1)
+        feed(20)
+        hear()
+        assert kinds == ["points"]
+        while True:
+            try:
+                assert isinstance(reader.recv(timeout=0.1), str)
+            except TimeoutError:
+                break
+    with connect(address + "1", compression=None) as browser:
+        time.sleep(0.2)
+        kinds.clear()
+        feed(50)  # one second of it
+        hear()
+        assert 5 <= kinds.count("points") <= 11
+
+
+@pytest.mark.system
+def test_a_sweep_of_120000_points_hardly_delays_the_node(drive: Drive) -> None:
+    big = np.random.default_rng(0).uniform(-40, 40, (120_000, 3))
+    with connect(drive.page.url.replace("http", "ws") + "ws", compression=None):
+        time.sleep(0.2)
+        took_ms = []
+        for seq in range(20):
+            frame = sweep(big, seq, seq * 100 * MS)
+            begin = time.perf_counter()
+            drive.page.consume(Arrival("lidar", frame, seq * 100 * MS))
+            took_ms.append((time.perf_counter() - begin) * 1e3)
+            time.sleep(0.02)
+    print(f"consume of 120,000 points: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms")
+    assert np.median(took_ms) < 20
+
+
+# ---- as a person meets it ----
+
+
+@contextmanager
+def opened(chromium: Any, drive: Drive) -> Iterator[Any]:
+    drive.start()
+    page = chromium.new_page(viewport={"width": 1280, "height": 720})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(drive.page.url)
+    page.wait_for_function("() => document.getElementById('top')?.dataset.obstacles === '2'", timeout=15_000)
+    yield page
+    page.close()
+    assert errors == []
+
+
+@pytest.fixture
+def page(chromium: Any, drive: Drive) -> Iterator[Any]:
+    with opened(chromium, drive) as page:
+        yield page
+
+
+def colours(page: Any, canvas: str, x: float, y: float, r: float = 0.02) -> list[list[int]]:
+    """The different opaque colours within r around a point of a canvas, in fractions of its size."""
+    script = """([id, x, y, r]) => { const c = document.getElementById(id), s = new Set();
+        const d = c.getContext("2d").getImageData((x - r) * c.width, (y - r) * c.height, 2 * r * c.width, 2 * r * c.height).data;
+        for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) s.add(`${d[i]},${d[i + 1]},${d[i + 2]}`); return [...s]; }"""
+    return [[int(v) for v in c.split(",")] for c in page.evaluate(script, [canvas, x, y, r])]
+
+
+@pytest.mark.system
+def test_the_scene_view_shows_the_way_ahead_the_place_the_sounds_and_the_obstacles(page: Any) -> None:
+    says(page, "#ahead-word", "CAUTION")
+    says(page, "#ahead-sign", "!")
+    says(page, "#ahead-numbers", "nearest 12.4 m")
+    says(page, "#ahead-because", "closing at 4.0 m/s")
+    says(page, "#ahead", "not a safety function")
+    says(page, "#place-bars li:first-child", "street")
+    says(page, "#sound-bars li:first-child", "rain")
+    says(page, "#obstacles tr:nth-child(1)", "3.1 s")
+    says(page, "#stream-lidar .receipt", "2,400 points · nearest frame")
+    says(page, "#picture-tag", "rendered, not real")
+    assert page.is_hidden(".now") and page.is_hidden("#speaking")
+    assert "2 obstacles around, the nearest at 12.4 m, straight ahead" in page.get_attribute("#top", "aria-label")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+@pytest.mark.system
+def test_points_and_boxes_stand_on_the_picture_where_they_are(page: Any) -> None:
+    page.wait_for_function("() => Number(document.getElementById('boxes').dataset.points) > 2000", timeout=10_000)
+    assert any(max(c) - min(c) > 80 for c in colours(page, "boxes", 0.6, 0.5))  # the wall: 12 m ahead of the camera
+    assert colours(page, "boxes", 0.05, 0.05) == []  # sky
+    assert "car 12.0 m −4.0 m/s" in page.get_attribute("#figure", "aria-label")
+    says(page, "#legend", "range from the camera")
+
+
+@pytest.mark.system
+def test_the_view_from_above_draws_and_zooms(page: Any) -> None:
+    floor, wall = colours(page, "top", 0.5, 0.6, 0.01), colours(page, "top", 0.97, 0.02, 0.01)
+    assert floor and wall and floor != wall  # free ground is tinted, what is not seen is not
+    where = page.evaluate("TopView.step")
+    page.click("#zoom-in")
+    page.focus("#top")
+    page.keyboard.press("+")
+    assert page.evaluate("TopView.step") == where - 2
+    page.hover("#top")
+    page.mouse.wheel(0, 120)
+    page.wait_for_function("step => TopView.step === step", arg=where - 1, timeout=5_000)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("state", "sign"), [("clear", "✓"), ("blocked", "✕"), ("unknown", "?")])
+def test_every_state_has_its_word_and_its_sign(page: Any, drive: Drive, state: str, sign: str) -> None:
+    drive.state = state
+    says(page, "#ahead-word", state.upper())
+    says(page, "#ahead-sign", sign)
+
+
+@pytest.mark.system
+def test_what_is_old_is_never_shown_as_now(page: Any, drive: Drive) -> None:
+    drive.state = "clear"
+    says(page, "#ahead-word", "CLEAR")
+    drive.silent.add("scene")
+    says(page, "#ahead-word", "UNKNOWN")
+    says(page, "#ahead-because", "No answer for")
+    says(page, "#top-words", "s old")
+    assert page.inner_text("#obstacles-more") == "Nothing is known of now." and page.inner_text("#ahead-numbers") == ""
+    drive.silent.add("lidar")
+    page.wait_for_function("() => document.getElementById('legend').hasAttribute('data-stale')", timeout=10_000)
+    says(page, "#legend", "older than the picture")
+    says(page, "#top-veil", "Nothing is known of what is around")
+    drive.silent.clear()
+    says(page, "#ahead-word", "CLEAR")
+
+
+@pytest.mark.system
+def test_mute_and_stop_work_in_the_scene_view_too(page: Any, drive: Drive) -> None:
+    page.click("#sensor-lidar")
+    page.focus("#stop")
+    page.keyboard.press("Enter")
+    says(page, "#stop", "Stopping")
+    assert drive.asked == [("mute", "lidar"), ("stop", "")]
+
+
+@pytest.mark.system
+def test_a_label_is_words_and_never_markup(chromium: Any, drives: Callable[..., Drive], rig_file: Path) -> None:
+    with opened(chromium, drives(rig_file, label="<img src=x onerror='document.title=\"taken\"'>")) as page:
+        says(page, "#obstacles", "<img src=x")
+        says(page, "#ahead-because", "<b><img src=x")
+        page.wait_for_function("() => document.getElementById('boxes').dataset.subjects === '1'", timeout=10_000)
+        assert page.title() == "Sensorium" and page.query_selector("main img, main b:not(.sign):not([id]), #around img") is None
+
+
+@pytest.mark.system
+def test_without_a_rig_the_page_says_why_there_are_no_points_on_the_picture(chromium: Any, drives: Callable[..., Drive]) -> None:
+    with opened(chromium, drives(None)) as page:
+        says(page, "#legend", NO_RIG)
+        says(page, "#top-words", "points: frame of lidar")
+        assert page.is_hidden("#picture-tag") and int(page.get_attribute("#top", "data-points")) > 20
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("width_px", [320, 500, 768, 1000])
+def test_no_width_needs_sideways_scrolling(chromium: Any, drive: Drive, width_px: int) -> None:
+    with opened(chromium, drive) as page:
+        page.set_viewport_size({"width": width_px, "height": 800})
+        says(page, "#ahead-word", "CAUTION")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width_px
