@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 
 LINK_M = 0.2  # cells that touch, also by a corner, are one thing
 FINE_M = 0.1
-REACH_M = (12.0, 25.0)  # beyond these a cell links to those 1, then 2, cells away: beams spread, surfaces slant
+REACH_M = 12.0  # beyond this a cell links over one that is empty: surfaces slant, and beams have spread
 ALONG_RAY = 0.012  # and along its ray to others this share of its range nearer or farther: a side seen at a slant
 MIN_POINTS, MIN_CELLS = 4, 1
 # An L is fitted to what may be a vehicle; people and poles have no direction, and walls are told by their longest side.
@@ -116,12 +116,8 @@ def _linked(places_m: Floats, range_m: float) -> npt.NDArray[np.int32]:
         mask[beside[:, 0], beside[:, 1]] = 1
     mask[at[:, 0], at[:, 1]] = 1
     along_m = (np.arange(side) + 0.5) * LINK_M - range_m
-    range2 = along_m[:, None] ** 2 + along_m**2
-    wide = mask
-    for reach, beyond_m in enumerate(REACH_M, start=1):
-        size = reach + 1  # two cells dilated by r link over a gap of r
-        grown = cv2.dilate(mask, np.ones((size, size), np.uint8))
-        wide = np.where(range2 > beyond_m**2, grown, wide)
+    grown = cv2.dilate(mask, np.ones((2, 2), np.uint8))
+    wide = np.where(along_m[:, None] ** 2 + along_m**2 > REACH_M**2, grown, mask)
     _, labels = cv2.connectedComponents(wide, connectivity=8, ltype=cv2.CV_32S)
     return np.asarray(labels[at[:, 0], at[:, 1]], np.int32)
 

@@ -28,6 +28,7 @@ EDGE_M, EDGE_PER_M = 0.04, 0.002  # of a measured edge: at 0 m, and more with ra
 UNKNOWN_MPS, WORLD_MPS = 10.0, 5.0  # of a new thing's velocity; where the rest of the world moves alike, from that
 WORLD_TRACKS, WORLD_HITS = 5, 6
 LARGE_M = 15.0  # a wall, a hedge: what is seen of it changes along it, so it has no velocity that could be seen
+THIN_M = (7.0, 0.6)  # longer than the one and thinner than the other: a piece of such
 GATE, SIZE_WEIGHT = 3.2, 0.4
 SURE_HITS, SURE_MPS = 4, 0.8  # a velocity is told after so many sweeps, and with a standard deviation below this
 CARRY_NS, FLEETING_NS, SEEN_THROUGH_NS = 600_000_000, 150_000_000, 250_000_000
@@ -101,7 +102,7 @@ class Track:
 
     @property
     def large(self) -> bool:
-        return float(self.size_m.max()) > LARGE_M
+        return _endless(self.size_m)
 
     def _axes(self) -> Array:
         c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -129,7 +130,7 @@ class Track:
     def update(self, cluster: Cluster, time_ns: int, origin_m: Array) -> None:
         """A cluster that is this thing, measured from a sensor at origin_m (x, y)."""
         extent = _bounds(cluster)[1]
-        if self.large or float(extent.max()) > LARGE_M:
+        if self.large or _endless(extent):
             velocity = self.velocity_mps
             self._begin(cluster, time_ns)
             self.velocity_mps = velocity
@@ -295,6 +296,10 @@ class Tracker:
         fragments = {int(c) for c in np.flatnonzero(clusters_left)
                      if any(track.holds(middle[c], int(when[c])) for track in owners)}  # fmt: skip
         return pairs, fragments
+
+
+def _endless(size_m: Array) -> bool:
+    return bool(size_m.max() > LARGE_M or (size_m.max() > THIN_M[0] and size_m.min() < THIN_M[1]))
 
 
 def _certain(closing_mps: float, sigma_mps: float) -> float:
