@@ -149,8 +149,8 @@ def _without_walls(cells: _FineCells, label: npt.NDArray[np.int32], range_m: flo
 
 
 def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """What hangs in the air close to something that stands, and makes with it no more than a vehicle, is a part of it: a roof
-    behind a bonnet, a seat behind a window."""
+    """What hangs in the air close behind something that stands, and makes with it no more than a vehicle, is a part of it: a
+    roof behind a bonnet, a seat behind a window."""
     count = int(label.max()) + 1
     low = np.full(count, np.inf, np.float32)
     np.minimum.at(low, label, cells.bottom_m)
@@ -163,6 +163,9 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     joined = np.minimum(box[:, hangs, None], box[:, None, stands])  # (4, hanging, standing)
     gaps = np.maximum(0, np.maximum(box[:2, hangs, None] + box[2:, None, stands], box[:2, None, stands] + box[2:, hangs, None]))
     gap = np.hypot(*gaps)
+    near_m = np.full(count, np.inf, np.float32)
+    np.minimum.at(near_m, label, np.hypot(*cells.places_m.T))
+    gap[near_m[hangs, None] < near_m[stands]] = np.inf
     gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
     nearest = gap.argmin(axis=1)
     close = gap[np.arange(len(hangs)), nearest] < FRAGMENT_GAP_M

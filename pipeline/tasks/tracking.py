@@ -37,6 +37,7 @@ BACK_NS, GAP_NS = 200_000_000, 1_000_000_000  # a jump back or ahead by more: an
 YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
 GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
 MIN_CLOSING_MPS = 0.3
+MISFIT_SHARE = 0.3
 RANGE_JUMP_M, INSIDE_M = 1.0, 0.1
 
 
@@ -79,7 +80,7 @@ class Track:
         self.passed_ns: int | None = None  # since when its place is seen to be free
         self._sigma_mps = sigma_mps
         self.velocity_mps = np.array(velocity_mps, np.float64)
-        self.approach = Approach()
+        self.approach, self.misfit = Approach(), 1.0
         self._begin(cluster, time_ns)
 
     def _begin(self, cluster: Cluster, time_ns: int) -> None:
@@ -91,6 +92,13 @@ class Track:
         self.covariance = np.diag([sigma_m**2, sigma_m**2, self._sigma_mps**2, self._sigma_mps**2])
         self.time_ns = time_ns
         self._saw(cluster, time_ns)
+
+    def begin_again(self, cluster: Cluster, time_ns: int) -> None:
+        """It is there, but not as it was expected: merged with a neighbour, come apart, or seen from another side."""
+        velocity_mps = self.velocity_mps
+        self.hits = min(self.hits, 1)
+        self._begin(cluster, time_ns)
+        self.velocity_mps, self.misfit = velocity_mps, 1.0
 
     def _saw(self, cluster: Cluster, time_ns: int) -> None:
         self.hits, self.seen_ns, self.passed_ns, self.points = self.hits + 1, time_ns, None, cluster.points
@@ -160,8 +168,11 @@ class Track:
                 off[k], shift[k] = (at_low, grown / 2) if abs(at_low) < abs(at_high) else (at_high, -grown / 2)
             self.size_m[k] += grown
         sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
-        gain = self.covariance[:, :2] @ np.linalg.inv(self.covariance[:2, :2] + np.eye(2) * sigma_m**2)
-        change = gain @ (axes.T @ off)
+        spread = np.linalg.inv(self.covariance[:2, :2] + np.eye(2) * sigma_m**2)
+        gain, surprise = self.covariance[:, :2] @ spread, axes.T @ off
+        if self.hits >= 2:
+            self.misfit += MISFIT_SHARE * (min(20.0, float(surprise @ spread @ surprise) / 2) - self.misfit)
+        change = gain @ surprise
         self.centre_m = self.centre_m + change[:2] + axes.T @ shift
         self.velocity_mps = self.velocity_mps + change[2:]
         self.covariance = self.covariance - gain @ self.covariance[:2]
@@ -180,8 +191,9 @@ class Track:
         return more_m * (GROW_SHARE if more_m > 0 else SHRINK_SHARE)
 
     def velocity(self) -> tuple[Array, float] | None:
-        """(x, y) m/s and the standard deviation of either; None: not known yet, or not to be known."""
-        sigma_mps = math.sqrt(max(self.covariance[2, 2], self.covariance[3, 3]))
+        """(x, y) m/s and the standard deviation of either; None: not known yet, or not to be known. Where sweeps fall further
+        from what was expected than their noise explains, the velocity is as much less sure."""
+        sigma_mps = math.sqrt(max(self.covariance[2, 2], self.covariance[3, 3]) * max(1.0, self.misfit))
         if self.large or self.hits < SURE_HITS or sigma_mps > SURE_MPS:
             return None
         return self.velocity_mps, sigma_mps
@@ -237,12 +249,18 @@ class Tracker:
         self._newest_ns = capture_ns if not self.tracks else max(self._newest_ns, capture_ns)
         eye = np.array(origin_m[:2], np.float64)
         pairs, fragments = self._matched(clusters, capture_ns)
-        taken = {c for _, c in pairs} | fragments
         for t, c in pairs:
             self.tracks[t].update(clusters[c], capture_ns + round(clusters[c].seconds * NS), eye)
+        again = self._overlapping(clusters, capture_ns, {t for t, _ in pairs}, {c for _, c in pairs} | fragments)
+        for t, c in again:
+            self.tracks[t].begin_again(clusters[c], capture_ns + round(clusters[c].seconds * NS))
+        matched, taken = {t for t, _ in pairs + again}, {c for _, c in pairs + again} | fragments
         world, sigma_mps = self._world()
-        matched = {t for t, _ in pairs}
-        self.tracks = [t for k, t in enumerate(self.tracks) if k in matched or self._stays(t, capture_ns, is_free)]
+        seen = [self.tracks[t] for t in matched]
+        self.tracks = [
+            t for k, t in enumerate(self.tracks)
+            if k in matched or (self._stays(t, capture_ns, is_free) and not any(s.holds(t.centre_m + t.moved_m(s.time_ns), s.time_ns) for s in seen))
+        ]  # fmt: skip
         for c, cluster in enumerate(clusters):
             if c not in taken:
                 self.tracks.append(Track(self._next_id, cluster, capture_ns + round(cluster.seconds * NS), world, sigma_mps))
@@ -264,6 +282,23 @@ class Tracker:
         through_ns = 0 if track.passed_ns is None else capture_ns - track.seen_ns
         carried = track.hits >= CARRIED_HITS
         return unseen_ns <= (CARRY_NS if carried else FLEETING_NS) and through_ns <= SEEN_THROUGH_NS
+
+    def _overlapping(
+        self, clusters: Sequence[Cluster], capture_ns: int, matched: set[int], taken: set[int]
+    ) -> list[tuple[int, int]]:
+        """Pairs of what is left: the track was to be where the cluster is, though not as it is."""
+        pairs: list[tuple[int, int]] = []
+        left = [(c, *_bounds(clusters[c])) for c in range(len(clusters)) if c not in taken]
+        for t, track in enumerate(self.tracks):
+            if t in matched or track.hits < 2:
+                continue
+            place = track.centre_m + track.velocity_mps * ((capture_ns - track.time_ns) / NS)
+            for c, middle, extent in left:
+                if c not in taken and (np.abs(middle - place) < extent / 2 + INSIDE_M).all():
+                    pairs.append((t, c))
+                    taken = taken | {c}
+                    break
+        return pairs
 
     def _matched(self, clusters: Sequence[Cluster], capture_ns: int) -> tuple[list[tuple[int, int]], set[int]]:
         """(track, cluster) pairs, the likeliest first; and the clusters that are only pieces of a track's box."""
