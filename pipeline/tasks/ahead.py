@@ -161,7 +161,7 @@ def _weigh(found: _Found, corridor: Corridor, thing: Thing) -> None:
 
 def _beyond(corners_m: npt.NDArray[np.float64], velocity_mps: tuple[float, float], corridor: Corridor) -> float | None:
     """Time until something in line with the corridor, but farther off than its end, reaches the rig."""
-    across = np.abs(corners_m[:, 1]) < corridor.width_m / 2
+    across = (np.abs(corners_m[:, 1]) < corridor.width_m / 2) & (corners_m[:, 0] > corridor.front_m)
     if not across.any() or velocity_mps[0] > -0.3:
         return None
     return float((corners_m[across, 0].min() - corridor.front_m) / -velocity_mps[0])

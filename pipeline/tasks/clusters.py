@@ -19,13 +19,14 @@ Floats = npt.NDArray[np.float32]
 
 LINK_M = 0.2  # cells that touch, also by a corner, are one thing
 FINE_M = 0.1
-REACH_M = (12.0, 25.0)  # beyond these a cell links to those 1, then 2, cells away: beams spread, surfaces slant
+REACH_M = 12.0  # beyond this a cell links over one that is empty: surfaces slant, and beams have spread
 ALONG_RAY = 0.012  # and along its ray to others this share of its range nearer or farther: a side seen at a slant
 MIN_POINTS, MIN_CELLS = 4, 1
 # An L is fitted to what may be a vehicle; people and poles have no direction, and walls are told by their longest side.
 FIT_M, FIT_CELLS, FIT_SAMPLES, FIT_STEP_DEG = (0.7, 20.0), 6, 48, 3.0
 TRUSTED_POINTS, WEAK_M = 3, 0.1
 HANGS_M, FRAGMENT_M, FRAGMENT_GAP_M, VEHICLE_M = 0.7, 2.5, 1.6, 6.5
+WALL_M, APART_M, APART_POINTS = 10.0, 0.8, 20
 EDGE_M = 0.06  # a point this near to an edge lies on it
 
 
@@ -49,7 +50,7 @@ def find_clusters(points_m: Floats, height_m: Floats, seconds: Floats, *, range_
     if not len(points_m):
         return []
     cells = _FineCells(points_m, height_m, seconds, range_m)
-    label = _linked(cells.places_m, range_m)
+    label = _without_walls(cells, _linked(cells.places_m, range_m, loose=True), range_m)
     label = _with_fragments(cells, label)
     order = np.argsort(label, kind="stable")
     begins = np.flatnonzero(np.r_[True, np.diff(label[order]) != 0])
@@ -105,36 +106,55 @@ class _FineCells:
         np.maximum.at(self.top_m, at, height_m)
 
 
-def _linked(places_m: Floats, range_m: float) -> npt.NDArray[np.int32]:
-    """The number of the thing each place belongs to."""
+def _linked(places_m: Floats, range_m: float, *, loose: bool) -> npt.NDArray[np.int32]:
+    """The number of the thing each place belongs to. loose: also over what slanted and far surfaces leave out."""
     side = round(2 * range_m / LINK_M) + 1
     mask = np.zeros((side, side), np.uint8)
+    along_ray = (1.0, 1 - ALONG_RAY, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2, 1 + ALONG_RAY)
+    for share in along_ray if loose else (1.0, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2):
+        at = ((places_m * np.float32(share) + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
+        np.clip(at, 0, side - 1, out=at)
+        mask[at[:, 0], at[:, 1]] = 1
+    if loose:
+        along_m = (np.arange(side) + 0.5) * LINK_M - range_m
+        grown = cv2.dilate(mask, np.ones((2, 2), np.uint8))
+        mask = np.where(along_m[:, None] ** 2 + along_m**2 > REACH_M**2, grown, mask)
+    _, labels = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)
     at = ((places_m + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
-    for along_ray in (1 - ALONG_RAY, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2, 1 + ALONG_RAY):
-        beside = ((places_m * np.float32(along_ray) + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
-        np.clip(beside, 0, side - 1, out=beside)
-        mask[beside[:, 0], beside[:, 1]] = 1
-    mask[at[:, 0], at[:, 1]] = 1
-    along_m = (np.arange(side) + 0.5) * LINK_M - range_m
-    range2 = along_m[:, None] ** 2 + along_m**2
-    wide = mask
-    for reach, beyond_m in enumerate(REACH_M, start=1):
-        size = reach + 1  # two cells dilated by r link over a gap of r
-        grown = cv2.dilate(mask, np.ones((size, size), np.uint8))
-        wide = np.where(range2 > beyond_m**2, grown, wide)
-    _, labels = cv2.connectedComponents(wide, connectivity=8, ltype=cv2.CV_32S)
     return np.asarray(labels[at[:, 0], at[:, 1]], np.int32)
 
 
+def _bounds(label: npt.NDArray[np.int32], places_m: Floats) -> npt.NDArray[np.float32]:
+    """(4, labels) x from, y from, −x to, −y to: each the least of its places; infinite for a number nobody has."""
+    box = np.full((4, int(label.max()) + 1), np.inf, np.float32)
+    for side, values in zip(box, (*places_m.T, *-places_m.T), strict=True):
+        np.minimum.at(side, label, values)
+    return box
+
+
+def _without_walls(cells: _FineCells, label: npt.NDArray[np.int32], range_m: float) -> npt.NDArray[np.int32]:
+    """What is as large as a vehicle and only nearly touches a wall is a thing of its own: linked again, more strictly."""
+    box = _bounds(label, cells.places_m)
+    long = np.flatnonzero((-(box[2:] + box[:2])).max(axis=0)[label] > WALL_M)
+    if not len(long):
+        return label
+    strict = _linked(cells.places_m[long], range_m, loose=False)
+    box = _bounds(strict, cells.places_m[long])
+    extent = -(box[2:] + box[:2])
+    points = np.bincount(strict, cells.points[long], box.shape[1])
+    own = (extent.max(axis=0) < VEHICLE_M) & (extent.min(axis=0) > APART_M) & (points >= APART_POINTS)
+    result = label.copy()
+    result[long] = np.where(own[strict], strict + int(label.max()) + 1, label[long])
+    return result
+
+
 def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """What hangs in the air close to something that stands, and makes with it no more than a vehicle, is a part of it: a roof
-    behind a bonnet, a seat behind a window."""
+    """What hangs in the air close behind something that stands, and makes with it no more than a vehicle, is a part of it: a
+    roof behind a bonnet, a seat behind a window."""
     count = int(label.max()) + 1
     low = np.full(count, np.inf, np.float32)
-    box = np.full((4, count), np.inf, np.float32)  # x from, y from, −x to, −y to: each the least of its cells
     np.minimum.at(low, label, cells.bottom_m)
-    for side, values in zip(box, (*cells.places_m.T, *-cells.places_m.T), strict=True):
-        np.minimum.at(side, label, values)
+    box = _bounds(label, cells.places_m)
     extent = -(box[2:] + box[:2])
     hangs = np.flatnonzero((low > HANGS_M) & np.isfinite(low) & (extent.max(axis=0) < FRAGMENT_M))
     stands = np.flatnonzero((low < HANGS_M) & (extent.max(axis=0) < VEHICLE_M))
@@ -143,6 +163,9 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     joined = np.minimum(box[:, hangs, None], box[:, None, stands])  # (4, hanging, standing)
     gaps = np.maximum(0, np.maximum(box[:2, hangs, None] + box[2:, None, stands], box[:2, None, stands] + box[2:, hangs, None]))
     gap = np.hypot(*gaps)
+    near_m = np.full(count, np.inf, np.float32)
+    np.minimum.at(near_m, label, np.hypot(*cells.places_m.T))
+    gap[near_m[hangs, None] < near_m[stands]] = np.inf
     gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
     nearest = gap.argmin(axis=1)
     close = gap[np.arange(len(hangs)), nearest] < FRAGMENT_GAP_M

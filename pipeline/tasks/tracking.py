@@ -28,6 +28,7 @@ EDGE_M, EDGE_PER_M = 0.04, 0.002  # of a measured edge: at 0 m, and more with ra
 UNKNOWN_MPS, WORLD_MPS = 10.0, 5.0  # of a new thing's velocity; where the rest of the world moves alike, from that
 WORLD_TRACKS, WORLD_HITS = 5, 6
 LARGE_M = 15.0  # a wall, a hedge: what is seen of it changes along it, so it has no velocity that could be seen
+THIN_M = (7.0, 0.6)  # longer than the one and thinner than the other: a piece of such
 GATE, SIZE_WEIGHT = 3.2, 0.4
 SURE_HITS, SURE_MPS = 4, 0.8  # a velocity is told after so many sweeps, and with a standard deviation below this
 CARRY_NS, FLEETING_NS, SEEN_THROUGH_NS = 600_000_000, 150_000_000, 250_000_000
@@ -36,6 +37,7 @@ BACK_NS, GAP_NS = 200_000_000, 1_000_000_000  # a jump back or ahead by more: an
 YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
 GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
 MIN_CLOSING_MPS = 0.3
+MISFIT_SHARE = 0.3
 RANGE_JUMP_M, INSIDE_M = 1.0, 0.1
 
 
@@ -78,7 +80,7 @@ class Track:
         self.passed_ns: int | None = None  # since when its place is seen to be free
         self._sigma_mps = sigma_mps
         self.velocity_mps = np.array(velocity_mps, np.float64)
-        self.approach = Approach()
+        self.approach, self.misfit = Approach(), 1.0
         self._begin(cluster, time_ns)
 
     def _begin(self, cluster: Cluster, time_ns: int) -> None:
@@ -91,6 +93,13 @@ class Track:
         self.time_ns = time_ns
         self._saw(cluster, time_ns)
 
+    def begin_again(self, cluster: Cluster, time_ns: int) -> None:
+        """It is there, but not as it was expected: merged with a neighbour, come apart, or seen from another side."""
+        velocity_mps = self.velocity_mps
+        self.hits = min(self.hits, 1)
+        self._begin(cluster, time_ns)
+        self.velocity_mps, self.misfit = velocity_mps, 1.0
+
     def _saw(self, cluster: Cluster, time_ns: int) -> None:
         self.hits, self.seen_ns, self.passed_ns, self.points = self.hits + 1, time_ns, None, cluster.points
         self.bottom_m, self.top_m, self.floor_m = cluster.bottom_m, cluster.top_m, cluster.floor_m
@@ -101,7 +110,7 @@ class Track:
 
     @property
     def large(self) -> bool:
-        return float(self.size_m.max()) > LARGE_M
+        return _endless(self.size_m)
 
     def _axes(self) -> Array:
         c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -129,7 +138,7 @@ class Track:
     def update(self, cluster: Cluster, time_ns: int, origin_m: Array) -> None:
         """A cluster that is this thing, measured from a sensor at origin_m (x, y)."""
         extent = _bounds(cluster)[1]
-        if self.large or float(extent.max()) > LARGE_M:
+        if self.large or _endless(extent):
             velocity = self.velocity_mps
             self._begin(cluster, time_ns)
             self.velocity_mps = velocity
@@ -159,8 +168,11 @@ class Track:
                 off[k], shift[k] = (at_low, grown / 2) if abs(at_low) < abs(at_high) else (at_high, -grown / 2)
             self.size_m[k] += grown
         sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
-        gain = self.covariance[:, :2] @ np.linalg.inv(self.covariance[:2, :2] + np.eye(2) * sigma_m**2)
-        change = gain @ (axes.T @ off)
+        spread = np.linalg.inv(self.covariance[:2, :2] + np.eye(2) * sigma_m**2)
+        gain, surprise = self.covariance[:, :2] @ spread, axes.T @ off
+        if self.hits >= 2:
+            self.misfit += MISFIT_SHARE * (min(20.0, float(surprise @ spread @ surprise) / 2) - self.misfit)
+        change = gain @ surprise
         self.centre_m = self.centre_m + change[:2] + axes.T @ shift
         self.velocity_mps = self.velocity_mps + change[2:]
         self.covariance = self.covariance - gain @ self.covariance[:2]
@@ -179,8 +191,9 @@ class Track:
         return more_m * (GROW_SHARE if more_m > 0 else SHRINK_SHARE)
 
     def velocity(self) -> tuple[Array, float] | None:
-        """(x, y) m/s and the standard deviation of either; None: not known yet, or not to be known."""
-        sigma_mps = math.sqrt(max(self.covariance[2, 2], self.covariance[3, 3]))
+        """(x, y) m/s and the standard deviation of either; None: not known yet, or not to be known. Where sweeps fall further
+        from what was expected than their noise explains, the velocity is as much less sure."""
+        sigma_mps = math.sqrt(max(self.covariance[2, 2], self.covariance[3, 3]) * max(1.0, self.misfit))
         if self.large or self.hits < SURE_HITS or sigma_mps > SURE_MPS:
             return None
         return self.velocity_mps, sigma_mps
@@ -236,12 +249,18 @@ class Tracker:
         self._newest_ns = capture_ns if not self.tracks else max(self._newest_ns, capture_ns)
         eye = np.array(origin_m[:2], np.float64)
         pairs, fragments = self._matched(clusters, capture_ns)
-        taken = {c for _, c in pairs} | fragments
         for t, c in pairs:
             self.tracks[t].update(clusters[c], capture_ns + round(clusters[c].seconds * NS), eye)
+        again = self._overlapping(clusters, capture_ns, {t for t, _ in pairs}, {c for _, c in pairs} | fragments)
+        for t, c in again:
+            self.tracks[t].begin_again(clusters[c], capture_ns + round(clusters[c].seconds * NS))
+        matched, taken = {t for t, _ in pairs + again}, {c for _, c in pairs + again} | fragments
         world, sigma_mps = self._world()
-        matched = {t for t, _ in pairs}
-        self.tracks = [t for k, t in enumerate(self.tracks) if k in matched or self._stays(t, capture_ns, is_free)]
+        seen = [self.tracks[t] for t in matched]
+        self.tracks = [
+            t for k, t in enumerate(self.tracks)
+            if k in matched or (self._stays(t, capture_ns, is_free) and not any(s.holds(t.centre_m + t.moved_m(s.time_ns), s.time_ns) for s in seen))
+        ]  # fmt: skip
         for c, cluster in enumerate(clusters):
             if c not in taken:
                 self.tracks.append(Track(self._next_id, cluster, capture_ns + round(cluster.seconds * NS), world, sigma_mps))
@@ -263,6 +282,23 @@ class Tracker:
         through_ns = 0 if track.passed_ns is None else capture_ns - track.seen_ns
         carried = track.hits >= CARRIED_HITS
         return unseen_ns <= (CARRY_NS if carried else FLEETING_NS) and through_ns <= SEEN_THROUGH_NS
+
+    def _overlapping(
+        self, clusters: Sequence[Cluster], capture_ns: int, matched: set[int], taken: set[int]
+    ) -> list[tuple[int, int]]:
+        """Pairs of what is left: the track was to be where the cluster is, though not as it is."""
+        pairs: list[tuple[int, int]] = []
+        left = [(c, *_bounds(clusters[c])) for c in range(len(clusters)) if c not in taken]
+        for t, track in enumerate(self.tracks):
+            if t in matched or track.hits < 2:
+                continue
+            place = track.centre_m + track.velocity_mps * ((capture_ns - track.time_ns) / NS)
+            for c, middle, extent in left:
+                if c not in taken and (np.abs(middle - place) < extent / 2 + INSIDE_M).all():
+                    pairs.append((t, c))
+                    taken = taken | {c}
+                    break
+        return pairs
 
     def _matched(self, clusters: Sequence[Cluster], capture_ns: int) -> tuple[list[tuple[int, int]], set[int]]:
         """(track, cluster) pairs, the likeliest first; and the clusters that are only pieces of a track's box."""
@@ -295,6 +331,10 @@ class Tracker:
         fragments = {int(c) for c in np.flatnonzero(clusters_left)
                      if any(track.holds(middle[c], int(when[c])) for track in owners)}  # fmt: skip
         return pairs, fragments
+
+
+def _endless(size_m: Array) -> bool:
+    return bool(size_m.max() > LARGE_M or (size_m.max() > THIN_M[0] and size_m.min() < THIN_M[1]))
 
 
 def _certain(closing_mps: float, sigma_mps: float) -> float:
