@@ -162,7 +162,8 @@ class Intrinsics:
     def _polynomial(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """radtan and rational: undistorted → distorted, both normalised (z = 1)."""
         k1, k2, p1, p2, k3 = self.distortion[:5]
-        r2 = x * x + y * y
+        r2, term = x * x, y * y  # `term` is used again below: a fresh array costs as much as what is put into it
+        r2 += term
         valid = r2 < self._limit**2
         radial = r2 * k3
         radial += k2
@@ -176,22 +177,31 @@ class Intrinsics:
         if p1 == 0.0 == p2:
             return x * radial, y * radial, valid
         # u = x·(radial + 2p1·y + 2p2·x) + p2·r², v likewise: the two share their bracket.
-        radial += (2.0 * p1) * y
-        radial += (2.0 * p2) * x
+        radial += np.multiply(y, 2.0 * p1, out=term)
+        radial += np.multiply(x, 2.0 * p2, out=term)
         u = x * radial
-        u += p2 * r2
+        u += np.multiply(r2, p2, out=term)
         v = y * radial
-        v += p1 * r2
+        v += np.multiply(r2, p1, out=term)
         return u, v, valid
 
     def _fisheye(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         k1, k2, k3, k4 = self.distortion
-        r = np.sqrt(x * x + y * y)
-        theta = np.arctan2(r, z)  # also beyond 90°, where such lenses still see
+        r, t2 = x * x, y * y
+        r += t2
+        np.sqrt(r, out=r)
+        theta = np.divide(z, r)
+        np.arctan(theta, out=theta)  # half the time of arctan2, and right beyond 90° too, where such lenses still see
+        np.subtract(np.pi / 2, theta, out=theta)
         valid = theta < self._limit
-        t2 = theta * theta
-        scale = theta * (1.0 + t2 * (k1 + t2 * (k2 + t2 * (k3 + t2 * k4))))
-        scale /= np.maximum(r, 1e-300)  # on the axis x and y are 0, whatever they are scaled by
+        np.multiply(theta, theta, out=t2)
+        scale = t2 * k4
+        for k in (k3, k2, k1):
+            scale += k
+            scale *= t2
+        scale += 1.0
+        scale *= theta
+        scale /= np.maximum(r, 1e-300, out=r)  # on the axis x and y are 0, whatever they are scaled by
         return x * scale, y * scale, valid
 
     @cached_property
