@@ -2,7 +2,7 @@
 
 Faces and pictures are cut from the packaged clip and perturbed by a seeded generator; sounds are voices made by rule
 (no clip with speech comes in a package under terms we can ship); opinions are drawn over all of their range, with each
-sense now there, now absent. Made when asked for, since they are 3 to 30 MB and only a new engine needs them.
+sense now there, now absent. Made when asked for, since they are 3 to 50 MB and only a new engine needs them.
 
     for inputs in samples.of(Path("models/face-expression.onnx")): engine.run(inputs)
 """
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline import assets
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, face_crop, face_tensor, voice_tensor
+from pipeline.features import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, face_crop, face_tensor, place_tensor, voice_tensor
 from pipeline.inference.engine import Tensors
 from pipeline.inference.onnx_file import OnnxFile, Value
 from pipeline.inference.onnxruntime import Onnxruntime
@@ -83,6 +83,22 @@ def pictures(inputs: dict[str, Value], seed: int) -> Tensors:
     return {PICTURE: cv2.dnn.blobFromImages(windows[:COUNT], swapRB=True)}
 
 
+def places(inputs: dict[str, Value], seed: int) -> Tensors:
+    """`place` (256, 1, 225, 225): cuts of the clip's pictures from a quarter of a side to all of it, lighter, darker, softer."""
+    random = np.random.default_rng([5, seed])
+    found = []
+    for image in _pictures(PICTURES, seed):
+        for look in range(LOOKS):
+            rows, columns = (round(size * random.uniform(0.25, 1)) for size in image.shape[:2])
+            top, left = int(random.integers(image.shape[0] - rows + 1)), int(random.integers(image.shape[1] - columns + 1))
+            cut = image[top : top + rows, left : left + columns]
+            if look % 3 == 1:
+                cut = cv2.GaussianBlur(cut, (0, 0), random.uniform(0.5, 3.0))
+            light = cut * random.uniform(0.3, 1.4) + random.normal(0, random.uniform(0, 12), cut.shape)
+            found.append(place_tensor(np.clip(light, 0, 255).astype(np.uint8)))
+    return {"place": np.stack(found[:COUNT])}
+
+
 def sounds(inputs: dict[str, Value], seed: int) -> Tensors:
     """`samples` (256, k) at 16 kHz: voices made by rule."""
     length = inputs["samples"].shape[1]
@@ -120,7 +136,7 @@ def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
 
 MAKERS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
     frozenset({"face"}): faces, frozenset({PICTURE}): pictures, frozenset({"samples"}): sounds,
-    frozenset({"voice"}): voices, frozenset({"face", "voice", "present"}): opinions,
+    frozenset({"voice"}): voices, frozenset({"place"}): places, frozenset({"face", "voice", "present"}): opinions,
 }  # fmt: skip
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime
 import torch
 
-from pipeline.features import FACE_PX, VOICE_BANDS, VOICE_FRAMES
+from pipeline.features import FACE_PX, PLACE_PX, VOICE_BANDS, VOICE_FRAMES
 from pipeline.training.nets import FaceNet, MirroredFaceNet, VoiceNet
+from pipeline.training.place_net import Early, PlaceNet
 
 OPSET = 20                    # TensorRT-RTX builds 18 to 22
 MAX_DIFFERENCE = 1e-4
@@ -39,16 +40,30 @@ def export_voice(net: VoiceNet, path: Path) -> None:
     _export(copy.deepcopy(net).eval(), path, "voice", windows)
 
 
-def _export(plain: torch.nn.Module, path: Path, name: str, samples: torch.Tensor) -> None:
+def export_place(net: PlaceNet, path: Path) -> None:
+    """Write `place` (n, 1, 225, 225) -> `logits` (n, labels), `embedding` (n, 1280), float32. Raises as export_face does."""
+    _export(copy.deepcopy(net).eval(), path, "place", _noise_pictures())
+
+
+def export_early(net: PlaceNet, path: Path) -> None:
+    """Write `place` (n, 1, 225, 225) -> `early` (n, 192, 8, 8): the blocks that training leaves as they are."""
+    _export(Early(copy.deepcopy(net)).eval(), path, "place", _noise_pictures(), ("early",))
+
+
+def _noise_pictures() -> torch.Tensor:
+    return torch.randn(3, 1, PLACE_PX, PLACE_PX, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+
+
+def _export(plain: torch.nn.Module, path: Path, name: str, samples: torch.Tensor,
+            outputs: tuple[str, ...] = ("logits", "embedding")) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(".onnx.unchecked")
     with warnings.catch_warnings():
         # The older exporter is used on purpose: it folds batch-norm into the convolutions and needs no further package.
         warnings.simplefilter("ignore")
         torch.onnx.export(plain, (samples[:1],), str(unchecked), dynamo=False, opset_version=OPSET, input_names=[name],
-                          output_names=["logits", "embedding"],
-                          dynamic_axes={name: {0: "n"}, "logits": {0: "n"}, "embedding": {0: "n"}})
-    difference = largest_difference(plain, unchecked, samples)
+                          output_names=list(outputs), dynamic_axes={each: {0: "n"} for each in (name, *outputs)})
+    difference = largest_difference(plain, unchecked, samples, outputs)
     if difference > MAX_DIFFERENCE:
         unchecked.unlink()
         raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {MAX_DIFFERENCE}")
@@ -56,9 +71,10 @@ def _export(plain: torch.nn.Module, path: Path, name: str, samples: torch.Tensor
 
 
 @torch.no_grad()
-def largest_difference(net: torch.nn.Module, path: Path, samples: torch.Tensor) -> float:
-    """Between torch and ONNX Runtime, over logits and embeddings. samples: (n, …), as the network takes them."""
+def largest_difference(net: torch.nn.Module, path: Path, samples: torch.Tensor,
+                       outputs: tuple[str, ...] = ("logits", "embedding")) -> float:
+    """Between torch and ONNX Runtime, over all outputs. samples: (n, …), as the network takes them."""
     net.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    exported = session.run(["logits", "embedding"], {session.get_inputs()[0].name: samples.numpy()})
+    exported = session.run(list(outputs), {session.get_inputs()[0].name: samples.numpy()})
     return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in zip(net(samples), exported, strict=True))

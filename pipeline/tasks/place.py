@@ -1,0 +1,134 @@
+"""What kind of place the camera looks at (street, forest, office …): AlignedSet → Prediction, and the network alone.
+
+A place changes slowly, so it is not looked at in every set: `every_ms` says how often. Between two looks the last answer is
+held, and the prediction's opinion says how old it is. All depends on the frames' seq and capture_ns alone.
+
+    task = Place(every_ms=200)
+    task.open("auto")
+    task.predict(aligned).label                      # "street"
+    PlaceModel(engine, manifest).probs(image_bgr)    # (15,) float32, for those who bring their own pictures
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import assets
+from pipeline.errors import AssetError, ConfigError
+from pipeline.features import PLACE_PX, place_tensor
+from pipeline.frame import AlignedSet, Frame, Opinion, Prediction
+from pipeline.inference.engine import Engine
+from pipeline.inference.manifest import Manifest
+from pipeline.tasks import Task
+from pipeline.tasks.given import PICTURES, first, picture
+from pipeline.tasks.smoothing import softmax, towards
+from pipeline.tasks.engines import Engines
+
+Floats = npt.NDArray[np.float32]
+
+MODEL = "place"
+PICTURES = ("bgr8", "jpeg")
+INPUT = {"place": (1, 1, PLACE_PX, PLACE_PX)}
+
+
+class PlaceModel:
+    """The network with its labels and its temperature. Raises ConfigError for a model that takes something else."""
+
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        if [tensor.name for tensor in manifest.inputs] != ["place"]:
+            raise ConfigError(f"place model {manifest.id}: its inputs are {[t.name for t in manifest.inputs]}, a place model's "
+                              "is 'place'. Train one with: python run_pipeline.py train place")  # fmt: skip
+        self._engine, self._temperature = engine, manifest.temperature
+        self.labels, self.id = manifest.labels, manifest.id
+
+    @classmethod
+    def open(cls, engines: Engines, model: str = MODEL) -> PlaceModel:
+        """model: a file of the models folder, without .onnx, or a path. Raises AssetError when it is not there."""
+        path = Path(model) if model.endswith(".onnx") else assets.MODELS / f"{model}.onnx"
+        if not path.is_file():
+            raise AssetError(f"{path}: no such model. Train it with: python run_pipeline.py train place")
+        manifest = engines.manifest(path)
+        return cls(engines.load(path, manifest.name, INPUT), manifest)
+
+    def probs(self, image_bgr: npt.NDArray[np.uint8]) -> Floats:
+        """image_bgr: (h, w, 3) or (h, w), any size. Returns (labels,) float32 that sum to 1, calibrated."""
+        logits = self._engine.run({"place": place_tensor(image_bgr)[None]})["logits"]  # (1, labels)
+        return softmax(logits[0] / self._temperature)
+
+    def look(self, frame: Frame) -> tuple[Floats | None, str]:
+        """The same of a "bgr8" or "jpeg" frame; None and why, for a picture that is dark, torn or none at all."""
+        image, wrong = picture(frame)
+        return (None, wrong) if image is None else (self.probs(image), "")
+
+
+class PlaceWatch:
+    """Looks every `every_ms`, holds the answer between, and smooths it: what a task keeps of a camera's place.
+
+    smoothing_ms: time constant of an exponential mean; a refused picture leaves it as it is. Time that goes back begins afresh.
+    """
+
+    def __init__(self, model: PlaceModel, *, smoothing_ms: float, every_ms: float) -> None:
+        self._model, self._smoothing_ns, self._every_ns = model, smoothing_ms * 1e6, every_ms * 1e6
+        self._looked_ns: int | None = None
+        self._seen_ns = 0  # of the look that `_probs` rests on
+        self._probs: Floats | None = None
+        self._wrong = ""
+
+    def update(self, frame: Frame) -> tuple[Floats | None, str, int]:
+        """(labels,) or None and why; and how old the look is that says so, in ns: 0 for this very frame."""
+        if self._looked_ns is not None and frame.capture_ns < self._looked_ns:
+            self._looked_ns, self._probs = None, None
+        if self._looked_ns is None or frame.capture_ns - self._looked_ns >= max(1, self._every_ns):
+            self._looked_ns = frame.capture_ns
+            found, self._wrong = self._model.look(frame)
+            if found is not None:
+                before = found if self._probs is None else self._probs
+                self._probs = towards(before, found, frame.capture_ns - self._seen_ns, self._smoothing_ns)
+                self._seen_ns = frame.capture_ns
+        return (None if self._wrong else self._probs), self._wrong, frame.capture_ns - self._looked_ns
+
+
+class Place(Task):
+    """`probs` are those of the newest picture of the set's first camera, smoothed. A covered lens counts as missing, and so
+    does the camera that sent nothing: no label then.
+
+    model: a file of the models folder, without .onnx, or a path. smoothing_ms: time constant of an exponential mean.
+    every_ms: how often the network runs, at most; 0: on every set. uncertain_below: the label is "uncertain" where no
+    probability reaches this.
+    """
+
+    def __init__(
+        self, *, model: str = MODEL, smoothing_ms: float = 1000.0, every_ms: float = 200.0, uncertain_below: float = 0.35,
+        threads: int = 1,
+    ) -> None:  # fmt: skip
+        if smoothing_ms < 0 or every_ms < 0 or threads < 1:
+            raise ValueError("smoothing_ms and every_ms must be at least 0, threads at least 1")
+        if not 0 <= uncertain_below < 1:
+            raise ValueError("uncertain_below must be from 0 to below 1")
+        self._wanted, self._smoothing_ms, self._every_ms = model, smoothing_ms, every_ms
+        self._uncertain_below, self._threads = uncertain_below, threads
+        self._engines: Engines | None = None
+
+    def open(self, backend: str) -> None:
+        self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        model = PlaceModel.open(self._engines, self._wanted)
+        self.labels, self.model = model.labels, model.id
+        self._watch = PlaceWatch(model, smoothing_ms=self._smoothing_ms, every_ms=self._every_ms)
+
+    def close(self) -> None:
+        if self._engines is not None:
+            self._engines.close()
+
+    def predict(self, aligned: AlignedSet) -> Prediction:
+        frame = next((frames[-1] for frames in aligned.frames.values() if frames and frames[-1].encoding in PICTURES), None)
+        if frame is None:
+            return self.prediction(aligned, None)
+        probs, wrong, age_ns = self._watch.update(frame)
+        if probs is None:
+            return self.prediction(aligned, None, bad={frame.stream: wrong}, opinions=[Opinion("place", frame.stream, 0.0, (), wrong)])
+        held = f"held: looked {age_ns / 1e6:.0f} ms before this picture" if age_ns else ""
+        return self.prediction(aligned, probs, used=(frame.stream,), uncertain_below=self._uncertain_below,
+                               opinions=[Opinion("place", frame.stream, 1.0, tuple(float(p) for p in probs), held)])  # fmt: skip
