@@ -138,7 +138,8 @@ class Drive:
         reflectance = self._reflectance(hits, origin, direction)
         # Little comes back from far, from dark and from what is seen aslant; a share gets lost anyhow.
         echo = reflectance * (0.3 + 0.7 * hits.facing)
-        lost = random.random(hits.t.shape, np.float32) < 0.01 + 0.5 * np.exp(-echo / 0.05 * (LIDAR_FARTHEST_M / np.maximum(range_m, 1)) ** 2 / 4)
+        strength = echo * (LIDAR_FARTHEST_M / np.maximum(range_m, 1)) ** 2
+        lost = random.random(hits.t.shape, np.float32) < 0.01 + 0.5 * np.exp(-5 * strength)
         noisy = range_m + np.float32(RANGE_SIGMA_M) * random.standard_normal(hits.t.shape, np.float32)
         i, j = np.nonzero((hits.id >= 0) & ~lost & (range_m < LIDAR_FARTHEST_M))
         flat = noisy[i, j] * np.cos(self.elevations_rad).astype(np.float32)[j]
@@ -170,15 +171,14 @@ class Drive:
         t_s = _loop_s(at_ns)
         at = np.array([t_s - 1e-4, t_s, t_s + 1e-4])  # the slope over ± 0.1 ms is the velocity
         rig_x, rig_y, rig_yaw = traffic.ego(at)
+        rig_z, cos, sin = ground.height(rig_x[1]), np.cos(rig_yaw), np.sin(rig_yaw)
         found = []
         for thing in self.things:
             x, y, yaw = thing.track(at)
-            x = x + lap_shift(x[1], float(rig_x[1])) - rig_x
-            y = y - rig_y
-            cos, sin = np.cos(rig_yaw), np.sin(rig_yaw)
+            z = float(ground.stand(x[1], y[1]) - rig_z)
+            x, y = x + lap_shift(x[1], float(rig_x[1])) - rig_x, y - rig_y
             ahead, left = cos * x + sin * y, cos * y - sin * x
-            z = ground.stand(thing.track(at)[0], thing.track(at)[1])[1] - ground.height(rig_x)[1]
-            centre = (float(ahead[1]), float(left[1]), float(z) + thing.size_m[2] / 2)
+            centre = (float(ahead[1]), float(left[1]), z + thing.size_m[2] / 2)
             velocity = (float(ahead[2] - ahead[0]) / 2e-4, float(left[2] - left[0]) / 2e-4)
             turned = float((yaw[1] - rig_yaw[1] + np.pi) % (2 * np.pi) - np.pi)
             found.append(Truth(thing.id, thing.kind, centre, thing.size_m, turned, velocity, thing.moves))

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.intrinsics import Intrinsics
 from pipeline.rendered import ground
 from pipeline.rendered.rays import BEHIND_M, gait
-from pipeline.rendered.solids import Solid, Thing
+from pipeline.rendered.solids import Colour, Solid, Thing
 from pipeline.rendered.traffic import STREET_M
 
 SUN = np.array([0.42, 0.5, 0.76]) / np.linalg.norm([0.42, 0.5, 0.76])  # towards it: ahead on the left
@@ -32,7 +32,9 @@ class Scene:
     def __init__(self, things: Sequence[Thing], seed: int) -> None:
         self.things = things
         solids = [(k, solid) for k, thing in enumerate(things) for solid in thing.solids]
-        corners, of_solid, polygons = [], [], []  # polygons: (solid, indices, normal, colour, is_decal)
+        corners: list[np.ndarray] = []
+        of_solid: list[int] = []
+        polygons: list[tuple[int, list[int], np.ndarray, Colour, bool]] = []  # solid, corners, normal, colour, whether a decal
         count = 0
         for s, (_, solid) in enumerate(solids):
             for face, normal in zip(solid.faces, solid.normals, strict=True):
@@ -60,8 +62,10 @@ class Scene:
         walkers = np.unique(self._thing_of_solid[self._swing != 0])
         self._walkers = [(int(k), np.flatnonzero(self._thing_of_solid == k)) for k in walkers]
         self._moves = np.array([thing.moves for thing in things])
-        still = [(thing, *(float(v[0]) for v in thing.track(np.zeros(1)))) for thing in things if not thing.moves]
-        shadows = [shadow(thing, yaw, (x, y), of=solid) for thing, x, y, yaw in still for solid in thing.solids]
+        shadows = []
+        for thing in things:
+            x, y, yaw = (float(v[0]) for v in thing.track(np.zeros(1)))
+            shadows += [shadow(thing, yaw, (x, y), of=solid) for solid in thing.solids if not thing.moves]
         self.paint = ground.Paint(seed, shadows)
         self._sky: dict[Intrinsics, np.ndarray] = {}
 
@@ -151,7 +155,7 @@ class Scene:
         """Of what moves; the ground's own picture holds the others."""
         x, y, z, yaw = camera
         mask: np.ndarray | None = None
-        for k in np.flatnonzero(self._moves):
+        for k in np.flatnonzero(self._moves).tolist():
             px, py, turn, stands = places[k]
             if not -8 < px - x < 70:
                 continue
@@ -252,4 +256,5 @@ def sky(lens: Intrinsics) -> np.ndarray:
     for base, wave, colour in ((0.028, 0.018, (200, 186, 168)), (0.012, 0.014, (168, 162, 138))):
         line = base + wave * np.sin(angle * 5 + 40 * base) + wave / 2 * np.sin(angle * 13 + 9 * wave)
         whole[up < line[None, :]] = colour
-    return whole.astype(np.uint8)
+    done: np.ndarray = whole.astype(np.uint8)
+    return done
