@@ -21,7 +21,7 @@ from pipeline.node import Context
 from pipeline.rendered import CAMERA_M, LIDAR_M, RANGE_SIGMA_M, Drive, Truth, rig, traffic
 from pipeline.rendered import ground as street_ground
 from pipeline.rendered.picture import Scene, far_to_near
-from pipeline.rendered.rays import Caster, gait, lap_shift
+from pipeline.rendered.rays import gait, lap_shift
 from pipeline.rendered.solids import Thing
 from pipeline.testing import play
 
@@ -145,7 +145,7 @@ def test_points_on_painted_stripes_project_onto_white_in_the_picture_and_points_
     x, y, _ = in_street(points, at_ns).T
     image = cv2.cvtColor(drive().camera(at_ns), cv2.COLOR_BGR2GRAY)
     pixels, depth_m, seen = drive().rig.project(points[:, :3], source="lidar", camera="camera")
-    around = [drive()._scene.paint.reflectance(x + dx, y + dy) for dx in (-0.3, 0, 0.3) for dy in (-0.12, 0, 0.12)]
+    around = [drive().scene.paint.reflectance(x + dx, y + dy) for dx in (-0.3, 0, 0.3) for dy in (-0.12, 0, 0.12)]
     near = seen & (ids == 0) & (depth_m < 12)
     for chosen, is_right in (
         (near & (np.min(around, axis=0) > 0.6), image > 130),
@@ -164,12 +164,12 @@ def test_outline_of_a_thing_in_the_picture_is_where_rays_of_the_same_camera_meet
     yaw = np.arctan2(base[1, 0], base[0, 0])
     others = [t for t in drive().things if t.id != thing_id]
     both = [np.empty((lens.height_px, lens.width_px, 3), np.uint8) for _ in range(2)]
-    drive()._scene.take(lens, (x, y, z, yaw), t_s, both[0])
+    drive().scene.take(lens, (x, y, z, yaw), t_s, both[0])
     Scene(others, 0).take(lens, (x, y, z, yaw), t_s, both[1])
     changed = np.abs(both[0].astype(int) - both[1]).max(axis=2) > 6
 
     left = -(np.arange(lens.width_px) - lens.cx_px) / lens.fx_px
-    hits = Caster(drive().things).cast(
+    hits = drive().caster.cast(
         t_s=np.full(lens.width_px, t_s),
         origin=np.repeat([[x], [y], [z]], lens.width_px, axis=1),
         direction=np.stack([np.cos(yaw) - left * np.sin(yaw), np.sin(yaw) + left * np.cos(yaw)]),

@@ -103,8 +103,8 @@ class Drive:
         self.seed, self.beams = seed, BEAMS[beams]
         self.rig = rig(width_px=width_px, height_px=height_px, depth_width_px=depth_width_px, depth_height_px=depth_height_px)
         self.things = street(seed)
-        self._caster = Caster(self.things)
-        self._scene = Scene(self.things, seed)
+        self.caster = Caster(self.things)
+        self.scene = Scene(self.things, seed)
         self.elevations_rad = np.radians(np.linspace(self.beams.from_deg, self.beams.to_deg, beams))
 
     def camera(self, at_ns: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -113,7 +113,7 @@ class Drive:
         image = np.empty((lens.height_px, lens.width_px, 3), np.uint8) if out is None else out
         t_s = _loop_s(at_ns)
         (x, y, z), yaw = self._sensor(np.array([t_s]), CAMERA_M)
-        return self._scene.take(lens, (float(x[0]), float(y[0]), float(z[0]), float(yaw[0])), t_s, image)
+        return self.scene.take(lens, (float(x[0]), float(y[0]), float(z[0]), float(yaw[0])), t_s, image)
 
     def sweep(self, start_ns: int, duration_ns: int = SWEEP_NS) -> np.ndarray:
         """(n, 5) float32: x, y, z in the lidar's frame as it was at each point's own time, reflectance in [0, 1], seconds since
@@ -130,7 +130,7 @@ class Drive:
         origin, yaw = self._sensor(t_s, LIDAR_M)
         slopes = np.tan(self.elevations_rad)
         direction = np.stack([np.cos(azimuth + yaw), np.sin(azimuth + yaw)])
-        hits = self._caster.cast(
+        hits = self.caster.cast(
             t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=LIDAR_FARTHEST_M, nearest_m=LIDAR_NEAREST_M
         )
         random = np.random.default_rng([self.seed, 11, start_ns])
@@ -159,7 +159,7 @@ class Drive:
         left = -(np.arange(lens.width_px) - lens.cx_px) / lens.fx_px
         direction = np.stack([np.cos(yaw) - left * np.sin(yaw), np.sin(yaw) + left * np.cos(yaw)])
         slopes = (-(np.arange(lens.height_px) - lens.cy_px) / lens.fy_px)[::-1]
-        hits = self._caster.cast(t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=DEPTH_FARTHEST_M, nearest_m=0.2)
+        hits = self.caster.cast(t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=DEPTH_FARTHEST_M, nearest_m=0.2)
         random = np.random.default_rng([self.seed, 12, at_ns])
         depth = np.where(np.isfinite(hits.t), hits.t, 0)
         depth += np.float32(DEPTH_SIGMA) * depth**2 * random.standard_normal(depth.shape, np.float32)
@@ -202,7 +202,7 @@ class Drive:
         x = origin[0, i] + hits.t[i, j] * direction[0, i]
         y = origin[1, i] + hits.t[i, j] * direction[1, i]
         found = hits.reflectance.copy()
-        found[i, j] = self._scene.paint.reflectance(x, y)
+        found[i, j] = self.scene.paint.reflectance(x, y)
         return found
 
 
