@@ -17,14 +17,14 @@ import numpy as np
 
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError
-from pipeline.frame import Frame, StreamInfo
+from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Source
 
 if TYPE_CHECKING:
     from pipeline.rendered import Drive
 
 Sensor = Literal["camera", "lidar", "depth"]
-ENCODINGS = {"camera": "bgr8", "lidar": "points_xyzit_f32", "depth": "depth_u16_mm"}
+ENCODINGS: dict[str, Encoding] = {"camera": "bgr8", "lidar": "points_xyzit_f32", "depth": "depth_u16_mm"}
 SIZES_PX = {"camera": (640, 360), "depth": (320, 180)}
 
 
@@ -138,4 +138,4 @@ class Rendered(Source):
             case _:
                 duration_ns = round((number + 1) * NS / self.rate_hz) + self.trigger_ns - since_ns
                 data = self._drive.sweep(at_ns, duration_ns)
-        return Frame(self.name, -1, start_ns + since_ns, self.info().encoding, data, duration_ns=duration_ns)
+        return Frame(self.name, -1, start_ns + since_ns, ENCODINGS[self.sensor], data, duration_ns=duration_ns)

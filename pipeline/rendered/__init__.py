@@ -103,8 +103,8 @@ class Drive:
         self.seed, self.beams = seed, BEAMS[beams]
         self.rig = rig(width_px=width_px, height_px=height_px, depth_width_px=depth_width_px, depth_height_px=depth_height_px)
         self.things = street(seed)
-        self._caster = Caster(self.things)
-        self._scene = Scene(self.things, seed)
+        self.caster = Caster(self.things)
+        self.scene = Scene(self.things, seed)
         self.elevations_rad = np.radians(np.linspace(self.beams.from_deg, self.beams.to_deg, beams))
 
     def camera(self, at_ns: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -113,7 +113,7 @@ class Drive:
         image = np.empty((lens.height_px, lens.width_px, 3), np.uint8) if out is None else out
         t_s = _loop_s(at_ns)
         (x, y, z), yaw = self._sensor(np.array([t_s]), CAMERA_M)
-        return self._scene.take(lens, (float(x[0]), float(y[0]), float(z[0]), float(yaw[0])), t_s, image)
+        return self.scene.take(lens, (float(x[0]), float(y[0]), float(z[0]), float(yaw[0])), t_s, image)
 
     def sweep(self, start_ns: int, duration_ns: int = SWEEP_NS) -> np.ndarray:
         """(n, 5) float32: x, y, z in the lidar's frame as it was at each point's own time, reflectance in [0, 1], seconds since
@@ -130,7 +130,7 @@ class Drive:
         origin, yaw = self._sensor(t_s, LIDAR_M)
         slopes = np.tan(self.elevations_rad)
         direction = np.stack([np.cos(azimuth + yaw), np.sin(azimuth + yaw)])
-        hits = self._caster.cast(
+        hits = self.caster.cast(
             t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=LIDAR_FARTHEST_M, nearest_m=LIDAR_NEAREST_M
         )
         random = np.random.default_rng([self.seed, 11, start_ns])
@@ -138,7 +138,8 @@ class Drive:
         reflectance = self._reflectance(hits, origin, direction)
         # Little comes back from far, from dark and from what is seen aslant; a share gets lost anyhow.
         echo = reflectance * (0.3 + 0.7 * hits.facing)
-        lost = random.random(hits.t.shape, np.float32) < 0.01 + 0.5 * np.exp(-echo / 0.05 * (LIDAR_FARTHEST_M / np.maximum(range_m, 1)) ** 2 / 4)
+        strength = echo * (LIDAR_FARTHEST_M / np.maximum(range_m, 1)) ** 2
+        lost = random.random(hits.t.shape, np.float32) < 0.01 + 0.5 * np.exp(-5 * strength)
         noisy = range_m + np.float32(RANGE_SIGMA_M) * random.standard_normal(hits.t.shape, np.float32)
         i, j = np.nonzero((hits.id >= 0) & ~lost & (range_m < LIDAR_FARTHEST_M))
         flat = noisy[i, j] * np.cos(self.elevations_rad).astype(np.float32)[j]
@@ -158,7 +159,7 @@ class Drive:
         left = -(np.arange(lens.width_px) - lens.cx_px) / lens.fx_px
         direction = np.stack([np.cos(yaw) - left * np.sin(yaw), np.sin(yaw) + left * np.cos(yaw)])
         slopes = (-(np.arange(lens.height_px) - lens.cy_px) / lens.fy_px)[::-1]
-        hits = self._caster.cast(t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=DEPTH_FARTHEST_M, nearest_m=0.2)
+        hits = self.caster.cast(t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=DEPTH_FARTHEST_M, nearest_m=0.2)
         random = np.random.default_rng([self.seed, 12, at_ns])
         depth = np.where(np.isfinite(hits.t), hits.t, 0)
         depth += np.float32(DEPTH_SIGMA) * depth**2 * random.standard_normal(depth.shape, np.float32)
@@ -170,15 +171,14 @@ class Drive:
         t_s = _loop_s(at_ns)
         at = np.array([t_s - 1e-4, t_s, t_s + 1e-4])  # the slope over ± 0.1 ms is the velocity
         rig_x, rig_y, rig_yaw = traffic.ego(at)
+        rig_z, cos, sin = ground.height(rig_x[1]), np.cos(rig_yaw), np.sin(rig_yaw)
         found = []
         for thing in self.things:
             x, y, yaw = thing.track(at)
-            x = x + lap_shift(x[1], float(rig_x[1])) - rig_x
-            y = y - rig_y
-            cos, sin = np.cos(rig_yaw), np.sin(rig_yaw)
+            z = float(ground.stand(x[1], y[1]) - rig_z)
+            x, y = x + lap_shift(x[1], float(rig_x[1])) - rig_x, y - rig_y
             ahead, left = cos * x + sin * y, cos * y - sin * x
-            z = ground.stand(thing.track(at)[0], thing.track(at)[1])[1] - ground.height(rig_x)[1]
-            centre = (float(ahead[1]), float(left[1]), float(z) + thing.size_m[2] / 2)
+            centre = (float(ahead[1]), float(left[1]), z + thing.size_m[2] / 2)
             velocity = (float(ahead[2] - ahead[0]) / 2e-4, float(left[2] - left[0]) / 2e-4)
             turned = float((yaw[1] - rig_yaw[1] + np.pi) % (2 * np.pi) - np.pi)
             found.append(Truth(thing.id, thing.kind, centre, thing.size_m, turned, velocity, thing.moves))
@@ -202,7 +202,7 @@ class Drive:
         x = origin[0, i] + hits.t[i, j] * direction[0, i]
         y = origin[1, i] + hits.t[i, j] * direction[1, i]
         found = hits.reflectance.copy()
-        found[i, j] = self._scene.paint.reflectance(x, y)
+        found[i, j] = self.scene.paint.reflectance(x, y)
         return found
 
 

@@ -134,7 +134,7 @@ def lit(shadows: list[np.ndarray], rows: int, columns: int) -> np.ndarray:
     mask = np.full((rows, columns), 255, np.uint8)
     for outline in shadows:
         for lap in (-1, 0, 1):
-            at = (outline + (lap * STREET_M, SIDE_M)) / CELL_M - 0.5
+            at = (outline + np.array([lap * STREET_M, SIDE_M])) / CELL_M - 0.5
             cv2.fillConvexPoly(mask, np.round(at * 16).astype(np.int32), 0, cv2.LINE_AA, 4)
     soft: np.ndarray = cv2.GaussianBlur(mask, (0, 0), 1.5).astype(np.float32) / 255
     return soft

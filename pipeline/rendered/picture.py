@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from pipeline.intrinsics import Intrinsics
 from pipeline.rendered import ground
 from pipeline.rendered.rays import BEHIND_M, gait
-from pipeline.rendered.solids import Solid, Thing
+from pipeline.rendered.solids import Colour, Solid, Thing
 from pipeline.rendered.traffic import STREET_M
 
 SUN = np.array([0.42, 0.5, 0.76]) / np.linalg.norm([0.42, 0.5, 0.76])  # towards it: ahead on the left
@@ -26,13 +27,25 @@ DECALS_M = 75.0  # … nor those farther than this
 SUBPIXEL = 4  # bits of a pixel's fraction that OpenCV draws polygons with
 
 
+class _View(NamedTuple):
+    """One moment's corners as one camera sees them."""
+
+    lens: Intrinsics
+    eye: np.ndarray  # (3,), in the street's frame
+    world: np.ndarray  # (corners, 3), in the street's frame
+    seen: np.ndarray  # (corners, 3), in the camera's: right, down, ahead
+    pixels: np.ndarray  # (corners, 2); of no meaning behind the camera
+
+
 class Scene:
     """All corners and faces of a street's things as flat arrays, so that a picture is a few large operations."""
 
     def __init__(self, things: Sequence[Thing], seed: int) -> None:
         self.things = things
         solids = [(k, solid) for k, thing in enumerate(things) for solid in thing.solids]
-        corners, of_solid, polygons = [], [], []  # polygons: (solid, indices, normal, colour, is_decal)
+        corners: list[np.ndarray] = []
+        of_solid: list[int] = []
+        polygons: list[tuple[int, list[int], np.ndarray, Colour, bool]] = []  # solid, corners, normal, colour, whether a decal
         count = 0
         for s, (_, solid) in enumerate(solids):
             for face, normal in zip(solid.faces, solid.normals, strict=True):
@@ -47,9 +60,7 @@ class Scene:
         self._corners, self._of_solid = np.concatenate(corners), np.array(of_solid)
         self._thing_of_solid = np.array([k for k, _ in solids])
         self._swing = np.array([solid.swing_m for _, solid in solids])
-        self._first, self._end = np.full(len(solids), count), np.zeros(len(solids), int)
-        np.minimum.at(self._first, self._of_solid, np.arange(count))
-        self._end = np.append(self._first[1:], count)
+        self._first = np.searchsorted(self._of_solid, np.arange(len(solids)))
         self._solid = np.array([p[0] for p in polygons])
         most = max(len(p[1]) for p in polygons)
         self._sides = np.array([len(p[1]) for p in polygons])
@@ -60,8 +71,10 @@ class Scene:
         walkers = np.unique(self._thing_of_solid[self._swing != 0])
         self._walkers = [(int(k), np.flatnonzero(self._thing_of_solid == k)) for k in walkers]
         self._moves = np.array([thing.moves for thing in things])
-        still = [(thing, *(float(v[0]) for v in thing.track(np.zeros(1)))) for thing in things if not thing.moves]
-        shadows = [shadow(thing, yaw, (x, y), of=solid) for thing, x, y, yaw in still for solid in thing.solids]
+        shadows = []
+        for thing in things:
+            x, y, yaw = (float(v[0]) for v in thing.track(np.zeros(1)))
+            shadows += [shadow(thing, yaw, (x, y), of=solid) for solid in thing.solids if not thing.moves]
         self.paint = ground.Paint(seed, shadows)
         self._sky: dict[Intrinsics, np.ndarray] = {}
 
@@ -71,16 +84,14 @@ class Scene:
         first = ground.draw(self.paint, out, (lens.fx_px, lens.fy_px, lens.cx_px, lens.cy_px), camera)
         self._draw_sky(lens, yaw, out, first)
         places = self._places(t_s, x)
+        self._draw_shadows(lens, camera, places, out)
         place = places[self._thing_of_solid]
         world = self._world(place, t_s)
-        cos, sin = np.cos(yaw), np.sin(yaw)
-        dx, dy = world[:, 0] - x, world[:, 1] - y
-        depth, aside, down = cos * dx + sin * dy, sin * dx - cos * dy, z - world[:, 2]
-        self._draw_shadows(lens, camera, places, out)
+        cos, sin, dx, dy = np.cos(yaw), np.sin(yaw), world[:, 0] - x, world[:, 1] - y
+        seen = np.stack([sin * dx - cos * dy, z - world[:, 2], cos * dx + sin * dy], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            u = lens.cx_px + lens.fx_px * aside / depth
-            v = lens.cy_px + lens.fy_px * down / depth
-        self._draw_things(lens, world, np.array([x, y, z]), depth, u, v, np.stack([aside, down, depth], axis=1), place, out)
+            pixels = seen[:, :2] / seen[:, 2:] * (lens.fx_px, lens.fy_px) + (lens.cx_px, lens.cy_px)
+        self._draw_things(_View(lens, np.array([x, y, z]), world, seen, pixels), place, out)
         return out
 
     def _places(self, t_s: float, rig_x_m: float) -> np.ndarray:
@@ -101,49 +112,49 @@ class Scene:
         own_y = self._corners[:, 1]
         return np.stack([x + cos * own_x - sin * own_y, y + sin * own_x + cos * own_y, z + self._corners[:, 2]], axis=1)
 
-    def _draw_things(
-        self, lens: Intrinsics, world: np.ndarray, camera: np.ndarray, depth: np.ndarray, u: np.ndarray, v: np.ndarray,
-        seen_as: np.ndarray, place: np.ndarray, out: np.ndarray,
-    ) -> None:  # fmt: skip
-        low, high = (f.reduceat(world, self._first, axis=0) - camera for f in (np.minimum, np.maximum))
-        nearest = np.minimum.reduceat(depth, self._first)
-        farthest = np.maximum.reduceat(depth, self._first)
-        left, right = np.minimum.reduceat(u, self._first), np.maximum.reduceat(u, self._first)
-        near = nearest < NEAR_M
-        visible = (farthest > NEAR_M) & (near | ((right > 0) & (left < lens.width_px) & (right - left > 0.7)))
-        order = far_to_near(low[visible], high[visible])
-        solids = np.flatnonzero(visible)[order]
-
-        chosen = np.flatnonzero(visible[self._solid] & ~(self._decal & (nearest > DECALS_M)[self._solid]))
-        cos, sin = np.cos(place[self._solid[chosen], 2]), np.sin(place[self._solid[chosen], 2])
-        n = self._normal[chosen]
-        normal = np.stack([cos * n[:, 0] - sin * n[:, 1], sin * n[:, 0] + cos * n[:, 1], n[:, 2]], axis=1)
-        index = self._index[chosen]
-        faces_us = np.flatnonzero(((world[index[:, 0]] - camera) * normal).sum(axis=1) < 0)
-        chosen, index, normal = chosen[faces_us], index[faces_us], normal[faces_us]
-        pu, pv, pd = u[index], v[index], depth[index]
-        behind = pd.min(axis=1) < NEAR_M
+    def _draw_things(self, view: _View, place: np.ndarray, out: np.ndarray) -> None:
+        rank = self._ranks(view)
+        patch, behind, colour = self._patches(view, place, rank >= 0)
         with np.errstate(invalid="ignore"):
-            left, right, top, bottom = pu.min(axis=1), pu.max(axis=1), pv.min(axis=1), pv.max(axis=1)
-            inside = (right > 0) & (left < lens.width_px) & (bottom > 0) & (top < lens.height_px)
-            large = np.minimum(right - left, bottom - top) > np.where(self._decal[chosen], SMALLEST_PX, 0.2)
-        kept = np.flatnonzero(behind | (inside & large))
-        chosen, index, normal, behind = chosen[kept], index[kept], normal[kept], behind[kept]
-        light = 0.6 + 0.42 * np.maximum(normal @ SUN, 0) + 0.06 * normal[:, 2]
-        away = np.maximum(pd[kept, 0], 0)
-        haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[:, None]  # what comes into being does so unseen
-        colour = np.minimum(self._colour[chosen] * light[:, None], 255) * (1 - haze) + HAZE * haze
-        with np.errstate(invalid="ignore"):
-            fixed = np.clip(np.stack([pu[kept], pv[kept]], axis=2) * (1 << SUBPIXEL), -300000, 300000).astype(np.int32)
-        rank = np.empty(len(visible), int)
-        rank[solids] = np.arange(len(solids))
-        sides = self._sides[chosen].tolist()
-        bgr = colour.tolist()
-        for p in np.argsort(rank[self._solid[chosen]], kind="stable").tolist():
+            fixed = _fixed(view.pixels[self._index[patch]])
+        sides, bgr = self._sides[patch].tolist(), colour.tolist()
+        for p in np.argsort(rank[self._solid[patch]], kind="stable").tolist():
             if not behind[p]:
                 cv2.fillConvexPoly(out, fixed[p, : sides[p]], bgr[p], cv2.LINE_AA, SUBPIXEL)
-            elif (clipped := before(seen_as[index[p, : sides[p]]])) is not None:
-                cv2.fillConvexPoly(out, _pixels(lens, clipped), bgr[p], cv2.LINE_AA, SUBPIXEL)
+            elif (clipped := before(view.seen[self._index[patch[p], : sides[p]]])) is not None:
+                cv2.fillConvexPoly(out, _pixels(view.lens, clipped), bgr[p], cv2.LINE_AA, SUBPIXEL)
+
+    def _ranks(self, view: _View) -> np.ndarray:
+        """Of each solid: the how manieth it is to be drawn; −1: it cannot be seen."""
+        low, high = (f.reduceat(view.world, self._first, axis=0) - view.eye for f in (np.minimum, np.maximum))
+        nearest, farthest = (f.reduceat(view.seen[:, 2], self._first) for f in (np.minimum, np.maximum))
+        left, right = (f.reduceat(view.pixels[:, 0], self._first) for f in (np.minimum, np.maximum))
+        with np.errstate(invalid="ignore"):
+            inside = (right > 0) & (left < view.lens.width_px) & (right - left > 0.7)
+        visible = np.flatnonzero((farthest > NEAR_M) & ((nearest < NEAR_M) | inside))
+        rank = np.full(len(nearest), -1)
+        rank[visible[far_to_near(low[visible], high[visible])]] = np.arange(len(visible))
+        return rank
+
+    def _patches(self, view: _View, place: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Faces and decals that can be seen: which, whether a part of each lies behind the camera, and its colour (n, 3)."""
+        patch = np.flatnonzero(visible[self._solid])
+        cos, sin, n = np.cos(place[self._solid[patch], 2]), np.sin(place[self._solid[patch], 2]), self._normal[patch]
+        normal = np.stack([cos * n[:, 0] - sin * n[:, 1], sin * n[:, 0] + cos * n[:, 1], n[:, 2]], axis=1)
+        facing = np.flatnonzero(((view.world[self._index[patch, 0]] - view.eye) * normal).sum(axis=1) < 0)
+        patch, normal = patch[facing], normal[facing]
+        index, is_decal = self._index[patch], self._decal[patch]
+        depth, low, high = view.seen[index, 2], view.pixels[index].min(axis=1), view.pixels[index].max(axis=1)
+        behind = depth.min(axis=1) < NEAR_M
+        with np.errstate(invalid="ignore"):
+            inside = (high > 0).all(axis=1) & (low < view.lens.size).all(axis=1)
+            large = (high - low).min(axis=1) > np.where(is_decal, SMALLEST_PX, 0.2)
+        kept = np.flatnonzero((behind | (inside & large)) & ~(is_decal & (depth[:, 0] > DECALS_M)))
+        light = 0.6 + 0.42 * np.maximum(normal[kept] @ SUN, 0) + 0.06 * normal[kept, 2]
+        away = np.maximum(depth[kept, 0], 0)
+        haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[:, None]  # what enters the street does so unseen
+        colour = np.minimum(self._colour[patch[kept]] * light[:, None], 255) * (1 - haze) + HAZE * haze
+        return patch[kept], behind[kept], colour
 
     def _draw_shadows(
         self, lens: Intrinsics, camera: tuple[float, float, float, float], places: np.ndarray, out: np.ndarray
@@ -151,7 +162,7 @@ class Scene:
         """Of what moves; the ground's own picture holds the others."""
         x, y, z, yaw = camera
         mask: np.ndarray | None = None
-        for k in np.flatnonzero(self._moves):
+        for k in np.flatnonzero(self._moves).tolist():
             px, py, turn, stands = places[k]
             if not -8 < px - x < 70:
                 continue
@@ -228,8 +239,12 @@ def before(corners: np.ndarray) -> np.ndarray | None:
 
 
 def _pixels(lens: Intrinsics, corners: np.ndarray) -> np.ndarray:
-    uv = corners[:, :2] / corners[:, 2:] * (lens.fx_px, lens.fy_px) + (lens.cx_px, lens.cy_px)
-    fixed: np.ndarray = np.round(np.clip(uv, -20000, 20000) * (1 << SUBPIXEL)).astype(np.int32)
+    return _fixed(corners[:, :2] / corners[:, 2:] * (lens.fx_px, lens.fy_px) + (lens.cx_px, lens.cy_px))
+
+
+def _fixed(pixels: np.ndarray) -> np.ndarray:
+    """As OpenCV takes them: whole numbers with SUBPIXEL bits of fraction, within what it can draw."""
+    fixed: np.ndarray = np.round(np.clip(pixels, -20000, 20000) * (1 << SUBPIXEL)).astype(np.int32)
     return fixed
 
 
@@ -252,4 +267,5 @@ def sky(lens: Intrinsics) -> np.ndarray:
     for base, wave, colour in ((0.028, 0.018, (200, 186, 168)), (0.012, 0.014, (168, 162, 138))):
         line = base + wave * np.sin(angle * 5 + 40 * base) + wave / 2 * np.sin(angle * 13 + 9 * wave)
         whole[up < line[None, :]] = colour
-    return whole.astype(np.uint8)
+    done: np.ndarray = whole.astype(np.uint8)
+    return done

@@ -138,8 +138,8 @@ class Caster:
         wide = (reach[here, None] * np.hypot(*direction).max()).astype(np.float32)
         passes = np.abs(to_x * from_y - to_y * from_x) <= wide
         passes &= to_x * from_x + to_y * from_y > -wide
-        k, column = np.nonzero(passes)
-        thing = here[k]
+        which, column = np.nonzero(passes)
+        thing = here[which]
         x, y, yaw = place[thing].T.copy()
         swing = np.zeros(len(thing))
         for k in self._moving:
@@ -163,7 +163,10 @@ class Caster:
         self, hits: Hits, solid: np.ndarray, column: np.ndarray, origin: np.ndarray, direction: np.ndarray, first: np.ndarray,
         count: np.ndarray, slopes: np.ndarray, nearest_m: float,
     ) -> None:  # fmt: skip
-        """The pairs in the order of the solids. A ray enters a solid through the last face that it comes in by, and leaves by the first that it goes out by."""
+        """Pairs as _near gives them, in the order of the solids; first, count: the rows that each may be met in.
+
+        A ray enters a solid through the last face that it comes in by, and leaves it by the first that it goes out by.
+        """
         upright = slice(0, self._upright_most)
         normals, offsets = self._normals[:, solid], self._offsets[:, solid]  # (2, pairs, faces …)
         along = np.einsum("kpfi,ip->kpf", normals[..., :2], direction).astype(np.float32)

@@ -84,7 +84,12 @@ def _free(x_m: float, by_m: float) -> bool:
     return all(abs(x_m - crossing) > by_m for crossing in traffic.CROSSINGS_X_M)
 
 
-Built = tuple[tuple[float, float, float], tuple[Solid, ...]]
+Built = tuple[tuple[float, float, float], tuple[Solid, ...]]  # size, and what it is made of
+
+
+def darker(colour: Colour, share: float) -> Colour:
+    blue, green, red = (round(c * share) for c in colour)
+    return blue, green, red
 
 
 def car(colour: Colour, *, lights: bool = False) -> Built:
@@ -94,7 +99,7 @@ def car(colour: Colour, *, lights: bool = False) -> Built:
     for face, sign in (("+y", 1), ("-y", -1)):
         for x in (1.32, -1.3):
             decals += [disc(face, (x, sign * half_w, 0.33), 0.34, TYRE), disc(face, (x, sign * half_w, 0.33), 0.18, (150, 150, 152))]
-        decals.append(rectangle(face, (0.0, sign * half_w, 0.62), 3.9, 0.05, tuple(round(c * 0.7) for c in colour)))  # type: ignore[arg-type]
+        decals.append(rectangle(face, (0.0, sign * half_w, 0.62), 3.9, 0.05, darker(colour, 0.7)))
     for y in (-0.66, 0.66):
         decals.append(rectangle("+x", (half_l, y, 0.68), 0.34, 0.16, (236, 246, 246)))
         decals.append(rectangle("-x", (-half_l, y, 0.72), 0.3, 0.18, (40, 36, 230 if lights else 150)))
@@ -113,10 +118,14 @@ def van(colour: Colour) -> Built:
         for x in (1.55, -1.5):
             decals += [disc(face, (x, y, 0.35), 0.36, TYRE), disc(face, (x, y, 0.35), 0.18, (150, 150, 152))]
         decals.append(rectangle(face, (1.35, y * 0.99, 1.5), 1.3, 0.6, GLASS))
-    decals += [rectangle("-x", (-length / 2, 0, 1.5), 1.5, 0.55, GLASS), rectangle("-x", (-length / 2, 0, 0.5), 0.52, 0.12, (220, 224, 224))]
+    decals.append(rectangle("-x", (-length / 2, 0, 1.5), 1.5, 0.55, GLASS))
+    decals.append(rectangle("-x", (-length / 2, 0, 0.5), 0.52, 0.12, (220, 224, 224)))
     decals += [rectangle("-x", (-length / 2, y, 0.95), 0.16, 0.4, (40, 36, 160)) for y in (-0.85, 0.85)]
-    body = frustum((length, width), (length - 0.1, width - 0.1), 0.22, 1.1, colour=colour, reflectance=0.45, decals=tuple(d for d in decals if d.corners[:, 2].mean() < 1.1))  # noqa: E501
-    upper = frustum((length - 0.1, width - 0.1), (4.3, 1.7), 1.1, 1.95, colour=colour, reflectance=0.45, top_shift_m=-0.25, decals=tuple(d for d in decals if d.corners[:, 2].mean() >= 1.1))  # noqa: E501
+    below, above = (tuple(d for d in decals if (d.corners[:, 2].mean() > 1.1) == up) for up in (False, True))
+    body = frustum((length, width), (length, width), 0.22, 1.1, colour=colour, reflectance=0.45, decals=below)
+    upper = frustum(
+        (length, width), (4.3, 1.7), 1.1, 1.95, colour=colour, reflectance=0.45, top_shift_m=-0.25, decals=above
+    )
     return (length, width, 1.95), (body, upper)
 
 
@@ -127,7 +136,7 @@ def person(coat: Colour, trousers: Colour) -> Built:
     ]
     body = frustum((0.26, 0.44), (0.24, 0.42), 0.84, 1.46, colour=coat, reflectance=0.4)
     arms = [
-        frustum((0.12, 0.1), (0.13, 0.11), 0.82, 1.42, colour=tuple(round(c * 0.85) for c in coat), reflectance=0.4, at_m=(0, y), swing_m=swing)  # type: ignore[arg-type] # noqa: E501
+        frustum((0.12, 0.1), (0.13, 0.11), 0.82, 1.42, colour=darker(coat, 0.85), reflectance=0.4, at_m=(0, y), swing_m=swing)
         for y, swing in ((0.28, -0.16), (-0.28, 0.16))
     ]
     head = frustum((0.2, 0.18), (0.2, 0.19), 1.49, 1.74, colour=SKIN, reflectance=0.45, sides=8)
@@ -155,7 +164,7 @@ def house(random: np.random.Generator, length: float, depth: float, towards: int
     columns = int(length // 2.9)
     steps = (np.arange(columns) + 0.5) * length / columns - length / 2
     door = int(random.integers(columns))
-    decals: list[Decal] = [rectangle(face, (0, y, 0.35), length, 0.5, tuple(round(c * 0.72) for c in wall))]  # type: ignore[arg-type]
+    decals: list[Decal] = [rectangle(face, (0, y, 0.35), length, 0.5, darker(wall, 0.72))]
     for storey in range(storeys):
         for k, x in enumerate(steps):
             if storey == 0 and k == door:
@@ -166,14 +175,15 @@ def house(random: np.random.Generator, length: float, depth: float, towards: int
             decals.append(rectangle(face, (x - 0.02, y, z + 0.35), 1.14, 0.06, (232, 236, 236)))
     base = frustum((length, depth), (length, depth), -0.2, high, colour=wall, reflectance=0.4, decals=tuple(decals))
     eaves = random.uniform(0.25, 0.45)
-    top = frustum((length + 0.3, depth + 2 * eaves), (length + 0.1, 0.3), high, high + random.uniform(2.0, 3.2), colour=roof, reflectance=0.25)
+    ridge = high + random.uniform(2.0, 3.2)
+    top = frustum((length + 0.3, depth + 2 * eaves), (length + 0.1, 0.3), high, ridge, colour=roof, reflectance=0.25)
     size = (length + 0.3, depth + 2 * eaves, float(top.vertices[:, 2].max()))
     return size, (base, top)
 
 
 def tree(random: np.random.Generator) -> Built:
     high, wide = random.uniform(5.0, 7.5), random.uniform(2.2, 3.0)
-    green: Colour = tuple(int(c) for c in np.array((52, 112, 74)) * random.uniform(0.85, 1.15))  # type: ignore[assignment]
+    green = darker((60, 129, 85), random.uniform(0.74, 1.0))
     low = high * 0.38
     steps = ((low, 0.55, high * 0.52, 1.0), (high * 0.52, 1.0, high * 0.74, 0.92), (high * 0.74, 0.92, high, 0.35))
     crown = tuple(
