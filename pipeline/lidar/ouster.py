@@ -56,7 +56,7 @@ class OusterPackets(PacketDecoder):
             self.sensor = self.sdk.SensorInfo(text)
             self.format = self.sdk.PacketFormat(self.sensor)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError(f"{self.where}: {named}: not an Ouster's: {str(error)[:200]}. {GET_METADATA}") from error
+            raise ConfigError(f"{self.where}: {named}: not an Ouster's: {_short(error)}. {GET_METADATA}") from error
 
     def describe(self) -> str:
         return f"Ouster {self.sensor.prod_line} {self.sensor.fw_rev}" if self.sensor else "Ouster"
@@ -70,8 +70,12 @@ class OusterPackets(PacketDecoder):
         try:
             return str(SensorHttp.create(address, HTTP_TIMEOUT_S).metadata(HTTP_TIMEOUT_S))
         except RuntimeError as error:
-            message = f"{self.where}: the sensor at {address} does not tell its metadata: {str(error)[:200]}. Is it on?"
+            message = f"{self.where}: the sensor at {address} does not tell its metadata: {_short(error)}. Is it on?"
             raise DeviceError(message, retry=True) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 class _Columns(NamedTuple):
