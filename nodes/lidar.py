@@ -104,10 +104,6 @@ class Lidar(Source):
         return self._network_frames(clock) if self._receiver is not None else self._capture_frames(clock)
 
     @property
-    def is_live(self) -> bool:
-        return self.device is None
-
-    @property
     def _where(self) -> str:
         return f"lidar '{self.name}'"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def test_every_point_of_a_vlp16_is_where_and_when_it_was(turns):
 @pytest.mark.parametrize("cut_deg", [0.0, 90.0, 180.0, 271.3])
 def test_sweeps_are_cut_at_the_azimuth_that_was_asked_for(turns, cut_deg):
     sweeps, _, _ = decoded(sent(turns[0], start_ns=7 * NS), cut_deg=cut_deg)
-    turn_ns = round(900 * 110_592)  # 360° / 0.4° a block
-    for before, after in zip(sweeps[1:], sweeps[2:], strict=False):
+    turn_ns = 900 * 110_592  # 360° / 0.4° a block
+    for before, after in pairwise(sweeps[1:]):
         assert abs(before.duration_ns - turn_ns) < 2000
         assert abs(after.capture_ns - before.capture_ns - before.duration_ns) < 2000  # they leave no gap and do not overlap
     for sweep in sweeps[1:-1]:

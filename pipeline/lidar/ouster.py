@@ -6,6 +6,7 @@ that is where sweeps are cut. Which bits mean what, and where each beam looks, s
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,12 +66,14 @@ class OusterPackets(PacketDecoder):
         return "" if self.sensor is not None else f"an Ouster's packets cannot be read without the sensor's metadata. {GET_METADATA}"
 
     def _ask(self, address: str) -> str:
-        from ouster.sdk.sensor import SensorHttp
-
+        """From the sensor itself. Not through the SDK, whose request stops every thread of the process until it is answered."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # sensors stand in one's own network
         try:
-            return str(SensorHttp.create(address, HTTP_TIMEOUT_S).metadata(HTTP_TIMEOUT_S))
-        except RuntimeError as error:
-            message = f"{self.where}: the sensor at {address} does not tell its metadata: {_short(error)}. Is it on?"
+            with opener.open(f"http://{address}/api/v1/sensor/metadata", timeout=HTTP_TIMEOUT_S) as answer:
+                return str(answer.read().decode())
+        except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: no address, no text
+            why = getattr(error, "reason", error)
+            message = f"{self.where}: the sensor at {address} does not tell its metadata: {why}. Is it on, and is that its address?"
             raise DeviceError(message, retry=True) from error
 
 
