@@ -160,7 +160,7 @@ class Ouster(OusterPackets):
         self._suspect = None
         yield from self._close("the packets ended")
         self.lost[LOST] += self._missing
-        self._missing = 0
+        self._missing, self._sent = 0, None
 
     def _columns(self, packet: bytes) -> _Columns | None:
         if self.sensor is None or len(packet) != self.format.lidar_packet_size:
