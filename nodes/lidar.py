@@ -104,10 +104,6 @@ class Lidar(Source):
         return self._network_frames(clock) if self._receiver is not None else self._capture_frames(clock)
 
     @property
-    def is_live(self) -> bool:
-        return self.device is None
-
-    @property
     def _where(self) -> str:
         return f"lidar '{self.name}'"
 
@@ -170,7 +166,7 @@ class Lidar(Source):
             at_ns = turn_ns + clock.start_ns
             for time_ns, datagram in self._packets(path):
                 at_ns = clock.start_ns + turn_ns + time_ns
-                for sweep in self._decoder.feed(datagram.payload, at_ns):
+                for sweep in self._decoder.take(datagram.payload, at_ns):
                     self._count(self._decoder.take_lost())
                     if self.realtime and at_ns < began_ns - NS:
                         self.dropped(1, "missed while restarting")
@@ -181,7 +177,7 @@ class Lidar(Source):
             for sweep in self._decoder.finish():
                 yield sweep.frame(self.name)
             self._count(self._decoder.take_lost())
-            if not self._decoder.good:
+            if not self._decoder.understood:
                 raise ConfigError(f"{self._where}: {path}: no packet to port {self._taken[0]} is one that '{self.sensor}' can read.")
             if not self.loop:
                 return
@@ -199,13 +195,12 @@ class Lidar(Source):
         self._receiver = receiver = Receiver(self._port, clock=clock, where=self._where, bind=self.bind, source=self.source)
         self.context.metrics.facts["receive buffer"] = f"{receiver.buffer_bytes >> 10} KiB"
         until_ns, sizes = clock.now_ns() + round(OPEN_TIMEOUT_S * NS), set()
-        while not self._decoder.good:  # a packet that can be read shows that this is the sensor, and which
+        while not self._decoder.understood:  # a packet that can be read shows that this is the sensor, and which
             if self.context.stopping.is_set():
                 return
             for packet, arrival_ns in self._take(receiver):
                 sizes.add(len(packet))
-                for _ in self._decoder.feed(packet, arrival_ns):
-                    pass
+                self._decoder.take(packet, arrival_ns)
             if clock.now_ns() > until_ns:
                 raise DeviceError(f"{self._where}: {self._silent(OPEN_TIMEOUT_S, sizes)}", retry=True)
 
@@ -231,19 +226,19 @@ class Lidar(Source):
         for _ in decoder.finish():
             pass
         decoder.take_lost()
-        good, good_ns, sizes = decoder.good, clock.now_ns(), set[int]()
+        understood, heard_ns, sizes = decoder.understood, clock.now_ns(), set[int]()
         while not self.context.stopping.is_set():
             for packet, arrival_ns in self._take(receiver):
                 sizes.add(len(packet))
-                for sweep in decoder.feed(packet, arrival_ns):
+                for sweep in decoder.take(packet, arrival_ns):
                     self._count(decoder.take_lost())
                     yield sweep.frame(self.name)
             self._count(decoder.take_lost())
             self._count(receiver.take_lost())
-            if decoder.good != good:
-                good, good_ns = decoder.good, clock.now_ns()
+            if decoder.understood != understood:
+                understood, heard_ns = decoder.understood, clock.now_ns()
                 sizes.clear()
-            elif clock.now_ns() - good_ns >= LOST_AFTER_S * NS:
+            elif clock.now_ns() - heard_ns >= LOST_AFTER_S * NS:
                 for sweep in decoder.finish():
                     yield sweep.frame(self.name)
                 self._count(decoder.take_lost())

@@ -58,7 +58,7 @@ class Sweeps(Transform):
                 self._count({"packets before the sensor's metadata": 1})
                 return
             self._error_ns = frame.clock_error_ns
-            yield from self._frames(self._decoder.feed(frame.data.tobytes(), frame.capture_ns))
+            yield from self._frames(self._decoder.take(frame.data.tobytes(), frame.capture_ns))
         elif frame.encoding in METADATA and self._waits:
             self._decoder.take_metadata(frame.data.tobytes().decode(errors="replace"))
             self._waits = False

@@ -26,27 +26,27 @@ class Truth(NamedTuple):
     at_ns: np.ndarray  # (n,) since the first packet's first firing
 
 
+_BLOCK = np.dtype([("flag", "<u2"), ("azimuth", "<u2"), ("returns", [("range", "<u2"), ("intensity", "u1")], (2, 16))])
+_PACKET = np.dtype([("blocks", _BLOCK, 12), ("since_hour_us", "<u4"), ("mode", "u1"), ("model", "u1")])
+
+
 def vlp16(packets: int, *, from_deg: float = 0.0, since_hour_ns: int = 1_000_000_000) -> tuple[list[bytes], Truth]:
     """Single-return packets of a sensor in a lumpy round room of 3 to 9 m."""
-    raw, xyz, at_ns = [], [], []
-    for k in range(packets):
-        body = b""
-        for block in range(12):
-            azimuth_deg = from_deg + (12 * k + block) * BLOCK_DEG
-            body += struct.pack("<HH", 0xEEFF, round(azimuth_deg * 100) % 36000)
-            for firing in range(2):
-                since_us = block * BLOCK_US + firing * FIRING_US + LASER_US * np.arange(16)
-                azimuth = np.radians(azimuth_deg + (firing * FIRING_US + LASER_US * np.arange(16)) * BLOCK_DEG / BLOCK_US)
-                units = np.round((6 + 3 * np.sin(3 * azimuth) * np.cos(np.arange(16))) / 0.002).astype(np.uint16)
-                body += b"".join(struct.pack("<HB", int(u), 10 * laser) for laser, u in enumerate(units))
-                range_m, elevation = units * 0.002, np.radians(VLP16_ELEVATION_DEG)
-                flat = range_m * np.cos(elevation)
-                z = range_m * np.sin(elevation) + VLP16_OFFSET_MM / 1000
-                xyz.append(np.stack([flat * np.cos(azimuth), -flat * np.sin(azimuth), z], axis=1))
-                at_ns.append(k * PACKET_NS + since_us * 1000)
-        stamp_us = (since_hour_ns + k * PACKET_NS) // 1000 % 3_600_000_000
-        raw.append(body + struct.pack("<IBB", stamp_us, 0x37, 0x22))
-    return raw, Truth(np.concatenate(xyz), np.concatenate(at_ns))
+    laser, block = np.arange(16), np.arange(packets * 12).reshape(packets, 12)
+    since_us = FIRING_US * np.arange(2)[:, None] + LASER_US * laser  # (firing, laser), of the block's beginning
+    block_deg = from_deg + block * BLOCK_DEG
+    azimuth = np.radians(block_deg[..., None, None] + since_us * BLOCK_DEG / BLOCK_US)  # (packet, block, firing, laser)
+    units = np.round((6 + 3 * np.sin(3 * azimuth) * np.cos(laser)) / 0.002)
+    raw = np.zeros(packets, _PACKET)
+    raw["blocks"]["flag"], raw["blocks"]["azimuth"] = 0xEEFF, np.round(block_deg * 100) % 36000
+    raw["blocks"]["returns"]["range"], raw["blocks"]["returns"]["intensity"] = units, 10 * laser
+    raw["since_hour_us"] = (since_hour_ns + np.arange(packets) * PACKET_NS) // 1000 % 3_600_000_000
+    raw["mode"], raw["model"] = 0x37, 0x22
+    range_m, elevation = units * 0.002, np.radians(VLP16_ELEVATION_DEG)
+    flat, z = range_m * np.cos(elevation), range_m * np.sin(elevation) + VLP16_OFFSET_MM / 1000
+    xyz = np.stack([flat * np.cos(azimuth), -flat * np.sin(azimuth), z], axis=-1).reshape(-1, 3)
+    at_ns = (block * BLOCK_US * 1000)[..., None, None] + since_us * 1000
+    return [packet.tobytes() for packet in raw], Truth(xyz, at_ns.ravel())
 
 
 def ouster(frames: int, *, first_id: int = 7) -> tuple[str, list[bytes], list[Truth]]:

@@ -18,6 +18,7 @@ Points are metres in the sensor's own frame, x forward, y left, z up. Nothing he
 from __future__ import annotations
 
 import json
+import struct
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -64,7 +65,8 @@ class PacketDecoder:
 
     def __init__(self) -> None:
         self.lost: Counter[str] = Counter()
-        self.good = 0  # packets that were understood
+        self.good = 0  # packets that were understood; an adapter need not count them
+        self.sweeps = 0
 
     def open(self) -> None:
         """Import the vendor's package, read the files that were named. ConfigError with the fix."""
@@ -73,8 +75,24 @@ class PacketDecoder:
         """What the sensor says of itself, as a capture or a recording holds it. ConfigError where it cannot be used."""
 
     def feed(self, packet: bytes, arrival_ns: int) -> Iterable[Sweep]:
-        """The sweeps that `packet`, which arrived at `arrival_ns` on the host's clock, completes. Never raises for its bytes."""
+        """The sweeps that `packet`, which arrived at `arrival_ns` on the host's clock, completes. Of bytes that are none of
+        its sensor's it makes nothing and counts them in `lost`, or raises ValueError."""
         raise TypeError(f"{type(self).__name__} does not define feed()")
+
+    def take(self, packet: bytes, arrival_ns: int) -> list[Sweep]:
+        """feed() as nodes call it: bytes over which an adapter stumbles are a malformed packet, and end nothing."""
+        try:
+            sweeps = list(self.feed(packet, arrival_ns))
+        except (ValueError, IndexError, struct.error):
+            self.lost[MALFORMED] += 1
+            return []
+        self.sweeps += len(sweeps)
+        return sweeps
+
+    @property
+    def understood(self) -> int:
+        """Grows with every packet that shows that this is its sensor."""
+        return self.good + self.sweeps
 
     def finish(self) -> Iterable[Sweep]:
         """No more packets for now: the sweep in progress, as far as it came."""

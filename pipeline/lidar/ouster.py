@@ -6,6 +6,7 @@ that is where sweeps are cut. Which bits mean what, and where each beam looks, s
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class OusterPackets(PacketDecoder):
             self.sensor = self.sdk.SensorInfo(text)
             self.format = self.sdk.PacketFormat(self.sensor)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError(f"{self.where}: {named}: not an Ouster's: {str(error)[:200]}. {GET_METADATA}") from error
+            raise ConfigError(f"{self.where}: {named}: not an Ouster's: {_short(error)}. {GET_METADATA}") from error
 
     def describe(self) -> str:
         return f"Ouster {self.sensor.prod_line} {self.sensor.fw_rev}" if self.sensor else "Ouster"
@@ -65,13 +66,19 @@ class OusterPackets(PacketDecoder):
         return "" if self.sensor is not None else f"an Ouster's packets cannot be read without the sensor's metadata. {GET_METADATA}"
 
     def _ask(self, address: str) -> str:
-        from ouster.sdk.sensor import SensorHttp
-
+        """From the sensor itself. Not through the SDK, whose request stops every thread of the process until it is answered."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # sensors stand in one's own network
         try:
-            return str(SensorHttp.create(address, HTTP_TIMEOUT_S).metadata(HTTP_TIMEOUT_S))
-        except RuntimeError as error:
-            message = f"{self.where}: the sensor at {address} does not tell its metadata: {str(error)[:200]}. Is it on?"
+            with opener.open(f"http://{address}/api/v1/sensor/metadata", timeout=HTTP_TIMEOUT_S) as answer:
+                return str(answer.read().decode())
+        except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: no address, no text
+            why = getattr(error, "reason", error)
+            message = f"{self.where}: the sensor at {address} does not tell its metadata: {why}. Is it on, and is that its address?"
             raise DeviceError(message, retry=True) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 class _Columns(NamedTuple):
@@ -153,7 +160,7 @@ class Ouster(OusterPackets):
         self._suspect = None
         yield from self._close("the packets ended")
         self.lost[LOST] += self._missing
-        self._missing = 0
+        self._missing, self._sent = 0, None
 
     def _columns(self, packet: bytes) -> _Columns | None:
         if self.sensor is None or len(packet) != self.format.lidar_packet_size:

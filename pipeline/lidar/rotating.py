@@ -86,7 +86,7 @@ class Rotating(PacketDecoder):
             self.lost[MALFORMED] += 1
             return
         suspect, self._suspect = self._suspect, None
-        if self._follows(head):
+        if self._follows(head, arrival_ns):
             self.lost[MALFORMED] += suspect is not None
         elif suspect is not None and self._pair(suspect[0], head):
             yield from self._begin_again(suspect)
@@ -107,11 +107,13 @@ class Rotating(PacketDecoder):
         half_ns = self.wrap_ns // 2
         return (stamp_ns - before_ns + half_ns) % self.wrap_ns - half_ns
 
-    def _follows(self, head: Head) -> bool:
+    def _follows(self, head: Head, arrival_ns: int) -> bool:
         if self._newest is None or self._time is None:
             return True
         since_ns = self._since(head.stamp_ns, self._time[0])
         if not -REORDER_NS < since_ns < SILENCE_NS:
+            return False
+        if since_ns > REORDER_NS and since_ns - (arrival_ns - self._time[2]) > REORDER_NS:  # not lost: no time has passed here
             return False
         if not self._degrees_per_ns:
             return True

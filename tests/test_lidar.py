@@ -1,0 +1,362 @@
+"""Packets → sweeps, with packets of our own making whose every point and time is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lidars import PACKET_NS, Truth, garbage, lossy, ouster, reordered, sent, vlp16, write_pcap
+
+from nodes.lidar import Lidar
+from nodes.sweeps import Sweeps
+from pipeline.clock import NS
+from pipeline.errors import ConfigError
+from pipeline.frame import Frame, silence
+from pipeline.lidar import PacketDecoder, Sweep, make
+from pipeline.testing import Stage, play
+
+pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
+
+HOUR_NS = 3600 * NS
+OUSTER_NS = NS // 640  # between its packets
+GAP = "packets missing"
+
+
+@pytest.fixture(scope="module")
+def turns() -> tuple[list[bytes], Truth]:
+    """Four turns of a VLP-16 and a little more."""
+    return vlp16(310)
+
+
+@pytest.fixture(scope="module")
+def frames() -> tuple[str, list[bytes], list[Truth]]:
+    pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
+    return ouster(4)
+
+
+def decoded(
+    packets: Sequence[tuple[bytes, int]], sensor: str = "velodyne", metadata: str = "", **options: Any
+) -> tuple[list[Sweep], Counter[str], PacketDecoder]:
+    decoder = make(sensor, options, where="lidar")
+    decoder.open()
+    if metadata:
+        decoder.take_metadata(metadata)
+    sweeps = [sweep for packet, arrival_ns in packets for sweep in decoder.take(packet, arrival_ns)]
+    sweeps += decoder.finish()
+    return sweeps, +decoder.take_lost(), decoder
+
+
+def by_time(sweeps: Sequence[Sweep]) -> tuple[np.ndarray, np.ndarray]:
+    """(x y z, host time in ns) of all points, in the order in which they were measured."""
+    points = np.concatenate([sweep.data for sweep in sweeps]).astype(np.float64)
+    at_ns = np.concatenate([sweep.capture_ns + sweep.data[:, 4].astype(np.float64) * NS for sweep in sweeps])
+    order = np.argsort(at_ns, kind="stable")
+    return points[order, :3], at_ns[order]
+
+
+def points_in(sweeps: Sequence[Sweep]) -> int:
+    return sum(len(sweep.data) for sweep in sweeps)
+
+
+def missing(sweeps: Sequence[Sweep]) -> int:
+    said = [part for sweep in sweeps for part in sweep.reason.split("; ") if GAP in part]
+    return sum(int(part.split()[0]) for part in said)
+
+
+# Geometry and time
+
+
+def test_every_point_of_a_vlp16_is_where_and_when_it_was(turns):
+    raw, truth = turns
+    sweeps, lost, decoder = decoded(sent(raw), cut_deg=0.0)
+    xyz, at_ns = by_time(sweeps)
+    assert len(xyz) == len(truth.xyz) and not lost
+    assert np.linalg.norm(xyz - truth.xyz, axis=1).max() < 1.1e-3
+    late_ns = at_ns - truth.at_ns  # of the sensor's clock, by the constant delay of its packets
+    assert late_ns.min() > 198_000 and late_ns.max() < 201_000
+    assert decoder.describe() == "Velodyne VLP16"
+    assert {float(v) for v in np.unique(sweeps[0].data[:, 3])} == {np.float32(10 * laser / 255) for laser in range(16)}
+
+
+@pytest.mark.parametrize("cut_deg", [0.0, 90.0, 180.0, 271.3])
+def test_sweeps_are_cut_at_the_azimuth_that_was_asked_for(turns, cut_deg):
+    sweeps, _, _ = decoded(sent(turns[0], start_ns=7 * NS), cut_deg=cut_deg)
+    turn_ns = 900 * 110_592  # 360° / 0.4° a block
+    for before, after in pairwise(sweeps[1:]):
+        assert abs(before.duration_ns - turn_ns) < 2000
+        assert abs(after.capture_ns - before.capture_ns - before.duration_ns) < 2000  # they leave no gap and do not overlap
+    for sweep in sweeps[1:-1]:
+        assert sweep.reason == "" and len(sweep.data) == 900 * 32
+        azimuth_deg = -np.degrees(np.arctan2(sweep.data[:, 1], sweep.data[:, 0])) % 360
+        first = azimuth_deg[np.argsort(sweep.data[:, 4], kind="stable")[:16]]
+        assert np.abs((first - cut_deg + 180) % 360 - 180).max() < 0.5
+        assert sweep.data[:, 4].min() >= 0 and sweep.data[:, 4].max() < sweep.duration_ns / NS
+    assert "only" in sweeps[-1].reason and ("only" in sweeps[0].reason or cut_deg == 0)
+
+
+def test_every_point_of_an_ouster_is_where_and_when_it_was(frames):
+    metadata, raw, truths = frames
+    sweeps, lost, decoder = decoded(sent(raw, every_ns=OUSTER_NS), "ouster", metadata)
+    assert len(sweeps) == 4 and not lost and decoder.rate_hz == 10.0
+    for k, (sweep, truth) in enumerate(zip(sweeps, truths, strict=True)):
+        assert np.abs(sweep.data[:, :3] - truth.xyz.reshape(-1, 3)).max() < 1e-5
+        assert np.abs(sweep.data[:, 4] - np.tile(truth.at_ns / NS, 64)).max() < 1e-7
+        assert np.allclose(sweep.data[:, 3], np.tile(np.arange(1024) % 200 / 255, 64), atol=1e-6)
+        assert abs(sweep.capture_ns - k * NS // 10) < 400_000 and abs(sweep.duration_ns - NS // 10) < 1000
+
+
+def test_points_out_of_range_are_left_out(turns, frames):
+    near, _, _ = decoded(sent(turns[0]), min_range_m=4.0, max_range_m=7.0)
+    ranges_m = np.linalg.norm(by_time(near)[0], axis=1)
+    assert 3.9 < ranges_m.min() and ranges_m.max() < 7.1 and len(ranges_m) > 10_000
+    nearer, _, _ = decoded(sent(frames[1], every_ns=OUSTER_NS), "ouster", frames[0], max_range_m=4.0)
+    assert len(nearer) == 4 and 0 < len(nearer[0].data) < 64 * 1024
+
+
+# The sensor's clock
+
+
+def test_the_wrap_of_the_hour_is_no_jump(turns):
+    raw, truth = vlp16(310, since_hour_ns=HOUR_NS - 150 * PACKET_NS)
+    sweeps, lost, decoder = decoded(sent(raw), cut_deg=0.0)
+    xyz, at_ns = by_time(sweeps)
+    assert not lost and decoder.clock.steps == 0
+    assert np.linalg.norm(xyz - truth.xyz, axis=1).max() < 1.1e-3
+    assert np.abs(at_ns - truth.at_ns - 200_000).max() < 3000
+
+
+@pytest.mark.parametrize("jump_ns", [-1700 * NS, -7 * NS, -300_000_000, 300_000_000, 7 * NS, 1700 * NS])
+def test_a_clock_that_is_set_costs_no_packet_and_stays_right(jump_ns):
+    before, first = vlp16(1510, since_hour_ns=1800 * NS)
+    after, second = vlp16(1500, from_deg=1510 * 12 * 0.4, since_hour_ns=1800 * NS + 1510 * PACKET_NS + jump_ns)
+    sweeps, lost, _ = decoded(sent([*before, *after]), cut_deg=0.0)
+    assert points_in(sweeps) == len(first.xyz) + len(second.xyz) and not lost
+    starts_ns = [sweep.capture_ns for sweep in sweeps]
+    assert starts_ns == sorted(set(starts_ns))
+    last = sweeps[-2]  # a second or more after the jump
+    turn_ns = 900 * 110_592
+    assert min(abs(last.capture_ns - 200_000 - k * turn_ns) for k in range(60)) < 1_000_000 + last.clock_error_ns
+    assert sum("jumped" in sweep.reason for sweep in sweeps) == 1
+
+
+def test_late_arrivals_do_not_move_the_time(turns):
+    chance = np.random.default_rng(3)
+    late = [(raw, at_ns + int(chance.exponential(3e6))) for raw, at_ns in sent(turns[0])]
+    sweeps, _, _ = decoded(late, cut_deg=0.0)
+    for k, sweep in enumerate(sweeps[:3]):
+        assert abs(sweep.capture_ns - 200_000 - k * 900 * 110_592) < max(sweep.clock_error_ns, 200_000)
+        assert sweep.clock_error_ns < 2_000_000
+
+
+# Losses and damage
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
+def test_lost_packets_are_told_and_counted(turns, frames, sensor, share):
+    metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
+    kept = lossy(sent(raw, every_ns=every_ns), share)
+    sweeps, lost, _ = decoded(kept, sensor, metadata)
+    gone = len(raw) - len(kept)
+    assert gone - 2 <= lost["packets lost"] <= gone  # those before the first and after the last that came are not known
+    assert missing(sweeps) == lost["packets lost"] and set(lost) == {"packets lost"}
+    whole, _, _ = decoded(sent(raw, every_ns=every_ns), sensor, metadata)
+    assert points_in(sweeps) * len(raw) == points_in(whole) * len(kept)
+    assert any(f"{GAP}, " in sweep.reason and "° without points" in sweep.reason for sweep in sweeps)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
+def test_reordered_packets_find_their_sweep_or_are_counted(turns, frames, sensor, share):
+    metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
+    whole, _, _ = decoded(sent(raw, every_ns=every_ns), sensor, metadata)
+    sweeps, lost, _ = decoded(reordered(sent(raw, every_ns=every_ns), share), sensor, metadata)
+    a_packet = points_in(whole) // len(raw)
+    late = lost["packets too late for their sweep"]
+    assert set(+lost) <= {"packets too late for their sweep"} and late <= 4
+    assert points_in(sweeps) == (len(raw) - late) * a_packet
+    assert late - 1 <= missing(sweeps) <= late  # that the first one of all is missing cannot be known
+
+
+@pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
+def test_a_thousand_malformed_packets_are_counted_and_harm_nobody(turns, frames, sensor):
+    metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
+    good = sent(raw, every_ns=every_ns)
+    bad = list(garbage(1000, len(raw[0])))
+    mixed = list(good)
+    for k, packet in enumerate(bad):
+        at = 1 + k * len(mixed) // 1001
+        mixed.insert(at, (packet, mixed[at - 1][1]))
+    sweeps, lost, _ = decoded(mixed, sensor, metadata)
+    clean, _, _ = decoded(good, sensor, metadata)
+    assert lost == Counter({"malformed packets": 1000})
+    assert [s.reason for s in sweeps] == [s.reason for s in clean]
+    for ours, theirs in zip(sweeps, clean, strict=True):
+        assert np.array_equal(ours.data, theirs.data) and ours.capture_ns == theirs.capture_ns
+
+
+def test_a_packet_of_the_right_form_with_a_wrong_time_is_left_out(turns):
+    good = sent(turns[0])
+    foreign = [(raw, good[10 * k + 5][1]) for k, raw in enumerate(vlp16(30, from_deg=77.0, since_hour_ns=2000 * NS)[0][::2])]
+    mixed = sorted([*good, *foreign], key=lambda packet: packet[1])
+    sweeps, lost, _ = decoded(mixed, cut_deg=0.0)
+    assert lost == Counter({"malformed packets": 15}) and not any("jumped" in sweep.reason for sweep in sweeps)
+
+
+def test_packets_that_come_twice_are_taken_once(turns, frames):
+    twice = [packet for packet in sent(turns[0]) for _ in range(2)]
+    sweeps, lost, _ = decoded(twice)
+    assert lost == Counter({"packets that came twice": len(turns[0])})
+    assert points_in(sweeps) == len(turns[1].xyz)
+    sweeps, lost, _ = decoded([p for p in sent(frames[1], every_ns=OUSTER_NS) for _ in range(2)], "ouster", frames[0])
+    assert lost == Counter({"packets that came twice": len(frames[1])}) and len(sweeps) == 4
+
+
+def test_a_silence_ends_the_sweep_and_says_so(turns):
+    raw, _ = vlp16(2000)
+    packets = sent(raw)
+    sweeps, lost, decoder = decoded([*packets[:400], *packets[1400:]])
+    [cut] = [sweep for sweep in sweeps if "no packets for 1.3 s" in sweep.reason]
+    assert lost["packets lost"] == 1000 and cut.duration_ns < 900 * 110_592 and decoder.clock.steps == 0
+
+
+def test_whole_revolutions_that_are_lost_are_counted():
+    raw, _ = vlp16(900)
+    packets = sent(raw)
+    sweeps, lost, _ = decoded([*packets[:400], *packets[600:]])
+    assert lost["packets lost"] == 200 and missing(sweeps) < 200
+    assert all(sweep.duration_ns < 110_000_000 for sweep in sweeps)
+
+
+# Nodes
+
+
+def a_capture(folder: Path, raw: Sequence[bytes]) -> Path:
+    return write_pcap(folder / "drive.pcap", sent(raw, start_ns=1_700_000_000 * NS), 2368)
+
+
+def test_a_capture_is_played_from_the_run_s_start(turns, tmp_path):
+    frames = play(Lidar(sensor="velodyne", device=str(a_capture(tmp_path, turns[0]))), name="roof", start_ns=50 * NS)
+    assert len(frames) == 5 and [f.seq for f in frames] == list(range(5))
+    assert {(f.stream, f.encoding) for f in frames} == {("roof", "points_xyzit_f32")}
+    assert abs(frames[0].capture_ns - 50 * NS) < 2_000_000 and frames[1].publish_ns >= frames[1].end_ns - 2_000_000
+    assert frames[0].data.dtype == np.float32 and frames[0].data.shape[1] == 5 and not frames[0].data.flags.writeable
+
+
+def test_a_capture_that_loops_goes_on_in_time(turns, tmp_path):
+    frames = play(Lidar(sensor="velodyne", device=str(a_capture(tmp_path, turns[0])), loop=True), count=12)
+    starts_ns = [f.capture_ns for f in frames]
+    assert starts_ns == sorted(set(starts_ns)) and starts_ns[-1] > 0.8 * NS
+
+
+def test_recorded_packets_give_the_same_sweeps_as_the_network(turns):
+    packets = sent(turns[0], start_ns=9 * NS)
+    expected, _, _ = decoded(packets)
+    with Stage(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as stage:
+        for k, (raw, at_ns) in enumerate(packets):
+            stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
+        stage.end()
+    frames = [f for f in stage.emitted if isinstance(f, Frame)]
+    assert [f.seq for f in frames] == list(range(len(expected))) and all(f.stream == "points" for f in frames)
+    for frame, sweep in zip(frames, expected, strict=True):
+        assert frame.capture_ns == sweep.capture_ns and np.array_equal(frame.data, sweep.data) and frame.reason == sweep.reason
+
+
+def test_recorded_packets_of_an_ouster_wait_for_their_metadata(frames):
+    metadata, raw, _ = frames
+    with Stage(Sweeps(sensor="ouster"), inputs=["lidar", "lidar/metadata"], name="points") as stage:
+        stage.give("lidar/metadata", Frame("lidar/metadata", 0, 0, "calibration", np.frombuffer(metadata.encode(), np.uint8)))
+        for k, (packet, at_ns) in enumerate(sent(raw, every_ns=OUSTER_NS)):
+            stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(packet, np.uint8)), at_ns=at_ns)
+        stage.end()
+    assert len(stage.emitted) == 4
+
+
+def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(turns):
+    packets = sent(turns[0][:150])
+    with Stage(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as stage:
+        for k, (raw, at_ns) in enumerate(packets):
+            stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
+        stage.give("lidar", silence("lidar", NS, "muted"), at_ns=NS)
+        *_, cut, told = stage.emitted
+    assert isinstance(cut, Frame) and isinstance(told, Frame)
+    assert "the packets ended" in cut.reason and cut.capture_ns < NS
+    assert (told.encoding, told.capture_ns, told.reason, told.stream) == ("none", NS, "muted", "points")
+
+
+# What is wrong is said with its fix
+
+
+def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
+    for node in (Lidar(sensor="ouster"), Lidar(sensor="ouster", device=str(write_pcap(tmp_path / "a.pcap", sent(frames[1][:9]), 7502)))):
+        with pytest.raises(ConfigError, match="api/v1/sensor/metadata.*options: {metadata: "):
+            play(node, count=1)
+    with pytest.raises(ConfigError, match=r"inputs: \[lidar, lidar/metadata\]"):
+        Stage(Sweeps(sensor="ouster"), inputs=["lidar"])
+
+
+def test_metadata_beside_a_capture_is_found(frames, tmp_path):
+    metadata, raw, _ = frames
+    (tmp_path / "os1.json").write_text(metadata)
+    capture = write_pcap(tmp_path / "os1-drive.pcap", sent(raw, every_ns=OUSTER_NS), 7502)
+    assert len(play(Lidar(sensor="ouster", device=str(capture)))) == 4
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "no json", '{"beam_altitude_angles": [1]}'])
+def test_metadata_that_is_none_is_refused(tmp_path, text):
+    pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
+    (tmp_path / "wrong.json").write_text(text)
+    with pytest.raises(ConfigError, match="wrong.json.*curl http://SENSOR"):
+        play(Lidar(sensor="ouster", options={"metadata": str(tmp_path / "wrong.json")}), count=1)
+
+
+def test_a_capture_of_another_sensor_is_refused(turns, tmp_path):
+    capture = write_pcap(tmp_path / "other.pcap", [(b"x" * 900, k) for k in range(9)], 2368)
+    with pytest.raises(ConfigError, match="no packet to port 2368 is one that 'velodyne' can read"):
+        play(Lidar(sensor="velodyne", device=str(capture)))
+    with pytest.raises(ConfigError, match="no packets to port 9999.*2368 from 10.0.0.7"):
+        play(Lidar(sensor="velodyne", device=str(capture), port=9999))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sensor": "velodine"}, "no lidar called 'velodine'.*Did you mean 'velodyne'"),
+        ({"sensor": "velodyne", "options": {"cut": 3}}, "unknown key 'cut'"),
+        ({"sensor": "velodyne", "options": {"cut_deg": 400.0}}, "cut_deg must be from 0 up to 360"),
+        ({"sensor": "velodyne", "port": 0}, "port must be from 1"),
+        ({"sensor": "ouster", "options": {"metadata": "a.json", "address": "b"}}, "either metadata"),
+    ],
+)
+def test_a_wrong_option_is_said_before_the_run(options, said):
+    with pytest.raises(ConfigError, match=said):
+        Lidar(**options)
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'HDL64E_S"):
+        decoded([], model="HDL64E")
+
+
+# Anybody's points
+
+
+class Mine(PacketDecoder):
+    """The adapter of the module's docstring."""
+
+    port = 4000
+
+    def feed(self, packet, arrival_ns):
+        yield Sweep(arrival_ns, 0, 0, np.frombuffer(packet, "<f4").reshape(-1, 5))
+
+
+def test_any_point_source_is_one_small_class(tmp_path):
+    points = np.arange(20, dtype="<f4").reshape(4, 5)
+    capture = write_pcap(tmp_path / "mine.pcap", [(points.tobytes(), NS)], 4000)
+    [frame] = play(Lidar(sensor="test_lidar:Mine", device=str(capture)))
+    assert np.array_equal(frame.data, points)
