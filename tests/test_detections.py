@@ -236,6 +236,15 @@ def test_the_pinned_detector_is_of_a_known_layout(engines: Engines) -> None:
     assert detector.find(picture(1242, 375)) == []
 
 
+def test_an_engine_built_for_a_detector_has_pictures_to_be_compared_on(tmp_path: Path) -> None:
+    from pipeline.tasks import samples
+
+    path = constant(tmp_path / "yolox.onnx", {"output": yolox_output()}, size=(1, 3, 64, 96))
+    made = list(samples.of(path))
+    assert len(made) >= 256 and {tensors["images"].shape for tensors in made} == {(1, 3, 64, 96)}
+    assert 20 < np.mean([tensors["images"].std() for tensors in made])
+
+
 # ---- boxes of another program
 
 

@@ -22,6 +22,7 @@ from pipeline.tasks import make
 from pipeline.tasks.detections import Detection
 from pipeline.tasks.objects import ObjectFinder, Objects, View
 from tests.detector_graphs import BGR, COLOURS, squares
+from tests.running import finished
 
 # The board straight ahead of it lies on the middle of a cell of the network, so that one cell alone answers.
 LENS = Intrinsics("radtan", 256, 256, 256, 256, 135.5, 135.5)
@@ -92,6 +93,42 @@ def test_ranges_of_labelled_boxes_are_within_3_percent_or_30_cm(moment: str, dat
     (this,) = (m for m in moments(data_dir) if m.name == moment)
     wrong = [(o, range_m, reason) for o, range_m, _, reason in found(this) if not right(range_m, o.truth_m)]
     assert wrong == []
+
+
+@pytest.mark.system
+def test_a_real_drive_is_replayed_and_the_boxes_sent_with_it_have_their_ranges(data_dir: Path, folder: Path) -> None:
+    drive = data_dir / "driving" / "kitti_sequence"
+    if not drive.is_dir():
+        pytest.skip(f"no driving/ in {data_dir}")
+    from benchmarks.objects import moments, right
+    from pipeline.rig_formats import read_kitti
+
+    rig = read_kitti(drive / "calib.txt", size=(1242, 375), lidar="velodyne", names={2: "image_02"})
+    rigs.save(rig.with_pose(Pose("base", "velodyne", rigid(np.eye(3), (0, 0, 1.73)))), folder / "rig.yaml")
+    (folder / "drive.yaml").write_text("""
+nodes:
+  image_02: {use: replay, path: drive.mcap}
+  velodyne: {use: replay, path: drive.mcap}
+  boxes: {use: replay, path: drive.mcap}
+  align:
+    use: align
+    inputs: [image_02, velodyne, boxes]
+    anchor: image_02
+    max_wait_ms: null
+    pick: {boxes: {policy: nearest, within_ms: 20}, velodyne: {policy: nearest, within_ms: 50}}
+  objects: {use: infer, task: objects, inputs: [align], process: align, options: {detector: none, rig: rig.yaml}}
+""")
+    assert finished(folder, "import", str(drive), "drive.mcap").returncode == 0
+    played = finished(folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=120)
+    told = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
+    predictions = [one for one in told if "task" in one]
+    assert len(predictions) == 10, played.stderr
+    labelled = predictions[7]
+    truths = [o.truth_m for o in next(moments(data_dir)).objects]
+    ranges = [s["range_m"] for s in labelled["subjects"]]
+    assert len(ranges) == len(truths) == 8 and all(map(right, ranges, truths))
+    assert labelled["missing"] == [] and labelled["used"] == ["boxes", "velodyne"]
+    assert {tuple(one["missing"]) for one in predictions if one is not labelled} == {("boxes", "detector")}
 
 
 def test_points_sit_on_the_picture(data_dir: Path) -> None:
@@ -184,6 +221,7 @@ def test_without_a_detector_missing_says_so(opened: Any) -> None:
     task = opened(detector="none")
     prediction = task.predict(aligned(0, front=("bgr8", image), lidar=("points_xyzi_f32", points)))
     assert prediction.subjects == () and prediction.missing == ("detector",) and prediction.label is None
+    assert prediction.used == ()  # nobody looked at the picture
     json.dumps(prediction.record())
 
 
