@@ -117,7 +117,7 @@ class Detector:
         if option == "auto":
             if assets.local(assets.entry(PINNED)) is None:
                 # Not fetched unasked: 20 MB, at a start that may have no network.
-                log.warning("no detector: objects are told from obstacles by none. Fetch one with: %s %s", assets.PULL, PINNED)
+                log.warning("no detector, so nothing tells what things are; all else goes on. Fetch one: %s %s", assets.PULL, PINNED)
                 return None
             option = PINNED
         told = Description.of(option)

@@ -23,7 +23,8 @@ Floats = npt.NDArray[np.float32]
 KEEP_NS = NS  # a thing unseen for longer comes back under a new id
 LEAST_OVERLAP = 0.2  # of a box with where it should be now
 OTHER_LABEL_OVERLAP = 0.5  # detectors take a car for a truck now and then; nobody swaps places within a box
-RANGE_GATE_M, RANGE_GATE_SHARE = 2.0, 0.15  # farther apart in a step, two boxes are of two things
+RANGE_GATE_M, RANGE_GATE_SHARE = 2.0, 0.15  # farther apart in a step, two boxes are of two things,
+SURE_OVERLAP = 0.6  # unless they lie so well on each other that it is the range that strayed
 BOX_GAIN = 0.5
 
 # Of the nearest surface from sweep to sweep: which points fall on it changes.
@@ -125,8 +126,9 @@ class ObjectTracker:
             for j, (detection, box, one) in enumerate(zip(detections, boxes, ranged, strict=True)):
                 shared = overlap(expected, box)
                 least = LEAST_OVERLAP if detection.label == track.label else OTHER_LABEL_OVERLAP
-                if shared >= least and (apart := _apart(track.ranged.range_m, one.range_m)) <= 1:
-                    fits.append((shared - 0.5 * apart, -i, -j))
+                apart = _apart(track.ranged.range_m, one.range_m)
+                if shared >= least and (apart <= 1 or shared >= SURE_OVERLAP):
+                    fits.append((shared - 0.5 * min(apart, 2.0), -i, -j))
         found: dict[int, ObjectTrack] = {}
         taken: set[int] = set()
         for _, i, j in sorted(fits, reverse=True):

@@ -150,16 +150,18 @@ class Objects(Task):
                 bad[sent.stream] = str(error)
         if sent is None and self._detector is None:
             missing.append(NO_DETECTOR)
-        view = self._view(pictured or sent, image)
+        seen = pictured or sent  # the boxes are in the camera's pixels
+        view = self._view(seen, image)
         if measured is not None:
             points, wrong = self._points_of(measured)
             bad |= {measured.stream: wrong} if wrong else {}
-            missing += [NO_RIG] if view is None and (pictured or sent) else []
-        seen_ns = (pictured or sent or measured).capture_ns if pictured or sent or measured else aligned.anchor_ns  # type: ignore[union-attr]
+            missing += [NO_RIG] if view is None and seen is not None else []
+        seen_ns = seen.capture_ns if seen is not None else aligned.anchor_ns
         subjects = self.finder.find(
             image, points, seen_ns, view, boxes=boxes, points_ns=measured.capture_ns if measured else None
         )
-        looked = [f.stream for f in (pictured, sent) if f is not None]
+        looked = [sent.stream] if boxes is not None and sent is not None else []
+        looked += [pictured.stream] if boxes is None and self._detector is not None and pictured is not None else []
         ranged = [measured.stream] if measured and any(one.range_m is not None for one in self.finder.ranged) else []
         prediction = self.prediction(aligned, self._shares(subjects), subjects=subjects, used=(*looked, *ranged), bad=bad)
         return msgspec.structs.replace(prediction, missing=(*prediction.missing, *missing)) if missing else prediction

@@ -18,7 +18,16 @@ import numpy.typing as npt
 
 from pipeline import assets
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, face_crop, face_tensor, place_tensor, voice_tensor
+from pipeline.features import (
+    VOICE_FRAMES,
+    VOICE_HOP,
+    VOICE_RATE_HZ,
+    face_crop,
+    face_tensor,
+    letterbox,
+    place_tensor,
+    voice_tensor,
+)
 from pipeline.inference.engine import Tensors
 from pipeline.inference.onnx_file import OnnxFile, Value
 from pipeline.inference.onnxruntime import Onnxruntime
@@ -37,6 +46,8 @@ def of(model_path: Path, *, seed: int = 0) -> Iterator[Tensors]:
     inputs are none that are known here."""
     inputs = {value.name: value for value in OnnxFile.read(model_path).inputs}
     maker = MAKERS.get(frozenset(inputs))
+    if maker is None and (size_px := _one_picture(tuple(inputs.values()))):
+        return _letterboxed(next(iter(inputs)), size_px, seed)
     if maker is None:
         raise ConfigError(f"{model_path}: no samples are made here for the inputs {sorted(inputs)}. Known: "
                           f"{', '.join(' + '.join(sorted(names)) for names in MAKERS)}")  # fmt: skip
@@ -138,6 +149,26 @@ MAKERS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
     frozenset({"face"}): faces, frozenset({PICTURE}): pictures, frozenset({"samples"}): sounds,
     frozenset({"voice"}): voices, frozenset({"place"}): places, frozenset({"face", "voice", "present"}): opinions,
 }  # fmt: skip
+
+
+def _one_picture(inputs: tuple[Value, ...]) -> tuple[int, int] | None:
+    """Width and height of a detector's input, whatever it is called: (1, 3, height, width) float32 and nothing else."""
+    if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].shape) != 4:
+        return None
+    batch, channels, height, width = inputs[0].shape
+    fixed = batch == 1 and channels == 3 and isinstance(height, int) and isinstance(width, int)
+    return (int(width or 0), int(height or 0)) if fixed else None
+
+
+def _letterboxed(name: str, size_px: tuple[int, int], seed: int) -> Iterator[Tensors]:
+    """One at a time, since 256 of them would fill half a gigabyte: windows of the clip's pictures, 0 to 255."""
+    random = np.random.default_rng([5, seed])
+    for image in _pictures(PICTURES, seed):
+        for _ in range(LOOKS):
+            side = int(random.integers(WINDOW_PX, min(image.shape[:2]) + 1))
+            top, left = (int(random.integers(0, size - side + 1)) for size in image.shape[:2])
+            window = image[top : top + side, left : left + side].astype(np.float32) * random.uniform(0.3, 1.3)
+            yield {name: letterbox(np.clip(window, 0, 255).astype(np.uint8), size_px)[0]}
 
 
 def _batched(whole: Tensors) -> Iterator[Tensors]:
