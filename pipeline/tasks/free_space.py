@@ -34,7 +34,8 @@ class FreeSpaceMap:
             raise ValueError(f"a grid from {x_m} by {y_m} m of {cell_m} m has no cells")
         i, j = np.mgrid[: self.shape[0], : self.shape[1]]
         self._x_m, self._y_m = x_m[0] + (i.ravel() + 0.5) * cell_m, y_m[0] + (j.ravel() + 0.5) * cell_m
-        self.bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))
+        self._bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))
+        self._sector: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = {}  # how many → cells' own, their size
         self._polar: dict[tuple[float, float], tuple[npt.NDArray[np.int32], int]] = {}  # sensor's place → (cells' bins, rings)
 
     def draw(
@@ -62,9 +63,11 @@ class FreeSpaceMap:
 
     def seen_by_sector(self, grid: FreeSpace, count: int) -> npt.NDArray[np.float64]:
         """(count,) share of each sector's cells, from -180° on, that are not unknown."""
-        sector = np.clip(((self.bearing_deg + 180) * (count / 360)).astype(np.int32), 0, count - 1)
-        seen = np.bincount(sector, grid.cells.ravel() != UNKNOWN, count)
-        share: npt.NDArray[np.float64] = seen / np.maximum(np.bincount(sector, minlength=count), 1)
+        if count not in self._sector:
+            sector = np.clip(((self._bearing_deg + 180) * (count / 360)).astype(np.int32), 0, count - 1)
+            self._sector[count] = sector, np.maximum(np.bincount(sector, minlength=count), 1)
+        sector, cells = self._sector[count]
+        share: npt.NDArray[np.float64] = np.bincount(sector, grid.cells.ravel() != UNKNOWN, count) / cells
         return share
 
     def _count(self, points_m: Floats) -> npt.NDArray[np.int64]:
