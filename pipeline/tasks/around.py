@@ -108,7 +108,7 @@ class Around:
         stands = ~ground.is_ground & (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
         at = np.flatnonzero(stands)
         clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], range_m=self._range_m)
-        grid = self._map.draw(points_m, ground.height_m, ground.is_ground, stands, origin_m, ground_seen=ground.seen)
+        grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
         return View(stream, 0, places, grid, ground.why)

@@ -1,10 +1,10 @@
 """The ground seen from above, cell by cell: seen free, occupied, or not known; and the same by sectors.
 
-A cell is free where ground was seen in it, or where a ray passed it lower than PASS_BELOW_M on its way to what it hit.
+A cell is free where a ray passed it lower than PASS_BELOW_M on its way to the ground, or to what it hit.
 Everything else is unknown: behind obstacles, between far rings, in the blind ring around the sensor.
 
     grid = FreeSpaceMap(x_m=(-20.0, 40.0), y_m=(-20.0, 20.0), cell_m=0.4)
-    cells = grid.draw(points_m, height_m, is_ground, stands, origin_m)      # FreeSpace
+    cells = grid.draw(points_m, height_m, stands, origin_m)      # FreeSpace
 """
 
 from __future__ import annotations
@@ -39,17 +39,15 @@ class FreeSpaceMap:
         self._polar: dict[tuple[float, float], tuple[npt.NDArray[np.int32], int]] = {}  # sensor's place → (cells' bins, rings)
 
     def draw(
-        self, points_m: Floats, height_m: Floats, is_ground: Mask, stands: Mask, origin_m: tuple[float, float, float], *,
-        ground_seen: bool = True,
-    ) -> FreeSpace:  # fmt: skip
-        """points_m: (n, 3) of one cloud, each with its height over the ground; is_ground and stands say which of them are
-        ground, and which are in the way. ground_seen: False: nothing is called free."""
+        self, points_m: Floats, height_m: Floats, stands: Mask, origin_m: tuple[float, float, float], *, ground_seen: bool = True
+    ) -> FreeSpace:
+        """points_m: (n, 3) of one cloud, each with its height over the ground; stands: which of them are in the way.
+        ground_seen: False: nothing is called free."""
         cells = np.full(self.shape[0] * self.shape[1], UNKNOWN, np.uint8)
         if ground_seen:
             passed = self._passed(points_m, height_m, stands, origin_m)
             bins, _ = self._bins(origin_m)
             cells[passed[bins]] = FREE
-            cells[np.flatnonzero(self._count(points_m[is_ground]))] = FREE
         blocked = self._count(points_m[stands])
         cells[blocked > 0] = UNKNOWN
         cells[blocked >= OCCUPIED_POINTS] = OCCUPIED

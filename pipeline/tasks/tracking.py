@@ -110,9 +110,12 @@ class Track:
 
     def _begin(self, cluster: Cluster, time_ns: int) -> None:
         self.yaw_rad = cluster.yaw_rad if cluster.yaw_sure else 0.0
-        (low_a, low_b, high_a, high_b), = _edges([cluster], [self.yaw_rad])
-        self.size_m = [max(high_a - low_a, LEAST_M), max(high_b - low_b, LEAST_M)]
-        self.centre_m = self._from_axes((low_a + high_a) / 2, (low_b + high_b) / 2)
+        self.centre_m, (a_m, b_m) = cluster.middle_m, cluster.extent_m
+        if cluster.yaw_sure:
+            low_a, low_b, high_a, high_b = _edges([cluster], [self.yaw_rad])[0]
+            a_m, b_m = high_a - low_a, high_b - low_b
+            self.centre_m = self._from_axes((low_a + high_a) / 2, (low_b + high_b) / 2)
+        self.size_m = [max(a_m, LEAST_M), max(b_m, LEAST_M)]
         self.spread = Spread(EDGE_M + EDGE_PER_M * cluster.range_m, self._sigma_mps)
         self.time_ns = time_ns
         self._saw(cluster, time_ns)
