@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,12 +20,15 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.surroundings import FREE, OCCUPIED, Ahead, FreeSpace
 
+Outline = Sequence[tuple[float, float]]
+
 MAX_AGE_NS = 300_000_000  # three sweeps of 10 Hz
 FUTURE_NS = 1_000_000_000  # a cloud newer than the moment asked about by more than this: one of the two clocks jumped
 SEEN_SHARE = 0.6  # of the cells across the corridor
 GAP_M = 1.5  # of the corridor that may stay unseen on the way: between the rings of a lidar with few beams
 BLOCKED_TTC_S, CAUTION_TTC_S = 2.0, 4.0
 CROSSING_S, CROSSING_STEP_S = 3.0, 0.25
+MOVES_MPS, MIN_CLOSING_MPS = 0.5, 0.3
 PERSON_M = 5.0  # a person this near is a reason for care, in the corridor or beside it
 PERSON = "person"
 SAME_M = 0.5  # nearest points that differ by less are one thing's
@@ -74,7 +78,7 @@ class Thing(NamedTuple):
     """Something at a place: a tracked obstacle, or what a camera saw and something measured."""
 
     name: str  # for people: "obstacle 7", "person"
-    corners_m: npt.NDArray[np.float64]  # (k, 2) of its outline, k >= 1; base frame
+    outline_m: Outline  # x, y of its corners in turn, or of one point; base frame
     velocity_mps: tuple[float, float] | None = None
     label: str = ""
     ghost: bool = False  # carried on from before: it was not seen in the newest sweep
@@ -130,55 +134,80 @@ def is_fresh(view: View, at_ns: int, max_age_ns: int) -> bool:
 
 
 def _weigh(found: _Found, corridor: Corridor, thing: Thing) -> None:
-    corners, front_m = np.asarray(thing.corners_m, np.float64).reshape(-1, 2), corridor.front_m
-    inside_m = _into_corridor(corners, corridor)
+    outline, velocity = thing.outline_m, thing.velocity_mps
     ghost = ", seen a moment ago" if thing.ghost else ""
     name = thing.name if not thing.label or thing.label == thing.name else f"{thing.name} ({thing.label})"
-    velocity = thing.velocity_mps
+    inside_m = _into_corridor(outline, corridor)
     if inside_m is not None:
         closing_mps = 0.0 if velocity is None else -velocity[0]
-        ttc_s = inside_m / closing_mps if closing_mps > 0.3 else None
+        ttc_s = inside_m / closing_mps if closing_mps > MIN_CLOSING_MPS else None
         how = f", closing at {closing_mps:.1f} m/s" if ttc_s is not None else ""
         found.at(inside_m)
         if ttc_s is not None:
             found.reached(ttc_s)
         blocks = inside_m <= corridor.stop_m or (ttc_s is not None and ttc_s < BLOCKED_TTC_S)
         (found.blocked if blocks else found.caution).append(f"{name} at {inside_m:.1f} m{how}{ghost}")
-    elif velocity is not None and float(np.hypot(*velocity)) > 0.5:
-        for step in np.arange(CROSSING_STEP_S, CROSSING_S + 1e-9, CROSSING_STEP_S):
-            ahead_m = _into_corridor(corners + float(step) * np.array(velocity), corridor)
-            if ahead_m is not None:
-                found.caution.append(f"{name} comes into the way at {ahead_m:.1f} m in {step:.1f} s{ghost}")
-                break
-        else:
-            if (ttc_s := _beyond(corners, velocity, corridor)) is not None and ttc_s < CAUTION_TTC_S:
-                found.reached(ttc_s)
-                found.caution.append(f"{name} reaches the way in {ttc_s:.1f} s{ghost}")
-    nearest_m = float(np.hypot(corners[:, 0] - front_m, corners[:, 1]).min())
-    if thing.label == PERSON and nearest_m < PERSON_M and corners[:, 0].max() > 0 and inside_m is None:
+        return
+    if velocity is not None and math.hypot(*velocity) > MOVES_MPS:
+        _weigh_path(found, corridor, outline, velocity, name, ghost)
+    nearest_m = min(math.hypot(x - corridor.front_m, y) for x, y in outline)
+    if thing.label == PERSON and nearest_m < PERSON_M and max(x for x, _ in outline) > 0:
         found.caution.append(f"{name} {nearest_m:.1f} m beside the way{ghost}")
 
 
-def _beyond(corners_m: npt.NDArray[np.float64], velocity_mps: tuple[float, float], corridor: Corridor) -> float | None:
-    """Time until something in line with the corridor, but farther off than its end, reaches the rig."""
-    across = (np.abs(corners_m[:, 1]) < corridor.width_m / 2) & (corners_m[:, 0] > corridor.front_m)
-    if not across.any() or velocity_mps[0] > -0.3:
+def _weigh_path(
+    found: _Found, corridor: Corridor, outline: Outline, velocity: tuple[float, float], name: str, ghost: str
+) -> None:
+    """Something that is not in the corridor, but may come there."""
+    swept = [*outline, *_moved(outline, velocity, CROSSING_S)]
+    if _may_reach(swept, corridor):
+        for step in range(1, round(CROSSING_S / CROSSING_STEP_S) + 1):
+            ahead_m = _into_corridor(_moved(outline, velocity, step * CROSSING_STEP_S), corridor)
+            if ahead_m is not None:
+                found.caution.append(f"{name} comes into the way at {ahead_m:.1f} m in {step * CROSSING_STEP_S:.1f} s{ghost}")
+                return
+    across = [x for x, y in outline if abs(y) < corridor.width_m / 2 and x > corridor.front_m]
+    if across and velocity[0] < -MIN_CLOSING_MPS:
+        ttc_s = (min(across) - corridor.front_m) / -velocity[0]
+        if ttc_s < CAUTION_TTC_S:
+            found.reached(ttc_s)
+            found.caution.append(f"{name} reaches the rig in {ttc_s:.1f} s{ghost}")
+
+
+def _moved(outline: Outline, velocity: tuple[float, float], seconds: float) -> list[tuple[float, float]]:
+    return [(x + seconds * velocity[0], y + seconds * velocity[1]) for x, y in outline]
+
+
+def _into_corridor(outline: Outline, corridor: Corridor) -> float | None:
+    """How far before the rig's front an outline enters the corridor; None: it does not. Clipped, not asked corner by
+    corner: a lorry across the way has no corner in it."""
+    if not _may_reach(outline, corridor):
         return None
-    return float((corners_m[across, 0].min() - corridor.front_m) / -velocity_mps[0])
-
-
-def _into_corridor(corners_m: npt.NDArray[np.float64], corridor: Corridor) -> float | None:
-    """How far before the rig's front an outline enters the corridor; None: it does not. Its edges count, not its corners
-    alone: a lorry across the way has none in it."""
     half_m, begin_m, end_m = corridor.width_m / 2, corridor.front_m, corridor.front_m + corridor.length_m
-    nearest = np.inf
-    for a, b in zip(corners_m, np.roll(corners_m, -1, axis=0), strict=True):
-        t = np.linspace(0, 1, 1 + max(1, int(np.ceil(np.hypot(*(b - a)) / 0.2))))[:, None]
-        along = a + t * (b - a)
-        inside = (np.abs(along[:, 1]) <= half_m) & (along[:, 0] <= end_m) & (along[:, 0] > begin_m)
-        if inside.any():
-            nearest = min(nearest, float(along[inside, 0].min()))
-    return None if not np.isfinite(nearest) else nearest - begin_m
+    inside = list(outline)
+    for axis, sign, limit in ((0, 1, begin_m), (0, -1, -end_m), (1, 1, -half_m), (1, -1, -half_m)):
+        inside = _clipped(inside, axis, sign, limit)
+    return min(x for x, _ in inside) - begin_m if inside else None
+
+
+def _clipped(outline: list[tuple[float, float]], axis: int, sign: int, limit: float) -> list[tuple[float, float]]:
+    """What of a polygon lies where sign · its coordinate is at least limit (Sutherland–Hodgman)."""
+    kept: list[tuple[float, float]] = []
+    for a, b in zip(outline, [*outline[1:], *outline[:1]], strict=True):
+        over_a, over_b = sign * a[axis] - limit, sign * b[axis] - limit
+        if over_a >= 0:
+            kept.append(a)
+        if (over_a < 0) != (over_b < 0):
+            t = over_a / (over_a - over_b)
+            kept.append((a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1])))
+    return kept
+
+
+def _may_reach(places: Outline, corridor: Corridor) -> bool:
+    """Whether the upright rectangle around places touches the corridor: most things are told apart by that."""
+    x, y = [p[0] for p in places], [p[1] for p in places]
+    half_m, begin_m = corridor.width_m / 2, corridor.front_m
+    return max(x) > begin_m and min(x) <= begin_m + corridor.length_m and max(y) >= -half_m and min(y) <= half_m
 
 
 def _weigh_places(found: _Found, corridor: Corridor, views: Sequence[View], closing_mps: float | None) -> None:
@@ -188,7 +217,7 @@ def _weigh_places(found: _Found, corridor: Corridor, views: Sequence[View], clos
         return
     told = found.nearest_m is not None and found.nearest_m < nearest_m + SAME_M
     found.at(nearest_m)
-    ttc_s = nearest_m / closing_mps if closing_mps is not None and closing_mps > 0.3 else None
+    ttc_s = nearest_m / closing_mps if closing_mps is not None and closing_mps > MIN_CLOSING_MPS else None
     if ttc_s is not None:
         found.reached(ttc_s)
     if told and ttc_s is None:
@@ -240,7 +269,8 @@ def _missing(views: Sequence[View], at_ns: int, max_age_ns: int) -> list[str]:
     for view in views:
         age_ns = at_ns - view.end_ns
         if age_ns > max_age_ns:
-            reasons.append(f"no {view.stream} for {age_ns / NS:.1f} s")
+            frozen = f" ({view.why})" if view.why else ""
+            reasons.append(f"no new {view.stream} for {age_ns / NS:.1f} s{frozen}")
         elif age_ns < -FUTURE_NS:
             reasons.append(f"{view.stream} is {-age_ns / NS:.1f} s ahead of its set: a clock jumped")
         elif view.why:

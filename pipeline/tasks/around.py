@@ -11,6 +11,7 @@ each has its own ground and its own view of free space, all follow the same thin
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Around:
             self.reset()
             known = None
         origin = (float(origin_m[0]), float(origin_m[1]), float(origin_m[2]))
-        checksum = zlib.crc32(np.ascontiguousarray(points_m))
+        checksum = zlib.crc32(np.ascontiguousarray(points_m).data)
         if known is not None and len(points_m) and checksum == known.checksum:
             # Its view keeps its time: what it shows is as old as it was.
             known.view, known.capture_ns = known.view._replace(why=FROZEN), capture_ns
@@ -110,7 +111,7 @@ class Around:
         stands = ~ground.is_ground & (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
         at = np.flatnonzero(stands)
         clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], range_m=self._range_m)
-        grid = self._map.draw(points_m, ground.height_m, ground.is_ground, stands, origin_m, ground_seen=ground.seen)
+        grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
         return View(stream, 0, places, grid, ground.why)
@@ -161,61 +162,62 @@ class Around:
         return [t for t in self._tracker.tracks if at_ns - t.seen_ns <= CARRY_NS]
 
     def _thing(self, track: Track, at_ns: int, label: str) -> Thing:
-        known = track.velocity()
-        velocity = None if known is None else (float(known[0][0]), float(known[0][1]))
-        outline = track.nearest_at_m(at_ns)[None] if track.large else track.corners_m(at_ns)
-        return Thing(f"obstacle {track.id}", outline, velocity, label, ghost=track.points == 0)
+        outline = (track.nearest_at_m(at_ns),) if track.large else track.outline_m(at_ns)
+        velocity, ghost = track.velocity and track.velocity[:2], self._points(track, at_ns) == 0
+        return Thing(f"obstacle {track.id}", outline, velocity, label, ghost)
+
+    def _points(self, track: Track, at_ns: int) -> int:
+        return track.points if at_ns - track.seen_ns <= self._max_age_ns else 0
 
     def _obstacle(self, track: Track, at_ns: int, label: str, score: float) -> Obstacle:
-        nearest, centre, known = track.nearest_at_m(at_ns), track.centre_m + track.moved_m(at_ns), track.velocity()
-        range_m = float(np.hypot(*nearest))
-        closing_mps = track.closing_mps(at_ns)
+        (near_x, near_y), (x, y), closing_mps = track.nearest_at_m(at_ns), track.middle_m(at_ns), track.closing_mps(at_ns)
+        range_m = math.hypot(near_x, near_y)
         long, wide = (0, 1) if track.size_m[0] >= track.size_m[1] else (1, 0)
-        yaw_rad = (track.yaw_rad + (np.pi / 2 if long else 0) + np.pi / 2) % np.pi - np.pi / 2
+        yaw_rad = (track.yaw_rad + long * math.pi / 2 + math.pi / 2) % math.pi - math.pi / 2
         bottom_m = track.bottom_m if track.bottom_m > MIN_BOTTOM_M else 0.0
         return Obstacle(
             track.id,
-            (float(centre[0]), float(centre[1]), track.floor_m + (bottom_m + track.top_m) / 2),
-            (float(track.size_m[long]), float(track.size_m[wide]), track.top_m - bottom_m),
-            float(yaw_rad), range_m, float(np.degrees(np.arctan2(nearest[1], nearest[0]))),
-            None if known is None else (float(known[0][0]), float(known[0][1])),
-            None if known is None else known[1],
+            (x, y, track.floor_m + (bottom_m + track.top_m) / 2),
+            (track.size_m[long], track.size_m[wide], track.top_m - bottom_m),
+            yaw_rad, range_m, math.degrees(math.atan2(near_y, near_x)),
+            track.velocity and track.velocity[:2],
+            track.velocity and track.velocity[2],
             range_m / closing_mps if closing_mps is not None and closing_mps > 0 else None,
-            track.points if at_ns - track.seen_ns <= self._max_age_ns else 0,
+            self._points(track, at_ns),
             label,
             score,
         )  # fmt: skip
 
     def _sector_list(self, at_ns: int, tracks: Sequence[Track], grid: FreeSpace | None) -> tuple[Sector, ...]:
         count, step_deg = self._sectors, 360 / self._sectors
-        nearest = np.full(count, np.inf)
+        nearest, ttc = np.full(count, np.inf), np.full(count, np.inf)
         for view in self._fresh(at_ns):
-            np.minimum.at(nearest, self._sector_of(view.places_m), np.hypot(view.places_m[:, 0], view.places_m[:, 1]))
-        ttc = np.full(count, np.inf)
+            x, y = view.places_m[:, 0], view.places_m[:, 1]
+            sector = ((np.degrees(np.arctan2(y, x)) + 180) * (count / 360)).astype(np.int64)
+            np.minimum.at(nearest, np.minimum(sector, count - 1), np.sqrt(x * x + y * y))
         for track in tracks:
             place, closing_mps = track.nearest_at_m(at_ns), track.closing_mps(at_ns)
-            corners = place[None] if track.large else np.vstack([place, track.corners_m(at_ns)])
-            range_m = float(np.hypot(*place))
-            own = self._span(corners)
-            if track.points == 0:  # hidden or lost a moment ago: it is still somewhere there
-                nearest[own] = np.minimum(nearest[own], range_m)
-            if closing_mps is not None and closing_mps > 0:
-                ttc[own] = np.minimum(ttc[own], range_m / closing_mps)
+            hidden, comes = self._points(track, at_ns) == 0, closing_mps is not None and closing_mps > 0
+            if not hidden and not comes:
+                continue
+            range_m = math.hypot(*place)
+            for k in self._span([place] if track.large else [place, *track.outline_m(at_ns)]):
+                if hidden:  # it is still somewhere there
+                    nearest[k] = min(nearest[k], range_m)
+                if comes and closing_mps is not None:
+                    ttc[k] = min(ttc[k], range_m / closing_mps)
         seen = self._map.seen_by_sector(grid, count) if grid is not None else np.zeros(count)
         return tuple(
             Sector(-180 + k * step_deg, -180 + (k + 1) * step_deg, _finite(nearest[k]), _finite(ttc[k]), float(seen[k]))
             for k in range(count)
         )
 
-    def _sector_of(self, places_m: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-        bearing_deg = np.degrees(np.arctan2(places_m[:, 1], places_m[:, 0])) + 180
-        return np.minimum((bearing_deg * (self._sectors / 360)).astype(np.int64), self._sectors - 1)
-
-    def _span(self, corners_m: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    def _span(self, places_m: Sequence[tuple[float, float]]) -> list[int]:
         """The sectors an outline reaches over, the short way round."""
-        sector = self._sector_of(corners_m)
-        off = (sector - sector[0] + self._sectors // 2) % self._sectors - self._sectors // 2
-        return (sector[0] + np.arange(off.min(), off.max() + 1)) % self._sectors
+        count = self._sectors
+        sector = [min(count - 1, int((math.degrees(math.atan2(y, x)) + 180) * count / 360)) for x, y in places_m]
+        off = [(k - sector[0] + count // 2) % count - count // 2 for k in sector]
+        return [(sector[0] + k) % count for k in range(min(off), max(off) + 1)]
 
 
 def _finite(value: float) -> float | None:

@@ -32,6 +32,8 @@ EDGE_M = 0.06  # a point this near to an edge lies on it
 
 class Cluster(NamedTuple):
     places_m: Floats  # (k, 2): x, y of its fine cells' middles, base frame
+    middle_m: tuple[float, float]  # of the upright rectangle around them
+    extent_m: tuple[float, float]  # its sides along x and y
     points: int
     seconds: float  # mean time of its points since the sweep's start
     bottom_m: float  # over the ground
@@ -60,20 +62,24 @@ def find_clusters(points_m: Floats, height_m: Floats, seconds: Floats, *, range_
     places, times = cells.places_m[order], cells.seconds[order] * cells.points[order]
     low, high = np.minimum.reduceat(cells.bottom_m[order], begins), np.maximum.reduceat(cells.top_m[order], begins)
     seconds_sum, floor = np.add.reduceat(times, begins), np.add.reduceat(cells.floor_m[order], begins) / (ends - begins)
+    least, most_m = np.minimum.reduceat(places, begins), np.maximum.reduceat(places, begins)
+    middle = [(x, y) for x, y in ((least + most_m) / 2).tolist()]
+    extent = [(x, y) for x, y in (most_m - least).tolist()]
     # A cell of one or two points is off by their noise; the nearest point is taken from better ones where there are any.
     most = np.minimum(np.maximum.reduceat(cells.points[order], begins), TRUSTED_POINTS)
     weak = cells.points[order] < np.repeat(most, ends - begins)
     ranges = np.hypot(places[:, 0], places[:, 1])
     trusted_m = np.where(weak, ranges + WEAK_M, ranges)
-    yaws = _yaws(places, begins, ends, wanted)
+    yaws = _yaws(places, begins, ends, wanted, (most_m - least).max(axis=1)[wanted])
     found = []
     for k in wanted:
         own = slice(begins[k], ends[k])
         at = begins[k] + int(np.argmin(trusted_m[own]))
         yaw_rad, sure = yaws.get(int(k), (0.0, False))
+        nearest = (float(places[at, 0]), float(places[at, 1]))
         found.append(Cluster(
-            places[own], int(points[k]), float(seconds_sum[k] / points[k]), float(low[k]), float(high[k]), float(floor[k]),
-            float(ranges[at]),            (float(places[at, 0]), float(places[at, 1])), yaw_rad, sure,
+            places[own], middle[k], extent[k], int(points[k]), float(seconds_sum[k] / points[k]), float(low[k]), float(high[k]),
+            float(floor[k]), float(ranges[at]), nearest, yaw_rad, sure,
         ))  # fmt: skip
     return sorted(found, key=lambda c: c.range_m)
 
@@ -175,12 +181,11 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
 
 
 def _yaws(
-    places: Floats, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp], wanted: npt.NDArray[np.intp]
+    places: Floats, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp], wanted: npt.NDArray[np.intp], size: Floats
 ) -> dict[int, tuple[float, bool]]:
     """The direction whose two edges lie nearest to the points (Zhang et al. 2017, closeness), for all things at once: the
     smallest rectangle cannot tell an L's legs from its hypotenuse."""
     counts = ends - begins
-    size = (np.maximum.reduceat(places, begins) - np.minimum.reduceat(places, begins)).max(axis=1)[wanted]
     fit = wanted[(counts[wanted] >= FIT_CELLS) & (size > FIT_M[0]) & (size < FIT_M[1])]
     yaws: dict[int, tuple[float, bool]] = {}
     if len(fit):

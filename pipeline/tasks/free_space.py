@@ -1,10 +1,10 @@
 """The ground seen from above, cell by cell: seen free, occupied, or not known; and the same by sectors.
 
-A cell is free where ground was seen in it, or where a ray passed it lower than PASS_BELOW_M on its way to what it hit.
+A cell is free where a ray passed it lower than PASS_BELOW_M on its way to the ground, or to what it hit.
 Everything else is unknown: behind obstacles, between far rings, in the blind ring around the sensor.
 
     grid = FreeSpaceMap(x_m=(-20.0, 40.0), y_m=(-20.0, 20.0), cell_m=0.4)
-    cells = grid.draw(points_m, height_m, is_ground, stands, origin_m)      # FreeSpace
+    cells = grid.draw(points_m, height_m, stands, origin_m)      # FreeSpace
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ class FreeSpaceMap:
             raise ValueError(f"a grid from {x_m} by {y_m} m of {cell_m} m has no cells")
         i, j = np.mgrid[: self.shape[0], : self.shape[1]]
         self._x_m, self._y_m = x_m[0] + (i.ravel() + 0.5) * cell_m, y_m[0] + (j.ravel() + 0.5) * cell_m
-        self.bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))
+        self._bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))
+        self._sector: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = {}  # how many → cells' own, their size
         self._polar: dict[tuple[float, float], tuple[npt.NDArray[np.int32], int]] = {}  # sensor's place → (cells' bins, rings)
 
     def draw(
-        self, points_m: Floats, height_m: Floats, is_ground: Mask, stands: Mask, origin_m: tuple[float, float, float], *,
-        ground_seen: bool = True,
-    ) -> FreeSpace:  # fmt: skip
-        """points_m: (n, 3) of one cloud, each with its height over the ground; is_ground and stands say which of them are
-        ground, and which are in the way. ground_seen: False: nothing is called free."""
+        self, points_m: Floats, height_m: Floats, stands: Mask, origin_m: tuple[float, float, float], *, ground_seen: bool = True
+    ) -> FreeSpace:
+        """points_m: (n, 3) of one cloud, each with its height over the ground; stands: which of them are in the way.
+        ground_seen: False: nothing is called free."""
         cells = np.full(self.shape[0] * self.shape[1], UNKNOWN, np.uint8)
         if ground_seen:
             passed = self._passed(points_m, height_m, stands, origin_m)
             bins, _ = self._bins(origin_m)
             cells[passed[bins]] = FREE
-            cells[np.flatnonzero(self._count(points_m[is_ground]))] = FREE
         blocked = self._count(points_m[stands])
         cells[blocked > 0] = UNKNOWN
         cells[blocked >= OCCUPIED_POINTS] = OCCUPIED
@@ -62,9 +61,11 @@ class FreeSpaceMap:
 
     def seen_by_sector(self, grid: FreeSpace, count: int) -> npt.NDArray[np.float64]:
         """(count,) share of each sector's cells, from -180° on, that are not unknown."""
-        sector = np.clip(((self.bearing_deg + 180) * (count / 360)).astype(np.int32), 0, count - 1)
-        seen = np.bincount(sector, grid.cells.ravel() != UNKNOWN, count)
-        share: npt.NDArray[np.float64] = seen / np.maximum(np.bincount(sector, minlength=count), 1)
+        if count not in self._sector:
+            sector = np.clip(((self._bearing_deg + 180) * (count / 360)).astype(np.int32), 0, count - 1)
+            self._sector[count] = sector, np.maximum(np.bincount(sector, minlength=count), 1)
+        sector, cells = self._sector[count]
+        share: npt.NDArray[np.float64] = np.bincount(sector, grid.cells.ravel() != UNKNOWN, count) / cells
         return share
 
     def _count(self, points_m: Floats) -> npt.NDArray[np.int64]:

@@ -32,6 +32,7 @@ UPSAMPLED = 4
 MIN_GROUND_POINTS, MIN_GROUND_CELLS = 40, 6
 MAX_TILT = 0.36  # tan 20°: what is steeper is a wall, or a rig that lies on its side
 HEIGHT_SHARE, HEIGHT_M = 0.3, 0.4  # how far the ground may lie from where it was expected below the sensor
+LEAST_HEIGHT_M = 0.05  # of a sensor over the ground
 LOW_CELL_M, LOW_STEP = 1.0, 3  # side of the cells whose lowest points tell an unknown height; which of the fed are asked
 NEAR_PLANE_M, NEAR_PLANE_PER_M = 0.15, 0.01  # ground for sure; from there it goes on, step by step
 JOIN_CELLS, JOIN_M, JOIN_ROUNDS = 7, 0.25, 8
@@ -53,7 +54,8 @@ class GroundFinder:
     """ground_z_m: the ground's height in the base frame, where it is known; None: taken from the clouds themselves."""
 
     def __init__(self, *, range_m: float = 60.0, ground_z_m: float | None = None) -> None:
-        self._range_m, self._given_z_m, self._last_z_m = range_m, ground_z_m, ground_z_m
+        self._range_m, self._z_m = range_m, ground_z_m if ground_z_m is not None else 0.0
+        self._known = self._given = ground_z_m is not None  # whether z_m is more than a guess
         self._estimators: dict[tuple[float, float], Any] = {}
 
     def find(self, points_m: Floats, origin_m: tuple[float, float, float]) -> Ground:
@@ -75,12 +77,10 @@ class GroundFinder:
 
     def _expected_m(self, fed: Floats, origin_z_m: float) -> float | None:
         """The sensor's height over the ground."""
-        if self._given_z_m is not None:
-            return max(0.05, origin_z_m - self._given_z_m)
+        if self._known:
+            return max(LEAST_HEIGHT_M, origin_z_m - self._z_m)
         lowest_m = _common_low_m(fed[::LOW_STEP])
-        if lowest_m is not None and lowest_m < -0.05:
-            return -lowest_m
-        return None if self._last_z_m is None else max(0.05, origin_z_m - self._last_z_m)
+        return None if lowest_m is None or lowest_m > -LEAST_HEIGHT_M else -lowest_m
 
     def _flat(self, fed: Floats, sensor_height_m: float, reach_m: float) -> npt.NDArray[np.int32]:
         key = (round(sensor_height_m * 4) / 4 or 0.125, reach_m)
@@ -118,12 +118,12 @@ class GroundFinder:
         stands = np.zeros(len(fine), bool)
         stands[where[(height_m > STANDS_M[0]) & (height_m < STANDS_M[1])]] = True
         is_ground = np.abs(height_m) < np.where(stands, np.float32(FOOT_M), np.float32(ON_GROUND_M))[where]
-        self._last_z_m = float(plane[2])
+        self._z_m, self._known = (self._z_m if self._given else float(plane[2])), True
         return Ground(height_m, is_ground, float(plane[2]), True)
 
     def _unseen(self, points_m: Floats, why: str) -> Ground:
-        z_m = self._last_z_m if self._last_z_m is not None else 0.0
-        return Ground(points_m[:, 2] - np.float32(z_m), np.zeros(len(points_m), bool), z_m, False, why)
+        self._known = self._given  # perhaps the rig was lifted: the next cloud may tell anew
+        return Ground(points_m[:, 2] - np.float32(self._z_m), np.zeros(len(points_m), bool), self._z_m, False, why)
 
 
 def _common_low_m(fed: Floats) -> float | None:

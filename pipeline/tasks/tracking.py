@@ -6,7 +6,7 @@ capture times alone: what was seen when, never when it was asked.
 
     tracker = Tracker()
     tracker.update(things, capture_ns, origin_m=(0.0, 0.0), is_free=lambda x_m, y_m: False)
-    for track in tracker.tracks: track.id, track.velocity(), track.corners_m(at_ns)
+    for track in tracker.tracks: track.id, track.velocity, track.outline_m(at_ns)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.clock import NS
 from pipeline.tasks.clusters import Cluster
 
 Array = npt.NDArray[Any]
+Place = tuple[float, float]
 
 ACCELERATION_MPS2 = 2.5  # standard deviation of what changes a velocity
 EDGE_M, EDGE_PER_M = 0.04, 0.002  # of a measured edge: at 0 m, and more with range
@@ -36,9 +37,31 @@ CARRIED_HITS = 3  # seen less often, a thing is not carried on where it is not s
 BACK_NS, GAP_NS = 200_000_000, 1_000_000_000  # a jump back or ahead by more: another time, other things
 YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
 GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
-MIN_CLOSING_MPS = 0.3
 MISFIT_SHARE = 0.3
-RANGE_JUMP_M, INSIDE_M = 1.0, 0.1
+MIN_CLOSING_MPS = 0.3
+RANGE_JUMP_M, INSIDE_M, LEAST_M = 1.0, 0.1, 0.1
+
+
+class Spread:
+    """Covariance of a place and its rate, the same in every direction: standard deviations in, gains out."""
+
+    def __init__(self, place_m: float, rate_mps: float) -> None:
+        self.pp, self.pv, self.vv = place_m**2, 0.0, rate_mps**2
+
+    def predict(self, dt: float) -> None:
+        noise = ACCELERATION_MPS2**2
+        self.pp += 2 * dt * self.pv + dt * dt * self.vv + noise * dt**4 / 4
+        self.pv += dt * self.vv + noise * abs(dt) ** 3 / 2
+        self.vv += noise * dt * dt
+
+    def update(self, sigma_m: float) -> tuple[float, float]:
+        """A measurement as sure as sigma_m comes in. Returns by how much of its surprise place and rate change."""
+        total = self.pp + sigma_m**2
+        place, rate = self.pp / total, self.pv / total
+        self.vv -= rate * self.pv
+        self.pv -= rate * self.pp
+        self.pp -= place * self.pp
+        return place, rate
 
 
 class Approach:
@@ -46,189 +69,162 @@ class Approach:
 
     def __init__(self) -> None:
         self.hits, self._time_ns = 0, 0
-        self._state, self._covariance = np.zeros(2), np.zeros((2, 2))
+        self._range_m, self._rate_mps, self._spread = 0.0, 0.0, Spread(1.0, UNKNOWN_MPS)
 
     def update(self, range_m: float, time_ns: int) -> None:
         dt = (time_ns - self._time_ns) / NS
+        if self.hits and dt == 0:
+            return
+        sigma_m = EDGE_M + EDGE_PER_M * range_m
         if self.hits and 0 < dt < GAP_NS / NS:
-            step = np.array([[1.0, dt], [0.0, 1.0]])
-            state = step @ self._state
-            noise = np.array([dt * dt / 2, dt]) * ACCELERATION_MPS2
-            covariance = step @ self._covariance @ step.T + np.outer(noise, noise)
-            off = range_m - state[0]
-            spread = covariance[0, 0] + (EDGE_M + EDGE_PER_M * range_m) ** 2
-            if abs(off) < RANGE_JUMP_M + 3 * math.sqrt(covariance[0, 0]):
-                gain = covariance[:, 0] / spread
-                self._state, self._covariance = state + gain * off, covariance - np.outer(gain, covariance[0])
+            self._spread.predict(dt)
+            off = range_m - (self._range_m + dt * self._rate_mps)
+            if abs(off) < RANGE_JUMP_M + 3 * math.sqrt(self._spread.pp):
+                place, rate = self._spread.update(sigma_m)
+                self._range_m += dt * self._rate_mps + place * off
+                self._rate_mps += rate * off
                 self.hits, self._time_ns = self.hits + 1, time_ns
                 return
-        elif self.hits and dt == 0:
-            return
-        self._state = np.array([range_m, 0.0])
-        self._covariance = np.diag([(EDGE_M + EDGE_PER_M * range_m) ** 2, UNKNOWN_MPS**2])
+        self._range_m, self._rate_mps, self._spread = range_m, 0.0, Spread(sigma_m, UNKNOWN_MPS)
         self.hits, self._time_ns = 1, time_ns
 
     def closing_mps(self) -> float | None:
         """None: not known yet."""
-        sigma_mps = math.sqrt(self._covariance[1, 1])
-        return _certain(-float(self._state[1]), sigma_mps) if self.hits >= SURE_HITS and sigma_mps < SURE_MPS else None
+        sigma_mps = math.sqrt(max(0.0, self._spread.vv))
+        return _certain(-self._rate_mps, sigma_mps) if self.hits >= SURE_HITS and sigma_mps < SURE_MPS else None
 
 
 class Track:
-    def __init__(self, id: int, cluster: Cluster, time_ns: int, velocity_mps: Array, sigma_mps: float) -> None:
-        self.id, self.hits, self.time_ns, self.seen_ns = id, 0, time_ns, time_ns
+    """centre_m, velocity_mps: x, y as of time_ns. size_m: along the box's two axes, turned by yaw_rad. velocity: (x, y) and
+    the standard deviation of either, None while it is not known or not to be known."""
+
+    velocity: tuple[float, float, float] | None = None
+    large: bool = False
+
+    def __init__(self, id: int, cluster: Cluster, time_ns: int, velocity_mps: Place, sigma_mps: float) -> None:
+        self.id, self.hits = id, 0
         self.passed_ns: int | None = None  # since when its place is seen to be free
-        self._sigma_mps = sigma_mps
-        self.velocity_mps = np.array(velocity_mps, np.float64)
+        self.velocity_mps, self._sigma_mps = velocity_mps, sigma_mps
         self.approach, self.misfit = Approach(), 1.0
         self._begin(cluster, time_ns)
 
     def _begin(self, cluster: Cluster, time_ns: int) -> None:
         self.yaw_rad = cluster.yaw_rad if cluster.yaw_sure else 0.0
-        low, high = _edges(cluster, self.yaw_rad)
-        self.size_m = np.maximum(high - low, 0.1)
-        self.centre_m = self._from_axes((low + high) / 2)
-        sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
-        self.covariance = np.diag([sigma_m**2, sigma_m**2, self._sigma_mps**2, self._sigma_mps**2])
+        self.centre_m, (a_m, b_m) = cluster.middle_m, cluster.extent_m
+        if cluster.yaw_sure:
+            low_a, low_b, high_a, high_b = _edges([cluster], [self.yaw_rad])[0]
+            a_m, b_m = high_a - low_a, high_b - low_b
+            self.centre_m = self._from_axes((low_a + high_a) / 2, (low_b + high_b) / 2)
+        self.size_m = [max(a_m, LEAST_M), max(b_m, LEAST_M)]
+        self.spread = Spread(EDGE_M + EDGE_PER_M * cluster.range_m, self._sigma_mps)
         self.time_ns = time_ns
         self._saw(cluster, time_ns)
 
     def begin_again(self, cluster: Cluster, time_ns: int) -> None:
         """It is there, but not as it was expected: merged with a neighbour, come apart, or seen from another side."""
-        velocity_mps = self.velocity_mps
-        self.hits = min(self.hits, 1)
+        self.hits, self.misfit = min(self.hits, 1), 1.0
         self._begin(cluster, time_ns)
-        self.velocity_mps, self.misfit = velocity_mps, 1.0
 
     def _saw(self, cluster: Cluster, time_ns: int) -> None:
         self.hits, self.seen_ns, self.passed_ns, self.points = self.hits + 1, time_ns, None, cluster.points
         self.bottom_m, self.top_m, self.floor_m = cluster.bottom_m, cluster.top_m, cluster.floor_m
-        self.nearest_m = np.array(cluster.nearest_m)  # at seen_ns
-        middle, extent = _bounds(cluster)
-        self.seen_from_centre_m, self.seen_extent_m = middle - self.centre_m, extent
+        self.nearest_m = cluster.nearest_m  # at seen_ns
+        self.seen_from_centre_m = (cluster.middle_m[0] - self.centre_m[0], cluster.middle_m[1] - self.centre_m[1])
+        self.seen_extent_m = cluster.extent_m
         self.approach.update(cluster.range_m, time_ns)
+        self.large = _endless(*self.size_m)
+        # Where sweeps fall further from what was expected than their noise explains, the velocity is as much less sure.
+        worst = self.spread.vv * max(1.0, self.misfit)
+        sure = not self.large and self.hits >= SURE_HITS and worst < SURE_MPS**2
+        self.velocity = (*self.velocity_mps, math.sqrt(worst)) if sure else None
 
-    @property
-    def large(self) -> bool:
-        return _endless(self.size_m)
-
-    def _axes(self) -> Array:
+    def _to_axes(self, x: float, y: float) -> Place:
         c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
-        return np.array([[c, s], [-s, c]])
+        return c * x + s * y, c * y - s * x
 
-    def _from_axes(self, along: Array) -> Array:
-        turned: Array = along @ self._axes()
-        return turned
+    def _from_axes(self, a: float, b: float) -> Place:
+        c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
+        return c * a - s * b, s * a + c * b
 
-    def predict(self, time_ns: int) -> None:
-        dt = (time_ns - self.time_ns) / NS
-        step = np.eye(4)
-        step[0, 2] = step[1, 3] = dt
-        self.centre_m = self.centre_m + dt * self.velocity_mps
-        self.covariance = step @ self.covariance @ step.T
-        q = ACCELERATION_MPS2**2
-        dt = abs(dt)
-        for k in (0, 1):
-            self.covariance[k, k] += q * dt**4 / 4
-            self.covariance[k, k + 2] += q * dt**3 / 2
-            self.covariance[k + 2, k] += q * dt**3 / 2
-            self.covariance[k + 2, k + 2] += q * dt**2
-        self.time_ns = time_ns
-
-    def update(self, cluster: Cluster, time_ns: int, origin_m: Array) -> None:
-        """A cluster that is this thing, measured from a sensor at origin_m (x, y)."""
-        extent = _bounds(cluster)[1]
-        if self.large or _endless(extent):
-            velocity = self.velocity_mps
-            self._begin(cluster, time_ns)
-            self.velocity_mps = velocity
+    def turn(self, cluster: Cluster) -> None:
+        """Towards the direction that was just seen of its sides."""
+        if not cluster.yaw_sure:
             return
-        self.predict(time_ns)
-        if cluster.yaw_sure:
-            turn = (cluster.yaw_rad - self.yaw_rad + math.pi / 4) % (math.pi / 2) - math.pi / 4
-            if self.hits < 2:
-                self._turn_young(cluster, turn)
-            else:
-                self.yaw_rad += YAW_SHARE * turn
-        low, high = _edges(cluster, self.yaw_rad)
-        axes = self._axes()
-        centre, eye = axes @ self.centre_m, axes @ origin_m
-        off, shift = np.zeros(2), np.zeros(2)
-        for k in (0, 1):
-            at_low = low[k] - (centre[k] - self.size_m[k] / 2)
-            at_high = high[k] - (centre[k] + self.size_m[k] / 2)
-            grown = self._grown(k, high[k] - low[k])
-            if eye[k] < low[k]:
-                off[k], shift[k] = at_low, grown / 2
-            elif eye[k] > high[k]:
-                off[k], shift[k] = at_high, -grown / 2
-            elif abs(at_low - at_high) < EDGES_AGREE_M:
+        turn = (cluster.yaw_rad - self.yaw_rad + math.pi / 4) % (math.pi / 2) - math.pi / 4
+        self.yaw_rad += turn if self.hits < 2 else YAW_SHARE * turn
+
+    def update(self, cluster: Cluster, edges_m: tuple[float, float, float, float], time_ns: int, eye_m: Place) -> None:
+        """A cluster that is this thing, with its edges (least along both axes, then greatest) in the direction of yaw_rad,
+        measured from a sensor at eye_m."""
+        if self.large or _endless(*cluster.extent_m):
+            self._begin(cluster, time_ns)
+            return
+        if self.hits < 2:  # its first direction was a guess: the box is laid anew around the same middle
+            self.size_m = [max(edges_m[2] - edges_m[0], LEAST_M), max(edges_m[3] - edges_m[1], LEAST_M)]
+        dt = (time_ns - self.time_ns) / NS
+        self.spread.predict(dt)
+        x, y = self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
+        off, shift = [0.0, 0.0], [0.0, 0.0]
+        for k, (centre, eye) in enumerate(zip(self._to_axes(x, y), self._to_axes(*eye_m), strict=True)):
+            low, high = edges_m[k], edges_m[k + 2]
+            at_low, at_high = low - (centre - self.size_m[k] / 2), high - (centre + self.size_m[k] / 2)
+            grown = self._grown(k, high - low)
+            if low <= eye <= high and abs(at_low - at_high) < EDGES_AGREE_M:
                 off[k] = (at_low + at_high) / 2
-            else:  # one edge is hidden, or another thing's: the one that lies where it was expected is its own
-                off[k], shift[k] = (at_low, grown / 2) if abs(at_low) < abs(at_high) else (at_high, -grown / 2)
+            elif eye < low or (eye <= high and abs(at_low) < abs(at_high)):
+                # In front of its middle only one edge is its own, where the other is hidden or a neighbour's: the one that
+                # lies where it was expected. From the side it is the nearer one.
+                off[k], shift[k] = at_low, grown / 2
+            else:
+                off[k], shift[k] = at_high, -grown / 2
             self.size_m[k] += grown
         sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
-        spread = np.linalg.inv(self.covariance[:2, :2] + np.eye(2) * sigma_m**2)
-        gain, surprise = self.covariance[:, :2] @ spread, axes.T @ off
         if self.hits >= 2:
-            self.misfit += MISFIT_SHARE * (min(20.0, float(surprise @ spread @ surprise) / 2) - self.misfit)
-        change = gain @ surprise
-        self.centre_m = self.centre_m + change[:2] + axes.T @ shift
-        self.velocity_mps = self.velocity_mps + change[2:]
-        self.covariance = self.covariance - gain @ self.covariance[:2]
+            surprise = (off[0] ** 2 + off[1] ** 2) / (self.spread.pp + sigma_m**2) / 2
+            self.misfit += MISFIT_SHARE * (min(20.0, surprise) - self.misfit)
+        place, rate = self.spread.update(sigma_m)
+        (off_x, off_y), (shift_x, shift_y) = self._from_axes(*off), self._from_axes(*shift)
+        self.centre_m = (x + place * off_x + shift_x, y + place * off_y + shift_y)
+        self.velocity_mps = (self.velocity_mps[0] + rate * off_x, self.velocity_mps[1] + rate * off_y)
+        self.time_ns = time_ns
         self._saw(cluster, time_ns)
 
-    def _turn_young(self, cluster: Cluster, turn: float) -> None:
-        """Its first direction was a guess: the box is laid anew around the same middle."""
-        self.yaw_rad += turn
-        low, high = _edges(cluster, self.yaw_rad)
-        self.size_m = np.maximum(high - low, 0.1)
-
     def _grown(self, k: int, seen_m: float) -> float:
-        more_m = seen_m - float(self.size_m[k])
+        more_m = seen_m - self.size_m[k]
         if more_m > 1.0 + 0.5 * self.size_m[k] and self.hits > 3:
             return 0.1 * more_m  # perhaps it only touches a neighbour
         return more_m * (GROW_SHARE if more_m > 0 else SHRINK_SHARE)
 
-    def velocity(self) -> tuple[Array, float] | None:
-        """(x, y) m/s and the standard deviation of either; None: not known yet, or not to be known. Where sweeps fall further
-        from what was expected than their noise explains, the velocity is as much less sure."""
-        sigma_mps = math.sqrt(max(self.covariance[2, 2], self.covariance[3, 3]) * max(1.0, self.misfit))
-        if self.large or self.hits < SURE_HITS or sigma_mps > SURE_MPS:
-            return None
-        return self.velocity_mps, sigma_mps
+    def expected_m(self, at_ns: int) -> Place:
+        """Its middle, if it goes on as it most likely does, known for sure or not."""
+        dt = (at_ns - self.time_ns) / NS
+        return self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
 
-    def moved_m(self, at_ns: int) -> Array:
-        """By how much it goes on from where it is now, as far as it is known to move."""
-        known = self.velocity()
-        return np.zeros(2) if known is None else known[0] * ((at_ns - self.time_ns) / NS)
+    def middle_m(self, at_ns: int) -> Place:
+        """Its middle, as far as it is known to move."""
+        return self.centre_m if self.velocity is None else self.expected_m(at_ns)
 
-    def corners_m(self, at_ns: int) -> Array:
-        """(4, 2) of its box, in turn."""
-        half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * self.size_m / 2
-        corners: Array = self.centre_m + self.moved_m(at_ns) + half @ self._axes()
-        return corners
+    def outline_m(self, at_ns: int) -> tuple[Place, Place, Place, Place]:
+        """The corners of its box, in turn."""
+        x, y = self.middle_m(at_ns)
+        (ax, ay), (bx, by) = self._from_axes(self.size_m[0] / 2, 0.0), self._from_axes(0.0, self.size_m[1] / 2)
+        return (x + ax + bx, y + ay + by), (x + ax - bx, y + ay - by), (x - ax - bx, y - ay - by), (x - ax + bx, y - ay + by)
 
-    def holds(self, place_m: Array, at_ns: int) -> bool:
-        """Whether a place, (2,), lies in its box."""
-        along = np.abs(self._axes() @ (place_m - self.centre_m - self.moved_m(at_ns)))
-        return bool((along < self.size_m / 2 + INSIDE_M).all())
-
-    def nearest_at_m(self, at_ns: int) -> Array:
-        """(2,) its nearest point as it was last seen, carried on."""
-        known = self.velocity()
-        return self.nearest_m + (0 if known is None else known[0] * ((at_ns - self.seen_ns) / NS))
+    def nearest_at_m(self, at_ns: int) -> Place:
+        """Its nearest point as it was last seen, carried on."""
+        if self.velocity is None:
+            return self.nearest_m
+        dt = (at_ns - self.seen_ns) / NS
+        return self.nearest_m[0] + dt * self.velocity[0], self.nearest_m[1] + dt * self.velocity[1]
 
     def closing_mps(self, at_ns: int) -> float | None:
         """By how much its distance from the base frame's origin shrinks in a second; None: not known."""
         if self.large:
             return self.approach.closing_mps()
-        known = self.velocity()
-        if known is None:
+        if self.velocity is None:
             return None
-        nearest = self.nearest_at_m(at_ns)
-        closing_mps = -float(known[0] @ nearest) / max(1e-6, float(np.hypot(*nearest)))
-        return _certain(closing_mps, known[1])
+        x, y = self.nearest_at_m(at_ns)
+        return _certain(-(self.velocity[0] * x + self.velocity[1] * y) / max(1e-6, math.hypot(x, y)), self.velocity[2])
 
 
 class Tracker:
@@ -247,39 +243,45 @@ class Tracker:
         if self.tracks and not -BACK_NS < capture_ns - self._newest_ns < GAP_NS:
             self.reset()
         self._newest_ns = capture_ns if not self.tracks else max(self._newest_ns, capture_ns)
-        eye = np.array(origin_m[:2], np.float64)
-        pairs, fragments = self._matched(clusters, capture_ns)
+        when_ns = [capture_ns + round(c.seconds * NS) for c in clusters]
+        pairs, fragments = self._matched(clusters, when_ns)
         for t, c in pairs:
-            self.tracks[t].update(clusters[c], capture_ns + round(clusters[c].seconds * NS), eye)
-        again = self._overlapping(clusters, capture_ns, {t for t, _ in pairs}, {c for _, c in pairs} | fragments)
-        for t, c in again:
-            self.tracks[t].begin_again(clusters[c], capture_ns + round(clusters[c].seconds * NS))
-        matched, taken = {t for t, _ in pairs + again}, {c for _, c in pairs + again} | fragments
+            self.tracks[t].turn(clusters[c])
+        edges = _edges([clusters[c] for _, c in pairs], [self.tracks[t].yaw_rad for t, _ in pairs])
+        for (t, c), own in zip(pairs, edges, strict=True):
+            self.tracks[t].update(clusters[c], own, when_ns[c], (float(origin_m[0]), float(origin_m[1])))
+        matched, taken = {t for t, _ in pairs}, {c for _, c in pairs} | fragments
+        for t, c in self._overlapping(clusters, capture_ns, matched, taken):
+            self.tracks[t].begin_again(clusters[c], when_ns[c])
+            matched.add(t)
+            taken.add(c)
         world, sigma_mps = self._world()
-        seen = [self.tracks[t] for t in matched]
-        self.tracks = [
-            t for k, t in enumerate(self.tracks)
-            if k in matched or (self._stays(t, capture_ns, is_free) and not any(s.holds(t.centre_m + t.moved_m(s.time_ns), s.time_ns) for s in seen))
-        ]  # fmt: skip
+        # What lies in the box of something that was just seen is a memory of the same thing.
+        within = _within([t.middle_m(capture_ns) for t in self.tracks], [capture_ns] * len(self.tracks),
+                         [self.tracks[t] for t in sorted(matched)])  # fmt: skip
+        self.tracks = [t for k, t in enumerate(self.tracks)
+                       if k in matched or (self._stays(t, capture_ns, is_free) and not within[k])]  # fmt: skip
         for c, cluster in enumerate(clusters):
             if c not in taken:
-                self.tracks.append(Track(self._next_id, cluster, capture_ns + round(cluster.seconds * NS), world, sigma_mps))
+                self.tracks.append(Track(self._next_id, cluster, when_ns[c], world, sigma_mps))
                 self._next_id += 1
 
-    def _world(self) -> tuple[Array, float]:
+    def _world(self) -> tuple[Place, float]:
         """What a new thing most likely does: seen from a rig that drives, all that stands moves alike."""
-        known = [t.velocity_mps for t in self.tracks if t.hits >= WORLD_HITS and t.velocity() is not None]
-        return (np.zeros(2), UNKNOWN_MPS) if len(known) < WORLD_TRACKS else (np.median(known, axis=0), WORLD_MPS)
+        known = [t.velocity_mps for t in self.tracks if t.hits >= WORLD_HITS and t.velocity is not None]
+        if len(known) < WORLD_TRACKS:
+            return (0.0, 0.0), UNKNOWN_MPS
+        x, y = np.median(known, axis=0)
+        return (float(x), float(y)), WORLD_MPS
 
     def _stays(self, track: Track, capture_ns: int, is_free: Callable[[float, float], bool]) -> bool:
         track.points = 0
-        unseen_ns = capture_ns - track.seen_ns
-        place = track.centre_m + track.velocity_mps * ((capture_ns - track.time_ns) / NS)
-        if not is_free(float(place[0]), float(place[1])):
+        if not is_free(*track.expected_m(capture_ns)):
             track.passed_ns = None
         elif track.passed_ns is None:
             track.passed_ns = capture_ns
-        through_ns = 0 if track.passed_ns is None else capture_ns - track.seen_ns
+        unseen_ns = capture_ns - track.seen_ns
+        through_ns = 0 if track.passed_ns is None else unseen_ns
         carried = track.hits >= CARRIED_HITS
         return unseen_ns <= (CARRY_NS if carried else FLEETING_NS) and through_ns <= SEEN_THROUGH_NS
 
@@ -288,53 +290,53 @@ class Tracker:
     ) -> list[tuple[int, int]]:
         """Pairs of what is left: the track was to be where the cluster is, though not as it is."""
         pairs: list[tuple[int, int]] = []
-        left = [(c, *_bounds(clusters[c])) for c in range(len(clusters)) if c not in taken]
+        left = [c for c in range(len(clusters)) if c not in taken]
         for t, track in enumerate(self.tracks):
             if t in matched or track.hits < 2:
                 continue
-            place = track.centre_m + track.velocity_mps * ((capture_ns - track.time_ns) / NS)
-            for c, middle, extent in left:
-                if c not in taken and (np.abs(middle - place) < extent / 2 + INSIDE_M).all():
+            x, y = track.expected_m(capture_ns)
+            for c in left:
+                (middle_x, middle_y), (wide_x, wide_y) = clusters[c].middle_m, clusters[c].extent_m
+                if abs(middle_x - x) < wide_x / 2 + INSIDE_M and abs(middle_y - y) < wide_y / 2 + INSIDE_M:
                     pairs.append((t, c))
-                    taken = taken | {c}
+                    left.remove(c)
                     break
         return pairs
 
-    def _matched(self, clusters: Sequence[Cluster], capture_ns: int) -> tuple[list[tuple[int, int]], set[int]]:
+    def _matched(self, clusters: Sequence[Cluster], when_ns: Sequence[int]) -> tuple[list[tuple[int, int]], set[int]]:
         """(track, cluster) pairs, the likeliest first; and the clusters that are only pieces of a track's box."""
         if not clusters or not self.tracks:
             return [], set()
-        bounds = [_bounds(c) for c in clusters]
-        middle, extent = np.array([b[0] for b in bounds]), np.array([b[1] for b in bounds])
-        when = np.array([capture_ns + round(c.seconds * NS) for c in clusters])
-        cost = np.empty((len(self.tracks), len(clusters)))
-        for t, track in enumerate(self.tracks):
-            dt = (when - track.time_ns) / NS  # (clusters,)
-            expected = track.centre_m + track.seen_from_centre_m + dt[:, None] * track.velocity_mps
-            spread_m2 = track.covariance[0, 0] + dt**2 * track.covariance[2, 2] + 0.1**2
-            # A box that is seen in part may have its middle anywhere along what it lacks.
-            between = np.abs(middle - expected)
-            slack = 0.5 * np.abs(extent - track.seen_extent_m)
-            off = np.maximum(between - slack, 0)
-            misfit = np.abs(np.log((np.hypot(*extent.T) + 0.3) / (np.hypot(*track.seen_extent_m) + 0.3)))
-            cost[t] = np.sqrt((off**2).sum(axis=1) / spread_m2) + SIZE_WEIGHT * misfit + 0.05 * between.sum(axis=1)
+        tracks = self.tracks
+        middle, extent = np.array([c.middle_m for c in clusters]), np.array([c.extent_m for c in clusters])
+        dt = (np.array(when_ns) - np.array([t.time_ns for t in tracks])[:, None]) / NS  # (tracks, clusters)
+        velocity, centre = np.array([t.velocity_mps for t in tracks]), np.array([t.centre_m for t in tracks])
+        expected = (centre + [t.seen_from_centre_m for t in tracks])[:, None] + dt[..., None] * velocity[:, None]
+        variance = np.array([(t.spread.pp, t.spread.vv) for t in tracks])
+        spread_m2 = variance[:, :1] + dt**2 * variance[:, 1:] + 0.1**2
+        # A box that is seen in part may have its middle anywhere along what it lacks.
+        seen_extent = np.array([t.seen_extent_m for t in tracks])
+        between = np.abs(middle - expected)
+        off = np.maximum(between - 0.5 * np.abs(extent - seen_extent[:, None]), 0)
+        misfit = np.abs(np.log((np.hypot(*extent.T) + 0.3) / (np.hypot(*seen_extent.T) + 0.3)[:, None]))
+        cost = np.sqrt((off**2).sum(axis=2) / spread_m2) + SIZE_WEIGHT * misfit + 0.05 * between.sum(axis=2)
         pairs: list[tuple[int, int]] = []
-        tracks_left, clusters_left = np.ones(len(self.tracks), bool), np.ones(len(clusters), bool)
-        for flat in np.argsort(cost, axis=None, kind="stable"):
+        tracks_left, clusters_left = set(range(len(tracks))), set(range(len(clusters)))
+        near = np.flatnonzero(cost.ravel() <= GATE)
+        for flat in near[np.argsort(cost.ravel()[near], kind="stable")]:
             t, c = divmod(int(flat), len(clusters))
-            if cost[t, c] > GATE:
-                break
-            if tracks_left[t] and clusters_left[c]:
+            if t in tracks_left and c in clusters_left:
                 pairs.append((t, c))
-                tracks_left[t] = clusters_left[c] = False
-        owners = [self.tracks[t] for t, _ in pairs if self.tracks[t].hits >= CARRIED_HITS and not self.tracks[t].large]
-        fragments = {int(c) for c in np.flatnonzero(clusters_left)
-                     if any(track.holds(middle[c], int(when[c])) for track in owners)}  # fmt: skip
-        return pairs, fragments
+                tracks_left.remove(t)
+                clusters_left.remove(c)
+        owners = [tracks[t] for t, _ in pairs if tracks[t].hits >= CARRIED_HITS and not tracks[t].large]
+        left = sorted(clusters_left)
+        within = _within([clusters[c].middle_m for c in left], [when_ns[c] for c in left], owners)
+        return pairs, {c for c, inside in zip(left, within, strict=True) if inside}
 
 
-def _endless(size_m: Array) -> bool:
-    return bool(size_m.max() > LARGE_M or (size_m.max() > THIN_M[0] and size_m.min() < THIN_M[1]))
+def _endless(a_m: float, b_m: float) -> bool:
+    return max(a_m, b_m) > LARGE_M or (max(a_m, b_m) > THIN_M[0] and min(a_m, b_m) < THIN_M[1])
 
 
 def _certain(closing_mps: float, sigma_mps: float) -> float:
@@ -342,13 +344,28 @@ def _certain(closing_mps: float, sigma_mps: float) -> float:
     return closing_mps if closing_mps < 0 or closing_mps > max(MIN_CLOSING_MPS, 2 * sigma_mps) else 0.0
 
 
-def _edges(cluster: Cluster, yaw_rad: float) -> tuple[Array, Array]:
-    """Least and greatest along the two axes of a box turned by yaw_rad: (2,), (2,)."""
-    c, s = math.cos(yaw_rad), math.sin(yaw_rad)
-    along = cluster.places_m @ np.array([[c, -s], [s, c]], np.float32)
-    return along.min(axis=0).astype(np.float64), along.max(axis=0).astype(np.float64)
+def _within(places_m: Sequence[Place], when_ns: Sequence[int], tracks: Sequence[Track]) -> list[bool]:
+    """Of each place, as of its time, whether it lies in the box of any of the tracks."""
+    if not tracks or not places_m:
+        return [False] * len(places_m)
+    dt = (np.array(when_ns)[:, None] - np.array([t.time_ns for t in tracks])) / NS  # (places, tracks)
+    off = np.array(places_m)[:, None] - np.array([t.centre_m for t in tracks])  # (places, tracks, 2)
+    off -= dt[..., None] * np.array([t.velocity_mps for t in tracks])
+    yaw, size = np.array([t.yaw_rad for t in tracks]), np.array([t.size_m for t in tracks])
+    c, s = np.cos(yaw), np.sin(yaw)
+    inside = np.abs(c * off[..., 0] + s * off[..., 1]) < size[:, 0] / 2 + INSIDE_M
+    inside &= np.abs(c * off[..., 1] - s * off[..., 0]) < size[:, 1] / 2 + INSIDE_M
+    return [bool(v) for v in inside.any(axis=1)]
 
 
-def _bounds(cluster: Cluster) -> tuple[Array, Array]:
-    low, high = _edges(cluster, 0.0)
-    return (low + high) / 2, high - low
+def _edges(clusters: Sequence[Cluster], yaws_rad: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """Least along the two axes of a box turned by each one's yaw, then greatest along them. All at once."""
+    if not clusters:
+        return []
+    counts = [len(c.places_m) for c in clusters]
+    places, yaw = np.concatenate([c.places_m for c in clusters]), np.repeat(np.array(yaws_rad, np.float32), counts)
+    c, s = np.cos(yaw), np.sin(yaw)
+    along = np.column_stack([c * places[:, 0] + s * places[:, 1], c * places[:, 1] - s * places[:, 0]])
+    begins = np.r_[0, np.cumsum(counts[:-1])].astype(np.intp)
+    both = np.hstack([np.minimum.reduceat(along, begins), np.maximum.reduceat(along, begins)])
+    return [(a, b, c, d) for a, b, c, d in both.tolist()]
