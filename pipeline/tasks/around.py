@@ -25,7 +25,8 @@ from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_f
 from pipeline.tasks.clusters import find_clusters
 from pipeline.tasks.free_space import FreeSpaceMap
 from pipeline.tasks.ground import GroundFinder
-from pipeline.tasks.tracking import CARRY_NS, Approach, Track, Tracker
+from pipeline.tasks.track import Approach, Track
+from pipeline.tasks.tracking import CARRY_NS, Tracker
 
 Floats = npt.NDArray[np.float32]
 
@@ -119,18 +120,24 @@ class Around:
         self._tracker.reset()
         self._approach = Approach()
 
-    def surroundings(self, at_ns: int, *, things: Sequence[Thing] = (), absent: Sequence[str] = ()) -> Surroundings:
-        """As of at_ns. things, absent: evidence of others' about the way ahead, as in ahead.decide."""
+    def surroundings(
+        self, at_ns: int, *, now_ns: int | None = None, things: Sequence[Thing] = (), absent: Sequence[str] = ()
+    ) -> Surroundings:
+        """As of at_ns. now_ns: by which the freshness of what speaks for a clear way is told, if not by at_ns. things,
+        absent: evidence of others' about the way ahead, as in ahead.decide."""
         tracks = self._told(at_ns)
         obstacles = tuple(sorted((self._obstacle(t, at_ns) for t in tracks), key=lambda o: o.range_m))
         grid = self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
-        return Surroundings(self.ahead(at_ns, things=things, absent=absent), obstacles, self._sector_list(at_ns, tracks, grid), grid)
+        ahead = self.ahead(at_ns, now_ns=now_ns, things=things, absent=absent)
+        return Surroundings(ahead, obstacles, self._sector_list(at_ns, tracks, grid), grid)
 
-    def ahead(self, at_ns: int, *, things: Sequence[Thing] = (), absent: Sequence[str] = ()) -> Ahead:
+    def ahead(
+        self, at_ns: int, *, now_ns: int | None = None, things: Sequence[Thing] = (), absent: Sequence[str] = ()
+    ) -> Ahead:
+        """The way ahead alone; as surroundings()."""
         own = [self._thing(track, at_ns) for track in self._told(at_ns)]
-        views = list(self.views)
-        return decide(self.corridor, at_ns, views, [*own, *things], closing_mps=self._approach.closing_mps(),
-                      max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
+        return decide(self.corridor, at_ns if now_ns is None else now_ns, self.views, [*own, *things],
+                      closing_mps=self._approach.closing_mps(), max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
 
     @property
     def views(self) -> tuple[View, ...]:
