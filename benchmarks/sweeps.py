@@ -82,6 +82,43 @@ class World:
         return height
 
 
+def street(rig_mps: float = 0.0, *, slope: tuple[float, float] = (0.02, 0.0), bump_m: float = 0.04) -> World:
+    """Two cars and a pedestrian on their ways, parked cars, a pillar, house fronts; all as seen from a rig that drives
+    straight on at rig_mps. Nothing comes nearer than 2 m within 2 s at up to 5 m/s."""
+
+    def box(x_m: float, y_m: float, length_m: float, width_m: float, height_m: float, yaw_rad: float = 0.0,
+            speed_mps: float = 0.0, heading_rad: float | None = None) -> Box:  # fmt: skip
+        heading = yaw_rad if heading_rad is None else heading_rad
+        velocity = (speed_mps * np.cos(heading) - rig_mps, speed_mps * np.sin(heading))
+        return Box(x_m, y_m, length_m, width_m, height_m, yaw_rad, velocity)
+
+    car = (4.2, 1.8, 1.5)
+    return World(
+        (
+            box(18, 0, *car, speed_mps=2.0),  # ahead, the same way
+            box(38, 4.5, *car, speed_mps=-10.0),  # oncoming
+            box(20, -13, 4.5, 1.8, 1.6, 0.6, 6.0),  # from a side street
+            box(14, -5, 0.5, 0.5, 1.7, speed_mps=1.4, heading_rad=np.pi / 2),  # a pedestrian who crosses
+            box(-18, 4.0, 4.5, 1.8, 1.5, speed_mps=4.0),  # from behind
+            box(26, -4.2, *car), box(32.5, -4.2, *car), box(12, 8.5, 0.4, 0.4, 2.5),  # parked, and a pillar
+            box(10, 14, 90, 0.3, 3), box(42, -17, 36, 0.3, 4), box(-30, -15, 40, 0.3, 3),  # fronts
+        ),
+        slope, bump_m,
+    )  # fmt: skip
+
+
+def room() -> World:
+    """What a depth camera on a robot sees: a person who crosses, a chair, a box, a wall."""
+    return World(
+        (
+            Box(3.0, -1.0, 0.4, 0.5, 1.7, velocity_mps=(0.0, 0.8)),
+            Box(2.2, 0.9, 0.5, 0.5, 0.9),
+            Box(4.2, -1.3, 0.6, 0.4, 0.5, 0.4),
+            Box(5.5, 0, 0.2, 8, 2.4),
+        )
+    )
+
+
 class Sweep(NamedTuple):
     points_m: np.ndarray  # (n, 3) float32, base frame: the lidar stands over its origin
     hit: np.ndarray  # (n,) int: GROUND or the index of the box

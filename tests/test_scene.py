@@ -46,7 +46,7 @@ def moment(i: int, *without: str, **instead: Frame) -> AlignedSet:
 def scene(**options: object) -> Scene:
     task = Scene(
         rig="configs/rendered-rig.yaml", place="none", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
-        corridor={"front_m": 2.2, "length_m": 12}, **options,  # type: ignore[arg-type]
+        corridor={"front_m": 2.2, "length_m": 12}, by_arrival=True, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     task.open("onnxruntime")
     return task

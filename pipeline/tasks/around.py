@@ -25,7 +25,8 @@ from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_f
 from pipeline.tasks.clusters import find_clusters
 from pipeline.tasks.free_space import FreeSpaceMap
 from pipeline.tasks.ground import GroundFinder
-from pipeline.tasks.tracking import CARRY_NS, Approach, Track, Tracker
+from pipeline.tasks.track import Approach, Track
+from pipeline.tasks.tracking import CARRY_NS, Tracker
 
 Floats = npt.NDArray[np.float32]
 Labels = Mapping[int, tuple[str, float]]  # track id → label and score
@@ -35,6 +36,7 @@ NO_LABELS: Labels = {}
 BACK_NS = 200_000_000  # a stream's time that goes back by more is another run: nothing of before counts
 MIN_BOTTOM_M = 0.5  # what begins lower stands on the ground
 FROZEN, EMPTY, OLDER = "the same data as before: frozen?", "an empty cloud", "older than what came before"
+UNUSABLE = (FROZEN, EMPTY, OLDER)
 
 
 @dataclass
@@ -126,11 +128,11 @@ class Around:
         self, at_ns: int, *, now_ns: int | None = None, labels: Labels = NO_LABELS, things: Sequence[Thing] = (),
         absent: Sequence[str] = (),
     ) -> Surroundings:  # fmt: skip
-        """Places as of at_ns; the way ahead as of now_ns (None: the same), by which everything must be fresh. labels: track →
+        """As of at_ns. now_ns: by which the freshness of what speaks for a clear way is told, if not by at_ns. labels: track →
         what a camera takes it for, and how surely. things, absent: evidence of others' about the way ahead, as in ahead.decide.
         """
         tracks, grid = self._told(at_ns), self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
-        ahead = self.ahead(at_ns if now_ns is None else now_ns, labels=labels, things=things, absent=absent)
+        ahead = self.ahead(at_ns, now_ns=now_ns, labels=labels, things=things, absent=absent)
         return Surroundings(ahead, self.obstacles(at_ns, labels), self._sector_list(at_ns, tracks, grid), grid)
 
     def obstacles(self, at_ns: int, labels: Labels = NO_LABELS) -> tuple[Obstacle, ...]:
@@ -139,12 +141,13 @@ class Around:
         return tuple(sorted(found, key=lambda obstacle: obstacle.range_m))
 
     def ahead(
-        self, at_ns: int, *, labels: Labels = NO_LABELS, things: Sequence[Thing] = (), absent: Sequence[str] = ()
-    ) -> Ahead:
+        self, at_ns: int, *, now_ns: int | None = None, labels: Labels = NO_LABELS, things: Sequence[Thing] = (),
+        absent: Sequence[str] = (),
+    ) -> Ahead:  # fmt: skip
+        """The way ahead alone; as surroundings()."""
         own = [self._thing(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._told(at_ns)]
-        views = list(self.views)
-        return decide(self.corridor, at_ns, views, [*own, *things], closing_mps=self._approach.closing_mps(),
-                      max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
+        return decide(self.corridor, at_ns if now_ns is None else now_ns, self.views, [*own, *things],
+                      closing_mps=self._approach.closing_mps(), max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Cloud(NamedTuple):
-    """points_m: (n, 3) in the base frame. seconds: (n,) since capture_ns. origin_m: where the sensor is, in the base frame."""
+    """One frame as points of the base frame. points_m: (n, 3). seconds: (n,) since capture_ns. origin_m: where its sensor is."""
 
     stream: str
     points_m: Floats
@@ -37,18 +37,19 @@ class Cloud(NamedTuple):
 
 
 class Clouds:
-    """rig: None, or one whose base frame nothing is joined to: the sensor looks along x, height_m above the base frame's
-    origin. sensors: stream → what the rig calls it, where that is not the stream's name. own_m: (x from, x to, y from, y to)
-    in the base frame; what is seen there is the rig itself.
+    """rig: None: every sensor stands height_m above the base frame's origin and looks along x; so does the first one where the
+    rig joins nothing to its base frame. sensors: stream → what the rig calls it, where that is not the stream's name. own_m, every_px:
+    as features.timed_cloud has them.
     """
 
     def __init__(
         self, rig: Rig | None, *, height_m: float, sensors: Mapping[str, str] | None = None, own_m: Sequence[float] = (),
-        log: logging.Logger | None = None,
+        every_px: int = 2, log: logging.Logger | None = None,
     ) -> None:  # fmt: skip
-        if len(own_m) not in (0, 4):
-            raise ValueError(f"own_m: found {len(own_m)} numbers, expected four: x from, x to, y from, y to")
-        self.rig, self._height_m, self._sensors, self._own_m = rig or Rig(), height_m, dict(sensors or {}), tuple(own_m)
+        check_own(own_m)
+        self._everywhere = rig is None
+        self.rig, self._height_m, self._sensors = rig or Rig(), height_m, dict(sensors or {})
+        self._own_m, self._every_px = tuple(own_m), every_px
         self._log = log or logging.getLogger("clouds")
         self._poses: dict[str, npt.NDArray[np.float64]] = {}
 
@@ -56,30 +57,37 @@ class Clouds:
         return self._sensors.get(stream, stream)
 
     def read(self, frame: Frame) -> Cloud:
-        """Raises ValueError for what is no cloud, and for a depth picture whose lens is not known or of another size."""
-        name = self.sensor(frame.stream)
+        """Raises ValueError for a frame that cannot become points, and says why: its pose or lens is not known, its data is torn."""
+        name, lens = self.sensor(frame.stream), None
+        if frame.encoding == "depth_u16_mm" and (lens := self.rig.intrinsics.get(name)) is None:
+            raise ValueError(f"the lens of '{name}' is not known: name a rig file with its intrinsics (options: rig)")
         pose = self._pose(name)
-        lens = self.rig.intrinsics.get(name)
-        if frame.encoding == "depth_u16_mm" and lens is None:
-            raise ValueError(f"the lens of '{name}' is not known: give its intrinsics in a rig file")
-        points_m, seconds = timed_cloud(frame, pose, lens, own_m=self._own_m)
+        points_m, seconds = timed_cloud(frame, pose, lens, every_px=self._every_px, own_m=self._own_m)
         x, y, z = (float(v) for v in pose[:3, 3])
         return Cloud(frame.stream, points_m, seconds, (x, y, z), frame.capture_ns, frame.duration_ns)
 
     def _pose(self, name: str) -> npt.NDArray[np.float64]:
+        """base_from_sensor."""
         if name not in self._poses:
-            if self.rig.base not in self.rig.frames:
-                self._take_for_base(name)
+            posed = {end for pose in self.rig.poses for end in (pose.target, pose.source)}
+            if self._everywhere or self.rig.base not in posed:
+                self._take_for_level(name)
             try:
                 self._poses[name] = self.rig.transform(self.rig.base, name)
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return self._poses[name]
 
-    def _take_for_base(self, name: str) -> None:
-        """Nothing says where the base is, so it lies under the first sensor of points."""
+    def _take_for_level(self, name: str) -> None:
+        """Nothing says where the base frame is: it lies under this sensor, on the ground."""
         above = rigid(np.eye(3), (0.0, 0.0, self._height_m))
         if name in self.rig.intrinsics:  # a depth camera's z is forward, its y down
             above[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
         self._log.info("no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above ground", name, self._height_m)
         self.rig = self.rig.with_pose(Pose(self.rig.base, name, above))
+
+
+def check_own(own_m: Sequence[float]) -> None:
+    """Raises ValueError for what is no rectangle of the base frame."""
+    if len(own_m) not in (0, 4):
+        raise ValueError(f"own_m: found {list(own_m)}, expected [x from, x to, y from, y to]")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import cv2
@@ -148,11 +149,18 @@ def _reach(farthest_m: float, range_m: float) -> float:
     return next((r for r in (6.0, 12.0, 25.0, 50.0) if farthest_m <= r), max(80.0, range_m))
 
 
-def _estimator(sensor_height_m: float, reach_m: float) -> Any:
+def version() -> str:
+    """Of Patchwork++. ConfigError where it is not installed."""
     try:
-        import pypatchworkpp
-    except ImportError:
+        return metadata.version("pypatchworkpp")
+    except metadata.PackageNotFoundError:
         raise ConfigError("telling ground from obstacles needs Patchwork++. Install it: pip install 'sensorium[lidar]'") from None
+
+
+def _estimator(sensor_height_m: float, reach_m: float) -> Any:
+    version()
+    import pypatchworkpp
+
     settings = pypatchworkpp.Parameters()
     settings.sensor_height = sensor_height_m
     settings.max_range = reach_m

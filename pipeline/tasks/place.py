@@ -23,9 +23,9 @@ from pipeline.frame import AlignedSet, Frame, Opinion, Prediction
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks import Task
-from pipeline.tasks.given import PICTURES, first, picture
-from pipeline.tasks.smoothing import softmax, towards
 from pipeline.tasks.engines import Engines
+from pipeline.tasks.given import PICTURES, picture
+from pipeline.tasks.smoothing import softmax, towards
 
 Floats = npt.NDArray[np.float32]
 

@@ -25,7 +25,7 @@ from pipeline.rig import Rig
 from pipeline.surroundings import Ahead, Obstacle, Sound, Surroundings
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import Corridor, Thing
-from pipeline.tasks.around import Around
+from pipeline.tasks.around import UNUSABLE, Around
 from pipeline.tasks.clouds import Cloud, Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import NONE, Detector
@@ -48,7 +48,8 @@ class Scene(Task):
     stream → what the rig calls it, where that is not the stream's name. own_m: [x from, x to, y from, y to], what is seen
     there is the rig itself. place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
     objects. corridor: width_m, length_m, stop_m, front_m and blind_m of the way that is looked at. range_m: as far as obstacles
-    are followed. place_every_ms: how often the place is looked at. uncertain_below: the label is "uncertain" where no
+    are followed. by_arrival: the way is clear only by what is fresh when the set is sent, which matters where all streams may be
+    late together; for live rigs (in a replay at another speed than its recording's, arrivals mean nothing). place_every_ms: how often the place is looked at. uncertain_below: the label is "uncertain" where no
     probability reaches this.
     """
 
@@ -64,6 +65,7 @@ class Scene(Task):
         detector: str | dict[str, Any] = "auto",
         corridor: dict[str, float] | None = None,
         range_m: float = 60.0,
+        by_arrival: bool = False,
         place_every_ms: float = 500.0,
         smoothing_ms: float = 1000.0,
         uncertain_below: float = 0.35,
@@ -75,7 +77,7 @@ class Scene(Task):
         self._place_wanted, self._sounds_wanted, self._detector_wanted = place, sounds, detector
         self._corridor = Corridor(**check_options(Corridor, corridor or {}, "corridor"))
         self._range_m, self._place_every_ms, self._smoothing_ms = range_m, place_every_ms, smoothing_ms
-        self._uncertain_below, self._threads = uncertain_below, threads
+        self._by_arrival, self._uncertain_below, self._threads = by_arrival, uncertain_below, threads
         self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
@@ -129,7 +131,7 @@ class Scene(Task):
 
     def _read_clouds(self, aligned: AlignedSet, bad: dict[str, str]) -> list[Cloud]:
         """The newest cloud of every stream that measures places, told to `around`."""
-        found = []
+        found: list[Cloud] = []
         for stream, frames in aligned.frames.items():
             if not frames or frames[-1].encoding not in POINTS:
                 continue
@@ -138,9 +140,12 @@ class Scene(Task):
             except ValueError as error:
                 bad[stream] = str(error)
                 continue
-            self._around.update(stream, cloud.points_m, cloud.capture_ns, duration_ns=cloud.duration_ns,
-                                seconds=cloud.seconds, origin_m=cloud.origin_m)  # fmt: skip
-            found.append(cloud)
+            why = self._around.update(stream, cloud.points_m, cloud.capture_ns, duration_ns=cloud.duration_ns,
+                                      seconds=cloud.seconds, origin_m=cloud.origin_m)  # fmt: skip
+            if why in UNUSABLE:
+                bad[stream] = why
+            else:
+                found.append(cloud)
         return found
 
     def _points_say(self) -> list[Opinion]:
@@ -148,9 +153,9 @@ class Scene(Task):
         return [Opinion("points", view.stream, 0.0 if view.why else 1.0, (), view.why) for view in self._around.views]
 
     def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
-        """Places are those at at_ns; the way ahead is judged by how old everything was when the set was sent."""
         labels, others = _told_apart(subjects, self._around.obstacles(at_ns))
-        around = self._around.surroundings(at_ns, now_ns=max(at_ns, aligned.sent_ns), labels=labels, things=others)
+        now_ns = aligned.sent_ns if self._by_arrival else None
+        around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=others)
         return msgspec.structs.replace(around, sounds=tuple(sounds))
 
     # --- pictures ---------------------------------------------------------------------------------------------------

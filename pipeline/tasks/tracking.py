@@ -1,8 +1,6 @@
-"""Things followed from sweep to sweep: who is who, where, how large, how fast.
+"""Things followed from sweep to sweep: who is who. What each is and does, its track knows (track.py).
 
-A thing is a box on the ground. What is measured of it is its near edges, for the far ones come and go with what hides
-them; its size is remembered, so that its middle does not jump when more of it comes into view. Constant velocity, by
-capture times alone: what was seen when, never when it was asked.
+By capture times alone: what was seen when, never when it was asked; so a replay follows as the live run did.
 
     tracker = Tracker()
     tracker.update(things, capture_ns, origin_m=(0.0, 0.0), is_free=lambda x_m, y_m: False)
@@ -11,220 +9,21 @@ capture times alone: what was seen when, never when it was asked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.tasks.clusters import Cluster
+from pipeline.tasks.track import GAP_NS, UNKNOWN_MPS, Place, Track, edges
 
-Array = npt.NDArray[Any]
-Place = tuple[float, float]
-
-ACCELERATION_MPS2 = 2.5  # standard deviation of what changes a velocity
-EDGE_M, EDGE_PER_M = 0.04, 0.002  # of a measured edge: at 0 m, and more with range
-UNKNOWN_MPS, WORLD_MPS = 10.0, 5.0  # of a new thing's velocity; where the rest of the world moves alike, from that
+WORLD_MPS = 5.0  # of a new thing's velocity, from that of the rest of the world where it moves alike
 WORLD_TRACKS, WORLD_HITS = 5, 6
-LARGE_M = 15.0  # a wall, a hedge: what is seen of it changes along it, so it has no velocity that could be seen
-THIN_M = (7.0, 0.6)  # longer than the one and thinner than the other: a piece of such
 GATE, SIZE_WEIGHT = 3.2, 0.4
-SURE_HITS, SURE_MPS = 4, 0.8  # a velocity is told after so many sweeps, and with a standard deviation below this
 CARRY_NS, FLEETING_NS, SEEN_THROUGH_NS = 600_000_000, 150_000_000, 250_000_000
 CARRIED_HITS = 3  # seen less often, a thing is not carried on where it is not seen
-BACK_NS, GAP_NS = 200_000_000, 1_000_000_000  # a jump back or ahead by more: another time, other things
-YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
-GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
-MISFIT_SHARE = 0.3
-MIN_CLOSING_MPS = 0.3
-RANGE_JUMP_M, INSIDE_M, LEAST_M = 1.0, 0.1, 0.1
-
-
-class Spread:
-    """Covariance of a place and its rate, the same in every direction: standard deviations in, gains out."""
-
-    def __init__(self, place_m: float, rate_mps: float) -> None:
-        self.pp, self.pv, self.vv = place_m**2, 0.0, rate_mps**2
-
-    def predict(self, dt: float) -> None:
-        noise = ACCELERATION_MPS2**2
-        self.pp += 2 * dt * self.pv + dt * dt * self.vv + noise * dt**4 / 4
-        self.pv += dt * self.vv + noise * abs(dt) ** 3 / 2
-        self.vv += noise * dt * dt
-
-    def update(self, sigma_m: float) -> tuple[float, float]:
-        """A measurement as sure as sigma_m comes in. Returns by how much of its surprise place and rate change."""
-        total = self.pp + sigma_m**2
-        place, rate = self.pp / total, self.pv / total
-        self.vv -= rate * self.pv
-        self.pv -= rate * self.pp
-        self.pp -= place * self.pp
-        return place, rate
-
-
-class Approach:
-    """How fast a distance shrinks: a distance and its rate, filtered; a jump begins anew."""
-
-    def __init__(self) -> None:
-        self.hits, self._time_ns = 0, 0
-        self._range_m, self._rate_mps, self._spread = 0.0, 0.0, Spread(1.0, UNKNOWN_MPS)
-
-    def update(self, range_m: float, time_ns: int) -> None:
-        dt = (time_ns - self._time_ns) / NS
-        if self.hits and dt == 0:
-            return
-        sigma_m = EDGE_M + EDGE_PER_M * range_m
-        if self.hits and 0 < dt < GAP_NS / NS:
-            self._spread.predict(dt)
-            off = range_m - (self._range_m + dt * self._rate_mps)
-            if abs(off) < RANGE_JUMP_M + 3 * math.sqrt(self._spread.pp):
-                place, rate = self._spread.update(sigma_m)
-                self._range_m += dt * self._rate_mps + place * off
-                self._rate_mps += rate * off
-                self.hits, self._time_ns = self.hits + 1, time_ns
-                return
-        self._range_m, self._rate_mps, self._spread = range_m, 0.0, Spread(sigma_m, UNKNOWN_MPS)
-        self.hits, self._time_ns = 1, time_ns
-
-    def closing_mps(self) -> float | None:
-        """None: not known yet."""
-        sigma_mps = math.sqrt(max(0.0, self._spread.vv))
-        return _certain(-self._rate_mps, sigma_mps) if self.hits >= SURE_HITS and sigma_mps < SURE_MPS else None
-
-
-class Track:
-    """centre_m, velocity_mps: x, y as of time_ns. size_m: along the box's two axes, turned by yaw_rad. velocity: (x, y) and
-    the standard deviation of either, None while it is not known or not to be known."""
-
-    velocity: tuple[float, float, float] | None = None
-    large: bool = False
-
-    def __init__(self, id: int, cluster: Cluster, time_ns: int, velocity_mps: Place, sigma_mps: float) -> None:
-        self.id, self.hits = id, 0
-        self.passed_ns: int | None = None  # since when its place is seen to be free
-        self.velocity_mps, self._sigma_mps = velocity_mps, sigma_mps
-        self.approach, self.misfit = Approach(), 1.0
-        self._begin(cluster, time_ns)
-
-    def _begin(self, cluster: Cluster, time_ns: int) -> None:
-        self.yaw_rad = cluster.yaw_rad if cluster.yaw_sure else 0.0
-        self.centre_m, (a_m, b_m) = cluster.middle_m, cluster.extent_m
-        if cluster.yaw_sure:
-            low_a, low_b, high_a, high_b = _edges([cluster], [self.yaw_rad])[0]
-            a_m, b_m = high_a - low_a, high_b - low_b
-            self.centre_m = self._from_axes((low_a + high_a) / 2, (low_b + high_b) / 2)
-        self.size_m = [max(a_m, LEAST_M), max(b_m, LEAST_M)]
-        self.spread = Spread(EDGE_M + EDGE_PER_M * cluster.range_m, self._sigma_mps)
-        self.time_ns = time_ns
-        self._saw(cluster, time_ns)
-
-    def begin_again(self, cluster: Cluster, time_ns: int) -> None:
-        """It is there, but not as it was expected: merged with a neighbour, come apart, or seen from another side."""
-        self.hits, self.misfit = min(self.hits, 1), 1.0
-        self._begin(cluster, time_ns)
-
-    def _saw(self, cluster: Cluster, time_ns: int) -> None:
-        self.hits, self.seen_ns, self.passed_ns, self.points = self.hits + 1, time_ns, None, cluster.points
-        self.bottom_m, self.top_m, self.floor_m = cluster.bottom_m, cluster.top_m, cluster.floor_m
-        self.nearest_m = cluster.nearest_m  # at seen_ns
-        self.seen_from_centre_m = (cluster.middle_m[0] - self.centre_m[0], cluster.middle_m[1] - self.centre_m[1])
-        self.seen_extent_m = cluster.extent_m
-        self.approach.update(cluster.range_m, time_ns)
-        self.large = _endless(*self.size_m)
-        # Where sweeps fall further from what was expected than their noise explains, the velocity is as much less sure.
-        worst = self.spread.vv * max(1.0, self.misfit)
-        sure = not self.large and self.hits >= SURE_HITS and worst < SURE_MPS**2
-        self.velocity = (*self.velocity_mps, math.sqrt(worst)) if sure else None
-
-    def _to_axes(self, x: float, y: float) -> Place:
-        c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
-        return c * x + s * y, c * y - s * x
-
-    def _from_axes(self, a: float, b: float) -> Place:
-        c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
-        return c * a - s * b, s * a + c * b
-
-    def turn(self, cluster: Cluster) -> None:
-        """Towards the direction that was just seen of its sides."""
-        if not cluster.yaw_sure:
-            return
-        turn = (cluster.yaw_rad - self.yaw_rad + math.pi / 4) % (math.pi / 2) - math.pi / 4
-        self.yaw_rad += turn if self.hits < 2 else YAW_SHARE * turn
-
-    def update(self, cluster: Cluster, edges_m: tuple[float, float, float, float], time_ns: int, eye_m: Place) -> None:
-        """A cluster that is this thing, with its edges (least along both axes, then greatest) in the direction of yaw_rad,
-        measured from a sensor at eye_m."""
-        if self.large or _endless(*cluster.extent_m):
-            self._begin(cluster, time_ns)
-            return
-        if self.hits < 2:  # its first direction was a guess: the box is laid anew around the same middle
-            self.size_m = [max(edges_m[2] - edges_m[0], LEAST_M), max(edges_m[3] - edges_m[1], LEAST_M)]
-        dt = (time_ns - self.time_ns) / NS
-        self.spread.predict(dt)
-        x, y = self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
-        off, shift = [0.0, 0.0], [0.0, 0.0]
-        for k, (centre, eye) in enumerate(zip(self._to_axes(x, y), self._to_axes(*eye_m), strict=True)):
-            low, high = edges_m[k], edges_m[k + 2]
-            at_low, at_high = low - (centre - self.size_m[k] / 2), high - (centre + self.size_m[k] / 2)
-            grown = self._grown(k, high - low)
-            if low <= eye <= high and abs(at_low - at_high) < EDGES_AGREE_M:
-                off[k] = (at_low + at_high) / 2
-            elif eye < low or (eye <= high and abs(at_low) < abs(at_high)):
-                # In front of its middle only one edge is its own, where the other is hidden or a neighbour's: the one that
-                # lies where it was expected. From the side it is the nearer one.
-                off[k], shift[k] = at_low, grown / 2
-            else:
-                off[k], shift[k] = at_high, -grown / 2
-            self.size_m[k] += grown
-        sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
-        if self.hits >= 2:
-            surprise = (off[0] ** 2 + off[1] ** 2) / (self.spread.pp + sigma_m**2) / 2
-            self.misfit += MISFIT_SHARE * (min(20.0, surprise) - self.misfit)
-        place, rate = self.spread.update(sigma_m)
-        (off_x, off_y), (shift_x, shift_y) = self._from_axes(*off), self._from_axes(*shift)
-        self.centre_m = (x + place * off_x + shift_x, y + place * off_y + shift_y)
-        self.velocity_mps = (self.velocity_mps[0] + rate * off_x, self.velocity_mps[1] + rate * off_y)
-        self.time_ns = time_ns
-        self._saw(cluster, time_ns)
-
-    def _grown(self, k: int, seen_m: float) -> float:
-        more_m = seen_m - self.size_m[k]
-        if more_m > 1.0 + 0.5 * self.size_m[k] and self.hits > 3:
-            return 0.1 * more_m  # perhaps it only touches a neighbour
-        return more_m * (GROW_SHARE if more_m > 0 else SHRINK_SHARE)
-
-    def expected_m(self, at_ns: int) -> Place:
-        """Its middle, if it goes on as it most likely does, known for sure or not."""
-        dt = (at_ns - self.time_ns) / NS
-        return self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
-
-    def middle_m(self, at_ns: int) -> Place:
-        """Its middle, as far as it is known to move."""
-        return self.centre_m if self.velocity is None else self.expected_m(at_ns)
-
-    def outline_m(self, at_ns: int) -> tuple[Place, Place, Place, Place]:
-        """The corners of its box, in turn."""
-        x, y = self.middle_m(at_ns)
-        (ax, ay), (bx, by) = self._from_axes(self.size_m[0] / 2, 0.0), self._from_axes(0.0, self.size_m[1] / 2)
-        return (x + ax + bx, y + ay + by), (x + ax - bx, y + ay - by), (x - ax - bx, y - ay - by), (x - ax + bx, y - ay + by)
-
-    def nearest_at_m(self, at_ns: int) -> Place:
-        """Its nearest point as it was last seen, carried on."""
-        if self.velocity is None:
-            return self.nearest_m
-        dt = (at_ns - self.seen_ns) / NS
-        return self.nearest_m[0] + dt * self.velocity[0], self.nearest_m[1] + dt * self.velocity[1]
-
-    def closing_mps(self, at_ns: int) -> float | None:
-        """By how much its distance from the base frame's origin shrinks in a second; None: not known."""
-        if self.large:
-            return self.approach.closing_mps()
-        if self.velocity is None:
-            return None
-        x, y = self.nearest_at_m(at_ns)
-        return _certain(-(self.velocity[0] * x + self.velocity[1] * y) / max(1e-6, math.hypot(x, y)), self.velocity[2])
+BACK_NS = 200_000_000  # a jump back by more, or ahead by more than GAP_NS: another time, other things
+INSIDE_M = 0.1
 
 
 class Tracker:
@@ -247,8 +46,8 @@ class Tracker:
         pairs, fragments = self._matched(clusters, when_ns)
         for t, c in pairs:
             self.tracks[t].turn(clusters[c])
-        edges = _edges([clusters[c] for _, c in pairs], [self.tracks[t].yaw_rad for t, _ in pairs])
-        for (t, c), own in zip(pairs, edges, strict=True):
+        measured = edges([clusters[c] for _, c in pairs], [self.tracks[t].yaw_rad for t, _ in pairs])
+        for (t, c), own in zip(pairs, measured, strict=True):
             self.tracks[t].update(clusters[c], own, when_ns[c], (float(origin_m[0]), float(origin_m[1])))
         matched, taken = {t for t, _ in pairs}, {c for _, c in pairs} | fragments
         for t, c in self._overlapping(clusters, capture_ns, matched, taken):
@@ -335,15 +134,6 @@ class Tracker:
         return pairs, {c for c, inside in zip(left, within, strict=True) if inside}
 
 
-def _endless(a_m: float, b_m: float) -> bool:
-    return max(a_m, b_m) > LARGE_M or (max(a_m, b_m) > THIN_M[0] and min(a_m, b_m) < THIN_M[1])
-
-
-def _certain(closing_mps: float, sigma_mps: float) -> float:
-    """0 where it may well be nothing: what stands still must not be told to arrive some day."""
-    return closing_mps if closing_mps < 0 or closing_mps > max(MIN_CLOSING_MPS, 2 * sigma_mps) else 0.0
-
-
 def _within(places_m: Sequence[Place], when_ns: Sequence[int], tracks: Sequence[Track]) -> list[bool]:
     """Of each place, as of its time, whether it lies in the box of any of the tracks."""
     if not tracks or not places_m:
@@ -356,16 +146,3 @@ def _within(places_m: Sequence[Place], when_ns: Sequence[int], tracks: Sequence[
     inside = np.abs(c * off[..., 0] + s * off[..., 1]) < size[:, 0] / 2 + INSIDE_M
     inside &= np.abs(c * off[..., 1] - s * off[..., 0]) < size[:, 1] / 2 + INSIDE_M
     return [bool(v) for v in inside.any(axis=1)]
-
-
-def _edges(clusters: Sequence[Cluster], yaws_rad: Sequence[float]) -> list[tuple[float, float, float, float]]:
-    """Least along the two axes of a box turned by each one's yaw, then greatest along them. All at once."""
-    if not clusters:
-        return []
-    counts = [len(c.places_m) for c in clusters]
-    places, yaw = np.concatenate([c.places_m for c in clusters]), np.repeat(np.array(yaws_rad, np.float32), counts)
-    c, s = np.cos(yaw), np.sin(yaw)
-    along = np.column_stack([c * places[:, 0] + s * places[:, 1], c * places[:, 1] - s * places[:, 0]])
-    begins = np.r_[0, np.cumsum(counts[:-1])].astype(np.intp)
-    both = np.hstack([np.minimum.reduceat(along, begins), np.maximum.reduceat(along, begins)])
-    return [(a, b, c, d) for a, b, c, d in both.tolist()]
