@@ -43,7 +43,7 @@ class Rendered(Source):
     def __init__(
         self,
         *,
-        sensor: Sensor,
+        sensor: Sensor = "camera",
         rate_hz: float = 10.0,
         width_px: int | None = None,
         height_px: int | None = None,

@@ -71,9 +71,9 @@ class Scene:
         walkers = np.unique(self._thing_of_solid[self._swing != 0])
         self._walkers = [(int(k), np.flatnonzero(self._thing_of_solid == k)) for k in walkers]
         self._moves = np.array([thing.moves for thing in things])
+        self._standing_at = np.array([[float(v[0]) for v in thing.track(np.zeros(1))] for thing in things])
         shadows = []
-        for thing in things:
-            x, y, yaw = (float(v[0]) for v in thing.track(np.zeros(1)))
+        for thing, (x, y, yaw) in zip(things, self._standing_at.tolist(), strict=True):
             shadows += [shadow(thing, yaw, (x, y), of=solid) for solid in thing.solids if not thing.moves]
         self.paint = ground.Paint(seed, shadows)
         self._sky: dict[Intrinsics, np.ndarray] = {}
@@ -96,8 +96,10 @@ class Scene:
 
     def _places(self, t_s: float, rig_x_m: float) -> np.ndarray:
         """(things, 4): x, y, yaw and the ground's z under each, of the one of all its copies that is seen."""
-        at = np.array([t_s])
-        x, y, yaw = np.array([[float(v[0]) for v in thing.track(at)] for thing in self.things]).T
+        places = self._standing_at.copy()
+        for k in np.flatnonzero(self._moves).tolist():
+            places[k] = [float(v[0]) for v in self.things[k].track(np.array([t_s]))]
+        x, y, yaw = places.T
         x = np.mod(x - rig_x_m + BEHIND_M, STREET_M) - BEHIND_M + rig_x_m
         return np.stack([x, y, yaw, ground.stand(x, y)], axis=1)
 
@@ -144,14 +146,16 @@ class Scene:
         facing = np.flatnonzero(((view.world[self._index[patch, 0]] - view.eye) * normal).sum(axis=1) < 0)
         patch, normal = patch[facing], normal[facing]
         index, is_decal = self._index[patch], self._decal[patch]
-        depth, low, high = view.seen[index, 2], view.pixels[index].min(axis=1), view.pixels[index].max(axis=1)
-        behind = depth.min(axis=1) < NEAR_M
+        u, v, depth = (values[index.T] for values in (*view.pixels.T, view.seen[:, 2]))  # (corners of a patch, patches)
+        left, right, top, bottom = u.min(axis=0), u.max(axis=0), v.min(axis=0), v.max(axis=0)
+        nearest, farthest = depth.min(axis=0), depth.max(axis=0)
+        behind = nearest < NEAR_M
         with np.errstate(invalid="ignore"):
-            inside = (high > 0).all(axis=1) & (low < view.lens.size).all(axis=1)
-            large = (high - low).min(axis=1) > np.where(is_decal, SMALLEST_PX, 0.2)
-        kept = np.flatnonzero((behind | (inside & large)) & ~(is_decal & (depth[:, 0] > DECALS_M)))
+            inside = (right > 0) & (left < view.lens.width_px) & (bottom > 0) & (top < view.lens.height_px)
+            large = np.minimum(right - left, bottom - top) > np.where(is_decal, SMALLEST_PX, 0.2)
+        kept = np.flatnonzero((farthest > NEAR_M) & (behind | (inside & large)) & ~(is_decal & (nearest > DECALS_M)))
         light = 0.6 + 0.42 * np.maximum(normal[kept] @ SUN, 0) + 0.06 * normal[kept, 2]
-        away = np.maximum(depth[kept, 0], 0)
+        away = np.maximum(depth[0, kept], 0)
         haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[:, None]  # what enters the street does so unseen
         colour = np.minimum(self._colour[patch[kept]] * light[:, None], 255) * (1 - haze) + HAZE * haze
         return patch[kept], behind[kept], colour
@@ -210,31 +214,32 @@ def far_to_near(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         behind |= (a_low >= high[None, :, axis] - 1e-5) & (a_low >= 0)
         behind |= (a_high <= low[None, :, axis] + 1e-5) & (a_high <= 0)
     first = behind & ~behind.T  # [a, b]: a is drawn before b
-    waits = first.sum(axis=0)
+    links = first.astype(np.float32)
+    waits = links.sum(axis=0)
     distance = np.hypot(*np.maximum(np.maximum(low, -high), 0)[:, :2].T)
-    left = np.ones(n, bool)
-    order: list[int] = []
+    left, layer, layers = np.ones(n, bool), np.zeros(n), 0
     while left.any():
-        ready = np.flatnonzero(left & (waits == 0))
-        if not len(ready):  # boxes that hide each other in a ring: the farthest goes first
-            ready = np.array([np.argmax(np.where(left, distance, -1))])
-        order += ready[np.argsort(-distance[ready])].tolist()
-        left[ready] = False
-        waits = waits - first[ready].sum(axis=0)
-    return np.array(order, int)
+        ready = left & (waits == 0)
+        if not ready.any():  # boxes that hide each other in a ring: the farthest goes first
+            ready = left & (np.arange(n) == np.argmax(np.where(left, distance, -1)))
+        layer[ready] = layers
+        layers += 1
+        left &= ~ready
+        waits -= ready.astype(np.float32) @ links
+    order: np.ndarray = np.lexsort((-distance, layer))
+    return order
 
 
 def before(corners: np.ndarray) -> np.ndarray | None:
     """What of a polygon, (n, 3) with depth last, lies farther than NEAR_M; None: nothing."""
-    depth = corners[:, 2]
-    if (depth >= NEAR_M).all():
-        return corners
     kept = []
-    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+    ring = corners.tolist()
+    for a, b in zip(ring, ring[1:] + ring[:1], strict=True):
         if a[2] >= NEAR_M:
             kept.append(a)
         if (a[2] >= NEAR_M) != (b[2] >= NEAR_M):
-            kept.append(a + (b - a) * (NEAR_M - a[2]) / (b[2] - a[2]))
+            share = (NEAR_M - a[2]) / (b[2] - a[2])
+            kept.append([p + (q - p) * share for p, q in zip(a, b, strict=True)])
     return np.array(kept) if len(kept) >= 3 else None
 
 
