@@ -1,0 +1,359 @@
+"""RealSense cameras: depth aligned to colour, each picture with its own capture time, one device shared by several nodes.
+
+A device can be opened by one process only, so nodes that want its depth and its colour share it: `attach` opens it for the
+first and hands it to the next, `Tap.release` closes it behind the last. Owns the SDK's stamps and lenses; refuses to know nodes.
+
+    tap = attach("", Wanted(640, 480, 30), "depth", clock, where="depth 'depth'", borrow=np.empty)
+    if tap.wait(0.25): pictures = tap.take()           # [Picture((480, 640) uint16 mm, capture_ns, clock_error_ns)]
+    tap.lens                                            # Intrinsics of the colour camera, into which the depth is aligned
+
+Where `capture_ns` comes from: the SDK's stamp, moved from the picture's transmission to the middle of its exposure where the
+camera says when that was. global_time and system_time are UTC on this host, and become monotonic; hardware_clock counts from the
+camera's own start, and is tied to its least delayed arrival (clock.PtsClock).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.capture import LOST_AFTER_S, WAITING, Picture
+from pipeline.clock import NS, Clock, PtsClock, utc_offset_ns
+from pipeline.errors import ConfigError, DeviceError, missing_package
+from pipeline.intrinsics import Intrinsics
+
+What = Literal["depth", "colour"]
+Borrow = Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray]
+
+GLOBAL_ERROR_NS = 2_000_000  # the SDK fits the camera's clock to the host's by requests over USB
+SYSTEM_ERROR_NS = 20_000_000  # stamped when it arrived: exposure and transfer are usually within this
+MOST_AGE_NS = NS  # a stamp further from its arrival is of another clock than it says
+LENS_ERROR_PX = 0.1  # a lens that cannot be written closer than this is not written
+
+
+class Wanted(NamedTuple):
+    width_px: int
+    height_px: int
+    rate_hz: int
+
+
+class Tap:
+    """What one node gets of a device: the newest few pictures, and what was lost."""
+
+    def __init__(self, camera: _Camera, what: What, borrow: Borrow) -> None:
+        self._camera, self.what, self.borrow = camera, what, borrow
+        self._kept: deque[Picture] = deque()
+        self._lost: dict[str, int] = {}
+        self._error: DeviceError | None = None
+        self._changed = threading.Condition()
+        self.lens, self.description = camera.lens, camera.description
+
+    def put(self, picture: Picture) -> None:
+        with self._changed:
+            if len(self._kept) == WAITING:
+                self._kept.popleft()
+                self._lost["overload"] = self._lost.get("overload", 0) + 1
+            self._kept.append(picture)
+            self._changed.notify()
+
+    def lose(self, reason: str, count: int = 1) -> None:
+        with self._changed:
+            self._lost[reason] = self._lost.get(reason, 0) + count
+
+    def fail(self, error: DeviceError) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is a picture. Raises DeviceError once the device is gone and its last pictures are taken."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._kept or self._error, timeout_s)
+            if self._error is not None and not self._kept:
+                raise self._error
+            return bool(self._kept)
+
+    def take(self) -> list[Picture]:
+        with self._changed:
+            pictures = list(self._kept)
+            self._kept.clear()
+            return pictures
+
+    def take_lost(self) -> dict[str, int]:
+        """Since the last call, by reason."""
+        with self._changed:
+            lost, self._lost = self._lost, {}
+            return lost
+
+    def release(self) -> None:
+        self._camera.release(self)
+
+
+_open: dict[str, _Camera] = {}  # serial number → the device that this process has open
+_lock = threading.Lock()
+
+
+def attach(serial: str, wanted: Wanted, what: What, clock: Clock, *, where: str, borrow: Borrow = np.empty) -> Tap:
+    """serial: of the device; "": the first. Raises DeviceError where there is none or it is busy, ConfigError where it has no
+    such picture or is already open in another size."""
+    sdk = load_sdk(where)
+    with _lock:
+        device = _find(sdk, serial, where)
+        number = device.get_info(sdk.camera_info.serial_number)
+        camera = _open.get(number)
+        if camera is not None and camera.wanted != wanted:
+            raise ConfigError(f"{where}: the camera {number} is open at {_shown(camera.wanted)} for another node. Depth and colour "
+                              "come from one device: give both nodes the same width_px, height_px and rate_hz.")  # fmt: skip
+        if camera is None:
+            camera = _open[number] = _Camera(sdk, device, number, wanted, clock, where)
+        return camera.tap(what, borrow)
+
+
+def load_sdk(where: str) -> Any:
+    try:
+        import pyrealsense2
+    except ImportError as error:
+        raise missing_package("pyrealsense2", where, "depth") from error
+    return pyrealsense2
+
+
+def devices(sdk: Any) -> list[Any]:
+    """Every RealSense device that is plugged in."""
+    return list(sdk.context().query_devices())
+
+
+def _find(sdk: Any, serial: str, where: str) -> Any:
+    found = {device.get_info(sdk.camera_info.serial_number): device for device in devices(sdk)}
+    if serial and serial in found:
+        return found[serial]
+    if found and not serial:
+        return next(iter(found.values()))
+    here = ", ".join(f"{number} ({device.get_info(sdk.camera_info.name)})" for number, device in found.items()) or "none"
+    asked = f"no RealSense camera with the serial number {serial}" if serial else "no RealSense camera"
+    raise DeviceError(f"{where}: {asked}. Cameras here: {here}. Plug it in, into a USB 3 socket, or see what is found: "
+                      "python run_pipeline.py doctor", retry=True)  # fmt: skip
+
+
+def _shown(wanted: Wanted) -> str:
+    return f"{wanted.width_px}×{wanted.height_px} at {wanted.rate_hz} Hz"
+
+
+class _Camera:
+    """One open device. Its thread waits for pictures, aligns them and hands them to the taps."""
+
+    def __init__(self, sdk: Any, device: Any, number: str, wanted: Wanted, clock: Clock, where: str) -> None:
+        self._sdk, self._number, self._clock, self.wanted, self._where = sdk, number, clock, wanted, where
+        self.description = f"{device.get_info(sdk.camera_info.name)} {number}"
+        self._taps: list[Tap] = []
+        self._stopping = threading.Event()
+        self._queue = sdk.frame_queue(4 * WAITING)
+        # Depth is aligned to the colour camera's place and lens, whatever its picture shows: so the newest one serves for every
+        # depth picture, and none waits for a partner, as it would in the SDK's own pairs.
+        self._colour: Any = None
+        self._pairs, self._paired = sdk.processing_block(self._pair), sdk.frame_queue(1)
+        self._pairs.start(self._paired)
+        self._align = sdk.align(sdk.stream.color)
+        self._stamps = {sdk.stream.depth: Stamps(sdk, clock), sdk.stream.color: Stamps(sdk, clock)}
+        self._numbers: dict[Any, int] = {}
+        self._started: list[Any] = []
+        kinds = (sdk.stream.depth, sdk.format.z16), (sdk.stream.color, sdk.format.bgr8)
+        chosen = [self._profile(device, stream, form) for stream, form in kinds]
+        self.lens = lens(sdk, chosen[1][1].as_video_stream_profile().get_intrinsics(), where)
+        try:
+            # Some models have both pictures on one sensor, which is opened once.
+            for name in dict.fromkeys(name for name, _ in chosen):
+                sensor = next(s for s in device.query_sensors() if s.get_info(sdk.camera_info.name) == name)
+                if sensor.supports(sdk.option.auto_exposure_priority):  # else colour slows down in the dark, and depth with it
+                    sensor.set_option(sdk.option.auto_exposure_priority, 0)
+                sensor.open([profile for owner, profile in chosen if owner == name])
+                self._started.append(sensor)
+                sensor.start(self._queue)
+        except RuntimeError as error:
+            self._stop_sensors()
+            raise DeviceError(f"{where}: {self.description} cannot be started ({error}). Another program may have it open; two nodes "
+                              "share it where both have the same `process:`.", retry=True) from error  # fmt: skip
+        self._thread = threading.Thread(target=self._run, name=f"realsense {number}", daemon=True)
+        self._thread.start()
+
+    def _profile(self, device: Any, stream: Any, form: Any) -> tuple[str, Any]:
+        """(its sensor's name, the profile) of the wanted size and rate."""
+        there: list[str] = []
+        for sensor in device.query_sensors():
+            for profile in sensor.get_stream_profiles():
+                if profile.stream_type() != stream or profile.format() != form:
+                    continue
+                video = profile.as_video_stream_profile()
+                found = Wanted(video.width(), video.height(), profile.fps())
+                if found == self.wanted:
+                    return sensor.get_info(self._sdk.camera_info.name), profile
+                there.append(_shown(found))
+        raise ConfigError(f"{self._where}: {self.description} has no {stream.name} picture of {_shown(self.wanted)}. "
+                          f"It has: {', '.join(dict.fromkeys(there)) or 'none'}.")  # fmt: skip
+
+    def tap(self, what: What, borrow: Borrow) -> Tap:
+        made = Tap(self, what, borrow)
+        self._taps.append(made)
+        return made
+
+    def release(self, tap: Tap) -> None:
+        with _lock:
+            if tap in self._taps:
+                self._taps.remove(tap)
+            if self._taps or self._stopping.is_set():
+                return
+            self._close()
+        self._thread.join(LOST_AFTER_S + 1)
+
+    def _close(self) -> None:
+        """With the lock held."""
+        self._stopping.set()
+        if _open.get(self._number) is self:
+            del _open[self._number]
+        self._stop_sensors()
+
+    def _stop_sensors(self) -> None:
+        for sensor in self._started:
+            try:
+                sensor.stop()
+                sensor.close()
+            except RuntimeError:
+                pass  # pulled out: there is nothing left to stop
+        self._started = []
+
+    def _run(self) -> None:
+        why = f"has sent no picture for {LOST_AFTER_S:.0f} s"
+        try:
+            while not self._stopping.is_set():
+                there, frame = self._queue.try_wait_for_frame(round(LOST_AFTER_S * 1000))
+                if self._stopping.is_set():
+                    return
+                if not there:
+                    break
+                self._hand_out(frame, self._clock.now_ns())
+        except RuntimeError as error:  # the SDK's only error
+            why = f"broke off ({error})"
+        error_told = DeviceError(f"{self._where}: {self.description} {why}. Was it unplugged?", retry=True)
+        with _lock:
+            taps = list(self._taps)
+            self._close()
+        for tap in taps:
+            tap.fail(error_told)
+
+    def _pair(self, depth: Any, source: Any) -> None:
+        source.frame_ready(source.allocate_composite_frame([depth, self._colour]))
+
+    def _hand_out(self, frame: Any, arrival_ns: int) -> None:
+        stream = frame.get_profile().stream_type()
+        what = "colour" if stream == self._sdk.stream.color else "depth"
+        capture_ns, clock_error_ns = self._stamps[stream].of(frame, arrival_ns)
+        readers, missed = [tap for tap in list(self._taps) if tap.what == what], self._missed(stream, frame.get_frame_number())
+        if what == "colour":
+            self._colour, picture = frame, np.asanyarray(frame.get_data())
+        elif not readers or self._colour is None:
+            return  # at the very start
+        else:
+            self._pairs.invoke(frame)
+            aligned = self._align.process(self._paired.wait_for_frame(1000).as_frameset()).get_depth_frame()
+            picture = millimetres(np.asanyarray(aligned.get_data()), aligned.get_units())
+        for tap in readers:
+            if missed:
+                tap.lose("lost by the camera", missed)
+            tap.put(Picture(_copied(picture, tap.borrow), capture_ns, clock_error_ns))
+
+    def _missed(self, stream: Any, number: int) -> int:
+        before = self._numbers.get(stream)
+        self._numbers[stream] = number
+        return max(0, number - before - 1) if before is not None else 0
+
+
+def _copied(picture: np.ndarray, borrow: Borrow) -> np.ndarray:
+    """The SDK takes its buffers back."""
+    kept = borrow(picture.shape, picture.dtype)
+    np.copyto(kept, picture)
+    return kept
+
+
+def millimetres(depth: npt.NDArray[np.uint16], unit_m: float) -> npt.NDArray[np.uint16]:
+    """depth: in units of `unit_m` metres, 0 = no reading, which stays 0. What is too far for 16 bits becomes 0 too."""
+    if abs(unit_m - 0.001) < 1e-6:
+        return depth
+    scaled = np.rint(depth * (unit_m * 1000.0))
+    return np.where(scaled <= 65535, scaled, 0).astype(np.uint16)
+
+
+class Stamps:
+    """The SDK's stamps of one stream → (capture_ns, clock_error_ns) on the host's monotonic clock, never going back."""
+
+    def __init__(self, sdk: Any, clock: Clock) -> None:
+        self._sdk, self._clock = sdk, clock
+        self._pts_clock = PtsClock()
+        self._offset_ns, self._offset_error_ns = utc_offset_ns(clock)
+        self._last_ns = -(1 << 62)
+
+    def of(self, frame: Any, arrival_ns: int) -> tuple[int, int]:
+        stamp_ns = round(frame.get_timestamp() * 1e6) - self._after_exposure_ns(frame)
+        domain, domains = frame.get_frame_timestamp_domain(), self._sdk.timestamp_domain
+        if domain != domains.hardware_clock:
+            capture_ns = stamp_ns - self._offset_ns
+            if not 0 <= arrival_ns - capture_ns <= MOST_AGE_NS:  # somebody may have set the host's clock
+                self._offset_ns, self._offset_error_ns = utc_offset_ns(self._clock)
+                capture_ns = stamp_ns - self._offset_ns
+            if -GLOBAL_ERROR_NS <= arrival_ns - capture_ns <= MOST_AGE_NS:
+                error_ns = GLOBAL_ERROR_NS if domain == domains.global_time else SYSTEM_ERROR_NS
+                return self._rising(min(capture_ns, arrival_ns), error_ns + self._offset_error_ns)
+        capture_ns = self._pts_clock.stamp_frame(stamp_ns, arrival_ns)
+        return self._rising(capture_ns, self._pts_clock.error_ns)
+
+    def _after_exposure_ns(self, frame: Any) -> int:
+        """How much later than the middle of the exposure the picture's stamp is; 0 where the camera does not say."""
+        values = self._sdk.frame_metadata_value
+        if not all(frame.supports_frame_metadata(value) for value in (values.frame_timestamp, values.sensor_timestamp)):
+            return 0
+        after_us = frame.get_frame_metadata(values.frame_timestamp) - frame.get_frame_metadata(values.sensor_timestamp)
+        return int(after_us) * 1000 if 0 <= after_us < 1_000_000 else 0
+
+    def _rising(self, capture_ns: int, error_ns: int) -> tuple[int, int]:
+        risen_ns = max(capture_ns, self._last_ns + 1)
+        self._last_ns = risen_ns
+        return risen_ns, error_ns + risen_ns - capture_ns
+
+
+def lens(sdk: Any, found: Any, where: str) -> Intrinsics:
+    """What the SDK says of its lens, as a rig file has it. Models that OpenCV does not have are fitted by the nearest it has.
+    Raises DeviceError where that is not within a tenth of a pixel."""
+    size, pinhole = (found.width, found.height), (found.fx, found.fy, found.ppx, found.ppy)
+    models, coefficients = sdk.distortion, tuple(found.coeffs)
+    if found.model == models.kannala_brandt4:
+        return Intrinsics("fisheye", *size, *pinhole, coefficients[:4])
+    if found.model == models.none or not any(coefficients):
+        return Intrinsics("radtan", *size, *pinhole)
+    if found.model == models.brown_conrady:
+        return Intrinsics("radtan", *size, *pinhole, coefficients)
+    if found.model not in (models.inverse_brown_conrady, models.modified_brown_conrady):
+        raise DeviceError(f"{where}: the camera's lens is described as {found.model.name}, which a rig cannot hold. Calibrate it: "
+                          "python run_pipeline.py calibrate camera live")  # fmt: skip
+    ways = np.linspace(0, 1, 25)
+    if found.model == models.inverse_brown_conrady:  # told from the pixel to the ray
+        pixels = [[u * (found.width - 1), v * (found.height - 1)] for u in ways for v in ways]
+        rays = [sdk.rs2_deproject_pixel_to_point(found, pixel, 1.0)[:2] for pixel in pixels]
+    else:
+        rays = [[(u * found.width - found.ppx) / found.fx, (v * found.height - found.ppy) / found.fy] for u in ways for v in ways]
+        pixels = [sdk.rs2_project_point_to_pixel(found, [*ray, 1.0]) for ray in rays]
+    x, y = np.array(rays).T
+    bent = (np.array(pixels) - (found.ppx, found.ppy)) / (found.fx, found.fy)  # (n, 2)
+    r2 = x * x + y * y
+    # Linear in k1, k2, p1, p2, k3: bent − straight = straight·(k1 r² + k2 r⁴ + k3 r⁶) + tangential.
+    across = np.stack([x * r2, x * r2**2, 2 * x * y, r2 + 2 * x * x, x * r2**3], 1)
+    down = np.stack([y * r2, y * r2**2, r2 + 2 * y * y, 2 * x * y, y * r2**3], 1)
+    rows, wanted = np.concatenate([across, down]), np.concatenate([bent[:, 0] - x, bent[:, 1] - y])
+    fitted = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    off_px = float(np.abs(rows @ fitted - wanted).max() * max(found.fx, found.fy))
+    if off_px > LENS_ERROR_PX:
+        raise DeviceError(f"{where}: the camera's lens ({found.model.name}) fits a rig's model to {off_px:.2f} px only. Calibrate it: "
+                          "python run_pipeline.py calibrate camera live")  # fmt: skip
+    return Intrinsics("radtan", *size, *pinhole, tuple(map(float, fitted)))
