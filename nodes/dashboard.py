@@ -29,7 +29,7 @@ Where a token is set, add it to the address: /ws?pictures=0&token=...
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -38,7 +38,9 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Prediction
 from pipeline.node import Arrival, Sink
-from pipeline.web import PageServer, is_loopback
+
+if TYPE_CHECKING:
+    from pipeline.web import PageServer  # it loads asyncio, which the launcher can do without
 
 PAGE = Path(__file__).with_suffix(".html")
 NOTE = "Labels are expressions, not feelings. Nothing is stored."
@@ -130,6 +132,8 @@ class Dashboard(Sink):
         max_rate_hz: float = 15.0,
         width_px: int = 960,
     ) -> None:
+        from pipeline.web import is_loopback
+
         if not 0 <= port <= 65535:
             raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
         if token is not None and len(token) < 8:
@@ -157,6 +161,8 @@ class Dashboard(Sink):
 
     def open(self) -> None:
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
+
+        from pipeline.web import PageServer
 
         server = PageServer(
             PAGE.read_text(encoding="utf-8"),
