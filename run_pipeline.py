@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
 
         config = with_auto_time(config, args.host)
     _print_notice(stored)
-    summary = launch(config, host=args.host, for_s=args.for_s, on_begin=lambda plan: _say_where(plan, open_page=args.open))
+    summary = launch(config, host=args.host, for_s=args.for_s, warm=True, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
         with Path(args.out).open("a") as file:
             file.write(json.dumps(summary) + "\n")
@@ -611,6 +611,9 @@ def main() -> int:
 
     try:
         args = parser().parse_args()
+        if args.function in (run, record, replay, demo):
+            # Before numpy is loaded: its pool of threads is one for each process of the graph, and bars copying the launcher.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         args.function(args)
     except SensoriumError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def main() -> None:
     for name, label in (("wait", "waiting for the others"), ("infer", "the scene task")):
         timing = whole["timing_ms"][name]
         print(f"{'  ' + label:<44}{timing['p50']:8.1f}{timing['p95']:8.1f}{timing['p99']:8.1f}")
-    states = {state: sum(p["surroundings"]["ahead"]["state"] == state for p in predictions) for state in ("clear", "caution", "blocked", "unknown")}
+    states = Counter(p["surroundings"]["ahead"]["state"] for p in predictions)
     frames = ", ".join(f"{count} of {name}" for name, count in whole["frames_in"].items())
     print(f"frames {frames}; {whole['sets']} sets, {whole['predictions']} predictions; dropped {whole['dropped'] or 'none'}, "
           f"unaccounted {whole['unaccounted'] or 'none'}")  # fmt: skip

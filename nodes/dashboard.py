@@ -32,18 +32,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 
-from pipeline import rig as rigs
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, nearest
-from pipeline.frame import Frame, Health, Prediction, StreamInfo
+from pipeline.frame import POINTS, Frame, Health, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
-from pipeline.scene_view import POINT_ENCODINGS, SceneView
-from pipeline.web import PageServer, is_loopback
+
+if TYPE_CHECKING:
+    from pipeline.scene_view import SceneView
+    from pipeline.web import PageServer  # it loads asyncio, which the launcher can do without
 
 PAGE = Path(__file__).with_suffix(".html")
 SCENE = [PAGE.with_name("dashboard_scene.html"), PAGE.with_name("dashboard_top.html")]  # go where the page says so
@@ -148,6 +149,8 @@ class Dashboard(Sink):
         camera: str = "",
         points: Sequence[str] | None = None,
     ) -> None:
+        from pipeline.web import is_loopback
+
         if not 0 <= port <= 65535:
             raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
         if token is not None and len(token) < 8:
@@ -161,7 +164,7 @@ class Dashboard(Sink):
             raise ConfigError("max_rate_hz must be above 0, width_px at least 16.")
         self.port, self.address, self.token, self.width_px = port, address, token, width_px
         self.rig_path, self.camera, self.points = rig, camera, points
-        self._scene = SceneView()
+        self._scene: SceneView | None = None
         self._picture_every_ns = round(NS / max_rate_hz)
         self._due_ns: dict[str, int] = {}  # by stream: when its next picture or sweep is shown
         self._streams_due_ns = 0
@@ -177,6 +180,10 @@ class Dashboard(Sink):
 
     def open(self) -> None:
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
+
+        from pipeline import rig as rigs
+        from pipeline.scene_view import SceneView
+        from pipeline.web import PageServer
 
         for option, names in (("camera", [self.camera] if self.camera else []), ("points", self.points or [])):
             for name in names:
@@ -215,7 +222,7 @@ class Dashboard(Sink):
         elif isinstance(message, Frame) and message.encoding in PICTURE_ENCODINGS and server.wants_picture:
             if self._is_due(message.stream, arrival.arrival_ns, self._picture_every_ns):
                 self._show(message, server)
-        elif isinstance(message, Frame) and message.encoding in POINT_ENCODINGS and "points" in server.wanted:
+        elif isinstance(message, Frame) and message.encoding in POINTS and "points" in server.wanted:
             is_shown = self.points is None or message.stream in self.points
             if is_shown and self._is_due(message.stream, arrival.arrival_ns, POINTS_EVERY_NS):
                 self._show_points(message, server)
@@ -248,7 +255,9 @@ class Dashboard(Sink):
         server.show(f"picture {frame.stream}", lambda: picture_message(head, image, width_px))
 
     def _show_points(self, frame: Frame, server: PageServer) -> None:
-        taken, scene = self._scene.take(frame, sensor=self._sensor(frame.stream)), self._scene
+        scene = self._scene
+        assert scene is not None
+        taken = scene.take(frame, sensor=self._sensor(frame.stream))
         pictures = (name for name, view in self._streams.items() if view.encoding in PICTURE_ENCODINGS)
         camera = self.camera or next(pictures, "")
         sensor, view = self._sensor(camera) if camera else "", self._streams.get(camera, StreamView())
@@ -264,7 +273,8 @@ class Dashboard(Sink):
     def _sensor(self, stream: str) -> str:
         """Its name in the rig: what the source says, where the rig knows that; else the stream's own."""
         told = self._info(stream).sensor
-        return told if self._scene.rig and told in self._scene.rig.frames else stream
+        rig = self._scene.rig if self._scene else None
+        return told if rig and told in rig.frames else stream
 
     def _greeting(self) -> list[tuple[str, str]]:
         said = [("hello", as_json("hello", {"node": self.name, "note": NOTE}))]

@@ -5,6 +5,19 @@
         print(prediction.label, prediction.missing)
 """
 
-from pipeline.runs import subscribe
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.runs import subscribe
 
 __all__ = ["subscribe"]
+
+
+def __getattr__(name: str) -> object:
+    if name != "subscribe":
+        raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
+    from pipeline.runs import subscribe  # when asked for: it loads numpy and ZeroMQ
+
+    return subscribe

@@ -17,8 +17,6 @@ import os
 import struct
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,6 +236,9 @@ def _mjpeg(response: Any, address: str, within: tuple[int | None, int | None], c
 
 
 def _request(address: str, where: str) -> Any:
+    import urllib.error  # here: a start without such a camera saves their 40 ms
+    import urllib.request
+
     parts = urlsplit(address)
     plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()

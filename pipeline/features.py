@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.frame import Frame
+from pipeline.frame import POINTS, Frame
 from pipeline.intrinsics import Intrinsics
 
 FACE_PX = 48
@@ -247,9 +247,6 @@ def _mel_filters(sample_rate_hz: int, window: int, bands: int) -> tuple[npt.NDAr
     triangles = np.maximum(0, np.minimum(rising, falling))
     taper = np.hanning(window + 1)[:-1]
     return (taper / (taper.sum() / 2)).astype(np.float32), (triangles / triangles.sum(axis=0)).astype(np.float32)
-
-
-POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")
 
 
 def cloud(

@@ -40,6 +40,8 @@ Encoding = Literal[
     "none",  # (0,) uint8: nothing happened until capture_ns (a watermark)
 ]
 
+POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")  # encodings that say where things are
+
 ReceiptState = Literal[
     "exact",  # the sample's time is the anchor's, or a window is covered to the last sample
     "nearest",  # nearest frame within the tolerance

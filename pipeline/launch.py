@@ -11,18 +11,15 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from pipeline import child
 from pipeline.account import add, summarise
 from pipeline.clock import NS
 from pipeline.codec import Fault, Report, Request
@@ -44,13 +41,12 @@ DRAIN_S, TERM_S = 1.0, 0.7
 LAST_WORDS_MS = 20  # what a process said before it ended may still be on its way here
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 10.0
 HEALTHY_AFTER_S = 30.0  # a process that ran so long starts its back-off anew
-HERE = str(Path(__file__).resolve().parent.parent)
 
 
 @dataclass
 class _Process:
     plan: ProcessPlan
-    popen: subprocess.Popen[bytes] | None = None
+    child: child.Child | None = None
     started_s: float = 0.0
     begun: bool = False
     start_again_s: float | None = None
@@ -61,7 +57,11 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        return self.popen is not None and self.popen.poll() is None
+        return self.child is not None and self.child.exit_code is None
+
+    @property
+    def computes(self) -> bool:
+        return not all(node.is_source or node.is_sink for node in self.plan.nodes)
 
     @property
     def ready(self) -> bool:
@@ -70,10 +70,16 @@ class _Process:
 
 
 class Launch:
-    """One run of a plan. run() returns its summary; it raises what ended it when that was a node's fault."""
+    """One run of a plan. run() returns its summary; it raises what ended it when that was a node's fault.
 
-    def __init__(self, plan: Plan, run_folder: Path, *, on_begin: Callable[[], None] = lambda: None) -> None:
-        self._plan, self._folder, self._on_begin = plan, run_folder, on_begin
+    warm: the caller's process holds nothing that its copies must not have, and may be forked (pipeline/child.py).
+    """
+
+    def __init__(
+        self, plan: Plan, run_folder: Path, *, warm: bool = False, on_begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self._plan, self._folder, self._warm, self._on_begin = plan, run_folder, warm, on_begin
+        self._control: ControlServer | None = None
         self._keyring = _keyring(plan)
         self._processes = {p.name: _Process(p) for p in plan.processes}
         self._process_of = {n.name: self._processes[p.name] for p in plan.processes for n in p.nodes}
@@ -85,28 +91,31 @@ class Launch:
         self._interrupts = 0  # Ctrl-C, counted by the signal handler and answered by the loop
 
     def run(self, *, for_s: float | None = None) -> dict[str, Any]:
-        self._control = ControlServer(self._plan.control)
-        self._health = Publisher(self._plan.health, StreamInfo("health", ""))
-        self._announce()
-        clock = ClockServer(self._plan.clock, self._keyring) if self._plan.clock else None
-        with _signals(self._interrupt):
+        with _signals(self._interrupt), ExitStack() as lines:
             try:
-                if clock is not None:
-                    clock.start()
-                for process in self._processes.values():
+                # Before the first socket, which brings threads. What computes goes first: it has models to load.
+                for process in sorted(self._processes.values(), key=lambda p: not p.computes):
                     self._start(process)
+                self._open(lines)
                 self._watch(for_s)
             finally:
                 self._kill_all()
-                self._health.close(ended=True)
-                self._control.close()
-                if clock is not None:
-                    clock.stop()
         if self._fatal is not None:
             raise self._fatal
         if not self._start_ns:
             raise KeyboardInterrupt  # stopped before anything flowed: there is nothing to sum up
         return summarise(self._plan, self.health().nodes, time.monotonic_ns() - self._start_ns, cut=self._cut)
+
+    def _open(self, lines: ExitStack) -> None:
+        self._control = ControlServer(self._plan.control)
+        lines.callback(self._control.close)
+        self._health = Publisher(self._plan.health, StreamInfo("health", ""))
+        lines.callback(self._health.close, ended=True)
+        self._announce()
+        if self._plan.clock:
+            clock = ClockServer(self._plan.clock, self._keyring)
+            clock.start()
+            lines.callback(clock.stop)
 
     def _announce(self) -> None:
         """Say to other programs where the streams are (wire.find_run)."""
@@ -145,8 +154,7 @@ class Launch:
         next_health_s = 0.0
         told_waiting_s = time.monotonic() + 10
         while any(p.alive or p.start_again_s is not None for p in self._processes.values()):
-            for value in self._control.receive(20):
-                self._hear(value)
+            self._hear_all(20)
             while self._interrupts:
                 self._interrupts -= 1
                 if self._stopping_s is not None:  # Ctrl-C again: do not wait
@@ -171,6 +179,13 @@ class Launch:
             self._health.service()
             if self._stopping_s is not None and not self._wind_down(now_s):
                 return
+
+    def _hear_all(self, timeout_ms: int) -> bool:
+        """What the processes say. False: nothing, in all that time."""
+        said = self._control.receive(timeout_ms) if self._control is not None else []
+        for value in said:
+            self._hear(value)
+        return bool(said)
 
     def _hear(self, value: object) -> None:
         if isinstance(value, Report):
@@ -220,11 +235,10 @@ class Launch:
             if now_s >= process.start_again_s and self._stopping_s is None:
                 self._start(process)
             return
-        if process.popen is None or process.alive:
+        if process.child is None or (exit_code := process.child.exit_code) is None:
             return
-        for value in self._control.receive(LAST_WORDS_MS):
-            self._hear(value)
-        exit_code, process.popen = process.popen.returncode, None
+        self._hear_all(LAST_WORDS_MS)
+        process.child = None
         if exit_code == 0 or self._stopping_s is not None:
             return
         names = ", ".join(n.name for n in process.plan.nodes)
@@ -257,8 +271,8 @@ class Launch:
         if not self._cut and (waited_s > DRAIN_S or not self._start_ns):
             self._cut = True
             for process in self._processes.values():
-                if process.alive and process.popen:
-                    process.popen.terminate()
+                if process.child is not None:
+                    process.child.terminate()
         # Before the beginning nothing is on its way, and a process that loads its models hears nobody.
         return waited_s <= (DRAIN_S + TERM_S if self._start_ns else TERM_S)
 
@@ -270,21 +284,10 @@ class Launch:
         process.start_again_s, process.begun, process.started_s = None, False, time.monotonic()
         process.plan.start_ns, process.plan.launcher = self._start_ns, os.getpid()
         process.nodes = {}
-        # -P and the path: our packages, not a folder called `nodes` that lies where the command was given.
-        path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
-        process.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.process"],
-            stdin=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
-            # A group of its own: a terminal's Ctrl-C reaches the launcher alone, and killing it kills what it started.
-            process_group=0 if os.name == "posix" else None,
-        )
-        assert process.popen.stdin is not None
-        process.popen.stdin.write(msgspec.json.encode(process.plan))
-        process.popen.stdin.close()
+        process.child = child.start(process.plan, warm=self._warm)
 
     def _command(self, process: _Process, verb: str, argument: str = "") -> None:
-        if process.alive:
+        if process.alive and self._control is not None:
             self._control.send(process.plan.name, Request(verb, argument))
 
     def _command_all(self, verb: str, argument: str = "") -> None:
@@ -293,28 +296,27 @@ class Launch:
 
     def _kill_all(self) -> None:
         for process in self._processes.values():
-            if process.popen is not None:
-                if process.popen.poll() is None:
-                    if self._start_ns:
-                        log.warning("killing '%s', which did not stop", process.plan.name)
-                    _kill(process.popen)
-                process.popen.wait()
-        while said := self._control.receive(LAST_WORDS_MS):
-            for value in said:
-                self._hear(value)
+            if process.child is not None:
+                if process.alive and self._start_ns:
+                    log.warning("killing '%s', which did not stop", process.plan.name)
+                process.child.kill()
+        while self._hear_all(LAST_WORDS_MS):
+            pass
 
 
 def launch(
-    config: Config, *, host: str = "", for_s: float | None = None, on_begin: Callable[[Plan], None] = lambda plan: None
-) -> dict[str, Any]:
+    config: Config, *, host: str = "", for_s: float | None = None, warm: bool = False,
+    on_begin: Callable[[Plan], None] = lambda plan: None,
+) -> dict[str, Any]:  # fmt: skip
     """Run a config to its end, for_s seconds, or Ctrl-C; returns the summary. on_begin: called when frames start to flow.
 
     host: of a config with hosts, which one this is: its nodes run here. The other hosts' runs are not looked after: their
-    streams come and go.
+    streams come and go. warm: see Launch.
     """
     with _run_folder() as folder:
         plan = plan_graph(config, folder, host)
-        return Launch(plan, folder, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
+        warm = warm and not config.portable
+        return Launch(plan, folder, warm=warm, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
 
 
 def _keyring(plan: Plan) -> Keyring | None:
@@ -325,13 +327,6 @@ def _keyring(plan: Plan) -> Keyring | None:
         for name in others:
             keyring.public_of(name)
     return keyring
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if os.name == "posix":
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
 
 
 def _signal_name(exit_code: int) -> str:

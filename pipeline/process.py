@@ -1,8 +1,9 @@
 """What runs inside one node process: its nodes, each in a thread, the drain thread, and the line to the launcher.
 
-Started by launch.py as `python -m pipeline.process` with its plan as JSON on standard input. A node is opened, waits
-until every stream it reads on this host has welcomed it, reports `ready`, and runs once the launcher says `begin`. A
-stream of another host is not waited for: it is absent until it comes. Its times are moved to this host's clock on arrival.
+Started by child.py: a copy of the launcher, or `python -m pipeline.process` with its plan as JSON on standard input. A
+node is opened, waits until every stream it reads on this host has welcomed it, reports `ready`, and runs once the launcher
+says `begin`. A stream of another host is not waited for: it is absent until it comes. Its times are moved to this host's
+clock on arrival.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from pipeline.graph import EVENTS, NodePlan, ProcessPlan
 from pipeline.inbox import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
 from pipeline.keys import Keyring
 from pipeline.metrics import Metrics
-from pipeline.network import ClockLine
+from pipeline.network import ClockLine, context
 from pipeline.node import Context, Node, Source, run
 from pipeline.ring import SPAN_S
 from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
@@ -50,6 +51,7 @@ from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publi
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
+LAST_WORDS_S = 0.6  # more than the longest linger of a socket
 RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
 JOURNAL_QUEUE = 1000  # its messages are small, and one that is missing leaves all that follows unexplained
 # A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
@@ -269,11 +271,15 @@ class _Host:
 
 
 def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    return live(msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan))
+
+
+def live(plan: ProcessPlan) -> int:
+    """Runs the nodes to their end. Returns the exit code of this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
     _die_with_parent()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     clock = ReplayClock(plan.replay.start_ns, plan.replay.speed) if plan.replay else LiveClock(plan.start_ns)
     began = threading.Event()
     outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
@@ -288,6 +294,7 @@ def main() -> int:
     except SensoriumError as error:
         control.send(Fault(plan.nodes[0].name, str(error), error.exit_code))
         control.close()
+        _send_last_words()
         return 1
     terminated: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
     signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
@@ -329,7 +336,16 @@ def main() -> int:
         host.inbox.close(uncounted=HEALTH)  # health goes on for as long as anybody runs
     report()
     control.close()
+    _send_last_words()
     return 1 if failed else 0
+
+
+def _send_last_words() -> None:
+    """What sockets that are closed have yet to send, each for as long as it may linger: a copy of the launcher ends without
+    the interpreter's own end, which would see to it."""
+    ending = threading.Thread(target=context().term, daemon=True)  # it waits for ever for a socket that a node left open
+    ending.start()
+    ending.join(LAST_WORDS_S)
 
 
 def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, hosts: Iterable[_Host]) -> bool:

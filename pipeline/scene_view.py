@@ -22,7 +22,6 @@ from pipeline.frame import Frame
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Rig, apply, rigid
 
-POINT_ENCODINGS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")
 MOST_TAKEN = 30_000  # of a sweep: of a lidar that sees all around, a fifth falls into a picture
 MOST_SHOWN = 4_000  # in the picture, and again from above
 TOP_CELL_M = 0.2  # seen from above one point a cell is enough: else a few metres of near ground take all the places
@@ -73,7 +72,7 @@ class SceneView:
         self._onto: dict[tuple[str, str], np.ndarray | str] = {}
 
     def take(self, frame: Frame, *, sensor: str) -> Taken:
-        """frame: of POINT_ENCODINGS. sensor: its name in the rig."""
+        """frame: of POINTS. sensor: its name in the rig."""
         optical, reason = frame.encoding == "depth_u16_mm", ""
         if not optical:
             points_m = frame.data.take(spread(len(frame.data), MOST_TAKEN), axis=0)[:, :3]

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import FOREVER_NS, Frame
 
@@ -49,6 +48,8 @@ def time_correction(sensor: str, *, offset_ms: float | None, rig: str | None) ->
         return TimeCorrection(round(offset_ms * 1e6))
     if rig is None:
         return TimeCorrection()
+    from pipeline import rig as rigs
+
     found = rigs.load(rig)
     offset = found.time_offsets.get(sensor)
     if offset is None:

@@ -1,4 +1,4 @@
-"""One page and its WebSocket, served from a thread of their own; the only file that imports fastapi and uvicorn.
+"""One page and its WebSocket, served from a thread of their own; the only file that imports starlette and uvicorn.
 
 Owns who may look, what each browser has yet to be sent, and a clean end. Refuses to know what is said. Nothing here
 makes the caller wait: a browser that does not keep up gets the newest state and pictures, and the count of what it missed.
@@ -168,7 +168,7 @@ class PageServer:
 
     def start(self) -> None:
         try:
-            import fastapi  # noqa: F401  # only to see that they are there
+            import starlette  # noqa: F401  # only to see that they are there
             import uvicorn  # noqa: F401
         except ImportError as error:
             raise missing_package(str(error.name), "the web page") from error
@@ -253,10 +253,9 @@ class PageServer:
         await serving
 
     def _application(self) -> ASGIApp:
-        from fastapi import FastAPI
-        from fastapi.responses import HTMLResponse, PlainTextResponse
         from starlette.requests import HTTPConnection
-        from starlette.routing import Route, WebSocketRoute
+        from starlette.responses import HTMLResponse, PlainTextResponse
+        from starlette.routing import Route, Router, WebSocketRoute
 
         cookie = f"sensorium_{self.port}"  # browsers do not tell ports apart
 
@@ -266,8 +265,7 @@ class PageServer:
                 response.set_cookie(cookie, self.token, httponly=True, samesite="strict")
             return response
 
-        routes = [Route("/", page), WebSocketRoute("/ws", self._converse)]
-        application = FastAPI(routes=routes, docs_url=None, redoc_url=None, openapi_url=None)
+        application = Router([Route("/", page), WebSocketRoute("/ws", self._converse)])
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             request = HTTPConnection(scope)

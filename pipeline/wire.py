@@ -451,6 +451,7 @@ class ControlClient:
         self._socket = context().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, process.encode())
         self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # the launcher listens only once its processes are started
         self._socket.connect(address)
 
     def send(self, value: Value) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -121,8 +119,7 @@ def test_a_killed_recording_says_what_is_missing_is_closed_and_replays_as_far_as
 
         wait_for(lasted, "a second and a half", give_up_s=120)
         for process in live.children():
-            if "pipeline.process" in " ".join(process.cmdline()):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
         live.process.kill()
     said = run(folder, "verify", "rec.mcap", code=2)
     assert "its writer was killed" in said and "missing: everything after" in said and "record --repair" in said

@@ -14,8 +14,7 @@ import msgspec
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.features import POINTS
-from pipeline.frame import AlignedSet, Prediction
+from pipeline.frame import POINTS, AlignedSet, Prediction
 from pipeline.rig import load
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import Corridor

@@ -30,7 +30,6 @@ from pipeline.tasks.smoothing import softmax, towards
 Floats = npt.NDArray[np.float32]
 
 MODEL = "place"
-PICTURES = ("bgr8", "jpeg")
 INPUT = {"place": (1, 1, PLACE_PX, PLACE_PX)}
 
 

@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from pipeline import rig as rigs
 from pipeline.config import check_options
-from pipeline.features import POINTS
-from pipeline.frame import AlignedSet, Frame, Opinion, Prediction, Subject
+from pipeline.frame import POINTS, AlignedSet, Frame, Opinion, Prediction, Subject
 from pipeline.rig import Rig
 from pipeline.surroundings import Ahead, Obstacle, Sound, Surroundings
 from pipeline.tasks import Task
@@ -49,7 +48,8 @@ class Scene(Task):
     there is the rig itself. place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
     objects. corridor: width_m, length_m, stop_m, front_m and blind_m of the way that is looked at. range_m: as far as obstacles
     are followed. by_arrival: the way is clear only by what is fresh when the set is sent, which matters where all streams may be
-    late together; for live rigs (in a replay at another speed than its recording's, arrivals mean nothing). place_every_ms: how often the place is looked at. uncertain_below: the label is "uncertain" where no
+    late together; for live rigs (in a replay at another speed than its recording's, arrivals mean nothing). place_every_ms:
+    how often the place is looked at. uncertain_below: the label is "uncertain" where no
     probability reaches this.
     """
 
@@ -232,21 +232,21 @@ def _told_apart(
     for subject in subjects:
         if not subject.position_m:
             continue
-        place = np.array(subject.position_m[:2])
+        place = (subject.position_m[0], subject.position_m[1])
         off_m = {obstacle.id: _distance_m(place, obstacle) for obstacle in obstacles}
         near = min(off_m, key=off_m.__getitem__, default=None)
         if near is not None and off_m[near] <= SAME_M:
             if subject.score > labels.get(near, ("", 0.0))[1]:
                 labels[near] = (subject.label, subject.score)
         else:
-            others.append(Thing(subject.label or "object", place[None], None, subject.label))
+            others.append(Thing(subject.label or "object", (place,), None, subject.label))
     return labels, others
 
 
-def _distance_m(place_m: npt.NDArray[np.float64], obstacle: Obstacle) -> float:
-    """From a place, (2,), to an obstacle's box."""
+def _distance_m(place_m: tuple[float, float], obstacle: Obstacle) -> float:
+    """From a place, x and y, to an obstacle's box."""
     cos, sin = np.cos(obstacle.yaw_rad), np.sin(obstacle.yaw_rad)
-    off = place_m - obstacle.centre_m[:2]
+    off = np.subtract(place_m, obstacle.centre_m[:2])
     along = np.abs(np.array([cos * off[0] + sin * off[1], cos * off[1] - sin * off[0]]))
     return float(np.hypot(*np.maximum(along - np.array(obstacle.size_m[:2]) / 2, 0)))
 
