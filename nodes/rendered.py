@@ -5,7 +5,7 @@
     depth:  {use: rendered, sensor: depth, trigger_ms: 40}
 
 Nodes with the same seed show the same street at the same time, in whatever processes they run: the drive begins with the run. What
-happens in it stands in pipeline/rendered/traffic.py, where the sensors sit in configs/rendered-rig.yaml.
+happens in it stands in pipeline/rendered/traffic.py, where the sensors sit in configs/rigs/rendered.yaml.
 """
 
 from __future__ import annotations

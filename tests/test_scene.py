@@ -45,7 +45,7 @@ def moment(i: int, *without: str, **instead: Frame) -> AlignedSet:
 
 def scene(**options: object) -> Scene:
     task = Scene(
-        rig="configs/rendered-rig.yaml", place="none", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
+        rig="configs/rigs/rendered.yaml", place="none", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
         corridor={"front_m": 2.2, "length_m": 12}, by_arrival=True, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     task.open("onnxruntime")

@@ -10,7 +10,7 @@ was, a street further (the timeline stands in traffic.py). The base frame lies o
     points, ids = drive.labelled_sweep(start_ns)   # ids: of the thing each point fell on, 0 the ground
     depth = drive.depth(at_ns)                     # (180, 320) uint16, millimetres
     for thing in drive.truth(at_ns): print(thing.kind, thing.centre_m, thing.velocity_mps)
-    rig()                                          # the sensors' lenses and poses, as configs/rendered-rig.yaml has them
+    rig()                                          # the sensors' lenses and poses, as configs/rigs/rendered.yaml has them
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the rendered drive's rig, or looks at it without a graph.
 
-    python -m pipeline.rendered --rig configs/rendered-rig.yaml
+    python -m pipeline.rendered --rig configs/rigs/rendered.yaml
     python -m pipeline.rendered --picture street.png --at 12.5          # the camera's picture at that second
     python -m pipeline.rendered --time                                  # ms a picture, sweep and depth picture take here
 """
