@@ -33,17 +33,12 @@ def street(seed: int) -> tuple[Thing, ...]:
         made.append((kind, track, size_m, solids, moves))
 
     add("car", traffic.ahead, *car((52, 46, 170), lights=True), True)
-    for x_m, colour in ((24.0, (206, 208, 206)), (50.0, (150, 92, 38))):
+    for x_m, colour in zip(traffic.ONCOMING_FROM_M, ((206, 208, 206), (150, 92, 38)), strict=True):
         add("car", traffic.cruising(x_m, -traffic.LANE_Y_M, -2), *car(colour), True)
-    add("cyclist", traffic.cruising(18.0, -3.45, 1), *cyclist(), True)
-    first, second = traffic.CROSSINGS_X_M
-    walks = (
-        (first - 0.4, -7.0, 7.0, 3.5, 23.5, (150, 60, 40), (70, 60, 52)),
-        (second - 0.7, -6.8, 6.8, 27.0, 48.0, (60, 60, 190), (84, 62, 40)),
-        (second + 0.6, 6.8, -6.8, 27.2, 46.0, (60, 150, 90), (60, 56, 60)),
-    )
-    for x_m, from_y, to_y, there_s, back_s, coat, trousers in walks:
-        add("person", traffic.walking(x_m, from_y, to_y, there_s, back_s, 9.5), *person(coat, trousers), True)
+    add("cyclist", traffic.cruising(traffic.CYCLIST_FROM_M, -3.45, 1), *cyclist(), True)
+    clothes = ((150, 60, 40), (70, 60, 52)), ((60, 60, 190), (84, 62, 40)), ((60, 150, 90), (60, 56, 60))
+    for walk, (coat, trousers) in zip(traffic.WALKS, clothes, strict=True):
+        add("person", traffic.walking(*walk), *person(coat, trousers), True)
     for kind, x_m, y_m, (size_m, solids) in _standing(random):
         add(kind, standing(x_m, y_m), size_m, solids)
     return tuple(Thing(i + 1, *parts) for i, parts in enumerate(made))

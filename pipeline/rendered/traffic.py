@@ -5,13 +5,15 @@ loop: so the drive can go on for ever and has no seam.
 
     x, y, yaw = ego(np.array([12.5]))       # in the street's frame: x along it, y = 0 its middle
 
-Timeline of a loop, seconds:
-     0 –  3    free road at 8 m/s, a car 40 m ahead at the same speed; a cyclist is overtaken on the right
-     3 – 11    somebody crosses: the car ahead stops at the first crossing, the ego closes up on it
-    11 – 16    the ego stands 5 m behind the car; from 13.5 on it leaves; the cyclist passes on the right
-    16 – 27    free road; the cyclist is overtaken again
-    27 – 35    two people cross from both sides right in front of the ego, which stands from 31 on
+Timeline of a loop, in seconds:
+     0 –  7    free road at 8 m/s, a red car 36 m before the ego's front; from 3 on it brakes; the cyclist on the right is overtaken
+     7 – 11    the ego brakes behind the red car, which stands before the first crossing: somebody crosses from right to left
+    11 – 16    the ego stands 5 m behind the car until that leaves at 13.5; the cyclist comes past on the right
+    16 – 27    free road; the cyclist is overtaken again at its end
+    27 – 35    two people cross right ahead, from the right (in the lane 29.9 – 31.3) and from the left (32.4 – 33.8); the ego
+               brakes and stands 4 to 6 m before them from 31 on
     35 – 41    free road
+Two cars come towards it and pass at 1.4, 2.9, 15.4, 17.8, 27.7 and 29.5, never in its lane.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ AHEAD: Keys = (
     (0, 8), (3.175, 8), (7.175, 0), (13.5, 0), (17, 10), (24.61, 10), (29.61, 0), (35, 0), (39, 8), (41, 8),
 )  # fmt: skip
 AHEAD_FROM_M = 40.0
+ONCOMING_FROM_M = (24.0, 50.0)
+CYCLIST_FROM_M = 18.0
+# Over the street and back: x, from y, to y, seconds at which each begins and how long it takes. All chosen so that nobody meets.
+WALKS = (
+    (CROSSINGS_X_M[0] - 0.4, -7.0, 7.0, 3.5, 23.5, 9.5),
+    (CROSSINGS_X_M[1] - 0.7, -6.8, 6.8, 27.0, 48.0, 9.5),
+    (CROSSINGS_X_M[1] + 0.6, 6.8, -6.8, 27.2, 46.0, 9.5),
+)
 SWAYS = ((0.5, 7.5), (21.0, 28.0))  # seconds: the ego makes room for the cyclist
 SWAY_M = 0.4
 
@@ -99,9 +109,3 @@ def walking(x_m: float, from_y_m: float, to_y_m: float, there_s: float, back_s: 
         return np.full_like(t, x_m), from_y_m + (to_y_m - from_y_m) * share, yaw
 
     return track
-
-
-def speed(track: Track, t_s: float) -> tuple[float, float]:
-    """Its velocity in the street's frame, m/s: the slope over the next and the last tenth of a millisecond."""
-    x, y, _ = track(np.array([t_s - 1e-4, t_s + 1e-4]))
-    return float(x[1] - x[0]) / 2e-4, float(y[1] - y[0]) / 2e-4
