@@ -134,7 +134,7 @@ class _Lidars:
     def found(self) -> dict[str, LidarPackets]:
         known = {stream: LidarPackets(sensor) for stream, sensor in self._sensors.items() if sensor}
         for metadata in self._metadata:
-            # Beside it in name, as ROS drivers and our captures have it: ouster/metadata and ouster/lidar_packets, lidar/metadata and lidar.
+            # Beside it in name: ouster/metadata and ouster/lidar_packets of ROS drivers, lidar/metadata and lidar of our captures.
             place = metadata.rpartition("/")[0]
             beside = [s for s in self._sensors if s not in known and "imu" not in s and (s == place or s.rpartition("/")[0] == place)]
             rest = [s for s in self._sensors if s not in known and "imu" not in s]
