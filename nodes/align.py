@@ -34,7 +34,8 @@ class Align(Transform):
     event_log: a file to write all that decided, from which `run_pipeline.py verify` derives every set again.
     replay: a recording: sets are decided by what arrived when in the recorded run; realign: true decides afresh, as if every
     frame had arrived the moment it left its source, but for what `faults` says is wrong (pipeline/faults.py). Set by
-    `run_pipeline.py replay`, as replay_unclosed, from_ns and to_ns.
+    `run_pipeline.py replay`, as replay_unclosed, from_ns, to_ns and derived: an input is no stream of the recording but made of
+    some, so that when it arrived stands nowhere: aligned afresh, sets then wait for proof, whatever max_wait_ms says.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
@@ -56,6 +57,7 @@ class Align(Transform):
         from_ns: int | None = None,
         to_ns: int | None = None,
         faults: list[str] | None = None,
+        derived: bool = False,
     ) -> None:
         if (anchor is None) == (anchor_rate_hz is None):
             raise ValueError("give either anchor (an input's name) or anchor_rate_hz")
@@ -75,6 +77,7 @@ class Align(Transform):
         self._from_ns, self._to_ns = from_ns, to_ns
         self._faults = tuple(map(parse, faults or ()))
         self._retold: Retold | None = None
+        self._derived = derived
 
     def open(self) -> None:
         inputs = self.context.inputs
@@ -84,7 +87,10 @@ class Align(Transform):
                     f"node '{self.name}': '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}"
                 )
 
-        if self._replay:
+        if self._replay and self._realign and self._derived:
+            self._max_wait_ns = None
+            self.context.metrics.facts["replay"] = "sets wait for proof: an input is not in the recording, but made of it"
+        elif self._replay:
             self._retold = self._as_recorded(Path(self._replay))
 
     def process(self, arrival: Arrival) -> Iterable[Message]:

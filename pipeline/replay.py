@@ -79,6 +79,7 @@ class Tape:
             elif kind.produces is AlignedSet and kind.journals:
                 options |= {"replay": str(self.path.absolute()), "realign": self.realign, "replay_unclosed": self.unclosed}
                 options |= {"from_ns": self.from_ns, "to_ns": self.to_ns, "faults": [str(fault) for fault in self.faults]}
+                options |= {"derived": any(e.source not in self.streams and e.source not in sources for e in node.inputs)}
             elif kind.produces is Prediction and node.use == "infer" and self._knows_what_was_shed(config, node):
                 options |= {"replay": str(self.path.absolute()), "replay_unclosed": self.unclosed}
             nodes[node.name] = dataclasses.replace(node, use=use, options=options, host="", optional=False)
@@ -185,7 +186,7 @@ class Tape:
                     yield f"{count} frames of '{source}' that '{node}' was told of are not in the recording"
 
 
-_OF_A_REPLAY = ("replay", "realign", "replay_unclosed", "from_ns", "to_ns", "event_log", "faults")
+_OF_A_REPLAY = ("replay", "realign", "replay_unclosed", "from_ns", "to_ns", "event_log", "faults", "derived")
 
 
 def _gap(reader: Reader, stream: str) -> int:

@@ -20,8 +20,9 @@ import msgspec
 from pipeline.config import HEALTH
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.config import write_config
+from pipeline.importing.config import LidarPackets, write_config
 from pipeline.importing.source import Opened, pictures_in
+from pipeline.lidar import is_ouster, recognise
 from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
 from pipeline.recording import Reader, Writer
 
@@ -94,7 +95,8 @@ def import_source(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: 
     about = {"run": secrets.token_hex(8), "utc_offset_ns": 0, "made_by": "import", "source": source.name, "format": opened.format}
     try:
         with Writer(partial, about=about) as writer:
-            encodings = _write(writer, names.renamed(_with_progress(opened, source)), opened, names)
+            lidars = _Lidars()
+            encodings = _write(writer, lidars.watched(names.renamed(_with_progress(opened, source))), opened, names)
             left_out = {where: dict(why) for where, why in opened.left_out.items() if why}
             names.check_all_met()
             if not writer.counts:
@@ -105,8 +107,40 @@ def import_source(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: 
         raise ConfigError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    config = write_config(out, encodings)
+    config = write_config(out, encodings, lidars.found())
     _report(out, config, opened, left_out, say)
+
+
+class _Lidars:
+    """Which streams hold a known lidar's packets, and which its metadata: told by what they hold, as they pass."""
+
+    LOOKED_AT = 4  # packets of a stream: the first may be a sensor's telemetry
+
+    def __init__(self) -> None:
+        self._sensors: dict[str, str] = {}
+        self._looked: Counter[str] = Counter()
+        self._metadata: list[str] = []  # of Ousters
+
+    def watched(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            if frame.encoding == "packet":
+                self._looked[frame.stream] += 1
+                if not self._sensors.get(frame.stream) and self._looked[frame.stream] <= self.LOOKED_AT:
+                    self._sensors[frame.stream] = recognise(frame.data.tobytes())
+            elif frame.encoding in ("calibration", "text_utf8") and frame.stream not in self._metadata and len(frame.data) > 500:
+                self._metadata += [frame.stream] if is_ouster(frame.data.tobytes().decode(errors="replace")) else []
+            yield frame
+
+    def found(self) -> dict[str, LidarPackets]:
+        known = {stream: LidarPackets(sensor) for stream, sensor in self._sensors.items() if sensor}
+        for metadata in self._metadata:
+            # Beside it in name: ouster/metadata and ouster/lidar_packets of ROS drivers, lidar/metadata and lidar of our captures.
+            place = metadata.rpartition("/")[0]
+            beside = [s for s in self._sensors if s not in known and "imu" not in s and (s == place or s.rpartition("/")[0] == place)]
+            rest = [s for s in self._sensors if s not in known and "imu" not in s]
+            if stream := next(iter(beside or rest), ""):
+                known[stream] = LidarPackets("ouster", metadata)
+        return known
 
 
 class _Names:

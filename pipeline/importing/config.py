@@ -1,7 +1,7 @@
 """The config that is written beside an imported recording: its streams as sources, aligned, with a line on the console.
 
-What has no place in a set of moments (packets before they are decoded, calibration, texts) stands there as a comment, to be
-taken in where something reads it.
+Packets of a lidar that is known become sweeps in a node of their own. What has no place in a set of moments (other packets,
+calibration, texts) stands there as a comment, to be taken in where something reads it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import ConfigError
 
@@ -17,17 +18,32 @@ ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm"
 PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the nearest frame, by the stream's own rhythm
 
 
-def config_text(recording: Path, encodings: Mapping[str, str]) -> str:
-    """encodings: by stream. A graph that `check` takes and `replay` plays."""
+class LidarPackets(NamedTuple):
+    """A stream of packets that a decoder of pipeline/lidar/ reads."""
+
+    sensor: str
+    metadata: str = ""  # the stream that holds the sensor's, where it needs one
+
+
+def config_text(recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None) -> str:
+    """encodings: by stream. lidars: which of them hold a known lidar's packets. A graph that `check` takes and `replay` plays."""
+    lidars = lidars or {}
+    sweeps = {stream: "points" if len(lidars) == 1 and "points" not in encodings else f"{stream}-points" for stream in lidars}
+    read = {*lidars, *(lidar.metadata for lidar in lidars.values())}
+    streams = encodings
+    encodings = {**encodings, **{name: "points_xyzit_f32" for name in sweeps.values()}}
     keys = {name: key(name) for name in encodings}
     width = max(map(len, keys.values())) + 1
     own = {node: node if node not in encodings else f"{node}-of-{recording.stem}" for node in ("align", "emotion", "console")}
     command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
     lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
-    for name, encoding in encodings.items():
-        mark = "  " if name in aligned or not aligned else "  # "
+    for name, encoding in streams.items():
+        mark = "  " if name in aligned or name in read or not aligned else "  # "
         lines.append(f"{mark}{f'{keys[name]}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}")
+    for stream, name in sweeps.items():
+        inputs = ", ".join(keys[n] for n in filter(None, (stream, lidars[stream].metadata)))
+        lines.append(f"  {f'{keys[name]}:':<{width}} {{use: sweeps, sensor: {lidars[stream].sensor}, inputs: [{inputs}]}}")
     if aligned:
         lines += [f"  {own['align']}:", "    use: align", f"    inputs: [{', '.join(keys[n] for n in aligned)}]",
                   f"    anchor: {keys[aligned[0]]}",
@@ -39,14 +55,14 @@ def config_text(recording: Path, encodings: Mapping[str, str]) -> str:
     if pictures and sounds:  # a picture and a sound track: people are looked for
         lines += [f"  {own['emotion']}:", f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
                   f"process: {own['align']}, backend: auto}}"]  # fmt: skip
-    read = [own["emotion"]] if pictures and sounds else []
-    lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*read, 'health'])}]}}"]
+    shown = [own["emotion"]] if pictures and sounds else []
+    lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*shown, 'health'])}]}}"]
     return "\n".join(lines) + "\n"
 
 
-def write_config(recording: Path, encodings: Mapping[str, str]) -> Path:
+def write_config(recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None) -> Path:
     """Beside the recording; one that is there already, and may be somebody's own, is kept, and the new one is numbered."""
-    text = config_text(recording, encodings)
+    text = config_text(recording, encodings, lidars)
     for path in (recording.with_suffix(".yaml"), *(recording.with_suffix(f".{n}.yaml") for n in range(1, 1000))):
         try:
             with path.open("x") as file:
