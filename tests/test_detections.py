@@ -224,14 +224,15 @@ def test_the_pinned_detector_is_not_fetched_unasked_and_the_log_says_how(
     monkeypatch.setattr(assets, "MODELS", tmp_path)
     with caplog.at_level(logging.WARNING):
         assert Detector.load("auto", engines, LOG) is None
-    assert "models pull yolox-tiny" in caplog.text
+    assert "models pull yolox-nano" in caplog.text
     assert Detector.load("none", engines, LOG) is None
 
 
-def test_the_pinned_detector_is_of_a_known_layout(engines: Engines) -> None:
-    if assets.local(assets.entry("yolox-tiny")) is None:
-        pytest.skip(f"yolox-tiny is not here: {assets.PULL} yolox-tiny")
-    detector = Detector.load("auto", engines, LOG)
+@pytest.mark.parametrize("name", ["yolox-nano", "yolox-tiny"])
+def test_a_pinned_detector_is_of_a_known_layout(name: str, engines: Engines) -> None:
+    if assets.local(assets.entry(name)) is None:
+        pytest.skip(f"{name} is not here: {assets.PULL} {name}")
+    detector = Detector.load(name, engines, LOG)
     assert detector is not None and (detector.layout, detector.input_px, len(detector.labels)) == ("yolox", (416, 416), 80)
     assert detector.find(picture(1242, 375)) == []
 

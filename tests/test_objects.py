@@ -15,12 +15,13 @@ pytest.importorskip("onnx")
 
 from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt
+from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Pose, Rig, rigid
+from pipeline.surroundings import Obstacle
 from pipeline.tasks import make
 from pipeline.tasks.detections import Detection
-from pipeline.tasks.objects import ObjectFinder, Objects, View
+from pipeline.tasks.objects import ObjectFinder, Objects, View, labelled
 from tests.detector_graphs import BGR, COLOURS, squares
 from tests.running import finished
 
@@ -166,6 +167,21 @@ def test_boxes_from_elsewhere_are_ranged_without_a_detector_or_a_picture() -> No
     assert found.range_m == pytest.approx(8.0, abs=0.05)
     assert found.position_m == pytest.approx((8.2, 0, 0.5), abs=0.1)
     assert finder.find(None, points_base, MS, View.of(RIG, "front")) == []
+
+
+def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
+    ahead = Obstacle(1, (12.0, 0.0, 0.7), (4.0, 1.8, 1.5), 0.0, 10.0, 0.0)
+    turned = Obstacle(2, (12.0, 6.0, 0.7), (4.0, 1.8, 1.5), np.pi / 2, 11.0, 25.0)
+    nothing = Obstacle(3, (30.0, -5.0, 0.7), (1.0, 1.0, 1.5), 0.0, 29.0, -10.0)
+
+    def seen(label: str, score: float, *position_m: float) -> Subject:
+        return Subject(1, (0, 0, 9, 9), (), score, label=label, range_m=10.0, position_m=position_m)
+
+    subjects = [seen("car", 0.9, 10.0, 0.2, 0.5), seen("truck", 0.4, 10.1, 0.0, 0.5), seen("van", 0.5, 12.0, 4.1, 0.5),
+                seen("dog", 0.9, 20.0, 0.0, 0.2), Subject(9, (0, 0, 9, 9), (), label="cat")]  # fmt: skip
+    found = labelled([ahead, turned, nothing], subjects)
+    assert [(o.id, o.label, o.score) for o in found] == [(1, "car", 0.9), (2, "van", 0.5), (3, "", 0.0)]
+    assert labelled([], subjects) == ()
 
 
 # ---- the task

@@ -93,6 +93,12 @@ def test_what_hides_half_of_a_car_does_not_give_it_its_own_range() -> None:
     assert hidden.range_m == pytest.approx(19.7, abs=0.2)
 
 
+def test_a_little_thing_that_hangs_before_a_car_does_not_stand_for_it() -> None:
+    little: Box = ((8.0, -0.1, -0.9), (8.1, 0.1, -0.6))
+    (found,) = ranged(sweep(little, car(12.0), WALL), box_px(car(12.0)))
+    assert found.range_m == pytest.approx(11.7, abs=0.15)
+
+
 def test_two_people_side_by_side_have_each_their_own_range() -> None:
     first: Box = ((8.0, 0.3, GROUND_M), (8.3, 0.8, 0.1))
     second: Box = ((9.5, -0.4, GROUND_M), (9.8, 0.1, 0.1))
@@ -133,6 +139,7 @@ def test_a_camera_that_looks_back_ranges_as_well_as_one_that_looks_ahead() -> No
     (found,) = range_boxes(np.array([box_px(car(9.0))]), pixels[seen], points[seen] @ about.T, camera_m=camera_m)
     assert found.range_m == pytest.approx(8.7, abs=0.12)
     assert found.position_m is not None and found.position_m[0] == pytest.approx(-9.0, abs=0.2)
+    assert found.fit > 0.7  # the seam of the angles does not cut it in two
 
 
 def test_points_that_are_no_numbers_count_for_nothing() -> None:
@@ -210,6 +217,15 @@ def test_two_that_pass_each_other_in_the_picture_keep_their_ids_by_their_ranges(
                                 i * 100_000_000, i * 100_000_000)  # fmt: skip
         ids.append([t.id for t in tracks])
     assert ids == [[1, 2]] * 11
+
+
+def test_boxes_that_nearly_cover_each_other_are_told_apart_by_range() -> None:
+    tracker, ids = ObjectTracker(), []
+    for near_px, far_px in ((300, 312), (311, 299), (300, 312)):  # as a detector's boxes jump
+        boxes = [Detection("car", 0.9, (near_px, 150, 120, 90)), Detection("car", 0.8, (far_px, 150, 120, 90))]
+        tracks = tracker.update(boxes, [Ranged(8.0), Ranged(14.0)], len(ids) * 100_000_000, len(ids) * 100_000_000)
+        ids.append([t.id for t in tracks])
+    assert ids == [[1, 2]] * 3
 
 
 def test_a_thing_away_for_two_seconds_comes_back_under_a_new_id() -> None:

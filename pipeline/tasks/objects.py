@@ -25,6 +25,7 @@ from pipeline import rig as rigs
 from pipeline.frame import AlignedSet, Frame, Prediction, Subject
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Rig
+from pipeline.surroundings import Obstacle
 from pipeline.tasks import Task
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import Detector
@@ -38,6 +39,7 @@ Image = npt.NDArray[np.uint8]
 PICTURES, POINTS, DEPTHS, TEXTS = ("bgr8", "jpeg"), ("points_xyzi_f32", "points_xyzit_f32"), ("depth_u16_mm",), ("text_utf8",)
 DEPTH_STEP = 2  # every second row and column of a depth picture: a box still holds hundreds
 NO_DETECTOR, NO_RIG = "detector", "rig"  # in `missing`
+SAME_PLACE_M, SAME_PLACE_SHARE = 0.5, 0.02  # so far outside an obstacle's box, a subject is still on it
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class ObjectFinder:
     def __init__(self, detector: Detector | None = None) -> None:
         self._detector, self._tracker = detector, ObjectTracker()
         self.ranged: list[Ranged] = []
+        # What OpenCV and numpy set up on their first call takes 0.1 s, which no picture shall wait for.
+        some = np.random.default_rng(0).uniform(1, 9, (100, 3))
+        range_boxes(np.array([[0, 0, 9, 9]]), some[:, :2], some)
 
     def find(
         self, image: Image | None, points_base: npt.NDArray[Any] | None, capture_ns: int, view: View | None, *,
@@ -124,8 +129,10 @@ class Objects(Task):
         self._rig = rigs.load(self._rig_path) if self._rig_path else None
         self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
         self._detector = Detector.load(self._wanted, self._engines, self.log)
+        self.metrics.facts["detector"] = "none"
         if self._detector is not None:
             self.labels, self.model = self._detector.labels, self._detector.name
+            self.metrics.facts["detector"] = f"{self._detector.name}, {self._detector.layout}"
         self.finder = ObjectFinder(self._detector)
         self._views: dict[str, View] = {}
         self._told: set[str] = set()
@@ -210,6 +217,26 @@ class Objects(Task):
         if text not in self._told:
             self._told.add(text)
             self.log.warning("%s", text)
+
+
+def labelled(obstacles: Sequence[Obstacle], subjects: Sequence[Subject]) -> tuple[Obstacle, ...]:
+    """The obstacles, each with label and score of the surest subject whose surface lies on it, as far as any does."""
+    named = list(obstacles)
+    for subject in sorted(subjects, key=lambda one: one.score):  # the surest is written last
+        if subject.position_m and named:
+            off_m = [_outside_m(obstacle, subject.position_m) for obstacle in obstacles]
+            nearest = int(np.argmin(off_m))
+            if off_m[nearest] <= SAME_PLACE_M + SAME_PLACE_SHARE * (subject.range_m or 0.0):
+                named[nearest] = msgspec.structs.replace(named[nearest], label=subject.label, score=subject.score)
+    return tuple(named)
+
+
+def _outside_m(obstacle: Obstacle, position_m: Sequence[float]) -> float:
+    """How far a place lies outside an obstacle's box, along the ground; 0 inside."""
+    x, y = position_m[0] - obstacle.centre_m[0], position_m[1] - obstacle.centre_m[1]
+    cos, sin = np.cos(obstacle.yaw_rad), np.sin(obstacle.yaw_rad)
+    along, across = abs(x * cos + y * sin) - obstacle.size_m[0] / 2, abs(y * cos - x * sin) - obstacle.size_m[1] / 2
+    return float(np.hypot(max(along, 0.0), max(across, 0.0)))
 
 
 def _latest(aligned: AlignedSet, encodings: tuple[str, ...]) -> Frame | None:

@@ -122,7 +122,7 @@ def _fullest(body: Whole, pixels: Floats, counts: Whole, area_px: float) -> tupl
         low, high = pixels[at].min(axis=0), pixels[at].max(axis=0)
         # A pole is a line of points: a pixel is the least it fills.
         fills = float(np.prod(np.maximum(high - low, 1.0))) / max(area_px, 1.0)
-        fit = min(fills, 1.0) * len(at) / int(counts[one])
+        fit = float(min(fills, 1.0) * len(at) / counts[one])
         if fit > best_fit:
             best, best_fit = at, fit
     return best, max(best_fit, 0.0)
