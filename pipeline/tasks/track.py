@@ -29,6 +29,7 @@ THIN_M = (7.0, 0.6)  # longer than the one and thinner than the other: a piece o
 SURE_HITS, SURE_MPS = 4, 0.8  # a velocity is told after so many sweeps, and with a standard deviation below this
 GAP_NS = 1_000_000_000  # after a longer one nothing is known of before
 YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
+FACE_M = 0.4  # what reaches this far across is seen as a face, not as an end
 GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
 MISFIT_SHARE = 0.3
 MIN_CLOSING_MPS = 0.3
@@ -98,6 +99,7 @@ class Track:
         self.id, self.hits = id, 0
         self.passed_ns: int | None = None  # since when its place is seen to be free
         self.velocity_mps, self._sigma_mps = velocity_mps, sigma_mps
+        self.endless = False  # neither of its ends is its own: it may reach on, and moves nobody knows how
         self.approach, self.misfit = Approach(), 1.0
         self._begin(cluster, time_ns)
 
@@ -128,7 +130,7 @@ class Track:
         self.large = _endless(*self.size_m)
         # Where sweeps fall further from what was expected than their noise explains, the velocity is as much less sure.
         worst = self.spread.vv * max(1.0, self.misfit)
-        sure = not self.large and self.hits >= SURE_HITS and worst < SURE_MPS**2
+        sure = not self.large and not self.endless and self.hits >= SURE_HITS and worst < SURE_MPS**2
         self.velocity = (*self.velocity_mps, math.sqrt(worst)) if sure else None
 
     def _to_axes(self, x: float, y: float) -> Place:
@@ -157,19 +159,24 @@ class Track:
         dt = (time_ns - self.time_ns) / NS
         self.spread.predict(dt)
         x, y = self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
-        off, shift = [0.0, 0.0], [0.0, 0.0]
-        for k, (centre, eye) in enumerate(zip(self._to_axes(x, y), self._to_axes(*eye_m), strict=True)):
+        off, shift, eyes = [0.0, 0.0], [0.0, 0.0], self._to_axes(*eye_m)
+        self.endless = False
+        for k, (centre, eye) in enumerate(zip(self._to_axes(x, y), eyes, strict=True)):
             low, high = edges_m[k], edges_m[k + 2]
             at_low, at_high = low - (centre - self.size_m[k] / 2), high - (centre + self.size_m[k] / 2)
             grown = self._grown(k, high - low)
-            if low <= eye <= high and abs(at_low - at_high) < EDGES_AGREE_M:
-                off[k] = (at_low + at_high) / 2
-            elif eye < low or (eye <= high and abs(at_low) < abs(at_high)):
-                # In front of its middle only one edge is its own, where the other is hidden or a neighbour's: the one that
-                # lies where it was expected. From the side it is the nearer one.
-                off[k], shift[k] = at_low, grown / 2
+            if low <= eye <= high or edges_m[3 - k] - edges_m[1 - k] < FACE_M:
+                # Seen from before it, or a thin one from anywhere: two ends, if nothing hides them.
+                right, left = cluster.ends_hidden
+                across = (edges_m[1 - k] + edges_m[3 - k]) / 2 > eyes[1 - k]
+                low_hidden, high_hidden = (left, right) if across == (k == 0) else (right, left)
+                self.endless |= low_hidden and high_hidden
+                by_low = high_hidden if low_hidden != high_hidden else abs(at_low) < abs(at_high)
+                both = not low_hidden and not high_hidden and abs(at_low - at_high) < EDGES_AGREE_M
             else:
-                off[k], shift[k] = at_high, -grown / 2
+                by_low, both = eye < low, False  # a face of it
+            off[k] = (at_low + at_high) / 2 if both else at_low if by_low else at_high
+            shift[k] = 0.0 if both else grown / 2 if by_low else -grown / 2
             self.size_m[k] += grown
         sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
         if self.hits >= 2:
