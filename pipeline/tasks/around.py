@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.surroundings import FREE, Ahead, FreeSpace, Obstacle, Sector, Surroundings
 from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_fresh, nearest_in_corridor
-from pipeline.tasks.clusters import find_clusters
+from pipeline.tasks.clusters import Horizon, find_clusters
 from pipeline.tasks.free_space import FreeSpaceMap
 from pipeline.tasks.ground import GroundFinder
 from pipeline.tasks.track import Approach, Track
@@ -112,7 +112,7 @@ class Around:
         ground = finder.find(points_m, origin_m)
         stands = ~ground.is_ground & (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
         at = np.flatnonzero(stands)
-        clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], range_m=self._range_m)
+        clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], Horizon(points_m, origin_m), range_m=self._range_m)
         grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)

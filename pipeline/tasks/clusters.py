@@ -3,12 +3,13 @@
 Points in neighbouring cells belong together; the farther off, the wider the cells reach, as the beams spread. What is
 found is a list, nearest first, of plain outlines: the middles of 10 cm cells, which average the noise of their points.
 
-    things = find_clusters(points_m, height_m, seconds)
+    things = find_clusters(points_m, height_m, seconds, Horizon(points_m, origin_m))
     things[0].range_m, things[0].places_m      # its nearest point's distance; (k, 2) float32
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -19,6 +20,9 @@ Floats = npt.NDArray[np.float32]
 
 LINK_M = 0.2  # cells that touch, also by a corner, are one thing
 FINE_M = 0.1
+NEAR_M = 12.0  # in a cloud that reaches no further (a depth camera's) the points lie so close that FINE_M links them
+AZIMUTHS, BESIDE, BEFORE_M = 720, 2, 0.3  # directions; how many beside an end are asked; nearer by this is before it
+LOOKED_POINTS = 16_000
 REACH_M = 12.0  # beyond this a cell links over one that is empty: surfaces slant, and beams have spread
 ALONG_RAY = 0.012  # and along its ray to others this share of its range nearer or farther: a side seen at a slant
 MIN_POINTS, MIN_CELLS = 4, 1
@@ -41,18 +45,41 @@ class Cluster(NamedTuple):
     floor_m: float  # z of the ground under it, base frame
     range_m: float  # horizontal, from the base frame's origin to `nearest_m`
     nearest_m: tuple[float, float]
+    ends_hidden: tuple[bool, bool]  # its right and its left end, as its sensor sees it, are not its own: something nearer
+    # stands before them, or the sensor sees no further
     yaw_rad: float  # of one of its sides, in [0, π/2)
     yaw_sure: bool  # False: too small or round to tell
 
 
-def find_clusters(points_m: Floats, height_m: Floats, seconds: Floats, *, range_m: float = 60.0) -> list[Cluster]:
-    """points_m: (n, 3) that stand above the ground, height_m and seconds: (n,) theirs."""
+class Horizon:
+    """Which way a sensor looks: those directions from which anything came back, also from the ground."""
+
+    def __init__(self, points_m: Floats, origin_m: Sequence[float]) -> None:
+        """points_m: (n, 3), all of a cloud."""
+        self.origin_m = (float(origin_m[0]), float(origin_m[1]))
+        self.lit = np.zeros(AZIMUTHS, bool)
+        self.lit[self.bins(points_m[:: len(points_m) // LOOKED_POINTS * 2 + 1])] = True
+
+    def bins(self, points_m: Floats) -> npt.NDArray[np.int32]:
+        turn = np.arctan2(points_m[:, 1] - np.float32(self.origin_m[1]), points_m[:, 0] - np.float32(self.origin_m[0]))
+        return (turn * np.float32(AZIMUTHS / (2 * np.pi))).astype(np.int32) % AZIMUTHS
+
+    def ranges(self, places_m: Floats) -> Floats:
+        return np.hypot(places_m[:, 0] - np.float32(self.origin_m[0]), places_m[:, 1] - np.float32(self.origin_m[1]))
+
+
+def find_clusters(
+    points_m: Floats, height_m: Floats, seconds: Floats, horizon: Horizon, *, range_m: float = 60.0
+) -> list[Cluster]:
+    """points_m: (n, 3) that stand above the ground, height_m and seconds: (n,) theirs. horizon: of the whole cloud."""
+    range_m = min(range_m, float(np.abs(points_m[:, :2]).max(initial=0)) + 1)
     inside = (np.abs(points_m[:, 0]) < range_m) & (np.abs(points_m[:, 1]) < range_m)
     points_m, height_m, seconds = points_m[inside], height_m[inside], seconds[inside]
     if not len(points_m):
         return []
     cells = _FineCells(points_m, height_m, seconds, range_m)
-    label = _without_walls(cells, _linked(cells.places_m, range_m, loose=True), range_m)
+    link_m = LINK_M if range_m > NEAR_M else FINE_M
+    label = _without_walls(cells, _linked(cells.places_m, range_m, link_m, loose=True), range_m, link_m)
     label = _with_fragments(cells, label)
     order = np.argsort(label, kind="stable")
     begins = np.flatnonzero(np.r_[True, np.diff(label[order]) != 0])
@@ -70,16 +97,17 @@ def find_clusters(points_m: Floats, height_m: Floats, seconds: Floats, *, range_
     weak = cells.points[order] < np.repeat(most, ends - begins)
     ranges = np.hypot(places[:, 0], places[:, 1])
     trusted_m = np.where(weak, ranges + WEAK_M, ranges)
+    right, left = _ends_hidden(places, ranges, horizon, begins, ends, wanted)
     yaws = _yaws(places, begins, ends, wanted, (most_m - least).max(axis=1)[wanted])
     found = []
-    for k in wanted:
+    for n, k in enumerate(wanted):
         own = slice(begins[k], ends[k])
         at = begins[k] + int(np.argmin(trusted_m[own]))
         yaw_rad, sure = yaws.get(int(k), (0.0, False))
         nearest = (float(places[at, 0]), float(places[at, 1]))
         found.append(Cluster(
             places[own], middle[k], extent[k], int(points[k]), float(seconds_sum[k] / points[k]), float(low[k]), float(high[k]),
-            float(floor[k]), float(ranges[at]), nearest, yaw_rad, sure,
+            float(floor[k]), float(ranges[at]), nearest, (right[n], left[n]), yaw_rad, sure,
         ))  # fmt: skip
     return sorted(found, key=lambda c: c.range_m)
 
@@ -112,21 +140,45 @@ class _FineCells:
         np.maximum.at(self.top_m, at, height_m)
 
 
-def _linked(places_m: Floats, range_m: float, *, loose: bool) -> npt.NDArray[np.int32]:
+def _ends_hidden(
+    places: Floats, ranges: Floats, horizon: Horizon, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp],
+    wanted: npt.NDArray[np.intp],
+) -> tuple[list[bool], list[bool]]:  # fmt: skip
+    """Of each wanted thing, whether its right and its left end are not its own."""
+    if not len(wanted):
+        return [], []
+    away_m, bins = horizon.ranges(places), horizon.bins(places)
+    nearest = np.full(AZIMUTHS, np.inf, np.float32)
+    np.minimum.at(nearest, bins, away_m)
+    # Bearings from each thing's first place on: none but a wall all around reaches half a turn from there.
+    turn = (bins - np.repeat(bins[begins], ends - begins) + AZIMUTHS // 2) % AZIMUTHS - AZIMUTHS // 2
+    hidden = []
+    for side, reduce in ((-1, np.minimum), (1, np.maximum)):
+        end = reduce.reduceat(turn, begins)
+        at_end = turn == np.repeat(end, ends - begins)
+        end_m = np.minimum.reduceat(np.where(at_end, away_m, np.inf), begins)[wanted]
+        beside = (end[wanted] + bins[begins[wanted]])[:, None] + side * np.arange(BESIDE + 1)
+        before = nearest[beside % AZIMUTHS].min(axis=1) < end_m - BEFORE_M
+        dark = ~horizon.lit[beside[:, 1:] % AZIMUTHS].any(axis=1)
+        hidden.append([bool(h) for h in before | dark])
+    return hidden[0], hidden[1]
+
+
+def _linked(places_m: Floats, range_m: float, link_m: float, *, loose: bool) -> npt.NDArray[np.int32]:
     """The number of the thing each place belongs to. loose: also over what slanted and far surfaces leave out."""
-    side = round(2 * range_m / LINK_M) + 1
+    side = round(2 * range_m / link_m) + 1
     mask = np.zeros((side, side), np.uint8)
     along_ray = (1.0, 1 - ALONG_RAY, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2, 1 + ALONG_RAY)
     for share in along_ray if loose else (1.0, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2):
-        at = ((places_m * np.float32(share) + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
+        at = ((places_m * np.float32(share) + np.float32(range_m)) * np.float32(1 / link_m)).astype(np.int32)
         np.clip(at, 0, side - 1, out=at)
         mask[at[:, 0], at[:, 1]] = 1
     if loose:
-        along_m = (np.arange(side) + 0.5) * LINK_M - range_m
+        along_m = (np.arange(side) + 0.5) * link_m - range_m
         grown = cv2.dilate(mask, np.ones((2, 2), np.uint8))
         mask = np.where(along_m[:, None] ** 2 + along_m**2 > REACH_M**2, grown, mask)
     _, labels = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)
-    at = ((places_m + np.float32(range_m)) * np.float32(1 / LINK_M)).astype(np.int32)
+    at = ((places_m + np.float32(range_m)) * np.float32(1 / link_m)).astype(np.int32)
     return np.asarray(labels[at[:, 0], at[:, 1]], np.int32)
 
 
@@ -138,13 +190,13 @@ def _bounds(label: npt.NDArray[np.int32], places_m: Floats) -> npt.NDArray[np.fl
     return box
 
 
-def _without_walls(cells: _FineCells, label: npt.NDArray[np.int32], range_m: float) -> npt.NDArray[np.int32]:
+def _without_walls(cells: _FineCells, label: npt.NDArray[np.int32], range_m: float, link_m: float) -> npt.NDArray[np.int32]:
     """What is as large as a vehicle and only nearly touches a wall is a thing of its own: linked again, more strictly."""
     box = _bounds(label, cells.places_m)
     long = np.flatnonzero((-(box[2:] + box[:2])).max(axis=0)[label] > WALL_M)
     if not len(long):
         return label
-    strict = _linked(cells.places_m[long], range_m, loose=False)
+    strict = _linked(cells.places_m[long], range_m, link_m, loose=False)
     box = _bounds(strict, cells.places_m[long])
     extent = -(box[2:] + box[:2])
     points = np.bincount(strict, cells.points[long], box.shape[1])

@@ -37,7 +37,7 @@ LEAST_HEIGHT_M = 0.05  # of a sensor over the ground
 LOW_CELL_M, LOW_STEP = 1.0, 3  # side of the cells whose lowest points tell an unknown height; which of the fed are asked
 NEAR_PLANE_M, NEAR_PLANE_PER_M = 0.15, 0.01  # ground for sure; from there it goes on, step by step
 JOIN_CELLS, JOIN_M, JOIN_ROUNDS = 7, 0.25, 8
-FOOT_M, STANDS_M = 0.06, (0.3, 2.5)  # a point this high is the foot of what stands in its cell, if anything does
+FOOT_M, FOOT_WEIGHT, STANDS_M = 0.06, 0.01, (0.3, 2.5)  # a point this high is the foot of what stands in its cell, if anything does
 
 
 class Ground(NamedTuple):
@@ -74,7 +74,8 @@ class GroundFinder:
         ground = fed[self._flat(fed, expected_m, _reach(float(ranges_m[low].max()), self._range_m))]
         if len(ground) < MIN_GROUND_POINTS:
             return self._unseen(points_m, f"no ground seen: {len(ground) * step} points lie flat below the sensor")
-        return self._mapped(points_m, ground + np.array(origin_m, np.float32), origin_m, expected_m)
+        origin = np.array(origin_m, np.float32)
+        return self._mapped(points_m, ground + origin, fed + origin, origin_m, expected_m)
 
     def _expected_m(self, fed: Floats, origin_z_m: float) -> float | None:
         """The sensor's height over the ground."""
@@ -90,7 +91,9 @@ class GroundFinder:
         self._estimators[key].estimateGround(fed)
         return np.asarray(self._estimators[key].getGroundIndices(), np.int32).ravel()
 
-    def _mapped(self, points_m: Floats, ground: Floats, origin_m: tuple[float, float, float], expected_m: float) -> Ground:
+    def _mapped(
+        self, points_m: Floats, ground: Floats, fed: Floats, origin_m: tuple[float, float, float], expected_m: float
+    ) -> Ground:
         """A plane through all, then what the ground departs from it: by cell, and where none was seen by its neighbours."""
         cell_m = 2 * self._range_m / MAP_CELLS if self._range_m > 20 else 2 * self._range_m / (MAP_CELLS // 2)
         side = round(2 * self._range_m / cell_m)
@@ -98,6 +101,10 @@ class GroundFinder:
         count = np.bincount(where, minlength=side * side).astype(np.float32)
         used = np.flatnonzero(count)
         sums = [np.bincount(where, ground[:, k], side * side)[used] / count[used] for k in range(3)]
+        # Where something stands, its foot may have been taken for ground: such a cell counts only where no other does.
+        top_m = np.full(side * side, -np.inf, np.float32)
+        np.maximum.at(top_m, _cells(fed, origin_m, self._range_m, side), fed[:, 2])
+        count[used] *= np.where(top_m[used] - sums[2] > STANDS_M[0], FOOT_WEIGHT, 1.0)
         plane, flat = _plane(np.column_stack(sums), np.minimum(count[used], 20.0))
         below_m = origin_m[2] - float(plane @ (origin_m[0], origin_m[1], 1.0))
         tilt = float(np.hypot(plane[0], plane[1]))

@@ -26,11 +26,13 @@ EDGE_M, EDGE_PER_M = 0.04, 0.002  # of a measured edge: at 0 m, and more with ra
 UNKNOWN_MPS = 10.0  # of a new thing's velocity
 LARGE_M = 15.0  # a wall, a hedge: what is seen of it changes along it, so it has no velocity that could be seen
 THIN_M = (7.0, 0.6)  # longer than the one and thinner than the other: a piece of such
-SURE_HITS, SURE_MPS = 4, 0.8  # a velocity is told after so many sweeps, and with a standard deviation below this
+SURE_HITS, SURE_MPS = 4, 0.5  # a velocity is told after so many sweeps, and with a standard deviation below this
 GAP_NS = 1_000_000_000  # after a longer one nothing is known of before
 YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
+FACE_M = 0.4  # what reaches this far across is seen as a face, not as an end
 GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
-MISFIT_SHARE = 0.3
+MISFIT_SHARE, GAP_SHARE = 0.3, 0.15
+ADRIFT_M = 1.0  # where no edge of a sweep can be compared with the one before
 MIN_CLOSING_MPS = 0.3
 RANGE_JUMP_M, LEAST_M = 1.0, 0.1
 
@@ -98,6 +100,7 @@ class Track:
         self.id, self.hits = id, 0
         self.passed_ns: int | None = None  # since when its place is seen to be free
         self.velocity_mps, self._sigma_mps = velocity_mps, sigma_mps
+        self.endless = False  # neither of its ends is its own: it may reach on, and moves nobody knows how
         self.approach, self.misfit = Approach(), 1.0
         self._begin(cluster, time_ns)
 
@@ -111,6 +114,7 @@ class Track:
         self.size_m = [max(a_m, LEAST_M), max(b_m, LEAST_M)]
         self.spread = Spread(EDGE_M + EDGE_PER_M * cluster.range_m, self._sigma_mps)
         self.time_ns = time_ns
+        self._soft: list[tuple[bool, bool] | None] = [None, None]  # by axis: least, greatest edge was not its own
         self._saw(cluster, time_ns)
 
     def begin_again(self, cluster: Cluster, time_ns: int) -> None:
@@ -128,7 +132,7 @@ class Track:
         self.large = _endless(*self.size_m)
         # Where sweeps fall further from what was expected than their noise explains, the velocity is as much less sure.
         worst = self.spread.vv * max(1.0, self.misfit)
-        sure = not self.large and self.hits >= SURE_HITS and worst < SURE_MPS**2
+        sure = not self.large and not self.endless and self.hits >= SURE_HITS and worst < SURE_MPS**2
         self.velocity = (*self.velocity_mps, math.sqrt(worst)) if sure else None
 
     def _to_axes(self, x: float, y: float) -> Place:
@@ -157,22 +161,36 @@ class Track:
         dt = (time_ns - self.time_ns) / NS
         self.spread.predict(dt)
         x, y = self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
-        off, shift = [0.0, 0.0], [0.0, 0.0]
-        for k, (centre, eye) in enumerate(zip(self._to_axes(x, y), self._to_axes(*eye_m), strict=True)):
+        off, shift, eyes = [0.0, 0.0], [0.0, 0.0], self._to_axes(*eye_m)
+        self.endless, adrift = False, False
+        for k, (centre, eye) in enumerate(zip(self._to_axes(x, y), eyes, strict=True)):
             low, high = edges_m[k], edges_m[k + 2]
             at_low, at_high = low - (centre - self.size_m[k] / 2), high - (centre + self.size_m[k] / 2)
-            grown = self._grown(k, high - low)
-            if low <= eye <= high and abs(at_low - at_high) < EDGES_AGREE_M:
-                off[k] = (at_low + at_high) / 2
-            elif eye < low or (eye <= high and abs(at_low) < abs(at_high)):
-                # In front of its middle only one edge is its own, where the other is hidden or a neighbour's: the one that
-                # lies where it was expected. From the side it is the nearer one.
-                off[k], shift[k] = at_low, grown / 2
+            if low <= eye <= high or edges_m[3 - k] - edges_m[1 - k] < FACE_M:
+                # Seen from before it, or a thin one from anywhere: two ends, if nothing hides them.
+                right, left = cluster.ends_hidden
+                across = (edges_m[1 - k] + edges_m[3 - k]) / 2 > eyes[1 - k]
+                soft = (left, right) if across == (k == 0) else (right, left)
+                self.endless |= all(soft)
+            else:  # a face of it, and a far edge that it hides itself
+                soft = (False, True) if eye < low else (True, False)
+            # An edge tells of motion where it was its own edge in this sweep and in the one before.
+            low_sure, high_sure = (not (now or before) for now, before in zip(soft, self._soft[k] or soft, strict=True))
+            self._soft[k] = soft
+            if not low_sure and not high_sure:
+                adrift, shift[k], grown = True, (at_low + at_high) / 2, high - low - self.size_m[k]
+            elif low_sure and high_sure and abs(at_low - at_high) < EDGES_AGREE_M:
+                off[k], grown = (at_low + at_high) / 2, self._grown(k, high - low)
             else:
-                off[k], shift[k] = at_high, -grown / 2
-            self.size_m[k] += grown
-        sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m
-        if self.hits >= 2:
+                grown = self._grown(k, high - low)
+                by_low = low_sure and (not high_sure or abs(at_low) < abs(at_high))
+                off[k], shift[k] = (at_low, grown / 2) if by_low else (at_high, -grown / 2)
+            self.size_m[k] = max(LEAST_M, self.size_m[k] + grown)
+        # An edge is as sharp as what lies along it is dense.
+        sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m + GAP_SHARE * max(cluster.extent_m) / len(cluster.places_m)
+        if adrift:
+            sigma_m += ADRIFT_M
+        elif self.hits >= 2:
             surprise = (off[0] ** 2 + off[1] ** 2) / (self.spread.pp + sigma_m**2) / 2
             self.misfit += MISFIT_SHARE * (min(20.0, surprise) - self.misfit)
         place, rate = self.spread.update(sigma_m)
