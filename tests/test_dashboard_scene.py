@@ -277,12 +277,12 @@ def test_a_sweep_of_120000_points_hardly_delays_the_node(drive: Drive) -> None:
         took_ms = []
         for seq in range(20):
             frame = sweep(big, seq, seq * 100 * MS)
-            begin = time.perf_counter()
+            begin = time.thread_time()  # what it computes itself: a busy machine makes everything wait
             drive.page.consume(Arrival("lidar", frame, seq * 100 * MS))
-            took_ms.append((time.perf_counter() - begin) * 1e3)
+            took_ms.append((time.thread_time() - begin) * 1e3)
             time.sleep(0.02)
-    print(f"consume of 120,000 points: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms")
-    assert np.median(took_ms) < 20
+    print(f"consume of 120,000 points: p50 {np.median(took_ms):.2f} ms of CPU, max {max(took_ms):.1f} ms")
+    assert np.median(took_ms) < 10
 
 
 # ---- as a person meets it ----
@@ -361,6 +361,7 @@ def test_every_state_has_its_word_and_its_sign(page: Any, drive: Drive, state: s
     drive.state = state
     says(page, "#ahead-word", state.upper())
     says(page, "#ahead-sign", sign)
+    page.wait_for_function("s => document.getElementById('ahead-spoken').textContent === s", arg=f"Way ahead: {state}", timeout=10_000)
 
 
 @pytest.mark.system
@@ -369,13 +370,13 @@ def test_what_is_old_is_never_shown_as_now(page: Any, drive: Drive) -> None:
     says(page, "#ahead-word", "CLEAR")
     drive.silent.add("scene")
     says(page, "#ahead-word", "UNKNOWN")
-    says(page, "#ahead-because", "No answer for")
+    says(page, "#ahead-because", "The newest answer is")
     says(page, "#top-words", "s old")
     assert page.inner_text("#obstacles-more") == "Nothing is known of now." and page.inner_text("#ahead-numbers") == ""
     drive.silent.add("lidar")
     page.wait_for_function("() => document.getElementById('legend').hasAttribute('data-stale')", timeout=10_000)
     says(page, "#legend", "older than the picture")
-    says(page, "#top-veil", "Nothing is known of what is around")
+    says(page, "#top-veil", "The newest answer is")
     drive.silent.clear()
     says(page, "#ahead-word", "CLEAR")
 
