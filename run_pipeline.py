@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 LIVE, DEMO, SCENE_DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml", "configs/scene-demo.yaml"
 
+SCENE_TASKS = ("scene", "place", "obstacles", "objects", "sounds")
+
 NOTICE = """\
   Sensorium reads expressions, not feelings: what a face shows is not what a person feels.
   Tell the people in view that they are being watched. Not for decisions about work, education,
@@ -55,7 +57,7 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
         from pipeline.auto_time import with_auto_time
 
         config = with_auto_time(config, args.host)
-    _print_notice(stored)
+    _print_notice(config, stored)
     summary = launch(config, host=args.host, for_s=args.for_s, warm=True, on_begin=lambda plan: _say_where(plan, open_page=args.open))
     if args.out:
         with Path(args.out).open("a") as file:
@@ -155,9 +157,12 @@ def _say_where(plan: Plan, *, open_page: bool) -> None:
                 webbrowser.open(url)
 
 
-def _print_notice(stored: str) -> None:
+def _print_notice(config: Config, stored: str) -> None:
     from pipeline.assets import cache_folder
 
+    if any(node.options.get("task") in SCENE_TASKS for node in config.nodes.values()):
+        print(f"  A prototype's eyes, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}", flush=True)
+        return
     if stored:
         print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
         return

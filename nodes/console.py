@@ -9,6 +9,7 @@ from typing import ClassVar
 from pipeline.clock import NS
 from pipeline.frame import Health, Prediction
 from pipeline.node import Arrival, Sink
+from pipeline.surroundings import Surroundings
 
 REDRAW_NS = NS // 12
 BAR = " ▏▎▍▌▋▊▉█"
@@ -51,9 +52,12 @@ def line(prediction: Prediction, start_ns: int, troubles: dict[str, str]) -> str
     at_s = (prediction.capture_ns - start_ns) / NS
     p = float(prediction.probs.max()) if prediction.label else 0.0
     answer = f"{prediction.label or '—':<9}{f'{p:4.0%}' if prediction.label else '    '} {_bar(p)}"
-    faces = len(prediction.subjects)
-    who = "no face" if not faces else f"face {prediction.subjects[0].id}" if faces == 1 else f"{faces} faces"
-    parts = [f"{at_s:7.1f} s", answer, f"{who:<8}"]
+    parts = [f"{at_s:7.1f} s", answer]
+    if prediction.surroundings is None:
+        faces = len(prediction.subjects)
+        parts.append(f"{'no face' if not faces else f'face {prediction.subjects[0].id}' if faces == 1 else f'{faces} faces':<8}")
+    else:
+        parts.append(_around(prediction.surroundings))
     if prediction.speaking is not None:
         parts.append("speaking" if prediction.speaking else "quiet   ")
     if (total_ns := prediction.timing_ns.get("total", 0)) >= 0:  # faster than it happened, in a replay: no latency
@@ -62,6 +66,12 @@ def line(prediction: Prediction, start_ns: int, troubles: dict[str, str]) -> str
         parts.append(f"missing: {', '.join(prediction.missing)}")
     parts += [f"{node}: {state}" for node, state in troubles.items() if node not in prediction.missing]
     return "  ".join(parts)
+
+
+def _around(surroundings: Surroundings) -> str:
+    ahead, events = surroundings.ahead, [sound.label for sound in surroundings.sounds[:1]]
+    nearest = "" if ahead.nearest_m is None else f" {ahead.nearest_m:.1f} m"
+    return "  ".join([f"ahead {ahead.state + nearest:<15}", f"{len(surroundings.obstacles):2d} obstacles", *events])
 
 
 def _bar(share: float, cells: int = 10) -> str:
