@@ -25,6 +25,7 @@ from pipeline.importing.source import Opened, pictures_in
 from pipeline.lidar import is_ouster, recognise
 from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
 from pipeline.recording import Reader, Writer
+from pipeline.rig import save
 
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 KNOWN = (
@@ -107,8 +108,22 @@ def import_source(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: 
         raise ConfigError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    config = write_config(out, encodings, lidars.found())
+    rig = _write_rig(out, opened, names)
+    config = write_config(out, encodings, lidars.found(), rig)
     _report(out, config, opened, left_out, say)
+
+
+def _write_rig(out: Path, opened: Opened, names: _Names) -> Path | None:
+    """Beside the recording, where the source says where its sensors sit, and where none lies already."""
+    path = out.with_suffix(".rig.yaml")
+    if opened.rig is None or path.exists():
+        return path if path.exists() else None
+    try:
+        save(opened.rig(names.ours), path)
+    except ConfigError as error:  # a calibration that is not as KITTI has it: the recording holds it as it is
+        opened.notes.append(f"no rig file: {error}")
+        return None
+    return path
 
 
 class _Lidars:
@@ -171,6 +186,9 @@ class _Names:
             raise ConfigError(f"--map: two streams would be called '{ours}'. Streams here: {', '.join(self._opened.infos)}")
         self._met[theirs] = ours
         return ours
+
+    def ours(self, theirs: str) -> str:
+        return self._met.get(theirs, theirs)
 
     def theirs(self, ours: str) -> str:
         return next(theirs for theirs, name in self._met.items() if name == ours)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError
+from pipeline.frame import POINTS
 
 # Encodings in the order in which a stream is taken as the anchor: pictures before sweeps before sound before numbers.
 ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm", "pcm_f32", "imu_f64", "series_f32")
@@ -25,8 +26,11 @@ class LidarPackets(NamedTuple):
     metadata: str = ""  # the stream that holds the sensor's, where it needs one
 
 
-def config_text(recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None) -> str:
-    """encodings: by stream. lidars: which of them hold a known lidar's packets. A graph that `check` takes and `replay` plays."""
+def config_text(
+    recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None, rig: Path | None = None
+) -> str:
+    """encodings: by stream. lidars: which of them hold a known lidar's packets. rig: of the sensors. A graph that `check` takes
+    and `replay` plays: with points or depth it looks for what is around, with pictures and sound for people."""
     lidars = lidars or {}
     sweeps = {stream: "points" if len(lidars) == 1 and "points" not in encodings else f"{stream}-points" for stream in lidars}
     read = {*lidars, *(lidar.metadata for lidar in lidars.values())}
@@ -34,7 +38,8 @@ def config_text(recording: Path, encodings: Mapping[str, str], lidars: Mapping[s
     encodings = {**encodings, **{name: "points_xyzit_f32" for name in sweeps.values()}}
     keys = {name: key(name) for name in encodings}
     width = max(map(len, keys.values())) + 1
-    own = {node: node if node not in encodings else f"{node}-of-{recording.stem}" for node in ("align", "emotion", "console")}
+    added = ("align", "emotion", "scene", "console", "page")
+    own = {node: node if node not in encodings else f"{node}-of-{recording.stem}" for node in added}
     command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
     lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
@@ -52,17 +57,27 @@ def config_text(recording: Path, encodings: Mapping[str, str], lidars: Mapping[s
         lines += [f"    pick: {{{', '.join(picks)}}}"] if picks else []
     pictures = [name for name in aligned if encodings[name] in ("bgr8", "jpeg")]
     sounds = [name for name in aligned if encodings[name] == "pcm_f32"]
-    if pictures and sounds:  # a picture and a sound track: people are looked for
+    points = [name for name in aligned if encodings[name] in POINTS]
+    around = any(encodings[name] != "depth_u16_mm" for name in points) or (points and rig is not None)  # depth needs its lens
+    if around:
+        known = f", rig: {quoted(str(rig.resolve()))}" if rig else ""
+        shown = ", ".join(f"{{from: {keys[name]}, keep: latest}}" for name in (*pictures, *points))
+        lines += [f"  {own['scene']}:", f"    {{use: infer, task: scene, inputs: [{{from: {own['align']}, keep: 2}}], "
+                  f"process: {own['align']}{f', options: {{{known[2:]}}}' if rig else ''}}}",
+                  f"  {own['page']}: {{use: dashboard, inputs: [{own['scene']}, health, {shown}]{known}}}"]  # fmt: skip
+    elif pictures and sounds:  # a picture and a sound track: people are looked for
         lines += [f"  {own['emotion']}:", f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
                   f"process: {own['align']}, backend: auto}}"]  # fmt: skip
-    shown = [own["emotion"]] if pictures and sounds else []
-    lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*shown, 'health'])}]}}"]
+    predicting = [own["scene"]] if around else [own["emotion"]] if pictures and sounds else []
+    lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*predicting, 'health'])}]}}"]
     return "\n".join(lines) + "\n"
 
 
-def write_config(recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None) -> Path:
+def write_config(
+    recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None, rig: Path | None = None
+) -> Path:
     """Beside the recording; one that is there already, and may be somebody's own, is kept, and the new one is numbered."""
-    text = config_text(recording, encodings, lidars)
+    text = config_text(recording, encodings, lidars, rig)
     for path in (recording.with_suffix(".yaml"), *(recording.with_suffix(f".{n}.yaml") for n in range(1, 1000))):
         try:
             with path.open("x") as file:

@@ -9,6 +9,7 @@ Pictures and sweeps are kept to the bit, calibration and boxes as the text they 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +32,11 @@ from pipeline.importing.source import (
     text_frame,
     time_ns,
 )  # fmt: skip
+from pipeline.rig import Pose, Rig, rigid
+from pipeline.rig_formats import read_kitti
 
 DRIVE_HZ = 10.0
+LIDAR_M = 1.73  # of the Velodyne above the road, as the setup is published
 OBJECT_STEP_NS = NS
 # Columns of an oxts line: acceleration along, left of and above the car in m/s², then turning rates about the same, rad/s.
 OXTS_NUMBERS, ACCELERATION, TURNING = 30, slice(11, 14), slice(17, 20)
@@ -57,7 +61,7 @@ def _open_raw(folder: Path) -> Opened:
     hz = _told_rate(folder)
     first_ns: int | None = None
     for sensor in _raw_sensors(folder):
-        data = sensor / "data" if (sensor / "data").is_dir() else sensor
+        data = _data(sensor)
         files = sorted(data.glob("*.bin")) + sorted(data.glob("*.txt")) if not sensor.name.startswith("image") else pictures_in(data)
         files = [p for p in files if p.stem.isdecimal()]
         if not files:
@@ -83,7 +87,21 @@ def _open_raw(folder: Path) -> Opened:
                     items.append(Item(at_ns, "oxts/text", partial(_text, "oxts/text", at_ns, path)))
     infos_of_texts, texts = _calibration(folder, first_ns or 0)
     labels, boxes = _labels(folder, {int(p.stem): at for p, at in _pictures_at(folder, hz)})
-    return from_items("KITTI raw", [*infos, *infos_of_texts, *labels], [*texts, *items, *boxes], notes)
+    opened = from_items("KITTI raw", [*infos, *infos_of_texts, *labels], [*texts, *items, *boxes], notes)
+    if (calib := folder / "calib.txt").is_file():
+        opened.rig = partial(_rig, calib, [info.stream for info in infos])
+    return opened
+
+
+def _rig(calib: Path, streams: list[str], ours: Callable[[str], str]) -> Rig:
+    """Of the cameras and the lidar there are. The base frame lies on the ground below the lidar, as the setup is published."""
+    cameras = {int(s.removeprefix("image_")): s for s in streams if s.startswith("image_")}
+    pictures = [path for stream in cameras.values() for path in pictures_in(_data(calib.parent / stream))]
+    height_px, width_px = picture_frame("", 0, pictures[0]).data.shape[:2]
+    lidar = ours(next((s for s in streams if s.startswith("velodyne")), "velodyne"))
+    names = {number: ours(stream) for number, stream in cameras.items()}
+    rig = read_kitti(calib, size=(width_px, height_px), names=names, lidar=lidar)
+    return rig.with_pose(Pose(rig.base, lidar, rigid(np.eye(3), (0.0, 0.0, LIDAR_M))), f"KITTI's setup: {LIDAR_M} m above the ground")
 
 
 def _open_object(folder: Path) -> Opened:
@@ -103,6 +121,10 @@ def _open_object(folder: Path) -> Opened:
             infos.append(StreamInfo(stream, encoding, NS / OBJECT_STEP_NS, 1, name, f"{about}, as given"))
             items += [Item(at, stream, partial(_text, stream, at, p)) for at, p in made]
     return from_items("KITTI object", infos, items, ["the moments of an object folder are unrelated: they lie 1 s apart, by number"])
+
+
+def _data(sensor: Path) -> Path:
+    return sensor / "data" if (sensor / "data").is_dir() else sensor
 
 
 def _told_rate(folder: Path) -> float:
@@ -130,7 +152,7 @@ def _times(sensor: Path, files: list[Path], hz: float) -> tuple[list[int], list[
 
 def _pictures_at(folder: Path, hz: float) -> list[tuple[Path, int]]:
     for sensor in (s for s in _raw_sensors(folder) if s.name in ("image_02", "velodyne", "velodyne_points")):
-        data = sensor / "data" if (sensor / "data").is_dir() else sensor
+        data = _data(sensor)
         files = [p for p in sorted(data.iterdir()) if p.stem.isdecimal()]
         if files:
             return list(zip(files, _times(sensor, files, hz)[0], strict=True))

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
+from pipeline.rig import Rig
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 LARGEST_FILE_BYTES = 1 << 30  # a picture, a sweep or a table larger than this is none
@@ -43,6 +44,7 @@ class Opened:
     expected: int | None = None  # frames, for the progress
     left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     notes: list[str] = field(default_factory=list)  # what a user must know of the times or numbers
+    rig: Callable[[Callable[[str], str]], Rig] | None = None  # their stream → its name in the recording; the sensors' rig
 
 
 class Item(NamedTuple):

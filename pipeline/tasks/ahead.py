@@ -54,6 +54,9 @@ class Corridor:
                 "and stop from above 0 to length"
             )
 
+    def __str__(self) -> str:
+        return f"{self.width_m:g} m wide, {self.length_m:g} m long"
+
     @classmethod
     def at_speed(
         cls, speed_mps: float, *, width_m: float = 2.0, front_m: float = 0.0, blind_m: float = 5.0,

@@ -81,6 +81,7 @@ class Obstacles(Task):
 
     def open(self, backend: str) -> None:
         self.model = f"patchwork++@{version()}"
+        self.metrics.facts["corridor"] = str(self._around.corridor)
         rig = load(Path(self._rig_path)) if self._rig_path is not None else None
         for sensor in self._sensors.values():
             if rig is None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pipeline import rig as rigs
 from pipeline.config import check_options
+from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Frame, Opinion, Prediction, Subject
 from pipeline.rig import Rig
 from pipeline.surroundings import Ahead, Obstacle, Sound, Surroundings
@@ -85,6 +86,7 @@ class Scene(Task):
         self._rig: Rig | None = rigs.load(self._rig_path) if self._rig_path else None
         self._clouds = Clouds(self._rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, log=self.log)
         self._around = Around(corridor=self._corridor, range_m=self._range_m)
+        self.metrics.facts["corridor"] = str(self._corridor)
         models = []
         self._watch: PlaceWatch | None = None
         if self._place_wanted != NONE:
@@ -100,7 +102,7 @@ class Scene(Task):
         self._detects, self._finder = detector is not None, ObjectFinder(detector)
         models += [detector.name] if detector is not None else []
         self.model = " + ".join(models)
-        self._views: dict[str, View | None] = {}
+        self._views: dict[str, View] = {}
 
     def close(self) -> None:
         if self._engines is not None:
@@ -191,9 +193,10 @@ class Scene(Task):
         """None: the rig does not know this camera at this size, so boxes get no ranges."""
         name = self._clouds.sensor(frame.stream)
         if name not in self._views:
-            known = self._clouds.rig.intrinsics.get(name)
-            joined = known is not None and self._clouds.rig.base in self._clouds.rig.frames
-            self._views[name] = View.of(self._clouds.rig, name) if joined else None
+            try:
+                self._views[name] = View.of(self._clouds.rig, name)
+            except ConfigError:
+                return None
         return self._views[name]
 
     def _place(self, aligned: AlignedSet, bad: dict[str, str]) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
