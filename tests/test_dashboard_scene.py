@@ -135,13 +135,13 @@ def test_a_stream_it_does_not_read_is_named_with_the_nearest(options: dict[str, 
 class Drive(threading.Thread):
     """Feeds a dashboard ten times a second: a grey picture, a wall of points 12 m ahead, and what a task would say of them."""
 
-    def __init__(self, rig: Path | None, label: str = "car", about: str = "") -> None:
+    def __init__(self, rig: Path | None, label: str = "car", about: str = "", port: int = 0) -> None:
         super().__init__(daemon=True)
         self.asked: list[tuple[str, str]] = []
         self.label, self.state, self.over = label, "caution", threading.Event()
         self.silent: set[str] = set()
         infos = {"camera": StreamInfo("camera", "bgr8", 10, 3, "camera", about)}
-        self.page = Dashboard(port=0, rig=str(rig) if rig else None)
+        self.page = Dashboard(port=port, rig=str(rig) if rig else None)
         self.page.context = Context(
             "dashboard", request=lambda verb, argument: self.asked.append((verb, argument)), info=infos.get
         )
@@ -335,10 +335,13 @@ def test_the_scene_view_shows_the_way_ahead_the_place_the_sounds_and_the_obstacl
 @pytest.mark.system
 def test_points_and_boxes_stand_on_the_picture_where_they_are(page: Any) -> None:
     page.wait_for_function("() => Number(document.getElementById('boxes').dataset.points) > 2000", timeout=10_000)
-    assert any(max(c) - min(c) > 80 for c in colours(page, "boxes", 0.6, 0.5))  # the wall: 12 m ahead of the camera
+    deadline = time.monotonic() + 20  # on a busy machine points may be grey for a while: too far from the picture in time
+    while not any(max(c) - min(c) > 80 for c in colours(page, "boxes", 0.6, 0.5)):  # the wall: 12 m ahead of the camera
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(100)
     assert colours(page, "boxes", 0.05, 0.05) == []  # sky
     assert "car 12.0 m −4.0 m/s" in page.get_attribute("#figure", "aria-label")
-    says(page, "#legend", "range from the camera")
+    assert page.inner_text("#legend").endswith("40 m")
 
 
 @pytest.mark.system
@@ -388,6 +391,23 @@ def test_mute_and_stop_work_in_the_scene_view_too(page: Any, drive: Drive) -> No
     page.keyboard.press("Enter")
     says(page, "#stop", "Stopping")
     assert drive.asked == [("mute", "lidar"), ("stop", "")]
+
+
+@pytest.mark.system
+def test_when_the_run_stops_nothing_is_known_and_the_next_run_is_shown_in_the_same_place(
+    page: Any, drive: Drive, drives: Callable[..., Drive], rig_file: Path
+) -> None:
+    page.click("#zoom-in")
+    zoomed = page.evaluate("TopView.step")
+    drive.end()
+    says(page, "#ahead-word", "UNKNOWN")
+    says(page, "#ahead-because", "Stopped: nothing is known of now.")
+    again = drives(rig_file, port=page.evaluate("Number(location.port)"))
+    again.state = "clear"
+    again.start()
+    says(page, "#ahead-word", "CLEAR")
+    assert page.locator("#top-view").count() == page.locator("#mic").count() == 1
+    assert page.evaluate("TopView.step") == zoomed and page.is_hidden("#picture-tag")
 
 
 @pytest.mark.system
