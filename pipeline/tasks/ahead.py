@@ -124,7 +124,7 @@ def decide(
     needed_m = corridor.front_m + (corridor.length_m if found.nearest_m is None else min(corridor.length_m, found.nearest_m) - SAME_M)
     if not fresh or seen_m < needed_m:
         stale = _missing(views, at_ns, max_age_ns)
-        reasons = (*stale, *([why] if why else []), *absent, *found.caution) or ("no cloud yet",)
+        reasons = (*(stale if views else ["no cloud yet"]), *([why] if why else []), *absent, *found.caution)
         return Ahead("unknown", reasons, found.nearest_m, found.ttc_s)
     if found.caution:
         return Ahead("caution", (*found.caution, *absent), found.nearest_m, found.ttc_s)

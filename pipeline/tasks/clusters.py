@@ -28,6 +28,7 @@ ALONG_RAY = 0.012  # and along its ray to others this share of its range nearer 
 MIN_POINTS, MIN_CELLS = 4, 1
 # An L is fitted to what may be a vehicle; people and poles have no direction, and walls are told by their longest side.
 FIT_M, FIT_CELLS, FIT_SAMPLES, FIT_STEP_DEG = (0.7, 20.0), 6, 48, 3.0
+ROOF_M, ROOF_GAP_M = 0.3, 3.5  # a strip of roof, as high as the front before it
 TRUSTED_POINTS, WEAK_M = 3, 0.1
 HANGS_M, FRAGMENT_M, FRAGMENT_GAP_M, VEHICLE_M = 0.7, 2.5, 1.6, 6.5
 WALL_M, APART_M, APART_POINTS = 10.0, 0.8, 20
@@ -210,8 +211,9 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     """What hangs in the air close behind something that stands, and makes with it no more than a vehicle, is a part of it: a
     roof behind a bonnet, a seat behind a window."""
     count = int(label.max()) + 1
-    low = np.full(count, np.inf, np.float32)
+    low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     np.minimum.at(low, label, cells.bottom_m)
+    np.maximum.at(high, label, cells.top_m)
     box = _bounds(label, cells.places_m)
     extent = -(box[2:] + box[:2])
     hangs = np.flatnonzero((low > HANGS_M) & np.isfinite(low) & (extent.max(axis=0) < FRAGMENT_M))
@@ -226,7 +228,8 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     gap[near_m[hangs, None] < near_m[stands]] = np.inf
     gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
     nearest = gap.argmin(axis=1)
-    close = gap[np.arange(len(hangs)), nearest] < FRAGMENT_GAP_M
+    flat = (high[hangs] - low[hangs] < ROOF_M) & (np.abs(high[hangs] - high[stands[nearest]]) < ROOF_M)
+    close = gap[np.arange(len(hangs)), nearest] < np.where(flat, ROOF_GAP_M, FRAGMENT_GAP_M)
     target = np.arange(count, dtype=np.int32)
     target[hangs[close]] = stands[nearest[close]]
     return target[label]

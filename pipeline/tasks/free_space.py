@@ -28,10 +28,10 @@ class FreeSpaceMap:
     """x_m, y_m: from and to, in the base frame."""
 
     def __init__(self, *, x_m: tuple[float, float], y_m: tuple[float, float], cell_m: float) -> None:
+        if not (0 < cell_m <= min(x_m[1] - x_m[0], y_m[1] - y_m[0])):
+            raise ValueError(f"a grid of x {x_m} and y {y_m} m has no cells of {cell_m} m")
         self.cell_m, self.origin_m = cell_m, (x_m[0], y_m[0])
         self.shape = (round((x_m[1] - x_m[0]) / cell_m), round((y_m[1] - y_m[0]) / cell_m))
-        if min(self.shape) < 1 or cell_m <= 0:
-            raise ValueError(f"a grid from {x_m} by {y_m} m of {cell_m} m has no cells")
         i, j = np.mgrid[: self.shape[0], : self.shape[1]]
         self._x_m, self._y_m = x_m[0] + (i.ravel() + 0.5) * cell_m, y_m[0] + (j.ravel() + 0.5) * cell_m
         self._bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))

@@ -26,6 +26,8 @@ EDGE_M, EDGE_PER_M = 0.04, 0.002  # of a measured edge: at 0 m, and more with ra
 UNKNOWN_MPS = 10.0  # of a new thing's velocity
 LARGE_M = 15.0  # a wall, a hedge: what is seen of it changes along it, so it has no velocity that could be seen
 THIN_M = (7.0, 0.6)  # longer than the one and thinner than the other: a piece of such
+CARRIED_HITS = 3  # seen less often, a thing is not carried on where it is not seen
+GUESS_MPS = 1.5
 SURE_HITS, SURE_MPS = 4, 0.5  # a velocity is told after so many sweeps, and with a standard deviation below this
 GAP_NS = 1_000_000_000  # after a longer one nothing is known of before
 YAW_SHARE, EDGES_AGREE_M = 0.2, 0.3
@@ -134,6 +136,8 @@ class Track:
         worst = self.spread.vv * max(1.0, self.misfit)
         sure = not self.large and not self.endless and self.hits >= SURE_HITS and worst < SURE_MPS**2
         self.velocity = (*self.velocity_mps, math.sqrt(worst)) if sure else None
+        # For the blink from when it was seen to when it is asked for, a velocity serves that is not yet sure enough to tell.
+        self._goes_on = not self.large and not self.endless and self.hits >= CARRIED_HITS and self.spread.vv < GUESS_MPS**2
 
     def _to_axes(self, x: float, y: float) -> Place:
         c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -213,7 +217,7 @@ class Track:
 
     def middle_m(self, at_ns: int) -> Place:
         """Its middle, as far as it is known to move."""
-        return self.centre_m if self.velocity is None else self.expected_m(at_ns)
+        return self.expected_m(at_ns) if self._goes_on else self.centre_m
 
     def outline_m(self, at_ns: int) -> tuple[Place, Place, Place, Place]:
         """The corners of its box, in turn."""
@@ -223,10 +227,8 @@ class Track:
 
     def nearest_at_m(self, at_ns: int) -> Place:
         """Its nearest point as it was last seen, carried on."""
-        if self.velocity is None:
-            return self.nearest_m
-        dt = (at_ns - self.seen_ns) / NS
-        return self.nearest_m[0] + dt * self.velocity[0], self.nearest_m[1] + dt * self.velocity[1]
+        dt = (at_ns - self.seen_ns) / NS if self._goes_on else 0.0
+        return self.nearest_m[0] + dt * self.velocity_mps[0], self.nearest_m[1] + dt * self.velocity_mps[1]
 
     def closing_mps(self, at_ns: int) -> float | None:
         """By how much its distance from the base frame's origin shrinks in a second; None: not known."""

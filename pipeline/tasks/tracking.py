@@ -15,13 +15,12 @@ import numpy as np
 
 from pipeline.clock import NS
 from pipeline.tasks.clusters import Cluster
-from pipeline.tasks.track import GAP_NS, UNKNOWN_MPS, Place, Track, edges
+from pipeline.tasks.track import CARRIED_HITS, GAP_NS, UNKNOWN_MPS, Place, Track, edges
 
 WORLD_MPS = 5.0  # of a new thing's velocity, from that of the rest of the world where it moves alike
 WORLD_TRACKS, WORLD_HITS = 5, 6
 GATE, SIZE_WEIGHT = 3.2, 0.4
 CARRY_NS, FLEETING_NS, SEEN_THROUGH_NS = 600_000_000, 150_000_000, 250_000_000
-CARRIED_HITS = 3  # seen less often, a thing is not carried on where it is not seen
 BACK_NS = 200_000_000  # a jump back by more, or ahead by more than GAP_NS: another time, other things
 INSIDE_M = 0.1
 
