@@ -7,12 +7,14 @@ program slows the wall's, and the memory that both share.
 
     python -m benchmarks.objects                       # SENSORIUM_DATA, or ../shared/data
     python -m benchmarks.objects --overlay /tmp/objects
+    python -m benchmarks.objects --detector auto       # or a file: what it finds of the labelled boxes, and its cost
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +25,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from pipeline import assets
 from pipeline.intrinsics import Intrinsics
+from pipeline.metrics import Metrics
 from pipeline.rig import Pose, Rig, rigid
 from pipeline.rig_formats import read_kitti
 from pipeline.tasks.detections import Detection
+from pipeline.tasks.detectors import PINNED, Detector
+from pipeline.tasks.engines import Engines
+from pipeline.tasks.faces import overlap
 from pipeline.tasks.objects import ObjectFinder, View
 
 DEFAULT_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -35,6 +42,7 @@ WITHIN_M, WITHIN_SHARE = 0.3, 0.03
 EDGE_STEP_M = 0.01
 POINTS = 120_000
 PLAIN = "matrix product"
+SAME_BOX = 0.5  # intersection over union
 JITTER, DRAWS = 0.05, 20  # of a box's edges, in shares of its sides; how often
 
 
@@ -149,7 +157,25 @@ def projecting() -> dict[str, float]:
     return median_ms(acts)
 
 
-def overlay(moment: Moment, folder: Path) -> Path:
+def detecting(option: str, all_moments: list[Moment]) -> None:
+    """How many of the labelled boxes a detector finds, whatever it calls them, and what a picture costs."""
+    log = logging.getLogger("objects")
+    engines = Engines("onnxruntime", precision="fp32", threads=1, log=log, metrics=Metrics())
+    detector = Detector.load(option, engines, log)
+    if detector is None:
+        print(f"no detector here: {assets.PULL} {PINNED}")
+        return
+    hits = total = 0
+    for moment in all_moments:
+        boxes = [np.array(d.box_px, np.float32) for d in detector.find(moment.image)]
+        overlaps = [max((overlap(np.array(o.box_px, np.float32), box) for box in boxes), default=0.0) for o in moment.objects]
+        hits, total = hits + sum(share >= SAME_BOX for share in overlaps), total + len(overlaps)
+    cost_ms = median_ms({"find": partial(detector.find, all_moments[0].image)})["find"]
+    print(f"{detector.name} ({detector.layout}): {hits} of {total} labelled boxes found, {cost_ms:.0f} ms of CPU a picture")
+    engines.close()
+
+
+def drawn_over(moment: Moment, folder: Path) -> Path:
     from calibration.overlay import draw_points
 
     drawn = draw_points(moment.image, moment.points_m.astype(np.float64), moment.view.intrinsics, moment.view.camera_from_base)
@@ -168,6 +194,7 @@ def main() -> None:
     told = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     told.add_argument("--data", type=Path, default=Path(os.environ.get("SENSORIUM_DATA") or DEFAULT_DATA))
     told.add_argument("--overlay", type=Path, help="a folder for pictures with points and ranges drawn in")
+    told.add_argument("--detector", help="auto, the name of an asset, or an ONNX file")
     told.add_argument("--json", type=Path)
     args = told.parse_args()
     rows = []
@@ -183,7 +210,7 @@ def main() -> None:
                 mark = "" if right(range_m, o.truth_m) else reason or "  off by more than 3 % and 0.3 m"
                 print(f"{moment.name:<12} {o.label:<11} {o.occluded:>6} {o.truth_m:8.2f} {numbers} {points:>6} {mark}")
             if args.overlay:
-                print(f"             {overlay(moment, args.overlay)}")
+                print(f"             {drawn_over(moment, args.overlay)}")
         print(f"within 3 % or 0.3 m: {sum(bool(r['right']) for r in rows)} of {len(rows)}")
         all_moments, random = list(moments(args.data)), np.random.default_rng(0)
         hits = [right(range_m, o.truth_m) for _ in range(DRAWS) for m in all_moments for o, range_m, *_ in found(m, random)]
@@ -194,6 +221,8 @@ def main() -> None:
         act = partial(finder.find, first.image, first.points_m, 0, first.view, boxes=boxes)
         cost_ms = median_ms({"ranging": act})["ranging"]
         print(f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included: {cost_ms:.1f} ms of CPU a picture")
+        if args.detector:
+            detecting(args.detector, all_moments)
     else:
         cost_ms = float("nan")
         print(f"no driving/ in {args.data}: set SENSORIUM_DATA for the ranges of labelled objects")

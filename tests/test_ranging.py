@@ -119,6 +119,14 @@ def test_too_few_points_give_no_range_and_say_so(count: int, said: str) -> None:
     assert (found.range_m, found.reason) == (None, said)
 
 
+@pytest.mark.parametrize("points", [np.empty((0, 3)), np.full((5, 3), np.nan), np.tile([10.0, 0.0, 0.5], (40, 1))])
+@pytest.mark.parametrize("box", [(560, 150, 80, 60), (560, 150, 0, 0), (-900, -900, 10, 10), (0, 0, 1e9, 1e9)])
+def test_odd_boxes_and_clouds_give_no_range_or_a_right_one(points: np.ndarray, box: tuple[float, ...]) -> None:
+    pixels = LENS.project_from(CAMERA_FROM_BASE, points)[0]
+    (found,) = range_boxes(np.array([box]), pixels, points, camera_m=CAMERA_M)
+    assert found.reason if found.range_m is None else found.range_m == pytest.approx(9.7)
+
+
 def test_known_ground_is_taken_for_what_it_is() -> None:
     """A speed bump of 40 cm is no ground to a plane; those who know better say so."""
     bump: Box = ((6.0, -3.0, GROUND_M), (7.0, 3.0, GROUND_M + 0.4))

@@ -35,7 +35,7 @@ SURFACE_M, SURFACE_SHARE = 0.2, 0.01  # points so little behind the nearest surf
 LEAST_FIT = 0.03
 
 GROUND_M = 0.25  # what rises less above the ground is ground: kerbs, and what a plane through a real road leaves
-GROUND_FIT_M, GROUND_LOOK_M, GROUND_SAMPLE = 0.2, 40.0, 6000
+GROUND_FIT_M, GROUND_LOOK_M, GROUND_SAMPLE = 0.2, 40.0, 4000
 STEEPEST = 0.3  # a plane that rises more in a metre is a wall
 MOST_LOPSIDED = 1e6  # points on a line hold no plane
 
@@ -67,23 +67,25 @@ def range_boxes(
     if not len(boxes):
         return []
     points = np.asarray(points_base, np.float64).reshape(-1, 3)
-    ahead, left = points[:, 0] - camera_m[0], points[:, 1] - camera_m[1]
-    reach_m = np.hypot(ahead, left)
-    usable = np.isfinite(reach_m) & np.isfinite(points[:, 2]) & np.isfinite(pixels).all(axis=1) & (reach_m > NEAREST_M)
-    standing = usable & ~(ground_plane(points[usable]).holds(points) if ground is None else ground)
+    u, v = np.ascontiguousarray(pixels[:, 0], np.float64), np.ascontiguousarray(pixels[:, 1], np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        ahead, left = points[:, 0] - camera_m[0], points[:, 1] - camera_m[1]
+        reach_m = np.sqrt(ahead * ahead + left * left)
+        usable = np.isfinite(reach_m + points[:, 2] + u + v) & (reach_m > NEAREST_M)
+    if ground is None:
+        ground = ground_plane(points[usable]).holds(points)
+    standing = usable & ~ground
     body = np.full(len(points), -1)
     body[standing] = _bodies(ahead[standing], left[standing], reach_m[standing])
     counts = np.bincount(body[standing], minlength=1)
     found = []
-    u, v = pixels[:, 0], pixels[:, 1]
     for x, y, width, height in boxes:
         inside = (u >= x) & (u < x + width) & (v >= y) & (v < y + height)
         at = np.flatnonzero(inside & standing)
         if len(at) < LEAST_POINTS:
-            grounded = int(np.count_nonzero(inside & usable))
-            found.append(Ranged(points=len(at), reason=_too_few(len(at), grounded)))
+            found.append(Ranged(points=len(at), reason=_too_few(len(at), int(np.count_nonzero(inside & usable)))))
             continue
-        chosen, fit = _fullest(body[at], pixels[at], counts, width * height)
+        chosen, fit = _fullest(body[at], u[at], v[at], counts, width * height)
         if fit < LEAST_FIT:
             found.append(Ranged(points=len(chosen), fit=fit, reason="what falls into it belongs to things around it"))
             continue
@@ -114,18 +116,23 @@ def _bodies(ahead: Floats, left: Floats, reach_m: Floats) -> Whole:
     return np.asarray(labels[row, column], np.int64) - 1
 
 
-def _fullest(body: Whole, pixels: Floats, counts: Whole, area_px: float) -> tuple[Whole, float]:
+def _fullest(body: Whole, u: Floats, v: Floats, counts: Whole, area_px: float) -> tuple[Whole, float]:
     """The points (indices into `body`) of the body that a box is drawn around, and how well it fits."""
-    best, best_fit = np.empty(0, np.int64), -1.0
-    for one in np.flatnonzero(np.bincount(body) >= LEAST_POINTS):
+    best, best_fit = np.empty(0, np.int64), 0.0
+    inside = np.bincount(body)
+    share = inside / counts[: len(inside)].clip(1)
+    for one in np.argsort(-share, kind="stable"):
+        if share[one] <= best_fit:
+            break  # no body fits better than its share in the box
+        if inside[one] < LEAST_POINTS:
+            continue
         at = np.flatnonzero(body == one)
-        low, high = pixels[at].min(axis=0), pixels[at].max(axis=0)
         # A pole is a line of points: a pixel is the least it fills.
-        fills = float(np.prod(np.maximum(high - low, 1.0))) / max(area_px, 1.0)
-        fit = float(min(fills, 1.0) * len(at) / counts[one])
+        fills = max(float(np.ptp(u[at])), 1.0) * max(float(np.ptp(v[at])), 1.0) / max(area_px, 1.0)
+        fit = min(fills, 1.0) * float(share[one])
         if fit > best_fit:
             best, best_fit = at, fit
-    return best, max(best_fit, 0.0)
+    return best, best_fit
 
 
 def _nearest_surface(at: Whole, reach_m: Floats, points: Floats, camera_m: Sequence[float], fit: float) -> Ranged:
@@ -162,15 +169,16 @@ class Plane:
 def ground_plane(points_base: Floats) -> Plane:
     """Through the lowest points: seeds per ring of range, then least squares on what lies near (Zermas et al. 2017)."""
     some = points_base[:: max(1, len(points_base) // GROUND_SAMPLE)]
-    reach_m = np.hypot(some[:, 0], some[:, 1])
+    reach_m = np.sqrt(some[:, 0] ** 2 + some[:, 1] ** 2)
     some, reach_m = some[reach_m < GROUND_LOOK_M], reach_m[reach_m < GROUND_LOOK_M]
     if len(some) < 20:
         return Plane()
     ring = (reach_m / 5.0).astype(int)
     near = np.zeros(len(some), bool)
     for one in np.unique(ring):
-        z = some[ring == one, 2]
-        near[ring == one] = z < np.percentile(z, 10) + GROUND_FIT_M
+        at = np.flatnonzero(ring == one)
+        z = some[at, 2]
+        near[at] = z < np.partition(z, len(z) // 10)[len(z) // 10] + GROUND_FIT_M
     plane = Plane()
     for _ in range(4):
         if np.count_nonzero(near) < 20:
