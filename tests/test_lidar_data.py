@@ -172,6 +172,17 @@ def test_an_ouster_s_points_follow_its_manual(lidars, capture):
     assert np.abs(sweeps[-1].data[: len(expected), :3] - expected).max() < 1e-4
 
 
+def test_an_ouster_s_imu_tells_its_own_gravity(lidars):
+    pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
+    samples = sweeps_of(lidars / "ouster" / "OS-0-32-U1_v2.2.0_1024x10.pcap", "imu", "ouster_imu")
+    assert len(samples) == 10 and {s.encoding for s in samples} == {"imu_f64"}
+    steps_ns = np.diff([s.capture_ns for s in samples])
+    assert np.abs(steps_ns[1:] - 10_000_000).max() < 1_000_000  # 100 Hz
+    data = np.stack([s.data for s in samples])
+    assert np.abs(np.linalg.norm(data[:, :3], axis=1) - 9.81).max() < 0.4 and np.abs(data[:, 3:]).max() < 0.05  # it stood on a table
+    assert data[:, 2].min() > 9.5
+
+
 def test_a_capture_with_its_metadata_beside_needs_no_option(lidars):
     pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
     frames = play(Lidar(sensor="ouster", device=str(lidars / "ouster" / "OS-1-128_v2.3.0_1024x10_lb_n3.pcap")))
