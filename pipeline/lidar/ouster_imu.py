@@ -1,0 +1,56 @@
+"""An Ouster's IMU, as `imu_f64` in the axes of its lidar: what nodes/deskew.py needs, from the sensor itself.
+
+    imu: {use: lidar, sensor: ouster_imu, options: {metadata: os1.json}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.lidar import MALFORMED, SensorClock, Sweep
+from pipeline.lidar.ouster import OusterPackets
+
+MOST_MPS2, MOST_RPS = 700.0, 150.0  # beyond what any of its ranges can say
+
+
+class OusterImu(OusterPackets):
+    """metadata, address: as of `ouster`."""
+
+    port = 7503
+
+    def __init__(self, *, metadata: str | None = None, address: str | None = None) -> None:
+        super().__init__(metadata, address)
+        self.clock = SensorClock()
+        self._newest_ns = -1
+        self._capture_ns = -(1 << 62)
+
+    def take_metadata(self, text: str) -> None:
+        super().take_metadata(text)
+        self._turn = np.array(self.sensor.imu_to_sensor_transform)[:3, :3]
+
+    def feed(self, packet: bytes, arrival_ns: int) -> Iterator[Sweep]:
+        if self.sensor is None or len(packet) != self.format.imu_packet_size:
+            self.lost[MALFORMED] += 1
+            return
+        raw = self.sdk.ImuPacket(self.format)
+        raw.buf[:] = np.frombuffer(packet, np.uint8)
+        pulls_mps2, turns_rps = np.asarray(raw.accel(), np.float64), np.asarray(raw.gyro(), np.float64)  # (m, 3)
+        times_ns = self._times_ns(raw, len(pulls_mps2))
+        if not (np.abs(pulls_mps2).max() < MOST_MPS2 and np.abs(turns_rps).max() < MOST_RPS and times_ns.min() > 0):  # nor NaN
+            self.lost[MALFORMED] += 1
+            return
+        self.good += 1
+        last_host_ns = self.clock.stamp(int(times_ns[-1]), int(times_ns[-1]), arrival_ns)
+        for at_ns, pull, turning in zip(times_ns, pulls_mps2, turns_rps, strict=True):
+            host_ns = last_host_ns - int(times_ns[-1] - at_ns)
+            self._capture_ns = max(host_ns, self._capture_ns + 1)
+            data = np.concatenate([self._turn @ pull, self._turn @ turning])
+            error_ns = self.clock.error_ns + self._capture_ns - host_ns
+            yield Sweep(self._capture_ns, 0, error_ns, data, encoding="imu_f64")
+
+    def _times_ns(self, raw: object, count: int) -> np.ndarray:
+        if count == 1:
+            return np.array([int(raw.gyro_ts())], np.int64)  # type: ignore[attr-defined]
+        return np.asarray(raw.timestamp(), np.int64)  # type: ignore[attr-defined]
