@@ -364,7 +364,7 @@ def train(args: argparse.Namespace) -> None:
 OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
-TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train")}
+TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train"), "sound": ("sound", "train")}
 
 
 def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -404,7 +404,7 @@ def evaluate(args: argparse.Namespace) -> None:
 # What there is to measure → as in TRAINED. The others print a table and write it as JSON and as a picture.
 EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
              "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
-             "faults": ("fault_conditions", "evaluate_faults"),
+             "faults": ("fault_conditions", "evaluate_faults"), "sound": ("sound_ears", "evaluate_sound"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 
