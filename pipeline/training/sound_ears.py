@@ -30,7 +30,7 @@ from pipeline.training.sound_clips import FOLDS, clips_of, fold_of
 from pipeline.training.speech import sound
 
 CHUNK = 1600                      # 0.1 s
-ONE_IN = 4                        # of RAVDESS's clips: two sentences by every actor, in every mood, are enough
+ONE_IN = 7                        # of RAVDESS's clips, in the order of their names: every actor, sentence and mood is among them
 CHUNK_NS = CHUNK * NS // VOICE_RATE_HZ
 
 
