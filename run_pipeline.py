@@ -370,7 +370,8 @@ def train(args: argparse.Namespace) -> None:
 OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
 
 # What there is to train → the module of pipeline/training and its function.
-TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train"), "place": ("place", "train")}
+TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train"), "place": ("place", "train"),
+           "sound": ("sound", "train")}  # fmt: skip
 
 
 def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -411,6 +412,7 @@ def evaluate(args: argparse.Namespace) -> None:
 EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
              "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
              "faults": ("fault_conditions", "evaluate_faults"), "place": ("place_evaluate", "report_place"),
+             "sound": ("sound_ears", "evaluate_sound"),
              "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
 
 

@@ -121,13 +121,15 @@ def sounds(inputs: dict[str, Value], seed: int) -> Tensors:
 def voices(inputs: dict[str, Value], seed: int) -> Tensors:
     """`voice` (256, 2, 64, 300): the same voices, some heard in part."""
     random = np.random.default_rng([3, seed])
-    tensors = []
-    for index, samples in enumerate(_voices(random, VOICE_FRAMES * VOICE_HOP)):
-        heard = np.ones(len(samples), bool)
-        if index % 4 == 1:
-            heard[: int(random.integers(1, len(heard) - VOICE_RATE_HZ // 2))] = False
-        tensors.append(voice_tensor(np.where(heard, samples, 0).astype(np.float32), heard))
-    return {"voice": np.stack(tensors)}
+    return {"voice": _in_part(random, _voices(random, VOICE_FRAMES * VOICE_HOP))}
+
+
+def events(inputs: dict[str, Value], seed: int) -> Tensors:
+    """`sound` (256, 2, 64, 300): noises, ticks, tones, engines and voices made by rule, some heard in part."""
+    random = np.random.default_rng([5, seed])
+    count = VOICE_FRAMES * VOICE_HOP
+    made = [_event(random, count, kind % 4) for kind in range(COUNT * 3 // 4)]
+    return {"sound": _in_part(random, [*made, *list(_voices(random, count))[: COUNT - len(made)]])}
 
 
 def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
@@ -147,7 +149,8 @@ def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
 
 MAKERS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
     frozenset({"face"}): faces, frozenset({PICTURE}): pictures, frozenset({"samples"}): sounds,
-    frozenset({"voice"}): voices, frozenset({"place"}): places, frozenset({"face", "voice", "present"}): opinions,
+    frozenset({"voice"}): voices, frozenset({"sound"}): events, frozenset({"place"}): places,
+    frozenset({"face", "voice", "present"}): opinions,
 }  # fmt: skip
 
 
@@ -191,6 +194,36 @@ def _pictures(count: int, seed: int) -> Iterable[npt.NDArray[np.uint8]]:
                 yield np.asarray(clip.retrieve()[1], np.uint8)
     finally:
         clip.release()
+
+
+def _in_part(random: np.random.Generator, made: Iterable[Floats]) -> Floats:
+    """Each as a window of the microphone; of every fourth only the end was heard."""
+    tensors = []
+    for index, samples in enumerate(made):
+        heard = np.ones(len(samples), bool)
+        if index % 4 == 1:
+            heard[: int(random.integers(1, len(heard) - VOICE_RATE_HZ // 2))] = False
+        tensors.append(voice_tensor(np.where(heard, samples, 0).astype(np.float32), heard))
+    return np.stack(tensors)
+
+
+def _event(random: np.random.Generator, count: int, kind: int) -> Floats:
+    """kind 0: a steady noise of some colour; 1: ticks; 2: a tone that glides, now and then; 3: an engine's harmonics."""
+    seconds = np.arange(count) / VOICE_RATE_HZ
+    noise = random.normal(size=count)
+    colour = np.convolve(noise, np.exp(-np.arange(64) / random.uniform(0.3, 20)), "same")
+    if kind == 0:
+        sound = colour * (1 + random.uniform(0, 0.9) * np.sin(2 * np.pi * random.uniform(0.1, 15) * seconds))
+    elif kind == 1:
+        sound = colour * np.exp(-((seconds * random.uniform(0.8, 9)) % 1) * random.uniform(5, 60))
+    elif kind == 2:
+        glide_hz = random.uniform(200, 3000) * np.exp(random.uniform(-0.5, 0.5) * np.sin(2 * np.pi * random.uniform(0.2, 3) * seconds))
+        sound = np.sin(2 * np.pi * np.cumsum(glide_hz) / VOICE_RATE_HZ) * (np.sin(2 * np.pi * random.uniform(0.3, 2) * seconds) > 0)
+    else:
+        base_hz = random.uniform(12, 160)
+        sound = sum(np.sin(2 * np.pi * n * base_hz * seconds + random.uniform(0, 6)) / n ** random.uniform(0.2, 1) for n in range(1, 30))
+    sound = sound / (np.abs(sound).max() + 1e-9) + noise * random.uniform(0.0005, 0.05)
+    return np.asarray(np.clip(sound * random.uniform(0.02, 0.9), -1, 1), np.float32)
 
 
 def _voices(random: np.random.Generator, count: int) -> Iterator[Floats]:

@@ -16,6 +16,7 @@ import torch
 from pipeline.features import FACE_PX, PLACE_PX, VOICE_BANDS, VOICE_FRAMES
 from pipeline.training.nets import FaceNet, MirroredFaceNet, VoiceNet
 from pipeline.training.place_net import Early, PlaceNet
+from pipeline.training.sound_net import SoundNet
 
 OPSET = 20                    # TensorRT-RTX builds 18 to 22
 MAX_DIFFERENCE = 1e-4
@@ -38,6 +39,14 @@ def export_voice(net: VoiceNet, path: Path) -> None:
     windows[:, 1] = 1
     windows[0, :, :, :200] = 0                          # not heard
     _export(copy.deepcopy(net).eval(), path, "voice", windows)
+
+
+def export_sound(net: SoundNet, path: Path) -> None:
+    """Write `sound` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 128 a member), float32. Raises as export_face does."""
+    windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
+    windows[:, 1] = 1
+    windows[0, :, :, :200] = 0                          # not heard
+    _export(copy.deepcopy(net).eval(), path, "sound", windows)
 
 
 def export_place(net: PlaceNet, path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Predictions → JSON over UDP, one datagram a prediction, for a robot's own program or a bridge to another system.
+
+    robot: {use: udp, inputs: [scene], address: "127.0.0.1:9870"}
+    robot: {use: udp, inputs: [scene], address: "192.168.1.20:9870", allow_remote: true, grid: true}
+
+A datagram is the object of docs/prediction.schema.json. Nobody has to listen, and nothing waits for whoever does: what cannot
+be sent at once is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from typing import Any, ClassVar
+
+import msgspec
+
+from pipeline.errors import ConfigError
+from pipeline.frame import Prediction
+from pipeline.node import Arrival, Sink
+
+MOST_BYTES = 65_507  # of an IPv4 datagram's payload
+GRID = "free_space"
+
+
+class Udp(Sink):
+    """address: host:port, [ipv6]:port. allow_remote: needed for any host but this one, since nothing is encrypted.
+    grid: the free-space grid too, of tens of kilobytes. max_bytes: of a datagram; 1472 fits an Ethernet packet whole, more is
+    split on the way and lost if any part is. What is larger loses its grid, and if that is not enough it is dropped.
+    """
+
+    consumes: ClassVar[tuple[type, ...]] = (Prediction,)
+
+    def __init__(
+        self, *, address: str = "127.0.0.1:9870", grid: bool = False, max_bytes: int = MOST_BYTES, allow_remote: bool = False
+    ) -> None:
+        matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]+)):(\d{1,5})", address)
+        if not matched or not 0 < int(matched[3]) < 65_536:
+            raise ConfigError(f"address: found '{address}', expected host:port, such as 127.0.0.1:9870 or [::1]:9870.")
+        if not 100 <= max_bytes <= MOST_BYTES:
+            raise ConfigError(f"max_bytes must be from 100 to {MOST_BYTES}, not {max_bytes}.")
+        self._host, self._port = matched[1] or matched[2], int(matched[3])
+        if not allow_remote and not _is_here(self._host):
+            raise ConfigError(
+                f"address: {self._host} is not this host. UDP is not encrypted, so predictions about the people and places in view "
+                "could be read and forged by anyone on the way. Send them to 127.0.0.1, or set allow_remote: true to allow it."
+            )
+        self._grid, self._max_bytes = grid, max_bytes
+        self._socket: socket.socket | None = None
+        self._to: Any = None
+        self._without_grid = self._sent = 0
+
+    def open(self) -> None:
+        try:
+            family, kind, protocol, _, self._to = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)[0]
+        except OSError as error:
+            raise ConfigError(f"udp '{self.name}': address: no host called '{self._host}' is known: {error.strerror}.") from error
+        self._socket = socket.socket(family, kind, protocol)
+        self._socket.setblocking(False)
+        if not _is_here(self._host):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        self.context.metrics.facts["sends to"] = f"{self._host}:{self._port}, not encrypted"
+
+    def consume(self, arrival: Arrival) -> None:
+        assert self._socket is not None and isinstance(arrival.message, Prediction)
+        datagram = self._datagram(arrival.message.record())
+        if datagram is None:
+            return self.context.metrics.drop(arrival.source, f"larger than {self._max_bytes} bytes")
+        try:
+            self._socket.sendto(datagram, self._to)
+            self._sent += 1
+        except BlockingIOError:
+            self.context.metrics.drop(arrival.source, "the network takes no more")
+        except OSError as error:
+            self.context.metrics.drop(arrival.source, f"not sent: {error.strerror}")
+
+    def _datagram(self, record: dict[str, Any]) -> bytes | None:
+        """None: it is too large even without the grid."""
+        around: dict[str, Any] = record.get("surroundings") or {}
+        has_grid = GRID in around
+        if self._grid or not has_grid:
+            datagram = msgspec.json.encode(record)
+            if len(datagram) <= self._max_bytes:
+                return datagram
+            if not has_grid:
+                return None
+            self._without_grid += 1
+            self.context.metrics.facts["without the grid"] = f"{self._without_grid}, which were larger than {self._max_bytes} bytes with it"
+            if self._without_grid == 1:
+                self.context.log.warning("a prediction has %d bytes with its grid, more than %d: it goes without. Set grid: false, or a "
+                                         "coarser grid", len(datagram), self._max_bytes)  # fmt: skip
+        plain = {name: value for name, value in around.items() if name != GRID}
+        datagram = msgspec.json.encode({**record, "surroundings": plain})
+        return datagram if len(datagram) <= self._max_bytes else None
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+def _is_here(host: str) -> bool:
+    """Whether it can only mean this host. A name is taken at its word only where it is localhost."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"

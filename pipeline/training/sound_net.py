@@ -1,0 +1,114 @@
+"""The sound-event network: fixed measures of a log-mel window, and small perceptrons on them. B is the batch.
+
+    logits, embedding = SoundNet(SoundAnalysis(), panel)(windows)      # (B, 2, 64, 300) -> (B, labels), (B, 128 a member)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.training.nets import VOICE_BANDS, VOICE_FRAMES, Panel
+
+
+class SoundAnalysis(nn.Module):
+    """What tells sounds apart whatever their level: spectrum and its movement, how rough, tonal and sudden they are, how they
+    come and go, and their rhythm. Nothing is learnt.
+
+    Every measure is of the heard columns alone. Of each course over time the mean and the deviations above and below it are
+    taken twice: over all heard columns, and weighed towards the loud ones.
+    """
+
+    CEPSTRA, GROUPS, LAGS = 20, 8, 150                # lags: columns, up to 1.5 s between two ticks, barks or blades
+    STEPS = 1, 3, 10                                  # columns before and after, of a difference
+    LEVELS = torch.linspace(0.05, 0.95, 10)           # of the 60 dB of the input
+    RATES_HZ = torch.tensor([0.5, 0.8, 1.2, 1.8, 2.6, 3.6, 5.0, 7.0, 9.5, 12.5, 16.0, 20.0, 25.0, 31.0, 38.0, 46.0])
+
+    def __init__(self) -> None:
+        super().__init__()
+        band, column = torch.arange(VOICE_BANDS) + 0.5, torch.arange(VOICE_FRAMES)
+        cosines = torch.cos(torch.arange(self.CEPSTRA)[:, None] * torch.pi * band / VOICE_BANDS) / 8
+        self.register_buffer("cosines", cosines, persistent=False)                                          # (20, 64)
+        smooth = F.avg_pool1d(torch.eye(VOICE_BANDS)[None], 7, 1, 3, count_include_pad=False)[0].T
+        self.register_buffer("fine", (torch.eye(VOICE_BANDS) - smooth).contiguous(), persistent=False)      # (64, 64)
+        turns = column[:, None] / 100 * self.RATES_HZ * 2 * torch.pi                                         # (300, rates)
+        self.register_buffer("waves", torch.cat([turns.cos(), turns.sin()], 1), persistent=False)            # (300, 2 × rates)
+        # Autocorrelation by way of the power spectrum: matrices, which every engine multiplies fast.
+        size = 2 * VOICE_FRAMES
+        angle = 2 * torch.pi * torch.arange(VOICE_FRAMES + 1) / size
+        self.register_buffer("spectrum", torch.cat([(column[:, None] * angle).cos(), (column[:, None] * angle).sin()], 1), persistent=False)
+        once = torch.full((VOICE_FRAMES + 1, 1), 2.0)
+        once[0] = once[-1] = 1.0
+        self.register_buffer("back", once * (angle[:, None] * torch.arange(self.LAGS)).cos() / size, persistent=False)   # (301, lags)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, 2, 64, 300) -> (B, MEASURES)"""
+        mel, heard = windows[:, 0], windows[:, 1, :1]                          # (B, 64, 300), (B, 1, 300)
+        even = heard / heard.sum(2, keepdim=True).clamp(min=1)
+        level = mel.mean(1, keepdim=True)                                      # (B, 1, 300)
+        loud = torch.sigmoid((level - level.amax(2, keepdim=True) * 0.7) * 20) * heard + 1e-4
+        loud = loud / loud.sum(2, keepdim=True)
+        cepstra = self.cosines @ mel                                           # (B, 20, 300)
+        tones = self.fine @ mel                                                # what stands out of its neighbours
+        groups = torch.cat([mel.reshape(-1, self.GROUPS, 8, VOICE_FRAMES).mean(2), level], 1)              # (B, 9, 300)
+        rough = torch.cat([tones.abs().mean(1, keepdim=True), tones.amax(1, keepdim=True),
+                           tones.reshape(-1, self.GROUPS, 8, VOICE_FRAMES).amax(2)], 1)                   # (B, 10, 300)
+        found: list[Tensor] = []
+        for share in (even, loud):
+            found += [(mel * share).sum(2)]
+            for x in (cepstra, rough, groups):
+                found += _course(x, share)
+        found.append(torch.sqrt((tones * tones * loud).sum(2) + 1e-5))
+        for reach in self.STEPS:
+            step = _step(torch.cat([cepstra, groups], 1), heard, reach)
+            found += [_deviation(step, even), _deviation(step, loud)]
+            step = _step(mel, heard, reach).reshape(-1, self.GROUPS, 8, VOICE_FRAMES)
+            found += [(step.abs().mean(2) * even).sum(2), (F.relu(step).mean(2) ** 2 * even).sum(2) * 10]
+        # How much of the time each region is above each level: a bark fills little of it, rain all.
+        above = torch.sigmoid((groups[:, :, None] - self.LEVELS[:, None]) * 15) * even[:, :, None]          # (B, 9, 10, 300)
+        found.append(above.sum(3).flatten(1))
+        # Rhythm: of every region's course, and of its sudden rises.
+        rises = F.relu(_step(groups, heard, 1))
+        for x in (groups, rises):
+            around = (x - (x * even).sum(2, keepdim=True)) * heard
+            spread = (around * around).sum(2, keepdim=True) + 0.05
+            waves = around @ self.waves
+            cos, sin = waves.chunk(2, 2)
+            found.append(torch.log((cos * cos + sin * sin) / spread + 0.1).flatten(1))                     # (B, 9 × rates)
+            cos, sin = (around @ self.spectrum).chunk(2, 2)
+            again = ((cos * cos + sin * sin) @ self.back) / spread                                         # (B, 9, lags)
+            found += [again[:, :, a:b].amax(2) for a, b in ((2, 4), (4, 7), (7, 11), (11, 18), (18, 30), (30, 50), (50, 85), (85, 150))]
+            found += [again[:, :, a:b].amin(2) for a, b in ((2, 7), (7, 18), (18, 50), (50, 150))]
+        found.append(heard.mean(2))
+        return torch.cat(found, 1)
+
+
+class SoundNet(nn.Module):
+    def __init__(self, analysis: SoundAnalysis, panel: Panel) -> None:
+        super().__init__()
+        self.analysis, self.panel = analysis, panel
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 2, 64, 300) -> (B, labels) logits, (B, 128 a member)"""
+        logits, embedding = self.panel(self.analysis(windows))
+        return logits, embedding
+
+
+def _step(x: Tensor, heard: Tensor, reach: int) -> Tensor:
+    """x (B, C, 300) a little later minus a little earlier; 0 where either was not heard."""
+    there = heard[:, :, 2 * reach :] * heard[:, :, : -2 * reach]
+    return F.pad((x[:, :, 2 * reach :] - x[:, :, : -2 * reach]) * there, (reach, reach))
+
+
+def _deviation(x: Tensor, share: Tensor) -> Tensor:
+    mean = (x * share).sum(2, keepdim=True)
+    return torch.sqrt(((x - mean) ** 2 * share).sum(2) + 1e-5)
+
+
+def _course(x: Tensor, share: Tensor) -> list[Tensor]:
+    """x (B, C, 300): mean, and deviation of what lies above and of what lies below it, each (B, C)."""
+    mean = (x * share).sum(2)
+    around = x - mean[:, :, None]
+    above, below = F.relu(around), F.relu(-around)
+    return [mean, torch.sqrt((above * above * share).sum(2) + 1e-5), torch.sqrt((below * below * share).sum(2) + 1e-5)]
