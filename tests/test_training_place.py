@@ -55,7 +55,7 @@ def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> 
     early = np.random.default_rng(0).normal(0, 1, (2, 64, 192, 8, 8)).astype(np.float16)
     early[:, :, :3] += 3 * np.eye(3)[places.labels][None, :, :, None, None].astype(np.float16)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    trained = place.learn(net, early, places.labels, np.arange(64), epochs=6, seed=1, name="test")
+    trained = place.learn(net, list(early), places.labels, np.arange(64), epochs=6, seed=1, name="test")
     after = trained.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and not any(name.startswith(PlaceNet.frozen) for name in changed)

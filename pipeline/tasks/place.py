@@ -34,22 +34,23 @@ INPUT = {"place": (1, 1, PLACE_PX, PLACE_PX)}
 
 
 class PlaceModel:
-    """The network with its labels and its temperature. Raises ConfigError for a model that takes something else."""
+    """The network with its labels and its temperature."""
 
     def __init__(self, engine: Engine, manifest: Manifest) -> None:
-        if [tensor.name for tensor in manifest.inputs] != ["place"]:
-            raise ConfigError(f"place model {manifest.id}: its inputs are {[t.name for t in manifest.inputs]}, a place model's "
-                              "is 'place'. Train one with: python run_pipeline.py train place")  # fmt: skip
         self._engine, self._temperature = engine, manifest.temperature
         self.labels, self.id = manifest.labels, manifest.id
 
     @classmethod
     def open(cls, engines: Engines, model: str = MODEL) -> PlaceModel:
-        """model: a file of the models folder, without .onnx, or a path. Raises AssetError when it is not there."""
+        """model: a file of the models folder, without .onnx, or a path. Raises AssetError when it is not there, ConfigError
+        when it takes something else."""
         path = Path(model) if model.endswith(".onnx") else assets.MODELS / f"{model}.onnx"
         if not path.is_file():
             raise AssetError(f"{path}: no such model. Train it with: python run_pipeline.py train place")
         manifest = engines.manifest(path)
+        if [tensor.name for tensor in manifest.inputs] != ["place"]:
+            raise ConfigError(f"place model {manifest.id}: its inputs are {[t.name for t in manifest.inputs]}, a place model's "
+                              "is 'place'. Train one with: python run_pipeline.py train place")  # fmt: skip
         return cls(engines.load(path, manifest.name, INPUT), manifest)
 
     def probs(self, image_bgr: npt.NDArray[np.uint8]) -> Floats:

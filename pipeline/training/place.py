@@ -1,6 +1,6 @@
 """Trains the place network on the fifteen-scene set, from the pictures to the shipped ONNX file, top to bottom.
 
-    python run_pipeline.py train place --epochs 6 --seed 7            # stop it at any time; go on with --resume
+    python run_pipeline.py train place --epochs 4 --seed 7            # stop it at any time; go on with --resume
 
 Five times a fifth of the pictures is kept out; a net trained on the rest by a fixed recipe answers them. These answers give
 the figures and the temperature. The net that ships is trained by the same recipe on all pictures. Nothing is chosen on a
@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,30 +40,30 @@ WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.1
 EMA_DECAY = 0.97               # over the last epoch or so
 HEAD_RIDGE = 3e-3              # of the head's start
-VIEWS = 6                      # of each picture: as it is, and five varied
+VIEWS = 5                      # of each picture: as it is, and four varied
 
 
-def early_views(places: Places, net: PlaceNet, folder: Path, *, seed: int, views: int = VIEWS) -> npt.NDArray[np.float16]:
-    """(views, n, 192, 8, 8) float16: what the frozen blocks say of each picture; [0] as it is, the others varied.
+def early_views(places: Places, net: PlaceNet, folder: Path, *, seed: int, views: int = VIEWS) -> list[npt.NDArray[np.float16]]:
+    """[view] -> (n, 192, 8, 8) float16: what the frozen blocks say of each picture; [0] as it is, the others varied.
 
-    Kept in `folder`, where a resumed run finds it.
+    Each is kept in `folder`, where a resumed run finds it.
     """
-    path = folder / f"early-{seed}-{views}-{len(places)}-{PLACE_PX}.npy"
-    if path.is_file():
-        return np.asarray(np.load(path, mmap_mode="r"))
-    export_early(net, folder / "early.onnx")
-    engine = Onnxruntime(folder / "early.onnx", threads=1)
-    random = np.random.default_rng(seed)
-    began_s, found = time.monotonic(), []
+    found, began_s, engine = [], time.monotonic(), None
     for view in range(views):
-        said = [engine.run({"place": place_tensor(image if view == 0 else vary(image, random))[None]})["early"][0].astype(np.float16)
-                for image in places.images]
-        found.append(np.stack(said))
-        print(f"place: view {view + 1}/{views} of {len(places)} pictures, {time.monotonic() - began_s:.0f} s", flush=True)
-    whole = path.with_suffix(".new.npy")
-    np.save(whole, np.stack(found))
-    whole.replace(path)
-    return np.asarray(np.load(path, mmap_mode="r"))
+        path = folder / f"early-{seed}-{view}-{len(places)}-{PLACE_PX}.npy"
+        if not path.is_file():
+            if engine is None:
+                export_early(net, folder / "early.onnx")
+                engine = Onnxruntime(folder / "early.onnx", threads=1)
+            random = np.random.default_rng([seed, view])
+            images = [image if view == 0 else vary(image, random) for image in places.images]
+            said = [engine.run({"place": place_tensor(image)[None]})["early"][0].astype(np.float16) for image in images]
+            whole = path.with_suffix(".new.npy")
+            np.save(whole, np.stack(said))
+            whole.replace(path)
+            print(f"place: view {view + 1}/{views} of {len(places)} pictures, {time.monotonic() - began_s:.0f} s", flush=True)
+        found.append(np.asarray(np.load(path)))
+    return found
 
 
 def start_head(net: PlaceNet, embeddings: Tensor, labels: Tensor) -> None:
@@ -85,11 +86,11 @@ def start_head(net: PlaceNet, embeddings: Tensor, labels: Tensor) -> None:
         net.head.bias.copy_(bias - weight @ mean / scale)
 
 
-def learn(net: PlaceNet, early: npt.NDArray[np.float16], labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *,
+def learn(net: PlaceNet, early: Sequence[npt.NDArray[np.float16]], labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *,
           epochs: int, seed: int, name: str) -> PlaceNet:
     """Train the late blocks on `rows` for a fixed number of epochs; returns the average of their weights over time.
 
-    early: (views, n, 192, 8, 8). The norms keep ImageNet's statistics: a batch of 32 says less than a million pictures.
+    early: [view] -> (n, 192, 8, 8). The norms keep ImageNet's statistics: a batch of 32 says less than a million pictures.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)                                                             # dropout draws from the global one
@@ -109,7 +110,7 @@ def learn(net: PlaceNet, early: npt.NDArray[np.float16], labels: npt.NDArray[np.
         for step in range(steps):
             batch = order[step * BATCH : (step + 1) * BATCH]
             view = views[batch, epoch % len(early)]
-            x = torch.from_numpy(early[view.numpy(), batch.numpy()].astype(np.float32))                    # (B, 192, 8, 8)
+            x = torch.from_numpy(np.stack([early[v][i] for v, i in zip(view, batch, strict=True)]).astype(np.float32))   # (B, 192, 8, 8)
             logits, _ = net.late(x.contiguous(memory_format=torch.channels_last))                          # (B, 15)
             loss = F.cross_entropy(logits, torch.from_numpy(labels)[batch], label_smoothing=LABEL_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
@@ -136,7 +137,7 @@ def answer(net: PlaceNet, early: npt.NDArray[np.float16]) -> tuple[Tensor, Tenso
     return torch.cat([logits for logits, _ in said]), torch.cat([embedding for _, embedding in said])
 
 
-def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 6, seed: int = 7, resume: bool = False,
+def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4, seed: int = 7, resume: bool = False,
           runs: Path = Path("runs/place")) -> None:
     """Five folds, the figures from what each answered on the pictures kept from it, then the net that ships.
 
@@ -171,8 +172,13 @@ def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 6,
     metrics = cross_validated(logits, places.labels, fold_of)
     print("place, out of fold: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
 
-    net = trained(np.arange(len(places)), FOLDS, "all pictures")
-    torch.save(net.state_dict(), runs / "all.pt")
+    whole = runs / "all.pt"
+    if resume and whole.is_file() and (stored_net := torch.load(whole, weights_only=True))["command"] == command:
+        net = copy.deepcopy(start)
+        net.load_state_dict(stored_net["net"])
+    else:
+        net = trained(np.arange(len(places)), FOLDS, "all pictures")
+        torch.save({"net": net.state_dict(), "command": command}, whole)
     export_place(net, out)
     manifest = Manifest(
         name="place", task="place",

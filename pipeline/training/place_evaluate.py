@@ -56,7 +56,7 @@ def intel_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], man
     found = {"intel_accuracy": float(right.mean()), "intel_accuracy_without_glacier": float(right[without].mean()),
              "intel_accuracy_of_all_labels": float(at_once.mean()),
              "intel_accuracy_of_all_labels_without_glacier": float(at_once[without].mean())}
-    return found | {f"intel_recall_{name}": float(right[labels == i].mean()) for i, name in enumerate(INTEL)}
+    return found | {f"intel_recall_{name}": float(right[labels == i].mean()) for i, name in enumerate(INTEL) if (labels == i).any()}
 
 
 def report_place(*, model: Path = PLACE_MODEL, data: Path | None = None, out: Path = Path("runs/place/evaluated.json")) -> dict[str, float]:
