@@ -1,6 +1,6 @@
 """Every model on every backend that works here, in every precision and batch, beside torch eager and the floor, in one run.
 
-    python run_pipeline.py bench infer [--model NAME] [--rounds 12] [--json OUT.json]
+    python run_pipeline.py bench infer [--model NAME] [--precision fp32] [--rounds 12] [--json OUT.json]
 
 All rows are timed in turns, a few calls each, so that whatever else the machine does weighs on all alike; compare rows of
 one run, and ratios between runs. One thread, whose own CPU time stands beside the wall time: that is not disturbed by
@@ -29,7 +29,7 @@ from pipeline import assets
 from pipeline.errors import SensoriumError
 from pipeline.inference import cuda, engine
 from pipeline.inference.engine import Tensors
-from pipeline.inference.manifest import precision_of, with_precision
+from pipeline.inference.manifest import PRECISIONS, precision_of, with_precision
 from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.tasks import samples
 
@@ -79,13 +79,13 @@ def models(only: str | None) -> Iterator[tuple[str, Path]]:
             yield name, assets.path(name)
 
 
-def rows(only: str | None, folder: Path) -> Iterator[Row]:
+def rows(only: str | None, folder: Path, precisions: Sequence[str] = PRECISIONS) -> Iterator[Row]:
     for name, path in models(only):
         for batch in BATCHES:
             inputs = inputs_of(path, batch)
             if inputs is None:
                 continue
-            for precision in ("fp32", "fp16", "int8") if name not in THIRD_PARTY else ("fp32",):
+            for precision in precisions if name not in THIRD_PARTY else ("fp32",):
                 file = _file(path, precision, folder)
                 if file is None:
                     continue
@@ -213,13 +213,14 @@ def resident_mib() -> float:
 
 
 def run(
-    *, only: str | None = None, rounds: int = 12, out: Path | None = None, extra: Sequence[Row] = ()
+    *, only: str | None = None, precisions: Sequence[str] = PRECISIONS, rounds: int = 12, out: Path | None = None,
+    extra: Sequence[Row] = (),
 ) -> list[dict[str, Any]]:
     """Prints the table; writes its rows as JSON to `out`. only: one model. extra: rows of others, timed with the rest."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         timed = [floor(folder), *([gpu_floor()] if not cuda.probe().missing and importlib.util.find_spec("cuda") else [])]
-        timed += [*rows(only, folder), *extra]
+        timed += [*rows(only, folder, precisions), *extra]
         measure(timed, rounds)
     gpus = cuda.probe()
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; " + (gpus.missing or ", ".join(g.name for g in gpus.devices)))
@@ -233,10 +234,12 @@ def run(
 def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(prog="bench infer", description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--model", help="one model: a file of models/, centerface or silero-vad")
+    options.add_argument("--precision", choices=PRECISIONS, help="one; all of them unless said otherwise")
     options.add_argument("--rounds", type=int, default=12, help=f"turns of {CALLS_A_TURN} calls for each row")
     options.add_argument("--json", type=Path, help="write the rows here")
     chosen = options.parse_args(arguments)
-    run(only=chosen.model, rounds=chosen.rounds, out=chosen.json)
+    precisions = [chosen.precision] if chosen.precision else PRECISIONS
+    run(only=chosen.model, precisions=precisions, rounds=chosen.rounds, out=chosen.json)
 
 
 if __name__ == "__main__":
