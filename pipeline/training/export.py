@@ -50,7 +50,7 @@ def export_sound(net: SoundNet, path: Path) -> None:
 
 
 def export_place(net: PlaceNet, path: Path) -> None:
-    """Write `place` (n, 1, 225, 225) -> `logits` (n, labels), `embedding` (n, 1280), float32. Raises as export_face does."""
+    """Write `place` (n, 1, 225, 225) -> `logits` (n, labels), `embedding` (n, 3840), float32. Raises as export_face does."""
     _export(copy.deepcopy(net).eval(), path, "place", _noise_pictures())
 
 
