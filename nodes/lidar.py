@@ -37,8 +37,8 @@ EXTRAS = (("velodyne_decoder", "velodyne-decoder", "lidar", "Velodyne"), ("ouste
 
 
 class Lidar(Source):
-    """sensor: velodyne, ouster, hesai, ouster_imu, or module:Name of a PacketDecoder. options: of the sensor's decoder, as
-    `python run_pipeline.py nodes lidar` lists them in docs/lidar.md.
+    """sensor: velodyne, ouster, hesai, ouster_imu, or module:Name of a PacketDecoder. options: of the sensor's
+    decoder (docs/lidar.md): cut_deg, min_range_m, max_range_m, metadata, …
     device: null for the network, or a .pcap. port: where its packets arrive, or went; null: the sensor's usual one.
     bind: listen at this address only. source: take packets from this address only, where several sensors send to one port.
     realtime: false gives a capture's sweeps as fast as readers take them. loop: begin a capture again at its end.
@@ -98,7 +98,7 @@ class Lidar(Source):
 
     def info(self) -> StreamInfo:
         encoding = "imu_f64" if self.sensor.endswith("_imu") else "points_xyzit_f32"
-        return StreamInfo(self.name, encoding, self._decoder.rate_hz, 5, self.name, self._description)
+        return StreamInfo(self.name, encoding, self._decoder.rate_hz, 1, self.name, self._description)
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
         return self._network_frames(clock) if self._receiver is not None else self._capture_frames(clock)

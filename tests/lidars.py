@@ -49,7 +49,34 @@ def vlp16(packets: int, *, from_deg: float = 0.0, since_hour_ns: int = 1_000_000
     return [packet.tobytes() for packet in raw], Truth(xyz, at_ns.ravel())
 
 
-def ouster(frames: int, *, first_id: int = 7) -> tuple[str, list[bytes], list[Truth]]:
+_RETURN = np.dtype([("distance", "<u2"), ("reflectance", "u1"), ("reserved", "u1")])
+_XT32 = np.dtype([("start", "u1", 6), ("header", "u1", 6), ("blocks", [("azimuth", "<u2"), ("returns", _RETURN, 32)], 8),
+                  ("reserved", "u1", 10), ("mode", "u1"), ("speed", "<u2"), ("date", "u1", 6), ("us", "<u4"), ("factory", "u1"),
+                  ("number", "<u4")])  # fmt: skip
+XT32_NS = 400_000  # of a packet with one return
+
+
+def xt32(packets: int, *, from_deg: float = 0.0, since_ns: int = 0) -> tuple[list[bytes], Truth]:
+    """Single-return packets from 1 January 2026, 00:00:59.9 UTC + since_ns on, at 10 turns a second, in a lumpy round room."""
+    block, laser = np.arange(packets * 8).reshape(packets, 8), np.arange(32)
+    azimuth_deg = from_deg + block * 0.18
+    azimuth, elevation = np.radians(azimuth_deg)[..., None], np.radians(15.0 - laser)
+    units = np.round((6 + 3 * np.sin(3 * azimuth) * np.cos(laser)) / 0.004)  # (packet, block, laser)
+    raw = np.zeros(packets, _XT32)
+    raw["start"], raw["header"] = [0xEE, 0xFF, 6, 1, 0, 0], [32, 8, 1, 4, 1, 1]
+    raw["blocks"]["azimuth"] = np.round(azimuth_deg * 100) % 36000
+    raw["blocks"]["returns"]["distance"], raw["blocks"]["returns"]["reflectance"] = units, 2 * laser
+    last_ns = 59_900_000_000 + since_ns + (np.arange(packets) + 1) * XT32_NS - 50_000 - 5_632  # what its time says, 5.632 µs early
+    raw["mode"], raw["us"], raw["number"] = 0x37, last_ns // 1000 % 1_000_000, np.arange(packets)
+    minute, second = np.divmod(last_ns // NS, 60)
+    raw["date"] = np.stack([np.full(packets, v) for v in (126, 1, 1, 0)] + [minute, second], axis=1)
+    flat = units * 0.004 * np.cos(elevation)
+    xyz = np.stack([flat * np.cos(azimuth), -flat * np.sin(azimuth), units * 0.004 * np.sin(elevation)], axis=-1)
+    at_ns = block[..., None] * 50_000 + 280 + 1512 * laser
+    return [packet.tobytes() for packet in raw], Truth(xyz.reshape(-1, 3), at_ns.ravel())
+
+
+def ouster(frames: int, *, first_id: int = 7, start_ns: int = 5 * NS) -> tuple[str, list[bytes], list[Truth]]:
     """(metadata, packets, truth of each frame): an OS1-64 of 1024 columns at 10 Hz in a lumpy room."""
     import ouster.sdk.core as sdk
 
@@ -64,16 +91,16 @@ def ouster(frames: int, *, first_id: int = 7) -> tuple[str, list[bytes], list[Tr
     truths = []
     for k in range(frames):
         frame = sdk.LidarFrame(info)
-        frame.frame_id = first_id + k
+        frame.frame_id = (first_id + k) % 65536
         columns = np.arange(info.w)
         lumps = 4 + np.sin(0.02 * columns[None] + 0.3 * np.arange(info.h)[:, None] + k)
         frame.field("RANGE")[:] = (1000 * lumps).astype(np.uint32)
         frame.field("REFLECTIVITY")[:] = (columns[None] % 200).astype(frame.field("REFLECTIVITY").dtype)
-        start_ns = 5 * NS + k * NS // 10
-        frame.timestamp[:] = start_ns + columns * (NS // 10 // info.w)
+        began_ns = start_ns + k * NS // 10
+        frame.timestamp[:] = began_ns + columns * (NS // 10 // info.w)
         frame.measurement_id[:], frame.status[:] = columns, 0xFFFFFFFF
         raw += [np.array(p.buf).tobytes() for p in sdk.frame_to_packets(frame, form, 1234, 122000000001)]
-        truths.append(Truth(ouster_xyz(info, np.array(frame.field("RANGE"))), np.array(frame.timestamp, np.int64) - start_ns))
+        truths.append(Truth(ouster_xyz(info, np.array(frame.field("RANGE"))), np.array(frame.timestamp, np.int64) - began_ns))
     return metadata, raw, truths
 
 

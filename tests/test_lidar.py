@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lidars import PACKET_NS, Truth, garbage, lossy, ouster, reordered, sent, vlp16, write_pcap
+from lidars import PACKET_NS, XT32_NS, Truth, garbage, lossy, ouster, reordered, sent, vlp16, write_pcap, xt32
 
 from nodes.lidar import Lidar
 from nodes.sweeps import Sweeps
@@ -110,6 +110,17 @@ def test_every_point_of_an_ouster_is_where_and_when_it_was(frames):
         assert abs(sweep.capture_ns - k * NS // 10) < 400_000 and abs(sweep.duration_ns - NS // 10) < 1000
 
 
+def test_every_point_of_an_xt32_is_where_and_when_it_was():
+    """Across a minute's end."""
+    raw, truth = xt32(700)
+    sweeps, lost, decoder = decoded(sent(raw, every_ns=XT32_NS), "hesai", cut_deg=0.0)
+    xyz, at_ns = by_time(sweeps)
+    assert len(xyz) == len(truth.xyz) and not lost and decoder.clock.steps == 0
+    assert np.linalg.norm(xyz - truth.xyz, axis=1).max() < 1e-5
+    assert np.abs(at_ns - truth.at_ns - 200_000).max() < 2000
+    assert [sweep.reason for sweep in sweeps[:2]] == ["", ""] and abs(sweeps[1].duration_ns - 100_000_000) < 1000
+
+
 def test_points_out_of_range_are_left_out(turns, frames):
     near, _, _ = decoded(sent(turns[0]), min_range_m=4.0, max_range_m=7.0)
     ranges_m = np.linalg.norm(by_time(near)[0], axis=1)
@@ -142,6 +153,15 @@ def test_a_clock_that_is_set_costs_no_packet_and_stays_right(jump_ns):
     turn_ns = 900 * 110_592
     assert min(abs(last.capture_ns - 200_000 - k * turn_ns) for k in range(60)) < 1_000_000 + last.clock_error_ns
     assert sum("jumped" in sweep.reason for sweep in sweeps) == 1
+
+
+def test_an_ouster_whose_clock_is_set_or_whose_frame_number_wraps_stays_right():
+    pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
+    metadata, before, _ = ouster(3, first_id=65534)
+    _, after, _ = ouster(3, first_id=1, start_ns=900 * NS)
+    sweeps, lost, _ = decoded(sent([*before, *after], every_ns=OUSTER_NS), "ouster", metadata)
+    assert [len(sweep.data) for sweep in sweeps] == [64 * 1024] * 6 and not lost
+    assert np.abs(np.diff([sweep.capture_ns for sweep in sweeps]) - NS // 10).max() < 1_000_000
 
 
 def test_late_arrivals_do_not_move_the_time(turns):
@@ -198,6 +218,32 @@ def test_a_thousand_malformed_packets_are_counted_and_harm_nobody(turns, frames,
     assert [s.reason for s in sweeps] == [s.reason for s in clean]
     for ours, theirs in zip(sweeps, clean, strict=True):
         assert np.array_equal(ours.data, theirs.data) and ours.capture_ns == theirs.capture_ns
+
+
+@pytest.mark.parametrize("sensor", ["velodyne", "hesai", "ouster"])
+def test_packets_with_flipped_bytes_end_nothing(turns, frames, sensor):
+    raw = {"velodyne": turns[0], "hesai": xt32(300)[0], "ouster": frames[1]}[sensor]
+    chance = np.random.default_rng(5)
+    bent = []
+    for k, packet in enumerate(raw * 3):
+        changed = np.frombuffer(packet, np.uint8).copy()
+        heads = chance.random() < 0.5
+        where = chance.integers(0, 64 if heads else len(changed), 1 + k % 6)
+        changed[where] = chance.integers(0, 256, len(where))
+        bent.append((changed.tobytes(), k * PACKET_NS))
+    sweeps, lost, decoder = decoded(bent, sensor, frames[0] if sensor == "ouster" else "")
+    assert sweeps and all(np.isfinite(sweep.data).all() and sweep.duration_ns >= 0 for sweep in sweeps)
+    starts_ns = [sweep.capture_ns for sweep in sweeps]
+    assert starts_ns == sorted(set(starts_ns))
+    assert decoder.good + lost["malformed packets"] >= len(bent)
+
+
+def test_a_first_packet_that_claims_another_model_is_outvoted(turns):
+    raw, truth = turns
+    sweeps, lost, decoder = decoded(sent([raw[0][:-1] + b"\x21", *raw[1:]]), cut_deg=0.0)
+    assert lost["malformed packets"] <= 3 and decoder.describe() == "Velodyne VLP16"
+    xyz, _ = by_time(sweeps)
+    assert np.linalg.norm(xyz[-10_000:] - truth.xyz[-10_000:], axis=1).max() < 1.1e-3
 
 
 def test_a_packet_of_the_right_form_with_a_wrong_time_is_left_out(turns):

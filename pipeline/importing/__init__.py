@@ -151,10 +151,12 @@ class _Lidars:
         for metadata in self._metadata:
             # Beside it in name: ouster/metadata and ouster/lidar_packets of ROS drivers, lidar/metadata and lidar of our captures.
             place = metadata.rpartition("/")[0]
-            beside = [s for s in self._sensors if s not in known and "imu" not in s and (s == place or s.rpartition("/")[0] == place)]
-            rest = [s for s in self._sensors if s not in known and "imu" not in s]
-            if stream := next(iter(beside or rest), ""):
-                known[stream] = LidarPackets("ouster", metadata)
+            rest = [s for s in self._sensors if s not in known]
+            beside = [s for s in rest if s == place or s.rpartition("/")[0] == place]
+            lidars = [s for s in beside or rest if "imu" not in s]
+            rates = [s for s in rest if "imu" in s and s.rpartition("/")[0] in (place, place.rpartition("/")[0])]
+            known |= {stream: LidarPackets("ouster", metadata) for stream in lidars[:1]}
+            known |= {stream: LidarPackets("ouster_imu", metadata, "imu_f64") for stream in rates[:1] if lidars}
         return known
 
 

@@ -24,6 +24,7 @@ class LidarPackets(NamedTuple):
 
     sensor: str
     metadata: str = ""  # the stream that holds the sensor's, where it needs one
+    gives: str = "points_xyzit_f32"
 
 
 def config_text(
@@ -32,10 +33,10 @@ def config_text(
     """encodings: by stream. lidars: which of them hold a known lidar's packets. rig: of the sensors. A graph that `check` takes
     and `replay` plays: with points or depth it looks for what is around, with pictures and sound for people."""
     lidars = lidars or {}
-    sweeps = {stream: "points" if len(lidars) == 1 and "points" not in encodings else f"{stream}-points" for stream in lidars}
+    sweeps = _decoded_names(encodings, lidars)
     read = {*lidars, *(lidar.metadata for lidar in lidars.values())}
     streams = encodings
-    encodings = {**encodings, **{name: "points_xyzit_f32" for name in sweeps.values()}}
+    encodings = {**encodings, **{name: lidars[stream].gives for stream, name in sweeps.items()}}
     keys = {name: key(name) for name in encodings}
     width = max(map(len, keys.values())) + 1
     added = ("align", "emotion", "scene", "console", "page")
@@ -71,6 +72,13 @@ def config_text(
     predicting = [own["scene"]] if around else [own["emotion"]] if pictures and sounds else []
     lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*predicting, 'health'])}]}}"]
     return "\n".join(lines) + "\n"
+
+
+def _decoded_names(encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets]) -> dict[str, str]:
+    """Stream of packets → the node that decodes it: "points" of the only lidar, else STREAM-points."""
+    names = {stream: f"{stream}-{'points' if lidar.gives.startswith('points') else 'rates'}" for stream, lidar in lidars.items()}
+    lidar, *others = [stream for stream, name in names.items() if name.endswith("-points")] or [""]
+    return names | ({lidar: "points"} if lidar and not others and "points" not in encodings else {})
 
 
 def write_config(

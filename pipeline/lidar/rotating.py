@@ -11,6 +11,7 @@ by their time as long as it is not sent.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class _Packet(NamedTuple):
     angle_deg: float  # azimuth, unwrapped
 
 
-class Rotating(PacketDecoder):
+class Rotating(PacketDecoder, ABC):
     """cut_deg: the sensor's own azimuth at which sweeps begin. A subclass reads one vendor's packets: head(), points()."""
 
     wrap_ns = 3600 * NS  # after which the sensor's time begins again
@@ -67,16 +68,16 @@ class Rotating(PacketDecoder):
         self._capture_ns = -(1 << 62)
         self._begin()
 
+    @abstractmethod
     def head(self, packet: bytes) -> Head | None:
         """None: no packet of this sensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def points(self, packets: list[bytes], offsets_ns: list[int]) -> npt.NDArray[np.float32]:
         """(n, 5) of packets whose first firings are offsets_ns after a common origin; seconds since that origin.
 
         Raises ValueError or RuntimeError where one of them cannot be decoded.
         """
-        raise NotImplementedError
 
     # Packets
 

@@ -45,7 +45,8 @@ class Velodyne(Rotating):
         if not 0 <= min_range_m < max_range_m:
             raise ValueError(f"min_range_m must lie from 0 to max_range_m, found {min_range_m} and {max_range_m}.")
         self._model, self._calibration, self._range_m = model, calibration, (min_range_m, max_range_m)
-        self._said_model = 0
+        self._said_model = 0  # the factory byte that packets have had so far
+        self._others: list[int] = []  # other ones, of the packets since the last that had it
 
     def open(self) -> None:
         try:
@@ -53,14 +54,14 @@ class Velodyne(Rotating):
         except ModuleNotFoundError as error:
             raise missing_package("velodyne-decoder", self.where, "lidar") from error
         self._package: Any = velodyne_decoder
-        self._decoder = velodyne_decoder.ScanDecoder(self._config())
-
-    def _config(self) -> Any:
-        package = self._package
-        models = package.Model.__members__
+        models = velodyne_decoder.Model.__members__
         if self._model is not None and self._model not in models:
             found = f"{self.where}: model: found '{self._model}'"
             raise ConfigError(f"{found}, expected one of {', '.join(models)}.{nearest(self._model, models)}")
+        self._decoder = velodyne_decoder.ScanDecoder(self._config(self._model))
+
+    def _config(self, model: str | None) -> Any:
+        package = self._package
         calibration = None
         if self._calibration is not None:
             try:
@@ -68,7 +69,7 @@ class Velodyne(Rotating):
             except Exception as error:  # whatever the file leads the library to
                 raise ConfigError(f"{self.where}: calibration {self._calibration}: cannot be read: {error}") from error
         return package.Config(
-            model=None if self._model is None else models[self._model], calibration=calibration,
+            model=None if model is None else package.Model.__members__[model], calibration=calibration,
             min_range=self._range_m[0], max_range=self._range_m[1], timestamp_first_packet=True,
         )  # fmt: skip
 
@@ -82,14 +83,22 @@ class Velodyne(Rotating):
         azimuths = heads[1::2]
         if not _FLAGS.issuperset(heads[::2]) or max(azimuths) >= 36000 or since_hour_us >= _HOUR_US:
             return None
-        if self._model is None and model not in _MODELS:
+        if (azimuths[-1] - azimuths[0]) % 36000 > _TURN_IN_PACKET or not (self._model or self._is_model(model)):
             return None
-        turned = (azimuths[-1] - azimuths[0]) % 36000
-        if turned > _TURN_IN_PACKET or (self._said_model and model != self._said_model and self._model is None):
-            return None
-        self._said_model = model
         span_ns = _PACKET_NS.get(model, _PACKET_NS[0]) // (2 if mode == _DUAL else 1)
         return Head(since_hour_us * _US, azimuths[0] / 100, span_ns)
+
+    def _is_model(self, model: int) -> bool:
+        """Whether that factory byte is the sensor's. One bent packet does not make it another; three that agree do."""
+        if model == self._said_model:
+            self._others.clear()
+            return True
+        self._others = [*self._others[-2:], model]
+        if model not in _MODELS or (self._said_model and self._others != [model] * 3):
+            return False
+        self._said_model = model
+        self._decoder = self._package.ScanDecoder(self._config(_MODELS[model]))
+        return True
 
     def points(self, packets: list[bytes], offsets_ns: list[int]) -> npt.NDArray[np.float32]:
         if len(packets) > 1 and not _are_even(packets, offsets_ns):
