@@ -24,7 +24,7 @@ from pipeline.surroundings import FREE, Ahead, FreeSpace, Obstacle, Sector, Surr
 from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_fresh, nearest_in_corridor
 from pipeline.tasks.clusters import Horizon, find_clusters
 from pipeline.tasks.free_space import FreeSpaceMap
-from pipeline.tasks.ground import GroundFinder
+from pipeline.tasks.ground import ON_GROUND_M, GroundFinder
 from pipeline.tasks.track import Approach, Track
 from pipeline.tasks.tracking import CARRY_NS, Tracker
 
@@ -110,7 +110,9 @@ class Around:
             self._tracker.update([], capture_ns)
             return View(stream, 0, np.zeros((0, 2), np.float32), None, EMPTY)
         ground = finder.find(points_m, origin_m)
-        stands = ~ground.is_ground & (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
+        stands = (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
+        if self._step_m < ON_GROUND_M:
+            stands &= ~ground.is_ground
         at = np.flatnonzero(stands)
         clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], Horizon(points_m, origin_m), range_m=self._range_m)
         grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)

@@ -63,10 +63,11 @@ class Horizon:
 
     def bins(self, points_m: Floats) -> npt.NDArray[np.int32]:
         turn = np.arctan2(points_m[:, 1] - np.float32(self.origin_m[1]), points_m[:, 0] - np.float32(self.origin_m[0]))
-        return (turn * np.float32(AZIMUTHS / (2 * np.pi))).astype(np.int32) % AZIMUTHS
+        return np.asarray((turn * np.float32(AZIMUTHS / (2 * np.pi))).astype(np.int32) % AZIMUTHS, np.int32)
 
     def ranges(self, places_m: Floats) -> Floats:
-        return np.hypot(places_m[:, 0] - np.float32(self.origin_m[0]), places_m[:, 1] - np.float32(self.origin_m[1]))
+        x, y = places_m[:, 0] - np.float32(self.origin_m[0]), places_m[:, 1] - np.float32(self.origin_m[1])
+        return np.asarray(np.hypot(x, y), np.float32)
 
 
 def find_clusters(
@@ -75,7 +76,9 @@ def find_clusters(
     """points_m: (n, 3) that stand above the ground, height_m and seconds: (n,) theirs. horizon: of the whole cloud."""
     range_m = min(range_m, float(np.abs(points_m[:, :2]).max(initial=0)) + 1)
     inside = (np.abs(points_m[:, 0]) < range_m) & (np.abs(points_m[:, 1]) < range_m)
-    points_m, height_m, seconds = points_m[inside], height_m[inside], seconds[inside]
+    if not inside.all():
+        at = np.flatnonzero(inside)
+        points_m, height_m, seconds = points_m[at], height_m[at], seconds[at]
     if not len(points_m):
         return []
     cells = _FineCells(points_m, height_m, seconds, range_m)
@@ -98,18 +101,17 @@ def find_clusters(
     weak = cells.points[order] < np.repeat(most, ends - begins)
     ranges = np.hypot(places[:, 0], places[:, 1])
     trusted_m = np.where(weak, ranges + WEAK_M, ranges)
+    best = np.flatnonzero(trusted_m == np.repeat(np.minimum.reduceat(trusted_m, begins), ends - begins))
+    nearest = best[np.searchsorted(best, begins)]
     right, left = _ends_hidden(places, ranges, horizon, begins, ends, wanted)
     yaws = _yaws(places, begins, ends, wanted, (most_m - least).max(axis=1)[wanted])
-    found = []
-    for n, k in enumerate(wanted):
-        own = slice(begins[k], ends[k])
-        at = begins[k] + int(np.argmin(trusted_m[own]))
-        yaw_rad, sure = yaws.get(int(k), (0.0, False))
-        nearest = (float(places[at, 0]), float(places[at, 1]))
-        found.append(Cluster(
-            places[own], middle[k], extent[k], int(points[k]), float(seconds_sum[k] / points[k]), float(low[k]), float(high[k]),
-            float(floor[k]), float(ranges[at]), nearest, (right[n], left[n]), yaw_rad, sure,
-        ))  # fmt: skip
+    plain = zip(*(v[wanted].tolist() for v in (begins, ends, points, seconds_sum / points, low, high, floor, ranges[nearest],
+                                               places[nearest])), right, left, wanted.tolist(), strict=True)  # fmt: skip
+    found = [
+        Cluster(places[begin:end], middle[k], extent[k], count, second, bottom_m, top_m, floor_m, near_m, (x, y), (at_right, at_left),
+                *yaws.get(k, (0.0, False)))
+        for begin, end, count, second, bottom_m, top_m, floor_m, near_m, (x, y), at_right, at_left, k in plain
+    ]  # fmt: skip
     return sorted(found, key=lambda c: c.range_m)
 
 
@@ -175,9 +177,10 @@ def _linked(places_m: Floats, range_m: float, link_m: float, *, loose: bool) -> 
         np.clip(at, 0, side - 1, out=at)
         mask[at[:, 0], at[:, 1]] = 1
     if loose:
-        along_m = (np.arange(side) + 0.5) * link_m - range_m
-        grown = cv2.dilate(mask, np.ones((2, 2), np.uint8))
-        mask = np.where(along_m[:, None] ** 2 + along_m**2 > REACH_M**2, grown, mask)
+        near = np.zeros_like(mask)  # left as it is within REACH_M, about the base frame's origin
+        middle = round(range_m / link_m)
+        cv2.circle(near, (middle, middle), round(REACH_M / link_m), 1, thickness=-1)
+        mask = np.where(near, mask, cv2.dilate(mask, np.ones((2, 2), np.uint8)))
     _, labels = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)
     at = ((places_m + np.float32(range_m)) * np.float32(1 / link_m)).astype(np.int32)
     return np.asarray(labels[at[:, 0], at[:, 1]], np.int32)

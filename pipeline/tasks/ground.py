@@ -70,7 +70,7 @@ class GroundFinder:
         fed = points_m[low[::step]] - np.array(origin_m, np.float32)
         expected_m = self._expected_m(fed, origin_m[2])
         if len(fed) < MIN_GROUND_POINTS or expected_m is None:
-            return self._unseen(points_m, f"no ground seen: {len(low)} points lie below the sensor")
+            return self._unseen(points_m, "no ground seen: too few points lie below the sensor to tell where it is")
         ground = fed[self._flat(fed, expected_m, _reach(float(ranges_m[low].max()), self._range_m))]
         if len(ground) < MIN_GROUND_POINTS:
             return self._unseen(points_m, f"no ground seen: {len(ground) * step} points lie flat below the sensor")
