@@ -251,6 +251,11 @@ def test_boxes_of_another_program_take_the_detectors_place(opened: Any) -> None:
     assert prediction.missing == () and prediction.used == ("boxes", "lidar")
 
 
+def test_boxes_that_cannot_be_read_leave_nobody_who_tells_what_things_are(opened: Any) -> None:
+    sent = aligned(0, boxes=("text_utf8", np.frombuffer(b"[{]", np.uint8)), lidar=("points_xyzi_f32", board(8.0)[1]))
+    assert opened(detector="none", camera="front").predict(sent).missing == ("boxes", "detector")
+
+
 @pytest.mark.parametrize(("stream", "frame", "said"), [
     ("boxes", ("text_utf8", np.frombuffer(b"nonsense", np.uint8)), "expected JSON"),
     ("front", ("bgr8", np.zeros((256, 256, 3), np.uint8)), "dark"),
