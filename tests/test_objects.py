@@ -119,8 +119,8 @@ nodes:
     pick: {boxes: {policy: nearest, within_ms: 20}, velodyne: {policy: nearest, within_ms: 50}}
   objects: {use: infer, task: objects, inputs: [align], process: align, options: {detector: none, rig: rig.yaml}}
 """)
-    assert finished(folder, "import", str(drive), "drive.mcap").returncode == 0
-    played = finished(folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=120)
+    assert finished(folder, "import", str(drive), "drive.mcap", timeout_s=120).returncode == 0
+    played = finished(folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=240)
     told = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
     predictions = [one for one in told if "task" in one]
     assert len(predictions) == 10, played.stderr
