@@ -97,6 +97,7 @@ def test_ranges_of_labelled_boxes_are_within_3_percent_or_30_cm(moment: str, dat
 
 
 @pytest.mark.system
+@pytest.mark.timeout(400)  # an import and a replay, each of several processes
 def test_a_real_drive_is_replayed_and_the_boxes_sent_with_it_have_their_ranges(data_dir: Path, folder: Path) -> None:
     drive = data_dir / "driving" / "kitti_sequence"
     if not drive.is_dir():
