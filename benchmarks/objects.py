@@ -230,7 +230,7 @@ def main() -> None:
         finder = ObjectFinder()
         act = partial(finder.find, first.image, first.points_m, 0, first.view, boxes=boxes)
         ranging = costs_ms({"ranging": act})["ranging"]
-        print(f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included: {ranging} ms of CPU a picture, median (least)")
+        print(f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included, ms of CPU, median (least): {ranging}")
         if args.detector:
             detecting(args.detector, all_moments)
     else:
