@@ -119,6 +119,9 @@ class Intrinsics:
                 x, y, z = rows = np.matmul(rotation, given[:count].T, out=scratch[:, :count])
                 rows += translation
                 found[2, part] = z
+                if self.model != "fisheye" and not (z > 0).any():  # a sweep goes round: half of its chunks lie behind
+                    found[:2, part], seen[part] = np.nan, False
+                    continue
                 u, v = self._fisheye_pixels(x, y, z) if self.model == "fisheye" else self._polynomial_pixels(x, y, z)
                 found[0, part], found[1, part] = u, v
                 inside = u >= -0.5  # NaN is not

@@ -97,6 +97,7 @@ def test_ranges_of_labelled_boxes_are_within_3_percent_or_30_cm(moment: str, dat
 
 
 @pytest.mark.system
+@pytest.mark.timeout(400)  # an import and a replay, each of several processes
 def test_a_real_drive_is_replayed_and_the_boxes_sent_with_it_have_their_ranges(data_dir: Path, folder: Path) -> None:
     drive = data_dir / "driving" / "kitti_sequence"
     if not drive.is_dir():
@@ -119,8 +120,8 @@ nodes:
     pick: {boxes: {policy: nearest, within_ms: 20}, velodyne: {policy: nearest, within_ms: 50}}
   objects: {use: infer, task: objects, inputs: [align], process: align, options: {detector: none, rig: rig.yaml}}
 """)
-    assert finished(folder, "import", str(drive), "drive.mcap").returncode == 0
-    played = finished(folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=120)
+    assert finished(folder, "import", str(drive), "drive.mcap", timeout_s=120).returncode == 0
+    played = finished(folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=240)
     told = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
     predictions = [one for one in told if "task" in one]
     assert len(predictions) == 10, played.stderr
@@ -249,6 +250,11 @@ def test_boxes_of_another_program_take_the_detectors_place(opened: Any) -> None:
     prediction = task.predict(sent)
     assert prediction.subjects[0].label == "sign" and prediction.subjects[0].range_m == pytest.approx(8.0, abs=0.05)
     assert prediction.missing == () and prediction.used == ("boxes", "lidar")
+
+
+def test_boxes_that_cannot_be_read_leave_nobody_who_tells_what_things_are(opened: Any) -> None:
+    sent = aligned(0, boxes=("text_utf8", np.frombuffer(b"[{]", np.uint8)), lidar=("points_xyzi_f32", board(8.0)[1]))
+    assert opened(detector="none", camera="front").predict(sent).missing == ("boxes", "detector")
 
 
 @pytest.mark.parametrize(("stream", "frame", "said"), [

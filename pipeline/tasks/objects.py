@@ -155,7 +155,7 @@ class Objects(Task):
                 boxes = read_detections(sent.data.tobytes().decode())
             except ValueError as error:
                 bad[sent.stream] = str(error)
-        if sent is None and self._detector is None:
+        if boxes is None and self._detector is None:
             missing.append(NO_DETECTOR)
         seen = pictured or sent  # the boxes are in the camera's pixels
         view = self._view(seen, image)
