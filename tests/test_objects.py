@@ -14,14 +14,13 @@ import pytest
 pytest.importorskip("onnx")
 
 from pipeline import rig as rigs
-from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Pose, Rig, rigid
 from pipeline.surroundings import Obstacle
 from pipeline.tasks import make
 from pipeline.tasks.detections import Detection
-from pipeline.tasks.objects import ObjectFinder, Objects, View, labelled
+from pipeline.tasks.objects import ObjectFinder, Objects, View, told_apart
 from tests.detector_graphs import BGR, COLOURS, squares
 from tests.running import finished
 
@@ -180,9 +179,10 @@ def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
 
     subjects = [seen("car", 0.9, 10.0, 0.2, 0.5), seen("truck", 0.4, 10.1, 0.0, 0.5), seen("van", 0.5, 12.0, 4.1, 0.5),
                 seen("dog", 0.9, 20.0, 0.0, 0.2), Subject(9, (0, 0, 9, 9), (), label="cat")]  # fmt: skip
-    found = labelled([ahead, turned, nothing], subjects)
-    assert [(o.id, o.label, o.score) for o in found] == [(1, "car", 0.9), (2, "van", 0.5), (3, "", 0.0)]
-    assert labelled([], subjects) == ()
+    labels, others = told_apart(subjects, [ahead, turned, nothing])
+    assert labels == {1: ("car", 0.9), 2: ("van", 0.5)}
+    assert [subject.label for subject in others] == ["dog"]
+    assert [subject.label for subject in told_apart(subjects, [])[1]] == ["truck", "van", "car", "dog"]
 
 
 # ---- the task
@@ -229,7 +229,7 @@ def test_a_depth_picture_ranges_as_a_lidar_does(opened: Any) -> None:
     depth = np.full((256, 256), 20_000, np.uint16)
     depth[104:168, 104:168] = 8000
     depth[:4] = 0  # no reading
-    prediction = opened(points="front").predict(aligned(0, front=("bgr8", image), depth=("depth_u16_mm", depth)))
+    prediction = opened(sensors={"depth": "front"}).predict(aligned(0, front=("bgr8", image), depth=("depth_u16_mm", depth)))
     assert prediction.subjects[0].range_m == pytest.approx(8.0, abs=0.05) and prediction.used == ("front", "depth")
 
 
@@ -245,7 +245,7 @@ def test_without_a_detector_missing_says_so(opened: Any) -> None:
 def test_boxes_of_another_program_take_the_detectors_place(opened: Any) -> None:
     _, points = board(8.0)
     boxes = json.dumps([{"label": "sign", "box_px": [104, 104, 64, 64], "score": 0.8}]).encode()
-    task = opened(detector="none", camera="front")
+    task = opened(detector="none", sensors={"boxes": "front"})
     sent = aligned(0, boxes=("text_utf8", np.frombuffer(boxes, np.uint8)), lidar=("points_xyzi_f32", points))
     prediction = task.predict(sent)
     assert prediction.subjects[0].label == "sign" and prediction.subjects[0].range_m == pytest.approx(8.0, abs=0.05)
@@ -254,7 +254,7 @@ def test_boxes_of_another_program_take_the_detectors_place(opened: Any) -> None:
 
 def test_boxes_that_cannot_be_read_leave_nobody_who_tells_what_things_are(opened: Any) -> None:
     sent = aligned(0, boxes=("text_utf8", np.frombuffer(b"[{]", np.uint8)), lidar=("points_xyzi_f32", board(8.0)[1]))
-    assert opened(detector="none", camera="front").predict(sent).missing == ("boxes", "detector")
+    assert opened(detector="none", sensors={"boxes": "front"}).predict(sent).missing == ("boxes", "detector")
 
 
 @pytest.mark.parametrize(("stream", "frame", "said"), [
@@ -265,7 +265,7 @@ def test_boxes_that_cannot_be_read_leave_nobody_who_tells_what_things_are(opened
 def test_what_cannot_be_used_is_missing_with_the_reason(stream: str, frame: Any, said: str, opened: Any) -> None:
     image, points = board(8.0)
     given = {"front": ("bgr8", image), "lidar": ("points_xyzi_f32", points), stream: frame}
-    prediction = opened(camera="front").predict(aligned(0, **given))
+    prediction = opened().predict(aligned(0, **given))
     assert stream in prediction.missing and stream not in prediction.used
     (reason,) = (r.reason for r in prediction.receipts if r.stream == stream)
     assert said in reason
@@ -285,7 +285,9 @@ def test_without_a_rig_there_are_boxes_and_missing_says_rig(opened: Any) -> None
     assert [s.range_m for s in prediction.subjects] == [None] and prediction.missing == ("rig",)
 
 
-def test_a_camera_the_rig_does_not_know_is_told_with_the_nearest(opened: Any) -> None:
+def test_a_camera_the_rig_does_not_know_has_no_ranges_and_the_log_names_the_nearest(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
     image, points = board(8.0)
-    with pytest.raises(ConfigError, match=r"no camera called 'frnot'.*Did you mean 'front'"):
-        opened(camera="frnot").predict(aligned(0, front=("bgr8", image), lidar=("points_xyzi_f32", points)))
+    with caplog.at_level(logging.WARNING):
+        prediction = opened(sensors={"front": "frnot"}).predict(aligned(0, front=("bgr8", image), lidar=("points_xyzi_f32", points)))
+    assert "rig" in prediction.missing and all(s.range_m is None for s in prediction.subjects)
+    assert "no camera called 'frnot'" in caplog.text and "Did you mean 'front'" in caplog.text

@@ -45,7 +45,7 @@ def moment(i: int, *without: str, **instead: Frame) -> AlignedSet:
 
 def scene(**options: object) -> Scene:
     task = Scene(
-        rig="configs/rigs/rendered.yaml", place="none", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
+        rig="configs/rigs/rendered.yaml", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
         corridor={"front_m": 2.2, "length_m": 12}, by_arrival=True, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     task.open("onnxruntime")
@@ -64,11 +64,18 @@ def ahead(predictions: Sequence[Prediction]) -> list[str]:
 def test_a_free_road_is_clear_and_the_prediction_names_what_it_rests_on():
     last = told([moment(i) for i in range(6)])[-1]
     assert last.surroundings.ahead.state == "clear"
-    assert last.label == "clear"
+    assert last.label in (*last.labels, "uncertain") and len(last.labels) == 15
     assert set(last.used) == {"lidar", "depth", "camera"}
     assert last.missing == ("detector",)
     assert last.capture_ns == 5 * PERIOD_NS
     assert len(last.surroundings.obstacles) > 5 and last.surroundings.free_space is not None
+
+
+def test_without_a_place_model_the_label_is_the_way_ahead():
+    task = scene(place="none")
+    last = [task.predict(moment(i)) for i in range(6)][-1]
+    assert (last.label, last.labels) == ("clear", ("clear", "caution", "blocked", "unknown"))
+    assert "camera" not in last.used  # nobody looked at its picture
 
 
 def test_without_lidar_the_depth_camera_carries_on_and_the_lidar_is_missing():

@@ -29,6 +29,12 @@ def first(aligned: AlignedSet, encodings: tuple[str, ...]) -> tuple[Frame, ...]:
     return ()
 
 
+def latest(aligned: AlignedSet, encodings: tuple[str, ...]) -> Frame | None:
+    """The newest of these."""
+    frames = first(aligned, encodings)
+    return frames[-1] if frames else None
+
+
 def picture(frame: Frame) -> tuple[npt.NDArray[np.uint8] | None, str]:
     """The picture of a "bgr8" or "jpeg" frame, (h, w, 3) BGR; or None and why it cannot be used."""
     image: Any = frame.data

@@ -12,6 +12,7 @@ z up. A prototype's eyes, not a safety function.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,22 +23,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import rig as rigs
-from pipeline.frame import AlignedSet, Frame, Prediction, Subject
+from pipeline.errors import ConfigError
+from pipeline.frame import POINTS, AlignedSet, Frame, Prediction, Subject
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Rig
 from pipeline.surroundings import Obstacle
 from pipeline.tasks import Task
+from pipeline.tasks.clouds import Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import Detector
 from pipeline.tasks.engines import Engines
-from pipeline.tasks.given import picture
+from pipeline.tasks.given import PICTURES, latest, picture
 from pipeline.tasks.object_tracks import ObjectTracker
 from pipeline.tasks.ranging import Ranged, range_boxes
 
 Image = npt.NDArray[np.uint8]
 
-PICTURES, POINTS, DEPTHS, TEXTS = ("bgr8", "jpeg"), ("points_xyzi_f32", "points_xyzit_f32"), ("depth_u16_mm",), ("text_utf8",)
-DEPTH_STEP = 2  # every second row and column of a depth picture: a box still holds hundreds
+TEXTS = ("text_utf8",)
 NO_DETECTOR, NO_RIG = "detector", "rig"  # in `missing`
 SAME_PLACE_M, SAME_PLACE_SHARE = 0.5, 0.02  # so far outside an obstacle's box, a subject is still on it
 
@@ -106,27 +108,59 @@ class ObjectFinder:
         )  # fmt: skip
 
 
+class Views:
+    """Streams of pictures → where their cameras look from, as the rig has it."""
+
+    def __init__(self, clouds: Clouds, log: logging.Logger) -> None:
+        self._clouds, self._log = clouds, log
+        self._known: dict[str, View] = {}
+        self._told: set[str] = set()
+
+    def of(self, seen: Frame, image: Image | None) -> View | None:
+        """seen: the picture, or boxes in its pixels. None, and once a line in the log: the rig does not know the camera, or not
+        at this size."""
+        name, rig = self._clouds.sensor(seen.stream), self._clouds.rig
+        try:
+            view = self._known[name] = self._known.get(name) or View.of(rig, name)
+        except ConfigError as error:
+            self._warn(f"boxes have no ranges: {error}")
+            return None
+        if image is not None and image.shape[1::-1] != view.intrinsics.size:
+            found, known = ("×".join(map(str, size)) for size in (image.shape[1::-1], view.intrinsics.size))
+            self._warn(f"{rig.where}: intrinsics.{name} are of pictures of {known}, found {found}: no ranges. Calibrate at that size")
+            return None
+        return view
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._log.warning("%s", text)
+
+
 class Objects(Task):
     """`subjects`: every object, with label, box, score, range_m, position_m and closing_mps. `labels` are the detector's, and
     `probs` the shares of the picture's detections, by score.
 
     detector: "auto" (the pinned one, where it has been fetched), "none", a path of an ONNX file, the name of an asset, or a
     table {file, layout, labels, colour, mean, std, input_px, least_score, overlap}, as tasks/detectors.py has it. rig: a rig
-    file, without which there are no ranges. camera, points: what the rig calls the sensors of the pictures and of the points
-    or depth pictures, where that is not their streams' names. Boxes that another program finds come as a stream of text_utf8
-    (detections.read_detections) and take the detector's place.
+    file, without which there are no ranges. sensors: stream → what the rig calls it, where that is not the stream's name. Boxes
+    that another program finds come as a stream of text_utf8 (detections.read_detections) and take the detector's place.
     """
 
     def __init__(
-        self, *, detector: str | dict[str, Any] = "auto", rig: str = "", camera: str = "", points: str = "", threads: int = 1
+        self, *, detector: str | dict[str, Any] = "auto", rig: str = "", sensors: dict[str, str] | None = None, threads: int = 1
     ) -> None:
         if threads < 1:
             raise ValueError("threads must be at least 1")
-        self._wanted, self._rig_path, self._camera, self._points, self._threads = detector, rig, camera, points, threads
+        self._wanted, self._rig_path, self._sensors, self._threads = detector, rig, sensors or {}, threads
         self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
-        self._rig = rigs.load(self._rig_path) if self._rig_path else None
+        rig = rigs.load(self._rig_path) if self._rig_path else None
+        if rig is None:
+            self.log.warning("no rig: the boxes have no ranges. Give one in options: {rig: rig.yaml}")
+        clouds = None if rig is None else Clouds(rig, height_m=0.0, sensors=self._sensors, log=self.log)
+        self._clouds, self._views = clouds, None if clouds is None else Views(clouds, self.log)
         self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
         self._detector = Detector.load(self._wanted, self._engines, self.log)
         self.metrics.facts["detector"] = "none"
@@ -134,8 +168,6 @@ class Objects(Task):
             self.labels, self.model = self._detector.labels, self._detector.name
             self.metrics.facts["detector"] = f"{self._detector.name}, {self._detector.layout}"
         self.finder = ObjectFinder(self._detector)
-        self._views: dict[str, View] = {}
-        self._told: set[str] = set()
 
     def close(self) -> None:
         if self._engines is not None:
@@ -144,8 +176,7 @@ class Objects(Task):
     def predict(self, aligned: AlignedSet) -> Prediction:
         bad: dict[str, str] = {}
         missing: list[str] = []
-        pictured, sent = _latest(aligned, PICTURES), _latest(aligned, TEXTS)
-        measured = _latest(aligned, POINTS) or _latest(aligned, DEPTHS)
+        pictured, sent, measured = (latest(aligned, kind) for kind in (PICTURES, TEXTS, POINTS))
         image = boxes = points = None
         if pictured is not None:
             image, wrong = picture(pictured)
@@ -158,11 +189,13 @@ class Objects(Task):
         if boxes is None and self._detector is None:
             missing.append(NO_DETECTOR)
         seen = pictured or sent  # the boxes are in the camera's pixels
-        view = self._view(seen, image)
+        view = self._views.of(seen, image) if self._views is not None and seen is not None else None
         if measured is not None:
-            points, wrong = self._points_of(measured)
-            bad |= {measured.stream: wrong} if wrong else {}
             missing += [NO_RIG] if view is None and seen is not None else []
+            try:
+                points = self._clouds.read(measured).points_m if self._clouds is not None else None
+            except ValueError as error:
+                bad[measured.stream] = str(error)
         seen_ns = seen.capture_ns if seen is not None else aligned.anchor_ns
         subjects = self.finder.find(
             image, points, seen_ns, view, boxes=boxes, points_ns=measured.capture_ns if measured else None
@@ -181,54 +214,22 @@ class Objects(Task):
                 sums[self.labels.index(subject.label)] += subject.score
         return sums / sums.sum() if sums.sum() > 0 else None
 
-    def _view(self, seen: Frame | None, image: Image | None) -> View | None:
-        if self._rig is None or seen is None:
-            return None
-        name = self._camera or seen.stream
-        if name not in self._views:
-            self._views[name] = View.of(self._rig, name)
-        view = self._views[name]
-        if image is not None and image.shape[1::-1] != view.intrinsics.size:
-            found, known = ("×".join(map(str, size)) for size in (image.shape[1::-1], view.intrinsics.size))
-            self._warn(f"{self._rig.where}: intrinsics.{name} are of pictures of {known}, found {found}: no ranges. Calibrate at that size")
-            return None
-        return view
 
-    def _points_of(self, frame: Frame) -> tuple[npt.NDArray[np.float64] | None, str]:
-        """(n, 3) in the base frame, or None and why the frame cannot be used; None and "" without a rig."""
-        if self._rig is None:
-            self._warn("no rig: the boxes have no ranges. Give one in options: {rig: rig.yaml}")
-            return None, ""
-        name = self._points or frame.stream
-        base_from_sensor = self._rig.transform(self._rig.base, name)
-        if frame.encoding in DEPTHS:
-            lens = self._rig.camera(name)
-            if frame.data.shape != (lens.height_px, lens.width_px):
-                return None, f"depth of the shape {frame.data.shape}, the rig's {name} has {(lens.height_px, lens.width_px)}"
-            points = lens.points(frame.data * 1e-3).reshape(*frame.data.shape, 3)[::DEPTH_STEP, ::DEPTH_STEP].reshape(-1, 3)
-            points = points[np.isfinite(points[:, 2])]
-        elif frame.data.ndim != 2 or frame.data.shape[1] < 3:
-            return None, f"points of the shape {frame.data.shape}, expected (n, 4) or (n, 5)"
-        else:
-            points = frame.data[:, :3]
-        return rigs.apply(base_from_sensor, points), ""
-
-    def _warn(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self.log.warning("%s", text)
-
-
-def labelled(obstacles: Sequence[Obstacle], subjects: Sequence[Subject]) -> tuple[Obstacle, ...]:
-    """The obstacles, each with label and score of the surest subject whose surface lies on it, as far as any does."""
-    named = list(obstacles)
+def told_apart(subjects: Sequence[Subject], obstacles: Sequence[Obstacle]) -> tuple[dict[int, tuple[str, float]], list[Subject]]:
+    """What each obstacle is: id → label and score of the surest subject whose surface lies on it. And the subjects that have a
+    place and lie on none."""
+    labels: dict[int, tuple[str, float]] = {}
+    others = []
     for subject in sorted(subjects, key=lambda one: one.score):  # the surest is written last
-        if subject.position_m and named:
-            off_m = [_outside_m(obstacle, subject.position_m) for obstacle in obstacles]
-            nearest = int(np.argmin(off_m))
-            if off_m[nearest] <= SAME_PLACE_M + SAME_PLACE_SHARE * (subject.range_m or 0.0):
-                named[nearest] = msgspec.structs.replace(named[nearest], label=subject.label, score=subject.score)
-    return tuple(named)
+        if not subject.position_m:
+            continue
+        off_m = [_outside_m(obstacle, subject.position_m) for obstacle in obstacles]
+        nearest = int(np.argmin(off_m)) if off_m else -1
+        if off_m and off_m[nearest] <= SAME_PLACE_M + SAME_PLACE_SHARE * (subject.range_m or 0.0):
+            labels[obstacles[nearest].id] = (subject.label, subject.score)
+        else:
+            others.append(subject)
+    return labels, others
 
 
 def _outside_m(obstacle: Obstacle, position_m: Sequence[float]) -> float:
@@ -237,12 +238,3 @@ def _outside_m(obstacle: Obstacle, position_m: Sequence[float]) -> float:
     cos, sin = np.cos(obstacle.yaw_rad), np.sin(obstacle.yaw_rad)
     along, across = abs(x * cos + y * sin) - obstacle.size_m[0] / 2, abs(y * cos - x * sin) - obstacle.size_m[1] / 2
     return float(np.hypot(max(along, 0.0), max(across, 0.0)))
-
-
-def _latest(aligned: AlignedSet, encodings: tuple[str, ...]) -> Frame | None:
-    """The newest frame of the set's first stream with one of the encodings."""
-    for frames in aligned.frames.values():
-        fitting = [frame for frame in frames if frame.encoding in encodings]
-        if fitting:
-            return fitting[-1]
-    return None

@@ -10,7 +10,7 @@ eyes, not a safety function.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from pipeline import rig as rigs
 from pipeline.config import check_options
-from pipeline.errors import ConfigError
-from pipeline.frame import POINTS, AlignedSet, Frame, Opinion, Prediction, Subject
+from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
 from pipeline.rig import Rig
-from pipeline.surroundings import Ahead, Obstacle, Sound, Surroundings
+from pipeline.surroundings import Ahead, Sound, Surroundings
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import Corridor, Thing
 from pipeline.tasks.around import UNUSABLE, Around
@@ -30,14 +29,12 @@ from pipeline.tasks.clouds import Cloud, Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import NONE, Detector
 from pipeline.tasks.engines import Engines
-from pipeline.tasks.given import PICTURES, SOUNDS, first, picture
-from pipeline.tasks.objects import NO_DETECTOR, ObjectFinder, View
+from pipeline.tasks.given import PICTURES, SOUNDS, first, latest, picture
+from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart
 from pipeline.tasks.place import PlaceModel, PlaceWatch
 from pipeline.tasks.sounds import Ears, open_ears
 
-BOXES = ("text_utf8",)
 WAYS = ("clear", "caution", "blocked", "unknown")  # the labels where no place model is asked
-SAME_M = 0.7  # an object whose nearest surface lies so near to an obstacle's box is that obstacle
 
 
 class Scene(Task):
@@ -102,7 +99,7 @@ class Scene(Task):
         self._detects, self._finder = detector is not None, ObjectFinder(detector)
         models += [detector.name] if detector is not None else []
         self.model = " + ".join(models)
-        self._views: dict[str, View] = {}
+        self._views = Views(self._clouds, self.log)
 
     def close(self) -> None:
         if self._engines is not None:
@@ -155,9 +152,10 @@ class Scene(Task):
         return [Opinion("points", view.stream, 0.0 if view.why else 1.0, (), view.why) for view in self._around.views]
 
     def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
-        labels, others = _told_apart(subjects, self._around.obstacles(at_ns))
+        labels, others = told_apart(subjects, self._around.obstacles(at_ns))
+        things = [Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others]
         now_ns = aligned.sent_ns if self._by_arrival else None
-        around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=others)
+        around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=things)
         return msgspec.structs.replace(around, sounds=tuple(sounds))
 
     # --- pictures ---------------------------------------------------------------------------------------------------
@@ -167,44 +165,33 @@ class Scene(Task):
     ) -> tuple[list[Subject], list[str]]:
         """Boxes of the detector, or of another program's stream, with the ranges that the points give them; and the streams
         that were looked at for it."""
-        looked: list[str] = []
-        pictures, sent = first(aligned, PICTURES), first(aligned, BOXES)
+        seen, sent = latest(aligned, PICTURES), latest(aligned, TEXTS)
         boxes: list[Detection] | None = None
-        if sent:
+        if sent is not None:
             try:
-                boxes = read_detections(sent[-1].data.tobytes().decode())
-                looked.append(sent[-1].stream)
+                boxes = read_detections(sent.data.tobytes().decode())
             except ValueError as error:
-                bad[sent[-1].stream] = str(error)
+                bad[sent.stream] = str(error)
         if boxes is None and not self._detects:
             missing.append(NO_DETECTOR)
-        image, wrong = picture(pictures[-1]) if pictures else (None, "")
-        if pictures:
-            bad |= {pictures[-1].stream: wrong} if image is None else {}
-            looked += [] if image is None else [pictures[-1].stream]
-        if boxes is None and (image is None or not self._detects):
-            return [], looked
-        seen = (pictures or sent)[-1]
+            return [], []
+        image, wrong = picture(seen) if seen is not None else (None, "")
+        if seen is not None and image is None:
+            bad[seen.stream] = wrong
+        where = seen if seen is not None else sent
+        if where is None or (boxes is None and image is None):
+            return [], []
         points = np.concatenate([c.points_m for c in clouds]) if clouds else None
-        points_ns = clouds[0].capture_ns if clouds else None
-        return self._finder.find(image, points, seen.capture_ns, self._view(seen), boxes=boxes, points_ns=points_ns), looked
-
-    def _view(self, frame: Frame) -> View | None:
-        """None: the rig does not know this camera at this size, so boxes get no ranges."""
-        name = self._clouds.sensor(frame.stream)
-        if name not in self._views:
-            try:
-                self._views[name] = View.of(self._clouds.rig, name)
-            except ConfigError:
-                return None
-        return self._views[name]
+        found = self._finder.find(image, points, where.capture_ns, self._views.of(where, image), boxes=boxes,
+                                  points_ns=clouds[0].capture_ns if clouds else None)  # fmt: skip
+        return found, [where.stream if boxes is None or sent is None else sent.stream]
 
     def _place(self, aligned: AlignedSet, bad: dict[str, str]) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
-        pictures = first(aligned, PICTURES)
-        if self._watch is None or not pictures:
+        seen = latest(aligned, PICTURES)
+        if self._watch is None or seen is None:
             return [], None
-        stream = pictures[-1].stream
-        probs, wrong, age_ns = self._watch.update(pictures[-1])
+        stream = seen.stream
+        probs, wrong, age_ns = self._watch.update(seen)
         if probs is None:
             bad[stream] = wrong
             return [Opinion("place", stream, 0.0, (), wrong)], None
@@ -224,34 +211,6 @@ class Scene(Task):
             bad[stream] = reason
         told = reason or ", ".join(f"{sound.label} {sound.prob:.0%}" for sound in sounds)
         return [Opinion("sound", stream, sounds[0].prob if sounds else 0.0, (), told)], sounds
-
-
-def _told_apart(
-    subjects: Sequence[Subject], obstacles: Sequence[Obstacle]
-) -> tuple[Mapping[int, tuple[str, float]], list[Thing]]:
-    """Which objects are which obstacles: obstacle id → (label, score); and what is left, with a place of its own."""
-    labels: dict[int, tuple[str, float]] = {}
-    others = []
-    for subject in subjects:
-        if not subject.position_m:
-            continue
-        place = (subject.position_m[0], subject.position_m[1])
-        off_m = {obstacle.id: _distance_m(place, obstacle) for obstacle in obstacles}
-        near = min(off_m, key=off_m.__getitem__, default=None)
-        if near is not None and off_m[near] <= SAME_M:
-            if subject.score > labels.get(near, ("", 0.0))[1]:
-                labels[near] = (subject.label, subject.score)
-        else:
-            others.append(Thing(subject.label or "object", (place,), None, subject.label))
-    return labels, others
-
-
-def _distance_m(place_m: tuple[float, float], obstacle: Obstacle) -> float:
-    """From a place, x and y, to an obstacle's box."""
-    cos, sin = np.cos(obstacle.yaw_rad), np.sin(obstacle.yaw_rad)
-    off = np.subtract(place_m, obstacle.centre_m[:2])
-    along = np.abs(np.array([cos * off[0] + sin * off[1], cos * off[1] - sin * off[0]]))
-    return float(np.hypot(*np.maximum(along - np.array(obstacle.size_m[:2]) / 2, 0)))
 
 
 def _one_hot(ahead: Ahead) -> npt.NDArray[np.float32]:
