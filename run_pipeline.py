@@ -610,17 +610,18 @@ def _progress_if_fetching() -> Any:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     sys.path.append(os.getcwd())  # a user's own nodes, named module:Name
+    args = parser().parse_args()
+    if args.function in (run, record, replay, demo):
+        # Before numpy is loaded: its pool of threads would be one for each process of the graph, and bars copying the launcher.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
+        from pipeline import subscribe  # noqa: F401  # with it what every verb needs: msgspec, numpy, ZeroMQ
         from pipeline.errors import SensoriumError
     except ModuleNotFoundError as error:
         print(f"error: the Python package '{error.name}' is not installed. Install it with: scripts/setup", file=sys.stderr)
         return 2
 
     try:
-        args = parser().parse_args()
-        if args.function in (run, record, replay, demo):
-            # Before numpy is loaded: its pool of threads is one for each process of the graph, and bars copying the launcher.
-            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         args.function(args)
     except SensoriumError as error:
         print(f"error: {error}", file=sys.stderr)
