@@ -75,7 +75,7 @@ class Lidar(Source):
     def doctor(cls) -> Iterable[Finding]:
         for module, package, extra, kind in EXTRAS:
             here = find_spec(module.partition(".")[0]) is not None and find_spec(module) is not None
-            yield Finding(here, f"{package}: reads a {kind}'s packets", "" if here else f"scripts/setup {extra}")
+            yield Finding(here, f"{package}: reads packets of {kind} lidars", "" if here else f"scripts/setup {extra}")
         limit = largest_buffer_bytes()
         if limit is not None:
             fix = f"sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}   # else a busy moment costs packets"

@@ -238,6 +238,27 @@ def test_packets_with_flipped_bytes_end_nothing(turns, frames, sensor):
     assert decoder.good + lost["malformed packets"] >= len(bent)
 
 
+@pytest.mark.parametrize(("byte", "flags", "model"), [(0x21, 1, "HDL32E"), (0x24, 1, "PuckHiRes"), (0x28, 1, "VLP32C"), (0xA1, 4, "VLS128"),
+                                                       (0x55, 2, "HDL64E_S3")])  # fmt: skip
+def test_packets_of_the_other_models_become_whole_sweeps(turns, byte, flags, model):
+    import velodyne_decoder
+
+    raw = np.frombuffer(b"".join(turns[0]), np.uint8).reshape(-1, 1206).copy()
+    raw[:, 1205] = byte
+    for block in range(12):  # `flags` laser banks fire at one azimuth
+        raw[:, 100 * block + 1] = (0xEE, 0xDD, 0xCC, 0xBB)[block % flags]
+        first = 100 * (block - block % flags)
+        raw[:, 100 * block + 2 : 100 * block + 4] = raw[:, first + 2 : first + 4]
+    options = {}
+    if model == "HDL64E_S3":
+        options = {"model": model, "calibration": f"{velodyne_decoder.__path__[0]}/calibrations/HDL-64E_S3-VeloView.yml"}
+        with pytest.raises(ConfigError, match="calibration"):
+            decoded([], model=model)
+    sweeps, lost, decoder = decoded(sent([packet.tobytes() for packet in raw]), cut_deg=0.0, **options)
+    assert decoder.describe() == f"Velodyne {model}" and not lost
+    assert [len(sweep.data) for sweep in sweeps[1:3]] == [28800] * 2 and not sweeps[1].reason
+
+
 def test_a_first_packet_that_claims_another_model_is_outvoted(turns):
     raw, truth = turns
     sweeps, lost, decoder = decoded(sent([raw[0][:-1] + b"\x21", *raw[1:]]), cut_deg=0.0)

@@ -240,21 +240,21 @@ class Rotating(PacketDecoder, ABC):
         """The points from _start_ns to end_ns. next_ns: of the first packet behind them; begin_ns: of the next sweep."""
         self._decode()
         start_ns, mine, rest = self._start_ns, [], []
+        begin_ns = begin_ns or end_ns
         for origin_ns, points in self._decoded:
-            start_s, end_s = (start_ns - origin_ns) / NS, (end_ns - origin_ns) / NS
+            start_s, end_s, begin_s = ((at_ns - origin_ns) / NS for at_ns in (start_ns, end_ns, begin_ns))
             seconds = points[:, 4]
-            if seconds.min() < start_s or seconds.max() >= end_s:
-                after = seconds >= end_s
-                rest.append((origin_ns, points[after]))
-                points = points[(seconds >= start_s) & ~after]
-            points[:, 4] -= start_s
+            if seconds.max() >= end_s:
+                rest.append((origin_ns, points[seconds >= begin_s]))
+                points = points[seconds < end_s]
+            points[:, 4] -= start_s  # a laser that fires a moment before its packet's own time is a moment before the cut
             mine.append(points)
-        reason = self._account(end_ns, end_deg - self._start_deg, next_ns, begin_ns or end_ns, why)
+        reason = self._account(end_ns, end_deg - self._start_deg, next_ns, begin_ns, why)
         host_ns = self._host_ns if self._newest is None else self._host_ns - (self._newest.device_ns - start_ns)
         capture_ns = self._capture_ns = max(host_ns, self._capture_ns + 1)
         data = np.concatenate(mine) if mine else np.empty((0, 5), np.float32)
         self._decoded = [(origin_ns, points) for origin_ns, points in rest if len(points)]
-        self._times_ns, self._start_ns = [], begin_ns or end_ns
+        self._times_ns, self._start_ns = [], begin_ns
         return Sweep(capture_ns, end_ns - start_ns, self.clock.error_ns + capture_ns - host_ns, data, reason)
 
     def _account(self, end_ns: int, turned_deg: float, next_ns: int, begin_ns: int, why: str) -> str:

@@ -58,7 +58,11 @@ class Velodyne(Rotating):
         if self._model is not None and self._model not in models:
             found = f"{self.where}: model: found '{self._model}'"
             raise ConfigError(f"{found}, expected one of {', '.join(models)}.{nearest(self._model, models)}")
-        self._decoder = velodyne_decoder.ScanDecoder(self._config(self._model))
+        try:
+            self._decoder = velodyne_decoder.ScanDecoder(self._config(self._model))
+        except RuntimeError as error:
+            fix = "Give it as options: {calibration: file.yml}, of the ROS driver's or VeloView's form"
+            raise ConfigError(f"{self.where}: {self._model} cannot be decoded without its sensor's calibration ({error}). {fix}") from error
 
     def _config(self, model: str | None) -> Any:
         package = self._package
@@ -85,7 +89,9 @@ class Velodyne(Rotating):
             return None
         if (azimuths[-1] - azimuths[0]) % 36000 > _TURN_IN_PACKET or not (self._model or self._is_model(model)):
             return None
-        span_ns = _PACKET_NS.get(model, _PACKET_NS[0]) // (2 if mode == _DUAL else 1)
+        if self._model is not None:  # an HDL-64E writes something else where others tell mode and model
+            model = next((byte for byte, name in _MODELS.items() if name == self._model), 0)
+        span_ns = _PACKET_NS[model] // (2 if model and mode == _DUAL else 1)
         return Head(since_hour_us * _US, azimuths[0] / 100, span_ns)
 
     def _is_model(self, model: int) -> bool:
