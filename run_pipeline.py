@@ -600,7 +600,7 @@ def _seconds(text: str) -> float:
 
 def _beside(config: str) -> str:
     """A config that comes with Sensorium is found from any folder."""
-    return str(HERE / config) if config in (LIVE, DEMO) and not Path(config).exists() else config
+    return str(HERE / config) if config in (LIVE, DEMO, SCENE_DEMO) and not Path(config).exists() else config
 
 
 def _progress_if_fetching() -> Any:

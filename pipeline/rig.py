@@ -293,10 +293,12 @@ def apply(target_from_source: np.ndarray, points_m: np.ndarray) -> np.ndarray:
 
 
 def load(path: str | Path) -> Rig:
-    """A rig file. ConfigError names the file, the field and the fix."""
+    """A rig file; one that comes with Sensorium (configs/rigs/…) is found from any folder. ConfigError names the file, the field
+    and the fix."""
     from pipeline.rig_file import read_rig
 
-    return read_rig(Path(path))
+    found, shipped = Path(path), Path(__file__).resolve().parent.parent / path
+    return read_rig(shipped if not found.exists() and shipped.is_file() else found)
 
 
 def save(rig: Rig, path: str | Path) -> None:
