@@ -107,13 +107,16 @@ def place_tensor(image_bgr: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     image_bgr: (h, w, 3) or grey (h, w), of any size. Returns (1, 225, 225) float32, about -1 (black) to 1 (white). Colour
     is left out on purpose: the training pictures have none, so that a colour picture and its grey copy get one answer.
     """
-    grey = image_bgr if image_bgr.ndim == 2 else cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY)
-    height, width = grey.shape
+    height, width = image_bgr.shape[:2]
     rows, columns = min(height, round(MAX_PLACE_ASPECT * width)), min(width, round(MAX_PLACE_ASPECT * height))
     top, left = (height - rows) // 2, (width - columns) // 2
-    middle = grey[top : top + rows, left : left + columns]
-    shrinks = min(rows, columns) > PLACE_PX
-    square = cv2.resize(middle, (PLACE_PX, PLACE_PX), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    middle = image_bgr[top : top + rows, left : left + columns]
+    grey = middle if middle.ndim == 2 else cv2.cvtColor(middle, cv2.COLOR_BGR2GRAY)
+    while min(grey.shape) >= 3 * PLACE_PX:                 # OpenCV averages pairs many times faster than odd shares
+        rows, columns = grey.shape[0] // 2, grey.shape[1] // 2
+        grey = cv2.resize(grey[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
+    shrinks = min(grey.shape) > PLACE_PX
+    square = cv2.resize(grey, (PLACE_PX, PLACE_PX), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.asarray((square.astype(np.float32) - 127) / 128)[None]
 
 

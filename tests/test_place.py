@@ -172,6 +172,13 @@ def test_infer_runs_it_by_its_name(weights: Path) -> None:
         make("place", {"every": 1})
 
 
+def test_it_runs_in_fp32_where_the_other_models_of_a_run_are_asked_for_in_fp16(weights: Path) -> None:
+    task = Place(model=str(weights))
+    task.precision = "fp16"
+    task.open("onnxruntime")
+    assert task.predict(aligned(picture(220, at_ms=0))).label == "bright"
+
+
 def test_a_model_of_something_else_and_one_that_is_not_there_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match=r"none\.onnx.*train place"):
         opened(tmp_path / "none.onnx")

@@ -32,7 +32,7 @@ from pipeline.training.datasets import data_folder
 from pipeline.training.export import export_early, export_place
 from pipeline.training.place_data import FOLDS, PLACES, Places, folds, load_places, vary
 from pipeline.training.place_evaluate import PLACE_MODEL, intel_figures
-from pipeline.training.place_net import PlaceNet, start_net
+from pipeline.training.place_net import PlaceNet, rooted, start_net
 
 BATCH = 32
 PEAK_LR, WARMUP = 1e-4, 0.1
@@ -70,6 +70,7 @@ def early_views(places: Places, net: PlaceNet, folder: Path, *, seed: int, views
 def start_head(net: PlaceNet, embeddings: Tensor, labels: Tensor) -> None:
     """Logistic regression on the start weights' embeddings: fine-tuning a net whose head is right already changes its layers
     less, and keeps more of what they know of other pictures (Kumar 2022)."""
+    embeddings = rooted(embeddings)
     mean, scale = embeddings.mean(0), embeddings.std()
     x = (embeddings - mean) / scale                                                     # (n, 3840)
     weight, bias = torch.zeros(len(net.head.bias), x.shape[1], requires_grad=True), torch.zeros(len(net.head.bias), requires_grad=True)
@@ -191,7 +192,7 @@ def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4,
         name="place", task="place",
         inputs=(TensorInfo("place", ("n", 1, PLACE_PX, PLACE_PX), "float32", "features.place_tensor: the picture's grey middle, -1 to 1"),),
         outputs=(TensorInfo("logits", ("n", len(PLACES)), "float32", "divide by the temperature, then softmax"),
-                 TensorInfo("embedding", ("n", net.head.in_features), "float32", "what the logits are a linear map of")),
+                 TensorInfo("embedding", ("n", net.head.in_features), "float32", "of whose square roots the logits are a linear map")),
         labels=PLACES, temperature=evaluate.fit_temperature(logits, places.labels),
         training_data="fifteen-scene set, 100 grey pictures a class; start weights: EfficientNet-Lite0 on ImageNet",
         licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); the pictures "

@@ -56,6 +56,11 @@ class Block(nn.Module):
         return x + y if self.added else y
 
 
+def rooted(embedding: Tensor) -> Tensor:
+    """What the head sees of an embedding: its root, so that a few strong channels do not decide alone."""
+    return torch.sqrt(embedding + 1e-3)
+
+
 class PlaceNet(nn.Module):
     """(B, 1, 225, 225) -> logits (B, classes), embedding (B, 3840). 3.4 M parameters."""
 
@@ -84,9 +89,8 @@ class PlaceNet(nn.Module):
         for block in self.blocks[EARLY:]:
             x = block(x)                                    # (B, 320, 8, 8)
         x = self.top(x)                                     # (B, 1280, 8, 8)
-        bands = torch.cat([x[:, :, begin:end].mean(dim=(2, 3)) for begin, end in BANDS], dim=1)
-        embedding = torch.sqrt(bands + 1e-3)                # (B, 3840): the root, so that a few strong channels do not decide alone
-        return self.head(self.dropout(embedding)), embedding
+        embedding = torch.cat([x[:, :, begin:end].mean(dim=(2, 3)) for begin, end in BANDS], dim=1)      # (B, 3840)
+        return self.head(self.dropout(rooted(embedding))), embedding
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.late(self.early(x))
