@@ -119,8 +119,10 @@ class GroundFinder:
         off[1, used[flat]] = count[used[flat]]
         departs_m = _spread(_joined(off.reshape(2, side, side), cell_m))
         fine = cv2.resize(departs_m, (side * UPSAMPLED, side * UPSAMPLED), interpolation=cv2.INTER_LINEAR).ravel()
-        height_m = points_m @ np.array([-plane[0], -plane[1], 1.0], np.float32)
-        height_m -= np.float32(plane[2])
+        a, b, c = (np.float32(v) for v in plane)
+        height_m = points_m[:, 2] - a * points_m[:, 0]
+        height_m -= b * points_m[:, 1]
+        height_m -= c
         where = _cells(points_m, origin_m, self._range_m, side * UPSAMPLED)
         height_m -= fine[where]
         stands = np.zeros(len(fine), bool)

@@ -139,6 +139,10 @@ class Obstacles(Task):
             if rig is None:
                 raise ConfigError("options of task 'obstacles': sensors: names in a rig, but no rig is given")
             rig.transform(rig.base, sensor)
+        # The first sweep would wait for a library to load: a made-up one does instead.
+        ring = np.linspace(0, 6.28, 500, dtype=np.float32)
+        flat = np.concatenate([np.column_stack([r * np.cos(ring), r * np.sin(ring), 0 * ring]) for r in (4, 5, 6, 7)])
+        Around().update("nothing", flat.astype(np.float32), 0, origin_m=(0.0, 0.0, self._height_m))
         self._clouds = Clouds(rig, sensors=self._sensors, height_m=self._height_m, own_m=self._own_m, every_px=self._every_px)
 
     def predict(self, aligned: AlignedSet) -> Prediction:
