@@ -110,7 +110,9 @@ class Around:
         if self._step_m < ON_GROUND_M:
             stands &= ~ground.is_ground
         at = np.flatnonzero(stands)
-        clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], Horizon(points_m, origin_m), range_m=self._range_m)
+        # take: a third of the time of [at], on rows.
+        clusters = find_clusters(points_m.take(at, axis=0), ground.height_m.take(at), seconds.take(at),
+                                 Horizon(points_m, origin_m), range_m=self._range_m)  # fmt: skip
         grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
