@@ -229,6 +229,11 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     near_m = np.full(count, np.inf, np.float32)
     np.minimum.at(near_m, label, np.hypot(*cells.places_m.T))
     gap[near_m[hangs, None] < near_m[stands]] = np.inf
+    # Behind it, not beside it: off the line of sight through its middle by less than what it covers.
+    middle, place = (box[:2, stands] - box[2:, stands]) / 2, (box[:2, hangs] - box[2:, hangs]) / 2
+    sight = middle / np.maximum(np.hypot(*middle), 1e-6)
+    aside = np.abs(place[0, :, None] * sight[1] - place[1, :, None] * sight[0])
+    gap[aside > np.hypot(*extent[:, stands]) / 2] = np.inf
     gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
     nearest = gap.argmin(axis=1)
     flat = (high[hangs] - low[hangs] < ROOF_M) & (np.abs(high[hangs] - high[stands[nearest]]) < ROOF_M)
