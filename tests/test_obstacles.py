@@ -94,6 +94,14 @@ def test_neighbours_are_not_one_and_a_car_at_a_slant_is_not_two():
     assert max(obstacles, key=lambda o: o.points).size_m[0] == pytest.approx(4.2, abs=0.3)
 
 
+def test_a_roof_belongs_to_the_front_before_it_and_to_no_neighbour():
+    pair = World((Box(9, 0.5, 4.2, 1.8, 1.5, velocity_mps=(-1, 0)), Box(13.5, -3.2, 4.2, 1.8, 1.5)))
+    around = Around()
+    for k in range(8):
+        obstacles = told(watch(pair, around=around, start=k), k).obstacles
+        assert [o.id for o in obstacles] == [1, 2] and max(o.size_m[0] for o in obstacles) < 5
+
+
 def test_a_car_beside_a_long_wall_is_an_obstacle_of_its_own():
     beside = World((Box(20, -3, 4.2, 1.8, 1.5), Box(20, -4.6, 40, 0.3, 1.8)))
     car = next(o for o in told(watch(beside, lidar=HDL64), 0).obstacles if o.size_m[0] < 6)

@@ -218,15 +218,15 @@ def _weigh_places(found: _Found, corridor: Corridor, views: Sequence[View], clos
     nearest_m = nearest_in_corridor(corridor, views)
     if nearest_m is None:
         return
-    told = found.nearest_m is not None and found.nearest_m < nearest_m + SAME_M
+    told, timed = found.nearest_m is not None and found.nearest_m < nearest_m + SAME_M, found.ttc_s is not None
     found.at(nearest_m)
     ttc_s = nearest_m / closing_mps if closing_mps is not None and closing_mps > MIN_CLOSING_MPS else None
     if ttc_s is not None:
         found.reached(ttc_s)
-    if told and ttc_s is None:
-        return
-    how = f", closing at {closing_mps:.1f} m/s" if ttc_s is not None else ""
     blocks = nearest_m <= corridor.stop_m or (ttc_s is not None and ttc_s < BLOCKED_TTC_S)
+    if told and (ttc_s is None or timed) and (found.blocked or not blocks):
+        return  # a tracked thing has said as much
+    how = f", closing at {closing_mps:.1f} m/s" if ttc_s is not None else ""
     (found.blocked if blocks else found.caution).append(f"something stands in the way at {nearest_m:.1f} m{how}")
 
 

@@ -114,7 +114,9 @@ class Around:
         if self._step_m < ON_GROUND_M:
             stands &= ~ground.is_ground
         at = np.flatnonzero(stands)
-        clusters = find_clusters(points_m[at], ground.height_m[at], seconds[at], Horizon(points_m, origin_m), range_m=self._range_m)
+        # take: a third of the time of [at], on rows.
+        clusters = find_clusters(points_m.take(at, axis=0), ground.height_m.take(at), seconds.take(at),
+                                 Horizon(points_m, origin_m), range_m=self._range_m)  # fmt: skip
         grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
@@ -227,3 +229,10 @@ class Around:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def warm_up() -> None:
+    """The first sweep would wait for libraries to load: a made-up one does instead."""
+    ring = np.linspace(0, 6.28, 500, dtype=np.float32)
+    flat = np.concatenate([np.column_stack([r * np.cos(ring), r * np.sin(ring), 0 * ring]) for r in (4, 5, 6, 7)])
+    Around().update("nothing", flat.astype(np.float32), 0, origin_m=(0.0, 0.0, 1.7))

@@ -74,11 +74,11 @@ def find_clusters(
     points_m: Floats, height_m: Floats, seconds: Floats, horizon: Horizon, *, range_m: float = 60.0
 ) -> list[Cluster]:
     """points_m: (n, 3) that stand above the ground, height_m and seconds: (n,) theirs. horizon: of the whole cloud."""
-    range_m = min(range_m, float(np.abs(points_m[:, :2]).max(initial=0)) + 1)
-    inside = (np.abs(points_m[:, 0]) < range_m) & (np.abs(points_m[:, 1]) < range_m)
-    if not inside.all():
-        at = np.flatnonzero(inside)
-        points_m, height_m, seconds = points_m[at], height_m[at], seconds[at]
+    away_m = np.maximum(np.abs(points_m[:, 0]), np.abs(points_m[:, 1]))
+    inside = np.flatnonzero(away_m < range_m)
+    if len(inside) < len(points_m):
+        points_m, height_m, seconds = points_m.take(inside, axis=0), height_m.take(inside), seconds.take(inside)
+    range_m = min(range_m, float(away_m.max(initial=0)) + 1)
     if not len(points_m):
         return []
     cells = _FineCells(points_m, height_m, seconds, range_m)
@@ -90,7 +90,7 @@ def find_clusters(
     ends = np.r_[begins[1:], len(order)]
     points = np.add.reduceat(cells.points[order], begins)
     wanted = np.flatnonzero((points >= MIN_POINTS) & (ends - begins >= MIN_CELLS))
-    places, times = cells.places_m[order], cells.seconds[order] * cells.points[order]
+    places, times = cells.places_m.take(order, axis=0), cells.seconds[order] * cells.points[order]
     low, high = np.minimum.reduceat(cells.bottom_m[order], begins), np.maximum.reduceat(cells.top_m[order], begins)
     seconds_sum, floor = np.add.reduceat(times, begins), np.add.reduceat(cells.floor_m[order], begins) / (ends - begins)
     least, most_m = np.minimum.reduceat(places, begins), np.maximum.reduceat(places, begins)
@@ -229,6 +229,11 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     near_m = np.full(count, np.inf, np.float32)
     np.minimum.at(near_m, label, np.hypot(*cells.places_m.T))
     gap[near_m[hangs, None] < near_m[stands]] = np.inf
+    # Behind it, not beside it: off the line of sight through its middle by less than what it covers.
+    middle, place = (box[:2, stands] - box[2:, stands]) / 2, (box[:2, hangs] - box[2:, hangs]) / 2
+    sight = middle / np.maximum(np.hypot(*middle), 1e-6)
+    aside = np.abs(place[0, :, None] * sight[1] - place[1, :, None] * sight[0])
+    gap[aside > np.hypot(*extent[:, stands]) / 2] = np.inf
     gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
     nearest = gap.argmin(axis=1)
     flat = (high[hangs] - low[hangs] < ROOF_M) & (np.abs(high[hangs] - high[stands[nearest]]) < ROOF_M)

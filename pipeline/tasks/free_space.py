@@ -48,7 +48,7 @@ class FreeSpaceMap:
             passed = self._passed(points_m, height_m, stands, origin_m)
             bins, _ = self._bins(origin_m)
             cells[passed[bins]] = FREE
-        blocked = self._count(points_m[stands])
+        blocked = self._count(points_m.take(np.flatnonzero(stands), axis=0))
         cells[blocked > 0] = UNKNOWN
         cells[blocked >= OCCUPIED_POINTS] = OCCUPIED
         return FreeSpace(cells.reshape(self.shape), self.cell_m, self.origin_m)
@@ -92,17 +92,18 @@ class FreeSpaceMap:
         """(azimuths · rings,) bool: some ray passed there, low. Its path goes straight from the sensor to its point."""
         rings = self._bins(origin_m)[1]
         low = np.flatnonzero((height_m < PASS_BELOW_M) & (height_m > -PASS_BELOW_M))
-        x, y = points_m[low, 0] - np.float32(origin_m[0]), points_m[low, 1] - np.float32(origin_m[1])
+        points_m, height_m, stands = points_m.take(low, axis=0), height_m.take(low), stands.take(low)
+        x, y = points_m[:, 0] - np.float32(origin_m[0]), points_m[:, 1] - np.float32(origin_m[1])
         range_m = np.sqrt(x * x + y * y)
         # The sensor's height over the ground is the same for all; a point's own says how the ray sinks.
-        sensor_m = max(float(np.median((points_m[low, 2] - height_m[low])[:: len(low) // 256 + 1])), -1e9) if len(low) else 0.0
-        over_m = np.float32(origin_m[2] - sensor_m)
+        ground_m = float(np.median((points_m[:, 2] - height_m)[:: len(low) // 256 + 1])) if len(low) else 0.0
+        over_m = np.float32(origin_m[2] - ground_m)
         if over_m <= PASS_BELOW_M:
             begin_m = np.zeros_like(range_m)
         else:
-            begin_m = range_m * (over_m - np.float32(PASS_BELOW_M)) / (over_m - height_m[low])
+            begin_m = range_m * (over_m - np.float32(PASS_BELOW_M)) / (over_m - height_m)
         begin = np.minimum((begin_m / np.float32(self._ring_m) + 0.5).astype(np.int32), rings - 1)
-        end = (range_m / np.float32(self._ring_m)).astype(np.int32) + np.where(stands[low], 0, 1)
+        end = (range_m / np.float32(self._ring_m)).astype(np.int32) + np.where(stands, 0, 1)
         end = np.clip(end, begin, rings - 1)
         row = _azimuth(x, y) * rings
         change = np.bincount(row + begin, minlength=AZIMUTHS * rings) - np.bincount(row + end, minlength=AZIMUTHS * rings)

@@ -67,11 +67,12 @@ class GroundFinder:
         limit_m = origin_m[2] + ABOVE_M + ABOVE_PER_M * ranges_m
         low = np.flatnonzero((points_m[:, 2] < limit_m) & (ranges_m < self._range_m))
         step = len(low) // FED_POINTS * 2 + 1  # odd: shares no divisor with the beams, so takes from all of them
-        fed = points_m[low[::step]] - np.array(origin_m, np.float32)
+        fed = points_m.take(low[::step], axis=0) - np.array(origin_m, np.float32)
         expected_m = self._expected_m(fed, origin_m[2])
         if len(fed) < MIN_GROUND_POINTS or expected_m is None:
             return self._unseen(points_m, "no ground seen: too few points lie below the sensor to tell where it is")
-        ground = fed[self._flat(fed, expected_m, _reach(float(ranges_m[low].max()), self._range_m))]
+        reach_m = _reach(float(ranges_m[low].max()), self._range_m)
+        ground = fed.take(self._flat(fed, expected_m, reach_m), axis=0)
         if len(ground) < MIN_GROUND_POINTS:
             return self._unseen(points_m, f"no ground seen: {len(ground) * step} points lie flat below the sensor")
         origin = np.array(origin_m, np.float32)
@@ -119,8 +120,10 @@ class GroundFinder:
         off[1, used[flat]] = count[used[flat]]
         departs_m = _spread(_joined(off.reshape(2, side, side), cell_m))
         fine = cv2.resize(departs_m, (side * UPSAMPLED, side * UPSAMPLED), interpolation=cv2.INTER_LINEAR).ravel()
-        height_m = points_m @ np.array([-plane[0], -plane[1], 1.0], np.float32)
-        height_m -= np.float32(plane[2])
+        a, b, c = (np.float32(v) for v in plane)
+        height_m = points_m[:, 2] - a * points_m[:, 0]
+        height_m -= b * points_m[:, 1]
+        height_m -= c
         where = _cells(points_m, origin_m, self._range_m, side * UPSAMPLED)
         height_m -= fine[where]
         stands = np.zeros(len(fine), bool)

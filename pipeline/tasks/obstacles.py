@@ -18,7 +18,7 @@ from pipeline.frame import POINTS, AlignedSet, Prediction
 from pipeline.rig import load
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import Corridor
-from pipeline.tasks.around import UNUSABLE, Around
+from pipeline.tasks.around import UNUSABLE, Around, warm_up
 from pipeline.tasks.clouds import Clouds, check_own
 from pipeline.tasks.ground import version
 
@@ -89,6 +89,7 @@ class Obstacles(Task):
             rig.transform(rig.base, sensor)
         self._clouds = Clouds(rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, every_px=self._every_px,
                               log=self.log)  # fmt: skip
+        warm_up()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         frames = [f for stream, many in aligned.frames.items() for f in many if f.encoding in POINTS and self._looks_at(stream)]

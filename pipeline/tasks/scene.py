@@ -24,7 +24,7 @@ from pipeline.rig import Rig
 from pipeline.surroundings import Ahead, Sound, Surroundings
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import Corridor, Thing
-from pipeline.tasks.around import UNUSABLE, Around
+from pipeline.tasks.around import UNUSABLE, Around, warm_up
 from pipeline.tasks.clouds import Cloud, Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import NONE, Detector
@@ -83,6 +83,7 @@ class Scene(Task):
         self._rig: Rig | None = rigs.load(self._rig_path) if self._rig_path else None
         self._clouds = Clouds(self._rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, log=self.log)
         self._around = Around(corridor=self._corridor, range_m=self._range_m)
+        warm_up()
         self.metrics.facts["corridor"] = str(self._corridor)
         models = []
         self._watch: PlaceWatch | None = None
