@@ -223,6 +223,11 @@ def _layer_norm(i: list[Any], a: Attributes) -> Tensor:
     return F.layer_norm(i[0], shape, i[1], i[2] if len(i) > 2 else None, a.get("epsilon", 1e-5))
 
 
+def _div(i: list[Any], a: Attributes) -> Tensor:
+    whole = not (i[0].is_floating_point() or i[1].is_floating_point())  # sizes, which ONNX divides as C does
+    return torch.div(i[0], i[1], rounding_mode="trunc" if whole else None)
+
+
 def _plain(function: Operator) -> Operator:
     return lambda i, a: function(*i)
 
@@ -236,7 +241,7 @@ OPERATORS: dict[str, Operator] = {
     "HardSigmoid": lambda i, a: torch.clamp(a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5), 0, 1),
     "HardSwish": _plain(F.hardswish), "Exp": _plain(torch.exp), "Log": _plain(torch.log), "Neg": _plain(torch.neg),
     "Abs": _plain(torch.abs), "Sqrt": _plain(torch.sqrt), "Not": _plain(torch.logical_not), "Reciprocal": _plain(torch.reciprocal),
-    "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _plain(torch.div),
+    "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _div,
     "Mod": _plain(torch.remainder),
     "Pow": _plain(torch.pow), "MatMul": _plain(torch.matmul), "Max": _plain(torch.maximum), "Min": _plain(torch.minimum),
     "Greater": _plain(torch.gt), "Less": _plain(torch.lt), "Equal": _plain(torch.eq), "Where": _plain(torch.where),
