@@ -393,7 +393,8 @@ class run_folder:
         base = rings_folder()
         assert base is not None, "this benchmark needs /dev/shm"
         self._rings = base / self._folder.name
-        self._rings.mkdir(mode=0o700, parents=True)
+        self._rings.parent.mkdir(mode=0o700, exist_ok=True)  # parents=True would leave it open to others, and runs refuse that
+        self._rings.mkdir(mode=0o700)
         return self._folder
 
     def __exit__(self, *_: object) -> None:
