@@ -71,7 +71,7 @@ def test_cache_is_used_for_the_same_files_only(data: Path, tmp_path: Path, capsy
 def test_training_ships_a_model_that_the_live_task_and_evaluate_can_read(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "COPIES", 2)
+    monkeypatch.setattr(training, "COPIES", 1)
     out = tmp_path / "sound-events.onnx"
     training.train(data=data, out=out, epochs=2, runs=tmp_path)
     manifest = Manifest.read(out)

@@ -9,6 +9,7 @@ sense now there, now absent. Made when asked for, since they are 3 to 50 MB and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -128,8 +129,11 @@ def events(inputs: dict[str, Value], seed: int) -> Tensors:
     """`sound` (256, 2, 64, 300): noises, ticks, tones, engines and voices made by rule, some heard in part."""
     random = np.random.default_rng([5, seed])
     count = VOICE_FRAMES * VOICE_HOP
-    made = [_event(random, count, kind % 4) for kind in range(COUNT * 3 // 4)]
-    return {"sound": _in_part(random, [*made, *list(_voices(random, count))[: COUNT - len(made)]])}
+    made: list[Floats] = []
+    for kind in range(COUNT // LOOKS):  # each heard six times, at another moment and level
+        event = _event(random, count, kind % 4)
+        made += [np.roll(event, int(random.integers(count))) * np.float32(random.uniform(0.1, 1)) for _ in range(6)]
+    return {"sound": _in_part(random, [*made, *itertools.islice(_voices(random, count), COUNT - len(made))])}
 
 
 def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
