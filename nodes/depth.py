@@ -36,7 +36,7 @@ class Depth(Source):
     serial: its serial number; the first camera when left empty. width_px, height_px, rate_hz: of depth and colour alike; they
     must be a size that the camera has. colour: the colour picture instead of the depth.
     save_rig: a rig file into which what the camera says of its lens is written at every start, under this node's name; a
-    place that the file has not is taken for straight ahead at the base's origin.
+    place that the file has not is taken for straight ahead, height_m above the base's origin.
     offset_ms: added to every capture time, or rig: a rig file that has it under this node's name.
     """
 
@@ -49,6 +49,7 @@ class Depth(Source):
         rate_hz: int = 30,
         colour: bool = False,
         save_rig: str | None = None,
+        height_m: float = 0.0,
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
@@ -58,7 +59,7 @@ class Depth(Source):
                 raise ConfigError(f"{option} must be above 0, not {value}.")
         self.serial = str(serial)  # YAML reads digits as a number
         self.wanted = realsense.Wanted(width_px, height_px, rate_hz)
-        self.colour, self.save_rig, self.offset_ms, self.rig = colour, save_rig, offset_ms, rig
+        self.colour, self.save_rig, self.height_m, self.offset_ms, self.rig = colour, save_rig, height_m, offset_ms, rig
         self._tap: realsense.Tap | None = None
 
     @classmethod
@@ -86,7 +87,7 @@ class Depth(Source):
         self.context.metrics.facts["device"] = self._tap.description
         self.context.metrics.facts["lens"] = f"fx {lens.fx_px:.1f} fy {lens.fy_px:.1f} cx {lens.cx_px:.1f} cy {lens.cy_px:.1f} px"
         if self.save_rig:
-            save_lens(Path(self.save_rig), self.name, self._tap)
+            save_lens(Path(self.save_rig), self.name, self._tap, height_m=self.height_m)
 
     def close(self) -> None:
         if self._tap is not None:
@@ -125,12 +126,12 @@ class Depth(Source):
                 yield Frame(self.name, -1, capture_ns, encoding, image, clock_error_ns=clock_error_ns)
 
 
-def save_lens(path: Path, name: str, tap: realsense.Tap) -> None:
+def save_lens(path: Path, name: str, tap: realsense.Tap, *, height_m: float = 0.0) -> None:
     """Into the rig file, which may know other sensors too."""
     with _saving:  # two nodes of one device start at the same time
         known = load(path) if path.is_file() else Rig()
         rig = known.with_intrinsics(name, tap.lens, f"what {tap.description} says of itself")
         if not any(name in (pose.target, pose.source) for pose in rig.poses):
-            pose = Pose(BASE, name, rigid(AHEAD, (0.0, 0.0, 0.0)))
-            rig = rig.with_pose(pose, "not measured: taken for straight ahead at the base's origin")
+            pose = Pose(BASE, name, rigid(AHEAD, (0.0, 0.0, height_m)))
+            rig = rig.with_pose(pose, f"not measured: taken for straight ahead, {height_m:g} m above the base's origin")
         save(rig, path)

@@ -10,7 +10,9 @@ eyes, not a safety function.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -43,7 +45,8 @@ class Scene(Task):
 
     rig: a rig file; without one the first sensor of points is taken to look straight ahead, height_m above the ground. sensors:
     stream → what the rig calls it, where that is not the stream's name. own_m: [x from, x to, y from, y to], what is seen
-    there is the rig itself. place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
+    there is the rig itself. rig_wait_s: how long to wait at the start for the rig file, where a node of this run writes it
+    (`save_rig` of depth). place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
     objects. corridor: width_m, length_m, stop_m, front_m and blind_m of the way that is looked at. range_m: as far as obstacles
     are followed. by_arrival: the way is clear only by what is fresh when the set is sent, which matters where all streams may be
     late together; for live rigs (in a replay at another speed than its recording's, arrivals mean nothing). place_every_ms:
@@ -55,6 +58,7 @@ class Scene(Task):
         self,
         *,
         rig: str = "",
+        rig_wait_s: float = 0.0,
         sensors: dict[str, str] | None = None,
         height_m: float = 1.7,
         own_m: list[float] | None = None,
@@ -71,6 +75,7 @@ class Scene(Task):
     ) -> None:
         if threads < 1 or smoothing_ms < 0 or place_every_ms < 0 or not 0 <= uncertain_below < 1:
             raise ValueError("threads must be at least 1, smoothing_ms and place_every_ms at least 0, uncertain_below from 0 to below 1")
+        self._rig_wait_s = rig_wait_s
         self._rig_path, self._sensors, self._height_m, self._own_m = rig, sensors or {}, height_m, own_m or []
         self._place_wanted, self._sounds_wanted, self._detector_wanted = place, sounds, detector
         self._corridor = Corridor(**check_options(Corridor, corridor or {}, "corridor"))
@@ -80,8 +85,8 @@ class Scene(Task):
 
     def open(self, backend: str) -> None:
         engines = self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
-        self._rig: Rig | None = rigs.load(self._rig_path) if self._rig_path else None
-        self._clouds = Clouds(self._rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, log=self.log)
+        rig = self._load_rig() if self._rig_path else None
+        self._clouds = Clouds(rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, log=self.log)
         self._around = Around(corridor=self._corridor, range_m=self._range_m)
         warm_up()
         self.metrics.facts["corridor"] = str(self._corridor)
@@ -101,6 +106,12 @@ class Scene(Task):
         models += [detector.name] if detector is not None else []
         self.model = " + ".join(models)
         self._views = Views(self._clouds, self.log)
+
+    def _load_rig(self) -> Rig:
+        give_up_s = time.monotonic() + self._rig_wait_s
+        while not Path(self._rig_path).exists() and time.monotonic() < give_up_s:
+            time.sleep(0.05)
+        return rigs.load(self._rig_path)
 
     def close(self) -> None:
         if self._engines is not None:
