@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -39,17 +40,24 @@ def graph(*, beams: int, depth: bool, scene: bool) -> dict[str, Any]:
     return {"nodes": nodes}
 
 
-def run(config: dict[str, Any], for_s: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Predictions, and the run's summary."""
+def run(config: dict[str, Any], for_s: float) -> tuple[list[dict[str, Any]], float]:
+    """Lines of --out, the summary last (none where nothing predicts), and the CPU seconds of all processes."""
+    used_s = cpu_s()
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "scene.yaml", Path(folder) / "predictions.jsonl"
         path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(path), "--for", f"{for_s}s", "--out", str(out)]
+        command = [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(path), "--for", f"{for_s}s"]
+        command += ["--out", str(out)] if "scene" in config["nodes"] else []
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if ran.returncode:
             raise SystemExit(f"the scene graph ended with exit code {ran.returncode}:\n{ran.stderr}")
-        *predictions, summary = (json.loads(line) for line in out.read_text().splitlines())
-    return predictions, summary
+        lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    return lines, cpu_s() - used_s
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def after_the_sweep_ms(prediction: dict[str, Any]) -> float | None:
@@ -66,13 +74,13 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="write the figures here")
     args = options.parse_args()
     config = graph(beams=args.beams, depth=args.depth, scene=True)
-    predictions, whole = run(config, args.seconds)
-    _, short = run(config, 1)
+    (*predictions, whole), whole_s = run(config, args.seconds)
+    (*_, short), short_s = run(config, 1)
     sources = graph(beams=args.beams, depth=args.depth, scene=False)
-    bare_s = run(sources, args.seconds)[1]["cpu_s"] - run(sources, 1)[1]["cpu_s"]
+    bare_s = run(sources, args.seconds)[1] - run(sources, 1)[1]
     after_ms = [ms for p in predictions if (ms := after_the_sweep_ms(p)) is not None]
     sweeps = whole["frames_in"]["lidar"]
-    cpu_ms = (whole["cpu_s"] - short["cpu_s"] - bare_s) * 1e3 / max(1, sweeps - short["frames_in"]["lidar"])
+    cpu_ms = (whole_s - short_s - bare_s) * 1e3 / max(1, sweeps - short["frames_in"]["lidar"])
     p50, p95, p99 = np.percentile(after_ms, (50, 95, 99))
     print(f"{'ms':<44}{'p50':>8}{'p95':>8}{'p99':>8}")
     print(f"{'from the end of the sweep to the prediction':<44}{p50:8.1f}{p95:8.1f}{p99:8.1f}")

@@ -253,4 +253,4 @@ def _spread(off: Floats) -> Floats:
         total, count = (off if blur == 1 else (cv2.blur(layer, (blur, blur), borderType=cv2.BORDER_CONSTANT) for layer in off))
         trust = count / (count + np.float32(2.0 / blur**2))
         result += trust * (total / np.maximum(count, 1e-6) - result)
-    return result
+    return np.asarray(result, np.float32)
