@@ -99,3 +99,11 @@ def test_a_real_drive_is_imported_with_its_rig_and_looked_at(data_dir: Path, fol
     assert summary["predictions"] == 10 and summary["unaccounted"] == {}
     assert all({"camera", "lidar"} <= set(p["used"]) for p in predictions)
     assert min(len(p["surroundings"]["obstacles"]) for p in predictions) > 5
+
+
+def test_a_recorded_scene_gives_the_same_predictions_when_it_is_replayed(folder: Path) -> None:
+    made = finished(folder, "record", DEMO, "drive.mcap", "--for", "4s", "--no-dashboard", "--consent", "rendered", timeout_s=120)
+    assert made.returncode == 0, made.stderr
+    again = finished(folder, "replay", DEMO, "drive.mcap", "--speed", "0", "--out", "p.jsonl", "--no-dashboard", timeout_s=240)
+    assert again.returncode == 0, again.stderr
+    assert "identical to the recorded run: every prediction" in again.stdout
