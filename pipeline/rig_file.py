@@ -26,6 +26,7 @@ from pipeline.intrinsics import LENS, MODELS, Intrinsics
 from pipeline.rig import BASE, Pose, Rig, TimeOffset, rigid, rotation_from_quaternion, rotation_from_vector
 
 VERSION = 1
+NO_FILE = " A rig comes from: python run_pipeline.py calibrate (docs/calibration-sensors.md); or leave the option out"
 
 
 class Table:
@@ -137,7 +138,7 @@ def read_yaml(path: Path, *, kind: str) -> Table:
             if path.parent.is_dir()
             else []
         )
-        raise ConfigError(f"{path}: there is no such file.{nearest(path.name, beside)}") from None
+        raise ConfigError(f"{path}: there is no such file.{nearest(path.name, beside) or NO_FILE}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as {kind}: {error}") from error
     try:
