@@ -205,7 +205,7 @@ def encode(message: Message, utc_offset_ns: int, frame_id: str) -> bytes:
             head.exact = data.tobytes()
         payload = coarse.tobytes()
     else:
-        stamped.frame_id, stamped.point_stride, stamped.pose.orientation.w = frame_id, data.strides[0], 1.0
+        stamped.frame_id, stamped.point_stride, stamped.pose.orientation.w = frame_id, 4 * data.shape[1], 1.0
         for i, name in enumerate(("x", "y", "z", "reflectance", "time_s")[: data.shape[1]]):
             stamped.fields.add(name=name, offset=4 * i, type=FLOAT32)
     stamped.sensorium.CopyFrom(head)

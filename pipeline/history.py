@@ -54,6 +54,7 @@ class History:
         self._min_gap_ns = FOREVER_NS  # of this block and the one before
         self._last_block_min_ns = FOREVER_NS
         self._trusts_gaps = False
+        self._block = GAPS_TO_TRUST
         self._last_capture_ns = -FOREVER_NS
         self._last_arrival_ns = start_ns
 
@@ -69,20 +70,23 @@ class History:
         gap_ns = capture_ns - self._last_capture_ns
         if gap_ns <= 0:
             return "duplicate" if frame.seq <= self.frames[-1].seq else "time went back"
+        # Here every frame of every stream passes: what is looked up twice is looked up once, and nothing is called for a line.
         if self._live:
-            self._gaps.append(gap_ns)
+            gaps = self._gaps
+            gaps.append(gap_ns)
             if gap_ns < self._min_gap_ns:
                 self._min_gap_ns = gap_ns
-            if len(self._gaps) == (GAPS if self._trusts_gaps else GAPS_TO_TRUST):
+            if len(gaps) == self._block:
                 self._learn()
         self._last_capture_ns, self._last_arrival_ns = capture_ns, arrival_ns
         # An instant at t proves everything up to and including t; a chunk proves everything up to its end.
         complete_ns = capture_ns + (frame.duration_ns or 1)
         if complete_ns > self.complete_before_ns:
-            self._complete(complete_ns)
-        self.frames.append(frame)
-        if len(self.frames) > self._max_frames:
-            self.frames.popleft()
+            self.complete_before_ns = self.reached_ns = complete_ns
+        frames = self.frames
+        frames.append(frame)
+        if len(frames) > self._max_frames:
+            frames.popleft()
             return "buffer full"
         if capture_ns <= self._answered_until_ns:
             return "late" if capture_ns <= self._late_until_ns else "sooner than ever before"
@@ -150,7 +154,7 @@ class History:
         block_min_ns = min(self._gaps)
         self._min_gap_ns = min(block_min_ns, self._last_block_min_ns)
         self._last_block_min_ns = block_min_ns
-        self._trusts_gaps = True
+        self._trusts_gaps, self._block = True, GAPS
         if isinstance(self._asked_for, Nearest):
             self.pick = self._asked_for.learned(round(median(self._gaps)))
         self._gaps.clear()

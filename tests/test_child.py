@@ -6,15 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
 import pytest
 from running import ROOT, Running, a_file, running
 from test_launch import MOOD, flowing, health_until
-
-from pipeline import child
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux copies the launcher")
 IS_INTERPRETER = [sys.executable, "-P", "-m", "pipeline.process"]
@@ -55,22 +52,20 @@ def test_copy_hears_a_hang_up_as_a_new_interpreter_does(folder: Path) -> None:
         assert "its process ended with SIGHUP" in run.err
 
 
+def uncopiable_after(statement: str) -> str:
+    """What a launcher of its own says that has done `statement`: the tests' process holds libraries of other tests."""
+    says = f"import sys, threading; from pipeline import child; {statement}; print(child.uncopiable(), flush=True); import os; os._exit(0)"
+    return subprocess.run([sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @linux
 def test_launcher_with_a_thread_is_not_copied() -> None:
-    let_go = threading.Event()
-    thread = threading.Thread(target=let_go.wait)
-    thread.start()
-    try:
-        assert "threads run" in child.uncopiable()
-    finally:
-        let_go.set()
-        thread.join()
+    assert "threads run" in uncopiable_after("threading.Thread(target=threading.Event().wait).start()")
 
 
 @linux
-def test_launcher_that_holds_a_device_s_library_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyaudio", object())
-    assert child.uncopiable() == "pyaudio must not be copied"
+def test_launcher_that_holds_a_device_s_library_is_not_copied() -> None:
+    assert uncopiable_after("sys.modules['pyaudio'] = sys") == "pyaudio must not be copied"
 
 
 @linux

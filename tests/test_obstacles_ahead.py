@@ -38,7 +38,7 @@ def test_a_way_that_is_freshly_seen_free_is_clear_and_says_from_where_to_where()
     ("views", "says"),
     [
         ([], "no cloud yet"),
-        ([view(end_ns=NS - 400 * MS)], "no lidar for 0.4 s"),
+        ([view(end_ns=NS - 400 * MS)], "no new lidar for 0.4 s"),
         ([view(end_ns=NS + 5 * NS)], "a clock jumped"),
         ([view(why="the same data as before: frozen?")], "lidar: the same data as before: frozen?"),
         ([view(why="no ground seen: 12 points lie flat below the sensor")], "no ground seen"),
@@ -56,7 +56,7 @@ def test_one_fresh_view_is_enough_and_the_lost_one_does_not_speak_for_it():
     lost = view(end_ns=0, stream="lidar")
     assert decide(CORRIDOR, NS, [lost, view(stream="depth")]).state == "clear"
     short = decide(CORRIDOR, NS, [lost, view(stream="depth", seen_to_m=6)])
-    assert short.state == "unknown" and "no lidar for 1.0 s" in short.because
+    assert short.state == "unknown" and "no new lidar for 1.0 s" in short.because
 
 
 @pytest.mark.parametrize(("x_m", "state"), [(3.0, "blocked"), (12.0, "caution"), (25.0, "clear"), (-3.0, "clear")])
@@ -140,7 +140,7 @@ def test_a_street_is_clear_until_its_lidar_is_cut():
     assert around.ahead(newest_ns).state == "clear"
     assert around.ahead(newest_ns + 250 * MS).state == "clear"  # one or two sweeps may be lost
     cut = around.surroundings(newest_ns + 400 * MS)
-    assert cut.ahead.state == "unknown" and "no lidar for 0.4 s" in cut.ahead.because
+    assert cut.ahead.state == "unknown" and "no new lidar for 0.4 s" in cut.ahead.because
     assert cut.free_space is None  # what was free then may not be now
 
 
