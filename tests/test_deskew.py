@@ -104,7 +104,7 @@ def test_rates_that_are_none_are_refused(times, turning):
         from_rates(times, turning)
 
 
-def test_a_sweep_takes_a_fraction_of_its_own_time():
+def test_a_sweep_does_not_take_for_ever():
     points = skewed(world(120_000))
     motion = from_rates(*rates(200))
     deskew(points, 0, motion)
@@ -113,7 +113,7 @@ def test_a_sweep_takes_a_fraction_of_its_own_time():
         begin_s = time.process_time()
         deskew(points, 0, motion)
         took_s.append(time.process_time() - begin_s)
-    assert min(took_s) < 0.05
+    assert min(took_s) < 0.2  # it takes some 20 ms (`bench lidar`); the bound is for a machine that is not quiet
 
 
 # The node

@@ -109,7 +109,7 @@ def test_120_000_points_are_projected_in_milliseconds() -> None:
         start = time.process_time()
         rig.project(points, source="lidar", camera="camera")
         took_s.append(time.process_time() - start)
-    assert min(took_s) < 0.015
+    assert min(took_s) < 0.05
 
 
 def test_chains_cancel() -> None:
