@@ -23,6 +23,7 @@ from pipeline.frame import AlignedSet, Prediction
 from pipeline.graph import EVENTS
 from pipeline.node import Source
 from pipeline.recording import Reader, Writer, part_path, repair
+from pipeline.rig import found
 
 RECORDER = "record"
 KEPT = 4000  # messages of a stream that may wait for the disk, as long as they are small (inbox.MOST_BYTES)
@@ -59,7 +60,9 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
         chosen = [name for name in chosen if name not in config.nodes or not _is_source(config, name)]
     _ask_consent(config, chosen, wanted)
     name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
-    rigs = sorted({str(Path(node.options["rig"]).absolute()) for node in config.nodes.values() if node.options.get("rig")})
+    told = [o for node in config.nodes.values() for o in (node.options, node.options.get("options") or {})]  # a task has its own
+    # One that is not there is missed by the node that reads it, or is written by another of this very run.
+    rigs = sorted({str(rig.absolute()) for o in told if o.get("rig") and (rig := found(o["rig"])).exists()})
     told_before = about(config) | {"recorder": name, "kept_as": dict.fromkeys(wanted.jpeg, "JPEG")}
     if wanted.consent:
         told_before["consent"] = wanted.consent

@@ -292,13 +292,17 @@ def apply(target_from_source: np.ndarray, points_m: np.ndarray) -> np.ndarray:
     return turned
 
 
+def found(path: str | Path) -> Path:
+    """Where a rig file is: one that comes with Sensorium (configs/rigs/…) is found from any folder."""
+    shipped = Path(__file__).resolve().parent.parent / path
+    return shipped if not Path(path).exists() and shipped.is_file() else Path(path)
+
+
 def load(path: str | Path) -> Rig:
-    """A rig file; one that comes with Sensorium (configs/rigs/…) is found from any folder. ConfigError names the file, the field
-    and the fix."""
+    """A rig file. ConfigError names the file, the field and the fix."""
     from pipeline.rig_file import read_rig
 
-    found, shipped = Path(path), Path(__file__).resolve().parent.parent / path
-    return read_rig(shipped if not found.exists() and shipped.is_file() else found)
+    return read_rig(found(path))
 
 
 def save(rig: Rig, path: str | Path) -> None:
