@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.surroundings import FREE, OCCUPIED, Ahead, FreeSpace
+from pipeline.surroundings import FREE, OCCUPIED, Ahead, AheadState, FreeSpace
 
 Outline = Sequence[tuple[float, float]]
 
+STATES: tuple[str, ...] = get_args(AheadState)
 MAX_AGE_NS = 300_000_000  # three sweeps of 10 Hz
 FUTURE_NS = 1_000_000_000  # a cloud newer than the moment asked about by more than this: one of the two clocks jumped
 SEEN_SHARE = 0.6  # of the cells across the corridor
@@ -279,3 +280,8 @@ def _missing(views: Sequence[View], at_ns: int, max_age_ns: int) -> list[str]:
         elif view.why:
             reasons.append(f"{view.stream}: {view.why}")
     return reasons
+
+
+def one_hot(ahead: Ahead) -> npt.NDArray[np.float32]:
+    """(states,) in the order of STATES: a decision, not a probability."""
+    return np.array([state == ahead.state for state in STATES], np.float32)

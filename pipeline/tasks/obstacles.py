@@ -11,13 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Prediction
 from pipeline.rig import load
 from pipeline.tasks import Task
-from pipeline.tasks.ahead import Corridor
+from pipeline.tasks.ahead import STATES, Corridor, one_hot
 from pipeline.tasks.around import UNUSABLE, Around, warm_up
 from pipeline.tasks.clouds import Clouds, check_own
 from pipeline.tasks.ground import version
@@ -35,7 +34,7 @@ class Obstacles(Task):
     sectors, and grid_x_m, grid_y_m, cell_m of the free-space grid: around.Around. every_px: of a depth picture.
     """
 
-    labels = ("clear", "caution", "blocked", "unknown")
+    labels = STATES
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class Obstacles(Task):
         absent += [f"no {stream} in this set" for stream in aligned.missing if stream in self._known]
         now_ns = aligned.arrival_ns if self._by_arrival else None
         surroundings = self._around.surroundings(aligned.anchor_ns, now_ns=now_ns, absent=absent)
-        probs = np.array([label == surroundings.ahead.state for label in self.labels], np.float32)
+        probs = one_hot(surroundings.ahead)
         used = tuple(dict.fromkeys(frame.stream for frame in frames))
         return msgspec.structs.replace(self.prediction(aligned, probs, used=used, bad=bad), surroundings=surroundings)
 

@@ -23,9 +23,9 @@ from pipeline import rig as rigs
 from pipeline.config import check_options
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
 from pipeline.rig import Rig
-from pipeline.surroundings import Ahead, Sound, Surroundings
+from pipeline.surroundings import Sound, Surroundings
 from pipeline.tasks import Task
-from pipeline.tasks.ahead import Corridor, Thing
+from pipeline.tasks.ahead import STATES, Corridor, Thing, one_hot
 from pipeline.tasks.around import UNUSABLE, Around, warm_up
 from pipeline.tasks.clouds import Cloud, Clouds
 from pipeline.tasks.detections import Detection, read_detections
@@ -35,8 +35,6 @@ from pipeline.tasks.given import PICTURES, SOUNDS, first, latest, picture
 from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart
 from pipeline.tasks.place import PlaceModel, PlaceWatch
 from pipeline.tasks.sounds import Ears, open_ears
-
-WAYS = ("clear", "caution", "blocked", "unknown")  # the labels where no place model is asked
 
 
 class Scene(Task):
@@ -96,7 +94,7 @@ class Scene(Task):
             place = PlaceModel.open(engines, self._place_wanted)
             self._watch = PlaceWatch(place, smoothing_ms=self._smoothing_ms, every_ms=self._place_every_ms)
             models.append(place.id)
-        self.labels = place.labels if self._watch is not None else WAYS
+        self.labels = place.labels if self._watch is not None else STATES
         self._ears: Ears | None = None
         if self._sounds_wanted != NONE:
             self._ears, manifest = open_ears(engines, model=self._sounds_wanted)
@@ -129,7 +127,7 @@ class Scene(Task):
         used = [c.stream for c in clouds] + [o.stream for o in (*places, *heard) if o.weight > 0] + looked
         prediction = self.prediction(
             aligned,
-            _one_hot(around.ahead) if self._watch is None else probs,
+            one_hot(around.ahead) if self._watch is None else probs,
             subjects=subjects,
             used=tuple(dict.fromkeys(used)),
             bad=bad,
@@ -164,7 +162,7 @@ class Scene(Task):
         return [Opinion("points", view.stream, 0.0 if view.why else 1.0, (), view.why) for view in self._around.views]
 
     def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
-        labels, others = told_apart(subjects, self._around.obstacles(at_ns))
+        labels, others = told_apart(subjects, self._around.obstacles(at_ns)) if subjects else ({}, [])
         things = [Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others]
         now_ns = aligned.sent_ns if self._by_arrival else None
         around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=things)
@@ -223,7 +221,3 @@ class Scene(Task):
             bad[stream] = reason
         told = reason or ", ".join(f"{sound.label} {sound.prob:.0%}" for sound in sounds)
         return [Opinion("sound", stream, sounds[0].prob if sounds else 0.0, (), told)], sounds
-
-
-def _one_hot(ahead: Ahead) -> npt.NDArray[np.float32]:
-    return np.array([state == ahead.state for state in WAYS], np.float32)

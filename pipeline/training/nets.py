@@ -164,12 +164,12 @@ class VoiceAnalysis(nn.Module):
         level = mel.mean(1, keepdim=True)                                   # (B, 1, 300)
         loud = torch.sigmoid((level - self.LOUD) * self.STEEP) * heard + 1e-4
         share = loud / loud.sum(2, keepdim=True)
-        found = _course(mel, share)
+        found = course(mel, share)
         steps = self._difference(mel, heard, 2)
         found += [(steps.abs() * share).sum(2), (F.relu(steps) * share).sum(2)]
         cepstra = self.cosines @ mel                                        # (B, 24, 300)
-        found += _course(cepstra, share)
-        found += [_deviation(self._difference(cepstra, heard, n), share) for n in (2, 6, 15)]
+        found += course(cepstra, share)
+        found += [deviation(self._difference(cepstra, heard, n), share) for n in (2, 6, 15)]
 
         peaks = self.peaks @ mel[:, :43]                                    # (B, 40, 300)
         fine = self.finer @ peaks                                           # (B, 80, 300)
@@ -178,12 +178,12 @@ class VoiceAnalysis(nn.Module):
         voiced = comb.amax(1, keepdim=True)
         sung = share * torch.sigmoid((voiced - 0.5) * 4) + 1e-6
         sung = sung / sung.sum(2, keepdim=True)
-        found += _course(comb, share) + _course(pitch, sung)
+        found += course(comb, share) + course(pitch, sung)
         lowest = (torch.softmax(peaks[:, 1:14] * 30, 1) * self.low).sum(1, keepdim=True) / 5
-        found += _course(lowest, sung)
+        found += course(lowest, sung)
         rest = torch.cat([voiced, level * 3], 1)
-        found += _course(rest, share)
-        found += [_deviation(self._difference(x, heard, 3), w) for x, w in ((comb, share), (rest, share), (pitch, sung), (lowest, sung))]
+        found += course(rest, share)
+        found += [deviation(self._difference(x, heard, 3), w) for x, w in ((comb, share), (rest, share), (pitch, sung), (lowest, sung))]
 
         # How much of the movement of eight regions and of the whole is fast, and how much slow.
         groups = torch.cat([mel.reshape(-1, 8, 8, VOICE_FRAMES).mean(2), level], 1) * heard
@@ -203,12 +203,12 @@ def _moving_mean(count: int, width: int) -> Tensor:
     return F.avg_pool1d(torch.eye(count)[None], width, 1, width // 2, count_include_pad=False)[0].T
 
 
-def _deviation(x: Tensor, share: Tensor) -> Tensor:
+def deviation(x: Tensor, share: Tensor) -> Tensor:
     mean = (x * share).sum(2, keepdim=True)
     return torch.sqrt(((x - mean) ** 2 * share).sum(2) + 1e-5)
 
 
-def _course(x: Tensor, share: Tensor) -> list[Tensor]:
+def course(x: Tensor, share: Tensor) -> list[Tensor]:
     """x (B, C, 300): mean, and deviation of what lies above and of what lies below it, each (B, C)."""
     mean = (x * share).sum(2)
     around = x - mean[:, :, None]

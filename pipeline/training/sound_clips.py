@@ -10,7 +10,6 @@ happen to a sound (voice_windows). Reading takes two minutes; what was read is k
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.features import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, log_mel
 from pipeline.tasks.sounds import DECIDE_COLUMNS, LEAST_COLUMNS, OTHER, loudness_db, silent
-from pipeline.training.speech import EMODB, SPEEDS, Speech, sound
+from pipeline.training.speech import EMODB, SPEEDS, Speech, cached, sound
 
 LABELS = ("baby_cry", "chainsaw", "clock_tick", "dog_bark", "fire_crackling", "helicopter", "person_sneeze", "rain",
           "rooster", "sea_waves", OTHER)
@@ -51,21 +50,8 @@ def fold_of(recording: str) -> int:
 def load_sounds(folder: Path, *, cache: Path | None = None, speeds: tuple[float, ...] = SPEEDS) -> Speech:
     """Every clip of `folder`; from `cache` where it was made of the same files with the same settings."""
     named = clips_of(folder)
-    made_of = [f"{path.name} {path.stat().st_size} {label}" for path, label, _ in named]
     settings = f"{VOICE_BANDS} {VOICE_HOP} {speeds} {DECIDE_COLUMNS} {LEAST_COLUMNS} {LABELS}"
-    digest = hashlib.sha256("\n".join([settings, *made_of]).encode()).hexdigest()[:12]
-    stored = cache / f"sounds-{digest}.npz" if cache else None
-    if stored is not None and stored.is_file():
-        with np.load(stored, allow_pickle=False) as arrays:
-            return Speech(**arrays)
-    print(f"sound: reading {len(named)} clips at {len(speeds)} speeds", flush=True)
-    read = of_files(named, speeds)
-    if stored is not None:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        whole = stored.with_suffix(".new.npz")
-        np.savez(whole, **vars(read))
-        whole.replace(stored)
-    return read
+    return cached("sounds", named, settings, cache, lambda: of_files(named, speeds))
 
 
 def of_files(named: list[tuple[Path, str, str]], speeds: tuple[float, ...] = (1.0,)) -> Speech:

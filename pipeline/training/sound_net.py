@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.nets import VOICE_BANDS, VOICE_FRAMES, Panel
+from pipeline.training.nets import VOICE_BANDS, VOICE_FRAMES, Panel, course, deviation
 
 
 class SoundAnalysis(nn.Module):
@@ -58,11 +58,11 @@ class SoundAnalysis(nn.Module):
         for share in (even, loud):
             found += [(mel * share).sum(2)]
             for x in (cepstra, rough, groups):
-                found += _course(x, share)
+                found += course(x, share)
         found.append(torch.sqrt((tones * tones * loud).sum(2) + 1e-5))
         for reach in self.STEPS:
             step = _step(torch.cat([cepstra, groups], 1), heard, reach)
-            found += [_deviation(step, even), _deviation(step, loud)]
+            found += [deviation(step, even), deviation(step, loud)]
             step = _step(mel, heard, reach).reshape(-1, self.GROUPS, 8, VOICE_FRAMES)
             found += [(step.abs().mean(2) * even).sum(2), (F.relu(step).mean(2) ** 2 * even).sum(2) * 10]
         # How much of the time each region is above each level: a bark fills little of it, rain all.
@@ -99,16 +99,3 @@ def _step(x: Tensor, heard: Tensor, reach: int) -> Tensor:
     """x (B, C, 300) a little later minus a little earlier; 0 where either was not heard."""
     there = heard[:, :, 2 * reach :] * heard[:, :, : -2 * reach]
     return F.pad((x[:, :, 2 * reach :] - x[:, :, : -2 * reach]) * there, (reach, reach))
-
-
-def _deviation(x: Tensor, share: Tensor) -> Tensor:
-    mean = (x * share).sum(2, keepdim=True)
-    return torch.sqrt(((x - mean) ** 2 * share).sum(2) + 1e-5)
-
-
-def _course(x: Tensor, share: Tensor) -> list[Tensor]:
-    """x (B, C, 300): mean, and deviation of what lies above and of what lies below it, each (B, C)."""
-    mean = (x * share).sum(2)
-    around = x - mean[:, :, None]
-    above, below = F.relu(around), F.relu(-around)
-    return [mean, torch.sqrt((above * above * share).sum(2) + 1e-5), torch.sqrt((below * below * share).sum(2) + 1e-5)]

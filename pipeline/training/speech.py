@@ -11,6 +11,7 @@ Reading and judging 1,466 clips takes two minutes, so the result is kept in a ca
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,15 +95,22 @@ def clips(folder: Path) -> list[tuple[Path, str, str]]:
 def load_speech(folder: Path, *, cache: Path | None = None, speeds: tuple[float, ...] = SPEEDS) -> Speech:
     """Every clip of `folder`; from `cache` where it was made of the same files with the same settings."""
     named = clips(folder)
-    made_of = [f"{path.name} {path.stat().st_size} {label}" for path, label, _ in named]
     settings = f"{VOICE_BANDS} {VOICE_HOP} {speeds} {CHUNK} 2"
+    return cached("speech", named, settings, cache, lambda: _read(named, speeds))
+
+
+def cached(
+    kind: str, named: list[tuple[Path, str, str]], settings: str, cache: Path | None, read: Callable[[], Speech]
+) -> Speech:
+    """What `read` gives of the files `named`, kept in `cache` under their names, sizes and labels and the settings."""
+    made_of = [f"{path.name} {path.stat().st_size} {label}" for path, label, _ in named]
     digest = hashlib.sha256("\n".join([settings, *made_of]).encode()).hexdigest()[:12]
-    stored = cache / f"speech-{digest}.npz" if cache else None
+    stored = cache / f"{kind}-{digest}.npz" if cache else None
     if stored is not None and stored.is_file():
         with np.load(stored, allow_pickle=False) as arrays:
             return Speech(**arrays)
-    print(f"voice: reading {len(named)} clips at {len(speeds)} speeds", flush=True)
-    speech = _read(named, speeds)
+    print(f"{kind}: reading {len(named)} clips", flush=True)
+    speech = read()
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
         whole = stored.with_suffix(".new.npz")
