@@ -7,7 +7,7 @@ ZeroMQ until the reader's hello says that it has read all of that: so nothing ov
 ZeroMQ: the handshake, flow control, the end.
 
     receiver = ExpressReceiver(folder)           # its name goes into the reader's Hello
-    ExpressSender(folder).send(receiver.name, header)
+    ExpressSender(folder, receiver.name).send(header)
     receiver.receive()                           # bytes, or None
 """
 
@@ -22,19 +22,25 @@ MAX_BYTES = 32 << 10
 
 
 class ExpressSender:
-    """For all readers of one publisher. Never waits."""
+    """A publisher's end of the way to one reader. Never waits."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, name: str) -> None:
+        """Raises OSError when nobody of this name listens there."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        try:
+            # Connected: the kernel need not look up a path for every message.
+            self._socket.connect(os.fspath(folder / Path(name).name))
+        except OSError:
+            self._socket.close()
+            raise
 
-    def send(self, name: str, message: bytes) -> bool:
+    def send(self, message: bytes) -> bool:
         """Whether it is in the reader's hands now; not when that one is behind, or gone."""
-        if len(message) > MAX_BYTES or "/" in name:
+        if len(message) > MAX_BYTES:
             return False
         try:
-            self._socket.sendto(message, f"{self._folder}/{name}")
+            self._socket.send(message)
         except OSError:
             return False
         return True

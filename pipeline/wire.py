@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import math
 import secrets
+import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from pipeline.packing import packed
 QUEUE_MESSAGES = 32
 CREDITS = 32
 HELLO_EVERY_S = 0.5
+SERVICE_EVERY_S = 0.1
 FORGET_READER_S = 5.0
 WAIT_FOR_ROOM_MS = 300
 GOODBYE_S, GOODBYE_NETWORK_S = 0.3, 5.0  # over a network that loses packets the last messages take a while
@@ -47,14 +51,21 @@ READABLE = int(zmq.POLLIN)
 
 
 class _Reader:
-    def __init__(self, hello: Hello, now_s: float, next_seq: int) -> None:
+    def __init__(self, hello: Hello, now_s: float, next_seq: int, express_folder: Path | None) -> None:
         self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
-        self.express = hello.express
+        self.express: ExpressSender | None = None
+        if express_folder is not None and hello.express:
+            with suppress(OSError):  # gone already, or on another host
+                self.express = ExpressSender(express_folder, hello.express)
         # The seq after the last message that went to it over ZeroMQ; None once it has them all, so that what goes the
         # short way from then on cannot overtake them.
         self.on_zeromq: int | None = next_seq
         # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
         self.kept: deque[list[np.ndarray]] = deque()
+
+    def close(self) -> None:
+        if self.express is not None:
+            self.express.close()
 
 
 class Publisher:
@@ -73,7 +84,7 @@ class Publisher:
         self._goodbye_s = GOODBYE_NETWORK_S if network else GOODBYE_S
         self._ring_folder, self._ring_s = _ring_folder(address), ring_s
         self._ring: ring.Ring | None = None  # made for the first reader that wants one
-        self._express = ExpressSender(self._ring_folder) if self._ring_folder else None
+        self._service_s = 0.0  # when readers were last heard
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, queue)
@@ -95,11 +106,14 @@ class Publisher:
         slots: list[np.ndarray] = []
         encoded: dict[Payloads, list[Any]] = {}
 
+        any_credits = False
+
         def stopped() -> bool:
             return stopping is not None and stopping.is_set()
 
         for identity, reader in list(self._readers.items()):
             if reader.credits is not None:
+                any_credits = True
                 while reader.credits == 0 and identity in self._readers and not stopped():
                     self.service(timeout_ms=20)
                 if reader.credits == 0:
@@ -109,12 +123,14 @@ class Publisher:
                 parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
             if reader.credits is not None:
                 reader.kept.append(slots if reader.payloads == "ring" else [])
-            if reader.on_zeromq is None and len(parts) == 1 and self._express and self._express.send(reader.express, parts[0]):
+            if reader.on_zeromq is None and reader.express and len(parts) == 1 and reader.express.send(parts[0]):
                 continue
             reader.on_zeromq = seq + 1
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
-        self.service()  # afterwards: the readers of this message need not wait for it
+        # Afterwards: the readers of this message need not wait for it. Credits are wanted at once, greetings can wait.
+        if any_credits or time.monotonic() > self._service_s + SERVICE_EVERY_S:
+            self.service()
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         """An array to fill and send: a slot of the ring where that saves a copy, else ordinary memory. From any thread."""
@@ -161,7 +177,7 @@ class Publisher:
                 continue  # not one of ours: nothing is promised to it
             if isinstance(value, Hello):
                 if (reader := self._readers.get(identity)) is None:
-                    self._readers[identity] = _Reader(value, time.monotonic(), self._seq)
+                    self._readers[identity] = _Reader(value, time.monotonic(), self._seq, self._ring_folder)
                     # Packing takes milliseconds: the readers on this host come first.
                     self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
                     self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
@@ -178,10 +194,11 @@ class Publisher:
                 for _ in range(min(value.count, len(known.kept))):
                     known.kept.popleft()
             elif isinstance(value, Bye):
-                self._readers.pop(identity, None)
-        late_s = time.monotonic() - FORGET_READER_S
+                self._forget(identity)
+        self._service_s = time.monotonic()
+        late_s = self._service_s - FORGET_READER_S
         for identity in [i for i, r in self._readers.items() if r.heard_s < late_s]:
-            del self._readers[identity]
+            self._forget(identity)
 
     def close(self, *, ended: bool) -> None:
         """ended: tell the readers that the stream is finished (else they wait for it to come back)."""
@@ -196,8 +213,8 @@ class Publisher:
         self._socket.close()
         if self._ring is not None:
             self._ring.close()
-        if self._express is not None:
-            self._express.close()
+        for reader in self._readers.values():
+            reader.close()
 
     def _end(self, identity: bytes) -> bool:
         return self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
@@ -211,8 +228,12 @@ class Publisher:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._readers.pop(identity, None)
+            self._forget(identity)
         return True
+
+    def _forget(self, identity: bytes) -> None:
+        if (reader := self._readers.pop(identity, None)) is not None:
+            reader.close()
 
 
 class Gone:
@@ -253,14 +274,16 @@ class Connection:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         connect(self.socket, address, keyring, line.host if line else "")
-        self._poller = zmq.Poller()
-        for readable in self.sockets:
-            self._poller.register(readable, zmq.POLLIN)
 
     @property
-    def sockets(self) -> list[Any]:
-        """What to poll: ZeroMQ's socket, and the descriptor of the express one."""
-        return [self.socket, *([self._express.socket.fileno()] if self._express else [])]
+    def descriptors(self) -> list[int]:
+        """What becomes readable when something comes; ZeroMQ's only tells of a change, so see has_zeromq as well."""
+        return [self.socket.get(zmq.FD), *([self._express.socket.fileno()] if self._express else [])]
+
+    @property
+    def has_zeromq(self) -> bool:
+        """Whether ZeroMQ has something to read."""
+        return bool(self.socket.get(zmq.EVENTS) & READABLE)
 
     @property
     def credited(self) -> bool:
@@ -292,19 +315,26 @@ class Connection:
     def receive(self) -> tuple[Value | Gone | None, int]:
         """The next value, or None for the handshake's own, and how many messages were lost before it.
 
-        Raises WireError for a malformed message; never blocks: call it when one of `sockets` is readable.
+        Raises WireError for a malformed message; never blocks: call it when `Bells` says so.
         """
-        if (parts := self._next_parts()) is None:
+        parts, short = self._next_parts()
+        if not parts:
             return None, 0
         try:
             envelope: Envelope = self._codec.decode(parts)
         except WireError:
+            if short:
+                return None, 0  # nobody's; was it ours, the next number tells
             self._expected += 1  # it had a number too, and is not to be counted twice
             raise
         except ring.Overwritten:
             session, seq = self._codec.number(parts[0]) or (None, 0)
+            if short and session != self._session:
+                return None, 0
             lost, self._expected = max(0, seq - self._expected) if session == self._session else 0, seq + 1
             return Gone(), lost
+        if short and envelope.session != self._session:
+            return None, 0  # of a publisher that is gone
         lost = 0
         if isinstance(envelope.value, Welcome):
             if self._session is not None and envelope.session != self._session:
@@ -322,9 +352,13 @@ class Connection:
             self._say(Bye())
         return envelope.value, lost
 
+    @cached_property
+    def _bells(self) -> Bells:
+        return Bells([self])
+
     def wait(self, timeout_ms: int) -> bool:
         """Whether there is something to receive."""
-        return bool(self._poller.poll(timeout_ms))
+        return bool(self._bells.wait(timeout_ms))
 
     def close(self) -> None:
         self._say(Bye())
@@ -332,26 +366,46 @@ class Connection:
         if self._express is not None:
             self._express.close()
 
-    def _next_parts(self) -> list[Any] | None:
-        """What comes next. A publisher changes to ZeroMQ at any time, and back only when all of that was read, so whatever
-        lies on the short way was sent before what ZeroMQ brings."""
+    def _next_parts(self) -> tuple[list[Any], bool]:
+        """What comes next, and whether it came the short way. A publisher changes to ZeroMQ at any time, and back only when
+        all of that was read, so whatever lies on the short way was sent before what ZeroMQ brings."""
         if self._express is not None:
+            if header := self._express.receive():
+                return [header], True
             # In this order: what was sent before a message that ZeroMQ has by now lies on the short way by now.
-            on_zeromq = self.socket.get(zmq.EVENTS) & READABLE
-            if (header := self._express.receive()) is not None:
-                return [header] if (self._codec.number(header) or (0, 0))[0] == self._session else None
-            if not on_zeromq:
-                return None
+            has_zeromq = self.has_zeromq
+            if header := self._express.receive():
+                return [header], True
+            if not has_zeromq:
+                return [], False
         try:
-            return [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+            return [part.buffer for part in self.socket.recv_multipart(zmq.DONTWAIT, copy=False)], False
         except zmq.Again:
-            return None
+            return [], False
 
     def _say(self, value: Value) -> None:
         try:
             self.socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
         except zmq.Again:
             pass  # nobody is there; the next hello will try again
+
+
+class Bells:
+    """Waits for the first of several connections. Not zmq.Poller: this runs for every message, and takes a third of its time."""
+
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self._connections = connections
+        self._selector = selectors.DefaultSelector()
+        for connection in connections:
+            for descriptor in connection.descriptors:
+                self._selector.register(descriptor, selectors.EVENT_READ, connection)
+
+    def wait(self, timeout_ms: int) -> list[Connection]:
+        """Those that have something to receive, or may have."""
+        # ZeroMQ's descriptors ring once, so before sleeping each must be asked whether all was heard.
+        unheard = [connection for connection in self._connections if connection.has_zeromq]
+        rung = [key.data for key, _ in self._selector.select(0 if unheard else timeout_ms / 1000)]
+        return list(dict.fromkeys(unheard + rung)) if unheard or len(rung) > 1 else rung
 
 
 class Drain(threading.Thread):
@@ -377,14 +431,9 @@ class Drain(threading.Thread):
         self._edges.append((connection, deliver, malformed, taken))
 
     def run(self) -> None:
-        poller = zmq.Poller()
-        by_socket = {}
-        credited = False
-        for edge in self._edges:
-            for readable in edge[0].sockets:
-                poller.register(readable, zmq.POLLIN)
-                by_socket[readable] = edge
-            credited = credited or edge[0].credited
+        bells = Bells([edge[0] for edge in self._edges])
+        edges = {edge[0]: edge for edge in self._edges}
+        credited = any(connection.credited for connection in edges)
         # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
         timeout_ms = 2 if credited else 50
         while not self._stopping.is_set():
@@ -392,8 +441,8 @@ class Drain(threading.Thread):
                 connection.greet()
                 if connection.credited and (count := taken()):
                     connection.grant(count)
-            for readable, _ in poller.poll(timeout_ms):
-                connection, deliver, malformed, _ = by_socket[readable]
+            for connection in bells.wait(timeout_ms):
+                _, deliver, malformed, _ = edges[connection]
                 try:
                     value, lost = connection.receive()
                 except WireError:
