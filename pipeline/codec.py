@@ -164,26 +164,31 @@ class Codec:
     def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int | Place]:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"cannot send a {type(array).__name__}")
-        if array.dtype.str not in DTYPES:
+        dtype = array.dtype.str
+        if dtype not in DTYPES:
             raise TypeError(f"cannot send an array of {array.dtype}. What travels: {', '.join(DTYPES)}")
-        array = np.asarray(array, order="C")
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
         if array.nbytes <= INLINE_BYTES:
-            return array.dtype.str, array.shape, array.tobytes()
+            return dtype, array.shape, array.tobytes()
         if self._place is not None and (place := self._place(array)) is not None:
-            return array.dtype.str, array.shape, place
+            return dtype, array.shape, place
         self._parts.append(array.data.cast("B"))
-        return array.dtype.str, array.shape, len(self._parts) - 1
+        return dtype, array.shape, len(self._parts) - 1
 
     def _decode_array(self, kind: type, raw: Any) -> np.ndarray:
         if kind is not np.ndarray:
             raise TypeError(f"unexpected {kind}")
         dtype, shape, where = raw
-        if (isinstance(where, int) and where < 0) or any(n < 0 for n in shape):  # numpy and lists would give it a meaning
-            raise ValueError("a negative size or part")
+        for size in shape:
+            if size < 0:  # numpy would give it a meaning
+                raise ValueError("a negative size")
         if isinstance(where, list):
             if self._fetch is None:
                 raise ValueError("a payload in a ring, for a reader that did not ask for it")
             file, slot, generation = where
-            return self._fetch(Place(str(file), int(slot), int(generation)), tuple(int(n) for n in shape), DTYPES[dtype])
+            return self._fetch(Place(str(file), int(slot), int(generation)), tuple(shape), DTYPES[dtype])
+        if isinstance(where, int) and where < 0:  # and lists to this
+            raise ValueError("a negative part")
         array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])
         return array.reshape([int(n) for n in shape])

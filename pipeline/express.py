@@ -58,10 +58,12 @@ class ExpressReceiver:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.bind(os.fspath(self._path))
+        self._room = memoryview(bytearray(MAX_BYTES))
 
-    def receive(self) -> bytes | None:
+    def receive(self) -> memoryview | None:
+        """The next message, until this is called again."""
         try:
-            return self.socket.recv(MAX_BYTES)
+            return self._room[: self.socket.recv_into(self._room)]
         except BlockingIOError:
             return None
 

@@ -128,7 +128,7 @@ class Ring:
             assert self._file is not None and slot is not None
             self._generation += 1
             self._file.generations[slot] = self._generation
-            return Place(self._file.path.name, slot, self._generation), array
+            return Place(self._file.name, slot, self._generation), array
 
     def close(self) -> None:
         """Readers keep what they hold; nobody new finds it."""
@@ -157,7 +157,7 @@ class _File:
     """The slots of one file, as their writer sees them."""
 
     def __init__(self, path: Path, slots: int, slot_bytes: int) -> None:
-        self.path, self.slot_bytes = path, slot_bytes
+        self.name, self.slot_bytes = path.name, slot_bytes
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Reserved now: a write to a page that cannot be had would end the process, not raise an error.
@@ -171,7 +171,6 @@ class _File:
         self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         # When the ring has grown the old file stays for as long as one of its slots is kept for a reader to come.
         weakref.finalize(self._memory, path.unlink, missing_ok=True)
-        self._begin = _address(np.frombuffer(self._memory, np.uint8)) + _SLOTS_AT
         _HEADER.pack_into(self._memory, 0, MAGIC, slots, slot_bytes)
         self.generations = _generations(self._memory, slots)
         self._lent: dict[int, weakref.ref[np.ndarray]] = {}
@@ -194,9 +193,13 @@ class _File:
 
     def slot_of(self, array: np.ndarray) -> int | None:
         """The slot that `array` fills from its first byte on and that was not published yet."""
-        slot, offset = divmod(_address(array) - self._begin, self.slot_bytes)
-        here = offset == 0 and 0 <= slot < len(self.generations) and array.flags.c_contiguous
-        return slot if here and self.generations[slot] == 0 else None
+        owner = array.base if isinstance(array.base, np.ndarray) else array
+        for slot in reversed(self._oldest_first):
+            if (lent := self._lent.get(slot)) is not None and lent() is owner:
+                # To ask for an address takes longer than all else here, and mostly it is the whole slot's array.
+                begins = array.nbytes == owner.nbytes or _address(array) == _address(owner)
+                return slot if begins and array.flags.c_contiguous and self.generations[slot] == 0 else None
+        return None
 
 
 class RingReader:
