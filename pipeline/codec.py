@@ -32,6 +32,7 @@ PlaceArray = Callable[[np.ndarray], Place | None]
 FetchArray = Callable[[Place, tuple[int, ...], np.dtype], np.ndarray]
 # Numbers only: an object dtype would mean running code that came in a message.
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
@@ -164,16 +165,13 @@ class Codec:
     def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int | Place]:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"cannot send a {type(array).__name__}")
-        dtype = array.dtype.str
-        if dtype not in DTYPES:
+        if (dtype := _NAMES.get(array.dtype)) is None:
             raise TypeError(f"cannot send an array of {array.dtype}. What travels: {', '.join(DTYPES)}")
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
         if array.nbytes <= INLINE_BYTES:
             return dtype, array.shape, array.tobytes()
         if self._place is not None and (place := self._place(array)) is not None:
             return dtype, array.shape, place
-        self._parts.append(array.data.cast("B"))
+        self._parts.append(np.ascontiguousarray(array).data.cast("B"))
         return dtype, array.shape, len(self._parts) - 1
 
     def _decode_array(self, kind: type, raw: Any) -> np.ndarray:

@@ -273,14 +273,16 @@ def _generations(memory: mmap.mmap, slots: int) -> memoryview:
     return memoryview(memory)[_GENERATIONS_AT : _GENERATIONS_AT + 8 * slots].cast("Q")
 
 
-_FLOCK = struct.Struct("hhqqi4x")
+@functools.cache
+def _flock(kind: int, slot: int) -> bytes:
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, slot, 1, 0)
 
 
 def _lock(descriptor: int, kind: int, slot: int) -> bool:
     """Set (F_RDLCK, F_WRLCK) or drop (F_UNLCK) the lock of a slot; False when another has it. Never waits."""
     try:
         # "Open file description" locks belong to the descriptor, so two readers of one process do not share them.
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, slot, 1, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock(kind, slot))
     except BlockingIOError:
         return False
     return True

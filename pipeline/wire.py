@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import secrets
-import selectors
+import select
 import threading
 import time
 from collections import deque
@@ -85,6 +85,8 @@ class Publisher:
         self._ring_folder, self._ring_s = _ring_folder(address), ring_s
         self._ring: ring.Ring | None = None  # made for the first reader that wants one
         self._service_s = 0.0  # when readers were last heard
+        self._slots: list[np.ndarray] = []  # of the message that is being sent
+        self._stopping: threading.Event | None = None
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, queue)
@@ -103,33 +105,27 @@ class Publisher:
         if not self._readers:
             self.service()
         seq, self._seq = self._seq, self._seq + 1
-        slots: list[np.ndarray] = []
+        self._slots, self._stopping = [], stopping
         encoded: dict[Payloads, list[Any]] = {}
-
-        any_credits = False
-
-        def stopped() -> bool:
-            return stopping is not None and stopping.is_set()
-
         for identity, reader in list(self._readers.items()):
             if reader.credits is not None:
-                any_credits = True
-                while reader.credits == 0 and identity in self._readers and not stopped():
+                while reader.credits == 0 and identity in self._readers and not self._stopped():
                     self.service(timeout_ms=20)
                 if reader.credits == 0:
                     continue
                 reader.credits -= 1
             if (parts := encoded.get(reader.payloads)) is None:
-                parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads, slots, stopped)
+                parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads)
             if reader.credits is not None:
-                reader.kept.append(slots if reader.payloads == "ring" else [])
+                reader.kept.append(self._slots if reader.payloads == "ring" else [])
             if reader.on_zeromq is None and reader.express and len(parts) == 1 and reader.express.send(parts[0]):
                 continue
             reader.on_zeromq = seq + 1
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
+        self._slots = []
         # Afterwards: the readers of this message need not wait for it. Credits are wanted at once, greetings can wait.
-        if any_credits or time.monotonic() > self._service_s + SERVICE_EVERY_S:
+        if time.monotonic() > self._service_s + SERVICE_EVERY_S or any(r.credits is not None for r in self._readers.values()):
             self.service()
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
@@ -144,26 +140,27 @@ class Publisher:
             self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz, self._ring_s)
         return self._ring
 
-    def _encode(
-        self, seq: int, message: Message, payloads: Payloads, slots: list[np.ndarray], stopped: Callable[[], bool]
-    ) -> list[Any]:
-        """slots: gets the arrays that were placed in the ring; while one lives its slot is not written to."""
-
-        def place(array: np.ndarray) -> ring.Place | None:
-            lender = self._wanted_ring()
-            placed = lender.place(array) if lender else None
-            # A slot that a reader with credits has yet to take comes back soon, and waiting is cheaper than the socket.
-            while lender and placed is None and any(map(any, (r.kept for r in self._readers.values()))) and not stopped():
-                self.service(timeout_ms=20)
-                placed = lender.place(array)
-            if placed is None:
-                return None
-            slots.append(placed[1])
-            return placed[0]
-
+    def _encode(self, seq: int, message: Message, payloads: Payloads) -> list[Any]:
         if payloads == "packed":
             message = packed(message)
-        return self._codec.encode(self._session, seq, message, place if payloads == "ring" else None)
+        return self._codec.encode(self._session, seq, message, self._place if payloads == "ring" else None)
+
+    def _place(self, array: np.ndarray) -> ring.Place | None:
+        """In the ring. `_slots` gets the slot's array: while it lives its slot is not written to."""
+        if (lender := self._wanted_ring()) is None:
+            return None
+        placed = lender.place(array)
+        # A slot that a reader with credits has yet to take comes back soon, and waiting is cheaper than the socket.
+        while placed is None and any(map(any, (r.kept for r in self._readers.values()))) and not self._stopped():
+            self.service(timeout_ms=20)
+            placed = lender.place(array)
+        if placed is None:
+            return None
+        self._slots.append(placed[1])
+        return placed[0]
+
+    def _stopped(self) -> bool:
+        return self._stopping is not None and self._stopping.is_set()
 
     def service(self, timeout_ms: int = 0) -> None:
         """Answer greetings and take credits; call it at least every second."""
@@ -391,20 +388,20 @@ class Connection:
 
 
 class Bells:
-    """Waits for the first of several connections. Not zmq.Poller: this runs for every message, and takes a third of its time."""
+    """Waits for the first of several connections. This runs for every message, and select.poll is the quickest way to wait."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
-        self._selector = selectors.DefaultSelector()
-        for connection in connections:
-            for descriptor in connection.descriptors:
-                self._selector.register(descriptor, selectors.EVENT_READ, connection)
+        self._by_descriptor = {d: connection for connection in connections for d in connection.descriptors}
+        self._poll = select.poll() if hasattr(select, "poll") else zmq.Poller()  # Windows has none; ZeroMQ's knows descriptors too
+        for descriptor in self._by_descriptor:
+            self._poll.register(descriptor, READABLE)
 
     def wait(self, timeout_ms: int) -> list[Connection]:
         """Those that have something to receive, or may have."""
         # ZeroMQ's descriptors ring once, so before sleeping each must be asked whether all was heard.
         unheard = [connection for connection in self._connections if connection.has_zeromq]
-        rung = [key.data for key, _ in self._selector.select(0 if unheard else timeout_ms / 1000)]
+        rung = [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(0 if unheard else timeout_ms)]
         return list(dict.fromkeys(unheard + rung)) if unheard or len(rung) > 1 else rung
 
 
