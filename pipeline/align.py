@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from statistics import median
 from typing import Literal
 
@@ -66,6 +66,7 @@ class Aligner:
         self._histories = {
             name: History(name, pick, start_ns, live=live, max_frames=max_buffered) for name, pick in picks.items()
         }
+        self._in_order = tuple(self._histories.values())
         self._pending: deque[_Pending] = deque()
         self._blocker: History | None = None  # the stream that the first pending anchor waits for
         self._last_anchor_ns = -FOREVER_NS  # no anchor at or before this will be made
@@ -87,11 +88,14 @@ class Aligner:
                 self._counts[frame.stream, trouble] += 1
             if self._proves_ticks:
                 self._prove_ticks(history.reached_ns)
+                if self._blocker is None:
+                    ready += self._send_answered(arrival_ns)
             if history is self._blocker:
                 ready += self._send_answered(arrival_ns)
         elif frame.stream == self.anchor:
             self._add_anchor(frame, arrival_ns)
-            ready += self._send_answered(arrival_ns)
+            if self._blocker is None:  # else the anchors before it still wait, and for another stream
+                ready += self._send_answered(arrival_ns)
         else:
             self._counts[frame.stream, "not asked for"] += 1
         return ready
@@ -171,27 +175,29 @@ class Aligner:
         self._due_ns = -FOREVER_NS
         if len(self._pending) > self._max_pending:
             self._pending.popleft()
+            self._blocker = None
             self._counts[self.anchor or "tick", "too many anchors waiting"] += 1
 
     # --- answers --------------------------------------------------------------------------------------------------
 
     def _send_answered(self, now_ns: int) -> list[AlignedSet]:
         ready: list[AlignedSet] = []
+        self._blocker = None
         while self._pending and self._is_answered(self._pending[0]):
             ready.append(self._settle(self._pending.popleft(), now_ns))
         return ready
 
     def _is_answered(self, pending: _Pending) -> bool:
-        for name, history in self._histories.items():
-            if name in pending.answers:
-                continue
+        answers = pending.answers
+        for history in self._in_order[len(answers) :]:
             answer = history.answer(pending.anchor_ns, pending.arrival_ns)
             if not isinstance(answer, Wait):
-                pending.answers[name] = answer
-            elif not self._emit_now or history.answer_now(pending.anchor_ns) is None:
+                answers.append(answer)
+            elif self._emit_now and history.answer_now(pending.anchor_ns) is not None:
+                answers.append(None)
+            else:
                 self._blocker = history
                 return False
-        self._blocker = None
         return True
 
     def _settle(self, pending: _Pending, now_ns: int) -> AlignedSet:
@@ -204,17 +210,15 @@ class Aligner:
         elif self.anchor:
             receipts.append(Receipt(self.anchor, "silent", reason=pending.reason))
         missing = [] if pending.frame is not None or not self.anchor else [self.anchor]
-        for name, history in self._histories.items():
-            answer = pending.answers.get(name) or history.answer(pending.anchor_ns, pending.arrival_ns)
-            if isinstance(answer, Wait):
-                now = history.answer_now(pending.anchor_ns) if self._emit_now else None
-                answer = now or history.answer_at_deadline(pending.anchor_ns)
+        for history, answer in zip_longest(self._in_order, pending.answers):
+            if answer is None:
+                answer = history.final_answer(pending.anchor_ns, pending.arrival_ns, now=self._emit_now)
             if isinstance(answer, Found):
-                frames[name] = answer.frames
-                receipts.append(_receipt(name, answer, pending.anchor_ns, now_ns))
+                frames[history.stream] = answer.frames
+                receipts.append(_receipt(history.stream, answer, pending.anchor_ns, now_ns))
             else:
                 receipts.append(answer)
-                missing.append(name)
+                missing.append(history.stream)
             history.forget(pending.anchor_ns)
         sent_ns = max(now_ns, pending.arrival_ns)
         return AlignedSet(
@@ -230,7 +234,8 @@ class _Pending:
     def __init__(self, anchor_ns: int, arrival_ns: int, deadline_ns: int, frame: Frame | None, reason: str = "") -> None:
         self.anchor_ns, self.arrival_ns, self.deadline_ns = anchor_ns, arrival_ns, deadline_ns
         self.frame, self.reason = frame, reason
-        self.answers: dict[str, Found | Receipt] = {}  # final ones; a Receipt says why there is nothing
+        # Of the first streams, in their order: a Receipt says why there is nothing; None: what is there will do, if it must.
+        self.answers: list[Found | Receipt | None] = []
 
 
 class _Ticks:

@@ -101,12 +101,19 @@ class History:
             return self._silent(anchor_ns) or Receipt(self.stream, "absent", reason=answer.reason)
         return answer
 
+    def final_answer(self, anchor_ns: int, arrival_ns: int, *, now: bool) -> Found | Receipt:
+        """When the set goes out. now: though something better may be on its way."""
+        answer = self.answer(anchor_ns, arrival_ns)
+        if not isinstance(answer, Wait):
+            return answer
+        return (self.answer_now(anchor_ns) if now else None) or self._answer_at_deadline(anchor_ns)
+
     def answer_now(self, anchor_ns: int) -> Found | None:
         """What there is, though something better may be on its way."""
         answer = self.pick.answer(self.frames, anchor_ns, FOREVER_NS)
         return answer if isinstance(answer, Found) else None
 
-    def answer_at_deadline(self, anchor_ns: int) -> Found | Receipt:
+    def _answer_at_deadline(self, anchor_ns: int) -> Found | Receipt:
         answer = self.pick.answer(self.frames, anchor_ns, FOREVER_NS)
         self._late_until_ns = anchor_ns
         self._answered_until_ns = max(self._answered_until_ns, anchor_ns)
@@ -123,10 +130,13 @@ class History:
 
     def forget(self, anchor_ns: int) -> None:
         """No anchor before this one will be asked about again."""
-        horizon_ns = self.pick.forget_before_ns(anchor_ns)
         frames = self.frames
-        while len(frames) > 1 and frames[1].capture_ns <= horizon_ns:
-            frames.popleft()
+        if len(frames) > 1:
+            horizon_ns = self.pick.forget_before_ns(anchor_ns)
+            while frames[1].capture_ns <= horizon_ns:
+                frames.popleft()
+                if len(frames) == 1:
+                    break
         while self._silences and self._silences[0].until_ns < anchor_ns:
             self._silences.popleft()
 

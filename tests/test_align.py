@@ -157,6 +157,29 @@ def test_fixed_rate_makes_a_set_at_every_tick_whatever_arrives():
 # --- order, doubles, bounds -------------------------------------------------------------------------------------------
 
 
+def test_ticks_of_a_fixed_rate_come_out_in_proof_mode_as_soon_as_every_stream_has_passed_them():
+    align = aligner(anchor=10.0, max_wait_ms=None, imu=Nearest(20), lidar=Nearest(20))
+    sets = [
+        aligned
+        for seq in range(51)
+        for stream in ("imu", "lidar")
+        for aligned in give(align, frame(stream, seq, 20 * seq), at_ms=20 * seq + 1)
+    ]
+    assert [aligned.anchor_ns // MS for aligned in sets] == list(range(0, 1001, 100))
+    assert all(aligned.missing == () for aligned in sets)
+
+
+def test_anchor_after_one_that_had_to_go_without_a_stream_is_answered_at_once():
+    align = aligner(lidar=Nearest(50))
+    give(align, frame("camera", 0, 0), at_ms=5)
+    [without] = align.advance(66 * MS)
+    assert without.missing == ("lidar",)
+    give(align, frame("lidar", 0, 100), at_ms=120)
+    give(align, frame("lidar", 1, 200), at_ms=201)
+    [aligned] = give(align, frame("camera", 1, 110), at_ms=202)
+    assert aligned.frames["lidar"][0].seq == 0
+
+
 def test_duplicates_and_frames_that_go_back_in_time_are_counted_and_change_nothing():
     align = aligner(max_wait_ms=None, imu=Nearest(20))
     give(align, frame("imu", 0, 0), at_ms=0)
