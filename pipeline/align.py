@@ -22,6 +22,8 @@ from itertools import pairwise, zip_longest
 from statistics import median
 from typing import Literal
 
+import msgspec
+
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
 from pipeline.history import History
@@ -172,7 +174,7 @@ class Aligner:
             return
         self._last_anchor_ns = pending.anchor_ns
         self._pending.append(pending)
-        self._due_ns = -FOREVER_NS
+        self._due_ns = min(self._due_ns, pending.deadline_ns)
         if len(self._pending) > self._max_pending:
             self._pending.popleft()
             self._blocker = None
@@ -226,16 +228,16 @@ class Aligner:
         )
 
 
-class _Pending:
-    """An anchor that waits for its answers. reason: why no frame started it."""
+class _Pending(msgspec.Struct, gc=False):
+    """An anchor that waits for its answers."""
 
-    __slots__ = ("anchor_ns", "answers", "arrival_ns", "deadline_ns", "frame", "reason")
-
-    def __init__(self, anchor_ns: int, arrival_ns: int, deadline_ns: int, frame: Frame | None, reason: str = "") -> None:
-        self.anchor_ns, self.arrival_ns, self.deadline_ns = anchor_ns, arrival_ns, deadline_ns
-        self.frame, self.reason = frame, reason
-        # Of the first streams, in their order: a Receipt says why there is nothing; None: what is there will do, if it must.
-        self.answers: list[Found | Receipt | None] = []
+    anchor_ns: int
+    arrival_ns: int
+    deadline_ns: int
+    frame: Frame | None = None
+    reason: str = ""  # why no frame started it
+    # Of the first streams, in their order: a Receipt says why there is nothing; None: what is there will do, if it must.
+    answers: list[Found | Receipt | None] = []  # a struct copies it
 
 
 class _Ticks:
@@ -250,19 +252,18 @@ class _Ticks:
         self._reason = ""
         self.told_until_ns = 0
         self._captures: list[int] = []
-        if free_running:
-            self.anchor_ns = self.arrival_ns = start_ns
-        else:
-            self._restart(start_ns, start_ns)
+        self._silent_after_ns = max(SILENT_AFTER_NS, 5 * period_ns)
+        self.anchor_ns = self.arrival_ns = start_ns + (0 if free_running else self._silent_after_ns)
 
     def heard(self, capture_ns: int, arrival_ns: int) -> None:
         """The anchor stream spoke: the stand-ins start over."""
         self._captures.append(capture_ns)
         if len(self._captures) > CAPTURES:
             self.period_ns = max(MS, round(median(b - a for a, b in pairwise(self._captures))))
+            self._silent_after_ns = max(SILENT_AFTER_NS, 5 * self.period_ns)
             del self._captures[:-1]
         self._reason = ""
-        self._restart(capture_ns, arrival_ns)
+        self.anchor_ns, self.arrival_ns = capture_ns + self._silent_after_ns, arrival_ns + self._silent_after_ns
 
     def told(self, reason: str, until_ns: int) -> None:
         """The anchor stream said that nothing happens until `until_ns`; FOREVER: it is finished, and sets end with it."""
@@ -280,10 +281,6 @@ class _Ticks:
         self.anchor_ns += self.period_ns
         self.arrival_ns += self.period_ns
         return tick
-
-    def _restart(self, capture_ns: int, arrival_ns: int) -> None:
-        silent_after_ns = max(SILENT_AFTER_NS, 5 * self.period_ns)
-        self.anchor_ns, self.arrival_ns = capture_ns + silent_after_ns, arrival_ns + silent_after_ns
 
 
 def _receipt(name: str, found: Found, anchor_ns: int, now_ns: int) -> Receipt:

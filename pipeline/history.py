@@ -131,12 +131,9 @@ class History:
     def forget(self, anchor_ns: int) -> None:
         """No anchor before this one will be asked about again."""
         frames = self.frames
-        if len(frames) > 1:
-            horizon_ns = self.pick.forget_before_ns(anchor_ns)
-            while frames[1].capture_ns <= horizon_ns:
-                frames.popleft()
-                if len(frames) == 1:
-                    break
+        horizon_ns = anchor_ns - self.pick.reach_ns
+        while len(frames) > 1 and frames[1].capture_ns <= horizon_ns:
+            frames.popleft()
         while self._silences and self._silences[0].until_ns < anchor_ns:
             self._silences.popleft()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -56,8 +56,9 @@ class Pick(Protocol):
         """
         ...
 
-    def forget_before_ns(self, anchor_ns: int) -> int:
-        """Frames that end before this time serve no anchor at or after `anchor_ns` (the newest of them is kept)."""
+    @property
+    def reach_ns(self) -> int:
+        """How long before an anchor it looks, beyond the newest frame there: what is older serves no anchor from there on."""
         ...
 
 
@@ -77,11 +78,14 @@ class Nearest:
     """
 
     within_ms: float | None = None
+    reach_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         within_ns = self._within_ns
         n = len(frames)
-        i = count_until(frames, anchor_ns)
+        i = n
+        while i and frames[i - 1].capture_ns > anchor_ns:  # count_until, without the call: this runs most of all
+            i -= 1
         if i == n:
             # Nearer than the newest is only what lies strictly inside its distance; the older side is complete already.
             nearest_ns = min(within_ns + 1, anchor_ns - frames[-1].capture_ns) if n else within_ns + 1
@@ -102,9 +106,6 @@ class Nearest:
             return Found((best,), "nearest", f"tolerance {within_ns / MS:g} ms is finer than the clock error {error_ms:.1f} ms")
         return Found((best,), "nearest" if skew_ns else "exact")
 
-    def forget_before_ns(self, anchor_ns: int) -> int:
-        return anchor_ns - self._within_ns
-
     def learned(self, period_ns: int) -> Nearest:
         """The rule for a stream of this period."""
         return Nearest(period_ns / 2 / MS) if self.within_ms is None else self
@@ -119,6 +120,7 @@ class Latest:
     """The last frame at or before the anchor, at most `max_age_ms` old."""
 
     max_age_ms: float = 200.0
+    reach_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         i = count_until(frames, anchor_ns)
@@ -131,9 +133,6 @@ class Latest:
         if age_ns > self.max_age_ms * MS:
             return Nothing(f"the latest is {age_ns / MS:.0f} ms old, at most {self.max_age_ms:g} ms allowed")
         return Found((frame,), "exact" if frame.capture_ns == anchor_ns else "held")
-
-    def forget_before_ns(self, anchor_ns: int) -> int:
-        return anchor_ns
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,9 @@ class Window:
             return Found(tuple(inside), "partial", f"{missing_ns / MS:.0f} of {whole_ms:.0f} ms are missing")
         return Found(tuple(inside), "exact")
 
-    def forget_before_ns(self, anchor_ns: int) -> int:
-        return anchor_ns - round(self.before_ms * MS)
+    @cached_property
+    def reach_ns(self) -> int:
+        return round(self.before_ms * MS)
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,7 @@ class Interpolate:
     """The value at the anchor, on the straight line between its neighbours, at most `max_gap_ms` apart; numeric streams."""
 
     max_gap_ms: float = 100.0
+    reach_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         i = count_until(frames, anchor_ns)
@@ -201,9 +202,6 @@ class Interpolate:
         error_ns = max(before.clock_error_ns, after.clock_error_ns)
         between = Frame(before.stream, before.seq, anchor_ns, before.encoding, value, clock_error_ns=error_ns)
         return Found((between,), "interpolated", used=(before, after))
-
-    def forget_before_ns(self, anchor_ns: int) -> int:
-        return anchor_ns
 
 
 POLICIES: dict[str, type[Any]] = {"nearest": Nearest, "latest": Latest, "window": Window, "interpolate": Interpolate}

@@ -59,8 +59,7 @@ class First:
                 return Found((frame,), "nearest", "the first after") if near else Nothing("too far behind")
         return Nothing("nothing after") if complete_before_ns > anchor_ns + self.within_ms * 1e6 else WAIT
 
-    def forget_before_ns(self, anchor_ns: int) -> int:
-        return anchor_ns
+    reach_ns = 0
 
 
 class Mood(Task):
