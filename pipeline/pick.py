@@ -62,12 +62,14 @@ class Pick(Protocol):
         ...
 
 
-def count_until(frames: Sequence[Frame], when_ns: int) -> int:
-    """How many frames have capture_ns <= when_ns. Anchors lie near the end, so this looks from there."""
-    i = len(frames)
-    while i and frames[i - 1].capture_ns > when_ns:
-        i -= 1
-    return i
+def around(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Frame | None]:
+    """The last frame at or before when_ns, and the first after it. Anchors lie near the end, so this looks from there."""
+    after = None
+    for frame in reversed(frames):
+        if frame.capture_ns <= when_ns:
+            return frame, after
+        after = frame
+    return None, after
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,19 @@ class Nearest:
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         within_ns = self._within_ns
-        n = len(frames)
-        i = n
-        while i and frames[i - 1].capture_ns > anchor_ns:  # count_until, without the call: this runs most of all
-            i -= 1
-        if i == n:
+        before, after = around(frames, anchor_ns)
+        if after is None:
             # Nearer than the newest is only what lies strictly inside its distance; the older side is complete already.
-            nearest_ns = min(within_ns + 1, anchor_ns - frames[-1].capture_ns) if n else within_ns + 1
+            nearest_ns = min(within_ns + 1, anchor_ns - before.capture_ns) if before else within_ns + 1
             if complete_before_ns < anchor_ns + nearest_ns:
                 return WAIT
-            if n == 0:
+            if before is None:
                 return Nothing("no frame yet")
-            best = frames[-1]
+            best = before
+        elif before is not None and anchor_ns - before.capture_ns <= after.capture_ns - anchor_ns:
+            best = before
         else:
-            best = frames[i]
-            if i and anchor_ns - frames[i - 1].capture_ns <= best.capture_ns - anchor_ns:
-                best = frames[i - 1]
+            best = after
         skew_ns = best.capture_ns - anchor_ns
         if not -within_ns <= skew_ns <= within_ns:
             return Nothing(f"the nearest is {skew_ns / MS:+.1f} ms away, tolerance {within_ns / MS:g} ms")
@@ -123,12 +122,11 @@ class Latest:
     reach_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        i = count_until(frames, anchor_ns)
-        if i == len(frames) and complete_before_ns <= anchor_ns:
+        frame, after = around(frames, anchor_ns)
+        if after is None and complete_before_ns <= anchor_ns:
             return WAIT
-        if i == 0:
+        if frame is None:
             return Nothing("no frame before the anchor")
-        frame = frames[i - 1]
         age_ns = anchor_ns - frame.end_ns
         if age_ns > self.max_age_ms * MS:
             return Nothing(f"the latest is {age_ns / MS:.0f} ms old, at most {self.max_age_ms:g} ms allowed")
@@ -182,16 +180,15 @@ class Interpolate:
     reach_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        i = count_until(frames, anchor_ns)
-        if i and frames[i - 1].capture_ns == anchor_ns:
-            return Found((frames[i - 1],), "exact")
-        if i == len(frames):
+        before, after = around(frames, anchor_ns)
+        if before and before.capture_ns == anchor_ns:
+            return Found((before,), "exact")
+        if after is None:
             # Every frame before complete_before_ns is here, so the gap is at least that wide.
-            begin_ns = frames[i - 1].capture_ns if i else anchor_ns
+            begin_ns = before.capture_ns if before else anchor_ns
             return WAIT if complete_before_ns <= begin_ns + self.max_gap_ms * MS else Nothing("nothing after the anchor")
-        if i == 0:
+        if before is None:
             return Nothing("nothing before the anchor")
-        before, after = frames[i - 1], frames[i]
         gap_ns = after.capture_ns - before.capture_ns
         if gap_ns > self.max_gap_ms * MS:
             return Nothing(f"its neighbours are {gap_ns / MS:.0f} ms apart, at most {self.max_gap_ms:g} ms allowed")
