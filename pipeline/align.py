@@ -204,28 +204,28 @@ class Aligner:
 
     def _settle(self, pending: _Pending, now_ns: int) -> AlignedSet:
         """The set as it stands: streams without a final answer give the best they have."""
+        anchor, anchor_ns, frame = self.anchor, pending.anchor_ns, pending.frame
         frames: dict[str, tuple[Frame, ...]] = {}
-        receipts = []
-        if pending.frame is not None:
-            frames[self.anchor] = (pending.frame,)
-            receipts.append(_receipt(self.anchor, Found((pending.frame,), "exact"), pending.anchor_ns, now_ns))
-        elif self.anchor:
-            receipts.append(Receipt(self.anchor, "silent", reason=pending.reason))
-        missing = [] if pending.frame is not None or not self.anchor else [self.anchor]
+        receipts: list[Receipt] = []
+        missing: list[str] = []
+        if frame is not None:
+            frames[anchor] = (frame,)
+            receipts.append(_receipt(anchor, Found((frame,), "exact"), anchor_ns, now_ns))
+        elif anchor:
+            receipts.append(Receipt(anchor, "silent", reason=pending.reason))
+            missing.append(anchor)
         for history, answer in zip_longest(self._in_order, pending.answers):
             if answer is None:
-                answer = history.final_answer(pending.anchor_ns, pending.arrival_ns, now=self._emit_now)
+                answer = history.final_answer(anchor_ns, pending.arrival_ns, now=self._emit_now)
             if isinstance(answer, Found):
                 frames[history.stream] = answer.frames
-                receipts.append(_receipt(history.stream, answer, pending.anchor_ns, now_ns))
+                receipts.append(_receipt(history.stream, answer, anchor_ns, now_ns))
             else:
                 receipts.append(answer)
                 missing.append(history.stream)
-            history.forget(pending.anchor_ns)
+            history.forget(anchor_ns)
         sent_ns = max(now_ns, pending.arrival_ns)
-        return AlignedSet(
-            self.anchor, pending.anchor_ns, frames, tuple(receipts), tuple(missing), pending.arrival_ns, sent_ns
-        )
+        return AlignedSet(anchor, anchor_ns, frames, tuple(receipts), tuple(missing), pending.arrival_ns, sent_ns)
 
 
 class _Pending(msgspec.Struct, gc=False):

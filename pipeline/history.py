@@ -134,8 +134,9 @@ class History:
         horizon_ns = anchor_ns - self.pick.reach_ns
         while len(frames) > 1 and frames[1].capture_ns <= horizon_ns:
             frames.popleft()
-        while self._silences and self._silences[0].until_ns < anchor_ns:
-            self._silences.popleft()
+        silences = self._silences
+        while silences and silences[0].until_ns < anchor_ns:
+            silences.popleft()
 
     def _answer_early(self, anchor_ns: int, arrival_ns: int) -> Answer | Receipt:
         idle_ns = arrival_ns - self._last_arrival_ns
