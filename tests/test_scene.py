@@ -46,14 +46,14 @@ def moment(i: int, *without: str, **instead: Frame) -> AlignedSet:
 def scene(**options: object) -> Scene:
     task = Scene(
         rig="configs/rigs/rendered.yaml", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
-        corridor={"front_m": 2.2, "length_m": 12}, by_arrival=True, **options,  # type: ignore[arg-type]
+        corridor={"front_m": 2.2, "length_m": 12}, **{"by_arrival": True} | options,  # type: ignore[arg-type]
     )  # fmt: skip
     task.open("onnxruntime")
     return task
 
 
-def told(sets: Sweeps) -> list[Prediction]:
-    task = scene()
+def told(sets: Sweeps, **options: object) -> list[Prediction]:
+    task = scene(**options)
     return [task.predict(one) for one in sets]
 
 
@@ -118,10 +118,22 @@ def test_frozen_points_are_not_clear(broken: tuple[str, ...]):
 
 
 def test_points_that_come_half_a_second_late_are_not_clear():
-    late = [msgspec.structs.replace(moment(i), sent_ns=i * PERIOD_NS + 600_000_000) for i in range(6)]
+    late = [msgspec.structs.replace(moment(i), arrival_ns=i * PERIOD_NS + 600_000_000) for i in range(6)]
     predictions = told(late)
     assert ahead(predictions) == ["unknown"] * 6
     assert any("lidar" in why for why in predictions[-1].surroundings.ahead.because)
+
+
+def test_when_a_thread_sent_a_set_which_no_recording_knows_changes_no_answer():
+    sets = [moment(i) for i in range(6)]
+    held_up = [msgspec.structs.replace(one, sent_ns=one.arrival_ns + 600_000_000) for one in sets]
+    assert ahead(told(held_up)) == ahead(told(sets)) == ["clear"] * 6
+
+
+def test_a_set_of_a_tick_is_not_taken_for_earlier_than_its_newest_cloud():
+    sets = [moment(i, *(("lidar",) if i > 4 else ())) for i in range(9)]  # the last sweep ended at 500 ms, the last depth is of 840
+    ticked = [msgspec.structs.replace(one, arrival_ns=one.anchor_ns) for one in sets]
+    assert ahead(told(ticked))[7:] == ahead(told(sets, by_arrival=False))[7:] == ["clear", "unknown"]
 
 
 @pytest.mark.parametrize("stream", ALL)

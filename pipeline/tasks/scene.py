@@ -46,10 +46,10 @@ class Scene(Task):
     there is the rig itself. rig_wait_s: how long to wait at the start for the rig file, where a node of this run writes it
     (`save_rig` of depth). place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
     objects. corridor: width_m, length_m, stop_m, front_m and blind_m of the way that is looked at. range_m: as far as obstacles
-    are followed. by_arrival: the way is clear only by what is fresh when the set is sent, which matters where all streams may be
-    late together; for live rigs (in a replay at another speed than its recording's, arrivals mean nothing). place_every_ms:
-    how often the place is looked at. uncertain_below: the label is "uncertain" where no
-    probability reaches this.
+    are followed. by_arrival: the way is clear only by what is fresh when the set's anchor arrives, which matters where all
+    streams may be late together. That moment is told again in a replay; when the set was sent, at most max_wait_ms later,
+    is not. place_every_ms: how often the place is looked at. uncertain_below: the label is "uncertain" where no probability
+    reaches this.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Scene(Task):
     def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
         labels, others = told_apart(subjects, self._around.obstacles(at_ns)) if subjects else ({}, [])
         things = [Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others]
-        now_ns = aligned.sent_ns if self._by_arrival else None
+        now_ns = aligned.arrival_ns if self._by_arrival else None
         around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=things)
         return msgspec.structs.replace(around, sounds=tuple(sounds))
 
