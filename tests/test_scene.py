@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -159,6 +160,28 @@ def with_boxes(i: int, text: Callable[[int], str]) -> AlignedSet:
     one = moment(i)
     boxes = Frame("boxes", i, i * PERIOD_NS + AHEAD_NS, "text_utf8", np.frombuffer(text(i).encode(), np.uint8))
     return msgspec.structs.replace(one, frames={**one.frames, "boxes": (boxes,)})
+
+
+def test_a_jpeg_that_place_and_objects_look_at_is_decoded_once_and_not_where_nobody_looks(monkeypatch: pytest.MonkeyPatch):
+    decoded: list[int] = []
+
+    def counted(data: np.ndarray, flags: int, decode: Callable[..., np.ndarray] = cv2.imdecode) -> np.ndarray:
+        decoded.append(len(data))
+        return decode(data, flags)
+
+    def as_jpeg(one: AlignedSet) -> AlignedSet:
+        (frame,) = one.frames["camera"]
+        data = cv2.imencode(".jpg", frame.data)[1].ravel()
+        return msgspec.structs.replace(one, frames=one.frames | {"camera": (msgspec.structs.replace(frame, encoding="jpeg", data=data),)})
+
+    monkeypatch.setattr(cv2, "imdecode", counted)
+    task = scene(place_every_ms=500.0)
+    both = task.predict(as_jpeg(with_boxes(0, lambda _: "[]")))
+    assert len(decoded) == 1 and both.label is not None
+    task.predict(as_jpeg(with_boxes(1, lambda _: "[]")))  # the place is held; objects look
+    assert len(decoded) == 2
+    task.predict(as_jpeg(moment(2)))  # no boxes, no detector
+    assert len(decoded) == 2
 
 
 def test_a_box_of_another_program_names_the_obstacle_it_lies_on():
