@@ -25,7 +25,6 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
-from pipeline.time_correction import check_offset, time_correction
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "srt")
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
@@ -54,8 +53,7 @@ class Camera(Source):
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
-        check_offset(offset_ms, rig)
-        self.offset_ms, self.rig = offset_ms, rig
+        super().__init__(offset_ms=offset_ms, rig=rig)
         for option, value in (("width_px", width_px), ("height_px", height_px), ("rate_hz", rate_hz)):
             if value is not None and value <= 0:
                 raise ConfigError(f"{option} must be above 0, not {value}.")
@@ -82,7 +80,7 @@ class Camera(Source):
             yield Finding(False, "no USB camera", "Plug one in, or use a file or an address: nodes.camera.device=clip.mp4")
 
     def open(self) -> None:
-        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
+        super().open()
         if self._is_address or self._is_usb:
             self._open_live()
         else:

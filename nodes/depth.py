@@ -22,7 +22,6 @@ from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Finding, Source
 from pipeline.rig import BASE, Pose, Rig, load, rigid, save
-from pipeline.time_correction import check_offset, time_correction
 
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
 # Base (x forward, y left, z up) from camera (x right, y down, z forward), looking straight ahead.
@@ -53,13 +52,13 @@ class Depth(Source):
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
-        check_offset(offset_ms, rig)
+        super().__init__(offset_ms=offset_ms, rig=rig)
         for option, value in (("width_px", width_px), ("height_px", height_px), ("rate_hz", rate_hz)):
             if value <= 0:
                 raise ConfigError(f"{option} must be above 0, not {value}.")
         self.serial = str(serial)  # YAML reads digits as a number
         self.wanted = realsense.Wanted(width_px, height_px, rate_hz)
-        self.colour, self.save_rig, self.height_m, self.offset_ms, self.rig = colour, save_rig, height_m, offset_ms, rig
+        self.colour, self.save_rig, self.height_m = colour, save_rig, height_m
         self._tap: realsense.Tap | None = None
 
     @classmethod
@@ -79,7 +78,7 @@ class Depth(Source):
             yield Finding(False, "no RealSense camera", "Plug one in, or replay a recording")
 
     def open(self) -> None:
-        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
+        super().open()
         where = f"depth camera '{self.name}'"
         what: realsense.What = "colour" if self.colour else "depth"
         self._tap = realsense.attach(self.serial, self.wanted, what, self.context.clock, where=where, borrow=self.borrow)

@@ -27,7 +27,6 @@ from pipeline.importing.source import read_bytes
 from pipeline.lidar import PacketDecoder, make
 from pipeline.lidar.udp import BUFFER_BYTES, Receiver, largest_buffer_bytes
 from pipeline.node import Finding, Source
-from pipeline.time_correction import check_offset, time_correction
 
 OPEN_TIMEOUT_S = 10.0  # a sensor that has just been switched on takes longer; the run then tries again
 LOST_AFTER_S = 2.0  # no packet of the sensor for so long: it is gone
@@ -60,10 +59,9 @@ class Lidar(Source):
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
-        check_offset(offset_ms, rig)
+        super().__init__(offset_ms=offset_ms, rig=rig)
         if port is not None and not 0 < port < 65536:
             raise ConfigError(f"port must be from 1 to 65535, not {port}.")
-        self.offset_ms, self.rig = offset_ms, rig
         self.sensor, self.options, self.device = sensor, options, device
         self.bind, self.source, self.realtime, self.loop = bind, source, realtime, loop
         self._decoder = make(sensor, options, where="lidar")  # a wrong option is said before the run
@@ -83,7 +81,7 @@ class Lidar(Source):
             yield Finding(None if small else True, f"UDP receive buffer of up to {limit >> 10} KiB", fix if small else "")
 
     def open(self) -> None:
-        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
+        super().open()
         self._decoder = self._begin_decoder()
         if self.device is not None:
             self._open_capture(Path(self.device))

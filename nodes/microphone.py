@@ -19,7 +19,6 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
-from pipeline.time_correction import check_offset, time_correction
 
 LOST_AFTER_S = 2.0  # no sound for so long: the device is gone
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
@@ -47,8 +46,7 @@ class Microphone(Source):
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
-        check_offset(offset_ms, rig)
-        self.offset_ms, self.rig = offset_ms, rig
+        super().__init__(offset_ms=offset_ms, rig=rig)
         if not 4000 <= sample_rate_hz <= 192_000:
             raise ConfigError(f"sample_rate_hz must be from 4000 to 192000, not {sample_rate_hz}.")
         if not 5 <= chunk_ms <= 1000:
@@ -74,7 +72,7 @@ class Microphone(Source):
             yield Finding(False, "no microphone", portaudio.PLUG_IN)
 
     def open(self) -> None:
-        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
+        super().open()
         name = self.device
         if isinstance(name, str) and media.looks_like_file(name):
             self._file = self._open_file()

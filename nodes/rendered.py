@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.clock import NS, Clock
+from pipeline.delivery import Made, delivered
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Source
@@ -100,6 +101,10 @@ class Rendered(Source):
         return StreamInfo(self.name, ENCODINGS[self.sensor], self.rate_hz, channels, self.sensor, about)
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
+        return delivered(self, clock, self._made(clock), realtime=self.realtime)
+
+    def _made(self, clock: Clock) -> Iterator[Made]:
+        """The world is known ahead of time, so a frame is ready when its sensor's would be."""
         random = np.random.default_rng([self.seed, 21])
         number = 0
         while self.count is None or number < self.count:
@@ -107,18 +112,8 @@ class Rendered(Source):
                 random.random(late)
                 self.dropped(late, "rendered too slowly")
                 number += late
-            # The world is known ahead of time, so a frame is ready when its sensor's would be.
-            frame = self._frame(number, clock.start_ns)
+            yield Made(self._frame(number, clock.start_ns), self.delay_ns, random.random() * 100 < self.drop_percent)
             number += 1
-            fate = random.random() * 100
-            if self.realtime and not clock.sleep_until(frame.end_ns + self.delay_ns, self.context.stopping):
-                return
-            if self.context.stopping.is_set():
-                return
-            if fate < self.drop_percent:
-                self.dropped(1, "simulated loss")
-                continue
-            yield frame
 
     def _late(self, number: int, clock: Clock) -> int:
         """How many frames a machine that cannot keep up leaves out: those whose time was over a whole period ago."""

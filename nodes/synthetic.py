@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.clock import NS, Clock
+from pipeline.delivery import Made, delivered
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Source
@@ -78,21 +79,16 @@ class Synthetic(Source):
         return StreamInfo(self.name, self.encoding, self.rate_hz, channels, self.name, what)
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
+        return delivered(self, clock, self._made(clock), realtime=self.realtime)
+
+    def _made(self, clock: Clock) -> Iterator[Made]:
         random = np.random.default_rng(self.seed)
         number = 0
         while self.count is None or number < self.count:
             jitter, delay, fate = random.uniform([-1, 0, 0], [1, 1, 100])  # drawn always, so that options do not shift it
-            frame = self._frame(number, clock.start_ns, jitter)
+            delay_ns = self.delay_ns + round(delay * self.delay_jitter_ns)
+            yield Made(self._frame(number, clock.start_ns, jitter), delay_ns, fate < self.drop_percent)
             number += 1
-            when_ns = frame.end_ns + self.delay_ns + round(delay * self.delay_jitter_ns)
-            if self.realtime and not clock.sleep_until(when_ns, self.context.stopping):
-                return
-            if self.context.stopping.is_set():
-                return
-            if fate < self.drop_percent:
-                self.dropped(1, "simulated loss")
-                continue
-            yield frame
 
     def _frame(self, number: int, start_ns: int, jitter: float) -> Frame:
         if self.encoding == "pcm_f32":

@@ -29,7 +29,7 @@ from pipeline.errors import DeviceError
 from pipeline.frame import AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.inbox import Arrival, Ended, Inbox
 from pipeline.metrics import Metrics
-from pipeline.time_correction import TimeCorrection
+from pipeline.time_correction import TimeCorrection, check_offset, time_correction
 
 __all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform", "run"]
 
@@ -88,12 +88,25 @@ class Node:
 
 
 class Source(Node):
-    """A sensor or a file."""
+    """A sensor or a file.
+
+    offset_ms: added to every capture time, for a delay that no clock sees, or rig: a rig file that has it under the node's name.
+    A sensor that takes these options gives them to super().__init__, and its open() begins with super().open().
+    """
 
     produces: ClassVar[type | None] = Frame
     numbers: ClassVar[bool] = True  # False: its frames keep their own seq and publish_ns, as they were recorded
-    correction = TimeCorrection()  # of every capture time, watermarks included; set by open() where an offset is known
+    offset_ms: float | None = None
+    rig: str | None = None
+    correction = TimeCorrection()  # of every capture time, watermarks included: what these two come to
     _lost = 0
+
+    def __init__(self, *, offset_ms: float | None = None, rig: str | None = None) -> None:
+        check_offset(offset_ms, rig)
+        self.offset_ms, self.rig = offset_ms, rig
+
+    def open(self) -> None:
+        self.correction = time_correction(self.name, offset_ms=self.offset_ms, rig=self.rig)
 
     @property
     def is_live(self) -> bool:

@@ -1,6 +1,41 @@
-"""What the tests of the web page ask of it in a browser. The browser itself is conftest's fixture `chromium`."""
+"""What the tests of the web page feed it and ask of it in a browser. The page itself is opened by conftest's fixture `opened`."""
 
+import threading
+import time
 from typing import Any
+
+from nodes.dashboard import Dashboard
+from pipeline.node import Context
+
+
+class Show(threading.Thread):
+    """Feeds a dashboard as a run would, every `every_s`. asked: what the page asked of the launcher."""
+
+    every_s: float
+
+    def __init__(self, page: Dashboard, **context: Any) -> None:
+        super().__init__(daemon=True)
+        self.asked: list[tuple[str, str]] = []
+        self.over = threading.Event()
+        self.page = page
+        self.page.context = Context("dashboard", request=lambda verb, argument: self.asked.append((verb, argument)), **context)
+        self.page.open()
+
+    def run(self) -> None:
+        for seq in range(10_000):
+            self.show(seq, time.monotonic_ns())
+            if self.over.wait(self.every_s):
+                return
+
+    def show(self, seq: int, now_ns: int) -> None:
+        """Give the page what arrives at now_ns."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        self.over.set()
+        if self.is_alive():
+            self.join()
+        self.page.close()
 
 
 def says(page: Any, selector: str, words: str) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +56,22 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """opened(url, ready): a page, once `ready`, a function of its script, says so. Any error in a page's script fails the test."""
+    pages, errors = [], list[str]()
+
+    def open_page(url: str, ready: str, *, width_px: int = 1280, height_px: int = 800, **options: Any) -> Any:
+        page = chromium.new_page(viewport={"width": width_px, "height": height_px}, **options)
+        pages.append(page)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        page.wait_for_function(ready, timeout=15_000)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert errors == []

@@ -1,43 +1,34 @@
 """The web page as a person meets it: headless Chromium, made-up pictures and predictions, the real server between."""
 
 import math
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from browsing import coloured, says
+from browsing import Show, coloured, says
 
 from nodes.dashboard import Dashboard
 from pipeline.frame import Frame, Health, NodeHealth, NodeState, Prediction, Receipt, Subject, silence
-from pipeline.node import Arrival, Context
+from pipeline.node import Arrival
 
 pytestmark = pytest.mark.system
 
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 MS = 1_000_000
+ONE_FACE, TWO_FACES = (f"() => document.getElementById('boxes').dataset.faces === '{n}'" for n in (1, 2))
 
 
-class Performance(threading.Thread):
-    """Feeds a dashboard 25 times a second, as a run would: a drawn face that goes from sad to happy, and a tone."""
+class Performance(Show):
+    """A drawn face that goes from sad to happy, and a tone."""
+
+    every_s = 0.04
 
     def __init__(self, port: int = 0) -> None:
-        super().__init__(daemon=True)
-        self.asked: list[tuple[str, str]] = []
         self.nodes: dict[str, tuple[NodeState, str]] = {name: ("running", "") for name in ("camera", "microphone", "infer")}
-        self.over = threading.Event()
-        self.page = Dashboard(port=port)
-        self.page.context = Context("dashboard", request=lambda verb, argument: self.asked.append((verb, argument)))
-        self.page.open()
-
-    def run(self) -> None:
-        for seq in range(10_000):
-            self.show(seq, time.monotonic_ns())
-            if self.over.wait(0.04):
-                return
+        super().__init__(Dashboard(port=port))
 
     def show(self, seq: int, now_ns: int) -> None:
         here = {name: state == "running" for name, (state, _) in self.nodes.items()}
@@ -82,11 +73,6 @@ class Performance(threading.Thread):
         nodes[-1] = NodeHealth("infer", *self.nodes["infer"], dropped={"camera": {"overload": 2}}, restarts=1)
         return Health(now_ns, tuple(nodes))
 
-    def end(self) -> None:
-        self.over.set()
-        self.join()
-        self.page.close()
-
 
 def tone(seq: int, now_ns: int) -> Frame:
     return Frame("microphone", seq, now_ns, "pcm_f32", np.full(640, 0.1 + 0.05 * (seq % 3), np.float32))
@@ -101,16 +87,9 @@ def performance() -> Iterator[Performance]:
 
 
 @pytest.fixture
-def page(chromium: Any, performance: Performance) -> Iterator[Any]:
-    """The page, open and live; any error in its script fails the test."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(performance.page.url)
-    page.wait_for_function("() => document.getElementById('boxes').dataset.faces === '1'", timeout=15_000)
-    yield page
-    page.close()
-    assert errors == []
+def page(performance: Performance, opened: Callable[..., Any]) -> Any:
+    """The page, live."""
+    return opened(performance.page.url, ONE_FACE)
 
 
 def test_the_numbers_move_and_the_words_are_the_predictions(page: Any) -> None:
@@ -231,14 +210,12 @@ def test_the_page_says_that_the_run_stopped_and_comes_back_with_it(page: Any, pe
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [320, 390, 768, 1280, 1920])
-def test_no_width_needs_sideways_scrolling(chromium: Any, performance: Performance, width_px: int, scheme: str) -> None:
+def test_no_width_needs_sideways_scrolling(opened: Callable[..., Any], performance: Performance, width_px: int, scheme: str) -> None:
     performance.nodes["microphone"] = ("silent", "no-input-device-with-a-name-that-does-not-break-anywhere-" * 3)
-    page = chromium.new_page(viewport={"width": width_px, "height": 844}, color_scheme=scheme)
-    page.goto(performance.page.url)
+    page = opened(performance.page.url, ONE_FACE, width_px=width_px, height_px=844, color_scheme=scheme)
     says(page, "#banner", "no-input-device")
     says(page, "#nodes", "infer")
     assert page.evaluate("document.documentElement.scrollWidth") <= width_px
-    page.close()
 
 
 def test_faces_are_told_apart_and_one_can_be_chosen(page: Any, performance: Performance, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +229,7 @@ def test_faces_are_told_apart_and_one_can_be_chosen(page: Any, performance: Perf
         )
 
     monkeypatch.setattr(performance, "prediction", two)
-    page.wait_for_function("() => document.getElementById('boxes').dataset.faces === '2'", timeout=10_000)
+    page.wait_for_function(TWO_FACES, timeout=10_000)
     page.click("text=Face 9")
     says(page, "#label", "surprise")
     says(page, "#percent", "100")

@@ -1,16 +1,14 @@
 """The scene view: what the page is sent of points, and what a person sees of a planted scene in a real browser."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browsing import says
+from browsing import Show, says
 from websockets.sync.client import connect
 
 from nodes.dashboard import Dashboard
@@ -132,28 +130,18 @@ def test_a_stream_it_does_not_read_is_named_with_the_nearest(options: dict[str, 
         node.open()
 
 
-class Drive(threading.Thread):
-    """Feeds a dashboard ten times a second: a grey picture, a wall of points 12 m ahead, and what a task would say of them."""
+class Drive(Show):
+    """A grey picture, a wall of points 12 m ahead, and what a task would say of them."""
+
+    every_s = 0.1
 
     def __init__(self, rig: Path | None, label: str = "car", about: str = "", port: int = 0) -> None:
-        super().__init__(daemon=True)
-        self.asked: list[tuple[str, str]] = []
-        self.label, self.state, self.over = label, "caution", threading.Event()
+        self.label, self.state = label, "caution"
         self.silent: set[str] = set()
         infos = {"camera": StreamInfo("camera", "bgr8", 10, 3, "camera", about)}
-        self.page = Dashboard(port=port, rig=str(rig) if rig else None)
-        self.page.context = Context(
-            "dashboard", request=lambda verb, argument: self.asked.append((verb, argument)), info=infos.get
-        )
-        self.page.open()
+        super().__init__(Dashboard(port=port, rig=str(rig) if rig else None), info=infos.get)
         y, z = np.meshgrid(np.linspace(-4, 4, 60), np.linspace(-1, 2, 40))
         self.wall = np.column_stack([np.full(y.size, 12.5), y.ravel(), z.ravel()])
-
-    def run(self) -> None:
-        for seq in range(10_000):
-            self.show(seq, time.monotonic_ns())
-            if self.over.wait(0.1):
-                return
 
     def show(self, seq: int, now_ns: int) -> None:
         said = {
@@ -191,12 +179,6 @@ class Drive(threading.Thread):
             "scene", capture_ns, ("street", "highway", "forest"), probs, "street", "made-up@00000000", subjects,
             ("camera", "lidar"), (), receipts, timing_ns={"total": 60 * MS}, surroundings=around,
         )  # fmt: skip
-
-    def end(self) -> None:
-        self.over.set()
-        if self.is_alive():
-            self.join()
-        self.page.close()
 
 
 @pytest.fixture
@@ -288,23 +270,20 @@ def test_a_sweep_of_120000_points_hardly_delays_the_node(drive: Drive) -> None:
 # ---- as a person meets it ----
 
 
-@contextmanager
-def opened(chromium: Any, drive: Drive) -> Iterator[Any]:
-    drive.start()
-    page = chromium.new_page(viewport={"width": 1280, "height": 720})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(drive.page.url)
-    page.wait_for_function("() => document.getElementById('top')?.dataset.obstacles === '2'", timeout=15_000)
-    yield page
-    page.close()
-    assert errors == []
+@pytest.fixture
+def watched(opened: Callable[..., Any]) -> Callable[[Drive], Any]:
+    """The page of a drive that begins now."""
+
+    def watch(drive: Drive) -> Any:
+        drive.start()
+        return opened(drive.page.url, "() => document.getElementById('top')?.dataset.obstacles === '2'", height_px=720)
+
+    return watch
 
 
 @pytest.fixture
-def page(chromium: Any, drive: Drive) -> Iterator[Any]:
-    with opened(chromium, drive) as page:
-        yield page
+def page(watched: Callable[[Drive], Any], drive: Drive) -> Any:
+    return watched(drive)
 
 
 def colours(page: Any, canvas: str, x: float, y: float, r: float = 0.02) -> list[list[int]]:
@@ -412,26 +391,27 @@ def test_when_the_run_stops_nothing_is_known_and_the_next_run_is_shown_in_the_sa
 
 
 @pytest.mark.system
-def test_a_label_is_words_and_never_markup(chromium: Any, drives: Callable[..., Drive], rig_file: Path) -> None:
-    with opened(chromium, drives(rig_file, label="<img src=x onerror='document.title=\"taken\"'>")) as page:
-        says(page, "#obstacles", "<img src=x")
-        says(page, "#ahead-because", "<b><img src=x")
-        page.wait_for_function("() => document.getElementById('boxes').dataset.subjects === '1'", timeout=10_000)
-        assert page.title() == "Sensorium" and page.query_selector("main img, main b:not(.sign):not([id]), #around img") is None
+def test_a_label_is_words_and_never_markup(watched: Callable[[Drive], Any], drives: Callable[..., Drive], rig_file: Path) -> None:
+    page = watched(drives(rig_file, label="<img src=x onerror='document.title=\"taken\"'>"))
+    says(page, "#obstacles", "<img src=x")
+    says(page, "#ahead-because", "<b><img src=x")
+    page.wait_for_function("() => document.getElementById('boxes').dataset.subjects === '1'", timeout=10_000)
+    assert page.title() == "Sensorium" and page.query_selector("main img, main b:not(.sign):not([id]), #around img") is None
 
 
 @pytest.mark.system
-def test_without_a_rig_the_page_says_why_there_are_no_points_on_the_picture(chromium: Any, drives: Callable[..., Drive]) -> None:
-    with opened(chromium, drives(None)) as page:
-        says(page, "#legend", NO_RIG)
-        says(page, "#top-words", "points: frame of lidar")
-        assert page.is_hidden("#picture-tag") and int(page.get_attribute("#top", "data-points")) > 20
+def test_without_a_rig_the_page_says_why_there_are_no_points_on_the_picture(
+    watched: Callable[[Drive], Any], drives: Callable[..., Drive]
+) -> None:
+    page = watched(drives(None))
+    says(page, "#legend", NO_RIG)
+    says(page, "#top-words", "points: frame of lidar")
+    assert page.is_hidden("#picture-tag") and int(page.get_attribute("#top", "data-points")) > 20
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("width_px", [320, 500, 768, 1000])
-def test_no_width_needs_sideways_scrolling(chromium: Any, drive: Drive, width_px: int) -> None:
-    with opened(chromium, drive) as page:
-        page.set_viewport_size({"width": width_px, "height": 800})
-        says(page, "#ahead-word", "CAUTION")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width_px
+def test_no_width_needs_sideways_scrolling(page: Any, width_px: int) -> None:
+    page.set_viewport_size({"width": width_px, "height": 800})
+    says(page, "#ahead-word", "CAUTION")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width_px

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -46,14 +47,14 @@ def moment(i: int, *without: str, **instead: Frame) -> AlignedSet:
 def scene(**options: object) -> Scene:
     task = Scene(
         rig="configs/rigs/rendered.yaml", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
-        corridor={"front_m": 2.2, "length_m": 12}, by_arrival=True, **options,  # type: ignore[arg-type]
+        corridor={"front_m": 2.2, "length_m": 12}, **{"by_arrival": True} | options,  # type: ignore[arg-type]
     )  # fmt: skip
     task.open("onnxruntime")
     return task
 
 
-def told(sets: Sweeps) -> list[Prediction]:
-    task = scene()
+def told(sets: Sweeps, **options: object) -> list[Prediction]:
+    task = scene(**options)
     return [task.predict(one) for one in sets]
 
 
@@ -118,10 +119,22 @@ def test_frozen_points_are_not_clear(broken: tuple[str, ...]):
 
 
 def test_points_that_come_half_a_second_late_are_not_clear():
-    late = [msgspec.structs.replace(moment(i), sent_ns=i * PERIOD_NS + 600_000_000) for i in range(6)]
+    late = [msgspec.structs.replace(moment(i), arrival_ns=i * PERIOD_NS + 600_000_000) for i in range(6)]
     predictions = told(late)
     assert ahead(predictions) == ["unknown"] * 6
     assert any("lidar" in why for why in predictions[-1].surroundings.ahead.because)
+
+
+def test_when_a_thread_sent_a_set_which_no_recording_knows_changes_no_answer():
+    sets = [moment(i) for i in range(6)]
+    held_up = [msgspec.structs.replace(one, sent_ns=one.arrival_ns + 600_000_000) for one in sets]
+    assert ahead(told(held_up)) == ahead(told(sets)) == ["clear"] * 6
+
+
+def test_a_set_of_a_tick_is_not_taken_for_earlier_than_its_newest_cloud():
+    sets = [moment(i, *(("lidar",) if i > 4 else ())) for i in range(9)]  # the last sweep ended at 500 ms, the last depth is of 840
+    ticked = [msgspec.structs.replace(one, arrival_ns=one.anchor_ns) for one in sets]
+    assert ahead(told(ticked))[7:] == ahead(told(sets, by_arrival=False))[7:] == ["clear", "unknown"]
 
 
 @pytest.mark.parametrize("stream", ALL)
@@ -147,6 +160,28 @@ def with_boxes(i: int, text: Callable[[int], str]) -> AlignedSet:
     one = moment(i)
     boxes = Frame("boxes", i, i * PERIOD_NS + AHEAD_NS, "text_utf8", np.frombuffer(text(i).encode(), np.uint8))
     return msgspec.structs.replace(one, frames={**one.frames, "boxes": (boxes,)})
+
+
+def test_a_jpeg_that_place_and_objects_look_at_is_decoded_once_and_not_where_nobody_looks(monkeypatch: pytest.MonkeyPatch):
+    decoded: list[int] = []
+
+    def counted(data: np.ndarray, flags: int, decode: Callable[..., np.ndarray] = cv2.imdecode) -> np.ndarray:
+        decoded.append(len(data))
+        return decode(data, flags)
+
+    def as_jpeg(one: AlignedSet) -> AlignedSet:
+        (frame,) = one.frames["camera"]
+        data = cv2.imencode(".jpg", frame.data)[1].ravel()
+        return msgspec.structs.replace(one, frames=one.frames | {"camera": (msgspec.structs.replace(frame, encoding="jpeg", data=data),)})
+
+    monkeypatch.setattr(cv2, "imdecode", counted)
+    task = scene(place_every_ms=500.0)
+    both = task.predict(as_jpeg(with_boxes(0, lambda _: "[]")))
+    assert len(decoded) == 1 and both.label is not None
+    task.predict(as_jpeg(with_boxes(1, lambda _: "[]")))  # the place is held; objects look
+    assert len(decoded) == 2
+    task.predict(as_jpeg(moment(2)))  # no boxes, no detector
+    assert len(decoded) == 2
 
 
 def test_a_box_of_another_program_names_the_obstacle_it_lies_on():

@@ -48,7 +48,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cut", ["lidar", "depth", "camera"])
 def test_a_sensor_is_cut_for_three_seconds_and_the_scene_goes_on(cut: str, drive: Path, folder: Path) -> None:
-    options = ("--set", "nodes.scene.options.detector=none", "--set", "nodes.scene.options.by_arrival=false")
+    options = ("--set", "nodes.scene.options.detector=none")
     ran = finished(folder, "replay", DEMO, str(drive), "--speed", "0", "--fault", f"{cut}: cut={CUT_S}s@{CUT_NS / NS:g}s",
                    "--out", "p.jsonl", "--no-dashboard", *options, timeout_s=300)  # fmt: skip
     assert ran.returncode == 0, ran.stderr

@@ -13,10 +13,10 @@ from pipeline.auto_time import with_auto_time
 from pipeline.clock import ManualClock
 from pipeline.config import load
 from pipeline.errors import ConfigError
-from pipeline.frame import FOREVER_NS, Frame, silence
+from pipeline.frame import FOREVER_NS, Frame, StreamInfo, silence
 from pipeline.inbox import Inbox
 from pipeline.metrics import Metrics
-from pipeline.node import Context, run
+from pipeline.node import Context, Source, run
 from pipeline.testing import Stage, play
 from pipeline.time_correction import TimeCorrection, time_correction
 
@@ -52,6 +52,24 @@ def test_a_rig_gives_the_offset_under_the_nodes_name_and_how_well_it_is_known(to
     moved = play(Microphone(device=tone, realtime=False, rig=rig_file), name="microphone", count=1)[0]
     assert moved.capture_ns - plain.capture_ns == -21_500_000
     assert moved.clock_error_ns - plain.clock_error_ns == 3_000_000  # 2 σ
+
+
+class Thermometer(Source):
+    """A sensor of somebody's own, late by what they measured."""
+
+    def __init__(self, *, offset_ms: float | None = None, rig: str | None = None) -> None:
+        super().__init__(offset_ms=offset_ms, rig=rig)
+
+    def info(self) -> StreamInfo:
+        return StreamInfo(self.name, "series_f32")
+
+    def frames(self, clock):
+        yield Frame(self.name, -1, 0, "series_f32", np.float32([21.5]))
+
+
+def test_a_sensor_of_ones_own_takes_the_options_too(rig_file):
+    assert [frame.capture_ns for frame in play(Thermometer(offset_ms=-30.0))] == [-30_000_000]
+    assert [frame.capture_ns for frame in play(Thermometer(rig=rig_file), name="microphone")] == [-21_500_000]
 
 
 def test_the_reference_itself_is_not_moved(rig_file):

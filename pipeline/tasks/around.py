@@ -132,7 +132,7 @@ class Around:
         self, at_ns: int, *, now_ns: int | None = None, labels: Labels = NO_LABELS, things: Sequence[Thing] = (),
         absent: Sequence[str] = (),
     ) -> Surroundings:  # fmt: skip
-        """As of at_ns. now_ns: by which the freshness of what speaks for a clear way is told, if not by at_ns. labels: track →
+        """As of at_ns. now_ns: by which the freshness of what speaks for a clear way is told, where it is later. labels: track →
         what a camera takes it for, and how surely. things, absent: evidence of others' about the way ahead, as in ahead.decide.
         """
         tracks, grid = self._told(at_ns), self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
@@ -150,7 +150,8 @@ class Around:
     ) -> Ahead:  # fmt: skip
         """The way ahead alone; as surroundings()."""
         own = [self._thing(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._told(at_ns)]
-        return decide(self.corridor, at_ns if now_ns is None else now_ns, self.views, [*own, *things],
+        # A set that a tick starts "arrives" with the tick: its newest cloud may have ended since.
+        return decide(self.corridor, at_ns if now_ns is None else max(at_ns, now_ns), self.views, [*own, *things],
                       closing_mps=self._approach.closing_mps(), max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
 
     @property

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -13,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frame import AlignedSet, Frame
+
+Image = npt.NDArray[np.uint8]
 
 PICTURES, SOUNDS = ("bgr8", "jpeg"), ("pcm_f32",)
 
@@ -35,7 +39,7 @@ def latest(aligned: AlignedSet, encodings: tuple[str, ...]) -> Frame | None:
     return frames[-1] if frames else None
 
 
-def picture(frame: Frame) -> tuple[npt.NDArray[np.uint8] | None, str]:
+def picture(frame: Frame) -> tuple[Image | None, str]:
     """The picture of a "bgr8" or "jpeg" frame, (h, w, 3) BGR; or None and why it cannot be used."""
     image: Any = frame.data
     if frame.encoding == "jpeg":
@@ -48,3 +52,15 @@ def picture(frame: Frame) -> tuple[npt.NDArray[np.uint8] | None, str]:
     if thinned.mean() < DARK_LEVEL and thinned.mean(axis=2).std() < DARK_CONTRAST:
         return None, "picture is dark: covered lens?"
     return image, ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame whose picture several look at: decoded once, and not before one of them asks."""
+
+    frame: Frame
+
+    @cached_property
+    def seen(self) -> tuple[Image | None, str]:
+        """As picture() says."""
+        return picture(self.frame)

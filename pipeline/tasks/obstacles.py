@@ -29,9 +29,8 @@ class Obstacles(Task):
 
     width_m, length_m, stop_m, front_m, blind_m: the corridor (ahead.Corridor); speed_mps instead of length_m and stop_m: as
     long as it takes to stop. max_age_ms: older evidence does not make the way clear; by the set's own time, or,
-    by_arrival, by when its anchor arrived: for live rigs whose every stream may be late together (in a replay at another
-    speed than its recording's, arrivals mean nothing). range_m, step_m, clearance_m,
-    sectors, and grid_x_m, grid_y_m, cell_m of the free-space grid: around.Around. every_px: of a depth picture.
+    by_arrival, by when its anchor arrived (as in the task scene). range_m, step_m, clearance_m, sectors, and grid_x_m,
+    grid_y_m, cell_m of the free-space grid: around.Around. every_px: of a depth picture.
     """
 
     labels = STATES

@@ -19,12 +19,12 @@ import numpy.typing as npt
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.features import PLACE_PX, place_tensor
-from pipeline.frame import AlignedSet, Frame, Opinion, Prediction
+from pipeline.frame import AlignedSet, Opinion, Prediction
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.tasks import Task
 from pipeline.tasks.engines import Engines
-from pipeline.tasks.given import PICTURES, picture
+from pipeline.tasks.given import PICTURES, Picture
 from pipeline.tasks.smoothing import softmax, towards
 
 Floats = npt.NDArray[np.float32]
@@ -59,11 +59,6 @@ class PlaceModel:
         logits = self._engine.run({"place": place_tensor(image_bgr)[None]})["logits"]  # (1, labels)
         return softmax(logits[0] / self._temperature)
 
-    def look(self, frame: Frame) -> tuple[Floats | None, str]:
-        """The same of a "bgr8" or "jpeg" frame; None and why, for a picture that is dark, torn or none at all."""
-        image, wrong = picture(frame)
-        return (None, wrong) if image is None else (self.probs(image), "")
-
 
 class PlaceWatch:
     """Looks every `every_ms`, holds the answer between, and smooths it: what a task keeps of a camera's place.
@@ -78,18 +73,20 @@ class PlaceWatch:
         self._probs: Floats | None = None
         self._wrong = ""
 
-    def update(self, frame: Frame) -> tuple[Floats | None, str, int]:
-        """(labels,) or None and why; and how old the look is that says so, in ns: 0 for this very frame."""
-        if self._looked_ns is not None and frame.capture_ns < self._looked_ns:
+    def update(self, picture: Picture) -> tuple[Floats | None, str, int]:
+        """(labels,) or None and why; and how old the look is that says so, in ns: 0 for this very picture."""
+        capture_ns = picture.frame.capture_ns
+        if self._looked_ns is not None and capture_ns < self._looked_ns:
             self._looked_ns, self._probs = None, None
-        if self._looked_ns is None or frame.capture_ns - self._looked_ns >= max(1, self._every_ns):
-            self._looked_ns = frame.capture_ns
-            found, self._wrong = self._model.look(frame)
-            if found is not None:
+        if self._looked_ns is None or capture_ns - self._looked_ns >= max(1, self._every_ns):
+            self._looked_ns = capture_ns
+            image, self._wrong = picture.seen
+            if image is not None:
+                found = self._model.probs(image)
                 before = found if self._probs is None else self._probs
-                self._probs = towards(before, found, frame.capture_ns - self._seen_ns, self._smoothing_ns)
-                self._seen_ns = frame.capture_ns
-        return (None if self._wrong else self._probs), self._wrong, frame.capture_ns - self._looked_ns
+                self._probs = towards(before, found, capture_ns - self._seen_ns, self._smoothing_ns)
+                self._seen_ns = capture_ns
+        return (None if self._wrong else self._probs), self._wrong, capture_ns - self._looked_ns
 
 
 class Place(Task):
@@ -127,7 +124,7 @@ class Place(Task):
         frame = next((frames[-1] for frames in aligned.frames.values() if frames and frames[-1].encoding in PICTURES), None)
         if frame is None:
             return self.prediction(aligned, None)
-        probs, wrong, age_ns = self._watch.update(frame)
+        probs, wrong, age_ns = self._watch.update(Picture(frame))
         if probs is None:
             return self.prediction(aligned, None, bad={frame.stream: wrong}, opinions=[Opinion("place", frame.stream, 0.0, (), wrong)])
         held = f"held: looked {age_ns / 1e6:.0f} ms before this picture" if age_ns else ""

@@ -31,7 +31,7 @@ from pipeline.tasks.clouds import Cloud, Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import NONE, Detector
 from pipeline.tasks.engines import Engines
-from pipeline.tasks.given import PICTURES, SOUNDS, first, latest, picture
+from pipeline.tasks.given import PICTURES, SOUNDS, Picture, first, latest
 from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart
 from pipeline.tasks.place import PlaceModel, PlaceWatch
 from pipeline.tasks.sounds import Ears, open_ears
@@ -46,10 +46,10 @@ class Scene(Task):
     there is the rig itself. rig_wait_s: how long to wait at the start for the rig file, where a node of this run writes it
     (`save_rig` of depth). place, sounds: models, without .onnx, or a path; "none": without. detector: as of the task
     objects. corridor: width_m, length_m, stop_m, front_m and blind_m of the way that is looked at. range_m: as far as obstacles
-    are followed. by_arrival: the way is clear only by what is fresh when the set is sent, which matters where all streams may be
-    late together; for live rigs (in a replay at another speed than its recording's, arrivals mean nothing). place_every_ms:
-    how often the place is looked at. uncertain_below: the label is "uncertain" where no
-    probability reaches this.
+    are followed. by_arrival: the way is clear only by what is fresh when the set's anchor arrives, which matters where all
+    streams may be late together. That moment is told again in a replay; when the set was sent, at most max_wait_ms later,
+    is not. place_every_ms: how often the place is looked at. uncertain_below: the label is "uncertain" where no probability
+    reaches this.
     """
 
     def __init__(
@@ -120,8 +120,10 @@ class Scene(Task):
         missing: list[str] = []
         clouds = self._read_clouds(aligned, bad)
         at_ns = max([aligned.anchor_ns, *(cloud.end_ns for cloud in clouds)])
-        subjects, looked = self._objects(aligned, clouds, bad, missing)
-        places, probs = self._place(aligned, bad)
+        pictured = latest(aligned, PICTURES)
+        picture = Picture(pictured) if pictured is not None else None
+        subjects, looked = self._objects(aligned, picture, clouds, bad, missing)
+        places, probs = self._place(picture, bad)
         heard, sounds = self._sounds(aligned, bad)
         around = self._surroundings(aligned, at_ns, subjects, sounds)
         used = [c.stream for c in clouds] + [o.stream for o in (*places, *heard) if o.weight > 0] + looked
@@ -164,18 +166,18 @@ class Scene(Task):
     def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
         labels, others = told_apart(subjects, self._around.obstacles(at_ns)) if subjects else ({}, [])
         things = [Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others]
-        now_ns = aligned.sent_ns if self._by_arrival else None
+        now_ns = aligned.arrival_ns if self._by_arrival else None
         around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=things)
         return msgspec.structs.replace(around, sounds=tuple(sounds))
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
     def _objects(
-        self, aligned: AlignedSet, clouds: Sequence[Cloud], bad: dict[str, str], missing: list[str]
+        self, aligned: AlignedSet, picture: Picture | None, clouds: Sequence[Cloud], bad: dict[str, str], missing: list[str]
     ) -> tuple[list[Subject], list[str]]:
         """Boxes of the detector, or of another program's stream, with the ranges that the points give them; and the streams
         that were looked at for it."""
-        seen, sent = latest(aligned, PICTURES), latest(aligned, TEXTS)
+        sent = latest(aligned, TEXTS)
         boxes: list[Detection] | None = None
         if sent is not None:
             try:
@@ -185,10 +187,10 @@ class Scene(Task):
         if boxes is None and not self._detects:
             missing.append(NO_DETECTOR)
             return [], []
-        image, wrong = picture(seen) if seen is not None else (None, "")
-        if seen is not None and image is None:
-            bad[seen.stream] = wrong
-        where = seen if seen is not None else sent
+        image, wrong = picture.seen if picture is not None else (None, "")
+        if picture is not None and image is None:
+            bad[picture.frame.stream] = wrong
+        where = picture.frame if picture is not None else sent
         if where is None or (boxes is None and image is None):
             return [], []
         points = np.concatenate([c.points_m for c in clouds]) if clouds else None
@@ -196,12 +198,11 @@ class Scene(Task):
                                   points_ns=clouds[0].capture_ns if clouds else None)  # fmt: skip
         return found, [where.stream if boxes is None or sent is None else sent.stream]
 
-    def _place(self, aligned: AlignedSet, bad: dict[str, str]) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
-        seen = latest(aligned, PICTURES)
-        if self._watch is None or seen is None:
+    def _place(self, picture: Picture | None, bad: dict[str, str]) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
+        if self._watch is None or picture is None:
             return [], None
-        stream = seen.stream
-        probs, wrong, age_ns = self._watch.update(seen)
+        stream = picture.frame.stream
+        probs, wrong, age_ns = self._watch.update(picture)
         if probs is None:
             bad[stream] = wrong
             return [Opinion("place", stream, 0.0, (), wrong)], None

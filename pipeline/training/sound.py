@@ -29,6 +29,7 @@ from pipeline.training.datasets import data_folder
 from pipeline.training.evaluate import fit_temperature, softmax
 from pipeline.training.export import export_sound
 from pipeline.training.nets import Panel
+from pipeline.training.panel_fit import BATCH, fit_panel
 from pipeline.training.report import write
 from pipeline.training.scores import Scores, markdown, score
 from pipeline.training.sound_clips import FOLDS, LABELS, fold_of, load_sounds
@@ -38,9 +39,6 @@ from pipeline.training.voice_ship import clip_means
 from pipeline.training.voice_windows import Mishaps, draw
 
 COPIES = 12                # windows drawn of each clip
-BATCH = 128
-PEAK_LR = 2e-3
-WEIGHT_DECAY = 0.3
 LABEL_SMOOTHING = 0.1
 MEMBERS = 6
 CHOSEN_ON = (1, 2, 3)
@@ -106,28 +104,11 @@ def fit(drawn: Tensor, labels: Ints, rows: Ints, *, epochs: int, seed: int) -> P
     net = Panel(drawn.shape[2], len(LABELS), members=MEMBERS)
     x = drawn[:, torch.from_numpy(rows)].flatten(0, 1)                                                   # (N, measures)
     target = torch.from_numpy(labels[rows]).repeat(drawn.shape[0])                                       # (N,)
-    net.middle.copy_(x.mean(0))
-    net.spread.copy_(x.std(0) + 1e-4)
-    there = torch.bincount(target, minlength=len(LABELS))
-    rare = 1 / there[target].float()
-    decayed = [p for p in net.parameters() if p.dim() > 1]
-    kept = [p for p in net.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}])
-    steps = max(1, int(there[:SPEECH].sum()) * 11 // 10 // BATCH)      # an epoch hears every event's window about once
     wanted = (1 - LABEL_SMOOTHING) * F.one_hot(target, len(LABELS)) + LABEL_SMOOTHING / len(LABELS)
-    net.train()
-    for epoch in range(epochs):
-        order = torch.multinomial(rare, steps * BATCH, replacement=True)
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = PEAK_LR * (1 - (epoch * steps + step) / (epochs * steps))
-            batch = order[step * BATCH : (step + 1) * BATCH]
-            logits = net.answers(net.embed(x[batch]))                                                    # (members, B, labels)
-            loss = -(wanted[batch] * torch.log_softmax(logits, -1)).sum(-1).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-    return net.eval()
+    steps = max(1, int((target != SPEECH).sum()) * 11 // 10 // BATCH)  # an epoch hears every event's window about once
+    fit_panel(net, x, target, lambda logits, batch: -(wanted[batch] * torch.log_softmax(logits, -1)).sum(-1).mean(),
+              steps=steps, epochs=epochs)
+    return net
 
 
 @torch.no_grad()

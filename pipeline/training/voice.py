@@ -27,14 +27,12 @@ from pipeline.features import VOICE_FRAMES, voice_columns
 from pipeline.training import voice_ship
 from pipeline.training.datasets import FACE_CLASSES, data_folder
 from pipeline.training.nets import Panel, VoiceAnalysis, VoiceNet
+from pipeline.training.panel_fit import BATCH, fit_panel
 from pipeline.training.speech import Speech, load_speech
 from pipeline.training.voice_encoder import SpeakerEncoder
 from pipeline.training.voice_windows import draw
 
 COPIES = 12                # windows drawn of each clip
-BATCH = 128
-PEAK_LR = 2e-3
-WEIGHT_DECAY = 0.3
 LABEL_SMOOTHING = 0.2      # acted speech is understood by people in two cases of three
 FOLDS = 5
 
@@ -173,30 +171,11 @@ def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) ->
     rows = torch.from_numpy(part.train)
     clips = rows.repeat(len(drawn) // len(speech))
     x = drawn[torch.cat([rows + first for first in range(0, len(drawn), len(speech))])]              # (N, measures)
-    net.middle.copy_(x.mean(0))
-    net.spread.copy_(x.std(0) + 1e-4)
     target = torch.tensor([part.labels.index(label) if label in part.labels else -1 for label in FACE_CLASSES])[speech.labels][clips]
     known = known_labels(speech, part.labels)[clips]                                                 # (N, labels)
-    rare = 1 / torch.bincount(target, minlength=len(part.labels))[target].float()                    # each label equally often
-    # Norms and biases are not decayed: pulling a scale towards zero regularises nothing.
-    decayed = [p for p in net.parameters() if p.dim() > 1]
-    kept = [p for p in net.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}])
-    steps, losses = max(1, len(x) // BATCH), []
-    net.train()
-    for epoch in range(epochs):
-        order = torch.multinomial(rare, steps * BATCH, replacement=True)
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = PEAK_LR * (1 - (epoch * steps + step) / (epochs * steps))
-            batch = order[step * BATCH : (step + 1) * BATCH]
-            logits = net.answers(net.embed(x[batch]))                                                # (members, B, labels)
-            loss = cross_entropy(logits, target[batch], known[batch])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-    return net.eval(), float(np.mean(losses[-steps:]))
+    loss = fit_panel(net, x, target, lambda logits, batch: cross_entropy(logits, target[batch], known[batch]),
+                     steps=max(1, len(x) // BATCH), epochs=epochs)
+    return net, loss
 
 
 @torch.no_grad()
