@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
     from pipeline.config import load
     from pipeline.launch import launch
 
-    config = change(load(_beside(args.config), args.set))
+    config = change(load(args.config, args.set))
     if args.no_dashboard:
         config = _without(config, "dashboard")
     if args.out:
@@ -108,7 +108,7 @@ def check(args: argparse.Namespace) -> None:
     from pipeline.config import instantiate, load
     from pipeline.graph import check_graph
 
-    config = load(_beside(args.config), args.set)
+    config = load(args.config, args.set)
     check_graph(config)
     for node in config.nodes.values():
         instantiate(node.use, node.options, where=node.where)
@@ -596,11 +596,6 @@ def _seconds(text: str) -> float:
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"found '{text}', expected more than nothing")
     return seconds
-
-
-def _beside(config: str) -> str:
-    """A config that comes with Sensorium is found from any folder."""
-    return str(HERE / config) if config in (LIVE, DEMO, SCENE_DEMO) and not Path(config).exists() else config
 
 
 def _progress_if_fetching() -> Any:
