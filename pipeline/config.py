@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,11 @@ def parse(tree: dict[str, Any], path: str) -> Config:
         raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
     hosts = _parse_hosts(tree.get("hosts", {}), path)
     return Config(path, {str(name): _parse_node(name, node, path, hosts) for name, node in nodes.items()}, portable, hosts)
+
+
+def without(config: Config, *uses: str) -> Config:
+    """Its nodes of these kinds left out: "dashboard"."""
+    return replace(config, nodes={name: node for name, node in config.nodes.items() if node.use not in uses})
 
 
 def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:
