@@ -27,12 +27,12 @@ from pipeline.training import fused
 PICTURES_HZ, DECISIONS_HZ = 30, 4
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(prog="bench fused", description=(__doc__ or "").partition("\n")[0])
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name in ("face", "voice", "fusion"):
         options.add_argument(f"--{name}", type=Path, default=assets.MODELS / f"{name}-expression.onnx")
     options.add_argument("--rounds", type=int, default=60)
-    chosen = options.parse_args(arguments)
+    chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         joined = Path(folder) / "joined.onnx"
         fused.join(chosen.face, chosen.voice, chosen.fusion, joined)

@@ -231,13 +231,13 @@ def run(
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(prog="bench infer", description=(__doc__ or "").partition("\n")[0])
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--model", help="one model: a file of models/, centerface or silero-vad")
     options.add_argument("--precision", choices=PRECISIONS, help="one; all of them unless said otherwise")
     options.add_argument("--rounds", type=int, default=12, help=f"turns of {CALLS_A_TURN} calls for each row")
     options.add_argument("--json", type=Path, help="write the rows here")
-    chosen = options.parse_args(arguments)
+    chosen = options.parse_args()
     precisions = [chosen.precision] if chosen.precision else PRECISIONS
     run(only=chosen.model, precisions=precisions, rounds=chosen.rounds, out=chosen.json)
 

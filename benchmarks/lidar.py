@@ -33,11 +33,11 @@ CAPTURES = (
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     folder = Path(os.environ.get("SENSORIUM_DATA") or "../shared/data") / "lidar"
     if not folder.is_dir():
         print(f"no captures at {folder}: set SENSORIUM_DATA", file=sys.stderr)

@@ -30,6 +30,7 @@ Where a token is set, add it to the address: /ws?pictures=0&token=...
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
     from pipeline.web import PageServer  # it loads asyncio, which the launcher can do without
 
 PAGE = Path(__file__).with_suffix(".html")
-SCENE = [PAGE.with_name("dashboard_scene.html"), PAGE.with_name("dashboard_top.html")]  # go where the page says so
-SCENE_MARK = "<!-- scene -->"
+PART = re.compile(r"<!-- (dashboard_\w+\.html) -->")  # stands in the page where the file's text goes
 PICTURE_ENCODINGS = ("bgr8", "jpeg")
 NOTE = "Labels are expressions, not feelings. Nothing is stored."
 STREAMS_EVERY_NS = NS // 15  # from about here a level meter looks alive
@@ -315,9 +315,8 @@ class Dashboard(Sink):
 
 
 def page_text() -> str:
-    """One page: the scene view is kept in files of its own, for those who read it."""
-    scene = "\n".join(path.read_text(encoding="utf-8") for path in SCENE)
-    return PAGE.read_text(encoding="utf-8").replace(SCENE_MARK, scene)
+    """One page: its parts are kept in files of their own, for those who read them."""
+    return PART.sub(lambda part: PAGE.with_name(part[1]).read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
 
 
 def as_json(kind: str, fields: dict[str, Any]) -> str:

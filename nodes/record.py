@@ -19,7 +19,7 @@ from pipeline.clock import NS, utc_offset_ns
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.labels import STREAM, heard_labels
-from pipeline.mcap_file import Compression
+from pipeline.mcap_chunk import Compression
 from pipeline.node import Arrival, Sink
 from pipeline.packing import packed
 from pipeline.recording import Writer

@@ -12,19 +12,20 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, closest, nearest
 from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.named import all_named, find
 from pipeline.node import Node
 
 RESERVED = ("use", "inputs", "process", "host", "restart", "optional")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
 
 
@@ -66,12 +67,11 @@ class Config:
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """overrides: "nodes.camera.device=1", the value in YAML. Raises ConfigError."""
-    path = Path(path)
+    path = found(path)
     try:
         text = path.read_text()
     except FileNotFoundError:
-        here = sorted(str(p) for p in Path("configs").glob("*.yaml"))
-        raise ConfigError(f"{path}: there is no such file.{nearest(str(path), here)} Configs here: {', '.join(here)}") from None
+        raise _no_such_file(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     from pipeline import yaml_text
@@ -85,6 +85,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _override(tree, override)
     return parse(tree, str(path))
+
+
+def found(path: str | Path) -> Path:
+    """Where a config is: one that comes with Sensorium (configs/…) is found from any folder."""
+    shipped = SHIPPED.parent / path
+    return shipped if not Path(path).exists() and shipped.parent == SHIPPED and shipped.is_file() else Path(path)
+
+
+def _no_such_file(path: Path) -> ConfigError:
+    shipped = {p.stem: f"{SHIPPED.name}/{p.name}" for p in sorted(SHIPPED.glob("*.yaml"))}
+    known = shipped | {p.stem: str(p) for p in path.parent.glob("*.y*ml")}
+    close = closest(path.stem, known)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    meant = f" Did you mean '{known[close]}'?" if close else ""
+    return ConfigError(f"{path}: there is no such file{where}.{meant} Those that come with Sensorium, found from any folder: "
+                       f"{', '.join(shipped.values())}")  # fmt: skip
 
 
 def parse(tree: dict[str, Any], path: str) -> Config:
@@ -101,6 +117,11 @@ def parse(tree: dict[str, Any], path: str) -> Config:
         raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
     hosts = _parse_hosts(tree.get("hosts", {}), path)
     return Config(path, {str(name): _parse_node(name, node, path, hosts) for name, node in nodes.items()}, portable, hosts)
+
+
+def without(config: Config, *uses: str) -> Config:
+    """Its nodes of these kinds left out: "dashboard"."""
+    return replace(config, nodes={name: node for name, node in config.nodes.items() if node.use not in uses})
 
 
 def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:

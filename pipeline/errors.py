@@ -53,10 +53,15 @@ class WireError(SensoriumError):
     pass
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that was meant by a misspelt name; None when nothing is close."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """" Did you mean 'microphone'?" for a misspelt name, or "" when nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = closest(name, known)
+    return f" Did you mean '{close}'?" if close else ""
 
 
 def missing_package(package: str, needed_for: str, extra: str | None = None) -> ConfigError:

@@ -1,7 +1,8 @@
 """MCAP files, record by record: written in chunks that can be written out when wanted, read by index, walked where there is none.
 
-Owns the format and its faults; knows nothing of what a message holds. With the MCAP library's records; its own writer has
-one open chunk, which it writes out when full and not when asked to, and its readers want a file that was closed.
+Owns the file and its faults (mcap_chunk.py: what is inside a chunk; mcap_index.py: what ends a file); knows nothing of what a
+message holds. With the MCAP library's records; its own writer has one open chunk, which it writes out when full and not when
+asked to, and its readers want a file that was closed.
 
     file = McapWriter(Path("out.mcap"), "lz4")
     channel = file.register(schema, "/camera", {"stream": "camera"}); file.add(channel, seq, log_time, publish_time, data)
@@ -14,14 +15,11 @@ import heapq
 import os
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Set
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Self
 
-import lz4.frame
-import zstandard
 from mcap.data_stream import ReadDataStream, RecordBuilder
 from mcap.opcode import Opcode
 from mcap.records import (
@@ -30,120 +28,26 @@ from mcap.records import (
     Channel,
     Chunk,
     ChunkIndex,
-    DataEnd,
     Footer,
     Header,
     MessageIndex,
     Metadata,
     MetadataIndex,
     Schema,
-    Statistics,
 )  # fmt: skip
-from mcap.stream_reader import get_chunk_data_stream
 from mcap.writer import LIBRARY_IDENTIFIER, MCAP0_MAGIC
 
 from pipeline import foxglove
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
+from pipeline.mcap_chunk import HEAD_BYTES, MOST_BYTES, ChunkBuilder, Compression, entry_of, messages_of
+from pipeline.mcap_index import RECORD, Index
 
 PROFILE = "sensorium"
-Compression = Literal["none", "lz4", "zstd"]
 LARGE_BYTES = 64 << 10  # a message of this size has a chunk of its own
 CHUNK_BYTES, CHUNK_NS = 256 << 10, NS  # of small ones: written out when so large, or so old
-MOST_CHUNK_BYTES = 1 << 30  # what claims to be larger is broken
-_RECORD = struct.Struct("<BQ")  # opcode, length
-_MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
-_CHUNK_HEAD = struct.Struct("<QQQI")  # first and last log time, size and CRC of what is inside
 _FOOTER_BYTES = 9 + 20 + len(MCAP0_MAGIC)
 NOT_CLOSED = "it was not closed: its writer was killed, or the disk was full. Close it with: python run_pipeline.py record --repair"
-
-
-class Index:
-    """What is known of a file without reading its messages: what its summary says, or what a walk through it finds.
-
-    packed: of a file that is written: an entry as it will be written takes a tenth of the memory, and there are 100,000 an hour.
-    """
-
-    def __init__(self, *, packed: bool = False) -> None:
-        self._packed = bytearray() if packed else None
-        self._packed_count, self._first, self._last = 0, 1 << 64, 0
-        self.schemas: dict[int, Schema] = {}
-        self.channels: dict[int, Channel] = {}
-        self.chunks: list[ChunkIndex] = []
-        self.metadata: list[MetadataIndex] = []
-        self.attachments: list[AttachmentIndex] = []
-        self.counts: Counter[int] = Counter()  # messages by channel
-        self.end = 0  # where the last whole record ends
-
-    def keep(self, record: Any) -> None:
-        if isinstance(record, Schema):
-            self.schemas[record.id] = record
-        elif isinstance(record, Channel):
-            self.channels[record.id] = record
-        elif isinstance(record, ChunkIndex) and self._packed is not None:
-            self._pack(record)
-        elif isinstance(record, ChunkIndex):
-            self.chunks.append(record)
-        elif isinstance(record, MetadataIndex):
-            self.metadata.append(record)
-        elif isinstance(record, AttachmentIndex):
-            self.attachments.append(record)
-        elif isinstance(record, Statistics):
-            self.counts.update(record.channel_message_counts)
-
-    def pack(self) -> None:
-        """From now on it is of a file that is written."""
-        self._packed, chunks, self.chunks = bytearray(), self.chunks, []
-        for chunk in chunks:
-            self._pack(chunk)
-
-    def _pack(self, chunk: ChunkIndex) -> None:
-        assert self._packed is not None
-        builder = RecordBuilder()
-        chunk.write(builder)
-        self._packed += builder.end()
-        self._packed_count += 1
-        self._first, self._last = min(self._first, chunk.message_start_time), max(self._last, chunk.message_end_time)
-
-    def summary(self) -> bytes:
-        """The records that end a file, footer and magic included."""
-        builder = RecordBuilder()
-        DataEnd(0).write(builder)
-        start = self.end + builder.count
-        data_end = builder.end()
-        if self._packed is None:
-            self.pack()
-        assert self._packed is not None
-        first, last = (self._first, self._last) if self._packed_count else (0, 0)
-        statistics = Statistics(
-            attachment_count=len(self.attachments), channel_count=len(self.channels), chunk_count=self._packed_count,
-            channel_message_counts=dict(self.counts), message_count=self.counts.total(), message_start_time=first,
-            message_end_time=last, metadata_count=len(self.metadata), schema_count=len(self.schemas),
-        )  # fmt: skip
-        for group in (self.schemas.values(), self.channels.values(), [statistics], self.attachments, self.metadata):
-            for record in group:  # type: ignore[attr-defined]
-                record.write(builder)
-        builder.write(self._packed)
-        summary = builder.end()
-        footer_head = _RECORD.pack(Opcode.FOOTER, 20) + struct.pack("<QQ", start, 0)
-        Footer(start, 0, zlib.crc32(footer_head, zlib.crc32(summary))).write(builder)
-        ended: bytes = data_end + summary + builder.end() + MCAP0_MAGIC
-        return ended
-
-
-class _Builder:
-    """Messages that will be one chunk."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.index: dict[int, list[tuple[int, int]]] = {}
-
-    def add(self, channel: int, sequence: int, log_time: int, publish_time: int, data: bytes) -> None:
-        self.index.setdefault(channel, []).append((log_time, self.size))
-        head = _RECORD.pack(Opcode.MESSAGE, _MESSAGE.size + len(data)) + _MESSAGE.pack(channel, sequence, log_time, publish_time)
-        self.parts += [head, data]
-        self.size += len(head) + len(data)
 
 
 class McapWriter:
@@ -152,7 +56,7 @@ class McapWriter:
     def __init__(self, path: Path, compression: Compression) -> None:
         self.path, self.index = path, Index(packed=True)
         self._compression = compression
-        self._small = _Builder()
+        self._small = ChunkBuilder()
         self._small_since = 0
         self._stream: IO[bytes] | None = path.open("xb")
         builder = RecordBuilder()
@@ -166,7 +70,7 @@ class McapWriter:
             index = reader.walked()
         index.pack()
         writer = cls.__new__(cls)
-        writer.path, writer.index, writer._compression, writer._small, writer._small_since = path, index, compression, _Builder(), 0
+        writer.path, writer.index, writer._compression, writer._small, writer._small_since = path, index, compression, ChunkBuilder(), 0
         try:
             writer._stream = path.open("r+b")
             writer._stream.truncate(index.end)
@@ -194,7 +98,7 @@ class McapWriter:
 
     def add(self, channel: int, sequence: int, log_time: int, publish_time: int, data: bytes) -> None:
         if len(data) >= LARGE_BYTES:
-            own = _Builder()
+            own = ChunkBuilder()
             own.add(channel, sequence, log_time, publish_time, data)
             self._put_chunk(own)
         else:
@@ -205,7 +109,7 @@ class McapWriter:
 
     def flush(self) -> None:
         """Write out what waits for its chunk to be full."""
-        small, self._small = self._small, _Builder()
+        small, self._small = self._small, ChunkBuilder()
         if small.size:
             self._put_chunk(small)
 
@@ -234,28 +138,11 @@ class McapWriter:
             self._stream.close()
             self._stream = None
 
-    def _put_chunk(self, messages: _Builder) -> None:
-        inside = b"".join(messages.parts)
-        data = _compressed(inside, self._compression)
-        times = [log_time for entries in messages.index.values() for log_time, _ in entries]
-        compression = "" if self._compression == "none" else self._compression
-        builder = RecordBuilder()
-        head = _CHUNK_HEAD.pack(min(times), max(times), len(inside), zlib.crc32(inside))
-        head += struct.pack("<I", len(compression)) + compression.encode() + struct.pack("<Q", len(data))
-        chunk = (_RECORD.pack(Opcode.CHUNK, len(head) + len(data)), head, data)
-        length = sum(map(len, chunk))
-        offsets = {}
-        for channel, entries in messages.index.items():
-            offsets[channel] = self.index.end + length + builder.count
-            MessageIndex(channel_id=channel, records=entries).write(builder)
-        entry = ChunkIndex(
-            chunk_length=length, chunk_start_offset=self.index.end, compression=compression, compressed_size=len(data),
-            message_end_time=max(times), message_index_length=builder.count, message_index_offsets=offsets,
-            message_start_time=min(times), uncompressed_size=len(inside),
-        )  # fmt: skip
-        self._put(*chunk, builder.end())
+    def _put_chunk(self, messages: ChunkBuilder) -> None:
+        parts, entry = messages.built(at=self.index.end, compression=self._compression)
+        self._put(*parts)
         self.index.keep(entry)
-        self.index.counts.update({channel: len(entries) for channel, entries in messages.index.items()})
+        self.index.counts.update(messages.counts())
 
     def _put(self, *parts: bytes) -> None:
         """All of it or none: what is there must stay readable."""
@@ -282,12 +169,6 @@ class McapWriter:
         os.ftruncate(fresh.fileno(), self.index.end)
         fresh.seek(self.index.end)
         self._stream = fresh
-
-
-def _compressed(data: bytes, how: Compression) -> bytes:
-    if how == "lz4":
-        return bytes(lz4.frame.compress(data))
-    return zstandard.ZstdCompressor(level=1).compress(data) if how == "zstd" else data
 
 
 class McapReader:
@@ -337,9 +218,9 @@ class McapReader:
             if not 0 < length <= self.size - offset:
                 raise ValueError("it lies outside of the file")
             stream = ReadDataStream(BytesIO(self._at(offset, length)))
-            _, size = _RECORD.unpack(stream.read(_RECORD.size))
-            if size != length - _RECORD.size:
-                raise ValueError(f"a record of {size} bytes where one of {length - _RECORD.size} should be")
+            _, size = RECORD.unpack(stream.read(RECORD.size))
+            if size != length - RECORD.size:
+                raise ValueError(f"a record of {size} bytes where one of {length - RECORD.size} should be")
             return kind.read(stream)
         except Exception as error:  # the library raises struct.error, UnicodeDecodeError, and its own
             raise self.broken(f"a {kind.__name__} at byte {offset}", error) from error
@@ -353,21 +234,9 @@ class McapReader:
         raw = self._at(footer.summary_start, footer_at - footer.summary_start)
         if footer.summary_crc and zlib.crc32(self._at(footer_at, 25), zlib.crc32(raw)) != footer.summary_crc:
             raise self.broken("its index", "the checksum does not fit")
-        index = Index()
-        kinds: dict[int, Any] = {
-            Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel, Opcode.CHUNK_INDEX: ChunkIndex, Opcode.STATISTICS: Statistics,
-            Opcode.METADATA_INDEX: MetadataIndex, Opcode.ATTACHMENT_INDEX: AttachmentIndex,
-        }  # fmt: skip
-        stream = ReadDataStream(BytesIO(raw))
         try:
-            while stream.count < len(raw):
-                opcode, length = _RECORD.unpack(stream.read(_RECORD.size))
-                end = stream.count + length
-                if opcode in kinds:
-                    index.keep(kinds[opcode].read(stream))
-                if end > stream.count:
-                    stream.read(end - stream.count)
-        except Exception as error:
+            index = Index.read(raw)
+        except Exception as error:  # the library raises struct.error, UnicodeDecodeError, and its own
             raise self.broken("its index", error) from error
         index.end = self.size
         return index
@@ -377,9 +246,9 @@ class McapReader:
         index, at = Index(), len(MCAP0_MAGIC)
         chunk: ChunkIndex | None = None
         kept = {Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel}
-        while at + _RECORD.size <= self.size:
-            opcode, length = _RECORD.unpack(self._at(at, _RECORD.size))
-            whole = _RECORD.size + length
+        while at + RECORD.size <= self.size:
+            opcode, length = RECORD.unpack(self._at(at, RECORD.size))
+            whole = RECORD.size + length
             known = opcode in (Opcode.HEADER, Opcode.ATTACHMENT, Opcode.METADATA, Opcode.MESSAGE_INDEX, Opcode.CHUNK, *kept)
             if at + whole > self.size or not known:
                 break
@@ -408,17 +277,9 @@ class McapReader:
 
     def _chunk_index(self, at: int, whole: int) -> ChunkIndex:
         try:
-            head = self._at(at + _RECORD.size, _CHUNK_HEAD.size + 4 + 16 + 8)
-            first, last, size, _ = _CHUNK_HEAD.unpack_from(head)
-            (name_bytes,) = struct.unpack_from("<I", head, _CHUNK_HEAD.size)
-            name = head[_CHUNK_HEAD.size + 4 :][:name_bytes].decode()
-            data_bytes = whole - _RECORD.size - _CHUNK_HEAD.size - 4 - name_bytes - 8
+            return entry_of(self._at(at + RECORD.size, HEAD_BYTES), at=at, length=whole)
         except (struct.error, UnicodeDecodeError) as error:
             raise self.broken(f"the chunk at byte {at}", error) from error
-        return ChunkIndex(
-            chunk_length=whole, chunk_start_offset=at, compression=name, compressed_size=data_bytes, message_end_time=last,
-            message_index_length=0, message_index_offsets={}, message_start_time=first, uncompressed_size=size,
-        )  # fmt: skip
 
     def messages(self, channels: Set[int], from_utc: int, to_utc: int) -> Iterator[tuple[int, int, bytes]]:
         """(log time, channel, data) in the order of log time, of the log times in [from, to)."""
@@ -438,31 +299,15 @@ class McapReader:
                     if from_utc <= log_time < to_utc:
                         heapq.heappush(heap, (log_time, next_chunk.chunk_start_offset, order, channel, data))
 
-    def _inside(self, entry: ChunkIndex, channels: Set[int]) -> Iterator[tuple[int, int, bytes]]:
+    def _inside(self, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
         where = f"the chunk at byte {entry.chunk_start_offset}"
-        if entry.uncompressed_size > MOST_CHUNK_BYTES:
+        if entry.uncompressed_size > MOST_BYTES:
             raise self.broken(where, f"it claims to hold {entry.uncompressed_size} bytes")
         chunk = self._record(Chunk, entry.chunk_start_offset, entry.chunk_length)
         try:
-            if chunk.uncompressed_size != entry.uncompressed_size or chunk.compression not in ("", "lz4", "zstd"):
-                raise ValueError("it is not what the index says")
-            inside = get_chunk_data_stream(chunk, validate_crc=True)[0].read(chunk.uncompressed_size)
-            if len(inside) != chunk.uncompressed_size:
-                raise ValueError("it ends early")
-            at, found = 0, []
-            while at < len(inside):
-                opcode, length = _RECORD.unpack_from(inside, at)
-                at += _RECORD.size
-                if at + length > len(inside):
-                    raise ValueError("a message reaches over its end")
-                if opcode == Opcode.MESSAGE:
-                    channel, _, log_time, _ = _MESSAGE.unpack_from(inside, at)
-                    if channel in channels:
-                        found.append((log_time, channel, inside[at + _MESSAGE.size : at + length]))
-                at += length
+            return messages_of(chunk, entry, channels)
         except Exception as error:  # of lz4, zstandard, struct: each has its own
             raise self.broken(where, error) from error
-        yield from found
 
     def attachments(self) -> dict[str, bytes]:
         """Name → content."""

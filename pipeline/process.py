@@ -1,9 +1,7 @@
-"""What runs inside one node process: its nodes, each in a thread, the drain thread, and the line to the launcher.
+"""What runs inside one node process: its nodes, each in a thread (node_thread.py), the drain thread, the line to the launcher.
 
-Started by child.py: a copy of the launcher, or `python -m pipeline.process` with its plan as JSON on standard input. A
-node is opened, waits until every stream it reads on this host has welcomed it, reports `ready`, and runs once the launcher
-says `begin`. A stream of another host is not waited for: it is absent until it comes. Its times are moved to this host's
-clock on arrival.
+Started by child.py: a copy of the launcher, or `python -m pipeline.process` with its plan as JSON on standard input. It
+reports what its nodes are and do, does what the launcher says, and ends with its nodes: all of them when one fails.
 """
 
 from __future__ import annotations
@@ -17,257 +15,28 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
-import numpy as np
 
 from pipeline.clock import Clock, LiveClock, ReplayClock
-from pipeline.codec import End, Fault, Payloads, Report, Request, Value
-from pipeline.config import HEALTH, instantiate
-from pipeline.errors import DeviceError, SensoriumError, missing_package
-from pipeline.frame import (
-    AlignedSet,
-    Frame,
-    Health,
-    Message,
-    NodeHealth,
-    NodeState,
-    Prediction,
-    StreamInfo,
-    left_ns,
-    moved,
-)
-from pipeline.graph import EVENTS, NodePlan, ProcessPlan
-from pipeline.inbox import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
+from pipeline.codec import Fault, Report, Request, Value
+from pipeline.config import HEALTH
+from pipeline.errors import SensoriumError
+from pipeline.graph import ProcessPlan
 from pipeline.keys import Keyring
-from pipeline.metrics import Metrics
 from pipeline.network import ClockLine, context
-from pipeline.node import Context, Node, Source, run
-from pipeline.ring import SPAN_S
-from pipeline.wire import CREDITS, Connection, ControlClient, Drain, Gone, Publisher
+from pipeline.node_thread import NodeThread
+from pipeline.wire import ControlClient, Drain
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal
 ORPHAN_S = 1.0
 LAST_WORDS_S = 0.6  # more than the longest linger of a socket
-RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
-JOURNAL_QUEUE = 1000  # its messages are small, and one that is missing leaves all that follows unexplained
 # A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
 # message, the drain asks for it back five times. p99 of an arrival beside one computing thread: 2.0 ms at 500 µs, 0.85 at
 # 100, 0.83 at 50; beside two 11, 2.1 and 1.5. Two threads that compute all the time pay 8 % for it, all others nothing.
 SWITCH_INTERVAL_S = 0.00005
-
-
-class _Host:
-    """One node of this process: its thread, queue, publisher and state."""
-
-    def __init__(
-        self,
-        plan: NodePlan,
-        began: threading.Event,
-        tell_launcher: Callable[[Value], None],
-        clock: Clock,
-        keyring: Keyring | None,
-    ) -> None:
-        self.plan, self._keyring = plan, keyring
-        self.metrics = Metrics()
-        self.inbox = Inbox(clock, self.metrics)
-        self.connections: dict[str, Connection] = {}
-        self._local: dict[str, _Host] = {}
-        self._ended_before: set[str] = set()
-        self.local_readers: list[_Host] = []
-        self.state: NodeState = "starting"
-        self.note = ""
-        self.abandoned = threading.Event()  # set: the process ends because of a failure and will be started again
-        self._began = began
-        self._tell_launcher = tell_launcher
-        self.context = Context(
-            plan.name,
-            clock,
-            tuple(edge.source for edge in plan.inputs),
-            logging.getLogger(plan.name),
-            self.metrics,
-            request=lambda verb, argument: tell_launcher(Request(verb, argument)),
-            tell=self._tell,
-            info=self._info_of,
-        )
-        for edge in plan.inputs:
-            self.inbox.open(edge.source, edge.keep)
-        self._publisher: Publisher | None = None
-        self._journal: Publisher | None = None
-        self._journaled = 0
-        self.thread = threading.Thread(target=self._main, name=plan.name)
-
-    def connect(self, local: dict[str, _Host], drain: Drain, lines: dict[str, ClockLine]) -> None:
-        """Wire the inputs: to a node of this process directly, to others through the drain thread. lines: by host."""
-        self._local = local
-        for edge in self.plan.inputs:
-            if edge.source in local:
-                local[edge.source].local_readers.append(self)
-                continue
-            credits = CREDITS if edge.keep == "all" else None
-            reader, line = f"{self.plan.name}<-{edge.source}", lines.get(edge.host)
-            payloads: Payloads | None = "packed" if line else None
-            connection = Connection(
-                edge.address, reader, credits=credits, payloads=payloads, line=line, keyring=self._keyring
-            )
-            self.connections[edge.source] = connection
-            self._attach(drain, edge.source, connection)
-
-    def _attach(self, drain: Drain, source: str, connection: Connection) -> None:
-        other_clock = connection.line.clock if connection.line else None
-
-        def lose(count: int, *reason: str) -> None:
-            self.metrics.promised[source] += count
-            self.inbox.lost(source, count, *reason)
-
-        def deliver(value: Value | Gone | None, lost: int) -> None:
-            if lost:
-                lose(lost)
-            if isinstance(value, Frame | AlignedSet | Prediction | Health):
-                if other_clock is not None:
-                    if not other_clock.admits(left_ns(value), self.context.clock.now_ns()):
-                        lose(1, CLOCK_JUMPED)
-                        return
-                    value = moved(value, other_clock.to_local)
-                self.metrics.promised[source] += 1
-                self.inbox.put(source, value)
-            elif isinstance(value, Gone):
-                lose(1, OVERWRITTEN)
-            elif isinstance(value, End):
-                self.inbox.end(source)
-
-        drain.add(connection, deliver, lambda: lose(1, MALFORMED), lambda: self.inbox.take_credits(source))
-
-    def source_ended(self, source: str) -> None:
-        """`source` was finished before we (started again, perhaps) could connect, so it can neither welcome us nor end."""
-        if source in self.connections and not self.connections[source].welcome and source not in self._ended_before:
-            self._ended_before.add(source)
-            self.inbox.end(source)
-
-    def leave(self) -> None:
-        """The run ends on this host: what other hosts still send is not waited for."""
-        for source, connection in self.connections.items():
-            if connection.line is not None:
-                connection.leave()
-                self.inbox.end(source)
-
-    def health(self, cpu_s: float, restarts: int) -> NodeHealth:
-        metrics = self.metrics
-        facts = dict(metrics.facts)
-        for source, connection in self.connections.items():
-            if connection.line is not None:
-                here = f"clock {connection.line.describe()}" if connection.welcome else "not here yet"
-                facts[f"{source} on {connection.line.host}"] = here
-        return NodeHealth(
-            self.plan.name,
-            self.state,
-            self.note,
-            os.getpid(),
-            restarts,
-            round(cpu_s, 3),
-            metrics.produced,
-            dict(metrics.received),
-            metrics.dropped(),
-            metrics.latencies_ms(),
-            facts,
-            dict(metrics.promised),
-        )
-
-    def _tell(self, state: NodeState, note: str) -> None:
-        self.state, self.note = state, note
-
-    def _main(self) -> None:
-        node: Node | None = None
-        try:
-            node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
-            node.context = self.context
-            info = StreamInfo(self.plan.name, "")
-            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring,
-                                        ring_s=RECORDED_S if self.plan.recorded else SPAN_S)  # fmt: skip
-            self.context.borrow = self._publisher.borrow
-            if self.plan.events:
-                self._journal = Publisher(self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"), queue=JOURNAL_QUEUE)
-                self.context.journal = self._send_journal
-            lost: DeviceError | None = None
-            try:
-                node.open()
-                if isinstance(node, Source):
-                    self._publisher.info = node.info()
-            except DeviceError as error:
-                if not self.plan.optional:
-                    raise
-                lost = error
-                self.context.log.warning("%s Going on without it.", error)
-            if self._wait_for_begin():
-                # Health goes on for as long as anybody runs, so its end is not waited for.
-                sources = [name for name in self.context.inputs if name != HEALTH]
-                run(node, self.inbox, self._send, sources=sources, lost=lost)
-            self.state, self.note = ("stopped" if self.context.stopping.is_set() else "finished"), ""
-        except SensoriumError as error:
-            self._fail(str(error), error.exit_code)
-        except ModuleNotFoundError as error:
-            self._fail(str(missing_package(error.name or "?", f"node '{self.plan.name}'")), 2)
-        except Exception as error:  # a node's bug ends the node, with its traceback in the log; the launcher restarts it
-            self.context.log.error("%s", traceback.format_exc())
-            self._fail(f"{type(error).__name__}: {error}", 1)
-        finally:
-            self._close(node)
-
-    def _close(self, node: Node | None) -> None:
-        try:
-            if node is not None:
-                node.close()
-        except Exception:
-            self.context.log.error("while closing: %s", traceback.format_exc())
-        in_order = self.state in ("finished", "stopped") and not self.abandoned.is_set()
-        for reader in self.local_readers if in_order else ():
-            reader.inbox.end(self.plan.name)
-        for publisher in filter(None, (self._journal, self._publisher)):
-            publisher.close(ended=in_order)
-
-    def _is_settled(self, source: str) -> bool:
-        connection = self.connections[source]
-        return bool(connection.welcome or connection.line) or source in self._ended_before
-
-    def _wait_for_begin(self) -> bool:
-        assert self._publisher is not None
-        while not self.context.stopping.is_set():
-            if self.state == "starting" and all(self._is_settled(source) for source in self.connections):
-                self.state = "ready"
-            if self._began.is_set() and self.state == "ready":
-                return True
-            if self._journal is not None:
-                self._journal.service()
-            self._publisher.service(timeout_ms=5)
-        return False
-
-    def _send(self, message: Message) -> None:
-        assert self._publisher is not None
-        self.metrics.produced += 1
-        for reader in self.local_readers:
-            reader.inbox.put_when_room(self.plan.name, message, self.context.stopping)
-        self._publisher.send(message, stopping=self.context.stopping)
-
-    def _send_journal(self, text: bytes) -> None:
-        assert self._journal is not None
-        now_ns = self.context.clock.now_ns()
-        data = np.frombuffer(text, np.uint8)
-        frame = Frame(self.plan.name + EVENTS, self._journaled, now_ns, "text_utf8", data, publish_ns=now_ns)
-        self._journaled += 1
-        self._journal.send(frame, stopping=self.context.stopping)
-
-    def _info_of(self, source: str) -> StreamInfo | None:
-        if source in self.connections:
-            return self.connections[source].welcome
-        publisher = self._local[source]._publisher if source in self._local else None
-        return publisher.info if publisher else None
-
-    def _fail(self, message: str, exit_code: int) -> None:
-        self.state, self.note = "failed", message
-        self._tell_launcher(Fault(self.plan.name, message, exit_code))
 
 
 def main() -> int:
@@ -286,11 +55,11 @@ def live(plan: ProcessPlan) -> int:
     control = ControlClient(plan.control, plan.name)
     drain = Drain()
     try:
-        keyring = Keyring.for_addresses(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
-        hosts = {node.name: _Host(node, began, outgoing.put, clock, keyring) for node in plan.nodes}
+        keyring = Keyring.for_addresses(plan.host, [*(each.network for each in plan.nodes), *plan.clocks.values()])
+        nodes = {each.name: NodeThread(each, began, outgoing.put, clock, keyring) for each in plan.nodes}
         lines = {name: ClockLine(name, address, keyring) for name, address in plan.clocks.items()}
-        for host in hosts.values():
-            host.connect(hosts, drain, lines)
+        for node in nodes.values():
+            node.connect(nodes, drain, lines)
     except SensoriumError as error:
         control.send(Fault(plan.nodes[0].name, str(error), error.exit_code))
         control.close()
@@ -298,42 +67,42 @@ def live(plan: ProcessPlan) -> int:
         return 1
     terminated: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
     signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
-    if any(host.connections for host in hosts.values()):
+    if any(node.connections for node in nodes.values()):
         drain.start()
     for line in lines.values():
         line.start()
-    for host in hosts.values():
-        host.thread.start()
+    for node in nodes.values():
+        node.thread.start()
 
     def report() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = used.ru_utime + used.ru_stime
-        control.send(Report(plan.name, tuple(h.health(cpu_s, plan.restarts) for h in hosts.values())))
+        control.send(Report(plan.name, tuple(node.health(cpu_s, plan.restarts) for node in nodes.values())))
 
     failed = False
     orphan_since_s: float | None = None
     next_report_s = 0.0
-    while any(host.thread.is_alive() for host in hosts.values()):
+    while any(node.thread.is_alive() for node in nodes.values()):
         command = control.receive(round(LOOK_EVERY_S * 1000) if began.is_set() else 20)
         if isinstance(command, Request):
-            _obey(command, hosts, clock, began)
+            _obey(command, nodes, clock, began)
         if orphan_since_s is None and os.getppid() != plan.launcher:
             orphan_since_s = time.monotonic()
         if terminated or orphan_since_s is not None:
-            for host in hosts.values():
-                host.context.stopping.set()
+            for node in nodes.values():
+                node.context.stopping.set()
         if orphan_since_s is not None and time.monotonic() - orphan_since_s > ORPHAN_S:
             os._exit(1)  # a node hangs, and nobody is left to kill it
-        failed = _pass_on(outgoing, control, hosts.values()) or failed
+        failed = _pass_on(outgoing, control, nodes.values()) or failed
         if time.monotonic() >= next_report_s:
             report()
             next_report_s = time.monotonic() + (REPORT_EVERY_S if began.is_set() else 0)
-    failed = _pass_on(outgoing, control, hosts.values()) or failed
+    failed = _pass_on(outgoing, control, nodes.values()) or failed
     drain.stop()
     for line in lines.values():
         line.stop()
-    for host in hosts.values():
-        host.inbox.close(uncounted=HEALTH)  # health goes on for as long as anybody runs
+    for node in nodes.values():
+        node.inbox.close(uncounted=HEALTH)  # health goes on for as long as anybody runs
     report()
     control.close()
     _send_last_words()
@@ -348,7 +117,7 @@ def _send_last_words() -> None:
     ending.join(LAST_WORDS_S)
 
 
-def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, hosts: Iterable[_Host]) -> bool:
+def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, nodes: Iterable[NodeThread]) -> bool:
     """What the nodes have to say, to the launcher. True when one of them failed: then all of the process end."""
     failed = False
     while not outgoing.empty():
@@ -356,13 +125,13 @@ def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, hosts: 
         control.send(value)
         if isinstance(value, Fault):
             failed = True
-            for host in hosts:
-                host.abandoned.set()
-                host.context.stopping.set()
+            for node in nodes:
+                node.abandoned.set()
+                node.context.stopping.set()
     return failed
 
 
-def _obey(command: Request, hosts: dict[str, _Host], clock: Clock, began: threading.Event) -> None:
+def _obey(command: Request, nodes: dict[str, NodeThread], clock: Clock, began: threading.Event) -> None:
     if command.verb == "begin":
         if isinstance(clock, ReplayClock):
             clock.begin(int(command.argument))
@@ -373,20 +142,20 @@ def _obey(command: Request, hosts: dict[str, _Host], clock: Clock, began: thread
         if isinstance(clock, ReplayClock):
             (clock.pause if command.verb == "pause" else clock.resume)()
     elif command.verb == "label":
-        for host in hosts.values():
-            if host.plan.is_sink:
-                host.context.heard.put(command.argument)
+        for node in nodes.values():
+            if node.plan.is_sink:
+                node.context.heard.put(command.argument)
     elif command.verb == "leave":
-        for host in hosts.values():
-            host.leave()
+        for node in nodes.values():
+            node.leave()
     elif command.verb == "stop":
-        for host in [hosts[command.argument]] if command.argument in hosts else hosts.values():
-            host.context.stopping.set()
+        for node in [nodes[command.argument]] if command.argument in nodes else nodes.values():
+            node.context.stopping.set()
     elif command.verb == "ended":
-        for host in hosts.values():
-            host.source_ended(command.argument)
-    elif command.argument in hosts:
-        muted = hosts[command.argument].context.muted
+        for node in nodes.values():
+            node.source_ended(command.argument)
+    elif command.argument in nodes:
+        muted = nodes[command.argument].context.muted
         (muted.set if command.verb == "mute" else muted.clear)()
 
 

@@ -1,4 +1,4 @@
-"""Streams ↔ MCAP files, through mcap_file.py, the only file that imports mcap. Foxglove and the MCAP tools open what is written here.
+"""Streams ↔ MCAP files, through mcap_file.py. Foxglove and the MCAP tools open what is written here.
 
 A file holds streams of messages (pipeline/foxglove.py says as which bytes), `about` (one JSON object: how it came to be),
 notes, calibrations and attachments. All times that this module takes and gives are the rig's monotonic clock, as in
@@ -34,7 +34,8 @@ import numpy as np
 from pipeline import foxglove
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Message, StreamInfo, left_ns
-from pipeline.mcap_file import Compression, McapReader, McapWriter
+from pipeline.mcap_chunk import Compression
+from pipeline.mcap_file import McapReader, McapWriter
 
 VERSION = "1"
 

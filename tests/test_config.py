@@ -91,10 +91,27 @@ def test_configs_that_ship_are_valid(path: Path) -> None:
     verify(path)
 
 
-def test_missing_file_names_the_configs_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match="no such file. Did you mean 'configs/emotion-live.yaml'"):
-        load("configs/emotion-lif.yaml")
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("configs/emotion-lif.yaml", "configs/emotion-live.yaml"), ("emotion-live", "configs/emotion-live.yaml"), ("porhc.yml", "porch.yaml")],
+)
+def test_missing_file_names_what_was_looked_for_and_the_nearest(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "porch.yaml").write_text("nodes: {camera: {use: camera}}")
+    with pytest.raises(ConfigError) as raised:
+        load(given)
+    assert str(raised.value).startswith(f"{given}: there is no such file in {tmp_path}. Did you mean '{meant}'?")
+    load(meant)  # what is meant can be given just so
+
+
+def test_missing_file_like_none_there_is_lists_those_that_ship(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path / "xyzzy.yaml")
+    said = str(raised.value)
+    assert said.startswith(f"{tmp_path}/xyzzy.yaml: there is no such file. Those that come with Sensorium")
+    assert all(f"configs/{path.name}" in said for path in (ROOT / "configs").glob("*.yaml"))
 
 
 def test_folder_instead_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ are right by the recording's labels. Needs no torch.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import fault_report
-from pipeline.config import Config, InputConfig, NodeConfig, load, resolve
+from pipeline.config import load, without
 from pipeline.diff import read_predictions
 from pipeline.errors import ConfigError
-from pipeline.frame import Prediction
 from pipeline.labels import Labels
 from pipeline.launch import launch
+from pipeline.out import with_out
 from pipeline.recording import Reader
 from pipeline.replay import Tape
 
@@ -76,16 +75,9 @@ def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
     tape = Tape(recording, realign=True, fault=faults)
     with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
         path = Path(folder) / "predictions.jsonl"
-        launch(tape.replayed(_with_out(load(CONFIG), path), speed=0))
+        config = with_out(without(load(CONFIG), "console", "dashboard"), str(path), host="")  # nobody looks on
+        launch(tape.replayed(config, speed=0))
         return read_predictions(path)
-
-
-def _with_out(config: Config, path: Path) -> Config:
-    """Nobody looks on; the predictions go to a file."""
-    nodes = {n.name: n for n in config.nodes.values() if n.use not in ("console", "dashboard")}
-    predicting = tuple(InputConfig(n.name, 2000) for n in nodes.values() if resolve(n.use, n.where).produces is Prediction)
-    out = NodeConfig("out", "jsonl", "evaluate faults", predicting, options={"path": str(path)})
-    return dataclasses.replace(config, nodes={**nodes, "out": out})
 
 
 def _figures(records: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]], labels: Labels) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""The words of the command line: its verbs, their options, and what a wrong one is told. Loads nothing that takes time.
+
+Refuses to know what a verb does: run_pipeline.py has a function for each.
+
+    parser({"run": run, "check": check, …}).parse_args(["run", "mine.yaml", "--for", "10s"])   # .function is run, .for_s is 10.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.errors import nearest
+
+LIVE, DEMO, SCENE_DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml", "configs/scene-demo.yaml"
+
+# What there is to calibrate → its module of calibration/, with `arguments(parser)` and `run(args) -> Verdict | None`.
+CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert",
+              "extrinsics": "sensor_extrinsics", "ground": "ground", "time": "time_offset", "check": "check"}  # fmt: skip
+
+# What there is to train → its module of pipeline/training/ and the function.
+TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train"), "place": ("place", "train"),
+           "sound": ("sound", "train")}  # fmt: skip
+
+# What there is to measure, likewise.
+EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
+             "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
+             "faults": ("fault_conditions", "evaluate_faults"), "place": ("place_evaluate", "report_place"),
+             "sound": ("sound_ears", "evaluate_sound"),
+             "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
+
+Add = Callable[[str, str], argparse.ArgumentParser]  # a verb, and what it does
+
+
+def parser(verbs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
+    """verbs: what does each, which `function` of the parsed words then is; `run` where no verb is given."""
+    top = Parser(prog="run_pipeline.py", description="Sensors in, live predictions out. Without a verb: webcam + microphone → expressions.")
+    top.set_defaults(function=verbs["run"], config=LIVE)
+    _running(top)
+    known = top.add_subparsers(title="verbs", metavar="VERB")
+
+    def add(name: str, does: str) -> argparse.ArgumentParser:
+        verb = known.add_parser(name, help=does)
+        verb.set_defaults(function=verbs[name])
+        return verb
+
+    _add_runs(add)
+    _add_files(add)
+    _add_here(add)
+    _add_measured(add)
+    return top
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors like all others here: one line, with the nearest name."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            path = f" Did you mean: run {value}?" if str(value).endswith((".yaml", ".yml")) else nearest(value, action.choices)
+            raise argparse.ArgumentError(action, f"there is no '{value}'. Known: {', '.join(action.choices)}.{path}")
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message.removeprefix('argument ')}\nSee: python {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _running(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--for", dest="for_s", type=_seconds, metavar="10s", help="stop after this long")
+    verb.add_argument("--out", metavar="P.jsonl", help="write one JSON object per prediction, the summary last")
+    verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
+    verb.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
+    verb.add_argument("--no-dashboard", action="store_true", help="no page")
+    verb.add_argument("--open", action="store_true", help="open the page in the browser")
+    verb.add_argument("--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end")
+
+
+def _add_runs(add: Add) -> None:
+    _running(demo := add("demo", "the emotion pipeline on a packaged real clip"))
+    demo.add_argument("--scene", action="store_true", help="the scene pipeline on a drive that is rendered, not real")
+
+    _running(run := add("run", "run a config"))
+    run.add_argument("config", nargs="?", default=LIVE)
+
+    _running(record := add("record", "run a config and keep all that flows in a file"))
+    record.add_argument("config", nargs="?", default=LIVE)
+    record.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
+    record.add_argument("--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file")
+    record.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
+    record.add_argument("--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)")
+    record.add_argument("--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured")
+    record.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
+    record.add_argument("--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much")
+    record.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
+
+    _running(replay := add("replay", "run a config on a recording in place of its sources"))
+    replay.add_argument("config")
+    replay.add_argument("recording", type=Path, metavar="REC.mcap")
+    replay.add_argument("--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)")
+    replay.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
+    replay.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
+    replay.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    replay.add_argument("--fault", action="append", default=[], metavar="'microphone: drop=5%%'",
+                        help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)")  # fmt: skip
+    replay.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
+
+
+def _add_files(add: Add) -> None:
+    diff = add("diff", "compare what --out wrote in two runs; exit 4 if any prediction differs")
+    diff.add_argument("a", type=Path, metavar="A.jsonl")
+    diff.add_argument("b", type=Path, metavar="B.jsonl")
+    diff.add_argument("--within", type=float, default=0.0, metavar="1e-4", help="by how much probabilities may differ")
+
+    check = add("check", "verify a config; opens no device")
+    check.add_argument("config")
+    check.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
+
+    verify = add("verify", "audit a recording, or an event log: derive every aligned set again")
+    verify.add_argument("events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote")
+    verify.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
+
+    import_ = add("import", "a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
+    import_.add_argument("source", type=Path)
+    import_.add_argument("out", type=Path, metavar="OUT.mcap")
+    import_.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
+    import_.add_argument("--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large")
+
+    label = add("label", "a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
+    label.add_argument("recording", type=Path, metavar="REC.mcap")
+    label.add_argument("intervals", type=Path, metavar="INTERVALS.csv")
+    label.add_argument("out", type=Path, metavar="OUT.mcap")
+    label.add_argument("--stream", default="label", help="what the stream is called")
+
+    sample = add("sample", "a small real recording with labels, made from the packaged clip")
+    sample.add_argument("out", type=Path, metavar="OUT.mcap")
+
+    export = add("export", "a recording → mp4, wav and CSV, or labelled rows; a model → another precision")
+    export.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER | MODEL [OUT.onnx]")
+    export.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
+    export.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
+    export.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
+    export.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of a model of ours, for engines that run what is written")
+
+
+def _add_here(add: Add) -> None:
+    keys = add("keys", "the key by which other hosts know this one: new NAME")
+    keys.add_argument("action", choices=("new",))
+    keys.add_argument("name")
+    add("doctor", "what works on this machine, and what to do about the rest")
+    nodes = add("nodes", "the nodes there are, or one node's options")
+    nodes.add_argument("name", nargs="?")
+    models = add("models", "the models and clips: list, pull, info")
+    models.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
+    models.add_argument("names", nargs="*")
+
+
+def _add_measured(add: Add) -> None:
+    calibrate = add("calibrate", "estimate a rig: " + ", ".join(CALIBRATED))
+    calibrate.add_argument("kind", choices=tuple(CALIBRATED))
+    calibrate.add_argument("rest", nargs=argparse.REMAINDER, help="see: calibrate KIND --help")
+
+    train = add("train", "train a model: " + ", ".join(TRAINED))
+    train.add_argument("what", choices=tuple(TRAINED))
+    train.add_argument("--data", type=Path)
+    train.add_argument("--out", type=Path)
+    train.add_argument("--epochs", type=int)
+    train.add_argument("--seed", type=int)
+    train.add_argument("--resume", action="store_true", help="go on after the last epoch")
+    train.add_argument("--start", type=Path, help="for face: a shipped model to train on, instead of random weights")
+    train.add_argument("--lr", type=float, help="for face: the highest learning rate")
+    train.add_argument("--workers", type=int, help="for face: processes that share the work")
+    train.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
+    train.add_argument("--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …")
+    train.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
+
+    evaluate = add("evaluate", "measure on data that chose nothing: " + ", ".join(EVALUATED))
+    evaluate.add_argument("what", choices=tuple(EVALUATED))
+    evaluate.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
+    evaluate.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    evaluate.add_argument("--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb")
+    evaluate.add_argument("--epochs", type=int, help="for fusion")
+    evaluate.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
+    evaluate.add_argument("--data", type=Path)
+    evaluate.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
+    evaluate.add_argument("--seed", type=int)
+
+    bench = add("bench", "measure on this machine: align, transport, infer, scene …")
+    bench.add_argument("what", help="a file of benchmarks/")
+    bench.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _split(text: str) -> tuple[float | None, float | None]:
+    """(megabytes, seconds), one of them."""
+    for unit, megabytes in (("GB", 1000.0), ("MB", 1.0)):
+        if text.upper().endswith(unit) and text[:-2].strip().replace(".", "", 1).isdigit():
+            return float(text[:-2]) * megabytes, None
+    return None, _seconds(text)
+
+
+def _seconds(text: str) -> float:
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    try:
+        seconds = float(number) * units[text[len(number) :].strip()]
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a time such as 10s or 2m") from None
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected more than nothing")
+    return seconds

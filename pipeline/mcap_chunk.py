@@ -1,0 +1,111 @@
+"""Messages ↔ one chunk of an MCAP file. Bytes and values; no file.
+
+    builder = ChunkBuilder(); builder.add(channel, sequence, log_time, publish_time, data)
+    parts, entry = builder.built(at=4096, compression="lz4")   # to be written at that byte; what the index keeps of them
+    messages_of(chunk, entry, {channel})                       # [(log time, channel, data), …]
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Set
+from typing import Literal
+
+import lz4.frame
+import zstandard
+from mcap.data_stream import RecordBuilder
+from mcap.opcode import Opcode
+from mcap.records import Chunk, ChunkIndex, MessageIndex
+from mcap.stream_reader import get_chunk_data_stream
+
+from pipeline.mcap_index import RECORD
+
+Compression = Literal["none", "lz4", "zstd"]
+MOST_BYTES = 1 << 30  # what claims to hold more is broken
+_MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+_HEAD = struct.Struct("<QQQI")  # first and last log time, size and CRC of what is inside
+HEAD_BYTES = _HEAD.size + 4 + 16 + 8  # of a chunk, behind how it begins as a record: all that entry_of() reads
+
+
+class ChunkBuilder:
+    """Messages that will be one chunk."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._parts: list[bytes] = []
+        self._entries: dict[int, list[tuple[int, int]]] = {}  # by channel: log time, where inside
+
+    def add(self, channel: int, sequence: int, log_time: int, publish_time: int, data: bytes) -> None:
+        self._entries.setdefault(channel, []).append((log_time, self.size))
+        head = RECORD.pack(Opcode.MESSAGE, _MESSAGE.size + len(data)) + _MESSAGE.pack(channel, sequence, log_time, publish_time)
+        self._parts += [head, data]
+        self.size += len(head) + len(data)
+
+    def counts(self) -> dict[int, int]:
+        """Channel → how many messages."""
+        return {channel: len(entries) for channel, entries in self._entries.items()}
+
+    def built(self, *, at: int, compression: Compression) -> tuple[tuple[bytes, ...], ChunkIndex]:
+        """The chunk and its message indexes as they go into the file at byte `at`, and the index's entry of them."""
+        inside = b"".join(self._parts)
+        data = _compressed(inside, compression)
+        times = [log_time for entries in self._entries.values() for log_time, _ in entries]
+        name = "" if compression == "none" else compression
+        builder = RecordBuilder()
+        head = _HEAD.pack(min(times), max(times), len(inside), zlib.crc32(inside))
+        head += struct.pack("<I", len(name)) + name.encode() + struct.pack("<Q", len(data))
+        chunk = (RECORD.pack(Opcode.CHUNK, len(head) + len(data)), head, data)
+        length = sum(map(len, chunk))
+        offsets = {}
+        for channel, entries in self._entries.items():
+            offsets[channel] = at + length + builder.count
+            MessageIndex(channel_id=channel, records=entries).write(builder)
+        entry = ChunkIndex(
+            chunk_length=length, chunk_start_offset=at, compression=name, compressed_size=len(data),
+            message_end_time=max(times), message_index_length=builder.count, message_index_offsets=offsets,
+            message_start_time=min(times), uncompressed_size=len(inside),
+        )  # fmt: skip
+        return (*chunk, builder.end()), entry
+
+
+def _compressed(data: bytes, how: Compression) -> bytes:
+    if how == "lz4":
+        return bytes(lz4.frame.compress(data))
+    return zstandard.ZstdCompressor(level=1).compress(data) if how == "zstd" else data
+
+
+def entry_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
+    """What an index would say of the chunk whose record begins at byte `at`, its message indexes left out.
+
+    head: HEAD_BYTES of it, or what there are. Raises struct.error or UnicodeDecodeError where that is no chunk's.
+    """
+    first, last, size, _ = _HEAD.unpack_from(head)
+    (name_bytes,) = struct.unpack_from("<I", head, _HEAD.size)
+    name = head[_HEAD.size + 4 :][:name_bytes].decode()
+    return ChunkIndex(
+        chunk_length=length, chunk_start_offset=at, compression=name,
+        compressed_size=length - RECORD.size - _HEAD.size - 4 - name_bytes - 8, message_end_time=last,
+        message_index_length=0, message_index_offsets={}, message_start_time=first, uncompressed_size=size,
+    )  # fmt: skip
+
+
+def messages_of(chunk: Chunk, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
+    """(log time, channel, data) as they lie in it. Raises ValueError, and what lz4 and zstandard raise, where it is broken."""
+    if chunk.uncompressed_size != entry.uncompressed_size or chunk.compression not in ("", "lz4", "zstd"):
+        raise ValueError("it is not what the index says")
+    inside = get_chunk_data_stream(chunk, validate_crc=True)[0].read(chunk.uncompressed_size)
+    if len(inside) != chunk.uncompressed_size:
+        raise ValueError("it ends early")
+    at, found = 0, []
+    while at < len(inside):
+        opcode, length = RECORD.unpack_from(inside, at)
+        at += RECORD.size
+        if at + length > len(inside):
+            raise ValueError("a message reaches over its end")
+        if opcode == Opcode.MESSAGE:
+            channel, _, log_time, _ = _MESSAGE.unpack_from(inside, at)
+            if channel in channels:
+                found.append((log_time, channel, inside[at + _MESSAGE.size : at + length]))
+        at += length
+    return found

@@ -1,0 +1,85 @@
+"""What a run tells whoever started it: what to tell the people in view, where the page is, and at the end the summary.
+
+    print_notice(config, stored="me.mcap")
+    summary = launch(config, on_begin=lambda plan: print_page(plan, open_it=False))
+    print_summary(summary)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.assets import cache_folder
+from pipeline.config import Config
+from pipeline.graph import Plan
+
+SCENE_TASKS = ("scene", "place", "obstacles", "objects", "sounds")
+
+NOTICE = """\
+  Sensorium reads expressions, not feelings: what a face shows is not what a person feels.
+  Tell the people in view that they are being watched. Not for decisions about work, education,
+  hiring, policing or truthfulness. Nothing is stored or sent unless you ask for it.
+"""
+
+
+def print_notice(config: Config, stored: str) -> None:
+    """stored: where what is seen will be kept; "": nowhere."""
+    if any(node.options.get("task") in SCENE_TASKS for node in config.nodes.values()):
+        print(f"  A prototype's eyes, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}", flush=True)
+        return
+    if stored:
+        print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
+        return
+    seen = cache_folder().parent / "notice-was-shown"
+    if seen.exists():
+        print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
+        return
+    print(NOTICE, flush=True)
+    try:
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.touch()
+    except OSError:
+        pass  # shown again next time: better once too often
+
+
+def print_page(plan: Plan, *, open_it: bool) -> None:
+    for node in plan.nodes:
+        if node.use == "dashboard":
+            token = node.options.get("token")
+            url = f"http://{node.options.get('address', '127.0.0.1')}:{node.options.get('port', 8080)}/"
+            print(f"  Page: {url}{f'?token={token}' if token else ''}   (Ctrl-C ends the run)", flush=True)
+            if open_it:
+                import webbrowser
+
+                webbrowser.open(url)
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    frames = ", ".join(f"{n} {count}" for n, count in summary["frames_in"].items())
+    print(f"\n  {summary['seconds']:.1f} s   frames in: {frames}")
+    print(f"  aligned sets: {summary['sets']}   predictions: {summary['predictions']}")
+    timing = summary["timing_ms"]
+    if timing:
+        print(f"  {'ms':<28}{'p50':>8}{'p95':>8}{'p99':>8}")
+        names = {
+            "total": "capture → prediction",
+            "wait": "  waiting for the others",
+            "infer": "  models",
+            "rest": "  everything else",
+        }
+        for name, label in names.items():
+            if name in timing and timing[name]["p95"] > 0.002:  # a replay that is faster than it happened has no latency
+                print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
+    first = next(iter(summary["frames_in"].values()), 0)
+    per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""
+    print(f"  CPU: {summary['cpu_s']:.1f} s{per_frame}")
+    for node, sources in summary["dropped"].items():
+        for source, reasons in sources.items():
+            told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            print(f"  {node}: of {source}: {told}")
+    for edge, facts in summary.get("from_other_hosts", {}).items():
+        print(f"  {edge}: {facts['sent']} sent by host '{facts['host']}'; {facts['clock'] or 'not here yet'}")
+    for node, count in summary["restarts"].items():
+        print(f"  {node}: started again {count} times")
+    lost = summary["unaccounted"]
+    print(f"  unaccounted: {', '.join(f'{edge}: {n}' for edge, n in lost.items()) if lost else 'none'}")
