@@ -24,6 +24,7 @@ from pipeline.account import add, summarise
 from pipeline.clock import NS
 from pipeline.codec import Fault, Report, Request
 from pipeline.config import Config
+from pipeline.control import ControlServer
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
 from pipeline.graph import EVENTS, Plan, ProcessPlan, plan_graph
@@ -31,7 +32,7 @@ from pipeline.keys import Keyring
 from pipeline.network import ClockServer
 from pipeline.ring import rings_folder
 from pipeline.runs import process_runs, runs_folder
-from pipeline.wire import ControlServer, Publisher
+from pipeline.wire import Publisher
 
 log = logging.getLogger("launch")
 

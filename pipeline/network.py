@@ -1,6 +1,6 @@
 """Between hosts: sockets that only allowed hosts can open, and the pings by which a host learns another's clock.
 
-With wire.py the only file that imports zmq. An address of the loopback or of a socket file is opened as it is; any other
+With wire.py and control.py the only files that import zmq. An address of the loopback or of a socket file is opened as it is; any other
 is encrypted and authenticated both ways (CURVE), and without a keyring it is not opened at all.
 
     bind(socket, "tcp://10.0.0.1:7701", keyring)

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.clock import Clock
 from pipeline.codec import End, Fault, Payloads, Request, Value
 from pipeline.config import HEALTH, instantiate
+from pipeline.drain import Drain
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import (
     AlignedSet,
@@ -41,7 +42,7 @@ from pipeline.metrics import Metrics
 from pipeline.network import ClockLine
 from pipeline.node import Context, Node, Source, run
 from pipeline.ring import SPAN_S
-from pipeline.wire import CREDITS, Connection, Drain, Gone, Publisher
+from pipeline.wire import CREDITS, Connection, Gone, Publisher
 
 RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
 JOURNAL_QUEUE = 1000  # its messages are small, and one that is missing leaves all that follows unexplained

@@ -22,12 +22,13 @@ import msgspec
 from pipeline.clock import Clock, LiveClock, ReplayClock
 from pipeline.codec import Fault, Report, Request, Value
 from pipeline.config import HEALTH
+from pipeline.control import ControlClient
+from pipeline.drain import Drain
 from pipeline.errors import SensoriumError
 from pipeline.graph import ProcessPlan
 from pipeline.keys import Keyring
 from pipeline.network import ClockLine, context
 from pipeline.node_thread import NodeThread
-from pipeline.wire import ControlClient, Drain
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal

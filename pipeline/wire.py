@@ -1,4 +1,4 @@
-"""Messages over ZeroMQ; with network.py the only file that imports zmq.
+"""Messages over ZeroMQ; with network.py and control.py the only files that import zmq.
 
 A publisher binds one ROUTER socket; each reader connects a DEALER and says hello. The publisher answers with a welcome
 that names the first message it promises, so a late reader knows what it was never promised, and sees every later gap.
@@ -18,7 +18,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -403,113 +403,6 @@ class Bells:
         unheard = [connection for connection in self._connections if connection.has_zeromq]
         rung = [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(0 if unheard else timeout_ms)]
         return list(dict.fromkeys(unheard + rung)) if unheard or len(rung) > 1 else rung
-
-
-class Drain(threading.Thread):
-    """The thread that does nothing but take messages off the sockets of one process, so that they arrive on time.
-
-    deliver(value, lost) is called for each message of a connection (value None: a welcome after which some are lost);
-    `malformed()` for one that is not ours.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="drain", daemon=True)
-        self._edges: list[tuple[Connection, Callable[[Value | Gone | None, int], None], Callable[[], None], Callable[[], int]]] = []
-        self._stopping = threading.Event()
-
-    def add(
-        self,
-        connection: Connection,
-        deliver: Callable[[Value | Gone | None, int], None],
-        malformed: Callable[[], None],
-        taken: Callable[[], int],
-    ) -> None:
-        """Before start(). taken() says how many messages were consumed since it was last asked: credits to give back."""
-        self._edges.append((connection, deliver, malformed, taken))
-
-    def run(self) -> None:
-        bells = Bells([edge[0] for edge in self._edges])
-        edges = {edge[0]: edge for edge in self._edges}
-        credited = any(connection.credited for connection in edges)
-        # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
-        timeout_ms = 2 if credited else 50
-        while not self._stopping.is_set():
-            for connection, _, _, taken in self._edges:
-                connection.greet()
-                if connection.credited and (count := taken()):
-                    connection.grant(count)
-            for connection in bells.wait(timeout_ms):
-                _, deliver, malformed, _ = edges[connection]
-                try:
-                    value, lost = connection.receive()
-                except WireError:
-                    malformed()
-                    continue
-                if value is not None or lost:
-                    deliver(value, lost)
-        for connection, *_ in self._edges:
-            connection.close()
-
-    def stop(self) -> None:
-        """Close the connections; does nothing when it was never started."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join(1.0)
-
-
-class ControlServer:
-    """The launcher's end of the line to its node processes."""
-
-    def __init__(self, address: str) -> None:
-        self._codec = Codec()
-        self._socket = context().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted process takes its name over
-        self._socket.setsockopt(zmq.LINGER, 0)
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise ConfigError(f"the launcher cannot listen at {address}: {error}") from error
-
-    def receive(self, timeout_ms: int) -> list[Value]:
-        values: list[Value] = []
-        while self._socket.poll(timeout_ms):
-            timeout_ms = 0
-            _, *parts = self._socket.recv_multipart()
-            try:
-                values.append(self._codec.decode(parts).value)
-            except WireError:
-                continue  # a stranger on the control line is not listened to
-        return values
-
-    def send(self, process: str, value: Value) -> None:
-        self._socket.send_multipart([process.encode(), *self._codec.encode(0, 0, value)], zmq.DONTWAIT)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class ControlClient:
-    """A node process's end. Belongs to one thread."""
-
-    def __init__(self, address: str, process: str) -> None:
-        self._codec = Codec()
-        self._socket = context().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, process.encode())
-        self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # the launcher listens only once its processes are started
-        self._socket.connect(address)
-
-    def send(self, value: Value) -> None:
-        self._socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
-
-    def receive(self, timeout_ms: int) -> Value | None:
-        if not self._socket.poll(timeout_ms):
-            return None
-        return self._codec.decode(self._socket.recv_multipart()).value
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 def _ring_folder(address: str) -> Path | None:

@@ -90,8 +90,8 @@ def test_the_live_path_does_not_import_training() -> None:
     assert [name for name in top_level if name.startswith(("pipeline.training", "torch"))] == []
 
 
-def test_zmq_is_imported_by_wire_and_network_only() -> None:
-    assert outside(importers("zmq", *LIVE), "pipeline/wire.py:", "pipeline/network.py:") == []
+def test_zmq_is_imported_by_wire_network_and_control_only() -> None:
+    assert outside(importers("zmq", *LIVE), "pipeline/wire.py:", "pipeline/network.py:", "pipeline/control.py:") == []
 
 
 def test_mcap_is_imported_by_the_files_named_for_it_only() -> None:

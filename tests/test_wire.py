@@ -24,10 +24,11 @@ from running import wait_for
 
 from pipeline import ring, runs, wire
 from pipeline.codec import VERSION, Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
+from pipeline.drain import Drain
 from pipeline.errors import ConfigError, WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
 from pipeline.runs import find_run, subscribe
-from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Drain, Gone, Publisher
+from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Gone, Publisher
 
 PICTURE = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")

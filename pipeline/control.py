@@ -1,0 +1,70 @@
+"""The line between the launcher and its node processes: begin and stop one way, reports and faults the other.
+
+    server = ControlServer(address)                      # the launcher's
+    client = ControlClient(address, "align")             # of the process of that name
+    client.send(report); server.receive(timeout_ms=50)
+    server.send("align", Request("stop", "")); client.receive(timeout_ms=50)
+"""
+
+from __future__ import annotations
+
+import zmq
+
+from pipeline.codec import Codec, Value
+from pipeline.errors import ConfigError, WireError
+from pipeline.network import context
+
+
+class ControlServer:
+    """The launcher's end of the line to its node processes."""
+
+    def __init__(self, address: str) -> None:
+        self._codec = Codec()
+        self._socket = context().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted process takes its name over
+        self._socket.setsockopt(zmq.LINGER, 0)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise ConfigError(f"the launcher cannot listen at {address}: {error}") from error
+
+    def receive(self, timeout_ms: int) -> list[Value]:
+        values: list[Value] = []
+        while self._socket.poll(timeout_ms):
+            timeout_ms = 0
+            _, *parts = self._socket.recv_multipart()
+            try:
+                values.append(self._codec.decode(parts).value)
+            except WireError:
+                continue  # a stranger on the control line is not listened to
+        return values
+
+    def send(self, process: str, value: Value) -> None:
+        self._socket.send_multipart([process.encode(), *self._codec.encode(0, 0, value)], zmq.DONTWAIT)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class ControlClient:
+    """A node process's end. Belongs to one thread."""
+
+    def __init__(self, address: str, process: str) -> None:
+        self._codec = Codec()
+        self._socket = context().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, process.encode())
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # the launcher listens only once its processes are started
+        self._socket.connect(address)
+
+    def send(self, value: Value) -> None:
+        self._socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
+
+    def receive(self, timeout_ms: int) -> Value | None:
+        if not self._socket.poll(timeout_ms):
+            return None
+        return self._codec.decode(self._socket.recv_multipart()).value
+
+    def close(self) -> None:
+        self._socket.close()
