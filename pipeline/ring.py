@@ -94,6 +94,8 @@ class Ring:
         self._folder, self._stream = folder, stream.replace("/", "-")
         self._slots = math.ceil((rate_hz or DEFAULT_RATE_HZ) * span_s) + 2
         self._file: _File | None = None
+        self._copied: tuple[tuple[int, ...], np.dtype] | None = None  # shape and type of the last payload, if it was copied
+        self._claimed: np.ndarray | None = None  # ahead, for the next copy
         self._files = 0
         self._generation = 0
         self._most_bytes = MAX_BYTES // MIN_SLOTS  # of one payload; less once the system had no memory for it
@@ -118,11 +120,15 @@ class Ring:
         """
         with self._lock:
             slot = self._file.slot_of(array) if self._file else None
+            self._copied = (array.shape, array.dtype) if slot is None else None
             if slot is None:
-                if (borrowed := self.borrow(array.shape, array.dtype)) is None:
+                claimed, self._claimed = self._claimed, None
+                if claimed is None or (claimed.shape, claimed.dtype) != self._copied:
+                    claimed = self.borrow(array.shape, array.dtype)
+                if claimed is None:
                     return None
-                np.copyto(borrowed, array)
-                array = borrowed
+                np.copyto(claimed, array)
+                array = claimed
                 assert self._file is not None
                 slot = self._file.slot_of(array)
             assert self._file is not None and slot is not None
@@ -130,9 +136,15 @@ class Ring:
             self._file.generations[slot] = self._generation
             return Place(self._file.name, slot, self._generation), array
 
+    def prepare(self) -> None:
+        """Where payloads are copied, claim the next one's slot now, while nobody waits for it."""
+        with self._lock:
+            if self._copied is not None and self._claimed is None and self._file is not None:
+                self._claimed = self._file.claim(*self._copied)
+
     def close(self) -> None:
         """Readers keep what they hold; nobody new finds it."""
-        self._file = None
+        self._file = self._claimed = None
         self._unlink()
 
     def _unlink(self) -> None:
@@ -144,6 +156,7 @@ class Ring:
             bytes_needed = max(bytes_needed, min(2 * self._file.slot_bytes, self._most_bytes))
         slot_bytes = -(-bytes_needed // SLOT_ALIGN) * SLOT_ALIGN
         slots = max(MIN_SLOTS, min(self._slots, MAX_BYTES // slot_bytes, _MAX_SLOTS))
+        self._claimed = None
         path = self._folder / f"{self._stream}.{os.getpid()}-{self._files}.ring"
         self._files += 1
         try:

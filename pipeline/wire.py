@@ -124,6 +124,8 @@ class Publisher:
             # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
             self._post(identity, parts, wait=reader.credits is not None)
         self._slots = []
+        if self._ring is not None:
+            self._ring.prepare()
         # Afterwards: the readers of this message need not wait for it. Credits are wanted at once, greetings can wait.
         if time.monotonic() > self._service_s + SERVICE_EVERY_S or any(r.credits is not None for r in self._readers.values()):
             self.service()

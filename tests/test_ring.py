@@ -67,6 +67,22 @@ def test_reader_sees_what_was_placed(ring, folder):
     assert np.array_equal(RingReader(folder).view(place, (3, 4), np.dtype(np.float32)), image)
 
 
+def test_slot_claimed_ahead_is_the_next_copys(ring, folder):
+    reader = RingReader(folder)
+    first = put(ring, 1)
+    ring.prepare()
+    second = put(ring, 2)
+    assert second.slot != first.slot
+    assert [int(reader.view(place, SHAPE, U8)[0, 0]) for place in (first, second)] == [1, 2]
+
+
+def test_slot_claimed_ahead_in_a_ring_that_has_grown_since_is_let_go(ring, folder):
+    put(ring, 1)
+    ring.prepare()
+    ring.borrow((1000, 1000), np.uint8)
+    assert RingReader(folder).view(put(ring, 2), SHAPE, U8).max() == 2
+
+
 def test_view_cannot_be_written_to(ring, folder):
     view = RingReader(folder).view(put(ring, 1), SHAPE, U8)
     with pytest.raises(ValueError, match="read-only"):
