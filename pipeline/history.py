@@ -94,7 +94,9 @@ class History:
 
     def answer(self, anchor_ns: int, arrival_ns: int) -> Found | Receipt | Wait:
         """arrival_ns: of the anchor."""
-        answer: Answer | Receipt = self.pick.answer(self.frames, anchor_ns, self.complete_before_ns)
+        answer: Answer | Receipt = WAIT
+        if self.complete_before_ns >= anchor_ns + self.pick.ahead_ns:
+            answer = self.pick.answer(self.frames, anchor_ns, self.complete_before_ns)
         if self._live and isinstance(answer, Wait):
             answer = self._answer_early(anchor_ns, arrival_ns)
         if isinstance(answer, Nothing):

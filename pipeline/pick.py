@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline.config import check_options
 from pipeline.errors import nearest
-from pipeline.frame import Frame, ReceiptState
+from pipeline.frame import FOREVER_NS, Frame, ReceiptState
 from pipeline.named import find
 
 MS = 1_000_000
@@ -61,6 +61,11 @@ class Pick(Protocol):
         """How long before an anchor it looks, beyond the newest frame there: what is older serves no anchor from there on."""
         ...
 
+    @property
+    def ahead_ns(self) -> int:
+        """Until the stream is complete up to this long after the anchor the answer is WAIT, and need not be asked for."""
+        ...
+
 
 def around(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Frame | None]:
     """The last frame at or before when_ns, and the first after it. Anchors lie near the end, so this looks from there."""
@@ -81,6 +86,7 @@ class Nearest:
 
     within_ms: float | None = None
     reach_ns: ClassVar[int] = 0
+    ahead_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         within_ns = self._within_ns
@@ -120,6 +126,7 @@ class Latest:
 
     max_age_ms: float = 200.0
     reach_ns: ClassVar[int] = 0
+    ahead_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         frame, after = around(frames, anchor_ns)
@@ -141,7 +148,7 @@ class Window:
     after_ms: float = 0.0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        begin_ns, end_ns = anchor_ns - round(self.before_ms * MS), anchor_ns + round(self.after_ms * MS)
+        begin_ns, end_ns = anchor_ns - self.reach_ns, anchor_ns + self.ahead_ns
         if complete_before_ns < end_ns:
             return WAIT
         covered_to_ns = begin_ns
@@ -171,6 +178,10 @@ class Window:
     def reach_ns(self) -> int:
         return round(self.before_ms * MS)
 
+    @cached_property
+    def ahead_ns(self) -> int:
+        return round(self.after_ms * MS)
+
 
 @dataclass(frozen=True)
 class Interpolate:
@@ -178,6 +189,7 @@ class Interpolate:
 
     max_gap_ms: float = 100.0
     reach_ns: ClassVar[int] = 0
+    ahead_ns: ClassVar[int] = -FOREVER_NS  # a silence may tell long before that the gap is too wide
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         before, after = around(frames, anchor_ns)

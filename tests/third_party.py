@@ -59,7 +59,7 @@ class First:
                 return Found((frame,), "nearest", "the first after") if near else Nothing("too far behind")
         return Nothing("nothing after") if complete_before_ns > anchor_ns + self.within_ms * 1e6 else WAIT
 
-    reach_ns = 0
+    reach_ns = ahead_ns = 0
 
 
 class Mood(Task):
