@@ -23,7 +23,7 @@ from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.named import all_named, find
 from pipeline.node import Node
 
-RESERVED = ("use", "inputs", "process", "host", "restart", "optional")
+RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
@@ -43,6 +43,7 @@ class NodeConfig:
     inputs: tuple[InputConfig, ...] = ()
     process: str = ""
     host: str = ""  # where it runs; "" in a config without hosts
+    shared: bool = False  # programs on other hosts may subscribe to it
     restart: bool = True
     optional: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -153,9 +154,11 @@ def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int
         raise ConfigError(f"{where}.host: {found} Hosts here: {', '.join(hosts)}.{nearest(str(host), hosts)}")
     if host and not hosts:
         raise ConfigError(f"{where}.host: '{host}' has no address. Give it one at the top: hosts: {{{host}: 192.168.1.20}}")
-    for key in ("restart", "optional"):
+    for key in ("shared", "restart", "optional"):
         if not isinstance(node.get(key, False), bool):
             raise ConfigError(f"{where}.{key}: found {node[key]!r}, expected true or false")
+    if node.get("shared") and not hosts:
+        raise ConfigError(f"{where}.shared: this host has no address. Give it one: hosts: {{robot: 192.168.1.20}}, and each node a host")
     if not isinstance(node.get("process", ""), str):
         raise ConfigError(f"{where}.process: found {node['process']!r}, expected a name")
     inputs = node.get("inputs", [])
@@ -170,6 +173,7 @@ def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int
         tuple(_parse_input(entry, f"{where}.inputs[{i}]") for i, entry in enumerate(inputs)),
         node.get("process", ""),
         host,
+        node.get("shared", False),
         node.get("restart", True),
         node.get("optional", False),
         options,

@@ -88,6 +88,8 @@ def check_graph(config: Config) -> None:
             raise ConfigError(f"{node.where}.inputs: '{node.use}' is a source and reads nothing. Remove the key")
         if not issubclass(kind, Source) and not node.inputs:
             raise ConfigError(f"{node.where}.inputs: missing. Which nodes does it read? Here: {', '.join(config.nodes)}")
+        if node.shared and issubclass(kind, Sink):
+            raise ConfigError(f"{node.where}.shared: '{node.use}' sends nothing: it is a sink")
         for i, edge in enumerate(node.inputs):
             _check_edge(config, node, edge, f"{node.where}.inputs[{i}]")
     _check_cycles(config)
@@ -109,8 +111,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
     journals = {e.source for node in here for e in node.inputs if e.source.endswith(EVENTS)}
     addresses |= {name: address(name) for name in sorted(journals)}
     recorded = {e.source for n in here for e in n.inputs if isinstance(e.keep, int) and e.keep >= MANY}
-    network = _network_addresses(config)
-    clocks = {name: f"tcp://{at}:{port}" for name, (at, port) in config.hosts.items()}
+    network, clocks = _network_addresses(config), _clock_addresses(config)
     read_elsewhere = {e.source for node in config.nodes.values() if node.host != host for e in node.inputs}
     waits = _fed_by_unpaced(config)
     processes: dict[str, ProcessPlan] = {}
@@ -135,7 +136,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             issubclass(kind, Sink),
             addresses[node.name],
             edges,
-            network[node.name] if node.name in read_elsewhere else "",
+            network[node.name] if node.name in read_elsewhere or node.shared else "",
             addresses.get(node.name + EVENTS, ""),
             node.name in recorded,
         )
@@ -148,6 +149,20 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
         process.control = control
     tells_time = any(node.network for process in processes.values() for node in process.nodes)
     return Plan(config.path, list(processes.values()), control, addresses[HEALTH], host, clocks[host] if tells_time else "")
+
+
+def shared_stream(config: Config, name: str) -> tuple[str, str, str]:
+    """A shared node's host, and where other hosts read it and its clock. Raises ConfigError for one that is not shared."""
+    shared = [node.name for node in config.nodes.values() if node.shared]
+    if name not in shared:
+        fix = f"Set nodes.{name}.shared: true" if name in config.nodes else f"Shared: {', '.join(shared) or 'none'}.{nearest(name, shared)}"
+        raise ConfigError(f"{config.path}: '{name}' is not shared with other hosts. {fix}")
+    host = config.nodes[name].host
+    return host, _network_addresses(config)[name], _clock_addresses(config)[host]
+
+
+def _clock_addresses(config: Config) -> dict[str, str]:
+    return {name: f"tcp://{at}:{port}" for name, (at, port) in config.hosts.items()}
 
 
 def _network_addresses(config: Config) -> dict[str, str]:

@@ -16,9 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.clock import LiveClock
 from pipeline.codec import End
 from pipeline.errors import ConfigError, WireError, nearest
-from pipeline.frame import AlignedSet, Frame, Health, Prediction
+from pipeline.frame import AlignedSet, Frame, Health, Prediction, left_ns, moved
+from pipeline.keys import Keyring, leaves_host
+from pipeline.network import ClockLine
+from pipeline.packing import unpacked
 from pipeline.wire import Connection
 
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
@@ -74,23 +78,23 @@ def find_run(node: str) -> str:
     raise ConfigError(f"no running node is called '{node}'. Running: {', '.join(sorted(known))}.{nearest(node, known)}")
 
 
-def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> Iterator[Any]:
+def subscribe(
+    node: str, *, address: str | None = None, config: str | Path | None = None, host: str = "", wait_s: float = 0.0
+) -> Iterator[Any]:
     """What `node` of the running pipeline publishes (Prediction, Frame, …), newest last, until the pipeline ends.
 
-    wait_s: how long to wait for a pipeline to be there. Raises ConfigError when there is none, naming what runs.
+    config: of a pipeline on another host, in which the node is `shared: true`; host: whose keys this program uses. Times
+    are then this host's, and the clock errors hold what is not known of the other's clock.
+    wait_s: how long to wait for a pipeline on this host. Raises ConfigError when there is none, naming what runs.
     A program that is too slow loses messages; the pipeline is never held up.
     """
-    give_up_s = time.monotonic() + wait_s
-    here = address is None  # only of a run on this host can we see whether it lives
-    while address is None:
-        try:
-            address = find_run(node)
-        except ConfigError:
-            if time.monotonic() >= give_up_s:
-                raise
-            time.sleep(0.1)
-    connection = Connection(address, f"{node}<-{os.getpid()}-{secrets.token_hex(3)}")
-    heard_s = time.monotonic()
+    reader = f"{node}<-{os.getpid()}-{secrets.token_hex(3)}"
+    if config is not None:
+        connection, here = _to_other_host(config, node, host, reader), False
+    else:
+        connection = Connection(address or _wait_for_run(node, wait_s), reader)
+        here = address is None  # only of a run on this host can we see whether it lives
+    clock, line, heard_s = LiveClock(), connection.line, time.monotonic()
     try:
         while True:
             connection.greet()
@@ -98,16 +102,45 @@ def subscribe(node: str, *, address: str | None = None, wait_s: float = 0.0) -> 
                 heard_s = time.monotonic()
                 try:
                     value, _ = connection.receive()
+                    message = unpacked(value) if isinstance(value, Frame | AlignedSet | Prediction | Health) else None
                 except WireError:
                     continue
-                if isinstance(value, End):
+                if message is not None and line is None:
+                    yield message
+                elif message is not None and line is not None and line.clock.admits(left_ns(message), clock.now_ns()):
+                    yield moved(message, line.clock.to_local)  # not admitted: that clock has jumped, and it cannot be dated
+                elif isinstance(value, End):
                     return
-                if isinstance(value, Frame | AlignedSet | Prediction | Health):
-                    yield value
-            elif here and time.monotonic() - heard_s > SILENT_S and address not in addresses():
+            elif here and time.monotonic() - heard_s > SILENT_S and connection.address not in addresses():
                 return  # the pipeline was killed: nobody is left to say that it ended
     finally:
         connection.close()
+        if line is not None:
+            line.stop()
+
+
+def _wait_for_run(node: str, wait_s: float) -> str:
+    give_up_s = time.monotonic() + wait_s
+    while True:
+        try:
+            return find_run(node)
+        except ConfigError:
+            if time.monotonic() >= give_up_s:
+                raise
+            time.sleep(0.1)
+
+
+def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Connection:
+    from pipeline import graph  # it plans with the addresses of this module
+    from pipeline.config import load
+
+    there, address, clock = graph.shared_stream(load(config), node)
+    if leaves_host(address) and not host:
+        raise ConfigError(f"'{node}' is read from {address}: say whose keys to use, such as subscribe('{node}', config=…, host='laptop')")
+    keyring = Keyring.for_addresses(host, [address, clock])
+    line = ClockLine(there, clock, keyring)
+    line.start()
+    return Connection(address, reader, payloads="packed", line=line, keyring=keyring)
 
 
 def free_address(run_folder: Path, node: str, *, portable: bool) -> str:

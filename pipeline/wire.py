@@ -255,7 +255,7 @@ class Connection:
         """payloads None: through the ring where it can be reached, else inline. line: of the host that the address belongs
         to, if it is another one. Raises ConfigError as network.connect does."""
         self.welcome: StreamInfo | None = None
-        self.line = line
+        self.address, self.line = address, line
         self._ended = self._leaving = False
         self.restarts = 0
         folder = _ring_folder(address)

@@ -43,6 +43,8 @@ INVALID = {
     "host-missing": ["nodes.camera.host: missing", "Hosts here: front, brain"],
     "hosts": ["hosts: found list", "expected a table such as {front: 192.168.1.20"],
     "hosts-address": ["hosts.front: found '192.168.1.20:seven'", "expected an address such as 192.168.1.20:7700"],
+    "shared": ["nodes.camera.shared: this host has no address", "hosts: {robot: 192.168.1.20}"],
+    "shared-sink": ["nodes.console.shared: 'console' sends nothing: it is a sink"],
     "portable": ["portable: found 'sometimes', expected true or false"],
     "node-name": ["'left camera' cannot be a node's name", "letters, digits"],
     "node-name-taken": ["'health' cannot be a node's name", "taken"],

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import parse
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.graph import NodePlan, Plan, plan_graph
+from pipeline.graph import NodePlan, Plan, plan_graph, shared_stream
 from pipeline.node import Source
 
 CAMERA = {"use": "synthetic"}
@@ -143,6 +143,22 @@ def test_a_host_that_is_read_tells_the_time(tmp_path: Path) -> None:
     front, brain = plan_for(tmp_path, "front"), plan_for(tmp_path, "brain")
     assert (front.clock, brain.clock) == ("tcp://10.0.0.1:7700", "")
     assert {p.name: p.clocks for p in brain.processes} == {"sound": {}, "align": {"front": front.clock}}
+
+
+def test_a_shared_node_is_on_the_network_though_no_node_reads_it_there(tmp_path: Path) -> None:
+    nodes = {**TWO_HOSTS, "lidar": {**CAMERA, "host": "front", "shared": True}}
+    front = plan_for(tmp_path, "front", nodes)
+    there = shared_stream(parse({"hosts": HOSTS, "nodes": nodes}, "graph.yaml"), "lidar")
+    assert there == ("front", node(front, "lidar").network, front.clock)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("camera", "Set nodes.camera.shared: true"), ("lidra", "Shared: lidar. Did you mean 'lidar'?")]
+)
+def test_node_that_is_not_shared_cannot_be_read_by_a_program_elsewhere(name: str, fix: str) -> None:
+    nodes = {**TWO_HOSTS, "lidar": {**CAMERA, "host": "front", "shared": True}}
+    with pytest.raises(ConfigError, match=re.escape(fix)):
+        shared_stream(parse({"hosts": HOSTS, "nodes": nodes}, "graph.yaml"), name)
 
 
 def test_a_sink_that_comes_or_goes_moves_no_stream(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 CONFIG = """
 hosts: {front: FRONT, brain: BRAIN}
 nodes:
-  camera:     {use: synthetic, host: front, encoding: bgr8, rate_hz: 30, width_px: 96, height_px: 32, count: COUNT}
+  camera:     {use: synthetic, host: front, shared: true, encoding: bgr8, rate_hz: 30, width_px: 96, height_px: 32, count: COUNT}
   told:       {use: "two_hosts:Stamps", host: front, inputs: [{from: camera, keep: 2000}], path: "TOLD"}
   microphone: {use: synthetic, host: brain, encoding: pcm_f32, rate_hz: 50}
   align:
@@ -124,6 +124,9 @@ class Host:
         return ["ip", "netns", "exec", self.space, *clock, *wall, *command]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.python(str(ROOT / "run_pipeline.py"), *arguments)
+
+    def python(self, *arguments: str) -> subprocess.Popen[str]:
         runtime = self.folder / "run"
         runtime.mkdir(mode=0o700, exist_ok=True)
         environment = os.environ | {
@@ -132,10 +135,8 @@ class Host:
             "XDG_RUNTIME_DIR": str(runtime),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
-        program = [sys.executable, str(ROOT / "run_pipeline.py"), *arguments]
-        return subprocess.Popen(
-            self.command(*program), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        command = self.command(sys.executable, *arguments)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
     def power_off(self) -> None:
@@ -341,6 +342,33 @@ def test_without_a_key_the_host_does_not_start_and_says_why(cable: Cable, tmp_pa
         (tmp_path / "away").rename(hidden)
     assert front.returncode == 2
     assert "python run_pipeline.py keys new front" in output
+
+
+PROGRAM = """
+import itertools, json, sys
+import pipeline
+for frame in itertools.islice(pipeline.subscribe("camera", config=sys.argv[1], host="brain"), 40):
+    print(json.dumps([frame.seq, frame.capture_ns, frame.clock_error_ns]), flush=True)
+"""
+
+
+def test_program_on_another_host_reads_a_shared_node_on_its_own_clock(cable: Cable, tmp_path: Path) -> None:
+    path = str(config(tmp_path, count=100_000))
+    front = cable.front.start("run", path, "--host", "front")
+    program = cable.brain.python("-c", PROGRAM, path)
+    try:
+        output = program.communicate(timeout=40)[0]
+        until(lambda: (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > 60, 20, "front writes")
+        cable.front.power_off()
+        front.wait()
+    finally:
+        for process in (front, program):
+            process.kill()
+    assert program.returncode == 0, output
+    told, seen = stamps(tmp_path / "told.jsonl"), {row[0]: row[1:] for row in map(json.loads, output.splitlines())}
+    assert len(seen) == 40
+    assert all(abs(capture_ns - (told[seq][0] - SHIFT_S * NS)) <= error_ns for seq, (capture_ns, error_ns) in seen.items())
+    assert all(0 < error_ns < 50_000_000 for _, error_ns in seen.values())
 
 
 def test_a_host_that_was_restarted_with_another_clock_is_found_again(cable: Cable, tmp_path: Path) -> None:
