@@ -1,0 +1,40 @@
+"""What waits for messages: with the system's poll, and, where there is none (Windows), with ZeroMQ's."""
+
+from __future__ import annotations
+
+import select
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import runs
+from pipeline.frame import Frame, StreamInfo
+from pipeline.wire import Bells, Connection, Publisher
+
+
+@pytest.mark.parametrize("has_poll", [True, False])
+def test_streams_are_heard_whichever_way_there_is_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_poll: bool) -> None:
+    if not has_poll:
+        monkeypatch.delattr(select, "poll")
+    addresses = {name: runs.free_address(tmp_path, name, portable=True) for name in ("left", "right")}
+    publishers = [Publisher(address, StreamInfo(name, "series_f32")) for name, address in addresses.items()]
+    connections = [Connection(address, f"reader of {name}") for name, address in addresses.items()]
+    bells = Bells(connections)
+    heard: set[str] = set()
+    give_up_s = time.monotonic() + 10
+    while heard != {"left", "right"} and time.monotonic() < give_up_s:
+        for publisher in publishers:
+            publisher.send(Frame(publisher.info.stream, 0, 1, "series_f32", np.zeros(3, np.float32)))
+        for connection in connections:
+            connection.greet()
+        for connection in bells.wait(20):
+            value, _ = connection.receive()
+            if isinstance(value, Frame):
+                heard.add(value.stream)
+    for end in connections:
+        end.close()
+    for publisher in publishers:
+        publisher.close(ended=False)
+    assert heard == {"left", "right"}
