@@ -179,8 +179,8 @@ class Codec:
             raise TypeError(f"unexpected {kind}")
         dtype, shape, where = raw
         for size in shape:
-            if size < 0:  # numpy would give it a meaning
-                raise ValueError("a negative size")
+            if not isinstance(size, int) or size < 0:  # numpy would give it a meaning
+                raise ValueError("a size is a count")
         if isinstance(where, list):
             if self._fetch is None:
                 raise ValueError("a payload in a ring, for a reader that did not ask for it")
@@ -189,4 +189,4 @@ class Codec:
         if isinstance(where, int) and where < 0:  # and lists to this
             raise ValueError("a negative part")
         array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])
-        return array.reshape([int(n) for n in shape])
+        return array.reshape(shape)
