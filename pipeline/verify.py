@@ -140,10 +140,14 @@ class Audit:
         events = list(events_of(reader, align))
         self.told[align] = Counter((e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, Told) and e.seq >= 0)
         self.sent[align] = [e for e in events if isinstance(e, Sent)]
-        if self.streams[align + EVENTS].missing:
+        if not self._heard_whole(align):
             self.verdicts[align] = eventlog.Verdict(len(self.sent[align]), len(events), ())
         elif events and isinstance(events[0], Rules):
             self.verdicts[align] = eventlog.judge(iter(events), f"{self.path}: {align}{EVENTS}", cut=not self.finished)
+
+    def _heard_whole(self, align: str) -> bool:
+        """Whether all that `align` was told and decided is here. What the recorder dropped at the end leaves no gap to see."""
+        return not self.streams[align + EVENTS].missing and not self._dropped_by_recorder(align + EVENTS)
 
     # --- the books ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +185,7 @@ class Audit:
                     yield f"{name}: {lost - explained} of {lost} missing messages are unaccounted for ({where} …)"
         for align, verdict in self.verdicts.items():
             yield from (f"{align}: {difference}" for difference in verdict.differences[:MOST_TOLD])
-            if not self.streams[align + EVENTS].missing:
+            if self._heard_whole(align):
                 yield from self._unheard(align)
         for node, predictions in self.predictions.items():
             yield from self._unfounded(node, predictions)
@@ -208,7 +212,7 @@ class Audit:
         if align is None:
             return
         sets = {sent.anchor_ns: sent for sent in self.sent[align]}
-        whole = not self.streams[align + EVENTS].missing and self.finished
+        whole = self._heard_whole(align) and self.finished
         unknown = [p.capture_ns for p in predictions if p.capture_ns not in sets]
         if unknown and whole:
             yield f"{node}: {len(unknown)} predictions are of no set of '{align}' (the first at {unknown[0]})"
@@ -247,7 +251,7 @@ def report(path: Path, *, plot: Path | None = None) -> None:
         cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         print("  " + "  ".join(cells).rstrip())
     for align, verdict in audit.verdicts.items():
-        gap = "; not derived again: the recorder dropped a part of what it was told" if audit.streams[align + EVENTS].missing else ""
+        gap = "; not derived again: the recorder dropped a part of what it was told" if not audit._heard_whole(align) else ""
         derived = gap or ("" if verdict.differences else ", each derived again, with its receipts")
         print(f"  {align}: {verdict.sets} aligned sets{derived}")
     for node, predictions in audit.predictions.items():

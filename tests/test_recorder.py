@@ -250,8 +250,9 @@ def test_alignment_afresh_is_told_every_frame_in_the_order_in_which_they_left(tm
 # --- verify and diff --------------------------------------------------------------------------------------------------
 
 
-def recorded_run(path: Path, *, without: int | None = None) -> None:
-    """Ten pictures, each aligned and predicted from, as `record` keeps them; without: a picture that is missing."""
+def recorded_run(path: Path, *, without: int | None = None, events_dropped: int = 0) -> None:
+    """Ten pictures, each aligned and predicted from, as `record` keeps them. without: a picture that is missing. events_dropped:
+    so many of the last lines of the aligner's events found no room on the disk, as the recorder says."""
     journal: list[bytes] = []
     node = Align(anchor="camera", max_wait_ms=20)
     about = {"made_by": "record", "nodes": {"memory": {"inputs": ["align"]}}}
@@ -261,12 +262,13 @@ def recorded_run(path: Path, *, without: int | None = None) -> None:
         sets = [s for i in range(10) for s in stage.give("camera", picture(i), at_ns=i * 40 * MS + MS)] + stage.end()
         for i in (i for i in range(10) if i != without):
             writer.write("camera", picture(i))
-        for i, text in enumerate(journal):
+        for i, text in enumerate(journal[: len(journal) - events_dropped]):
             writer.write("align.events", Frame("align.events", i, i, "text_utf8", np.frombuffer(text, np.uint8), publish_ns=i * 40 * MS))
         for s in sets:
             writer.write("memory", Prediction("memory", s.anchor_ns, ("a",), np.ones(1, np.float32), "a", "m", receipts=s.receipts))
-        writer.note("finished", {"dropped": {}, "written": {}})
-        writer.note("summary", {"dropped": {}})
+        dropped = {"align.events": {"disk full": events_dropped}} if events_dropped else {}
+        writer.note("finished", {"dropped": dropped, "written": {}})
+        writer.note("summary", {"dropped": {"record": dropped}})
 
 
 def test_a_recording_whose_books_balance_is_said_to_be_whole(tmp_path, capsys):
@@ -281,6 +283,13 @@ def test_one_missing_picture_is_an_error_that_names_its_number(tmp_path, capsys)
     with pytest.raises(ConfigError, match="books do not balance"):
         audit_report(tmp_path / "a.mcap")
     assert "camera: 1 of 1 missing messages are unaccounted for (#4" in capsys.readouterr().out
+
+
+def test_what_the_recorder_dropped_of_the_aligners_last_events_is_no_fault_of_the_books(tmp_path, capsys):
+    recorded_run(tmp_path / "a.mcap", events_dropped=4)
+    audit_report(tmp_path / "a.mcap")
+    said = capsys.readouterr().out
+    assert "not derived again: the recorder dropped a part" in said and "dropped by the recorder: 4 of align.events" in said
 
 
 def test_a_prediction_too_few_is_an_error(tmp_path):
