@@ -54,9 +54,9 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
         config = with_auto_time(config, args.host)
     print_notice(config, stored)
     summary = launch(config, host=args.host, for_s=args.for_s, warm=True, on_begin=lambda plan: print_page(plan, open_it=args.open))
+    print_summary(summary)
     if args.out:
         add_summary(args.out, summary)
-    print_summary(summary)
     return config, summary
 
 

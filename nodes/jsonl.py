@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -20,17 +21,43 @@ class Jsonl(Sink):
     def __init__(self, *, path: str) -> None:
         self._path = Path(path)
         self._file: IO[bytes] | None = None
+        self._whole_bytes = 0  # written, up to the end of a line
+        self._is_full = False
 
     def open(self) -> None:
         try:
-            self._file = self._path.open("wb")
+            self._file = self._path.open("wb", buffering=0)  # a reader that follows the file sees each line at once
         except OSError as error:
             raise ConfigError(f"--out {self._path}: cannot be written: {error.strerror}") from error
 
     def consume(self, arrival: Arrival) -> None:
-        assert self._file is not None and isinstance(arrival.message, Prediction)
-        self._file.write(msgspec.json.encode(arrival.message.record()) + b"\n")
-        self._file.flush()  # a reader that follows the file sees each line at once
+        assert isinstance(arrival.message, Prediction)
+        line = msgspec.json.encode(arrival.message.record()) + b"\n"
+        try:
+            self._write(line)
+        except OSError as error:
+            self.context.metrics.drop(arrival.source, "disk full")
+            if not self._is_full:
+                self.context.log.error("--out %s: %s. Predictions are counted, not written, until there is room; the pipeline goes on.",
+                                       self._path, error.strerror)  # fmt: skip
+            self._is_full = True
+        else:
+            self._is_full = False
+
+    def _write(self, line: bytes) -> None:
+        """The whole line or, with OSError, nothing of it."""
+        assert self._file is not None
+        written = 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            if written:
+                with suppress(OSError):  # a pipe takes nothing back
+                    self._file.truncate(self._whole_bytes)
+                    self._file.seek(self._whole_bytes)
+            raise
+        self._whole_bytes += len(line)
 
     def close(self) -> None:
         if self._file is not None:

@@ -25,7 +25,10 @@ def with_out(config: Config, path: str, host: str) -> Config:
         raise ConfigError(f"--out {path}: no node of {config.path} makes predictions. Add one that does, such as infer")
     here = [n.name for n in predicting if n.host == host]
     if not here:  # they are made on another host: this one writes its summary alone
-        Path(path).write_text("")
+        try:
+            Path(path).write_text("")
+        except OSError as error:
+            raise ConfigError(f"--out {path}: cannot be written: {error.strerror}") from error
         return config
     name = "out" if "out" not in config.nodes else "--out"
     inputs = tuple(InputConfig(source, KEEP) for source in here)
@@ -35,5 +38,9 @@ def with_out(config: Config, path: str, host: str) -> Config:
 
 
 def add_summary(path: str, summary: dict[str, Any]) -> None:
-    with Path(path).open("a") as file:
-        file.write(json.dumps(summary) + "\n")
+    """ConfigError where it cannot be written: the run is over then, and a script that waits for it must hear."""
+    try:
+        with Path(path).open("a") as file:
+            file.write(json.dumps(summary) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {path}: the summary could not be written: {error.strerror}") from error

@@ -124,6 +124,17 @@ def test_out_that_cannot_be_written_is_named(folder: Path, path: str) -> None:
     assert said.startswith(f"--out {path}: cannot be written")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without room")
+def test_out_on_a_full_disk_is_counted_and_the_run_goes_on_to_its_summary(folder: Path) -> None:
+    nodes = f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\n"
+    nodes += 'mood: {use: infer, task: "third_party:Mood", inputs: [align]}'
+    done = finished(folder, "run", a_file(folder, nodes), "--out", "/dev/full", "--for", "500ms", PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("--out /dev/full: No space left on device. Predictions are counted, not written, until") == 1
+    assert "error: --out /dev/full: the summary could not be written: No space left on device" in done.stderr
+    assert "disk full" in done.stdout and "unaccounted: none" in done.stdout
+
+
 def test_out_of_a_graph_without_predictions_is_refused(folder: Path) -> None:
     graph = a_file(folder, f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}")
     assert "makes predictions" in refused(folder, "run", graph, "--out", "p.jsonl", exit_code=2)

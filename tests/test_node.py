@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 
 from nodes.align import Align
+from nodes.jsonl import Jsonl
 from pipeline.clock import NS, ManualClock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Prediction, StreamInfo
@@ -223,3 +225,41 @@ def test_align_node_refuses_an_anchor_and_a_rate_together():
 def test_unknown_pick_rule_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'nearest'"):
         Align(anchor="camera", pick={"imu": {"policy": "neares"}})
+
+
+class Disk:
+    """A file on a disk that has room for `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.held = room, b""
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.held += taken
+        return len(taken)
+
+    def truncate(self, size: int) -> None:
+        self.held = self.held[:size]
+
+    def seek(self, size: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_out_holds_whole_lines_only_when_the_disk_is_full_for_a_while(tmp_path):
+    node = Jsonl(path=str(tmp_path / "p.jsonl"))
+    prediction = Prediction("mood", 0, ("a",), np.ones(1, np.float32), "a", "m")
+    with Stage(node, inputs=["mood"]) as stage:
+        node._file.close()
+        node._file = disk = Disk(0)
+        length = len(msgspec.json.encode(prediction.record())) + 1
+        disk.room = 2 * length + length // 2
+        for _ in range(4):
+            stage.give("mood", prediction)
+        disk.room = length
+        stage.give("mood", prediction)
+    assert len(disk.held.splitlines()) == 3 and len(disk.held) == 3 * length
+    assert node.context.metrics.dropped() == {"mood": {"disk full": 2}}
