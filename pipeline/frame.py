@@ -14,7 +14,7 @@ Those made for every frame are left out of garbage collection (gc=False): frozen
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -40,6 +40,7 @@ Encoding = Literal[
     "none",  # (0,) uint8: nothing happened until capture_ns (a watermark)
 ]
 
+ENCODINGS = frozenset(get_args(Encoding))
 POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")  # encodings that say where things are
 
 ReceiptState = Literal[
@@ -89,7 +90,11 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False,
     reason: str = ""  # of an encoding "none": why nothing happened ("muted", "unplugged"); else what it lacks
 
     def __post_init__(self) -> None:
-        self.data.setflags(write=False)
+        try:
+            self.data.setflags(write=False)
+        except AttributeError:
+            found = f"data is {type(self.data).__name__}, expected a numpy array"
+            raise TypeError(f"Frame of '{self.stream}': {found}, such as np.array([20.5], np.float32)") from None
 
     @property
     def end_ns(self) -> int:

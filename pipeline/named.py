@@ -13,6 +13,8 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
+from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
 
@@ -59,7 +61,7 @@ def _class_of(module: ModuleType, base: type[T]) -> type[T] | None:
 def _from_module(module_name: str, class_name: str, base: type[T], where: str) -> type[T]:
     if "" not in sys.path and "." not in sys.path:
         sys.path.append("")  # a user's own file lies where the command was given
-    module = _import(module_name, where)
+    module = _import_own(module_name, where)
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, base):
         return found
@@ -69,12 +71,30 @@ def _from_module(module_name: str, class_name: str, base: type[T], where: str) -
     raise ConfigError(f"{where}: module '{module_name}' has no '{class_name}'.{nearest(class_name, names)}")
 
 
-def _import(module_name: str, where: str) -> ModuleType:
+def _import_own(module_name: str, where: str) -> ModuleType:
+    """Somebody's own file: what is wrong with it is said with its line, as what is wrong with a config."""
+    try:
+        return _import(module_name, where, _own_package)
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"{where}: {at.filename}, line {at.lineno}: {type(error).__name__}: {error}") from error
+
+
+def _own_package(package: str, where: str) -> ConfigError:
+    return ConfigError(f"{where}: the Python package '{package}', which it imports, is not installed. "
+                       f"Install it with: {sys.executable} -m pip install {package}")  # fmt: skip
+
+
+def _import(module_name: str, where: str, missing: Callable[[str, str], ConfigError] = missing_package) -> ModuleType:
+    if not all(part.isidentifier() for part in module_name.split(".")):  # an empty name, a relative one, a path
+        raise ConfigError(f"{where}: '{module_name}' is not the name of a module")
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(f"{where}: there is no Python module '{error.name}' here or on the Python path") from None
-        raise missing_package(error.name or "?", where) from error
-    except (ValueError, TypeError) as error:  # an empty name, a relative one
-        raise ConfigError(f"{where}: '{module_name}' is not the name of a module") from error
+        raise missing(error.name or "?", where) from error

@@ -8,7 +8,8 @@ in a test (pipeline/testing.py).
         def __init__(self, *, rate_hz: float = 1.0): ...
         def info(self): return StreamInfo(self.name, "series_f32", self.rate_hz)
         def frames(self, clock):
-            while clock.sleep_until(next_ns, self.context.stopping): yield Frame(self.name, -1, next_ns, "series_f32", value)
+            while clock.sleep_until(next_ns, self.context.stopping):
+                yield Frame(self.name, -1, next_ns, "series_f32", np.array([celsius], np.float32))
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS, Clock, LiveClock
-from pipeline.errors import DeviceError
-from pipeline.frame import AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
+from pipeline.errors import DeviceError, nearest
+from pipeline.frame import ENCODINGS, AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.inbox import Arrival, Ended, Inbox
 from pipeline.metrics import Metrics
 from pipeline.time_correction import TimeCorrection, check_offset, time_correction
@@ -215,6 +216,7 @@ def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError
         seq += node.take_lost()
         if not node.numbers:
             return send(frame)
+        _check(frame, node)
         send(msgspec.structs.replace(node.correction.apply(frame), seq=seq, publish_ns=clock.now_ns()))
         seq += 1
 
@@ -245,6 +247,19 @@ def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError
             context.log.warning("%s", error)
             node.close()
             lost = error
+
+
+def _check(frame: object, node: Source) -> None:
+    """What no reader could take is said here, where it was made: behind the socket it would be lost and only counted."""
+    where = f"{type(node).__name__}.frames()"
+    if not isinstance(frame, Frame):
+        raise TypeError(f"{where} yielded {type(frame).__name__}, expected a pipeline.frame.Frame")
+    if frame.encoding not in ENCODINGS:
+        known = ", ".join(sorted(ENCODINGS))
+        raise ValueError(f"{where}: no encoding '{frame.encoding}'. Known: {known}.{nearest(str(frame.encoding), ENCODINGS)}")
+    for name in ("capture_ns", "duration_ns", "clock_error_ns"):
+        if type(value := getattr(frame, name)) is not int:
+            raise TypeError(f"{where}: {name} is {value!r} ({type(value).__name__}), expected whole nanoseconds: int(…)")
 
 
 def _try_open(node: Source) -> DeviceError | None:

@@ -55,6 +55,30 @@ def run_source(source: Source, *, lost: DeviceError | None = None, muted: bool =
     return sent, told
 
 
+class Wrong(Source):
+    """What the author of a first node gets wrong."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+
+    def frames(self, clock):
+        yield self.make(clock.now_ns())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda now_ns: Frame("camera", -1, now_ns, "series_f32", 20.5), "data is float, expected a numpy array"),
+        (lambda now_ns: Frame("camera", -1, now_ns, "series", np.zeros(1)), "no encoding 'series'.*Did you mean 'series_f32'"),
+        (lambda now_ns: Frame("camera", -1, now_ns / 2, "series_f32", np.zeros(1)), "capture_ns is 0.0 .float., expected whole nanos"),
+        (lambda now_ns: 20.5, r"Wrong.frames\(\) yielded float, expected a pipeline.frame.Frame"),
+    ],
+)
+def test_a_frame_that_no_reader_could_take_is_refused_where_it_was_made(make, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        run_source(Wrong(make))
+
+
 def test_lost_device_is_opened_again_and_the_silence_is_told_downstream():
     sent, told = run_source(Flaky())
     assert [f.encoding for f in sent] == ["series_f32"] * 3 + ["none"] + ["series_f32"] * 3
