@@ -112,7 +112,7 @@ def check(args: argparse.Namespace) -> None:
     config = load(args.config, args.set)
     check_graph(config)
     for node in config.nodes.values():
-        instantiate(node.use, node.options, where=node.where)
+        instantiate(node.use, node.options, where=node.where, inputs=[e.source for e in node.inputs])
     for node in config.nodes.values():
         inputs = ", ".join(f"{e.source}{f' (keep: {e.keep})' if e.keep else ''}" for e in node.inputs)
         optional = "  optional" if node.optional else ""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,14 +79,13 @@ class Align(Transform):
         self._retold: Retold | None = None
         self._derived = derived
 
-    def open(self) -> None:
-        inputs = self.context.inputs
-        for stream in [*self._rules, *([self._anchor] if self._anchor else [])]:
+    def check_inputs(self, inputs: Sequence[str]) -> None:
+        named = {f"pick.{stream}": stream for stream in self._rules} | ({"anchor": self._anchor} if self._anchor else {})
+        for option, stream in named.items():
             if stream not in inputs:
-                raise ConfigError(
-                    f"node '{self.name}': '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}"
-                )
+                raise ConfigError(f"{option}: '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}")
 
+    def open(self) -> None:
         if self._replay and self._realign and self._derived:
             self._max_wait_ns = None
             self.context.metrics.facts["replay"] = "sets wait for proof: an input is not in the recording, but made of it"

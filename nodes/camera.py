@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline import capture, media
+from pipeline import assets, capture, media
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
@@ -57,6 +57,7 @@ class Camera(Source):
         for option, value in (("width_px", width_px), ("height_px", height_px), ("rate_hz", rate_hz)):
             if value is not None and value <= 0:
                 raise ConfigError(f"{option} must be above 0, not {value}.")
+        assets.check(device)
         self.device = int(device) if isinstance(device, str) and device.isdecimal() else device
         self.within = (width_px, height_px)
         self.rate_hz, self.realtime, self.loop = rate_hz, realtime, loop

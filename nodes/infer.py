@@ -36,6 +36,10 @@ class Infer(Transform):
     ) -> None:  # fmt: skip
         if precision not in PRECISIONS:
             raise ValueError(f"precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
+        if backend != "auto":
+            from pipeline.inference.engine import named
+
+            named(backend)
         self.task = make(task, options)
         self._backend, self.task.precision = backend, precision
         self._replay, self._unclosed = replay, replay_unclosed

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline import media, portaudio
+from pipeline import assets, media, portaudio
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
@@ -51,6 +51,7 @@ class Microphone(Source):
             raise ConfigError(f"sample_rate_hz must be from 4000 to 192000, not {sample_rate_hz}.")
         if not 5 <= chunk_ms <= 1000:
             raise ConfigError(f"chunk_ms must be from 5 to 1000, not {chunk_ms}.")
+        assets.check(device)
         self.device = int(device) if isinstance(device, str) and device.isdecimal() else device
         self.sample_rate_hz, self.chunk_ms = sample_rate_hz, chunk_ms
         self.realtime, self.loop = realtime, loop

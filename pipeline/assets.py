@@ -82,6 +82,12 @@ def path(name: str) -> Path:
     return _transformed(asset, found) if asset.transform else found
 
 
+def check(address: object) -> None:
+    """AssetError for an asset:NAME that there is none of; fetches nothing. Any other address is nobody's business here."""
+    if isinstance(address, str) and address.startswith(PREFIX):
+        entry(address.removeprefix(PREFIX))
+
+
 def resolve(address: str) -> str:
     """"asset:demo-clip" → the path of that asset; any other address is returned unchanged."""
     return str(path(address.removeprefix(PREFIX))) if address.startswith(PREFIX) else address

@@ -74,7 +74,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise _no_such_file(path) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it holds no text"
+        raise ConfigError(f"{path}: cannot be read: {why}. A config is a YAML file, such as configs/emotion-live.yaml") from error
     from pipeline import yaml_text
 
     try:
@@ -213,7 +214,10 @@ def check_options(kind: type, options: dict[str, Any], where: str) -> dict[str, 
     for key, value in options.items():
         if key not in parameters:
             known = [*parameters, *RESERVED]
-            raise ConfigError(f"{where}: unknown key '{key}'. {kind.__name__} takes: {', '.join(parameters)}.{nearest(key, known)}")
+            meant = nearest(key, known)
+            if not meant and "task" in parameters:
+                meant = f" What its task takes stands one level below: options: {{{key}: …}}"
+            raise ConfigError(f"{where}: unknown key '{key}'. {kind.__name__} takes: {', '.join(parameters)}.{meant}")
         try:
             converted[key] = msgspec.convert(value, hints.get(key, Any), strict=True)
         except (msgspec.ValidationError, TypeError):
@@ -225,11 +229,15 @@ def check_options(kind: type, options: dict[str, Any], where: str) -> dict[str, 
     return converted
 
 
-def instantiate(use: str, options: dict[str, Any], *, where: str) -> Node:
+def instantiate(use: str, options: dict[str, Any], *, where: str, inputs: Sequence[str] | None = None) -> Node:
+    """inputs: the nodes it will read from, which its options must fit; None: not known here."""
     kind = resolve(use, where)
     converted = check_options(kind, options, where)
     try:
-        return kind(**converted)
+        node = kind(**converted)
+        if inputs is not None:
+            node.check_inputs(inputs)
+        return node
     except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -241,6 +249,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected a path and a value, such as nodes.camera.device=1")
     at: Any = tree
     for depth, key in enumerate(keys[:-1]):
+        if isinstance(at, dict) and depth > 1:  # below a node: a table that it may have, such as `options`
+            at.setdefault(key, {})
         if not isinstance(at, dict) or key not in at:
             known = list(at) if isinstance(at, dict) else []
             raise ConfigError(f"--set {override}: there is no '{'.'.join(keys[: depth + 1])}' in the config.{nearest(key, known)}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -80,6 +80,9 @@ class Node:
     def doctor(cls) -> Iterable[Finding]:
         """What of this kind works on this machine, and what to do about the rest."""
         return ()
+
+    def check_inputs(self, inputs: Sequence[str]) -> None:
+        """Raises ConfigError for an option that names an input which is none of these; opens nothing."""
 
     def open(self) -> None:
         """Acquire devices and models. Raises DeviceError or ConfigError with the fix."""

@@ -170,7 +170,7 @@ class NodeThread:
     def _main(self) -> None:
         node: Node | None = None
         try:
-            node = instantiate(self.plan.use, self.plan.options, where=self.plan.where)
+            node = instantiate(self.plan.use, self.plan.options, where=self.plan.where, inputs=self.context.inputs)
             node.context = self.context
             info = StreamInfo(self.plan.name, "")
             self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring,

@@ -30,6 +30,7 @@ class Stage:
         node.context = Context(
             name, self.clock, tuple(inputs), request=lambda verb, argument: self.requests.append((verb, argument))
         )
+        node.check_inputs(inputs)
         node.open()
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import instantiate, load
+from pipeline.config import instantiate, load, parse
 from pipeline.errors import ConfigError
 from pipeline.graph import check_graph
 
@@ -62,6 +62,12 @@ INVALID = {
     "not-a-node": ["nodes.path.use:", "Path is not a subclass of pipeline.node.Node"],
     "pick-policy": ["nodes.align: pick.sound.policy: no pick rule called 'windw'", "Did you mean 'window'?"],
     "pick-option": ["nodes.align: pick.sound: unknown key 'before'", "Did you mean 'before_ms'?"],
+    "pick-input": ["nodes.align: pick.sonud: 'sonud' is not one of its inputs: camera, sound", "Did you mean 'sound'?"],
+    "anchor": ["nodes.align: anchor: 'camra' is not one of its inputs: camera", "Did you mean 'camera'?"],
+    "backend": ["nodes.emotion: no backend called 'tensort'", "Did you mean 'tensorrt'?"],
+    "asset": ["nodes.camera: no asset called 'demo-clp'", "Did you mean 'demo-clip'?"],
+    "asset-sound": ["nodes.microphone: no asset called 'demo-clp'", "Did you mean 'demo-clip'?"],
+    "option-of-a-task": ["nodes.emotion: unknown key 'voice'", "one level below: options: {voice: …}"],
     "task": ["nodes.emotion: no task called 'emotoin'", "Did you mean 'emotion'?"],
     "task-option": ["nodes.mood: options of task 'third_party:Mood': unknown key 'treshold'", "Did you mean 'threshold'?"],
 }  # fmt: skip
@@ -72,7 +78,7 @@ def verify(path: Path, overrides: tuple[str, ...] = ()) -> None:
     config = load(path, overrides)
     check_graph(config)
     for node in config.nodes.values():
-        instantiate(node.use, node.options, where=node.where)
+        instantiate(node.use, node.options, where=node.where, inputs=[edge.source for edge in node.inputs])
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -82,6 +88,40 @@ def test_invalid_config_is_refused_with_the_place_and_the_fix(name: str) -> None
         verify(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert re.search(".*".join(map(re.escape, INVALID[name])), str(caught.value), re.DOTALL), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import math\ndef x(:\n", "own_mood.py, line 2: invalid syntax"),
+        ("import math\n\nRATE = 1 / 0\n", "own_mood.py, line 3: ZeroDivisionError: division by zero"),
+        ("int('many')\n", "own_mood.py, line 1: ValueError: invalid literal"),
+        ("import no_such_package\n", "-m pip install no_such_package"),
+    ],
+)
+def test_a_module_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_mood.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="nodes.mood.use: node 'own_mood:Mood': .*" + re.escape(said)):
+        parse({"nodes": {"mood": {"use": "own_mood:Mood"}}}, "graph.yaml")
+
+
+def test_set_reaches_below_a_node_what_its_table_does_not_hold_yet() -> None:
+    config = load(ROOT / "configs/emotion-demo.yaml", ["nodes.emotion.options.voice=none", "nodes.align.pick.camera.policy=latest"])
+    assert config.nodes["emotion"].options["options"] == {"voice": "none"}
+    assert config.nodes["align"].options["pick"]["camera"] == {"policy": "latest"}
+    with pytest.raises(ConfigError, match="there is no 'nodes.emotoin' in the config. Did you mean 'emotion'?"):
+        load(ROOT / "configs/emotion-demo.yaml", ["nodes.emotoin.options.voice=none"])
+
+
+@pytest.mark.parametrize(("text", "said"), [(b"\x89PNG", "it holds no text"), (None, "Is a directory")])
+def test_what_is_no_text_is_no_config(text: bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "graph.yaml"
+    path.mkdir() if text is None else path.write_bytes(text)
+    with pytest.raises(ConfigError, match=f"{said}. A config is a YAML file"):
+        load(path)
 
 
 def test_every_invalid_config_has_its_message_here() -> None:

@@ -115,7 +115,7 @@ def load(
     log = log or logging.getLogger("engine")
     path = _of_precision(model_path, precision)
     shapes: Shapes = () if warm_up is None else [warm_up] if isinstance(warm_up, Mapping) else warm_up
-    chosen = _best(log) if backend == "auto" else _named(backend)
+    chosen = _best(log) if backend == "auto" else _usable(backend)
     if issubclass(chosen, Built):
         from pipeline.inference import switch
 
@@ -173,8 +173,13 @@ def _best(log: logging.Logger) -> type[Engine]:
     return chosen
 
 
-def _named(backend: str) -> type[Engine]:
-    chosen = find(backend, Engine, PACKAGE, what="backend")  # type: ignore[type-abstract]
+def named(backend: str) -> type[Engine]:
+    """Whether it can run here or not. ConfigError with the nearest name where there is none of that name."""
+    return find(backend, Engine, PACKAGE, what="backend")  # type: ignore[type-abstract]
+
+
+def _usable(backend: str) -> type[Engine]:
+    chosen = named(backend)
     reason = chosen.unusable()
     if reason:
         raise ConfigError(f"backend '{backend}' cannot run here: {reason}")
