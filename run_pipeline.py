@@ -4,7 +4,8 @@
     python run_pipeline.py demo                the same on a packaged clip; --scene: what is around, on a rendered drive
     python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
 
-What may be said is in pipeline/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device.
+What may be said is in pipeline/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device,
+4 two things that were compared are not alike.
 """
 
 from __future__ import annotations
@@ -235,12 +236,13 @@ def models(args: argparse.Namespace) -> None:
             manifest = Manifest.read(Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx")
             print(json.dumps(dataclasses.asdict(manifest), indent=2))
         return
-    for model in sorted(assets.MODELS.glob("*.onnx")):
-        manifest = Manifest.read(model)
-        print(f"  {manifest.id:<28} ours; {manifest.licence}")
+    ours = [Manifest.read(model) for model in sorted(assets.MODELS.glob("*.onnx"))]
+    width = max(len(name) for name in (*(m.id for m in ours), *(a.name for a in assets.entries())))
+    for manifest in ours:
+        print(f"  {manifest.id:<{width}} ours; {manifest.licence}")
     for asset in assets.entries():
         here = "here" if assets.local(asset) else "not fetched"
-        print(f"  {asset.name:<28} {asset.licence}; {here}; {asset.what}")
+        print(f"  {asset.name:<{width}} {asset.licence}; {here}; {asset.what}")
 
 
 # --- measure and learn ------------------------------------------------------------------------------------------------
@@ -311,7 +313,8 @@ def bench(args: argparse.Namespace) -> None:
     if not here:
         raise ConfigError("bench: the benchmarks come with the checkout, not with the installed package")
     if args.what not in here:
-        raise ConfigError(f"bench: no benchmark called '{args.what}'. Here: {', '.join(here)}.{nearest(args.what, here)}")
+        found = f"no benchmark called '{args.what}'." if args.what else "which one?"
+        raise ConfigError(f"bench: {found} Here: {', '.join(here)}.{nearest(args.what, here)}")
     sys.argv = [f"bench {args.what}", *args.options]
     runpy.run_module(f"benchmarks.{args.what}", run_name="__main__")
 
@@ -356,4 +359,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while it was still being loaded
+        sys.exit(130)

@@ -65,7 +65,7 @@ class Microphone(Source):
         try:
             inputs = list_devices()
         except DeviceError as error:
-            yield Finding(False, str(error), portaudio.SETUP)
+            yield Finding(False, str(error))  # with the fix
             return
         for index, name in inputs:
             yield Finding(True, f"microphone {index}: {name}")

@@ -187,7 +187,7 @@ def _add_measured(add: Add) -> None:
     evaluate.add_argument("--seed", type=int)
 
     bench = add("bench", "measure on this machine: align, transport, infer, scene …")
-    bench.add_argument("what", help="a file of benchmarks/")
+    bench.add_argument("what", nargs="?", default="", help="a file of benchmarks/; without one, those there are")
     bench.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
 
 

@@ -331,7 +331,10 @@ def _keyring(plan: Plan) -> Keyring | None:
 
 
 def _signal_name(exit_code: int) -> str:
-    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    hint = " (where nobody sent it, memory ran out: see dmesg)" if -exit_code == signal.SIGKILL else ""
+    return signal.Signals(-exit_code).name + hint
 
 
 @contextmanager

@@ -120,7 +120,8 @@ def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"no file {path}: there is no folder {path.parent}."
     names = [p.name for p in path.parent.iterdir() if p.is_file()]
-    return f"no file {path}." + nearest(path.name, names)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return f"no file {path}{where}." + nearest(path.name, names)
 
 
 def looks_like_file(name: str) -> bool:

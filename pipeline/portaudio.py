@@ -211,7 +211,7 @@ def _import_pyaudio(where: str) -> Any:
     try:
         import pyaudio
     except ImportError as error:
-        raise DeviceError(f"{where}: PyAudio (PortAudio) is not installed. Install it with: {SETUP}") from error
+        raise DeviceError(f"{where}: PyAudio (PortAudio) is not installed. Install it with: {SETUP}.") from error
     return pyaudio
 
 

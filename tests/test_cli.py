@@ -49,6 +49,15 @@ def test_for_that_is_no_time_says_what_one_is(folder: Path, time: str) -> None:
     assert "--for: found" in refused(folder, "run", "--for", time, exit_code=2)
 
 
+def test_bench_without_a_name_lists_them(folder: Path) -> None:
+    assert "which one? Here: align, calibration" in refused(folder, "bench", exit_code=2)
+
+
+def test_ctrl_c_while_the_program_is_loaded_ends_without_a_traceback(folder: Path) -> None:
+    done = finished(folder, "nodes", PYTHONPATH=missing(folder, "zmq", "KeyboardInterrupt"))
+    assert done.returncode == 130 and done.stderr == ""
+
+
 def test_config_error_is_one_line(folder: Path) -> None:
     said = refused(folder, "run", str(ROOT / "tests/configs/invalid-unknown-key.yaml"), exit_code=2)
     assert said.endswith("Did you mean 'width_px'?")
@@ -210,6 +219,11 @@ def test_unknown_model_is_refused(folder: Path) -> None:
 def test_check_opens_nothing(folder: Path) -> None:
     done = finished(folder, "check", camera(folder, 77))
     assert (done.returncode, "2 nodes, no errors" in done.stdout) == (0, True)
+
+
+def test_doctor_says_once_how_to_get_the_microphone(folder: Path) -> None:
+    without = missing(folder, "pyaudio", "ModuleNotFoundError('No module', name='pyaudio')")
+    assert finished(folder, "doctor", PYTHONPATH=without).stdout.count("scripts/setup mic") == 1
 
 
 def test_doctor_says_what_works(folder: Path) -> None:
