@@ -269,8 +269,9 @@ class Reader:
         for part in self._parts:
             for channel, stream in part.stream_of.items():
                 self.counts[stream] += part.index.counts[channel]
-        times = [t for part in self._parts for c in part.index.chunks for t in (c.message_start_time, c.message_end_time)]
-        times = [t for t in times if t]
+        chunks = [c for part in self._parts for c in part.index.chunks]
+        chunks = [c for c in chunks if c.message_index_offsets or c.message_end_time]  # others' may hold schemas alone: from 0 to 0
+        times = [t for c in chunks for t in (c.message_start_time, c.message_end_time)]
         # (first, last) log time.
         self.span_ns = (min(times) - self.utc_offset_ns, max(times) - self.utc_offset_ns) if times else (0, 0)
 

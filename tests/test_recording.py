@@ -254,6 +254,16 @@ def test_what_is_no_recording_is_said_with_what_to_do(tmp_path):
             Reader(path)
 
 
+def test_a_recording_may_begin_at_time_zero(tmp_path):
+    """As imported pictures do that are dated by their numbers."""
+    picture = np.zeros((200, 200, 3), np.uint8)  # each has a chunk of its own
+    with Writer(tmp_path / "a.mcap", about={}) as writer:
+        for i in range(3):
+            writer.write("camera", Frame("camera", i, i * NS, "bgr8", picture, publish_ns=i * NS))
+    with Reader(tmp_path / "a.mcap") as reader:
+        assert reader.span_ns == (0, 2 * NS)
+
+
 def test_sound_is_read_without_the_pictures_around_it(tmp_path):
     path = tmp_path / "a.mcap"
     written(path, pictures(100), compression="none")
