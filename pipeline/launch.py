@@ -254,7 +254,7 @@ class Launch:
             return
         if now_s - process.started_s > HEALTHY_AFTER_S:
             process.backoff_s = RESTART_FIRST_S
-        log.warning("node '%s' died: %s. Starting it again in %.1f s.", names, why, process.backoff_s)
+        log.warning("node '%s' died: %s. Starting it again in %.1f s.", names, why.removesuffix("."), process.backoff_s)
         for name, health in process.nodes.items():
             process.before[name] = add(process.before.get(name), health)
             process.nodes[name] = NodeHealth(name, "restarting", why, restarts=process.plan.restarts)

@@ -119,7 +119,7 @@ def _missing(path: Path) -> str:
         return f"{path} is not a regular file."
     if not path.parent.is_dir():
         return f"no file {path}: there is no folder {path.parent}."
-    names = [p.name for p in path.parent.iterdir() if p.is_file()]
+    names = [p.name for p in path.parent.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES]
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     return f"no file {path}{where}." + nearest(path.name, names)
 
