@@ -48,7 +48,8 @@ def read_predictions(path: Path) -> list[Record]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it holds no text"
+        raise ConfigError(f"{path}: cannot be read: {why}") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -57,7 +58,9 @@ def read_predictions(path: Path) -> list[Record]:
                 _ = record["task"], record["capture_ns"], record["label"], record["receipts"]
                 records.append(record)
         except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"{path}:{number}: not a prediction, as --out writes them: {error!r}") from error
+            lacks = f"it has no {error}" if isinstance(error, LookupError) else f"no JSON object ({error})"
+            cut = ". The file ends in the middle of this line: remove it" if number == len(lines) and isinstance(error, ValueError) else ""
+            raise ConfigError(f"{path}:{number}: not a prediction, as --out writes them: {lacks}{cut}") from error
     return records
 
 

@@ -340,5 +340,10 @@ def test_what_differs_is_told_with_its_receipts_and_small_differences_pass_where
 def test_a_file_that_holds_no_predictions_is_named_with_the_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"a\.jsonl:1: not a prediction"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1: not a prediction, as --out writes them: it has no 'task'"):
         read_predictions(path)
+    path.write_text('{"summary": true}\n{"task": "mood", "capt')
+    with pytest.raises(ConfigError, match=r"a\.jsonl:2: not a prediction.*ends in the middle of this line"):
+        read_predictions(path)
+    with pytest.raises(ConfigError, match=r"b\.jsonl: cannot be read: No such file or directory$"):
+        read_predictions(tmp_path / "b.jsonl")
