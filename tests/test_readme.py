@@ -34,6 +34,11 @@ def test_every_python_file_in_the_tree_exists():
     assert [name for name in re.findall(r"[\w]+\.py\b", TREE) if name not in names] == []
 
 
+def test_no_python_file_stands_in_the_tree_twice():
+    there, named = [Path(p).name for p in tracked()], re.findall(r"^ *([\w]+\.py)\b", TREE, flags=re.M)
+    assert [name for name in sorted(set(named)) if named.count(name) > there.count(name)] == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_is_understood(command):
     sys.path.insert(0, str(ROOT))
