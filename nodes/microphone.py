@@ -64,8 +64,8 @@ class Microphone(Source):
     def doctor(cls) -> Iterable[Finding]:
         try:
             inputs = list_devices()
-        except DeviceError as error:
-            yield Finding(False, str(error))  # with the fix
+        except DeviceError:
+            yield Finding(False, "PyAudio (PortAudio) is not installed", portaudio.SETUP)
             return
         for index, name in inputs:
             yield Finding(True, f"microphone {index}: {name}")
