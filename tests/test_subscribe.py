@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -58,9 +59,9 @@ def run(port: int) -> Iterator[Running]:
         assert run.wait() == 0, run.err
 
 
-def program(run: Running, text: str, first_lines: int) -> list[str]:
+def program(run: Running, text: str, first_lines: int, **more: str) -> list[str]:
     """The first lines that a program prints, as a user would run it: in a process and a folder of its own."""
-    environment = {"XDG_RUNTIME_DIR": str(run.folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {"XDG_RUNTIME_DIR": str(run.folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
     command = [sys.executable, "-c", text]
     with subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         try:
@@ -88,6 +89,15 @@ def test_three_lines_of_python_print_predictions(run: Running) -> None:
 def test_program_without_our_package_prints_predictions(run: Running) -> None:
     assert re.findall(r"^import (.*)", example(1), re.MULTILINE) == ["glob, json, msgpack, os, tempfile, zmq"]
     for line in program(run, example(1), 3):
+        assert re.fullmatch(r"(good|bad) \[\]", line), line
+
+
+def test_program_without_our_package_looks_where_the_page_says_and_nowhere_else(run: Running, tmp_path: Path) -> None:
+    other = tmp_path / f"sensorium-{os.getuid()}" / "1-other"  # a newer run of somebody who has no XDG_RUNTIME_DIR
+    other.mkdir(parents=True)
+    (other / "graph.json").write_text('{"pid": 1, "streams": {"emotion": "ipc:///nowhere.sock"}}')
+    os.utime(other / "graph.json", (4e9, 4e9))
+    for line in program(run, example(1), 3, TMPDIR=str(tmp_path)):
         assert re.fullmatch(r"(good|bad) \[\]", line), line
 
 
