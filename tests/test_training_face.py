@@ -129,6 +129,15 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     assert largest_difference(MirroredFaceNet(net), tmp_path / "face.onnx", torch.randn(5, 1, 48, 48)) <= 1e-4
 
 
+def test_network_that_answers_with_no_number_is_not_exported(tmp_path: Path) -> None:
+    net = FaceNet()
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="differs from torch by nan"):
+        export_face(net, tmp_path / "face.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mirrored_face_gets_the_same_answer() -> None:
     torch.manual_seed(0)
     net, faces = MirroredFaceNet(FaceNet()).eval(), torch.randn(3, 1, 48, 48)
