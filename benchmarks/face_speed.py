@@ -1,6 +1,6 @@
 """How long one face takes on one processor thread in ONNX Runtime: crop, tensor, network.
 
-    python benchmarks/face_speed.py [--model models/face-expression.onnx] [--json OUT.json]
+    python -m benchmarks.face_speed [--model models/face-expression.onnx] [--json OUT.json]
 """
 
 from __future__ import annotations
