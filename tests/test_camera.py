@@ -311,6 +311,7 @@ def utc_seconds(n: int, taken_ns: int) -> str:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 @pytest.mark.parametrize("with_length", [True, False])
 @pytest.mark.parametrize("header", [lambda n, ns: str(ns), utc_seconds], ids=["monotonic ns", "UTC seconds"])
 def test_mjpeg_time_stamps_become_capture_times(serve: Any, header: Any, with_length: bool) -> None:
@@ -329,6 +330,7 @@ def test_mjpeg_time_stamps_become_capture_times(serve: Any, header: Any, with_le
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_mjpeg_of_another_epoch_keeps_its_steps(serve: Any) -> None:
     epoch_ns = 1234 * NS
     server = serve(header=lambda n, ns: str(epoch_ns + n * 40 * MS), delay_s=0.0)
@@ -341,6 +343,7 @@ def test_mjpeg_of_another_epoch_keeps_its_steps(serve: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_mjpeg_without_stamps_is_stamped_on_arrival_and_says_how_sure_that_is(serve: Any) -> None:
     server = serve(header=lambda n, ns: None, delay_s=0.02)
     node = camera(LiveClock(), device=server.url)
@@ -364,6 +367,7 @@ def test_address_that_closes_is_lost_and_can_be_opened_again(serve: Any) -> None
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_address_that_falls_silent_is_lost_within_seconds(serve: Any) -> None:
     server = serve(count=5, then_hang=True)
     node = camera(LiveClock(), device=server.url)
@@ -377,6 +381,7 @@ def test_address_that_falls_silent_is_lost_within_seconds(serve: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_stopping_ends_a_wait_for_a_silent_address(serve: Any) -> None:
     server = serve(count=1, then_hang=True)
     node = camera(LiveClock(), device=server.url)
@@ -391,6 +396,7 @@ def test_stopping_ends_a_wait_for_a_silent_address(serve: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_slow_loop_gets_the_newest_pictures_and_the_rest_is_counted(serve: Any) -> None:
     server = serve(rate_hz=100, delay_s=0.0)
     node = camera(LiveClock(), device=server.url)
@@ -448,6 +454,7 @@ def test_multipart_refuses_a_part_that_claims_to_be_huge() -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_udp_stream_is_stamped_within_its_stated_bound() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -523,6 +530,7 @@ GLib.MainLoop().run()
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_rtsp_stream_is_stamped_and_its_end_is_noticed(free_port: int) -> None:
     python = "/usr/bin/python3"  # GStreamer's bindings belong to the system's interpreter
     needs = "import gi; gi.require_version('GstRtspServer', '1.0')"
