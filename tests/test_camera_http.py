@@ -113,6 +113,7 @@ def utc_seconds(n: int, taken_ns: int) -> str:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 @pytest.mark.parametrize("with_length", [True, False])
 @pytest.mark.parametrize("header", [lambda n, ns: str(ns), utc_seconds], ids=["monotonic ns", "UTC seconds"])
 def test_mjpeg_time_stamps_become_capture_times(serve: Any, header: Any, with_length: bool) -> None:
@@ -131,6 +132,7 @@ def test_mjpeg_time_stamps_become_capture_times(serve: Any, header: Any, with_le
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_mjpeg_of_another_epoch_keeps_its_steps(serve: Any) -> None:
     epoch_ns = 1234 * NS
     server = serve(header=lambda n, ns: str(epoch_ns + n * 40 * MS), delay_s=0.0)
@@ -143,6 +145,7 @@ def test_mjpeg_of_another_epoch_keeps_its_steps(serve: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_mjpeg_without_stamps_is_stamped_on_arrival_and_says_how_sure_that_is(serve: Any) -> None:
     server = serve(header=lambda n, ns: None, delay_s=0.02)
     node = camera(LiveClock(), device=server.url)
@@ -166,6 +169,7 @@ def test_address_that_closes_is_lost_and_can_be_opened_again(serve: Any) -> None
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_address_that_falls_silent_is_lost_within_seconds(serve: Any) -> None:
     server = serve(count=5, then_hang=True)
     node = camera(LiveClock(), device=server.url)
@@ -179,6 +183,7 @@ def test_address_that_falls_silent_is_lost_within_seconds(serve: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_stopping_ends_a_wait_for_a_silent_address(serve: Any) -> None:
     server = serve(count=1, then_hang=True)
     node = camera(LiveClock(), device=server.url)
@@ -193,6 +198,7 @@ def test_stopping_ends_a_wait_for_a_silent_address(serve: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_slow_loop_gets_the_newest_pictures_and_the_rest_is_counted(serve: Any) -> None:
     server = serve(rate_hz=100, delay_s=0.0)
     node = camera(LiveClock(), device=server.url)

@@ -21,6 +21,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed: scripts/setup")
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_udp_stream_is_stamped_within_its_stated_bound() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -96,6 +97,7 @@ GLib.MainLoop().run()
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_rtsp_stream_is_stamped_and_its_end_is_noticed(free_port: int) -> None:
     python = "/usr/bin/python3"  # GStreamer's bindings belong to the system's interpreter
     needs = "import gi; gi.require_version('GstRtspServer', '1.0')"

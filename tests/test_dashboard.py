@@ -174,6 +174,7 @@ def test_a_jpeg_source_is_shown_and_a_torn_one_is_passed_over(run: Callable[...,
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_pictures_are_limited_in_rate_and_paced_by_the_browser(run: Callable[..., Running]) -> None:
     dashboard = run(max_rate_hz=10.0)
     with dashboard.browser("?pictures=paced") as browser:
@@ -287,6 +288,7 @@ def test_an_address_that_is_not_ours_is_named() -> None:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_a_browser_that_does_not_read_costs_the_pipeline_nothing(run: Callable[..., Running]) -> None:
     dashboard = run(max_rate_hz=1000.0)
     frame, slow = picture(0, 640, 360), dashboard.browser("?pictures=1", max_queue=1)
@@ -310,6 +312,7 @@ def test_a_browser_that_does_not_read_costs_the_pipeline_nothing(run: Callable[.
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_close_tells_the_browser_and_leaves_no_thread_and_no_port(run: Callable[..., Running]) -> None:
     threads = threading.active_count()
     dashboard = run()

@@ -268,6 +268,7 @@ def pulse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_clip_played_into_a_microphone_is_found_at_its_time(pulse: Pulse) -> None:
     clip = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
     microphone = Microphone()
@@ -298,6 +299,7 @@ def test_clip_played_into_a_microphone_is_found_at_its_time(pulse: Pulse) -> Non
 
 
 @pytest.mark.system
+@pytest.mark.paced
 def test_sound_server_that_dies_is_lost_within_seconds(pulse: Pulse) -> None:
     microphone = Microphone()
     microphone.context = Context("microphone", clock=LiveClock())

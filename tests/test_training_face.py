@@ -19,6 +19,7 @@ from pipeline.training.face import augment, train  # noqa: E402
 from pipeline.training.nets import FaceNet, MirroredFaceNet  # noqa: E402
 from pipeline.training.restart import face_net_from  # noqa: E402
 
+pytestmark = pytest.mark.timeout(400)  # half a minute of computing, and more beside other tests
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "face-expression.onnx"
 
 
