@@ -1,21 +1,18 @@
 """How long one face takes on one processor thread in ONNX Runtime: crop, tensor, network.
 
-    python benchmarks/face_speed.py [--model models/face-expression.onnx] [--json OUT.json]
+    python -m benchmarks.face_speed [--model models/face-expression.onnx] [--json OUT.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.features import face_crop, face_tensor
 from pipeline.inference.engine import load

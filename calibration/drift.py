@@ -44,7 +44,6 @@ class DriftAnswer(NamedTuple):
     state: State
     rotation_deg: Floats
     sigma_deg: Floats
-    gain_sigmas: float  # how surely the turned pose fits better than the one in the rig
     frames: int
     reason: str
 
@@ -89,7 +88,7 @@ class Drift:
         n = len(self._looks)
         if n < LEAST_FRAMES:
             few = f"; {self.poor} more had too few depth edges in the picture" if self.poor else ""
-            return DriftAnswer("unknown", none, none, 0.0, n, f"{n} frames, {LEAST_FRAMES} are needed{few}")
+            return DriftAnswer("unknown", none, none, n, f"{n} frames, {LEAST_FRAMES} are needed{few}")
         here = self._scores(np.zeros(3))
         best = self._search()
         gain = self._scores(best) - here
@@ -99,13 +98,13 @@ class Drift:
         axes = ("pitch", "yaw", "roll")
         told = ", ".join(f"{a} {v:+.2f} ± {2 * s:.2f}°" for a, v, s in zip(axes, best, sigma, strict=True))
         if not sharp or sigma.max() > 2 * VAGUE_DEG:
-            return DriftAnswer("unknown", best, sigma, sigmas, n, f"the frames do not tell one pose from another ({told})")
+            return DriftAnswer("unknown", best, sigma, n, f"the frames do not tell one pose from another ({told})")
         if size > DRIFT_DEG and sigmas > SURE_SIGMAS and size > 3 * float(np.linalg.norm(sigma)):
             why = f"the lidar seems turned by {size:.1f}° ({told}). Calibrate again: run_pipeline.py calibrate extrinsics"
-            return DriftAnswer("drifted", best, sigma, sigmas, n, why)
+            return DriftAnswer("drifted", best, sigma, n, why)
         if size <= DRIFT_DEG and sigma.max() < VAGUE_DEG:
-            return DriftAnswer("aligned", best, sigma, sigmas, n, f"edges fit to {size:.1f}° ({told})")
-        return DriftAnswer("unknown", best, sigma, sigmas, n, f"perhaps turned by {size:.1f}° ({told}), which is not sure yet")
+            return DriftAnswer("aligned", best, sigma, n, f"edges fit to {size:.1f}° ({told})")
+        return DriftAnswer("unknown", best, sigma, n, f"perhaps turned by {size:.1f}° ({told}), which is not sure yet")
 
     def _scores(self, rotation_deg: Floats) -> Floats:
         """(frames,) how well the depth edges lie on the picture's, with the lidar turned by so much."""

@@ -39,7 +39,6 @@ class Lag(NamedTuple):
     offset_ms: float
     sigma_ms: float
     correlation: float  # at the peak
-    chance_sigmas: float  # how many standard deviations of chance it is above 0
     unknown: str = ""
 
     @property
@@ -49,7 +48,7 @@ class Lag(NamedTuple):
         return self.offset_ms - half, self.offset_ms + half
 
 
-NOTHING = Lag(math.nan, math.nan, 0.0, 0.0)
+NOTHING = Lag(math.nan, math.nan, 0.0)
 
 
 def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
@@ -70,9 +69,9 @@ def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
     curve = _curve(products.sum(0), energy_a.sum(0), energy_b.sum(0))
     peak = int(np.argmax(curve))
     height = float(curve[peak])
-    sigmas = height / _chance(a, b)
+    sigmas = height / _chance(a, b)  # of what chance would give
     lag_s = _refined(curve, peak)
-    found = NOTHING._replace(offset_ms=1000 * (lag_s - reach) * STEP_S, correlation=height, chance_sigmas=sigmas)
+    found = NOTHING._replace(offset_ms=1000 * (lag_s - reach) * STEP_S, correlation=height)
     if peak in (0, len(curve) - 1):
         return found._replace(unknown=f"the best agreement lies at the end of what was searched, ±{1000 * most_s:.0f} ms")
     if sigmas < CHANCE_SIGMAS:

@@ -110,8 +110,7 @@ class Depth(Source):
     def frames(self, clock: Clock) -> Iterator[Frame]:
         tap, encoding = self._tap, self._encoding
         assert tap is not None, "frames() before open()"
-        tap.take()  # what was seen while other nodes were still loading
-        tap.take_lost()
+        tap.forget()  # what was seen while other nodes were still loading
         waited_s = 0.0
         while not self.context.stopping.is_set():
             there = tap.wait(LOOK_UP_S)

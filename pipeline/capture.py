@@ -51,44 +51,31 @@ Pictures = Iterator[Picture | str]
 Borrow = Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray]  # Source.borrow: where a picture is best put
 
 
-class Reader:
-    """Reads pictures in a thread and keeps the newest few."""
+class Newest:
+    """The newest few pictures of a device's thread, for the run: what was lost, by reason, and what ended it."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    def __init__(self) -> None:
         self._kept: deque[Picture] = deque()
         self._lost: dict[str, int] = {}
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="camera reader", daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
-        error: BaseException | None = None
-        try:
-            for picture in self._pictures:
-                with self._changed:
-                    if self._stopping:
-                        return
-                    if isinstance(picture, str):
-                        self._count(picture)
-                        continue
-                    if len(self._kept) == WAITING:
-                        self._kept.popleft()
-                        self._count("overload")
-                    self._kept.append(picture)
-                    self._changed.notify()
-        except BaseException as caught:
-            error = caught
-        finally:
-            self._pictures.close()  # type: ignore[attr-defined]  # a generator: releases the device
-            with self._changed:
-                self._error = error
-                self._changed.notify()
+    def put(self, picture: Picture) -> None:
+        with self._changed:
+            if len(self._kept) == WAITING:
+                self._kept.popleft()
+                self.lose("overload")
+            self._kept.append(picture)
+            self._changed.notify()
 
-    def _count(self, reason: str) -> None:
-        self._lost[reason] = self._lost.get(reason, 0) + 1
+    def lose(self, reason: str, count: int = 1) -> None:
+        with self._changed:
+            self._lost[reason] = self._lost.get(reason, 0) + count
+
+    def end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether there is a picture. Raises what ended the reading, once the pictures before it are taken."""
@@ -125,10 +112,36 @@ class Reader:
             lost, self._lost = self._lost, {}
         return lost
 
+
+class Reader(Newest):
+    """Reads pictures in a thread of its own."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        super().__init__()
+        self._pictures = pictures
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="camera reader", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for picture in self._pictures:
+                if self._stopping.is_set():
+                    return
+                if isinstance(picture, str):
+                    self.lose(picture)
+                else:
+                    self.put(picture)
+        except BaseException as caught:
+            error = caught
+        finally:
+            self._pictures.close()  # type: ignore[attr-defined]  # a generator: releases the device
+            self.end(error)
+
     def stop(self) -> None:
         """The thread ends at its next picture, or when the library's own timeout ends its wait."""
-        with self._changed:
-            self._stopping = True
+        self._stopping.set()
         self._thread.join(1.0)
 
 

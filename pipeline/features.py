@@ -167,7 +167,6 @@ VOICE_RATE_HZ = 16_000
 VOICE_HOP = 160             # samples: a column every 10 ms
 VOICE_WINDOW = 640          # 40 ms: long enough to keep a deep voice's harmonics apart, short enough for syllables
 VOICE_BANDS = 64
-LOOK_BACK = VOICE_WINDOW // VOICE_HOP - 1      # columns at the beginning that look back at nothing
 VOICE_FRAMES = 300          # columns the voice network sees: the last 3 s
 
 # The level of the loudest tenth of the columns becomes 0, and nothing counts that lies further below it than this:

@@ -38,7 +38,6 @@ class HostClock:
     def __init__(self) -> None:
         self.exchanges = 0  # since the last jump
         self.jumps = 0
-        self.round_trip_ns = 0  # of the last ping, without the time it lay there
         self._kept: list[tuple[int, int, int]] = []  # remote time, least and most that local − remote was then
         self._block_ends_ns = 0
         self._line: _Line | None = None
@@ -74,7 +73,6 @@ class HostClock:
             self.exchanges, before = 0, None
             self._kept.clear()
         self.exchanges += 1
-        self.round_trip_ns = most_ns - least_ns
         ping = (t3_ns, least_ns, most_ns)
         if not self._kept or t3_ns >= self._block_ends_ns:
             self._block_ends_ns = t3_ns + self.BLOCK_NS

@@ -4,7 +4,7 @@ A device can be opened by one process only, so nodes that want its depth and its
 first and hands it to the next, `Tap.release` closes it behind the last. Owns the SDK's stamps and lenses; refuses to know nodes.
 
     tap = attach("", Wanted(640, 480, 30), "depth", clock, where="depth 'depth'", borrow=np.empty)
-    if tap.wait(0.25): pictures = tap.take()           # [Picture((480, 640) uint16 mm, capture_ns, clock_error_ns)]
+    if tap.wait(0.25): pictures = list(tap.take())     # [Picture((480, 640) uint16 mm, capture_ns, clock_error_ns)]
     tap.lens                                            # Intrinsics of the colour camera, into which the depth is aligned
 
 Where `capture_ns` comes from: the SDK's stamp, moved from the picture's transmission to the middle of its exposure where the
@@ -15,20 +15,17 @@ camera's own start, and is tied to its least delayed arrival (clock.PtsClock).
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.capture import LOST_AFTER_S, WAITING, Picture
+from pipeline.capture import LOST_AFTER_S, WAITING, Borrow, Newest, Picture
 from pipeline.clock import NS, Clock, PtsClock, utc_offset_ns
 from pipeline.errors import ConfigError, DeviceError, missing_package
 from pipeline.intrinsics import Intrinsics
 
 What = Literal["depth", "colour"]
-Borrow = Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray]
 
 GLOBAL_ERROR_NS = 2_000_000  # the SDK fits the camera's clock to the host's by requests over USB
 SYSTEM_ERROR_NS = 20_000_000  # stamped when it arrived: exposure and transfer are usually within this
@@ -42,53 +39,13 @@ class Wanted(NamedTuple):
     rate_hz: int
 
 
-class Tap:
-    """What one node gets of a device: the newest few pictures, and what was lost."""
+class Tap(Newest):
+    """What one node gets of a device."""
 
     def __init__(self, camera: _Camera, what: What, borrow: Borrow) -> None:
+        super().__init__()
         self._camera, self.what, self.borrow = camera, what, borrow
-        self._kept: deque[Picture] = deque()
-        self._lost: dict[str, int] = {}
-        self._error: DeviceError | None = None
-        self._changed = threading.Condition()
         self.lens, self.description = camera.lens, camera.description
-
-    def put(self, picture: Picture) -> None:
-        with self._changed:
-            if len(self._kept) == WAITING:
-                self._kept.popleft()
-                self._lost["overload"] = self._lost.get("overload", 0) + 1
-            self._kept.append(picture)
-            self._changed.notify()
-
-    def lose(self, reason: str, count: int = 1) -> None:
-        with self._changed:
-            self._lost[reason] = self._lost.get(reason, 0) + count
-
-    def fail(self, error: DeviceError) -> None:
-        with self._changed:
-            self._error = error
-            self._changed.notify()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether there is a picture. Raises DeviceError once the device is gone and its last pictures are taken."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._kept or self._error, timeout_s)
-            if self._error is not None and not self._kept:
-                raise self._error
-            return bool(self._kept)
-
-    def take(self) -> list[Picture]:
-        with self._changed:
-            pictures = list(self._kept)
-            self._kept.clear()
-            return pictures
-
-    def take_lost(self) -> dict[str, int]:
-        """Since the last call, by reason."""
-        with self._changed:
-            lost, self._lost = self._lost, {}
-            return lost
 
     def release(self) -> None:
         self._camera.release(self)
@@ -242,7 +199,7 @@ class _Camera:
             taps = list(self._taps)
             self._close()
         for tap in taps:
-            tap.fail(error_told)
+            tap.end(error_told)
 
     def _pair(self, depth: Any, source: Any) -> None:
         source.frame_ready(source.allocate_composite_frame([depth, self._colour]))

@@ -1,6 +1,6 @@
 """The arrivals of a recorded run, told again: an aligner that decides by what arrived when in that run, not by what arrives now.
 
-Pure: frames in any order of streams (within one, in theirs), aligned sets out, the same ones every time. `wants` says
+Pure: frames in any order of streams (within one, in theirs), aligned sets out, the same ones every time. `wanted` says
 which stream is to speak next, so that nothing needs to be held but what is due.
 
     retold = Retold(recorded_events(path, "align"))

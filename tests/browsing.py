@@ -4,8 +4,35 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
+
 from nodes.dashboard import Dashboard
+from pipeline.frame import Frame
+from pipeline.intrinsics import Intrinsics
 from pipeline.node import Context
+from pipeline.rig import Pose, Rig, rigid
+
+MS = 1_000_000
+LENS = Intrinsics("radtan", 640, 360, 400.0, 400.0, 319.5, 179.5)
+OPTICAL_FROM_FORWARD = np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]], np.float64)
+# The lidar stands 1.5 m above the base frame and looks as it does; the camera is 0.5 m ahead of the lidar.
+RIG = Rig(
+    {"camera": LENS},
+    (
+        Pose("base", "lidar", rigid(np.eye(3), (0, 0, 1.5))),
+        Pose("camera", "lidar", rigid(OPTICAL_FROM_FORWARD, OPTICAL_FROM_FORWARD @ (-0.5, 0, 0))),
+    ),
+)
+
+
+def picture(seq: int = 0, width_px: int = 640, height_px: int = 360, capture_ns: int | None = None) -> Frame:
+    noise = np.random.default_rng(seq).integers(0, 255, (height_px, width_px, 3), np.uint8)
+    return Frame("camera", seq, seq * 40 * MS if capture_ns is None else capture_ns, "bgr8", noise)
+
+
+def sweep(points_m: list[tuple[float, float, float]] | np.ndarray, seq: int = 0, capture_ns: int = 0) -> Frame:
+    points = np.column_stack([np.asarray(points_m, np.float32).reshape(-1, 3), np.full(len(points_m), 0.5, np.float32)])
+    return Frame("lidar", seq, capture_ns, "points_xyzi_f32", points, duration_ns=100 * MS)
 
 
 class Show(threading.Thread):

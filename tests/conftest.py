@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from pipeline import ring
+
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
@@ -42,6 +44,21 @@ def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="sensorium-test-"))
     yield made
     shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def shared_memory(tmp_path: Path) -> Iterator[Path]:
+    """The folder for the rings of a run in tmp_path, as the launcher makes it."""
+    base = ring.rings_folder()
+    if base is None:
+        pytest.skip("no shared memory here: /dev/shm cannot be written to")
+    folder = base / tmp_path.name
+    folder.mkdir(mode=0o700, parents=True)
+    base.chmod(0o700)
+    yield folder
+    left = [path.name for path in folder.iterdir()]
+    shutil.rmtree(folder)
+    assert not left, "a ring or a socket was left behind"
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,20 @@
-"""Packets whose points are known exactly: a VLP-16 and an Ouster in a room of our own, and what a network does to packets."""
+"""Packets whose points are known exactly: a VLP-16 and an Ouster in a room of our own, what a network does to packets, and
+what our decoders make of them."""
 
 from __future__ import annotations
 
 import json
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.clock import NS
+from pipeline.lidar import PacketDecoder, Sweep, make
 
 # VLP-16 user manual, chapter 9: elevation in degrees and vertical offset in mm, by laser.
 VLP16_ELEVATION_DEG = np.array([-15, 1, -13, 3, -11, 5, -9, 7, -7, 9, -5, 11, -3, 13, -1, 15], float)
@@ -156,3 +159,15 @@ def write_pcap(path: Path, packets: Sequence[tuple[bytes, int]], port: int) -> P
             ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes([10, 0, 0, 7]), bytes([10, 0, 0, 1])) + udp
             file.write(struct.pack("<IIII", at_ns // NS, at_ns % NS, len(ip), len(ip)) + ip)
     return path
+
+
+def decoded(
+    packets: Sequence[tuple[bytes, int]], sensor: str = "velodyne", metadata: str = "", **options: Any
+) -> tuple[list[Sweep], Counter[str], PacketDecoder]:
+    decoder = make(sensor, options, where="lidar")
+    decoder.open()
+    if metadata:
+        decoder.take_metadata(metadata)
+    sweeps = [sweep for packet, arrival_ns in packets for sweep in decoder.take(packet, arrival_ns)]
+    sweeps += decoder.finish()
+    return sweeps, +decoder.take_lost(), decoder

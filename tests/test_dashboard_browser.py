@@ -121,11 +121,10 @@ def test_the_past_shows_a_gap_where_nothing_was_predicted(page: Any, performance
         let n = 0; for (let i = 0; i < d.length; i += 4) n += colourful(d[i], d[i + 1], d[i + 2]); return n; }"""
     page.wait_for_function(f"() => ({lit})() > 10", timeout=10_000)
     performance.nodes["infer"] = ("restarting", "the process ended (signal 9)")
-    time.sleep(0.6)
+    says(page, "#label", "No predictions")
     stopped = page.evaluate(lit)
     time.sleep(1.0)
     assert abs(page.evaluate(lit) - stopped) <= 4
-    says(page, "#label", "No predictions")
 
 
 def test_a_missing_microphone_is_said_plainly_and_taken_back(page: Any, performance: Performance) -> None:

@@ -94,8 +94,9 @@ def test_both_hosts_run_and_the_pictures_of_one_meet_the_sound_of_the_other(tmp_
     assert summary["unaccounted"] == {}
 
 
+@pytest.mark.paced
 def test_figures_are_printed_and_written(tmp_path: Path) -> None:
-    measured = start(*command("benchmarks.clocks"), "--seconds", "8", "--json", str(tmp_path / "c.json"), keys=tmp_path)
+    measured = start(*command("benchmarks.clocks"), "--seconds", "6", "--json", str(tmp_path / "c.json"), keys=tmp_path)
     output = measured.communicate(timeout=150)[0]
     assert measured.returncode == 0, output
     figures = json.loads((tmp_path / "c.json").read_text())

@@ -270,9 +270,9 @@ def test_engine_of_each_model_is_told(weights: Path) -> None:
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="models/face-expression.onnx is not there: run_pipeline.py train face")
 def test_woman_of_the_demo_clip_turns_happy_and_is_not_happy_before() -> None:
     task = opened(SHIPPED)
-    labels = [(i * PERIOD_NS / 1e9, task.predict(aligned(camera(i, image))).label) for i, image in clip(0, 472)]
+    labels = [(i * PERIOD_NS / 1e9, task.predict(aligned(camera(i, image))).label) for i, image in clip(0, 472, step=2)]
     late = [label for at_s, label in labels if 12 <= at_s < 19 and label]
     early = [label for at_s, label in labels if at_s < 8 and label]
-    assert sum(label is not None for _, label in labels) >= 465
+    assert sum(label is not None for _, label in labels) >= 232
     assert late.count("happy") / len(late) >= 0.95
     assert early.count("happy") / len(early) <= 0.05

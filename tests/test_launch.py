@@ -54,6 +54,7 @@ def test_run_ends_by_itself_when_its_sources_have_ended(folder: Path) -> None:
     assert balanced(summary)
 
 
+@pytest.mark.paced
 def test_for_ends_the_run_after_that_long(folder: Path) -> None:
     finished(folder, "run", a_file(folder, MOOD), "--for", "500ms", "--out", "p.jsonl")
     summary = last_line(folder / "p.jsonl")
@@ -68,6 +69,7 @@ def test_a_node_may_ask_for_the_end(folder: Path) -> None:
     assert "unaccounted: none" in done.stdout
 
 
+@pytest.mark.paced
 @pytest.mark.parametrize("portable", [False, True], ids=["ipc", "portable"])
 def test_ctrl_c_ends_within_two_seconds_and_leaves_nothing(folder: Path, portable: bool) -> None:
     with running(folder, "run", a_file(folder, MOOD, portable=portable)) as run:
@@ -81,6 +83,7 @@ def test_ctrl_c_ends_within_two_seconds_and_leaves_nothing(folder: Path, portabl
         assert "Traceback" not in run.err
 
 
+@pytest.mark.paced
 def test_ctrl_c_ends_a_run_that_is_behind_with_its_work_and_counts_it(folder: Path) -> None:
     nodes = """
         camera: {use: synthetic, encoding: series_f32, rate_hz: 100}
@@ -99,6 +102,7 @@ def test_ctrl_c_ends_a_run_that_is_behind_with_its_work_and_counts_it(folder: Pa
     assert summary["dropped"]["slow"]["camera"]["not read before the end"] > 0
 
 
+@pytest.mark.paced
 def test_ctrl_c_while_nodes_start_ends_without_a_word(folder: Path) -> None:
     nodes = MOOD + 'slow: {use: "third_party:Failing", when: "open, hangs", inputs: [camera]}'
     with running(folder, "run", a_file(folder, nodes)) as run:
@@ -120,6 +124,7 @@ def test_ctrl_c_before_the_processes_are_there_prints_no_traceback(folder: Path)
         assert (run.children(), run.left_behind(), run.err) == ([], [], "")
 
 
+@pytest.mark.paced
 def test_second_ctrl_c_does_not_wait(folder: Path) -> None:
     nodes = MOOD + 'slow: {use: "third_party:Smoother", takes_ms: 30000, inputs: [camera]}'
     with running(folder, "run", a_file(folder, nodes)) as run:

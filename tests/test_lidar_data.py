@@ -201,6 +201,7 @@ LIVE = {  # what is sent → its stream, its decoder
 
 
 @pytest.mark.system
+@pytest.mark.paced
 @pytest.mark.parametrize("source", LIVE)
 def test_packets_sent_over_the_network_give_the_points_of_the_file(lidars, source, tmp_path):
     stream, sensor = LIVE[source]

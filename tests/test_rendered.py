@@ -379,10 +379,10 @@ def test_impossible_option_is_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.system
-def test_scene_demo_s_sets_hold_the_picture_taken_while_their_sweep_looked_ahead(tmp_path: Path) -> None:
-    events = tmp_path / "events.jsonl"
+def test_scene_demo_s_sets_hold_the_picture_taken_while_their_sweep_looked_ahead(folder: Path) -> None:
+    events = folder / "events.jsonl"
     command = [*COMMAND, "demo", "--scene", "--for", "5s", "--no-dashboard", "--set", f"nodes.align.event_log={events}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     assert "unaccounted: none" in done.stdout
     sets = [entry for entry in map(json.loads, events.read_text().splitlines()) if entry[0] == "Sent"]

@@ -18,9 +18,9 @@ pytest.importorskip("pypatchworkpp", reason="needs the extra 'lidar': scripts/se
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 DEMO = str(ROOT / "configs" / "scene-demo.yaml")
-PERIOD_NS, COUNT = NS // 10, 90
+PERIOD_NS, COUNT = NS // 10, 75
 FREE_ROAD_NS = 17_000_000_000  # of the drive (pipeline/rendered/traffic.py)
-CUT_NS, CUT_S = 3 * NS, 3
+CUT_NS, CUT_S = 2 * NS, 3
 
 
 def lines(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -30,7 +30,7 @@ def lines(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine seconds of the rendered drive, each frame as its sensor would have sent it."""
+    """Seven and a half seconds of the rendered drive, each frame as its sensor would have sent it."""
     path, rendered = tmp_path_factory.mktemp("drive") / "drive.mcap", Drive(beams=32)
     with Writer(path, about={"run": "rendered", "utc_offset_ns": 0, "made_by": "test"}) as writer:
         for name, encoding in (("lidar", "points_xyzit_f32"), ("depth", "depth_u16_mm"), ("camera", "bgr8")):

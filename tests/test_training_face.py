@@ -19,6 +19,7 @@ from pipeline.training.face import augment, train  # noqa: E402
 from pipeline.training.nets import FaceNet, MirroredFaceNet  # noqa: E402
 from pipeline.training.restart import face_net_from  # noqa: E402
 
+pytestmark = pytest.mark.timeout(400)  # half a minute of computing, and more beside other tests
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "face-expression.onnx"
 
 
@@ -127,6 +128,15 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
         net(torch.randn(8, 1, 48, 48))                                  # batch-norm leaves its starting figures
     export_face(net, tmp_path / "face.onnx")
     assert largest_difference(MirroredFaceNet(net), tmp_path / "face.onnx", torch.randn(5, 1, 48, 48)) <= 1e-4
+
+
+def test_network_that_answers_with_no_number_is_not_exported(tmp_path: Path) -> None:
+    net = FaceNet()
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="differs from torch by nan"):
+        export_face(net, tmp_path / "face.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mirrored_face_gets_the_same_answer() -> None:

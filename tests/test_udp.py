@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_config_and_command_of_the_page_send_what_they_promise(inbox: socket.soc
         pytest.skip(str(error))
     (config,), (command,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("yaml", "sh"))
     (tmp_path / "robot.yaml").write_text(config)
-    words = command.replace("robot.yaml", str(tmp_path / "robot.yaml")).replace("10s", "6s").split()[2:]
+    words = command.replace("robot.yaml", str(tmp_path / "robot.yaml")).replace("10s", "3s").split()[2:]
     told = subprocess.run([sys.executable, ROOT / "run_pipeline.py", *words, "--set", f"nodes.robot.address={address(inbox)}"],
                           capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
     assert received(inbox)["task"] == "emotion" and "unaccounted: none" in told.stdout
@@ -152,9 +153,10 @@ def test_receiver_of_the_page_prints_what_is_sent(inbox: socket.socket) -> None:
     receiver = subprocess.Popen([sys.executable, "-c", program.replace("9870", str(port))], stdout=subprocess.PIPE, text=True)
     try:
         with Stage(Udp(address=where), inputs=["scene"]) as stage:
-            for _ in range(100):  # it takes a moment to start
+            for _ in range(600):  # it takes a moment to start
                 stage.give("scene", scene())
-                time.sleep(0.05)
+                if select.select([receiver.stdout], [], [], 0.05)[0]:
+                    break
         assert receiver.stdout is not None and receiver.stdout.readline() == "street\n"
     finally:
         receiver.kill()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from running import running
 from test_demo import FailingCamera, lens, models, run, state, wait_for  # noqa: F401
 
 from pipeline.assets import MODELS
@@ -45,10 +45,11 @@ nodes:
 """
 
 
+@pytest.mark.paced
 def test_voice_of_a_real_clip_moves_the_answer_its_way_and_both_senses_are_used(tmp_path: Path, clip: Path) -> None:
     config = tmp_path / "live.yaml"
     config.write_text(LIVE.format(clip=clip))
-    predictions, summary = run("run", config, "--for", "9s", out=tmp_path / "out.jsonl")
+    predictions, summary = run("run", config, "--for", "7s", out=tmp_path / "out.jsonl")
     assert summary["unaccounted"] == {}
     both = [p for p in predictions if p["used"] == ["camera", "microphone"] and p["subjects"]]
     assert len(both) > 50, "the voice takes part while somebody speaks"
@@ -82,19 +83,17 @@ nodes:
 """
 
 
+@pytest.mark.paced
 def test_camera_then_microphone_drop_out_and_both_come_back(
-    tmp_path: Path, clip: Path, lens: FailingCamera, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    folder: Path, clip: Path, lens: FailingCamera  # noqa: F811
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with av.open(str(clip)) as container:
         resampler = av.AudioResampler("flt", "mono", RATE_HZ)
         sound = np.concatenate([out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)])
-    np.save(tmp_path / "samples.npy", sound[RATE_HZ // 2 : -RATE_HZ])  # fewer pauses: the steps below wait for speech
-    unplugged, config, out = tmp_path / "unplugged", tmp_path / "failing.yaml", tmp_path / "out.jsonl"
-    config.write_text(FAILING.format(url=lens.url, samples=tmp_path / "samples.npy", unplugged=unplugged))
-
-    def tamper() -> None:
-        """Each step waits for the predictions to say so."""
+    np.save(folder / "samples.npy", sound[RATE_HZ // 2 : -RATE_HZ])  # fewer pauses: the steps below wait for speech
+    unplugged, config, out = folder / "unplugged", folder / "failing.yaml", folder / "out.jsonl"
+    config.write_text(FAILING.format(url=lens.url, samples=folder / "samples.npy", unplugged=unplugged))
+    with running(folder, "run", str(config), "--no-dashboard", "--out", str(out)) as live:  # each step waits for the predictions to say so
         wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"], timeout_s=40)  # start-up included
         lens.picture = None
         wait_for(out, lambda p: p["missing"] == ["camera"] and p["used"] == ["microphone"] and p["label"])
@@ -104,12 +103,9 @@ def test_camera_then_microphone_drop_out_and_both_come_back(
         wait_for(out, lambda p: p["missing"] == ["microphone"] and p["used"] == ["camera"] and p["label"])
         unplugged.unlink()
         wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"])
-        done.set()
-
-    done = threading.Event()
-    threading.Thread(target=tamper, daemon=True).start()
-    predictions, summary = run("run", config, "--for", "17s", out=out)
-    assert done.is_set(), "a step was not told by any prediction"
+        live.interrupt()
+        assert live.wait() == 0, live.err
+    *predictions, summary = map(json.loads, out.read_text().splitlines())
     assert summary["unaccounted"] == {}
     deaf = [p for p in predictions if p["missing"] == ["microphone"]]
     blind = [p for p in predictions if p["missing"] == ["camera"]]
@@ -117,4 +113,4 @@ def test_camera_then_microphone_drop_out_and_both_come_back(
     assert all(abs(sum(p["probs"].values()) - 1) < 1e-3 for p in predictions)
     stamps = [p["capture_ns"] for p in predictions]
     assert stamps == sorted(set(stamps))
-    assert json.loads(out.read_text().splitlines()[-1])["summary"] is True
+    assert summary["summary"] is True

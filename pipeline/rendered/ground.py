@@ -2,7 +2,7 @@
 
     z_m = height(x_m)                                    # of the road; pavements lie KERB_M above it
     t = meet(origin, direction, slopes, farthest_m=80)   # how far along each ray
-    ground = Paint(seed); ground.reflectance(x_m, y_m)
+    ground = Paint(seed, shadows); ground.reflectance(x_m, y_m)
 """
 
 from __future__ import annotations

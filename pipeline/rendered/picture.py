@@ -1,7 +1,7 @@
 """The picture that a camera in the rendered street takes: sky, ground, shadows, and things from far to near.
 
     scene = Scene(things, seed)
-    image = scene.take(lens, camera, t_s)        # (h, w, 3) uint8 BGR
+    scene.take(lens, camera, t_s, out)           # (h, w, 3) uint8 BGR, filled
 """
 
 from __future__ import annotations

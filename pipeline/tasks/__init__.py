@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Opinion, Prediction, Receipt, Subject
 from pipeline.metrics import Metrics
 from pipeline.named import find
+from pipeline.tasks.engines import Engines
 
 UNCERTAIN = "uncertain"
 
@@ -38,6 +39,7 @@ class Task:
     log: logging.Logger = logging.getLogger("task")  # these three are replaced before open()
     metrics: Metrics = Metrics()
     precision: str = "fp32"  # of the models that come in others: "fp16", "int8"
+    _engines: Engines | None = None
 
     def open(self, backend: str) -> None:
         """Load the models. `backend` as in inference.engine.load. Raises ConfigError with the fix."""
@@ -45,8 +47,15 @@ class Task:
     def predict(self, aligned: AlignedSet) -> Prediction:
         raise TypeError(f"{type(self).__name__} does not define predict()")
 
+    def open_engines(self, backend: str, *, threads: int) -> Engines:
+        """What loads this task's models, told of in its log and metrics, and closed with it. For its open()."""
+        self._engines = Engines(backend, precision=self.precision, threads=threads, log=self.log, metrics=self.metrics)
+        return self._engines
+
     def close(self) -> None:
         """Release the models."""
+        if self._engines is not None:
+            self._engines.close()
 
     def prediction(
         self,

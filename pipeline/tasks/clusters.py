@@ -103,7 +103,7 @@ def find_clusters(
     trusted_m = np.where(weak, ranges + WEAK_M, ranges)
     best = np.flatnonzero(trusted_m == np.repeat(np.minimum.reduceat(trusted_m, begins), ends - begins))
     nearest = best[np.searchsorted(best, begins)]
-    right, left = _ends_hidden(places, ranges, horizon, begins, ends, wanted)
+    right, left = _ends_hidden(places, horizon, begins, ends, wanted)
     yaws = _yaws(places, begins, ends, wanted, (most_m - least).max(axis=1)[wanted])
     plain = zip(*(v[wanted].tolist() for v in (begins, ends, points, seconds_sum / points, low, high, floor, ranges[nearest],
                                                places[nearest])), right, left, wanted.tolist(), strict=True)  # fmt: skip
@@ -144,7 +144,7 @@ class _FineCells:
 
 
 def _ends_hidden(
-    places: Floats, ranges: Floats, horizon: Horizon, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp],
+    places: Floats, horizon: Horizon, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp],
     wanted: npt.NDArray[np.intp],
 ) -> tuple[list[bool], list[bool]]:  # fmt: skip
     """Of each wanted thing, whether its right and its left end are not its own."""

@@ -85,12 +85,11 @@ class Emotion(Task):
         self._lag_ms, self._embeddings, self._baseline_s = lag_ms, embeddings, baseline_s
         self._smoothing_ns, self._uncertain_below = smoothing_ms * 1e6, uncertain_below
         self._max_faces, self._search_px, self._threads = max_faces, search_px, threads
-        self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
         if not self._path.is_file():
             raise AssetError(f"{self._path}: no such model. Train it with: python run_pipeline.py train face")
-        engines = self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        engines = self.open_engines(backend, threads=self._threads)
         manifest = engines.manifest(self._path)
         self._check_embedding(manifest, "another model")
         self.labels, self.model, self._temperature = manifest.labels, manifest.id, manifest.temperature
@@ -174,10 +173,6 @@ class Emotion(Task):
         names = [tensor.name for tensor in manifest.outputs]
         if self._embeddings and "embedding" not in names:
             raise ConfigError(f"embeddings: true: {manifest.id} has no output 'embedding', only {names}. Name {instead}")
-
-    def close(self) -> None:
-        if self._engines is not None:
-            self._engines.close()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         sound = first(aligned, SOUNDS)

@@ -1,6 +1,6 @@
 """The engines of one task: loaded alike, told about alike, closed together.
 
-    engines = Engines("auto", precision="fp16", threads=1, log=task.log, metrics=task.metrics)
+    engines = task.open_engines("auto", threads=1)                           # in a task's open(): its precision, log and metrics
     engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
 """
 

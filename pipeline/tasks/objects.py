@@ -32,7 +32,6 @@ from pipeline.tasks import Task
 from pipeline.tasks.clouds import Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import Detector
-from pipeline.tasks.engines import Engines
 from pipeline.tasks.given import PICTURES, latest, picture
 from pipeline.tasks.object_tracks import ObjectTracker
 from pipeline.tasks.ranging import Ranged, range_boxes
@@ -153,7 +152,6 @@ class Objects(Task):
         if threads < 1:
             raise ValueError("threads must be at least 1")
         self._wanted, self._rig_path, self._sensors, self._threads = detector, rig, sensors or {}, threads
-        self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
         rig = rigs.load(self._rig_path) if self._rig_path else None
@@ -161,17 +159,12 @@ class Objects(Task):
             self.log.warning("no rig: the boxes have no ranges. Give one in options: {rig: rig.yaml}")
         clouds = None if rig is None else Clouds(rig, height_m=0.0, sensors=self._sensors, log=self.log)
         self._clouds, self._views = clouds, None if clouds is None else Views(clouds, self.log)
-        self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
-        self._detector = Detector.load(self._wanted, self._engines, self.log)
+        self._detector = Detector.load(self._wanted, self.open_engines(backend, threads=self._threads), self.log)
         self.metrics.facts["detector"] = "none"
         if self._detector is not None:
             self.labels, self.model = self._detector.labels, self._detector.name
             self.metrics.facts["detector"] = f"{self._detector.name}, {self._detector.layout}"
         self.finder = ObjectFinder(self._detector)
-
-    def close(self) -> None:
-        if self._engines is not None:
-            self._engines.close()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         bad: dict[str, str] = {}

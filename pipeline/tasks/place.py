@@ -108,17 +108,11 @@ class Place(Task):
             raise ValueError("uncertain_below must be from 0 to below 1")
         self._wanted, self._smoothing_ms, self._every_ms = model, smoothing_ms, every_ms
         self._uncertain_below, self._threads = uncertain_below, threads
-        self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
-        self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
-        model = PlaceModel.open(self._engines, self._wanted)
+        model = PlaceModel.open(self.open_engines(backend, threads=self._threads), self._wanted)
         self.labels, self.model = model.labels, model.id
         self._watch = PlaceWatch(model, smoothing_ms=self._smoothing_ms, every_ms=self._every_ms)
-
-    def close(self) -> None:
-        if self._engines is not None:
-            self._engines.close()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         frame = next((frames[-1] for frames in aligned.frames.values() if frames and frames[-1].encoding in PICTURES), None)

@@ -7,7 +7,7 @@ how far that rest lay from the average person's, whose figures are in the manife
 
     resting = Resting(average_neutral(manifest), seconds=3.0)
     log_probs = resting.update(log_probs, frame.capture_ns)      # moved, once three seconds have been seen
-    resting.seen_s                                               # 1.2: so much of the rest is known
+    resting.known                                                # True from then on
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ class Resting:
         self._average, self._wanted_ns, self._strength = average, round(seconds * NS), strength
         self._seen = np.zeros(len(average), np.float64)
         self._seen_ns, self._last_ns = 0, -1
-
-    @property
-    def seen_s(self) -> float:
-        return self._seen_ns / NS
 
     @property
     def known(self) -> bool:

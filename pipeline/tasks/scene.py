@@ -30,7 +30,6 @@ from pipeline.tasks.around import UNUSABLE, Around, warm_up
 from pipeline.tasks.clouds import Cloud, Clouds
 from pipeline.tasks.detections import Detection, read_detections
 from pipeline.tasks.detectors import NONE, Detector
-from pipeline.tasks.engines import Engines
 from pipeline.tasks.given import PICTURES, SOUNDS, Picture, first, latest
 from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart
 from pipeline.tasks.place import PlaceModel, PlaceWatch
@@ -79,10 +78,9 @@ class Scene(Task):
         self._corridor = Corridor(**check_options(Corridor, corridor or {}, "corridor"))
         self._range_m, self._place_every_ms, self._smoothing_ms = range_m, place_every_ms, smoothing_ms
         self._by_arrival, self._uncertain_below, self._threads = by_arrival, uncertain_below, threads
-        self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
-        engines = self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        engines = self.open_engines(backend, threads=self._threads)
         rig = self._load_rig() if self._rig_path else None
         self._clouds = Clouds(rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, log=self.log)
         self._around = Around(corridor=self._corridor, range_m=self._range_m)
@@ -110,10 +108,6 @@ class Scene(Task):
         while not Path(self._rig_path).exists() and time.monotonic() < give_up_s:
             time.sleep(0.05)
         return rigs.load(self._rig_path)
-
-    def close(self) -> None:
-        if self._engines is not None:
-            self._engines.close()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         bad: dict[str, str] = {}

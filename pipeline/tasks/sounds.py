@@ -186,10 +186,9 @@ class Sounds(Task):
         if not 0 < report_above < 1 or threads < 1:
             raise ValueError("report_above must lie between 0 and 1, threads be at least 1")
         self._wanted, self._stream, self._report_above, self._threads = model, stream, report_above, threads
-        self._engines: Engines | None = None
 
     def open(self, backend: str) -> None:
-        engines = self._engines = Engines(backend, precision=self.precision, threads=self._threads, log=self.log, metrics=self.metrics)
+        engines = self.open_engines(backend, threads=self._threads)
         self._ears, manifest = open_ears(engines, model=self._wanted, report_above=self._report_above)
         self.labels, self.model = (*manifest.labels, SILENCE), manifest.id
 
@@ -207,10 +206,6 @@ class Sounds(Task):
         if self._ears.probs is None:
             return np.asarray(np.arange(len(self.labels)) == len(self.labels) - 1, np.float32)
         return np.asarray(np.append(self._ears.probs, 0), np.float32)
-
-    def close(self) -> None:
-        if self._engines is not None:
-            self._engines.close()
 
 
 def sound_of(aligned: AlignedSet, stream: str = "") -> tuple[str, tuple[Frame, ...] | None]:

@@ -11,7 +11,6 @@ could vote for surprise: its log-odds are weighed and added up beside the votes,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.export import MAX_DIFFERENCE, OPSET
+from pipeline.training.export import furthest, write_checked
 from pipeline.training.fusion_families import TINY, membership, subsets
 from pipeline.training.fusion_nets import FusionNet
 from pipeline.training.votes import PRIOR_VOTES, VOTE_CLASSES
@@ -127,19 +126,12 @@ def export_bridge(bridge: Bridge, path: Path, labels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     face, voice = (torch.log_softmax(2 * torch.randn(32, 1, labels, generator=generator), 2) for _ in range(2))
     present = torch.tensor([0.0, 0.3, 1.0])[torch.randint(3, (32, 2), generator=generator)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unchecked = path.with_suffix(".onnx.unchecked")
-    names, outputs = ["face", "voice", "present"], ["logits", *(["agreement"] if bridge.coordinated is not None else [])]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(told, (face, voice, present), str(unchecked), dynamo=False, opset_version=OPSET, input_names=names,
-                          output_names=outputs, dynamic_axes={name: {0: "n"} for name in [*names, *outputs]})
-    session = onnxruntime.InferenceSession(str(unchecked), providers=["CPUExecutionProvider"])
-    theirs = session.run(outputs, {"face": face.numpy(), "voice": voice.numpy(), "present": present.numpy()})
-    with torch.no_grad():
-        ours = [out.numpy() for out in told(face, voice, present)]
-    difference = max(float(np.abs(np.exp(a) - np.exp(b)).max()) for a, b in zip(ours, theirs, strict=True))
-    if not difference <= MAX_DIFFERENCE:
-        unchecked.unlink()
-        raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {MAX_DIFFERENCE}")
-    unchecked.replace(path)
+    inputs, outputs = ["face", "voice", "present"], ["logits", *(["agreement"] if bridge.coordinated is not None else [])]
+
+    @torch.no_grad()
+    def difference(file: Path) -> float:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        theirs = session.run(outputs, {"face": face.numpy(), "voice": voice.numpy(), "present": present.numpy()})
+        return furthest([out.exp() for out in told(face, voice, present)], [np.exp(out) for out in theirs])
+
+    write_checked(told, (face, voice, present), path, inputs, outputs, difference)

@@ -4,7 +4,7 @@
     arrays      one .npz or .pkl of {split: {"text", "audio", "vision", "id", labels}}, as MMSA and others pass MOSI/MOSEI on
     dialogues   IEMOCAP_features*.pkl and MELD_features*.pkl: per dialogue the utterances' features, labels and speakers
 
-    rows = read(Path("~/data/mosei"), "cmu-csd")                  # then: train fusion --data ~/data/mosei --format cmu-csd
+    rows = cmu_csd(Path("mosei"))                                 # as: train fusion --data mosei --format cmu-csd
 
 None of these sets comes with Sensorium; their licences are between you and their publishers, and a model trained on one is
 bound by them. A row is an utterance; a modality's value there is the mean over its time. Rows of one video or dialogue are

@@ -11,7 +11,6 @@ learns to answer alone, and (distillation) what it says with some of them follow
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.training.export import MAX_DIFFERENCE, OPSET
+from pipeline.training.export import furthest, write_checked
 from pipeline.training.fusion_families import Joint, State
 from pipeline.training.fusion_nets import Fused, FusionNet, Modality
 
@@ -172,20 +171,10 @@ def export_fusion(net: FusionNet, path: Path) -> None:
     no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
     """
     net.eval()
-    names = [m.name for m in net.modalities]
+    inputs = [*(m.name for m in net.modalities), "present", "offset_s"]
     outputs = ["logits", "opinions", "embedding", *(["agreement"] if net.coordinates and net.pairs else [])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unchecked = path.with_suffix(".onnx.unchecked")
-    free = {name: {0: "n"} for name in [*names, "present", "offset_s", *outputs]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the older exporter's, about itself and about sizes that are fixed here
-        torch.onnx.export(_Flat(net, len(outputs)).eval(), _samples(net, 2), str(unchecked), dynamo=False, opset_version=OPSET,
-                          input_names=[*names, "present", "offset_s"], output_names=outputs, dynamic_axes=free)
-    difference = largest_difference(net, unchecked)
-    if not difference <= MAX_DIFFERENCE:
-        unchecked.unlink()
-        raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {MAX_DIFFERENCE}")
-    unchecked.replace(path)
+    flat = _Flat(net, len(outputs)).eval()
+    write_checked(flat, _samples(net, 2), path, inputs, outputs, lambda file: largest_difference(net, file))
 
 
 @torch.no_grad()
@@ -198,7 +187,7 @@ def largest_difference(net: FusionNet, path: Path) -> float:
     read = {value.name for value in session.get_inputs()}
     theirs = session.run(told, {name: x.numpy() for name, x in inputs.items() if name in read})
     ours = _Flat(net, len(told))(*samples)
-    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(ours, theirs, strict=True))
+    return furthest(ours, theirs)
 
 
 class _Flat(torch.nn.Module):

@@ -1,0 +1,226 @@
+"""A payload's ways on one host: through the ring, in the message, packed for another host, or on the short way."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from running import wait_for
+from wires import INFO, Reader, number
+
+from pipeline import runs
+from pipeline.codec import VERSION, Codec, Hello, Value
+from pipeline.frame import Frame
+from pipeline.wire import Connection, Gone, Publisher
+
+
+@dataclasses.dataclass
+class Line:
+    """One publisher and one reader in one thread, over shared memory."""
+
+    publisher: Publisher
+    connection: Connection
+
+    def receive(self) -> Value | Gone:
+        end_s = time.monotonic() + 5
+        while time.monotonic() < end_s:
+            self.connection.greet()
+            self.publisher.service()
+            if self.connection.wait(5):
+                value, _ = self.connection.receive()
+                if value is not None:
+                    return value
+        raise AssertionError("waited in vain")
+
+    def pass_on(self, frame: Frame) -> Frame:
+        self.publisher.send(frame)
+        received = self.receive()
+        assert isinstance(received, Frame)
+        return received
+
+
+@pytest.fixture
+def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Line]]:
+    made: list[Line] = []
+
+    def make(**options: Any) -> Line:
+        address = runs.free_address(tmp_path, "camera", portable=False)
+        made.append(Line(Publisher(address, INFO), Connection(address, "reader", **options)))
+        Reader(made[-1].connection).join(made[-1].publisher)
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.connection.close()
+        one.publisher.close(ended=False)
+
+
+def picture(seq: int, width_px: int = 320) -> Frame:
+    gradient = np.linspace(0, 255, width_px).astype(np.uint8)
+    return Frame("camera", seq, seq, "bgr8", np.broadcast_to(gradient[None, :, None], (240, width_px, 3)).copy())
+
+
+def in_ring(array: np.ndarray) -> bool:
+    return isinstance(array.base, mmap.mmap)
+
+
+def test_large_payload_comes_through_the_ring_and_a_small_one_in_the_message(line: Callable[..., Line]) -> None:
+    here = line()
+    large, small = here.pass_on(picture(0)), here.pass_on(number(1))
+    assert in_ring(large.data) and not in_ring(small.data)
+    assert np.array_equal(large.data, picture(0).data)
+    assert not large.data.flags.writeable
+
+
+def test_reader_that_does_not_say_so_gets_the_payload_in_the_message(line: Callable[..., Line]) -> None:
+    """So does a program in another language."""
+    received = line(payloads="inline").pass_on(picture(0))
+    assert not in_ring(received.data)
+    assert np.array_equal(received.data, picture(0).data)
+
+
+def test_hello_of_two_fields_is_understood(line: Callable[..., Line]) -> None:
+    hello = msgspec.msgpack.encode([VERSION, 0, 0, ["Hello", "a program in Go", None]])
+    value = Codec().decode([hello]).value
+    assert isinstance(value, Hello) and (value.payloads, value.express) == ("inline", "")
+
+
+def test_reader_on_another_host_gets_pictures_as_jpeg(line: Callable[..., Line]) -> None:
+    received = line(payloads="packed").pass_on(picture(0))
+    assert (received.encoding, received.data.ndim) == ("jpeg", 1)
+    assert received.data.nbytes < picture(0).data.nbytes / 10
+
+
+def test_borrowed_array_reaches_the_reader_without_a_copy(line: Callable[..., Line]) -> None:
+    here = line()
+    image = here.publisher.borrow((240, 320, 3), np.uint8)
+    assert in_ring(image)
+    image.fill(9)
+    received = here.pass_on(Frame("camera", 0, 0, "bgr8", image))
+    assert (received.data == 9).all()
+    image.setflags(write=True)
+    image.fill(8)  # what no source may do: here it shows that both are the same memory
+    assert (received.data == 8).all()
+
+
+def test_nothing_is_borrowed_from_a_ring_that_nobody_reads(line: Callable[..., Line], shared_memory: Path) -> None:
+    here = line(payloads="inline")
+    assert not in_ring(here.publisher.borrow((240, 320, 3), np.uint8))
+    here.pass_on(picture(0))
+    assert list(shared_memory.glob("*.ring")) == []
+
+
+def test_frame_that_a_reader_came_too_late_for_is_gone_and_counted_apart(line: Callable[..., Line]) -> None:
+    here = line()
+    for seq in range(20):
+        here.publisher.send(picture(seq))
+    values = [here.receive() for _ in range(20)]
+    gone = [isinstance(value, Gone) for value in values]
+    assert any(gone) and not gone[-1]
+    assert all(value.seq == seq for seq, value in enumerate(values) if isinstance(value, Frame))
+
+
+def test_reader_that_is_waited_for_finds_every_frame_in_the_ring(line: Callable[..., Line]) -> None:
+    here = line(credits=32)
+    publishing = threading.Thread(target=lambda: [here.publisher.send(picture(seq)) for seq in range(60)])
+    publishing.start()
+    seqs = []
+    while len(seqs) < 60:
+        if here.connection.wait(50):
+            value, lost = here.connection.receive()
+            assert not lost and not isinstance(value, Gone)
+            if isinstance(value, Frame):
+                assert in_ring(value.data)
+                seqs.append(value.seq)
+                here.connection.grant(1)
+        here.connection.greet()
+    publishing.join()
+    assert seqs == list(range(60))
+
+
+def test_when_a_reader_keeps_everything_the_payload_travels_in_the_message(line: Callable[..., Line]) -> None:
+    here = line()
+    lent = [here.publisher.borrow((240, 320, 3), np.uint8) for _ in range(100)]
+    assert not in_ring(lent[-1])
+    received = here.pass_on(picture(0))
+    assert not in_ring(received.data)
+    assert np.array_equal(received.data, picture(0).data)
+
+
+def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[..., Line]) -> None:
+    here = line(credits=32)
+    widths = [320, 320, 640, 320, 1280]
+    for seq, width_px in enumerate(widths):
+        here.publisher.send(picture(seq, width_px))
+    received = [here.receive() for _ in widths]
+    assert [value.data.shape[1] for value in received if isinstance(value, Frame)] == widths
+
+
+def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_then(line: Callable[..., Line]) -> None:
+    """The kernel queues ten datagrams: of 30 at once, 20 come over ZeroMQ."""
+    here = line(credits=150)
+    seqs = []
+    for burst in range(5):
+        for seq in range(30 * burst, 30 * burst + 30):
+            here.publisher.send(number(seq))
+        for _ in range(30):
+            value = here.receive()
+            assert isinstance(value, Frame)
+            seqs.append(value.seq)
+    assert seqs == list(range(150))
+
+
+def caught_up(here: Line) -> Line:
+    """A line whose reader has said that it has read all that went over ZeroMQ."""
+    here.connection._next_hello_s = 0
+    here.connection.greet()
+    readers = here.publisher._readers
+    wait_for(lambda: here.publisher.service() or all(r.on_zeromq is None for r in readers.values()), "the reader's hello")
+    return here
+
+
+def test_reader_that_keeps_up_gets_small_messages_on_the_short_way_alone(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = caught_up(line())
+    monkeypatch.setattr(here.publisher, "_post", lambda *parts, **options: pytest.fail("it went over ZeroMQ"))
+    assert [here.pass_on(number(seq)).seq for seq in range(3)] == [0, 1, 2]
+
+
+def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = caught_up(line())
+    with monkeypatch.context() as full:
+        (reader,) = here.publisher._readers.values()
+        full.setattr(reader.express, "send", lambda message: False)
+        full.setattr(here.publisher, "_post", lambda *parts, **options: False)
+        here.publisher.send(number(0))
+    here.publisher.send(number(1))
+    assert here.connection.wait(1000)
+    value, lost = here.connection.receive()
+    assert isinstance(value, Frame) and (value.seq, lost) == (1, 1)
+
+
+def test_reader_held_up_between_its_two_looks_reads_in_order(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is held up in its first look at the short way, which finds nothing, and meanwhile much is sent on both."""
+    here = caught_up(line())
+    express = here.connection._express
+    assert express is not None
+    receive, bursts = express.receive, iter([range(15)])
+
+    def held_up() -> bytes | None:
+        header = receive()
+        for seq in next(bursts, ()):
+            here.publisher.send(number(seq))  # ten fit on the short way
+        return header
+
+    monkeypatch.setattr(express, "receive", held_up)
+    received = [here.connection.receive()[0], *(here.receive() for _ in range(14))]
+    assert [value.seq for value in received if isinstance(value, Frame)] == list(range(15))

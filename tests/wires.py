@@ -1,0 +1,69 @@
+"""What the tests of the wire send, and what they read it with."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import zmq
+
+from pipeline import wire
+from pipeline.codec import End
+from pipeline.errors import WireError
+from pipeline.frame import Frame, Prediction, Receipt, StreamInfo, Subject
+from pipeline.wire import Connection, Gone, Publisher
+
+INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
+RECEIPT = Receipt("camera", "nearest", (7, 8), 40, -3, 12, 1, "why")
+PREDICTION = Prediction(
+    "emotion", 1_000, ("happy", "sad"), np.float32([0.75, 0.25]), "happy", "face@1", (Subject(3, (1, 2, 3, 4), (0.75, 0.25)),),
+    ("camera",), ("microphone",), (RECEIPT,), True, {"wait": 3, "infer": 4},
+)  # fmt: skip
+
+
+def message(value: Any, version: int = 1) -> bytes:
+    return msgspec.msgpack.encode([version, 1, 1, value])
+
+
+def number(seq: int) -> Frame:
+    return Frame("camera", seq, seq, "series_f32", np.float32([seq]))
+
+
+def a_socket(kind: int) -> zmq.Socket[bytes]:
+    socket = wire.context().socket(kind)
+    socket.setsockopt(zmq.LINGER, 200)
+    return socket
+
+
+@dataclasses.dataclass
+class Reader:
+    connection: Connection
+    seqs: list[int] = dataclasses.field(default_factory=list)
+    lost: int = 0
+    ended: bool = False
+    malformed: int = 0
+
+    def read(self, until: Callable[[], bool], *, give_up_s: float = 10.0) -> None:
+        """Take what comes until it is enough."""
+        end_s = time.monotonic() + give_up_s
+        while not until():
+            assert time.monotonic() < end_s, f"waited in vain: {self}"
+            self.connection.greet()
+            if self.connection.wait(5):
+                try:
+                    value, lost = self.connection.receive()
+                except WireError:
+                    self.malformed += 1
+                    continue
+                self.lost += lost + isinstance(value, Gone)
+                if isinstance(value, Frame):
+                    self.seqs.append(value.seq)
+                self.ended = self.ended or isinstance(value, End)
+
+    def join(self, publisher: Publisher) -> None:
+        """Until the publisher has welcomed it; both belong to this thread."""
+        self.read(lambda: publisher.service() or self.connection.welcome is not None)
