@@ -3,7 +3,7 @@
 Answers for one anchor at a time, from what the stream said up to then and never from what it said later: else an answer
 would depend on how the streams interleave.
 
-    history = History("lidar", Nearest(within_ms=50), start_ns, live=True)
+    history = History("lidar", Nearest(within_ms=50), start_ns, live=True, max_frames=512)
     history.add(frame, arrival_ns)
     history.answer(anchor_ns, anchor_arrival_ns)        # Found | Receipt (why there is nothing) | WAIT
 """
