@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from pipeline.align import Aligner, Emit
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError
 from pipeline.eventlog import EventLog, Rules
 from pipeline.faults import parse
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
@@ -79,11 +79,10 @@ class Align(Transform):
         self._retold: Retold | None = None
         self._derived = derived
 
-    def check_inputs(self, inputs: Sequence[str]) -> None:
-        named = {f"pick.{stream}": stream for stream in self._rules} | ({"anchor": self._anchor} if self._anchor else {})
-        for option, stream in named.items():
-            if stream not in inputs:
-                raise ConfigError(f"{option}: '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}")
+    def named_inputs(self) -> Iterable[tuple[str, str]]:
+        yield from ((f"pick.{stream}", stream) for stream in self._rules)
+        if self._anchor:
+            yield "anchor", self._anchor
 
     def open(self) -> None:
         if self._replay and self._realign and self._derived:

@@ -8,13 +8,14 @@ how bright, how much moved, how open a mouth was and how loud it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from calibration.audio_video import HINT, Answer, AudioVideo
 from calibration.moments import picture_of
 from calibration.time_offset import face_tracker
 from pipeline.clock import NS
-from pipeline.errors import AssetError, ConfigError
+from pipeline.errors import AssetError
 from pipeline.frame import Frame
 from pipeline.node import Arrival, Sink
 
@@ -34,10 +35,10 @@ class AutoTime(Sink):
         self.camera, self.microphone, self.in_use_ms, self.faces = camera, microphone, float(in_use_ms), faces
         self.answer: Answer | None = None
 
+    def named_inputs(self) -> Iterable[tuple[str, str]]:
+        return ("camera", self.camera), ("microphone", self.microphone)
+
     def open(self) -> None:
-        for name in (self.camera, self.microphone):
-            if self.context.inputs and name not in self.context.inputs:
-                raise ConfigError(f"auto_time '{self.name}': no input '{name}'. Inputs: {', '.join(self.context.inputs)}")
         tracker = None
         if self.faces:
             try:

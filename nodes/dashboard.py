@@ -31,7 +31,7 @@ Where a token is set, add it to the address: /ws?pictures=0&token=...
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -39,7 +39,7 @@ import msgspec
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, Frame, Health, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
 
@@ -178,6 +178,11 @@ class Dashboard(Sink):
         """Where the page is, after open(); without the token."""
         return self._server.url if self._server else ""
 
+    def named_inputs(self) -> Iterable[tuple[str, str]]:
+        yield from (("points", stream) for stream in self.points or ())
+        if self.camera:
+            yield "camera", self.camera
+
     def open(self) -> None:
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
 
@@ -185,11 +190,6 @@ class Dashboard(Sink):
         from pipeline.scene_view import SceneView
         from pipeline.web import PageServer
 
-        for option, names in (("camera", [self.camera] if self.camera else []), ("points", self.points or [])):
-            for name in names:
-                if self.context.inputs and name not in self.context.inputs:
-                    found = f"Inputs: {', '.join(self.context.inputs)}.{nearest(name, self.context.inputs)}"
-                    raise ConfigError(f"nodes.{self.name}.{option}: no input '{name}'. {found}")
         self._scene = SceneView(rigs.load(self.rig_path) if self.rig_path else None)
         server = PageServer(
             page_text(),

@@ -9,6 +9,7 @@ fact of the node, on the page and in the summary, and a warning in the log when 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import ClassVar
 
 from calibration.drift import Drift as Monitor
@@ -33,10 +34,10 @@ class Drift(Sink):
         self.rig_path, self.camera, self.lidar, self.every_ns = rig, camera, lidar, round(every_s * NS)
         self.state = "unknown"
 
+    def named_inputs(self) -> Iterable[tuple[str, str]]:
+        return ("camera", self.camera), ("lidar", self.lidar)
+
     def open(self) -> None:
-        for name in (self.camera, self.lidar):
-            if self.context.inputs and name not in self.context.inputs:
-                raise ConfigError(f"drift '{self.name}': no input '{name}'. Inputs: {', '.join(self.context.inputs)}")
         self._rig = rigs.load(self.rig_path)
         self._lens = self._rig.camera(self.camera)
         self._monitor = Monitor(self._lens, self._rig.transform(self.camera, self.lidar))

@@ -9,6 +9,7 @@ room for. The pipeline goes on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 
 from pipeline.account import engines
 from pipeline.clock import NS, utc_offset_ns
-from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.labels import STREAM, heard_labels
 from pipeline.mcap_chunk import Compression
@@ -65,10 +65,10 @@ class Record(Sink):
         self._first_ns: int | None = None
         self._tell_ns = self._again_ns = self._labels = 0
 
+    def named_inputs(self) -> Iterable[tuple[str, str]]:
+        return (("jpeg", stream) for stream in self._jpeg)
+
     def open(self) -> None:
-        for stream in self._jpeg:
-            if stream not in self.context.inputs:
-                raise ConfigError(f"node '{self.name}': jpeg: '{stream}' is not one of its inputs: {', '.join(self.context.inputs)}")
         offset_ns, error_ns = utc_offset_ns(self.context.clock)
         about = {"made_by": "record", "utc_offset_ns": offset_ns, "utc_error_ns": error_ns, **self._about}
         self._writer = Writer(

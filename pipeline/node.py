@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS, Clock, LiveClock
-from pipeline.errors import DeviceError, nearest
+from pipeline.errors import ConfigError, DeviceError, nearest
 from pipeline.frame import ENCODINGS, AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.inbox import Arrival, Ended, Inbox
 from pipeline.metrics import Metrics
@@ -81,8 +81,15 @@ class Node:
         """What of this kind works on this machine, and what to do about the rest."""
         return ()
 
+    def named_inputs(self) -> Iterable[tuple[str, str]]:
+        """(option, the input that it names), for each option that names one."""
+        return ()
+
     def check_inputs(self, inputs: Sequence[str]) -> None:
         """Raises ConfigError for an option that names an input which is none of these; opens nothing."""
+        for option, stream in self.named_inputs():
+            if stream not in inputs:
+                raise ConfigError(f"{option}: '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}")
 
     def open(self) -> None:
         """Acquire devices and models. Raises DeviceError or ConfigError with the fix."""
