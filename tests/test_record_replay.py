@@ -109,6 +109,7 @@ def test_a_stream_that_the_recording_lacks_is_named(late: Path, folder: Path) ->
     assert "has no stream 'kamera'" in run(folder, "replay", "graph.yaml", late / "rec.mcap", code=2)
 
 
+@pytest.mark.paced  # beside other programs the recorder may be behind what the aligner was told
 def test_a_killed_recording_says_what_is_missing_is_closed_and_replays_as_far_as_it_goes(folder: Path) -> None:
     a_file(folder, LATE.replace("75", "7500").replace("125", "12500").replace("250", "25000"))
     recording = folder / "rec.mcap"
