@@ -88,8 +88,9 @@ class SensoriumReceiver:
     """What `pipeline.subscribe` does, for several streams; flat out with flow control, as behind a file."""
 
     def __init__(self, addresses: list[str], flat_out: bool) -> None:
+        from pipeline.bells import Bells
         from pipeline.frame import Frame
-        from pipeline.wire import CREDITS, Bells, Connection
+        from pipeline.wire import CREDITS, Connection
 
         self._kind, self._flat_out = Frame, flat_out
         self._connections = [Connection(a, "bench", credits=CREDITS if flat_out else None) for a in addresses]

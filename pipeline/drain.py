@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pipeline.bells import Bells
 from pipeline.codec import Value
 from pipeline.errors import WireError
-from pipeline.wire import Bells, Connection, Gone
+from pipeline.wire import Connection, Gone
 
 
 class Drain(threading.Thread):

@@ -13,6 +13,7 @@ is encrypted and authenticated both ways (CURVE), and without a keyring it is no
 from __future__ import annotations
 
 import logging
+import select
 import socket as network
 import threading
 from typing import Any
@@ -33,11 +34,17 @@ PING_FAST_S, FAST_PINGS, PING_EVERY_S, PATIENCE_S = 0.02, 100, 0.4, 0.5
 # The first ping finds threads and cores asleep, here more than there: it takes 230 µs and is off by 45, the next 90 and 1.
 IN_A_ROW = 3
 NO_ANSWER_S = 5.0
+READABLE = int(zmq.POLLIN)
 SMALL_BYTES = 4096  # a ping is 30 bytes, but CURVE introduces itself with 500
 ZAP_DOMAIN = "sensorium"
 
 _door_lock = threading.Lock()
 _door: Any = None  # the thread that answers, for this process's ZeroMQ context, who may connect
+
+
+def poller() -> Any:
+    """What waits for descriptors: the system's, the quickest way there is, or, on Windows, ZeroMQ's, which knows them too."""
+    return select.poll() if hasattr(select, "poll") else zmq.Poller()
 
 
 def context() -> zmq.Context[Any]:

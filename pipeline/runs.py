@@ -105,12 +105,14 @@ def subscribe(
                     message = unpacked(value) if isinstance(value, Frame | AlignedSet | Prediction | Health) else None
                 except WireError:
                     continue
-                if message is not None and line is None:
-                    yield message
-                elif message is not None and line is not None and line.clock.admits(left_ns(message), clock.now_ns()):
-                    yield moved(message, line.clock.to_local)  # not admitted: that clock has jumped, and it cannot be dated
-                elif isinstance(value, End):
+                if isinstance(value, End):
                     return
+                if message is None:
+                    continue
+                if line is None:
+                    yield message
+                elif line.clock.admits(left_ns(message), clock.now_ns()):  # else that clock has jumped, and it cannot be dated
+                    yield moved(message, line.clock.to_local)
             elif here and time.monotonic() - heard_s > SILENT_S and connection.address not in addresses():
                 return  # the pipeline was killed: nobody is left to say that it ended
     finally:
@@ -139,8 +141,9 @@ def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Con
         raise ConfigError(f"'{node}' is read from {address}: say whose keys to use, such as subscribe('{node}', config=…, host='laptop')")
     keyring = Keyring.for_addresses(host, [address, clock])
     line = ClockLine(there, clock, keyring)
+    connection = Connection(address, reader, payloads="packed", line=line, keyring=keyring)
     line.start()
-    return Connection(address, reader, payloads="packed", line=line, keyring=keyring)
+    return connection
 
 
 def free_address(run_folder: Path, node: str, *, portable: bool) -> str:

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import math
 import secrets
-import select
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +28,13 @@ import numpy.typing as npt
 import zmq
 
 from pipeline import ring
+from pipeline.bells import Bells
 from pipeline.codec import INLINE_BYTES, Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
 from pipeline.errors import ConfigError, WireError
 from pipeline.express import ExpressReceiver, ExpressSender
 from pipeline.frame import Message, StreamInfo
 from pipeline.keys import Keyring
-from pipeline.network import ClockLine, bind, connect, context
+from pipeline.network import READABLE, ClockLine, bind, connect, context
 from pipeline.packing import packed
 
 # Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
@@ -47,7 +46,6 @@ FORGET_READER_S = 5.0
 WAIT_FOR_ROOM_MS = 300
 GOODBYE_S, GOODBYE_NETWORK_S = 0.3, 5.0  # over a network that loses packets the last messages take a while
 MAX_PART_BYTES = 64 << 20
-READABLE = int(zmq.POLLIN)
 
 
 class _Reader:
@@ -387,24 +385,6 @@ class Connection:
             self.socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
         except zmq.Again:
             pass  # nobody is there; the next hello will try again
-
-
-class Bells:
-    """Waits for the first of several connections. This runs for every message, and select.poll is the quickest way to wait."""
-
-    def __init__(self, connections: Sequence[Connection]) -> None:
-        self._connections = connections
-        self._by_descriptor = {d: connection for connection in connections for d in connection.descriptors}
-        self._poll = select.poll() if hasattr(select, "poll") else zmq.Poller()  # Windows has none; ZeroMQ's knows descriptors too
-        for descriptor in self._by_descriptor:
-            self._poll.register(descriptor, READABLE)
-
-    def wait(self, timeout_ms: int) -> list[Connection]:
-        """Those that have something to receive, or may have."""
-        # ZeroMQ's descriptors ring once, so before sleeping each must be asked whether all was heard.
-        unheard = [connection for connection in self._connections if connection.has_zeromq]
-        rung = [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(0 if unheard else timeout_ms)]
-        return list(dict.fromkeys(unheard + rung)) if unheard or len(rung) > 1 else rung
 
 
 def _ring_folder(address: str) -> Path | None:
