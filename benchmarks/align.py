@@ -11,6 +11,7 @@ colour and depth stamps of TUM's RGB-D camera.
     wrong    full sets in which some stream's frame is not the nearest delivered one
     wait     from the arrival of the set's last member to its emission
     spread   of a stereo pair: |left − right|
+    × join   what a message costs, in what it costs the nearest join beside it
 """
 
 from __future__ import annotations
@@ -273,13 +274,14 @@ def judge(case: Case, emitted: list[Emitted], took_s: float) -> dict[str, float]
     }
 
 
+JOIN = "nearest join (\\psi)"
 CONTENDERS: dict[str, Callable[[Case], tuple[list[Emitted], float]]] = {
     "Sensorium": sensorium,
     "Sensorium, emit: now": lambda case: sensorium(case, emit="now"),
     "Sensorium, proof": lambda case: sensorium(case, max_wait_ms=None),
     "ROS 2 ApproximateTime (C++ rules)": approximate_time,
     "ROS 2 …Synchronizer (Python), 20 ms": approximate_time_synchronizer,
-    "nearest join (\\psi)": nearest_join,
+    JOIN: nearest_join,
     "latest-hold": latest_hold,
 }
 
@@ -295,13 +297,18 @@ def main() -> None:
     makers += [lambda seed, p=p: tum(p) for p in sorted(args.timestamps.glob("tum_*.txt"))] if args.timestamps else []
     rows: dict[str, dict[str, Any]] = {}
     for make in makers:
-        cases = [make(seed) for seed in range(1, args.seeds + 1)]
-        print(f"\n{cases[0].name:<38}{'µs/message':>11}{'missed':>9}{'wrong':>9}{'wait p50':>10}{'p99 ms':>8}{'spread p99':>12}")
-        for name, contender in CONTENDERS.items():
-            judged = [judge(case, *contender(case)) for case in cases]
-            row = {key: float(np.median([j[key] for j in judged])) for key in judged[0]}
-            rows.setdefault(cases[0].name, {})[name] = row
-            print(f"{name:<38}{row['us_per_message']:11.2f}{row['missed_percent']:8.2f}%{row['wrong_percent']:8.2f}%"
+        judged: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        for seed in range(1, args.seeds + 1):  # in turns: a machine that slows down slows all of them
+            case = make(seed)
+            for name, contender in CONTENDERS.items():
+                judged[name].append(judge(case, *contender(case)))
+        join = [j["us_per_message"] for j in judged[JOIN]]
+        print(f"\n{case.name:<38}{'µs/message':>11}{'× join':>8}{'missed':>9}{'wrong':>9}{'wait p50':>10}{'p99 ms':>8}{'spread p99':>12}")
+        for name, runs in judged.items():
+            row = {key: float(np.median([j[key] for j in runs])) for key in runs[0]}
+            row["times_join"] = float(np.median([j["us_per_message"] / us for j, us in zip(runs, join, strict=True)]))
+            rows.setdefault(case.name, {})[name] = row
+            print(f"{name:<38}{row['us_per_message']:11.2f}{row['times_join']:8.2f}{row['missed_percent']:8.2f}%{row['wrong_percent']:8.2f}%"
                   f"{row['wait_p50_ms']:10.2f}{row['wait_p99_ms']:8.1f}{row['spread_p99_ms']:12.1f}")  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
