@@ -205,8 +205,8 @@ def doctor(args: argparse.Namespace) -> None:
 def nodes(args: argparse.Namespace) -> None:
     import inspect
 
-    from pipeline.named import all_named, find
     from pipeline.node import Node
+    from pipeline.plugins import all_named, find
 
     if args.name is None:
         for name, kind in all_named(Node, "nodes").items():

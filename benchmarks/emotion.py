@@ -21,9 +21,9 @@ import av
 import numpy as np
 
 from pipeline import assets
-from pipeline.features import face_crop, face_tensor
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.engine import load
+from pipeline.preprocessing import face_crop, face_tensor
 from pipeline.tasks.emotion import Emotion
 from pipeline.tasks.faces import FaceDetector, FaceTracker
 from pipeline.tasks.given import picture

@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.features import face_crop, face_tensor
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import face_crop, face_tensor
 
 RUNS = 500
 

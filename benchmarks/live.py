@@ -63,8 +63,8 @@ def plain_loop() -> dict[str, float]:
     import cv2
 
     from pipeline import assets
-    from pipeline.features import face_crop, face_tensor
     from pipeline.inference.engine import load
+    from pipeline.preprocessing import face_crop, face_tensor
     from pipeline.tasks.faces import FaceDetector
 
     detector = FaceDetector(load(assets.path("centerface")))

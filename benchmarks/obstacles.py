@@ -29,10 +29,10 @@ import numpy as np  # noqa: E402
 from benchmarks.driving import KITTI_SEQUENCE, LIDAR_HEIGHT_M, VEHICLES, LabelledBox, kitti_labelled  # noqa: E402
 from benchmarks.sweeps import DEPTH, GROUND, HDL64, VLP16, Lidar, Sweep, World, cast, room, street  # noqa: E402
 from pipeline.clock import NS  # noqa: E402
-from pipeline.features import timed_cloud  # noqa: E402
 from pipeline.frame import Frame  # noqa: E402
+from pipeline.preprocessing import timed_cloud  # noqa: E402
 from pipeline.rig import rigid  # noqa: E402
-from pipeline.surroundings import Obstacle  # noqa: E402
+from pipeline.scene_state import Obstacle  # noqa: E402
 from pipeline.tasks.around import Around  # noqa: E402
 from pipeline.tasks.ground import GroundFinder  # noqa: E402
 

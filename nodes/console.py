@@ -9,7 +9,7 @@ from typing import ClassVar
 from pipeline.clock import NS
 from pipeline.frame import Health, Prediction
 from pipeline.node import Arrival, Sink
-from pipeline.surroundings import Surroundings
+from pipeline.scene_state import Surroundings
 
 REDRAW_NS = NS // 12
 BAR = " ▏▎▍▌▋▊▉█"

@@ -20,8 +20,8 @@ import msgspec
 
 from pipeline.errors import ConfigError, closest, nearest
 from pipeline.inbox import KEEP_DEFAULT, Keep
-from pipeline.named import all_named, find
 from pipeline.node import Node
+from pipeline.plugins import all_named, find
 
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above

@@ -15,8 +15,8 @@ from pipeline import assets
 from pipeline.errors import SensoriumError
 from pipeline.inference import cuda, engine
 from pipeline.inference.manifest import Manifest
-from pipeline.named import all_named
 from pipeline.node import Finding, Node
+from pipeline.plugins import all_named
 
 
 def examine() -> Iterator[tuple[str, Finding]]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
-from pipeline.surroundings import Surroundings
+from pipeline.scene_state import Surroundings
 
 Encoding = Literal[
     "bgr8",  # (h, w, 3) uint8

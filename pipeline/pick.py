@@ -20,7 +20,7 @@ import msgspec
 from pipeline.config import check_options
 from pipeline.errors import nearest
 from pipeline.frame import FOREVER_NS, Frame, ReceiptState
-from pipeline.named import find
+from pipeline.plugins import find
 
 MS = 1_000_000
 # Chunks are stamped by a fitted sample clock; neighbours may disagree by its error without a sample being missing.

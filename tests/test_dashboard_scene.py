@@ -15,8 +15,8 @@ from nodes.dashboard import Dashboard
 from pipeline import rig as rigs
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
 from pipeline.node import Arrival
+from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
 from pipeline.scene_view import NO_RIG
-from pipeline.surroundings import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
 
 
 class Drive(Show):

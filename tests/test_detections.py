@@ -13,8 +13,8 @@ pytest.importorskip("onnx")
 
 from pipeline import assets
 from pipeline.errors import ConfigError
-from pipeline.features import letterbox
 from pipeline.metrics import Metrics
+from pipeline.preprocessing import letterbox
 from pipeline.tasks.detections import COCO, Candidates, Detection, layout_of, read_detections, suppressed
 from pipeline.tasks.detectors import Detector
 from pipeline.tasks.engines import Engines

@@ -18,7 +18,7 @@ from pipeline.config import parse
 from pipeline.graph import check_graph
 from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, Sweep
 from pipeline.lidar.udp import NOT_READ, OVERLOAD
-from pipeline.named import all_named
+from pipeline.plugins import all_named
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "lidar.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.features import FACE_SIDE_PER_BOX, face_crop, face_tensor
+from pipeline.preprocessing import FACE_SIDE_PER_BOX, face_crop, face_tensor
 
 
 def picture_with_face(*, centre_px: tuple[float, float], side_px: float, roll_deg: float = 0.0) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.features import VOICE_FRAMES, heard_columns, log_mel, voice_tensor
+from pipeline.preprocessing import VOICE_FRAMES, heard_columns, log_mel, voice_tensor
 
 RATE_HZ = 16_000
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.features import cloud, timed_cloud
 from pipeline.frame import Frame
 from pipeline.intrinsics import Intrinsics
+from pipeline.preprocessing import cloud, timed_cloud
 from pipeline.rig import rigid
 
 LENS = Intrinsics("radtan", 640, 480, 400.0, 400.0, 319.5, 239.5)

@@ -17,7 +17,7 @@ from pipeline import rig as rigs
 from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Pose, Rig, rigid
-from pipeline.surroundings import Obstacle
+from pipeline.scene_state import Obstacle
 from pipeline.tasks import make
 from pipeline.tasks.detections import Detection
 from pipeline.tasks.objects import ObjectFinder, Objects, View, told_apart

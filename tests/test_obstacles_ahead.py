@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.sweeps import HDL64, Box, World, cast
 from pipeline.clock import NS
-from pipeline.surroundings import FREE, UNKNOWN, FreeSpace
+from pipeline.scene_state import FREE, UNKNOWN, FreeSpace
 from pipeline.tasks.ahead import Corridor, Thing, View, decide
 
 MS = 1_000_000

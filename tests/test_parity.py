@@ -11,10 +11,10 @@ import pytest
 
 from pipeline import assets
 from pipeline.errors import AssetError
-from pipeline.features import FACE_PX
 from pipeline.inference.engine import Engine, Tensors
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.inference.parity import compare
+from pipeline.preprocessing import FACE_PX
 from pipeline.tasks import samples
 
 MODELS = sorted(path for path in (Path(__file__).resolve().parent.parent / "models").glob("*.onnx"))

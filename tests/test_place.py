@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from nodes.infer import Infer
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
-from pipeline.features import PLACE_PX, place_tensor
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.node import Arrival
+from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.tasks import make
 from pipeline.tasks.place import Place
 

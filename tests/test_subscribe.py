@@ -23,7 +23,7 @@ import pytest
 import websockets.sync.client
 from running import Running, a_file, finished, running, wait_for
 
-from pipeline import codec, frame, surroundings
+from pipeline import codec, frame, scene_state
 from pipeline.frame import Prediction
 
 pytestmark = pytest.mark.system
@@ -185,7 +185,7 @@ def type_on_the_page(kind: Any) -> str:
 
 @pytest.mark.parametrize("name", re.findall(r"^### (\w+)$", PAGE, re.MULTILINE))
 def test_table_of_the_page_is_the_struct(name: str) -> None:
-    struct = next(getattr(m, name) for m in (codec, frame, surroundings) if hasattr(m, name))
+    struct = next(getattr(m, name) for m in (codec, frame, scene_state) if hasattr(m, name))
     rows = re.search(rf"### {name}\n\n\|.*\n\|.*\n((?:\|.*\n)+)", PAGE)
     assert rows
     told = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows[1].splitlines()]

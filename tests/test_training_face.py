@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup train")
 
 from pipeline.errors import ConfigError  # noqa: E402
-from pipeline.features import face_tensor  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
+from pipeline.preprocessing import face_tensor  # noqa: E402
 from pipeline.training import datasets, evaluate  # noqa: E402
 from pipeline.training.export import export_face, largest_difference  # noqa: E402
 from pipeline.training.face import augment, train  # noqa: E402

@@ -21,7 +21,7 @@ from nodes.udp import Udp
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Prediction
-from pipeline.surroundings import FreeSpace, Sound, Surroundings
+from pipeline.scene_state import FreeSpace, Sound, Surroundings
 from pipeline.testing import Stage
 
 ROOT = Path(__file__).resolve().parent.parent

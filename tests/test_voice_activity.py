@@ -12,9 +12,9 @@ import pytest
 
 from pipeline import assets
 from pipeline.errors import AssetError
-from pipeline.features import audio_window
 from pipeline.frame import Frame
 from pipeline.inference.engine import Tensors, load
+from pipeline.preprocessing import audio_window
 from pipeline.tasks.voice_activity import HOP, SAMPLE_RATE_HZ, VoiceActivity
 
 MS = 1_000_000

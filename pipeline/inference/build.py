@@ -19,7 +19,7 @@ from pipeline.errors import SensoriumError
 from pipeline.inference import cuda
 from pipeline.inference.cache import Cache
 from pipeline.inference.nvidia import NvidiaEngine, build, profiles_of
-from pipeline.named import find
+from pipeline.plugins import find
 
 NICE = 10  # who is watched live comes first
 

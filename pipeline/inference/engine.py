@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
-from pipeline.named import all_named, find
+from pipeline.plugins import all_named, find
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 Shape = tuple[int, ...]

@@ -30,7 +30,7 @@ from pipeline.clock import DelayFloor
 from pipeline.config import check_options
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame
-from pipeline.named import find
+from pipeline.plugins import find
 
 # Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these, once.
 MALFORMED = "malformed packets"

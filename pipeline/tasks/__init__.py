@@ -20,7 +20,7 @@ from pipeline.config import check_options
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Opinion, Prediction, Receipt, Subject
 from pipeline.metrics import Metrics
-from pipeline.named import find
+from pipeline.plugins import find
 from pipeline.tasks.engines import Engines
 
 UNCERTAIN = "uncertain"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.surroundings import FREE, OCCUPIED, Ahead, AheadState, FreeSpace
+from pipeline.scene_state import FREE, OCCUPIED, Ahead, AheadState, FreeSpace
 
 Outline = Sequence[tuple[float, float]]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.surroundings import FREE, Ahead, FreeSpace, Obstacle, Sector, Surroundings
+from pipeline.scene_state import FREE, Ahead, FreeSpace, Obstacle, Sector, Surroundings
 from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_fresh, nearest_in_corridor
 from pipeline.tasks.clusters import Horizon, find_clusters
 from pipeline.tasks.free_space import FreeSpaceMap

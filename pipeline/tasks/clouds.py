@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.features import timed_cloud
 from pipeline.frame import Frame
+from pipeline.preprocessing import timed_cloud
 from pipeline.rig import Pose, Rig, rigid
 
 Floats = npt.NDArray[np.float32]

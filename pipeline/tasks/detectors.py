@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from pipeline import assets
 from pipeline.errors import ConfigError, nearest
-from pipeline.features import letterbox
 from pipeline.inference.engine import Engine
 from pipeline.inference.onnx_file import OnnxFile, Value
+from pipeline.preprocessing import letterbox
 from pipeline.tasks.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
 from pipeline.tasks.engines import Engines
 

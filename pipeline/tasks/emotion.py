@@ -22,9 +22,9 @@ import numpy.typing as npt
 from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
-from pipeline.features import FACE_PX, face_crop, face_tensor
 from pipeline.frame import NO_EMBEDDING, AlignedSet, Opinion, Prediction, Subject
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import FACE_PX, face_crop, face_tensor
 from pipeline.tasks import Task
 from pipeline.tasks.engines import Engines, model_path, warm_up_shapes
 from pipeline.tasks.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.surroundings import FREE, OCCUPIED, UNKNOWN, FreeSpace
+from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, FreeSpace
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Frame, Prediction, Subject
 from pipeline.intrinsics import Intrinsics
 from pipeline.rig import Rig
-from pipeline.surroundings import Obstacle
+from pipeline.scene_state import Obstacle
 from pipeline.tasks import Task
 from pipeline.tasks.clouds import Clouds
 from pipeline.tasks.detections import Detection, read_detections

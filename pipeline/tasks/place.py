@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
-from pipeline.features import PLACE_PX, place_tensor
 from pipeline.frame import AlignedSet, Opinion, Prediction
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.tasks import Task
 from pipeline.tasks.engines import Engines
 from pipeline.tasks.given import PICTURES, Picture

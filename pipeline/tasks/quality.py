@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import face_tensor
+from pipeline.preprocessing import face_tensor
 
 LEAST = 0.05  # a poor face is still the best evidence where it is the only one
 

@@ -19,7 +19,10 @@ import numpy.typing as npt
 
 from pipeline import assets
 from pipeline.errors import ConfigError
-from pipeline.features import (
+from pipeline.inference.engine import Tensors
+from pipeline.inference.onnx_file import OnnxFile, Value
+from pipeline.inference.onnxruntime import Onnxruntime
+from pipeline.preprocessing import (
     VOICE_FRAMES,
     VOICE_HOP,
     VOICE_RATE_HZ,
@@ -29,9 +32,6 @@ from pipeline.features import (
     place_tensor,
     voice_tensor,
 )
-from pipeline.inference.engine import Tensors
-from pipeline.inference.onnx_file import OnnxFile, Value
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.tasks.faces import INPUT as PICTURE
 from pipeline.tasks.faces import WINDOW_PX, FaceDetector
 

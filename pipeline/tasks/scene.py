@@ -23,7 +23,7 @@ from pipeline import rig as rigs
 from pipeline.config import check_options
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
 from pipeline.rig import Rig
-from pipeline.surroundings import Sound, Surroundings
+from pipeline.scene_state import Sound, Surroundings
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import STATES, Corridor, Thing, one_hot
 from pipeline.tasks.around import UNUSABLE, Around, warm_up

@@ -23,7 +23,10 @@ import numpy.typing as npt
 from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
-from pipeline.features import (
+from pipeline.frame import AlignedSet, Frame, Prediction
+from pipeline.inference.engine import Engine
+from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import (  # fmt: skip
     VOICE_BANDS,
     VOICE_FRAMES,
     VOICE_HOP,
@@ -32,11 +35,8 @@ from pipeline.features import (
     heard_columns,
     log_mel,
     voice_columns,
-)  # fmt: skip
-from pipeline.frame import AlignedSet, Frame, Prediction
-from pipeline.inference.engine import Engine
-from pipeline.inference.manifest import Manifest
-from pipeline.surroundings import Sound, Surroundings
+)
+from pipeline.scene_state import Sound, Surroundings
 from pipeline.tasks import Task
 from pipeline.tasks.engines import Engines
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.features import face_tensor
 from pipeline.frame import Frame
+from pipeline.preprocessing import face_tensor
 
 REMEMBER_NS = 2 * NS
 LEAST_SAMPLES = 12  # half a second at 24 Hz

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, audio_window, voice_tensor
 from pipeline.frame import NO_EMBEDDING, Frame
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, audio_window, voice_tensor
 from pipeline.tasks.quality import voice_quality
 
 Floats = npt.NDArray[np.float32]

@@ -26,8 +26,8 @@ from pipeline import assets, media
 from pipeline.clock import NS
 from pipeline.dataset import Modality, Rows
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_RATE_HZ
 from pipeline.frame import AlignedSet, Frame, Prediction
+from pipeline.preprocessing import VOICE_RATE_HZ
 from pipeline.tasks.emotion import VOICE_MODEL, Emotion
 from pipeline.training.datasets import FACE_CLASSES
 from pipeline.training.speech import EMODB, RAVDESS

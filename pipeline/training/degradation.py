@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.features import FACE_PX
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import FACE_PX
 from pipeline.tasks.quality import face_quality
 from pipeline.training import degradation_sound, evaluate, fusion
 from pipeline.training.bridge import Bridge

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.features import face_tensor
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import face_tensor
 from pipeline.training.datasets import FACE_CLASSES, data_folder, load_faces
 
 FACE_MODEL = Path(__file__).resolve().parents[2] / "models" / "face-expression.onnx"

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from pipeline.features import FACE_PX, PLACE_PX, VOICE_BANDS, VOICE_FRAMES
+from pipeline.preprocessing import FACE_PX, PLACE_PX, VOICE_BANDS, VOICE_FRAMES
 from pipeline.training.nets import FaceNet, MirroredFaceNet, VoiceNet
 from pipeline.training.place_net import Early, PlaceNet
 from pipeline.training.sound_net import SoundNet

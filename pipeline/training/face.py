@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.features import CONTRAST_FLOOR, FACE_PX, face_tensor
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.preprocessing import CONTRAST_FLOOR, FACE_PX, face_tensor
 from pipeline.training import evaluate
 from pipeline.training.datasets import (
     FACE_CLASSES,

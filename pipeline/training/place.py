@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.features import PLACE_PX, place_tensor
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.inference.onnxruntime import Onnxruntime
+from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.training import evaluate
 from pipeline.training.datasets import data_folder
 from pipeline.training.export import export_early, export_place

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.features import MAX_PLACE_ASPECT, PLACE_PX
+from pipeline.preprocessing import MAX_PLACE_ASPECT, PLACE_PX
 from pipeline.training.datasets import near_duplicate_groups
 
 PLACES = ("bedroom", "coast", "forest", "highway", "industrial", "insidecity", "kitchen", "livingroom", "mountain", "office",

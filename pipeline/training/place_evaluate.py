@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.features import place_tensor
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import place_tensor
 from pipeline.training.datasets import data_folder
 from pipeline.training.evaluate import softmax
 from pipeline.training.place_data import GLACIER_IS, INTEL, MEANT, PLACES, load_places

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.features import face_tensor
+from pipeline.preprocessing import face_tensor
 from pipeline.training.nets import FaceNet
 
 # A convolution before a norm may have any scale; it decides only how fast the filter turns at a given learning rate.

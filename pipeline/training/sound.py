@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_BANDS, VOICE_FRAMES, voice_columns
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
 from pipeline.tasks.sounds import MODEL, REPORT_ABOVE
 from pipeline.training.datasets import data_folder
 from pipeline.training.evaluate import fit_temperature, softmax

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, log_mel
+from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, log_mel
 from pipeline.tasks.sounds import DECIDE_COLUMNS, LEAST_COLUMNS, OTHER, loudness_db, silent
 from pipeline.training.speech import EMODB, SPEEDS, Speech, cached, sound
 

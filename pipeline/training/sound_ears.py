@@ -18,10 +18,10 @@ import numpy as np
 from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import AssetError
-from pipeline.features import VOICE_RATE_HZ
 from pipeline.frame import Frame
 from pipeline.inference.engine import Engine, load
 from pipeline.inference.manifest import Manifest
+from pipeline.preprocessing import VOICE_RATE_HZ
 from pipeline.tasks.sounds import MODEL, OTHER, SILENCE, Ears
 from pipeline.training.datasets import data_folder
 from pipeline.training.report import write

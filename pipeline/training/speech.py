@@ -21,9 +21,9 @@ import numpy.typing as npt
 from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_mel
 from pipeline.frame import Frame
 from pipeline.inference.engine import load
+from pipeline.preprocessing import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_mel
 from pipeline.tasks.voice import Pace
 from pipeline.tasks.voice_activity import VoiceActivity
 from pipeline.training.datasets import FACE_CLASSES

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_FRAMES, voice_columns
+from pipeline.preprocessing import VOICE_FRAMES, voice_columns
 from pipeline.training import voice_ship
 from pipeline.training.datasets import FACE_CLASSES, data_folder
 from pipeline.training.nets import Panel, VoiceAnalysis, VoiceNet

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import assets
-from pipeline.features import VOICE_BANDS, VOICE_RANGE_DB, VOICE_RATE_HZ, VOICE_WINDOW
+from pipeline.preprocessing import VOICE_BANDS, VOICE_RANGE_DB, VOICE_RATE_HZ, VOICE_WINDOW
 
 ASSET = "speaker-encoder"
 BANDS, WINDOW = 40, 400             # of the encoder: bands, and samples of its spectra

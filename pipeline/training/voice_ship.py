@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.features import VOICE_BANDS, VOICE_FRAMES, voice_columns
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
 from pipeline.training import evaluate
 from pipeline.training.datasets import FACE_CLASSES, data_folder
 from pipeline.training.export import export_voice

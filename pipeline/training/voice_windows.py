@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.features import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, voice_columns
+from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, voice_columns
 from pipeline.training.speech import SPEEDS, Speech
 
 QUIET = -23.0                       # log-power of a column in which nothing sounds
