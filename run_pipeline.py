@@ -129,7 +129,7 @@ def verify(args: argparse.Namespace) -> None:
         from pipeline.verify import report
 
         return report(args.events, plot=args.plot)
-    from pipeline.eventlog import verify
+    from pipeline.alignment.event_log import verify
 
     verdict = verify(args.events)
     for difference in verdict.differences:

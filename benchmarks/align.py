@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.align import Aligner
+from pipeline.alignment.aligner import Aligner
+from pipeline.alignment.sync_policies import MS, Nearest
 from pipeline.frame import Frame
-from pipeline.pick import MS, Nearest
 
 SECOND = 1000 * MS
 

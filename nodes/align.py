@@ -1,4 +1,4 @@
-"""Frames of several streams → aligned sets. A thin shell around pipeline.align.Aligner.
+"""Frames of several streams → aligned sets. A thin shell around pipeline.alignment.aligner.Aligner.
 
     align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
             pick: {microphone: {policy: window, before_ms: 1000}}}
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from pipeline.align import Aligner, Emit
+from pipeline.alignment.aligner import Aligner, Emit
+from pipeline.alignment.event_log import EventLog, Rules
+from pipeline.alignment.sync_policies import MS, from_rule
 from pipeline.errors import ConfigError
-from pipeline.eventlog import EventLog, Rules
 from pipeline.faults import parse
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.node import Arrival, Transform
-from pipeline.pick import MS, from_rule
 
 if TYPE_CHECKING:
     from pipeline.retold import Retold

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import fault_report
+from pipeline.alignment.event_log import Rules
 from pipeline.clock import NS
 from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.diff import Differing, compare, read_predictions
 from pipeline.errors import ConfigError, DiffersError
-from pipeline.eventlog import Rules
 from pipeline.faults import parse_all
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import eventlog, faults
-from pipeline.align import Aligner
-from pipeline.eventlog import Event, Finished, Rules, Sent, Told
+from pipeline import faults
+from pipeline.alignment import event_log
+from pipeline.alignment.aligner import Aligner
+from pipeline.alignment.event_log import Event, Finished, Rules, Sent, Told
 from pipeline.faults import Fault
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Prediction
 from pipeline.graph import EVENTS
@@ -127,7 +128,7 @@ def recorded_events(path: Path, align: str, *, unclosed: bool = False, from_ns: 
 def events_of(reader: Reader, align: str, *, from_ns: int | None = None) -> Iterator[Event]:
     frames = (m.message for m in reader.messages([align + EVENTS]))
     lines = (line for frame in frames if isinstance(frame, Frame) for line in frame.data.tobytes().splitlines())
-    for event in eventlog.parse(lines, f"{reader.path}: {align}{EVENTS}"):
+    for event in event_log.parse(lines, f"{reader.path}: {align}{EVENTS}"):
         if from_ns is None or isinstance(event, Rules) or (isinstance(event, Told) and event.arrival_ns >= from_ns):
             yield event
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import eventlog
+from pipeline.alignment import event_log
+from pipeline.alignment.event_log import Rules, Sent, Told
 from pipeline.clock import NS
 from pipeline.config import HEALTH
 from pipeline.errors import ConfigError
-from pipeline.eventlog import Rules, Sent, Told
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.graph import EVENTS
 from pipeline.inbox import EDGE_REASONS
@@ -96,7 +96,7 @@ class Audit:
         self.predictions: defaultdict[str, list[Prediction]] = defaultdict(list)
         self.sent: dict[str, list[Sent]] = {}  # by aligner
         self.told: dict[str, Counter[tuple[str, int, int]]] = {}  # by aligner: (stream, seq, capture)
-        self.verdicts: dict[str, eventlog.Verdict] = {}
+        self.verdicts: dict[str, event_log.Verdict] = {}
         self._health: Health | None = None
         with Reader(path, unclosed=True) as reader:
             self.closed, self.torn_bytes, self.about, self.notes = reader.closed, reader.torn_bytes, reader.about, reader.notes
@@ -141,9 +141,9 @@ class Audit:
         self.told[align] = Counter((e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, Told) and e.seq >= 0)
         self.sent[align] = [e for e in events if isinstance(e, Sent)]
         if not self._heard_whole(align):
-            self.verdicts[align] = eventlog.Verdict(len(self.sent[align]), len(events), ())
+            self.verdicts[align] = event_log.Verdict(len(self.sent[align]), len(events), ())
         elif events and isinstance(events[0], Rules):
-            self.verdicts[align] = eventlog.judge(iter(events), f"{self.path}: {align}{EVENTS}", cut=not self.finished)
+            self.verdicts[align] = event_log.judge(iter(events), f"{self.path}: {align}{EVENTS}", cut=not self.finished)
 
     def _heard_whole(self, align: str) -> bool:
         """Whether all that `align` was told and decided is here. What the recorder dropped at the end leaves no gap to see."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.align import Aligner
+from pipeline.alignment.aligner import Aligner
+from pipeline.alignment.sync_policies import MS, Latest, Nearest, Window
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, silence
-from pipeline.pick import MS, Latest, Nearest, Window
 
 SECOND = 1000  # in ms, as all times in these tests
 

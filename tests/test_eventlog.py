@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nodes.align import Align
+from pipeline.alignment.event_log import verify
+from pipeline.alignment.sync_policies import MS
 from pipeline.errors import ConfigError
-from pipeline.eventlog import verify
 from pipeline.frame import Frame
-from pipeline.pick import MS
 from pipeline.testing import Stage
 
 PICK = {"microphone": {"policy": "window", "before_ms": 100}, "imu": {"policy": "nearest"}, "pose": {"policy": "interpolate"}}

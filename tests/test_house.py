@@ -16,7 +16,7 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 
 def files(*tops: str) -> Iterator[str]:
-    """"pipeline/align.py", for every module under the given folders and files."""
+    """"pipeline/alignment/aligner.py", for every module under the given folders and files."""
     for top in tops:
         for path in [ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")):
             if path.exists():

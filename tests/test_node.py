@@ -10,13 +10,13 @@ import pytest
 
 from nodes.align import Align
 from nodes.jsonl import Jsonl
+from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ManualClock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Prediction, StreamInfo
 from pipeline.inbox import Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Arrival, Context, Sink, Source, Transform, run
-from pipeline.pick import MS
 from pipeline.testing import Stage, play
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.alignment.sync_policies import MS, WAIT, Found, Interpolate, Latest, Nearest, Nothing, Pick, Window
 from pipeline.frame import FOREVER_NS, Frame
-from pipeline.pick import MS, WAIT, Found, Interpolate, Latest, Nearest, Nothing, Pick, Window
 
 
 def at(*times_ms: float, lasting_ms: float = 0, clock_error_ms: float = 0) -> list[Frame]:

@@ -16,16 +16,16 @@ from nodes.dashboard import Dashboard
 from nodes.labels import Labels
 from nodes.record import Record
 from pipeline import rig
+from pipeline.alignment.event_log import Finished, Told
+from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ReplayClock
 from pipeline.config import parse
 from pipeline.diff import compare, read_predictions, report
 from pipeline.errors import ConfigError, DiffersError
-from pipeline.eventlog import Finished, Told
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
 from pipeline.intrinsics import Intrinsics
 from pipeline.labels import Labels as Marks
 from pipeline.node import Context
-from pipeline.pick import MS
 from pipeline.recorder import Wanted, with_recorder
 from pipeline.recording import Reader, Writer
 from pipeline.replay import Tape

@@ -18,11 +18,11 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
+from pipeline.alignment.sync_policies import WAIT, Answer, Found, Nothing
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Message, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink, Source, Transform
-from pipeline.pick import WAIT, Answer, Found, Nothing
 from pipeline.tasks import Task
 
 

@@ -24,10 +24,10 @@ from typing import Literal
 
 import msgspec
 
+from pipeline.alignment.stream_buffer import History
+from pipeline.alignment.sync_policies import MS, Found, Pick, Wait
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
-from pipeline.history import History
-from pipeline.pick import MS, Found, Pick, Wait
 
 # Shorter pauses happen on a busy laptop, and frames that come after a stand-in has taken their place are lost.
 SILENT_AFTER_NS = NS // 2

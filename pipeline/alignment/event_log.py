@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.align import Aligner, Emit
+from pipeline.alignment.aligner import Aligner, Emit
+from pipeline.alignment.sync_policies import from_rule
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
-from pipeline.pick import from_rule
 
 UNTOLD_BYTES = 8000  # a journal's message is a message like any other: not one for every frame that arrives
 

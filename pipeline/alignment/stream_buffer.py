@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from pipeline.alignment.sync_policies import MS, WAIT, Answer, Found, Nearest, Nothing, Pick, Wait
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, Frame, Receipt
-from pipeline.pick import MS, WAIT, Answer, Found, Nearest, Nothing, Pick, Wait
 
 STOPPED_AFTER_NS = NS  # a stream that told nothing for so long is not waited for
 # The shortest of so many gaps between frames is what the next one is trusted not to undercut.
