@@ -181,8 +181,8 @@ def export(args: argparse.Namespace) -> None:
 
 
 def keys(args: argparse.Namespace) -> None:
-    from pipeline.keys import write_new
-    from pipeline.network import new_keys
+    from pipeline.transport.keys import write_new
+    from pipeline.transport.network import new_keys
 
     public = write_new(args.name, *new_keys())
     print(f"  {public.with_suffix('.secret')}   stays on this machine, readable by you only")

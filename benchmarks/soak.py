@@ -23,8 +23,8 @@ import psutil
 
 from nodes.synthetic import picture_number
 from pipeline.frame import AlignedSet, Prediction
-from pipeline.ring import rings_folder
 from pipeline.tasks import Task
+from pipeline.transport.shared_memory import rings_folder
 
 CAMERAS = 4
 LOOK_EVERY_S = 2.0

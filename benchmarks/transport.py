@@ -63,7 +63,7 @@ class Receiver(Protocol):
 class SensoriumSender:
     def __init__(self, address: str, payload: str, borrowed: bool) -> None:
         from pipeline.frame import Frame, StreamInfo
-        from pipeline.wire import Publisher
+        from pipeline.transport.wire import Publisher
 
         self._publisher = Publisher(address, StreamInfo(Path(address).stem, "", 30.0))
         self._kind, self._payload, self._borrowed, self._seq = Frame, payload, borrowed, 0
@@ -88,9 +88,9 @@ class SensoriumReceiver:
     """What `pipeline.subscribe` does, for several streams; flat out with flow control, as behind a file."""
 
     def __init__(self, addresses: list[str], flat_out: bool) -> None:
-        from pipeline.bells import Bells
         from pipeline.frame import Frame
-        from pipeline.wire import CREDITS, Connection
+        from pipeline.transport.poller import Bells
+        from pipeline.transport.wire import CREDITS, Connection
 
         self._kind, self._flat_out = Frame, flat_out
         self._connections = [Connection(a, "bench", credits=CREDITS if flat_out else None) for a in addresses]
@@ -386,7 +386,7 @@ class run_folder:
     """Where a run's sockets lie, and the folder beside it for its rings, as launch.py makes them."""
 
     def __enter__(self) -> Path:
-        from pipeline.ring import rings_folder
+        from pipeline.transport.shared_memory import rings_folder
 
         self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-"))
         base = rings_folder()

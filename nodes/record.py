@@ -21,8 +21,8 @@ from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.labels import STREAM, heard_labels
 from pipeline.mcap_chunk import Compression
 from pipeline.node import Arrival, Sink
-from pipeline.packing import packed
 from pipeline.recording import Writer
+from pipeline.transport.compression import packed
 
 TELL_EVERY_NS = NS // 4
 TRY_AGAIN_NS = NS  # on a full disk: somebody may make room

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import ConfigError, closest, nearest
-from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.node import Node
 from pipeline.plugins import all_named, find
+from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
 
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above

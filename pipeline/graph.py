@@ -17,9 +17,9 @@ import msgspec
 from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, Health
-from pipeline.inbox import KEEP_DEFAULT, Keep
 from pipeline.node import Sink, Source
 from pipeline.runs import free_address
+from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
 
 MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
 EVENTS = ".events"  # "align.events" in `inputs`: what that node was told and decided, as text (no node's name holds a '.')

@@ -22,17 +22,17 @@ from typing import Any
 from pipeline import child
 from pipeline.account import add, summarise
 from pipeline.clock import NS
-from pipeline.codec import Fault, Report, Request
 from pipeline.config import Config
-from pipeline.control import ControlServer
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
 from pipeline.graph import EVENTS, Plan, ProcessPlan, plan_graph
-from pipeline.keys import Keyring
-from pipeline.network import ClockServer
-from pipeline.ring import rings_folder
 from pipeline.runs import process_runs, runs_folder
-from pipeline.wire import Publisher
+from pipeline.transport.control import ControlServer
+from pipeline.transport.keys import Keyring
+from pipeline.transport.network import ClockServer
+from pipeline.transport.shared_memory import rings_folder
+from pipeline.transport.wire import Publisher
+from pipeline.transport.wire_format import Fault, Report, Request
 
 log = logging.getLogger("launch")
 

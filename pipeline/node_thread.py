@@ -19,9 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.clock import Clock
-from pipeline.codec import End, Fault, Payloads, Request, Value
 from pipeline.config import HEALTH, instantiate
-from pipeline.drain import Drain
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import (
     AlignedSet,
@@ -36,13 +34,15 @@ from pipeline.frame import (
     moved,
 )
 from pipeline.graph import EVENTS, NodePlan
-from pipeline.inbox import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
-from pipeline.keys import Keyring
 from pipeline.metrics import Metrics
-from pipeline.network import ClockLine
 from pipeline.node import Context, Node, Source, run
-from pipeline.ring import SPAN_S
-from pipeline.wire import CREDITS, Connection, Gone, Publisher
+from pipeline.transport.input_queue import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
+from pipeline.transport.keys import Keyring
+from pipeline.transport.network import ClockLine
+from pipeline.transport.receiver import Drain
+from pipeline.transport.shared_memory import SPAN_S
+from pipeline.transport.wire import CREDITS, Connection, Gone, Publisher
+from pipeline.transport.wire_format import End, Fault, Payloads, Request, Value
 
 RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
 JOURNAL_QUEUE = 1000  # its messages are small, and one that is missing leaves all that follows unexplained

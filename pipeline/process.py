@@ -20,15 +20,15 @@ from collections.abc import Iterable
 import msgspec
 
 from pipeline.clock import Clock, LiveClock, ReplayClock
-from pipeline.codec import Fault, Report, Request, Value
 from pipeline.config import HEALTH
-from pipeline.control import ControlClient
-from pipeline.drain import Drain
 from pipeline.errors import SensoriumError
 from pipeline.graph import ProcessPlan
-from pipeline.keys import Keyring
-from pipeline.network import ClockLine, context
 from pipeline.node_thread import NodeThread
+from pipeline.transport.control import ControlClient
+from pipeline.transport.keys import Keyring
+from pipeline.transport.network import ClockLine, context
+from pipeline.transport.receiver import Drain
+from pipeline.transport.wire_format import Fault, Report, Request, Value
 
 REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 0.05  # for a stop that came as a signal

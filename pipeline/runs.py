@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.clock import LiveClock
-from pipeline.codec import End
 from pipeline.errors import ConfigError, WireError, nearest
 from pipeline.frame import AlignedSet, Frame, Health, Prediction, left_ns, moved
-from pipeline.keys import Keyring, leaves_host
-from pipeline.network import ClockLine
-from pipeline.packing import unpacked
-from pipeline.wire import Connection
+from pipeline.transport.compression import unpacked
+from pipeline.transport.keys import Keyring, leaves_host
+from pipeline.transport.network import ClockLine
+from pipeline.transport.wire import Connection
+from pipeline.transport.wire_format import End
 
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
 MAX_SOCKET_PATH = 103  # of macOS; Linux allows 107

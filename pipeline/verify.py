@@ -23,10 +23,10 @@ from pipeline.config import HEALTH
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.graph import EVENTS
-from pipeline.inbox import EDGE_REASONS
 from pipeline.recorder import dropped_by_recorder
 from pipeline.recording import Reader
 from pipeline.retold import events_of
+from pipeline.transport.input_queue import EDGE_REASONS
 
 MOST_TOLD = 5  # of one kind of trouble
 BOOKS_LAG_NS = NS  # a node's counters reach the health that is recorded within this

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import ring
+from pipeline.transport import shared_memory as ring
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = Path("/usr/bin/chromium")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline import runs
-from pipeline.bells import Bells
 from pipeline.frame import Frame, StreamInfo
-from pipeline.wire import Connection, Publisher
+from pipeline.transport.poller import Bells
+from pipeline.transport.wire import Connection, Publisher
 
 
 @pytest.mark.parametrize("has_poll", [True, False])

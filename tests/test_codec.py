@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wires import INFO, PREDICTION, RECEIPT, message
 
-from pipeline.codec import Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, silence
+from pipeline.transport.wire_format import Bye, Codec, Credit, End, Fault, Hello, Report, Request, Value, Welcome
 
 PICTURE = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
 FRAME = Frame("camera", 7, 1_000, "bgr8", PICTURE, 33, 1_040, 5)

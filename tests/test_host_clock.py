@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Health, Prediction, Receipt, left_ns, moved, silence
-from pipeline.host_clock import HostClock
+from pipeline.transport.host_clock import HostClock
 
 MS, US = 1_000_000, 1_000
 

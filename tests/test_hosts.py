@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from pipeline.clock import NS
-from pipeline.keys import write_new
-from pipeline.network import new_keys
+from pipeline.transport.keys import write_new
+from pipeline.transport.network import new_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIFT_S = 5000

@@ -49,7 +49,7 @@ def imports(where: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def importers(of: str, *tops: str) -> list[str]:
-    """"pipeline/wire.py:12 zmq.asyncio" for every import of the package or module `of` under `tops`."""
+    """"pipeline/transport/wire.py:12 zmq.asyncio" for every import of the package or module `of` under `tops`."""
     return [
         f"{where}:{line} {name}"
         for where in files(*tops)
@@ -102,7 +102,7 @@ def test_the_live_path_does_not_import_training() -> None:
 
 
 def test_zmq_is_imported_by_wire_network_and_control_only() -> None:
-    assert outside(importers("zmq", *LIVE), "pipeline/wire.py:", "pipeline/network.py:", "pipeline/control.py:") == []
+    assert outside(importers("zmq", *LIVE), "pipeline/transport/wire.py:", "pipeline/transport/network.py:", "pipeline/transport/control.py:") == []
 
 
 def test_mcap_is_imported_by_the_files_named_for_it_only() -> None:

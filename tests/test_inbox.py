@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.clock import ManualClock
 from pipeline.frame import Frame
-from pipeline.inbox import ROOM_WHEN_ALL, Arrival, Ended, Inbox, Keep
 from pipeline.metrics import Metrics
-from pipeline.packing import packed
+from pipeline.transport.compression import packed
+from pipeline.transport.input_queue import ROOM_WHEN_ALL, Arrival, Ended, Inbox, Keep
 
 
 def frame(seq: int) -> Frame:

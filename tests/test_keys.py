@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import keys
 from pipeline.errors import ConfigError
-from pipeline.keys import Keyring, leaves_host, write_new
-from pipeline.network import new_keys
+from pipeline.transport import keys
+from pipeline.transport.keys import Keyring, leaves_host, write_new
+from pipeline.transport.network import new_keys
 
 
 @pytest.fixture

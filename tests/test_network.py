@@ -18,14 +18,14 @@ import pytest
 import zmq
 from running import wait_for
 
-from pipeline import network
 from pipeline.clock import NS, LiveClock
-from pipeline.codec import Codec, Hello, Ping
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.keys import Keyring, write_new
-from pipeline.network import ClockLine, ClockServer, new_keys
-from pipeline.wire import Connection, Publisher
+from pipeline.transport import network
+from pipeline.transport.keys import Keyring, write_new
+from pipeline.transport.network import ClockLine, ClockServer, new_keys
+from pipeline.transport.wire import Connection, Publisher
+from pipeline.transport.wire_format import Codec, Hello, Ping
 
 pytestmark = pytest.mark.system
 MS = 1_000_000

@@ -14,10 +14,10 @@ from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ManualClock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Prediction, StreamInfo
-from pipeline.inbox import Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Arrival, Context, Sink, Source, Transform, run
 from pipeline.testing import Stage, play
+from pipeline.transport.input_queue import Inbox
 
 
 class Flaky(Source):

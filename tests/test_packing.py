@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Prediction
-from pipeline.packing import is_packed, packed, unpacked
+from pipeline.transport.compression import is_packed, packed, unpacked
 
 RANDOM = np.random.default_rng(0)
 DEPTH = Frame("depth", 1, 1, "depth_u16_mm", (1500 + RANDOM.normal(0, 3, (48, 64))).astype(np.uint16))

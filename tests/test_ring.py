@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline import launch
-from pipeline.ring import MAX_BYTES, Overwritten, Place, Ring, RingReader, folder_of, rings_folder
+from pipeline.transport.shared_memory import MAX_BYTES, Overwritten, Place, Ring, RingReader, folder_of, rings_folder
 
 SHAPE = (100, 1000)
 U8 = np.dtype(np.uint8)
@@ -245,7 +245,7 @@ FLAT_OUT = """
     import sys
     import numpy as np
     from pathlib import Path
-    from pipeline.ring import Ring
+    from pipeline.transport.shared_memory import Ring
     ring = Ring(Path(sys.argv[1]), "camera", rate_hz=16)
     number = 0
     while True:
@@ -290,7 +290,7 @@ HOLDER = """
     import sys, time
     import numpy as np
     from pathlib import Path
-    from pipeline.ring import Place, RingReader
+    from pipeline.transport.shared_memory import Place, RingReader
     readers = [RingReader(Path(sys.argv[1])) for _ in range(2)]
     held = []
     for text in sys.stdin:
@@ -318,7 +318,7 @@ DIES_WRITING = """
     import os, signal, sys
     import numpy as np
     from pathlib import Path
-    from pipeline.ring import Ring
+    from pipeline.transport.shared_memory import Ring
     ring = Ring(Path(sys.argv[1]), "camera", rate_hz=16)
     for number in range(6):
         place = ring.place(np.full((100, 1000), number, np.uint8))[0]

@@ -12,10 +12,10 @@ import zmq
 from wires import INFO, PREDICTION, a_socket
 
 from pipeline import runs
-from pipeline.codec import Codec, End
 from pipeline.errors import ConfigError
 from pipeline.runs import find_run, subscribe
-from pipeline.wire import Publisher
+from pipeline.transport.wire import Publisher
+from pipeline.transport.wire_format import Codec, End
 
 
 @pytest.fixture

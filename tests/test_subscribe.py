@@ -23,8 +23,9 @@ import pytest
 import websockets.sync.client
 from running import Running, a_file, finished, running, wait_for
 
-from pipeline import codec, frame, scene_state
+from pipeline import frame, scene_state
 from pipeline.frame import Prediction
+from pipeline.transport import wire_format
 
 pytestmark = pytest.mark.system
 
@@ -185,7 +186,7 @@ def type_on_the_page(kind: Any) -> str:
 
 @pytest.mark.parametrize("name", re.findall(r"^### (\w+)$", PAGE, re.MULTILINE))
 def test_table_of_the_page_is_the_struct(name: str) -> None:
-    struct = next(getattr(m, name) for m in (codec, frame, scene_state) if hasattr(m, name))
+    struct = next(getattr(m, name) for m in (wire_format, frame, scene_state) if hasattr(m, name))
     rows = re.search(rf"### {name}\n\n\|.*\n\|.*\n((?:\|.*\n)+)", PAGE)
     assert rows
     told = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows[1].splitlines()]
@@ -199,10 +200,10 @@ def test_table_of_the_page_is_the_struct(name: str) -> None:
 
 def test_page_tells_every_message_that_a_reader_meets() -> None:
     inside = {"Report", "Fault", "Request", "Ping", "Pong"}  # of launchers, processes and other hosts
-    messages = {kind.__name__ for kind in typing.get_args(codec.Value)} - inside
+    messages = {kind.__name__ for kind in typing.get_args(wire_format.Value)} - inside
     assert messages <= set(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE))
 
 
 def test_page_tells_every_dtype_and_encoding() -> None:
-    assert all(dtype in PAGE for dtype in codec.DTYPES)
+    assert all(dtype in PAGE for dtype in wire_format.DTYPES)
     assert all(encoding in PAGE for encoding in typing.get_args(frame.Encoding))

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline import foxglove
 from pipeline.frame import Frame, Prediction, Subject
-from pipeline.packing import packed, unpacked
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
+from pipeline.transport.compression import packed, unpacked
 
 SCHEMA = Path(__file__).parents[1] / "docs/prediction.schema.json"
 

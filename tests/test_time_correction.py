@@ -14,11 +14,11 @@ from pipeline.clock import ManualClock
 from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo, silence
-from pipeline.inbox import Inbox
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Source, run
 from pipeline.testing import Stage, play
 from pipeline.time_correction import TimeCorrection, time_correction
+from pipeline.transport.input_queue import Inbox
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import pytest
 import zmq
 from wires import INFO, Reader, a_socket, message, number
 
-from pipeline import runs, wire
-from pipeline.codec import Codec, End, Value, Welcome
-from pipeline.drain import Drain
+from pipeline import runs
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.wire import CREDITS, QUEUE_MESSAGES, Connection, Publisher
+from pipeline.transport import wire
+from pipeline.transport.receiver import Drain
+from pipeline.transport.wire import CREDITS, QUEUE_MESSAGES, Connection, Publisher
+from pipeline.transport.wire_format import Codec, End, Value, Welcome
 
 
 @pytest.fixture(params=["ipc", "tcp", "shared memory"])

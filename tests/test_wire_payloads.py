@@ -17,9 +17,9 @@ from running import wait_for
 from wires import INFO, Reader, number
 
 from pipeline import runs
-from pipeline.codec import VERSION, Codec, Hello, Value
 from pipeline.frame import Frame
-from pipeline.wire import Connection, Gone, Publisher
+from pipeline.transport.wire import Connection, Gone, Publisher
+from pipeline.transport.wire_format import VERSION, Codec, Hello, Value
 
 
 @dataclasses.dataclass

@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import zmq
 
-from pipeline import wire
-from pipeline.codec import End
 from pipeline.errors import WireError
 from pipeline.frame import Frame, Prediction, Receipt, StreamInfo, Subject
-from pipeline.wire import Connection, Gone, Publisher
+from pipeline.transport import wire
+from pipeline.transport.wire import Connection, Gone, Publisher
+from pipeline.transport.wire_format import End
 
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
 RECEIPT = Receipt("camera", "nearest", (7, 8), 40, -3, 12, 1, "why")

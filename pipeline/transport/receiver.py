@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pipeline.bells import Bells
-from pipeline.codec import Value
 from pipeline.errors import WireError
-from pipeline.wire import Connection, Gone
+from pipeline.transport.poller import Bells
+from pipeline.transport.wire import Connection, Gone
+from pipeline.transport.wire_format import Value
 
 
 class Drain(threading.Thread):

@@ -21,10 +21,10 @@ from typing import Any
 import zmq
 
 from pipeline.clock import NS, Clock, LiveClock
-from pipeline.codec import Codec, Ping, Pong
 from pipeline.errors import ConfigError, WireError
-from pipeline.host_clock import HostClock
-from pipeline.keys import Keyring, leaves_host
+from pipeline.transport.host_clock import HostClock
+from pipeline.transport.keys import Keyring, leaves_host
+from pipeline.transport.wire_format import Codec, Ping, Pong
 
 log = logging.getLogger("network")
 

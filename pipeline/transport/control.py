@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import zmq
 
-from pipeline.codec import Codec, Value
 from pipeline.errors import ConfigError, WireError
-from pipeline.network import context
+from pipeline.transport.network import context
+from pipeline.transport.wire_format import Codec, Value
 
 
 class ControlServer:

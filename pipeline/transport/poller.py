@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.network import READABLE, poller
+from pipeline.transport.network import READABLE, poller
 
 if TYPE_CHECKING:
-    from pipeline.wire import Connection  # which has bells of its own
+    from pipeline.transport.wire import Connection  # which has bells of its own
 
 
 class Bells:

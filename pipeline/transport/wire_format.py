@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, StreamInfo
-from pipeline.ring import Place
+from pipeline.transport.shared_memory import Place
 
 VERSION = 1
 # A chunk of sound travels in the header. Above, a ring takes half the time of a message part: 54 µs, not 106, at 12 KiB.

@@ -27,15 +27,26 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from pipeline import ring
-from pipeline.bells import Bells
-from pipeline.codec import INLINE_BYTES, Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
 from pipeline.errors import ConfigError, WireError
-from pipeline.express import ExpressReceiver, ExpressSender
 from pipeline.frame import Message, StreamInfo
-from pipeline.keys import Keyring
-from pipeline.network import READABLE, ClockLine, bind, connect, context
-from pipeline.packing import packed
+from pipeline.transport import shared_memory
+from pipeline.transport.compression import packed
+from pipeline.transport.datagrams import ExpressReceiver, ExpressSender
+from pipeline.transport.keys import Keyring
+from pipeline.transport.network import READABLE, ClockLine, bind, connect, context
+from pipeline.transport.poller import Bells
+from pipeline.transport.wire_format import (
+    INLINE_BYTES,
+    Bye,
+    Codec,
+    Credit,
+    End,
+    Envelope,
+    Hello,
+    Payloads,
+    Value,
+    Welcome,
+)
 
 # Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
 QUEUE_MESSAGES = 32
@@ -70,7 +81,7 @@ class Publisher:
     """One stream's sending end. Belongs to one thread."""
 
     def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None,
-                 queue: int = QUEUE_MESSAGES, ring_s: float = ring.SPAN_S) -> None:  # fmt: skip
+                 queue: int = QUEUE_MESSAGES, ring_s: float = shared_memory.SPAN_S) -> None:  # fmt: skip
         """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader, ring_s:
         how much of the stream has room in shared memory. Raises ConfigError when an address cannot be opened."""
         self.info = info
@@ -81,7 +92,7 @@ class Publisher:
         self._ended = False
         self._goodbye_s = GOODBYE_NETWORK_S if network else GOODBYE_S
         self._ring_folder, self._ring_s = _ring_folder(address), ring_s
-        self._ring: ring.Ring | None = None  # made for the first reader that wants one
+        self._ring: shared_memory.Ring | None = None  # made for the first reader that wants one
         self._service_s = 0.0  # when readers were last heard
         self._slots: list[np.ndarray] = []  # of the message that is being sent
         self._stopping: threading.Event | None = None
@@ -135,9 +146,9 @@ class Publisher:
             array = lender.borrow(shape, dtype)
         return np.empty(shape, dtype) if array is None else array
 
-    def _wanted_ring(self) -> ring.Ring | None:
+    def _wanted_ring(self) -> shared_memory.Ring | None:
         if self._ring is None and self._ring_folder and any(r.payloads == "ring" for r in list(self._readers.values())):
-            self._ring = ring.Ring(self._ring_folder, self.info.stream, self.info.rate_hz, self._ring_s)
+            self._ring = shared_memory.Ring(self._ring_folder, self.info.stream, self.info.rate_hz, self._ring_s)
         return self._ring
 
     def _encode(self, seq: int, message: Message, payloads: Payloads) -> list[Any]:
@@ -145,7 +156,7 @@ class Publisher:
             message = packed(message)
         return self._codec.encode(self._session, seq, message, self._place if payloads == "ring" else None)
 
-    def _place(self, array: np.ndarray) -> ring.Place | None:
+    def _place(self, array: np.ndarray) -> shared_memory.Place | None:
         """In the ring. `_slots` gets the slot's array: while it lives its slot is not written to."""
         if (lender := self._wanted_ring()) is None:
             return None
@@ -260,7 +271,7 @@ class Connection:
         self._express = ExpressReceiver(folder) if folder else None
         express = self._express.name if self._express else ""
         self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"), express)
-        self._codec = Codec(ring.RingReader(folder, waited_for=credits is not None).view if folder else None)
+        self._codec = Codec(shared_memory.RingReader(folder, waited_for=credits is not None).view if folder else None)
         self._session: int | None = None
         self._expected = 0
         self._next_hello_s = 0.0
@@ -324,7 +335,7 @@ class Connection:
                 return None, 0  # nobody's; was it ours, the next number tells
             self._expected += 1  # it had a number too, and is not to be counted twice
             raise
-        except ring.Overwritten:
+        except shared_memory.Overwritten:
             session, seq = self._codec.number(parts[0]) or (None, 0)
             if short and session != self._session:
                 return None, 0
@@ -389,4 +400,4 @@ class Connection:
 
 def _ring_folder(address: str) -> Path | None:
     """Where the rings of the run that publishes at this address are; None on the portable path and for other hosts."""
-    return ring.folder_of(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
+    return shared_memory.folder_of(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None

@@ -20,7 +20,7 @@ from pipeline.clock import Clock
 from pipeline.errors import WireError
 from pipeline.frame import Frame, Message
 from pipeline.metrics import Metrics
-from pipeline.packing import is_packed, unpacked
+from pipeline.transport.compression import is_packed, unpacked
 
 Keep = Literal["all", "latest"] | int
 
