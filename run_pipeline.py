@@ -24,7 +24,7 @@ from pipeline import command_line
 from pipeline.command_line import CALIBRATED, DEMO, EVALUATED, SCENE_DEMO, TRAINED
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.runtime.config import Config
 
 HERE = Path(__file__).resolve().parent
 
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
          ) -> tuple[Config, dict[str, Any]]:  # fmt: skip
     """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
-    from pipeline.config import load, without
-    from pipeline.launch import launch
     from pipeline.out import add_summary, with_out
+    from pipeline.runtime.config import load, without
+    from pipeline.runtime.launcher import launch
     from pipeline.terminal import print_notice, print_page, print_summary
 
     config = change(load(args.config, args.set))
@@ -107,8 +107,8 @@ def diff(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Everything that can be verified without opening a device or binding a socket."""
-    from pipeline.config import instantiate, load
-    from pipeline.graph import check_graph
+    from pipeline.runtime.config import instantiate, load
+    from pipeline.runtime.graph import check_graph
 
     config = load(args.config, args.set)
     check_graph(config)

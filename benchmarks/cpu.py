@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.start import session_cpu_s
 from pipeline.frame import Health
-from pipeline.runs import subscribe
+from pipeline.runtime.runs import subscribe
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8174

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.account import engines
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.labels import STREAM, heard_labels
 from pipeline.mcap_chunk import Compression
 from pipeline.node import Arrival, Sink
 from pipeline.recording import Writer
+from pipeline.runtime.accounting import engines
 from pipeline.transport.compression import packed
 
 TELL_EVERY_NS = NS // 4

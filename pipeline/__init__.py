@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.runs import subscribe
+    from pipeline.runtime.runs import subscribe
 
 __all__ = ["subscribe"]
 
@@ -18,6 +18,6 @@ __all__ = ["subscribe"]
 def __getattr__(name: str) -> object:
     if name != "subscribe":
         raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
-    from pipeline.runs import subscribe  # when asked for: it loads numpy and ZeroMQ
+    from pipeline.runtime.runs import subscribe  # when asked for: it loads numpy and ZeroMQ
 
     return subscribe

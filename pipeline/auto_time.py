@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.config import Config, InputConfig, NodeConfig
 from pipeline.errors import ConfigError
+from pipeline.runtime.config import Config, InputConfig, NodeConfig
 from pipeline.time_correction import time_correction
 
 NAME = "auto-time"

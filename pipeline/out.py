@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, InputConfig, NodeConfig, resolve
 from pipeline.errors import ConfigError
 from pipeline.frame import Prediction
+from pipeline.runtime.config import Config, InputConfig, NodeConfig, resolve
 
 KEEP = 2000  # a disk may pause for seconds: a minute of predictions may wait for it
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.clock import NS
-from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Prediction
-from pipeline.graph import EVENTS
 from pipeline.node import Source
 from pipeline.recording import Reader, Writer, part_path, repair
 from pipeline.rig import found
+from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
+from pipeline.runtime.graph import EVENTS
 
 RECORDER = "record"
 KEPT = 4000  # messages of a stream that may wait for the disk, as long as they are small (inbox.MOST_BYTES)

@@ -18,17 +18,17 @@ from typing import Any
 from pipeline import fault_report
 from pipeline.alignment.event_log import Rules
 from pipeline.clock import NS
-from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.diff import Differing, compare, read_predictions
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.faults import parse_all
 from pipeline.frame import AlignedSet, Frame, Prediction
-from pipeline.graph import EVENTS
 from pipeline.labels import Labels
 from pipeline.node import Sink, Source
 from pipeline.recorder import KEPT, dropped_by_recorder, machine
 from pipeline.recording import Reader
 from pipeline.retold import NOT_RECORDED, events_of
+from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
+from pipeline.runtime.graph import EVENTS
 
 PROMISED = 1e-4  # on probabilities, where the same answers to the last digit cannot be promised
 

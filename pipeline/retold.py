@@ -22,8 +22,8 @@ from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.event_log import Event, Finished, Rules, Sent, Told
 from pipeline.faults import Fault
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Prediction
-from pipeline.graph import EVENTS
 from pipeline.recording import Reader
+from pipeline.runtime.graph import EVENTS
 
 NOT_RECORDED, NOT_HEARD = "not in the recording", "not heard in the recorded run"
 

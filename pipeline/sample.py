@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import assets, recording
-from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.labels import add_labels
+from pipeline.runtime.config import load
 
 VERSION, SECONDS = 1, 14.0
 LEAST_PREDICTED = round(0.8 * SECONDS * 24)  # of the clip's 24 pictures a second
@@ -64,8 +64,8 @@ def cached_sample(*, say: Callable[[str], None] = lambda line: None) -> Path:
 
 
 def _record(path: Path) -> None:
-    from pipeline.launch import launch
     from pipeline.recorder import Wanted, with_recorder
+    from pipeline.runtime.launcher import launch
 
     """ConfigError when the machine had no time for it: what is kept is kept for long."""
     config = load(CONFIG, CHANGES)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.assets import cache_folder
-from pipeline.config import Config
-from pipeline.graph import Plan
+from pipeline.runtime.config import Config
+from pipeline.runtime.graph import Plan
 
 SCENE_TASKS = ("scene", "place", "obstacles", "objects", "sounds")
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import median
 
 from pipeline.clock import NS
-from pipeline.graph import EVENTS
+from pipeline.runtime.graph import EVENTS
 from pipeline.verify import Audit, Stream, time_range
 
 WIDTH, LEFT, ROW, TOP, RIGHT = 1100, 150, 34, 46, 20

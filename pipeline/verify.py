@@ -19,13 +19,13 @@ import numpy as np
 from pipeline.alignment import event_log
 from pipeline.alignment.event_log import Rules, Sent, Told
 from pipeline.clock import NS
-from pipeline.config import HEALTH
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
-from pipeline.graph import EVENTS
 from pipeline.recorder import dropped_by_recorder
 from pipeline.recording import Reader
 from pipeline.retold import events_of
+from pipeline.runtime.config import HEALTH
+from pipeline.runtime.graph import EVENTS
 from pipeline.transport.input_queue import EDGE_REASONS
 
 MOST_TOLD = 5  # of one kind of trouble

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import runs
 from pipeline.frame import Frame, StreamInfo
+from pipeline.runtime import runs
 from pipeline.transport.poller import Bells
 from pipeline.transport.wire import Connection, Publisher
 

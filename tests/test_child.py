@@ -14,7 +14,7 @@ from running import ROOT, Running, a_file, running
 from test_launch import MOOD, flowing, health_until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux copies the launcher")
-IS_INTERPRETER = [sys.executable, "-P", "-m", "pipeline.process"]
+IS_INTERPRETER = [sys.executable, "-P", "-m", "pipeline.runtime.worker"]
 
 
 def commands(run: Running) -> list[list[str]]:
@@ -72,7 +72,7 @@ def test_launcher_that_holds_a_device_s_library_is_not_copied() -> None:
 @pytest.mark.parametrize("config", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
 def test_launcher_of_what_is_shipped_can_be_copied(config: str, tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from pipeline import child; from pipeline.config import load; from pipeline.graph import plan_graph\n"
+        "from pathlib import Path; from pipeline import child; from pipeline.runtime.config import load; from pipeline.runtime.graph import plan_graph\n"
         f"config = load({str(ROOT / 'configs' / config)!r})\n"
         f"plan_graph(config, Path({str(tmp_path)!r}), next(iter(config.hosts), ''))\n"
         "print(child.uncopiable())"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import instantiate, load, parse
 from pipeline.errors import ConfigError
-from pipeline.graph import check_graph
+from pipeline.runtime.config import instantiate, load, parse
+from pipeline.runtime.graph import check_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "tests" / "configs"

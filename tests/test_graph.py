@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import parse
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.graph import NodePlan, Plan, plan_graph, shared_stream
 from pipeline.node import Source
+from pipeline.runtime.config import parse
+from pipeline.runtime.graph import NodePlan, Plan, plan_graph, shared_stream
 
 CAMERA = {"use": "synthetic"}
 ALIGN = {"use": "align", "inputs": ["camera"], "anchor": "camera"}

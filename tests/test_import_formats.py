@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from importing import MS, NS, START_NS, imported, shade
 
-from pipeline.config import load
 from pipeline.errors import ConfigError
-from pipeline.graph import check_graph
 from pipeline.importing import import_source
 from pipeline.importing.source import time_ns
+from pipeline.runtime.config import load
+from pipeline.runtime.graph import check_graph
 
 
 def brought(source, out, *mapping, **options):

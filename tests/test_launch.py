@@ -13,7 +13,7 @@ import pytest
 from running import Running, a_file, finished, last_line, running, wait_for
 
 from pipeline.frame import Health, NodeHealth
-from pipeline.runs import subscribe
+from pipeline.runtime.runs import subscribe
 
 pytestmark = pytest.mark.system
 

@@ -19,7 +19,6 @@ from pipeline import rig
 from pipeline.alignment.event_log import Finished, Told
 from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ReplayClock
-from pipeline.config import parse
 from pipeline.diff import compare, read_predictions, report
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
@@ -30,6 +29,7 @@ from pipeline.recorder import Wanted, with_recorder
 from pipeline.recording import Reader, Writer
 from pipeline.replay import Tape
 from pipeline.retold import NOT_HEARD, NOT_RECORDED, Retold, Shed, afresh
+from pipeline.runtime.config import parse
 from pipeline.testing import Stage
 from pipeline.verify import Audit
 from pipeline.verify import report as audit_report

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import launch
+from pipeline.runtime import launcher
 from pipeline.transport.shared_memory import MAX_BYTES, Overwritten, Place, Ring, RingReader, folder_of, rings_folder
 
 SHAPE = (100, 1000)
@@ -366,7 +366,7 @@ def test_rings_of_a_run_go_with_the_run_and_those_of_a_killed_one_with_the_next(
     stale.mkdir(parents=True, mode=0o700)
     base.chmod(0o700)
     (stale / "camera.1-0.ring").write_bytes(bytes(100))
-    with launch._run_folder() as run_folder:
+    with launcher._run_folder() as run_folder:
         rings = folder_of(run_folder)
         assert rings is not None and rings.is_dir()
         assert not stale.exists()

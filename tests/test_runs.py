@@ -11,9 +11,9 @@ import pytest
 import zmq
 from wires import INFO, PREDICTION, a_socket
 
-from pipeline import runs
 from pipeline.errors import ConfigError
-from pipeline.runs import find_run, subscribe
+from pipeline.runtime import runs
+from pipeline.runtime.runs import find_run, subscribe
 from pipeline.transport.wire import Publisher
 from pipeline.transport.wire_format import Codec, End
 

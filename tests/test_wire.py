@@ -13,9 +13,9 @@ import pytest
 import zmq
 from wires import INFO, Reader, a_socket, message, number
 
-from pipeline import runs
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
+from pipeline.runtime import runs
 from pipeline.transport import wire
 from pipeline.transport.receiver import Drain
 from pipeline.transport.wire import CREDITS, QUEUE_MESSAGES, Connection, Publisher

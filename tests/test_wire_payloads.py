@@ -16,8 +16,8 @@ import pytest
 from running import wait_for
 from wires import INFO, Reader, number
 
-from pipeline import runs
 from pipeline.frame import Frame
+from pipeline.runtime import runs
 from pipeline.transport.wire import Connection, Gone, Publisher
 from pipeline.transport.wire_format import VERSION, Codec, Hello, Value
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
-from pipeline.config import check_options
 from pipeline.errors import nearest
 from pipeline.frame import FOREVER_NS, Frame, ReceiptState
 from pipeline.plugins import find
+from pipeline.runtime.config import check_options
 
 MS = 1_000_000
 # Chunks are stamped by a fitted sample clock; neighbours may disagree by its error without a sample being missing.

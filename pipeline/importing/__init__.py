@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.config import HEALTH
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
 from pipeline.importing.config import LidarPackets, write_config
@@ -26,6 +25,7 @@ from pipeline.lidar import is_ouster, recognise
 from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
 from pipeline.recording import Reader, Writer
 from pipeline.rig import save
+from pipeline.runtime.config import HEALTH
 
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 KNOWN = (

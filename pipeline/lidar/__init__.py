@@ -27,10 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import DelayFloor
-from pipeline.config import check_options
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame
 from pipeline.plugins import find
+from pipeline.runtime.config import check_options
 
 # Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these, once.
 MALFORMED = "malformed packets"

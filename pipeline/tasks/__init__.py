@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import check_options
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Opinion, Prediction, Receipt, Subject
 from pipeline.metrics import Metrics
 from pipeline.plugins import find
+from pipeline.runtime.config import check_options
 from pipeline.tasks.engines import Engines
 
 UNCERTAIN = "uncertain"

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import rig as rigs
-from pipeline.config import check_options
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
 from pipeline.rig import Rig
+from pipeline.runtime.config import check_options
 from pipeline.scene_state import Sound, Surroundings
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import STATES, Corridor, Thing, one_hot

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import fault_report
-from pipeline.config import load, without
 from pipeline.diff import read_predictions
 from pipeline.errors import ConfigError
 from pipeline.labels import Labels
-from pipeline.launch import launch
 from pipeline.out import with_out
 from pipeline.recording import Reader
 from pipeline.replay import Tape
+from pipeline.runtime.config import load, without
+from pipeline.runtime.launcher import launch
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "emotion-demo.yaml"
 PICTURES, SOUND = "camera", "microphone"

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, Health
 from pipeline.node import Sink, Source
-from pipeline.runs import free_address
+from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
+from pipeline.runtime.runs import free_address
 from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
 
 MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
@@ -49,7 +49,7 @@ class NodePlan(msgspec.Struct):
 
 
 class ProcessPlan(msgspec.Struct):
-    """One process: what `python -m pipeline.process` reads as JSON."""
+    """One process: what `python -m pipeline.runtime.worker` reads as JSON."""
 
     name: str
     nodes: list[NodePlan]

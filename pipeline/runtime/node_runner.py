@@ -19,7 +19,6 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.clock import Clock
-from pipeline.config import HEALTH, instantiate
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import (
     AlignedSet,
@@ -33,9 +32,10 @@ from pipeline.frame import (
     left_ns,
     moved,
 )
-from pipeline.graph import EVENTS, NodePlan
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Node, Source, run
+from pipeline.runtime.config import HEALTH, instantiate
+from pipeline.runtime.graph import EVENTS, NodePlan
 from pipeline.transport.input_queue import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import ClockLine

@@ -76,7 +76,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it holds no text"
         raise ConfigError(f"{path}: cannot be read: {why}. A config is a YAML file, such as configs/emotion-live.yaml") from error
-    from pipeline import yaml_text
+    from pipeline.runtime import yaml_text
 
     try:
         tree = yaml_text.parse(text, name=str(path))
@@ -257,7 +257,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         at = at[key]
     if not isinstance(at, dict):
         raise ConfigError(f"--set {override}: '{'.'.join(keys[:-1])}' is not a table")
-    from pipeline import yaml_text
+    from pipeline.runtime import yaml_text
 
     try:
         at[keys[-1]] = yaml_text.parse(text)

@@ -3,7 +3,7 @@
 Python, numpy, ZeroMQ and the nodes' modules take 0.5 s of CPU to load. A fork shares what the launcher has loaded, but it
 copies one thread alone: whatever another one holds stays locked for ever, and CUDA and sound servers do not survive it.
 So only a launcher without threads and without such libraries is copied: at the start, on Linux. What is started again
-later, and everything on other systems, begins as `python -m pipeline.process` with its plan on standard input.
+later, and everything on other systems, begins as `python -m pipeline.runtime.worker` with its plan on standard input.
 
     child = start(plan, warm=True)
     child.exit_code                     # None: it runs; -9: killed by SIGKILL
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.graph import ProcessPlan
+from pipeline.runtime.graph import ProcessPlan
 
 log = logging.getLogger("launch")
 
@@ -78,7 +78,7 @@ def uncopiable() -> str:
 
 
 def _fork(plan: ProcessPlan) -> Child:
-    from pipeline import process  # here: every copy has it loaded
+    from pipeline.runtime import worker  # here: every copy has it loaded
 
     # A signal in between would run the launcher's handler in the copy, and be lost.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -97,7 +97,7 @@ def _fork(plan: ProcessPlan) -> Child:
         os.environ["PYTHONPATH"] = _python_path()
         if random := sys.modules.get("numpy.random"):
             random.seed()  # else all copies draw the same
-        sys.exit(process.live(plan))
+        sys.exit(worker.live(plan))
 
     copy: BaseProcess = multiprocessing.get_context("fork").Process(target=begin, name=plan.name)
     try:
@@ -116,7 +116,7 @@ def _fork(plan: ProcessPlan) -> Child:
 def _interpreter(plan: ProcessPlan) -> Child:
     popen = subprocess.Popen(
         # -P and the path: our packages, not a folder called `nodes` that lies where the command was given.
-        [sys.executable, "-P", "-m", "pipeline.process"],
+        [sys.executable, "-P", "-m", "pipeline.runtime.worker"],
         stdin=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": _python_path()},
         # A group of its own: a terminal's Ctrl-C reaches the launcher alone, and killing it kills what it started.

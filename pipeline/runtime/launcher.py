@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import child
-from pipeline.account import add, summarise
 from pipeline.clock import NS
-from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import Health, NodeHealth, StreamInfo
-from pipeline.graph import EVENTS, Plan, ProcessPlan, plan_graph
-from pipeline.runs import process_runs, runs_folder
+from pipeline.runtime import managed_process as child
+from pipeline.runtime.accounting import add, summarise
+from pipeline.runtime.config import Config
+from pipeline.runtime.graph import EVENTS, Plan, ProcessPlan, plan_graph
+from pipeline.runtime.runs import process_runs, runs_folder
 from pipeline.transport.control import ControlServer
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import ClockServer
@@ -73,7 +73,7 @@ class _Process:
 class Launch:
     """One run of a plan. run() returns its summary; it raises what ended it when that was a node's fault.
 
-    warm: the caller's process holds nothing that its copies must not have, and may be forked (pipeline/child.py).
+    warm: the caller's process holds nothing that its copies must not have, and may be forked (pipeline/runtime/managed_process.py).
     """
 
     def __init__(

@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.clock import NS
 from pipeline.frame import NodeHealth
-from pipeline.graph import EVENTS, Plan
+from pipeline.runtime.graph import EVENTS, Plan
 from pipeline.transport.input_queue import EDGE_REASONS
 
 

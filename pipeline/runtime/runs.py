@@ -133,8 +133,8 @@ def _wait_for_run(node: str, wait_s: float) -> str:
 
 
 def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Connection:
-    from pipeline import graph  # it plans with the addresses of this module
-    from pipeline.config import load
+    from pipeline.runtime import graph  # it plans with the addresses of this module
+    from pipeline.runtime.config import load
 
     there, address, clock = graph.shared_stream(load(config), node)
     if leaves_host(address) and not host:

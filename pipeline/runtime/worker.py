@@ -1,6 +1,6 @@
 """What runs inside one node process: its nodes, each in a thread (node_thread.py), the drain thread, the line to the launcher.
 
-Started by child.py: a copy of the launcher, or `python -m pipeline.process` with its plan as JSON on standard input. It
+Started by child.py: a copy of the launcher, or `python -m pipeline.runtime.worker` with its plan as JSON on standard input. It
 reports what its nodes are and do, does what the launcher says, and ends with its nodes: all of them when one fails.
 """
 
@@ -20,10 +20,10 @@ from collections.abc import Iterable
 import msgspec
 
 from pipeline.clock import Clock, LiveClock, ReplayClock
-from pipeline.config import HEALTH
 from pipeline.errors import SensoriumError
-from pipeline.graph import ProcessPlan
-from pipeline.node_thread import NodeThread
+from pipeline.runtime.config import HEALTH
+from pipeline.runtime.graph import ProcessPlan
+from pipeline.runtime.node_runner import NodeThread
 from pipeline.transport.control import ControlClient
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import ClockLine, context
