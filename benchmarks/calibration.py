@@ -27,7 +27,7 @@ from calibration.estimate import NamedSight, against, estimate_lens
 from calibration.seen import look
 from calibration.stereo import estimate_stereo
 from calibration.uncertainty import difference_map, sensitivity
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 EXAMPLES = Path("/usr/share/doc/opencv-doc/examples/data")
 LENS = Intrinsics("radtan", 640, 480, 520, 522, 325, 236, (-0.25, 0.08, 0.0008, -0.0005, 0.0))

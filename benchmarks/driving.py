@@ -15,8 +15,8 @@ import numpy as np
 
 from calibration.clouds import read_points
 from calibration.pose import Floats
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Pose, Rig, apply, rigid
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, apply, rigid
 
 KITTI_SEQUENCE = "driving/kitti_sequence"
 KITTI_LABELLED = "driving/kitti_labelled"

@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 
 from pipeline import assets
-from pipeline.intrinsics import Intrinsics
 from pipeline.metrics import Metrics
-from pipeline.rig import Pose, Rig, rigid
-from pipeline.rig_formats import read_kitti
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig_formats import read_kitti
 from pipeline.tasks.detections import Detection
 from pipeline.tasks.detectors import PINNED, Detector
 from pipeline.tasks.engines import Engines

@@ -31,7 +31,7 @@ from benchmarks.sweeps import DEPTH, GROUND, HDL64, VLP16, Lidar, Sweep, World, 
 from pipeline.clock import NS  # noqa: E402
 from pipeline.frame import Frame  # noqa: E402
 from pipeline.preprocessing import timed_cloud  # noqa: E402
-from pipeline.rig import rigid  # noqa: E402
+from pipeline.rig.rig import rigid  # noqa: E402
 from pipeline.scene_state import Obstacle  # noqa: E402
 from pipeline.tasks.around import Around  # noqa: E402
 from pipeline.tasks.ground import GroundFinder  # noqa: E402

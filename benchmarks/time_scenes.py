@@ -20,7 +20,7 @@ from calibration.claps import Heard, Seen
 from calibration.mouth_voice import MOUTH_LEADS_MS, Mouth, Voice
 from calibration.pose import Floats
 from calibration.turning import CameraTurns, LidarTurns
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 SOUND_HZ = 16000
 DATA = Path(os.environ.get("SENSORIUM_DATA") or Path(__file__).resolve().parents[1].parent / "shared" / "data")

@@ -23,8 +23,8 @@ from calibration.lidar_camera import apart, plane_of, pose_from_planes
 from calibration.moments import Moment
 from calibration.pose import Floats
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import apply
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import apply
 
 CHOICE_TRIES = 400
 FITS_DEG, FITS_M = 10.0, 0.25

@@ -19,8 +19,8 @@ from calibration.estimate import Estimate, against, estimate_lens, judged
 from calibration.seen import Seen, look
 from calibration.uncertainty import difference_map
 from calibration.verdict import Check, Level, Verdict, judge
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
+from pipeline.rig import rig as rigs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,9 +26,9 @@ from calibration.moments import Moment, moments
 from calibration.overlay import draw_points
 from calibration.report import Report
 from calibration.verdict import Check, Level, Verdict, judge
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.rig import Rig
+from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Rig
 
 OVERLAYS = 6
 GOOD_M, BAD_M = 0.02, 0.05  # between the lidar's board and the camera's

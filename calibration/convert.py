@@ -13,11 +13,18 @@ import argparse
 import re
 from pathlib import Path
 
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.rig import Rig
-from pipeline.rig_file import read_yaml
-from pipeline.rig_formats import read_camera_info, read_kalibr, read_kitti, write_camera_info, write_kalibr, write_kitti
+from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import read_yaml
+from pipeline.rig.rig_formats import (
+    read_camera_info,
+    read_kalibr,
+    read_kitti,
+    write_camera_info,
+    write_kalibr,
+    write_kitti,
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

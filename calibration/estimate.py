@@ -16,7 +16,7 @@ import numpy as np
 from calibration.bundle import FREE, Sight, Solution, rms, solve, start
 from calibration.uncertainty import difference_map, sigma_map
 from calibration.verdict import Check, Level, Verdict, judge
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 FOLDS = 5
 MIN_VIEWS = 3  # of a plane: fewer leave focal length and centre open

@@ -22,9 +22,9 @@ import numpy as np
 from calibration.clouds import read_points
 from calibration.pose import Floats
 from calibration.verdict import Check, Level, Verdict, judge
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.rig import rigid
+from pipeline.rig import rig as rigs
+from pipeline.rig.rig import rigid
 
 TRIES = 200
 SOME_POINTS = 4000

@@ -18,8 +18,8 @@ from calibration.bundle import Sight, free_parameters, solve, start, view_inform
 from calibration.detect import Corners, blur
 from calibration.estimate import CELLS, GOOD_VIEWS, NamedSight, cells
 from calibration.uncertainty import sensitivity, sigma_map
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import rigid, rotation_from_vector
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import rigid, rotation_from_vector
 
 MODEL = "radtan4"  # what is planned with: richer ones ask for the same views
 FIRST_FIT = 4

@@ -20,8 +20,8 @@ from calibration.board_fit import BoardView, Fit, board_poses, examine, solve
 from calibration.pose import Floats, fit_directions, in_words
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import apply, cross, rigid, rotation_to_vector
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import apply, cross, rigid, rotation_to_vector
 
 LEAST_VIEWS = 4
 GOOD_VIEWS = 8

@@ -20,7 +20,7 @@ from calibration.clouds import is_depth_picture, pairs_in, read_depth_m, read_pi
 from calibration.pose import Floats
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.rig import Rig
+from pipeline.rig.rig import Rig
 
 TOGETHER_MS = 60.0  # a cloud and a picture farther apart are of different moments
 POINTS_ENOUGH = 60_000  # of a depth picture: every n-th pixel

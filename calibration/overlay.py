@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from calibration.pose import Floats
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 NEAREST_M = 0.3
 DOT_PX = 2

@@ -1,6 +1,6 @@
 """Rigid motions as estimators need them: small steps, distances, closed-form fits, directions in words.
 
-Beside pipeline/rig.py, which has the motions themselves. A "twist" is (6,): a rotation vector in radians, then metres,
+Beside pipeline/rig/rig.py, which has the motions themselves. A "twist" is (6,): a rotation vector in radians, then metres,
 applied on the left, in the axes of the target.
 
     camera_from_lidar = moved(camera_from_lidar, twist)
@@ -14,7 +14,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.rig import rigid, rotation_from_vector, rotation_to_vector
+from pipeline.rig.rig import rigid, rotation_from_vector, rotation_to_vector
 
 Floats = npt.NDArray[np.float64]
 

@@ -26,9 +26,9 @@ from calibration.overlay import draw_board
 from calibration.pose import Floats, in_words
 from calibration.report import Report
 from calibration.verdict import Verdict
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.rig import Pose, Rig
+from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Pose, Rig
 
 OVERLAYS = 6  # pictures in the report
 

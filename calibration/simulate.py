@@ -18,8 +18,8 @@ from calibration.board import Board
 from calibration.bundle import Sight
 from calibration.detect import Corners
 from calibration.estimate import NamedSight
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import apply, rigid, rotation_from_vector
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import apply, rigid, rotation_from_vector
 
 SQUARE_PX = 64  # of the board's own picture: markers of 4 × 4 bits come out exact
 MARGIN_SQUARES = 1.0  # white paper around the board

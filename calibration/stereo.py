@@ -31,10 +31,10 @@ from calibration.estimate import (
 from calibration.report import Report
 from calibration.seen import Seen, look
 from calibration.verdict import Check, Level, Verdict, judge
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Pose, Rig, rotation_to_vector
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, rotation_to_vector
 
 GOOD_PAIRS = 8
 BASELINE_SIGMA = 0.01  # of the baseline: range is known no better than the baseline is

@@ -4,7 +4,7 @@
     python run_pipeline.py calibrate time session.mcap --out rig.yaml
     python run_pipeline.py calibrate time session.mcap --sensor lidar --rig rig.yaml  # camera and lidar, by turning the rig
 
-The number is ADDED to the sensor's capture times to lay them on the camera's (pipeline/rig.py: TimeOffset). A node takes
+The number is ADDED to the sensor's capture times to lay them on the camera's (pipeline/rig/rig.py: TimeOffset). A node takes
 it from the rig file: `microphone: {use: microphone, rig: rig.yaml}`.
 """
 
@@ -21,11 +21,11 @@ from calibration.moments import picture_of, points_of
 from calibration.turning import CameraTurns, LidarTurns
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline import media
-from pipeline import rig as rigs
 from pipeline.capture import to_bgr
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.rig import Rig, TimeOffset
+from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Rig, TimeOffset
 from pipeline.tasks.faces import FaceTracker
 
 SOUND_HZ = 16000

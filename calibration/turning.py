@@ -17,7 +17,7 @@ import numpy as np
 
 from calibration.lag import Series
 from calibration.pose import Floats
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 LOOK_PX = 320  # width at which pictures are compared: a hundredth of a pixel there is 2 mrad at 60°
 LEAST_CORNERS = 12

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.bundle import project
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import rotation_from_vector
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import rotation_from_vector
 
 COLUMNS, ROWS = 12, 9
 TURN_STEPS = 6  # Gauss–Newton for one rotation, from nearly right: it has converged after three

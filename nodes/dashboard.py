@@ -186,7 +186,7 @@ class Dashboard(Sink):
     def open(self) -> None:
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
 
-        from pipeline import rig as rigs
+        from pipeline.rig import rig as rigs
         from pipeline.scene_view import SceneView
         from pipeline.web import PageServer
 

@@ -21,7 +21,7 @@ from pipeline.clock import Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Finding, Source
-from pipeline.rig import BASE, Pose, Rig, load, rigid, save
+from pipeline.rig.rig import BASE, Pose, Rig, load, rigid, save
 
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
 # Base (x forward, y left, z up) from camera (x right, y down, z forward), looking straight ahead.

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 from calibration.drift import Drift as Monitor
 from calibration.moments import TOGETHER_MS, picture_of, points_of
-from pipeline import rig as rigs
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.node import Arrival, Sink
+from pipeline.rig import rig as rigs
 
 ANSWER_EVERY = 5  # pairs: an answer costs as much as some twenty of them
 

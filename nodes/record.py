@@ -134,7 +134,7 @@ class Record(Sink):
 
     def _keep_rig(self, writer: Writer, path: Path) -> None:
         """Raises ConfigError for a file that is no rig."""
-        from pipeline import rig
+        from pipeline.rig import rig
 
         for camera, lens in rig.load(path).intrinsics.items():
             writer.calibration(camera, width_px=lens.width_px, height_px=lens.height_px, matrix=lens.matrix,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline.errors import ConfigError
+from pipeline.rig.time_correction import time_correction
 from pipeline.runtime.config import Config, InputConfig, NodeConfig
-from pipeline.time_correction import time_correction
 
 NAME = "auto-time"
 # Pictures may be passed over while a face is looked for; a second of sound waits rather than be lost.

@@ -29,7 +29,7 @@ from pipeline.clock import NS, Clock, LiveClock
 from pipeline.errors import ConfigError, DeviceError, nearest
 from pipeline.frame import ENCODINGS, AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.metrics import Metrics
-from pipeline.time_correction import TimeCorrection, check_offset, time_correction
+from pipeline.rig.time_correction import TimeCorrection, check_offset, time_correction
 from pipeline.transport.input_queue import Arrival, Ended, Inbox
 
 __all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform", "run"]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.frame import POINTS, Frame
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 FACE_PX = 48
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipeline.capture import LOST_AFTER_S, WAITING, Borrow, Newest, Picture
 from pipeline.clock import NS, Clock, PtsClock, utc_offset_ns
 from pipeline.errors import ConfigError, DeviceError, missing_package
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 What = Literal["depth", "colour"]
 

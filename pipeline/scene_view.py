@@ -1,7 +1,7 @@
 """What the page's scene view gets of a sweep or a depth picture: where its points fall in the camera's picture, and where they
 lie seen from above.
 
-Owns the choice of a few thousand points and how they are packed; pipeline/rig.py projects them. Refuses to know who looks,
+Owns the choice of a few thousand points and how they are packed; pipeline/rig/rig.py projects them. Refuses to know who looks,
 and when. A rig that cannot place them is no error here: the message says why, and the page shows it.
 
     view = SceneView(rigs.load("rig.yaml"))
@@ -19,8 +19,8 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Rig, apply, rigid
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Rig, apply, rigid
 
 MOST_TAKEN = 30_000  # of a sweep: of a lidar that sees all around, a fifth falls into a picture
 MOST_SHOWN = 4_000  # in the picture, and again from above

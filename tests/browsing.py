@@ -8,9 +8,9 @@ import numpy as np
 
 from nodes.dashboard import Dashboard
 from pipeline.frame import Frame
-from pipeline.intrinsics import Intrinsics
 from pipeline.node import Context
-from pipeline.rig import Pose, Rig, rigid
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, rigid
 
 MS = 1_000_000
 LENS = Intrinsics("radtan", 640, 360, 400.0, 400.0, 319.5, 179.5)

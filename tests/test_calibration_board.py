@@ -13,8 +13,8 @@ from calibration.board import Board
 from calibration.board_pdf import black, fit, pdf
 from calibration.detect import LAYOUT_TOLERANCE, Corners, Detector, blur, layout_error, spacing
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import apply, rigid, rotation_from_vector
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import apply, rigid, rotation_from_vector
 
 LENS = Intrinsics("radtan", 480, 360, 400, 401, 242, 178, (-0.2, 0.06, 0.0005, -0.0005, 0.0))
 CHARUCO = Board.parse("charuco:8x6", square_mm=30)

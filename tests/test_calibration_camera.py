@@ -20,9 +20,9 @@ from calibration.seen import look
 from calibration.stereo import estimate_stereo
 from calibration.uncertainty import difference_map, sigma_map
 from calibration.verdict import Check, Level, judge
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
 
 EXAMPLES = Path("/usr/share/doc/opencv-doc/examples/data")
 CHESS = Board.parse("9x6", square_mm=25)

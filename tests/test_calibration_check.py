@@ -12,10 +12,10 @@ from calibration.drift import Drift, depth_edges
 from calibration.overlay import draw_points
 from calibration.pose import turned
 from nodes.drift import Drift as DriftNode
-from pipeline import rig as rigs
 from pipeline.frame import Frame
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import rigid
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import rigid
 from pipeline.testing import Stage
 
 YAW_1_DEG = np.radians([0.0, 1.0, 0.0])

@@ -15,10 +15,10 @@ from calibration.clouds import pairs_in, read_points
 from calibration.lidar_camera import calibrate, pose_error
 from calibration.pose import difference, moved
 from calibration.verdict import Level
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import rotation_from_vector
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import rotation_from_vector
 
 HALF = Intrinsics("radtan", 640, 400, 450.0, 450.5, 320.75, 198.75, CAMERA.distortion)
 

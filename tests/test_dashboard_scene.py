@@ -12,9 +12,9 @@ from browsing import MS, RIG, Show, says, sweep
 from websockets.sync.client import connect
 
 from nodes.dashboard import Dashboard
-from pipeline import rig as rigs
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
 from pipeline.node import Arrival
+from pipeline.rig import rig as rigs
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
 from pipeline.scene_view import NO_RIG
 

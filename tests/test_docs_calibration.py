@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import run_pipeline
-from pipeline import rig as rigs
+from pipeline.rig import rig as rigs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")

@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from pipeline import rig as rigs
 from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Pose, Rig, rigid
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.scene_state import Obstacle
 from pipeline.tasks import make
 from pipeline.tasks.detections import Detection
@@ -102,7 +102,7 @@ def test_a_real_drive_is_replayed_and_the_boxes_sent_with_it_have_their_ranges(d
     if not drive.is_dir():
         pytest.skip(f"no driving/ in {data_dir}")
     from benchmarks.objects import moments, right
-    from pipeline.rig_formats import read_kitti
+    from pipeline.rig.rig_formats import read_kitti
 
     rig = read_kitti(drive / "calib.txt", size=(1242, 375), lidar="velodyne", names={2: "image_02"})
     rigs.save(rig.with_pose(Pose("base", "velodyne", rigid(np.eye(3), (0, 0, 1.73)))), folder / "rig.yaml")

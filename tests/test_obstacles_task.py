@@ -16,8 +16,8 @@ from nodes.infer import Infer
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Receipt
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Pose, Rig, rigid, save
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, rigid, save
 from pipeline.tasks import make
 from pipeline.tasks.obstacles import Obstacles
 from pipeline.testing import Stage

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.clock import NS
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import rigid, rotation_from_vector
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import rigid, rotation_from_vector
 from pipeline.tasks.detections import Detection
 from pipeline.tasks.object_tracks import Closing, ObjectTracker
 from pipeline.tasks.ranging import Ranged, range_boxes

@@ -15,20 +15,20 @@ from nodes.align import Align
 from nodes.dashboard import Dashboard
 from nodes.labels import Labels
 from nodes.record import Record
-from pipeline import rig
 from pipeline.alignment.event_log import Finished, Told
 from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ReplayClock
 from pipeline.diff import compare, read_predictions, report
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
-from pipeline.intrinsics import Intrinsics
 from pipeline.labels import Labels as Marks
 from pipeline.node import Context
 from pipeline.recorder import Wanted, with_recorder
 from pipeline.recording import Reader, Writer
 from pipeline.replay import Tape
 from pipeline.retold import NOT_HEARD, NOT_RECORDED, Retold, Shed, afresh
+from pipeline.rig import rig
+from pipeline.rig.intrinsics import Intrinsics
 from pipeline.runtime.config import parse
 from pipeline.testing import Stage
 from pipeline.verify import Audit

@@ -14,7 +14,6 @@ import pytest
 from running import COMMAND, environment
 
 from nodes.rendered import Rendered
-from pipeline import rig as rig_file
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.node import Context
@@ -23,6 +22,7 @@ from pipeline.rendered import ground as street_ground
 from pipeline.rendered.picture import Scene, far_to_near
 from pipeline.rendered.rays import gait, lap_shift
 from pipeline.rendered.solids import Thing
+from pipeline.rig import rig as rig_file
 from pipeline.testing import play
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector, rotation_to_vector
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector, rotation_to_vector
 
 cv2 = pytest.importorskip("cv2")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector
-from pipeline.rig_formats import (
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector
+from pipeline.rig.rig_formats import (
     read_camera_info,
     read_kalibr,
     read_kitti,
@@ -132,7 +132,7 @@ def test_kitti_with_a_short_line_is_told(tmp_path: Path) -> None:
 
 def test_a_rig_goes_to_ros_and_comes_back_by_the_command(tmp_path: Path) -> None:
     import run_pipeline
-    from pipeline import rig as rigs
+    from pipeline.rig import rig as rigs
 
     rigs.save(Rig({"left": RADTAN, "wide": FISHEYE}), tmp_path / "rig.yaml")
 

@@ -8,16 +8,16 @@ import pytest
 import run_pipeline
 from nodes.auto_time import AutoTime
 from nodes.microphone import Microphone
-from pipeline import rig as rigs
 from pipeline.auto_time import with_auto_time
 from pipeline.clock import ManualClock
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo, silence
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Source, run
+from pipeline.rig import rig as rigs
+from pipeline.rig.time_correction import TimeCorrection, time_correction
 from pipeline.runtime.config import load
 from pipeline.testing import Stage, play
-from pipeline.time_correction import TimeCorrection, time_correction
 from pipeline.transport.input_queue import Inbox
 
 

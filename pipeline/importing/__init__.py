@@ -24,7 +24,7 @@ from pipeline.importing.source import Opened, pictures_in
 from pipeline.lidar import is_ouster, recognise
 from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
 from pipeline.recording import Reader, Writer
-from pipeline.rig import save
+from pipeline.rig.rig import save
 from pipeline.runtime.config import HEALTH
 
 MCAP_MAGIC = b"\x89MCAP0\r\n"

@@ -32,8 +32,8 @@ from pipeline.importing.source import (
     text_frame,
     time_ns,
 )  # fmt: skip
-from pipeline.rig import Pose, Rig, rigid
-from pipeline.rig_formats import read_kitti
+from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig_formats import read_kitti
 
 DRIVE_HZ = 10.0
 LIDAR_M = 1.73  # of the Velodyne above the road, as the setup is published

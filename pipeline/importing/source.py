@@ -27,7 +27,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
-from pipeline.rig import Rig
+from pipeline.rig.rig import Rig
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 LARGEST_FILE_BYTES = 1 << 30  # a picture, a sweep or a table larger than this is none

@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline import rig as rig_file
 from pipeline.clock import NS
 from pipeline.rendered import BEAMS, Drive, rig
+from pipeline.rig import rig as rig_file
 
 
 def main() -> None:

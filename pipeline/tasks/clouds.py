@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.preprocessing import timed_cloud
-from pipeline.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig, rigid
 
 Floats = npt.NDArray[np.float32]
 

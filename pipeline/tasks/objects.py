@@ -22,11 +22,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import rig as rigs
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Frame, Prediction, Subject
-from pipeline.intrinsics import Intrinsics
-from pipeline.rig import Rig
+from pipeline.rig import rig as rigs
+from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Rig
 from pipeline.scene_state import Obstacle
 from pipeline.tasks import Task
 from pipeline.tasks.clouds import Clouds

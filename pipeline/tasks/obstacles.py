@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Prediction
-from pipeline.rig import load
+from pipeline.rig.rig import load
 from pipeline.tasks import Task
 from pipeline.tasks.ahead import STATES, Corridor, one_hot
 from pipeline.tasks.around import UNUSABLE, Around, warm_up

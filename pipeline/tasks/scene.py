@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import rig as rigs
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
-from pipeline.rig import Rig
+from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Rig
 from pipeline.runtime.config import check_options
 from pipeline.scene_state import Sound, Surroundings
 from pipeline.tasks import Task

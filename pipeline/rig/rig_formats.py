@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.intrinsics import MODELS, Intrinsics
-from pipeline.rig import Pose, Rig, TimeOffset, rigid
-from pipeline.rig_file import Table, array, read_yaml, write_yaml
+from pipeline.rig.intrinsics import MODELS, Intrinsics
+from pipeline.rig.rig import Pose, Rig, TimeOffset, rigid
+from pipeline.rig.rig_file import Table, array, read_yaml, write_yaml
 
 ROS_MODELS = {"plumb_bob": "radtan", "rational_polynomial": "rational", "equidistant": "fisheye", "fisheye": "fisheye"}
 ROS_NAMES = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "equidistant"}

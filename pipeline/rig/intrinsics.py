@@ -1,6 +1,6 @@
 """A camera's intrinsics: points in front of it ↔ pixels, exactly as its distortion model says.
 
-Owns the three models and their limits. Refuses to know where a camera stands (pipeline/rig.py) and how its numbers
+Owns the three models and their limits. Refuses to know where a camera stands (pipeline/rig/rig.py) and how its numbers
 were found (calibration/). Pixels count from the centre of the first one: a picture spans −0.5 to width − 0.5.
 
     intrinsics = Intrinsics("radtan", 640, 480, 535.4, 535.7, 342.6, 234.6, (-0.28, 0.07, 0.001, 0.0, 0.1))

@@ -22,8 +22,8 @@ import numpy as np
 import yaml
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.intrinsics import LENS, MODELS, Intrinsics
-from pipeline.rig import BASE, Pose, Rig, TimeOffset, rigid, rotation_from_quaternion, rotation_from_vector
+from pipeline.rig.intrinsics import LENS, MODELS, Intrinsics
+from pipeline.rig.rig import BASE, Pose, Rig, TimeOffset, rigid, rotation_from_quaternion, rotation_from_vector
 
 VERSION = 1
 NO_FILE = " A rig comes from: python run_pipeline.py calibrate (docs/calibration-sensors.md); or leave the option out"

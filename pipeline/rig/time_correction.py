@@ -48,7 +48,7 @@ def time_correction(sensor: str, *, offset_ms: float | None, rig: str | None) ->
         return TimeCorrection(round(offset_ms * 1e6))
     if rig is None:
         return TimeCorrection()
-    from pipeline import rig as rigs
+    from pipeline.rig import rig as rigs
 
     found = rigs.load(rig)
     offset = found.time_offsets.get(sensor)

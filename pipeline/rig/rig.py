@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.intrinsics import Intrinsics
+from pipeline.rig.intrinsics import Intrinsics
 
 BASE = "base"
 ROTATION_TOLERANCE = 1e-4  # R·Rᵀ − 1: what rounding to four digits in a hand-written file leaves
@@ -300,13 +300,13 @@ def found(path: str | Path) -> Path:
 
 def load(path: str | Path) -> Rig:
     """A rig file. ConfigError names the file, the field and the fix."""
-    from pipeline.rig_file import read_rig
+    from pipeline.rig.rig_file import read_rig
 
     return read_rig(found(path))
 
 
 def save(rig: Rig, path: str | Path) -> None:
     """Writes YAML that load() reads back to the last bit."""
-    from pipeline.rig_file import write_rig
+    from pipeline.rig.rig_file import write_rig
 
     write_rig(rig, Path(path))
