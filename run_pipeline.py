@@ -76,7 +76,7 @@ def demo(args: argparse.Namespace) -> None:
 
 def record(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
-    from pipeline.recorder import Wanted, repaired, told, with_recorder
+    from pipeline.recording.recorder import Wanted, repaired, told, with_recorder
 
     if args.repair:
         return print(repaired(args.repair))
@@ -88,7 +88,7 @@ def record(args: argparse.Namespace) -> None:
 
 
 def replay(args: argparse.Namespace) -> None:
-    from pipeline.replay import Tape, conclude
+    from pipeline.recording.replay import Tape, conclude
 
     tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
     args.out = args.out or tape.scratch()
@@ -100,7 +100,7 @@ def replay(args: argparse.Namespace) -> None:
 
 
 def diff(args: argparse.Namespace) -> None:
-    from pipeline.diff import report
+    from pipeline.recording.diff import report
 
     report(args.a, args.b, within=args.within)
 
@@ -126,7 +126,7 @@ def verify(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
 
     if args.events.suffix == ".mcap":
-        from pipeline.verify import report
+        from pipeline.recording.verify import report
 
         return report(args.events, plot=args.plot)
     from pipeline.alignment.event_log import verify
@@ -140,20 +140,20 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    from pipeline.importing import import_source
+    from pipeline.recording.importers.importer import import_source
 
     import_source(args.source, args.out, mapping=args.map, raw=args.raw)
 
 
 def label(args: argparse.Namespace) -> None:
-    from pipeline.labels import add_labels
+    from pipeline.recording.labels import add_labels
 
     count = add_labels(args.recording, args.intervals, args.out, stream=args.stream)
     print(f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset")
 
 
 def sample(args: argparse.Namespace) -> None:
-    from pipeline.sample import make_sample
+    from pipeline.recording.sample import make_sample
 
     make_sample(args.out)
 
@@ -166,8 +166,8 @@ def export(args: argparse.Namespace) -> None:
 
         export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
         return
-    from pipeline.aligned_rows import export_dataset
-    from pipeline.exporting import export_recording
+    from pipeline.recording.dataset_rows import export_dataset
+    from pipeline.recording.export import export_recording
 
     *sources, out = args.paths
     if not sources or (len(sources) > 1 and not args.dataset):

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.importing import open_source
 from pipeline.lidar import Sweep, make
 from pipeline.lidar.motion import deskew, from_rates
+from pipeline.recording.importers.importer import open_source
 
 SWEEP_POINTS = 120_000  # what the scene's budget is stated for
 CAPTURES = (

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipeline.recording import Reader, part_path
+from pipeline.recording.files import Reader, part_path
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ, CHUNKS_HZ = 30, 50

@@ -17,12 +17,12 @@ from pipeline.alignment.aligner import Aligner, Emit
 from pipeline.alignment.event_log import EventLog, Rules
 from pipeline.alignment.sync_policies import MS, from_rule
 from pipeline.errors import ConfigError
-from pipeline.faults import parse
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
 from pipeline.node import Arrival, Transform
+from pipeline.recording.faults import parse
 
 if TYPE_CHECKING:
-    from pipeline.retold import Retold
+    from pipeline.recording.arrival_replay import Retold
 
 
 class Align(Transform):
@@ -33,7 +33,7 @@ class Align(Transform):
     options; without one, the nearest frame within half of the stream's own period.
     event_log: a file to write all that decided, from which `run_pipeline.py verify` derives every set again.
     replay: a recording: sets are decided by what arrived when in the recorded run; realign: true decides afresh, as if every
-    frame had arrived the moment it left its source, but for what `faults` says is wrong (pipeline/faults.py). Set by
+    frame had arrived the moment it left its source, but for what `faults` says is wrong (pipeline/recording/faults.py). Set by
     `run_pipeline.py replay`, as replay_unclosed, from_ns, to_ns and derived: an input is no stream of the recording but made of
     some, so that when it arrived stands nowhere: aligned afresh, sets then wait for proof, whatever max_wait_ms says.
     """
@@ -149,7 +149,7 @@ class Align(Transform):
     def _as_recorded(self, path: Path) -> Retold:
         """Raises ConfigError when the recording cannot be read."""
         # Here, because a live run must not wait for what reads recordings to be imported.
-        from pipeline.retold import Retold, afresh, recorded_events, same_rules
+        from pipeline.recording.arrival_replay import Retold, afresh, recorded_events, same_rules
 
         if self._realign:
             rules = self.rules(self._from_ns or self.context.clock.start_ns)

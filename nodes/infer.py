@@ -18,7 +18,7 @@ from pipeline.node import Arrival, Transform
 from pipeline.tasks import make
 
 if TYPE_CHECKING:
-    from pipeline.retold import Shed
+    from pipeline.recording.arrival_replay import Shed
 
 
 class Infer(Transform):
@@ -50,7 +50,7 @@ class Infer(Transform):
         self.task.open(self._backend)
         self.context.metrics.facts["model"] = self.task.model
         if self._replay:
-            from pipeline.retold import Shed, predicted
+            from pipeline.recording.arrival_replay import Shed, predicted
 
             self._shed = Shed(predicted(Path(self._replay), self.name, unclosed=self._unclosed))
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Prediction, StreamInfo
-from pipeline.labels import STREAM, heard_labels
 from pipeline.node import Arrival, Sink
-from pipeline.recording import Writer
+from pipeline.recording.files import Writer
+from pipeline.recording.labels import STREAM, heard_labels
 
 
 class Labels(Sink):

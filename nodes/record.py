@@ -1,4 +1,4 @@
-"""What it reads → an MCAP file (pipeline/recording.py), in a process of its own. `record CONFIG OUT.mcap` adds this node.
+"""What it reads → an MCAP file (pipeline/recording/files.py), in a process of its own. `record CONFIG OUT.mcap` adds this node.
 
     record: {use: record, path: out.mcap, inputs: [camera, microphone, emotion, align.events, health]}
     record: {use: record, path: out.mcap, jpeg: [camera], split_mb: 1000, inputs: [camera, emotion, health]}
@@ -17,10 +17,10 @@ import numpy as np
 
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
-from pipeline.labels import STREAM, heard_labels
-from pipeline.mcap_chunk import Compression
 from pipeline.node import Arrival, Sink
-from pipeline.recording import Writer
+from pipeline.recording.files import Writer
+from pipeline.recording.labels import STREAM, heard_labels
+from pipeline.recording.mcap_chunk import Compression
 from pipeline.runtime.accounting import engines
 from pipeline.transport.compression import packed
 

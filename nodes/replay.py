@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline import faults
 from pipeline.clock import Clock, ReplayClock
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Source
-from pipeline.recording import Reader
+from pipeline.recording import faults
+from pipeline.recording.files import Reader
 
 
 class Replay(Source):
     """path: the recording. stream: of it; null: the one called like this node. unclosed: read what a killed run left.
     speed: 0 waits for nobody but its readers. from_ns, to_ns: of the recording's own time.
     absent: the recording has no such stream: it ends at once. realtime: false, always: it waits for its readers.
-    fault: what is to be wrong with it, "camera: drop=5%" (pipeline/faults.py). What that takes away is counted.
+    fault: what is to be wrong with it, "camera: drop=5%" (pipeline/recording/faults.py). What that takes away is counted.
     """
 
     numbers: ClassVar[bool] = False

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import dataset
-from pipeline.dataset import Modality, Rows
 from pipeline.errors import ConfigError
+from pipeline.recording import dataset
+from pipeline.recording.dataset import Modality, Rows
 
 
 def rows(n=3, *, group="anna", labels=("happy", "sad")):

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Context
 from pipeline.realsense import millimetres
-from pipeline.recording import Writer
+from pipeline.recording.files import Writer
 from pipeline.rig import rig
 from pipeline.testing import play
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.fault_report import accuracy, agreement, states, table
-from pipeline.labels import Interval, Labels
+from pipeline.recording.fault_report import accuracy, agreement, states, table
+from pipeline.recording.labels import Interval, Labels
 
 LABELS = Labels((Interval(0, 20, "sad"), Interval(30, None, "happy")))
 

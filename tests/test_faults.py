@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.faults import Fault, apply, parse, parse_all
 from pipeline.frame import FOREVER_NS, Frame, silence
-from pipeline.recording import Recorded
+from pipeline.recording.faults import Fault, apply, parse, parse_all
+from pipeline.recording.files import Recorded
 
 MS, S = 1_000_000, 1_000_000_000
 

@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from test_emotion import aligned, camera, clip, opened, weights  # noqa: E402, F401
 
-from pipeline import dataset  # noqa: E402
-from pipeline.dataset import Modality, Rows  # noqa: E402
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.frame import Frame  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
+from pipeline.recording import dataset  # noqa: E402
+from pipeline.recording.dataset import Modality, Rows  # noqa: E402
 from pipeline.training import fusion, fusion_own  # noqa: E402
 from pipeline.training.datasets import load_rows  # noqa: E402
 

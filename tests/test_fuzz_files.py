@@ -14,11 +14,11 @@ import importing
 import numpy as np
 import pytest
 
-from pipeline import dataset, labels
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing import import_source, open_source
-from pipeline.recording import Reader, Writer, repair
+from pipeline.recording import dataset, labels
+from pipeline.recording.files import Reader, Writer, repair
+from pipeline.recording.importers.importer import import_source, open_source
 
 ROUNDS = 15
 MAKERS: dict[str, Callable[[Path], Path]] = {

@@ -12,8 +12,8 @@ import pytest
 from importing import imported
 
 from pipeline.errors import ConfigError
-from pipeline.importing import import_source
-from pipeline.recording import Reader
+from pipeline.recording.files import Reader
+from pipeline.recording.importers.importer import import_source
 
 ROOT = Path(__file__).resolve().parent.parent
 

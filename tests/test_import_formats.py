@@ -11,8 +11,8 @@ import pytest
 from importing import MS, NS, START_NS, imported, shade
 
 from pipeline.errors import ConfigError
-from pipeline.importing import import_source
-from pipeline.importing.source import time_ns
+from pipeline.recording.importers.importer import import_source
+from pipeline.recording.importers.source import time_ns
 from pipeline.runtime.config import load
 from pipeline.runtime.graph import check_graph
 

@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import dataset
-from pipeline.aligned_rows import export_dataset
 from pipeline.errors import ConfigError
-from pipeline.exporting import export_recording
 from pipeline.frame import Frame, Opinion, Prediction, Receipt, StreamInfo
-from pipeline.importing import import_source
-from pipeline.labels import Interval, Labels, add_labels, begin_ns, read_csv
-from pipeline.recording import Reader, Writer
+from pipeline.recording import dataset
+from pipeline.recording.dataset_rows import export_dataset
+from pipeline.recording.export import export_recording
+from pipeline.recording.files import Reader, Writer
+from pipeline.recording.importers.importer import import_source
+from pipeline.recording.labels import Interval, Labels, add_labels, begin_ns, read_csv
 
 MS, S = 1_000_000, 1_000_000_000
 START_NS = 5 * S

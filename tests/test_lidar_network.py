@@ -24,7 +24,7 @@ from pipeline.errors import DeviceError
 from pipeline.frame import Frame
 from pipeline.lidar.udp import NOT_READ, Receiver
 from pipeline.node import Context
-from pipeline.recording import Reader
+from pipeline.recording.files import Reader
 
 pytestmark = pytest.mark.system
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")

@@ -12,8 +12,8 @@ from running import finished
 
 from pipeline.clock import NS
 from pipeline.frame import AlignedSet, Frame
-from pipeline.importing.config import LidarPackets, config_text
 from pipeline.node import Sink
+from pipeline.recording.importers.config import LidarPackets, config_text
 
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
 

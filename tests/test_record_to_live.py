@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import dataset
 from pipeline.errors import ConfigError
-from pipeline.sample import cached_sample
+from pipeline.recording import dataset
+from pipeline.recording.sample import cached_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

@@ -18,21 +18,21 @@ from nodes.record import Record
 from pipeline.alignment.event_log import Finished, Told
 from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ReplayClock
-from pipeline.diff import compare, read_predictions, report
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
-from pipeline.labels import Labels as Marks
 from pipeline.node import Context
-from pipeline.recorder import Wanted, with_recorder
-from pipeline.recording import Reader, Writer
-from pipeline.replay import Tape
-from pipeline.retold import NOT_HEARD, NOT_RECORDED, Retold, Shed, afresh
+from pipeline.recording.arrival_replay import NOT_HEARD, NOT_RECORDED, Retold, Shed, afresh
+from pipeline.recording.diff import compare, read_predictions, report
+from pipeline.recording.files import Reader, Writer
+from pipeline.recording.labels import Labels as Marks
+from pipeline.recording.recorder import Wanted, with_recorder
+from pipeline.recording.replay import Tape
+from pipeline.recording.verify import Audit
+from pipeline.recording.verify import report as audit_report
 from pipeline.rig import rig
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.runtime.config import parse
 from pipeline.testing import Stage
-from pipeline.verify import Audit
-from pipeline.verify import report as audit_report
 
 LIVE = {
     "camera": {"use": "camera", "device": 0},

@@ -22,7 +22,6 @@ from foxglove_schemas_protobuf import (
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
-from pipeline import foxglove
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import (
@@ -38,8 +37,9 @@ from pipeline.frame import (
     Subject,
     silence,
 )
-from pipeline.mcap_file import McapReader
-from pipeline.recording import Reader, Writer, part_path, repair
+from pipeline.recording import schemas
+from pipeline.recording.files import Reader, Writer, part_path, repair
+from pipeline.recording.mcap_file import McapReader
 
 RNG = np.random.default_rng(6)
 UTC_NS = 1_700_000_000 * NS
@@ -84,7 +84,7 @@ def every_kind() -> list[tuple[str, object]]:
 
 
 def foxglove_bare(frame: Frame) -> Frame:
-    return foxglove.without_payload(AlignedSet("", 0, {"x": (frame,)}, ())).frames["x"][0]
+    return schemas.without_payload(AlignedSet("", 0, {"x": (frame,)}, ())).frames["x"][0]
 
 
 def same(a: object, b: object) -> bool:
@@ -146,7 +146,7 @@ def test_foxgloves_own_schemas_and_the_mcap_library_read_every_message(tmp_path)
                 assert foxglove_message.timestamp.seconds >= 1_700_000_000 or schema.name.endswith("Calibration")
                 check_foxglove(foxglove_message, channel.topic)
             if channel.message_encoding == "protobuf" and "camera" not in channel.metadata:
-                own = decoded if schema.name == foxglove.FRAME else decoded.sensorium
+                own = decoded if schema.name == schemas.FRAME else decoded.sensorium
                 assert own.stream == channel.metadata["stream"]
     assert seen >= known.keys() | {"sensorium.Frame", "sensorium.Prediction", "sensorium.AlignedSet", "sensorium.Health"}
 
@@ -347,7 +347,7 @@ WRITES_UNTIL_KILLED = """
 import sys, numpy as np
 from pathlib import Path
 from pipeline.frame import Frame
-from pipeline.recording import Writer
+from pipeline.recording.files import Writer
 writer = Writer(Path(sys.argv[1]), about={})
 for i in range(10**9):
     writer.write("camera", Frame("camera", i, i * 40_000_000, "bgr8", np.zeros((200, 200, 3), np.uint8), publish_ns=i * 40_000_000))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_emotion import LABELS, PERIOD_NS, aligned, camera, clip, opened, weights  # noqa: F401
 
-from pipeline.dataset import Modality, Rows
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest
+from pipeline.recording.dataset import Modality, Rows
 from pipeline.tasks.resting import Resting
 
 MS = 1_000_000

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.clock import NS
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording import Writer
+from pipeline.recording.files import Writer
 from pipeline.rendered import AHEAD_NS, Drive
 from tests.running import ROOT, finished
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 
-from pipeline import foxglove
 from pipeline.frame import Frame, Prediction, Subject
+from pipeline.recording import schemas
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
 from pipeline.transport.compression import packed, unpacked
 
@@ -34,7 +34,7 @@ def test_a_cell_is_found_by_its_place_and_what_lies_outside_is_unknown():
 
 
 def test_what_is_around_comes_back_from_a_recording_as_it_was():
-    again = foxglove.decode("sensorium.Prediction", foxglove.encode(SAID, 0, "scene"))
+    again = schemas.decode("sensorium.Prediction", schemas.encode(SAID, 0, "scene"))
     assert again.record() == SAID.record()
     assert again.surroundings.free_space.cells.tolist() == GRID.cells.tolist()
 
@@ -52,5 +52,5 @@ def test_points_with_their_times_pass_a_network_and_a_recording_to_the_bit():
     sent = packed(frame)
     assert sent.encoding == "points_t_zlib"
     assert unpacked(sent).data.tobytes() == points.tobytes()
-    assert foxglove.kind_of(frame) == foxglove.POINTS
-    assert foxglove.decode(foxglove.POINTS, foxglove.encode(frame, 0, "lidar")).data.tobytes() == points.tobytes()
+    assert schemas.kind_of(frame) == schemas.POINTS
+    assert schemas.decode(schemas.POINTS, schemas.encode(frame, 0, "lidar")).data.tobytes() == points.tobytes()

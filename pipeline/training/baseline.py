@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset import Modality as Given
-from pipeline.dataset import Rows
 from pipeline.errors import ConfigError
+from pipeline.recording.dataset import Modality as Given
+from pipeline.recording.dataset import Rows
 from pipeline.tasks.resting import moved
 from pipeline.training import fusion
 from pipeline.training.datasets import FACE_CLASSES, load_rows

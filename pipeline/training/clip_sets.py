@@ -1,4 +1,4 @@
-"""Labelled clips of the field's public sets, by path: what our own encoders say of each becomes a row (pipeline/dataset.py).
+"""Labelled clips of the field's public sets, by path: what our own encoders say of each becomes a row (pipeline/recording/dataset.py).
 
     ravdess   03-01-05-01-02-01-12.wav, .flac or .mp4: the third number is the emotion, the last the actor
     emodb     03a01Wa.wav: two digits of the speaker, the sixth letter is the emotion; boredom has no label here
@@ -24,10 +24,10 @@ import numpy.typing as npt
 
 from pipeline import assets, media
 from pipeline.clock import NS
-from pipeline.dataset import Modality, Rows
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.preprocessing import VOICE_RATE_HZ
+from pipeline.recording.dataset import Modality, Rows
 from pipeline.tasks.emotion import VOICE_MODEL, Emotion
 from pipeline.training.datasets import FACE_CLASSES
 from pipeline.training.speech import EMODB, RAVDESS

@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset import Rows, load
 from pipeline.errors import ConfigError, nearest
+from pipeline.recording.dataset import Rows, load
 
 FACE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")   # FER2013's own order, 0 to 6
 
-OWN_FORMAT = "aligned"        # pipeline/dataset.py: what export --dataset writes
+OWN_FORMAT = "aligned"        # pipeline/recording/dataset.py: what export --dataset writes
 
 # Two faces whose 24×24 pictures correlate this much are one photograph, cropped or compressed twice: looked at in bands,
 # nearly all pairs above 0.92 are twins, about half at 0.90 to 0.92, almost none below 0.88.

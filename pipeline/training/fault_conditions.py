@@ -3,7 +3,7 @@
     python run_pipeline.py sample sample.mcap
     python run_pipeline.py evaluate faults --data sample.mcap
 
-The same models, the same aligner, the same moments; only the streams are worse (pipeline/faults.py). Beside the recording's own
+The same models, the same aligner, the same moments; only the streams are worse (pipeline/recording/faults.py). Beside the recording's own
 run stand, for each fault: how much of each stream was missing or in pieces, how many answers stayed the same, and how many
 are right by the recording's labels. Needs no torch.
 """
@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import fault_report
-from pipeline.diff import read_predictions
 from pipeline.errors import ConfigError
-from pipeline.labels import Labels
 from pipeline.out import with_out
-from pipeline.recording import Reader
-from pipeline.replay import Tape
+from pipeline.recording import fault_report
+from pipeline.recording.diff import read_predictions
+from pipeline.recording.files import Reader
+from pipeline.recording.labels import Labels
+from pipeline.recording.replay import Tape
 from pipeline.runtime.config import load, without
 from pipeline.runtime.launcher import launch
 

@@ -1,4 +1,4 @@
-"""Feature files of the field's public sets, as their users have them, read into our labelled rows (pipeline/dataset.py).
+"""Feature files of the field's public sets, as their users have them, read into our labelled rows (pipeline/recording/dataset.py).
 
     cmu-csd     CMU-MOSI and CMU-MOSEI: a folder of the SDK's .csd files (HDF5), one of them with labels
     arrays      one .npz or .pkl of {split: {"text", "audio", "vision", "id", labels}}, as MMSA and others pass MOSI/MOSEI on
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset import Modality, Rows
 from pipeline.errors import ConfigError, missing_package
+from pipeline.recording.dataset import Modality, Rows
 
 SENTIMENTS = ("negative", "neutral", "positive")
 # The columns of MOSEI's label file: sentiment from −3 to 3, then six emotions from 0 to 3.

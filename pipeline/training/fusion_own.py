@@ -20,9 +20,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from pipeline.dataset import Rows
 from pipeline.errors import ConfigError, nearest
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.recording.dataset import Rows
 from pipeline.training import evaluate
 from pipeline.training.datasets import OWN_FORMAT, load_rows
 from pipeline.training.fusion_families import FAMILIES, subsets

@@ -1,7 +1,7 @@
 """What every importer gives: the streams that a recording of somebody else's holds, and their frames with true times.
 
 Owns the small things that all formats share: reading a picture file as it is, reading a time as people write it, numbering
-frames, counting what is left out. Knows nothing of MCAP: pipeline/importing/__init__.py writes.
+frames, counting what is left out. Knows nothing of MCAP: pipeline/recording/importers/importer.py writes.
 
     opened = Opened("EuRoC", {"cam0": StreamInfo("cam0", "bgr8", 20.0)}, frames(), expected=3682)
     opened.left_out["imu0"]["a line without seven numbers"] += 1

@@ -21,9 +21,9 @@ from pipeline.alignment.event_log import Rules, Sent, Told
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
-from pipeline.recorder import dropped_by_recorder
-from pipeline.recording import Reader
-from pipeline.retold import events_of
+from pipeline.recording.arrival_replay import events_of
+from pipeline.recording.files import Reader
+from pipeline.recording.recorder import dropped_by_recorder
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import EVENTS
 from pipeline.transport.input_queue import EDGE_REASONS
@@ -265,7 +265,7 @@ def report(path: Path, *, plot: Path | None = None) -> None:
             if untold := cut.lost - sum(count for _, count, _ in audit.booked(cut)):
                 print(f"  {cut.name}: of {untold} missing messages the books were lost with the file's end")
     if plot is not None:
-        from pipeline.timeline import draw
+        from pipeline.recording.timeline import draw
 
         plot.write_text(draw(audit), encoding="utf-8")
         print(f"  drawn: {plot}")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame
-from pipeline.importing.source import as_picture
+from pipeline.recording.importers.source import as_picture
 
 # Types of drivers' packages that rosbags does not bring, for bags of before 2023, which do not hold their definitions.
 DRIVER_TYPES = {

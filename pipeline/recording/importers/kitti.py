@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.source import (
+from pipeline.recording.importers.source import (  # fmt: skip
     Item,
     Opened,
     from_items,
@@ -31,7 +31,7 @@ from pipeline.importing.source import (
     sweep_frame,
     text_frame,
     time_ns,
-)  # fmt: skip
+)
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.rig.rig_formats import read_kitti
 

@@ -20,7 +20,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.node import Source
-from pipeline.recording import Reader, Writer, part_path, repair
+from pipeline.recording.files import Reader, Writer, part_path, repair
 from pipeline.rig.rig import found
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
 from pipeline.runtime.graph import EVENTS

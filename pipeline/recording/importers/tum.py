@@ -12,7 +12,16 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.source import Item, Opened, from_items, numbers, picture_frame, rate_hz, read_lines, seconds_ns
+from pipeline.recording.importers.source import (
+    Item,
+    Opened,
+    from_items,
+    numbers,
+    picture_frame,
+    rate_hz,
+    read_lines,
+    seconds_ns,
+)
 
 DEPTH_PER_MM = 5.0
 TABLES = ("rgb.txt", "depth.txt", "accelerometer.txt", "groundtruth.txt")

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.frame import StreamInfo
-from pipeline.importing.source import Item, Opened, from_items, picture_frame, pictures_in, rate_hz, read_lines, time_ns
+from pipeline.recording.importers.source import (
+    Item,
+    Opened,
+    from_items,
+    picture_frame,
+    pictures_in,
+    rate_hz,
+    read_lines,
+    time_ns,
+)
 
 LISTS = ("timestamps.txt", "times.txt")
 FIX = "Put a timestamps.txt beside them: a time a line, such as 12.345 (seconds), in the order of their names"

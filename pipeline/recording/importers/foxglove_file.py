@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import foxglove
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
-from pipeline.importing import ros_messages
-from pipeline.importing.ros_messages import Topic
-from pipeline.importing.source import Opened, numbered, stream_name
-from pipeline.mcap_file import McapReader
+from pipeline.recording import schemas
+from pipeline.recording.importers import ros_messages
+from pipeline.recording.importers.ros_messages import Topic
+from pipeline.recording.importers.source import Opened, numbered, stream_name
+from pipeline.recording.mcap_file import McapReader
 
 ROS2 = "ros2"
 # PackedElementField.NumericType → sensor_msgs/PointField, so that one reader of clouds does for both.
@@ -61,7 +61,7 @@ def _frames(reader: McapReader, topics: dict[int, tuple[Topic, str]], opened: Op
         for log_ns, id, data in reader.messages(topics.keys(), 0, 1 << 64):
             topic, kind = topics[id]
             try:
-                yield from CONVERTERS[kind][0](foxglove.parsed(kind, data), topic, log_ns)
+                yield from CONVERTERS[kind][0](schemas.parsed(kind, data), topic, log_ns)
             except ConfigError as error:
                 topic.left_out[str(error)] += 1
             except (ValueError, OverflowError, TypeError) as error:
@@ -115,9 +115,9 @@ def _calibration(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 
 
 CONVERTERS: dict[str, tuple[Callable[[Any, Topic, int], Iterator[Frame]], Encoding]] = {
-    foxglove.RAW_IMAGE: (_image, "bgr8"),
-    foxglove.IMAGE: (_compressed, "jpeg"),
-    foxglove.POINTS: (_points, "points_xyzi_f32"),
-    foxglove.AUDIO: (_audio, "pcm_f32"),
-    foxglove.CALIBRATION: (_calibration, "calibration"),
+    schemas.RAW_IMAGE: (_image, "bgr8"),
+    schemas.IMAGE: (_compressed, "jpeg"),
+    schemas.POINTS: (_points, "points_xyzi_f32"),
+    schemas.AUDIO: (_audio, "pcm_f32"),
+    schemas.CALIBRATION: (_calibration, "calibration"),
 }

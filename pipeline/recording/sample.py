@@ -16,9 +16,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import assets, recording
+from pipeline import assets
 from pipeline.errors import ConfigError
-from pipeline.labels import add_labels
+from pipeline.recording import files
+from pipeline.recording.labels import add_labels
 from pipeline.runtime.config import load
 
 VERSION, SECONDS = 1, 14.0
@@ -64,14 +65,14 @@ def cached_sample(*, say: Callable[[str], None] = lambda line: None) -> Path:
 
 
 def _record(path: Path) -> None:
-    from pipeline.recorder import Wanted, with_recorder
+    from pipeline.recording.recorder import Wanted, with_recorder
     from pipeline.runtime.launcher import launch
 
     """ConfigError when the machine had no time for it: what is kept is kept for long."""
     config = load(CONFIG, CHANGES)
     kept = {name: node for name, node in config.nodes.items() if node.use not in ("console", "dashboard")}
     launch(with_recorder(dataclasses.replace(config, nodes=kept), path, Wanted(compression="zstd")), for_s=SECONDS)
-    with recording.Reader(path) as reader:
+    with files.Reader(path) as reader:
         predicted = reader.counts["emotion"]
     if predicted < LEAST_PREDICTED:
         told = f"{predicted} predictions, where at least {LEAST_PREDICTED} are due"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import dataset
-from pipeline.dataset import UNLABELLED, Kind, Modality, Rows
 from pipeline.errors import ConfigError
 from pipeline.frame import Opinion, Prediction
-from pipeline.labels import Labels
-from pipeline.recording import Reader
+from pipeline.recording import dataset
+from pipeline.recording.dataset import UNLABELLED, Kind, Modality, Rows
+from pipeline.recording.files import Reader
+from pipeline.recording.labels import Labels
 
 PREDICTION = "sensorium.Prediction"
 EMBEDDINGS = "record with --set 'nodes.emotion.options={embeddings: true}'"

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.source import (
+from pipeline.recording.importers.source import (  # fmt: skip
     Item,
     Opened,
     from_items,
@@ -22,7 +22,7 @@ from pipeline.importing.source import (
     read_bytes,
     read_lines,
     text_frame,
-)  # fmt: skip
+)
 
 
 def root(folder: Path) -> Path | None:

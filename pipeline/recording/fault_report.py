@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.labels import Labels
+from pipeline.recording.labels import Labels
 
 Record = Mapping[str, Any]
 ABSENT = ("late", "absent", "silent", "bad")

@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, missing_package
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.ros_messages import DRIVER_TYPES, PCM, Topic, converter
-from pipeline.importing.source import Opened, numbered, stream_name
+from pipeline.recording.importers.ros_messages import DRIVER_TYPES, PCM, Topic, converter
+from pipeline.recording.importers.source import Opened, numbered, stream_name
 
 AUDIO_INFO = "audio_common_msgs/msg/AudioInfo"
 FIXES = {

@@ -11,8 +11,8 @@ from itertools import pairwise
 from statistics import median
 
 from pipeline.clock import NS
+from pipeline.recording.verify import Audit, Stream, time_range
 from pipeline.runtime.graph import EVENTS
-from pipeline.verify import Audit, Stream, time_range
 
 WIDTH, LEFT, ROW, TOP, RIGHT = 1100, 150, 34, 46, 20
 INK, QUIET, THERE, GAP, SILENT = "#15211f", "#566461", "#0b7285", "#b3261e", "#dde3e0"

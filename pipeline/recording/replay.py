@@ -15,18 +15,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline import fault_report
 from pipeline.alignment.event_log import Rules
 from pipeline.clock import NS
-from pipeline.diff import Differing, compare, read_predictions
 from pipeline.errors import ConfigError, DiffersError
-from pipeline.faults import parse_all
 from pipeline.frame import AlignedSet, Frame, Prediction
-from pipeline.labels import Labels
 from pipeline.node import Sink, Source
-from pipeline.recorder import KEPT, dropped_by_recorder, machine
-from pipeline.recording import Reader
-from pipeline.retold import NOT_RECORDED, events_of
+from pipeline.recording import fault_report
+from pipeline.recording.arrival_replay import NOT_RECORDED, events_of
+from pipeline.recording.diff import Differing, compare, read_predictions
+from pipeline.recording.faults import parse_all
+from pipeline.recording.files import Reader
+from pipeline.recording.labels import Labels
+from pipeline.recording.recorder import KEPT, dropped_by_recorder, machine
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.graph import EVENTS
 

@@ -21,7 +21,7 @@ from pipeline.capture import to_bgr
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.source import Opened, numbered
+from pipeline.recording.importers.source import Opened, numbered
 
 CAMERA, MICROPHONE = "camera", "microphone"
 JPEG_QUALITY = 95  # faces a few dozen pixels wide must not blur, and a recording is not a network

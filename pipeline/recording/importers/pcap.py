@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.source import Opened, numbered, read_bytes, text_frame
+from pipeline.recording.importers.source import Opened, numbered, read_bytes, text_frame
 
 # magic as it stands in the file → (byte order, nanoseconds in a unit of the fraction)
 MAGICS = {b"\xd4\xc3\xb2\xa1": ("<", 1000), b"\xa1\xb2\xc3\xd4": (">", 1000),

@@ -1,6 +1,6 @@
 """Streams ↔ MCAP files, through mcap_file.py. Foxglove and the MCAP tools open what is written here.
 
-A file holds streams of messages (pipeline/foxglove.py says as which bytes), `about` (one JSON object: how it came to be),
+A file holds streams of messages (pipeline/recording/schemas.py says as which bytes), `about` (one JSON object: how it came to be),
 notes, calibrations and attachments. All times that this module takes and gives are the rig's monotonic clock, as in
 frame.py; in the file they are UTC, by about["utc_offset_ns"]. A message's log time is `log_ns`, by default when it left
 its node.
@@ -31,11 +31,11 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline import foxglove
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Message, StreamInfo, left_ns
-from pipeline.mcap_chunk import Compression
-from pipeline.mcap_file import McapReader, McapWriter
+from pipeline.recording import schemas
+from pipeline.recording.mcap_chunk import Compression
+from pipeline.recording.mcap_file import McapReader, McapWriter
 
 VERSION = "1"
 
@@ -108,11 +108,11 @@ class Writer:
         if self._is_full(log_ns):
             self._next()
         self._first_ns = log_ns if self._first_ns is None else self._first_ns
-        kind = foxglove.kind_of(message)
+        kind = schemas.kind_of(message)
         if (channel := self._channels.get((stream, kind))) is None:
             channel = self._channels[stream, kind] = self._register(stream, kind)
         info = self._infos[stream]
-        data = foxglove.encode(message, self._utc_offset_ns, info.sensor or stream)
+        data = schemas.encode(message, self._utc_offset_ns, info.sensor or stream)
         seq = message.seq if isinstance(message, Frame) else self.counts[stream]
         log_time, publish_time = self._utc(log_ns), self._utc(left_ns(message) or log_ns)
         self._file.add(channel, max(0, seq) & 0xFFFFFFFF, log_time, publish_time, data)
@@ -178,18 +178,18 @@ class Writer:
         info = self._infos.setdefault(stream, StreamInfo(stream, ""))
         alone = not any(known == stream for known, _ in self._channels)
         # A stream's silences, or pictures of another encoding, have another schema and so a topic of their own.
-        beside = kind == foxglove.FRAME and info.encoding in foxglove.WELL_KNOWN
+        beside = kind == schemas.FRAME and info.encoding in schemas.WELL_KNOWN
         topic = f"/{stream}" if alone and not beside else f"/{stream}/{kind.rpartition('.')[2]}"
-        return self._file.register(foxglove.schema(kind), topic, {"stream": stream, "info": msgspec.json.encode(info).decode()})
+        return self._file.register(schemas.schema(kind), topic, {"stream": stream, "info": msgspec.json.encode(info).decode()})
 
     def _calibrate(self, camera: str, told: dict[str, Any]) -> None:
-        key = (camera, foxglove.CALIBRATION)
+        key = (camera, schemas.CALIBRATION)
         if (channel := self._channels.get(key)) is None:
-            channel = self._file.register(foxglove.schema(foxglove.CALIBRATION), f"/{camera}/calibration", {"camera": camera})
+            channel = self._file.register(schemas.schema(schemas.CALIBRATION), f"/{camera}/calibration", {"camera": camera})
             self._channels[key] = channel
         told = dict(told)
         utc_ns = self._utc(told.pop("log_ns"))
-        self._file.add(channel, 0, utc_ns, utc_ns, foxglove.calibration(camera, utc_ns=utc_ns, **told))
+        self._file.add(channel, 0, utc_ns, utc_ns, schemas.calibration(camera, utc_ns=utc_ns, **told))
 
     def _utc(self, monotonic_ns: int) -> int:
         return max(0, monotonic_ns + self._utc_offset_ns)
@@ -234,7 +234,7 @@ class _Part(McapReader):
 
     def decoded(self, channel: int, data: bytes) -> Message:
         try:
-            return foxglove.decode(self.kind_of[channel], data)
+            return schemas.decode(self.kind_of[channel], data)
         except ValueError as error:
             raise self.broken(f"a message of '{self.stream_of[channel]}'", error) from error
 
@@ -296,7 +296,7 @@ class Reader:
             cameras = {c.id: c.metadata["camera"] for c in part.index.channels.values() if "camera" in c.metadata}
             for _, channel, data in part.messages(cameras.keys(), 0, 1 << 64):
                 try:
-                    found[cameras[channel]] = foxglove.decoded_calibration(data)
+                    found[cameras[channel]] = schemas.decoded_calibration(data)
                 except ValueError as error:
                     raise part.broken(f"the calibration of '{cameras[channel]}'", error) from error
         return found

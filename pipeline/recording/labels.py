@@ -30,7 +30,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo
-from pipeline.recording import Reader, Writer
+from pipeline.recording.files import Reader, Writer
 
 STREAM = "label"
 PICTURES = ("bgr8", "jpeg")

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import faults
 from pipeline.alignment import event_log
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.event_log import Event, Finished, Rules, Sent, Told
-from pipeline.faults import Fault
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Prediction
-from pipeline.recording import Reader
+from pipeline.recording import faults
+from pipeline.recording.faults import Fault
+from pipeline.recording.files import Reader
 from pipeline.runtime.graph import EVENTS
 
 NOT_RECORDED, NOT_HEARD = "not in the recording", "not heard in the recorded run"

@@ -37,11 +37,11 @@ from mcap.records import (
 )  # fmt: skip
 from mcap.writer import LIBRARY_IDENTIFIER, MCAP0_MAGIC
 
-from pipeline import foxglove
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.mcap_chunk import HEAD_BYTES, MOST_BYTES, ChunkBuilder, Compression, entry_of, messages_of
-from pipeline.mcap_index import RECORD, Index
+from pipeline.recording import schemas
+from pipeline.recording.mcap_chunk import HEAD_BYTES, MOST_BYTES, ChunkBuilder, Compression, entry_of, messages_of
+from pipeline.recording.mcap_index import RECORD, Index
 
 PROFILE = "sensorium"
 LARGE_BYTES = 64 << 10  # a message of this size has a chunk of its own
@@ -79,7 +79,7 @@ class McapWriter:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
         return writer
 
-    def register(self, schema: foxglove.Schema, topic: str, metadata: dict[str, str]) -> int:
+    def register(self, schema: schemas.Schema, topic: str, metadata: dict[str, str]) -> int:
         builder = RecordBuilder()
         known = next((s for s in self.index.schemas.values() if s.name == schema.name), None)
         if known is None:

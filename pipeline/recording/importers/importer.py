@@ -19,11 +19,11 @@ import msgspec
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
-from pipeline.importing.config import LidarPackets, write_config
-from pipeline.importing.source import Opened, pictures_in
 from pipeline.lidar import is_ouster, recognise
 from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
-from pipeline.recording import Reader, Writer
+from pipeline.recording.files import Reader, Writer
+from pipeline.recording.importers.config import LidarPackets, write_config
+from pipeline.recording.importers.source import Opened, pictures_in
 from pipeline.rig.rig import save
 from pipeline.runtime.config import HEALTH
 
@@ -47,7 +47,7 @@ def open_source(source: Path, *, raw: bool = False) -> Opened:
 
 
 def _open_file(source: Path, raw: bool) -> Opened | None:
-    from pipeline.importing import foxglove_file, pcap, ros, video
+    from pipeline.recording.importers import foxglove_file, pcap, ros, video
 
     try:
         with source.open("rb") as file:
@@ -67,7 +67,7 @@ def _open_file(source: Path, raw: bool) -> Opened | None:
 
 
 def _open_folder(folder: Path) -> Opened | None:
-    from pipeline.importing import euroc, kitti, pictures, ros, tum
+    from pipeline.recording.importers import euroc, kitti, pictures, ros, tum
 
     if (folder / "metadata.yaml").is_file():
         return ros.open_ros(folder)
