@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.lidar import Sweep, make
-from pipeline.lidar.motion import deskew, from_rates
 from pipeline.recording.importers.importer import open_source
+from pipeline.sensors.lidar.motion import deskew, from_rates
+from pipeline.sensors.lidar.packet_decoder import Sweep, make
 
 SWEEP_POINTS = 120_000  # what the scene's budget is stated for
 CAPTURES = (

@@ -1,6 +1,6 @@
 """calibrate camera live: the guide on a live camera, in the terminal and on a page of this machine.
 
-Thin: the camera is pipeline/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web.py. Ends when
+Thin: the camera is pipeline/sensors/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web.py. Ends when
 the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
 """
 
@@ -21,9 +21,9 @@ from calibration.board import Board
 from calibration.detect import Detector
 from calibration.guide import Advice, Guide
 from calibration.seen import Seen, add
-from pipeline import capture as cameras
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
+from pipeline.sensors import capture as cameras
 from pipeline.web import PageServer
 
 WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in the mode it is used in

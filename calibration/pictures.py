@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline import media
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame
+from pipeline.sensors import media
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 LOOK_EVERY_NS = 250_000_000  # a board that is moved by hand is somewhere else after a quarter of a second

@@ -20,12 +20,12 @@ from calibration.lag import find_lag
 from calibration.moments import picture_of, points_of
 from calibration.turning import CameraTurns, LidarTurns
 from calibration.verdict import Check, Level, Verdict, judge
-from pipeline import media
-from pipeline.capture import to_bgr
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig, TimeOffset
+from pipeline.sensors import media
+from pipeline.sensors.capture import to_bgr
 from pipeline.tasks.faces import FaceTracker
 
 SOUND_HZ = 16000

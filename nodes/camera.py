@@ -20,11 +20,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline import assets, capture, media
+from pipeline import assets
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
+from pipeline.sensors import capture, media
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "srt")
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import realsense
-from pipeline.capture import LOST_AFTER_S
 from pipeline.clock import Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Finding, Source
 from pipeline.rig.rig import BASE, Pose, Rig, load, rigid, save
+from pipeline.sensors import realsense
+from pipeline.sensors.capture import LOST_AFTER_S
 
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
 # Base (x forward, y left, z up) from camera (x right, y down, z forward), looking straight ahead.

@@ -21,9 +21,9 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.lidar.motion import Motion, deskew, from_rates
 from pipeline.node import Arrival, Transform
 from pipeline.rig.rig import load
+from pipeline.sensors.lidar.motion import Motion, deskew, from_rates
 
 KEPT_NS = 2 * NS  # of motion: far more than a sweep and its wait
 GAP_NS = NS // 5  # motion that is further apart than this is not known in between

@@ -22,11 +22,11 @@ from typing import Any
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.lidar import PacketDecoder, make
-from pipeline.lidar.udp import BUFFER_BYTES, Receiver, largest_buffer_bytes
 from pipeline.node import Finding, Source
 from pipeline.recording.importers.pcap import Datagram, datagrams, metadata_beside
 from pipeline.recording.importers.source import read_bytes
+from pipeline.sensors.lidar.packet_decoder import PacketDecoder, make
+from pipeline.sensors.lidar.udp import BUFFER_BYTES, Receiver, largest_buffer_bytes
 
 OPEN_TIMEOUT_S = 10.0  # a sensor that has just been switched on takes longer; the run then tries again
 LOST_AFTER_S = 2.0  # no packet of the sensor for so long: it is gone

@@ -4,7 +4,7 @@
     microphone: {use: microphone, device: "USB Audio"}
     microphone: {use: microphone, device: clip.mp4}          # the sound track of the file the camera plays
 
-A device's sound is stamped by counting its samples (pipeline/portaudio.py); a file's by its own time stamps from
+A device's sound is stamped by counting its samples (pipeline/sensors/audio.py); a file's by its own time stamps from
 clock.start_ns on, so that it agrees with the camera reading the same file.
 """
 
@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline import assets, media, portaudio
+from pipeline import assets
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
+from pipeline.sensors import audio, media
 
 LOST_AFTER_S = 2.0  # no sound for so long: the device is gone
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
@@ -57,7 +58,7 @@ class Microphone(Source):
         self.realtime, self.loop = realtime, loop
         self._chunk_samples = sample_rate_hz * chunk_ms // 1000
         self._file: media.OpenFile | None = None
-        self._input: portaudio.Input | None = None
+        self._input: audio.Input | None = None
         self._description = ""
 
     @classmethod
@@ -65,12 +66,12 @@ class Microphone(Source):
         try:
             inputs = list_devices()
         except DeviceError:
-            yield Finding(False, "PyAudio (PortAudio) is not installed", portaudio.SETUP)
+            yield Finding(False, "PyAudio (PortAudio) is not installed", audio.SETUP)
             return
         for index, name in inputs:
             yield Finding(True, f"microphone {index}: {name}")
         if not inputs:
-            yield Finding(False, "no microphone", portaudio.PLUG_IN)
+            yield Finding(False, "no microphone", audio.PLUG_IN)
 
     def open(self) -> None:
         super().open()
@@ -79,7 +80,7 @@ class Microphone(Source):
             self._file = self._open_file()
             self._description = self._file.path.name
         else:
-            self._input = portaudio.Input(
+            self._input = audio.Input(
                 name, self.sample_rate_hz, self.chunk_ms, self.context.clock, self._where
             )
             self._description = self._input.description
@@ -206,4 +207,4 @@ class Microphone(Source):
 
 def list_devices() -> list[tuple[int, str]]:
     """(index, name) of every input. DeviceError where PyAudio is not installed."""
-    return portaudio.inputs()
+    return audio.inputs()

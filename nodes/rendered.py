@@ -5,7 +5,7 @@
     depth:  {use: rendered, sensor: depth, trigger_ms: 40}
 
 Nodes with the same seed show the same street at the same time, in whatever processes they run: the drive begins with the run. What
-happens in it stands in pipeline/rendered/traffic.py, where the sensors sit in configs/rigs/rendered.yaml.
+happens in it stands in pipeline/sensors/rendered/traffic.py, where the sensors sit in configs/rigs/rendered.yaml.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.clock import NS, Clock
-from pipeline.delivery import Made, delivered
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Source
+from pipeline.sensors.delivery import Made, delivered
 
 if TYPE_CHECKING:
-    from pipeline.rendered import Drive
+    from pipeline.sensors.rendered.drive import Drive
 
 Sensor = Literal["camera", "lidar", "depth"]
 ENCODINGS: dict[str, Encoding] = {"camera": "bgr8", "lidar": "points_xyzit_f32", "depth": "depth_u16_mm"}
@@ -79,7 +79,7 @@ class Rendered(Source):
         self._drive: Drive | None = None
 
     def open(self) -> None:
-        from pipeline.rendered import Drive  # OpenCV: not for who only lists the nodes
+        from pipeline.sensors.rendered.drive import Drive  # OpenCV: not for who only lists the nodes
 
         wide, high = self.size_px
         match self.sensor:

@@ -16,8 +16,8 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
-from pipeline.lidar import PacketDecoder, Sweep, make
 from pipeline.node import Arrival, Transform
+from pipeline.sensors.lidar.packet_decoder import PacketDecoder, Sweep, make
 
 METADATA = ("calibration", "text_utf8")
 

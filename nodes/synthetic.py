@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 
 from pipeline.clock import NS, Clock
-from pipeline.delivery import Made, delivered
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Source
+from pipeline.sensors.delivery import Made, delivered
 
 NUMBER_BITS = 24  # half a million seconds at 30 Hz
 SERIES_HZ = 0.5

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.lidar import PacketDecoder, Sweep, make
+from pipeline.sensors.lidar.packet_decoder import PacketDecoder, Sweep, make
 
 # VLP-16 user manual, chapter 9: elevation in degrees and vertical offset in mm, by laser.
 VLP16_ELEVATION_DEG = np.array([-15, 1, -13, 3, -11, 5, -9, 7, -7, 9, -5, 11, -3, 13, -1, 15], float)

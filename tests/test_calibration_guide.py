@@ -21,10 +21,10 @@ from calibration.guide import Guide
 from calibration.live import Page, guided, state
 from calibration.uncertainty import difference_map
 from calibration.verdict import Level
-from pipeline import capture
 from pipeline.errors import DeviceError
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, rigid, rotation_from_vector
+from pipeline.sensors import capture
 
 CHESS = Board.parse("9x6", square_mm=25)
 LENS = Intrinsics("radtan", 640, 480, 520, 520, 325, 236, (-0.25, 0.08, 0.0008, -0.0005, 0.0))

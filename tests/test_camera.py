@@ -13,10 +13,10 @@ from cameras import HEIGHT, MS, WIDTH, camera, write_film
 from nodes.camera import Camera
 from nodes.microphone import Microphone
 from nodes.synthetic import picture_number
-from pipeline import capture
 from pipeline.clock import NS, LiveClock, ManualClock
 from pipeline.errors import ConfigError
 from pipeline.node import Context
+from pipeline.sensors import capture
 
 av = pytest.importorskip("av", reason="PyAV is not installed: scripts/setup")
 

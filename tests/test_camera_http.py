@@ -15,10 +15,10 @@ import pytest
 from cameras import HEIGHT, MS, WIDTH, camera
 
 from nodes.synthetic import picture, picture_number
-from pipeline import capture, media
 from pipeline.clock import NS, LiveClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
+from pipeline.sensors import capture, media
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup")
 

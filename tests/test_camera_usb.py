@@ -14,9 +14,9 @@ import pytest
 from cameras import HEIGHT, MS, WIDTH, camera, write_film
 
 from nodes.camera import Camera, list_devices
-from pipeline import capture
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
+from pipeline.sensors import capture
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup")
 

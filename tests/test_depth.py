@@ -14,14 +14,14 @@ import pytest
 
 from nodes.depth import Depth
 from nodes.replay import Replay
-from pipeline import realsense
 from pipeline.clock import LiveClock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Context
-from pipeline.realsense import millimetres
 from pipeline.recording.files import Writer
 from pipeline.rig import rig
+from pipeline.sensors import realsense
+from pipeline.sensors.realsense import millimetres
 from pipeline.testing import play
 
 WIDE, HIGH, RATE_HZ = 64, 48, 30

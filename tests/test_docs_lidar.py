@@ -13,12 +13,12 @@ from running import finished
 
 from nodes.lidar import Lidar
 from pipeline.clock import NS
-from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, Sweep
-from pipeline.lidar.udp import NOT_READ, OVERLOAD
 from pipeline.plugins import all_named
 from pipeline.runtime import yaml_text
 from pipeline.runtime.config import parse
 from pipeline.runtime.graph import check_graph
+from pipeline.sensors.lidar.packet_decoder import LATE, LOST, MALFORMED, TWICE, PacketDecoder, Sweep
+from pipeline.sensors.lidar.udp import NOT_READ, OVERLOAD
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "lidar.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from lidars import PACKET_NS, XT32_NS, Truth, decoded, garbage, lossy, ouster, r
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.lidar import Sweep
+from pipeline.sensors.lidar.packet_decoder import Sweep
 
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
 

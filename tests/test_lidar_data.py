@@ -17,9 +17,9 @@ from nodes.lidar import Lidar
 from pipeline.clock import NS, LiveClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
-from pipeline.lidar import Sweep, make
 from pipeline.node import Context
 from pipeline.recording.importers.importer import open_source
+from pipeline.sensors.lidar.packet_decoder import Sweep, make
 from pipeline.testing import play
 
 VLP16_OFFSET_M = np.array([11.2, 9.7, 8.1, 6.6, 5.1, 3.7, 2.2, 0.7, -0.7, -2.2, -3.7, -5.1, -6.6, -8.1, -9.7, -11.2]) / 1000  # by ring

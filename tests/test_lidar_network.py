@@ -22,9 +22,9 @@ from nodes.lidar import Lidar
 from pipeline.clock import NS, LiveClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
-from pipeline.lidar.udp import NOT_READ, Receiver
 from pipeline.node import Context
 from pipeline.recording.files import Reader
+from pipeline.sensors.lidar.udp import NOT_READ, Receiver
 
 pytestmark = pytest.mark.system
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")

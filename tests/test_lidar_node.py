@@ -14,7 +14,7 @@ from nodes.sweeps import Sweeps
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
-from pipeline.lidar import PacketDecoder, Sweep
+from pipeline.sensors.lidar.packet_decoder import PacketDecoder, Sweep
 from pipeline.testing import Stage, play
 
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")

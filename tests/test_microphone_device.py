@@ -17,11 +17,11 @@ import pytest
 
 from nodes.microphone import Microphone, list_devices
 from nodes.synthetic import chirp
-from pipeline import portaudio
 from pipeline.clock import NS, LiveClock, ManualClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
 from pipeline.node import Context
+from pipeline.sensors import audio
 
 MS = 1_000_000
 RATE_HZ = 16000
@@ -82,7 +82,7 @@ class FakeCard:
 
 
 def with_card(monkeypatch: pytest.MonkeyPatch, card: FakeCard, **options: Any) -> tuple[Microphone, ManualClock]:
-    monkeypatch.setattr(portaudio, "_import_pyaudio", lambda where: card)
+    monkeypatch.setattr(audio, "_import_pyaudio", lambda where: card)
     clock = ManualClock()
     microphone = Microphone(**options)
     microphone.context = Context("microphone", clock=clock)
@@ -149,7 +149,7 @@ def test_driver_s_own_delay_is_taken_from_adc_times_once_they_are_calm(monkeypat
     random = np.random.default_rng(1)
     monkeypatch.setattr(card, "get_time", lambda: 1_700_000_000.0 + microphone_clock.now_ns() / NS)
     microphone_clock = ManualClock()
-    monkeypatch.setattr(portaudio, "_import_pyaudio", lambda where: card)
+    monkeypatch.setattr(audio, "_import_pyaudio", lambda where: card)
     microphone = Microphone()
     microphone.context = Context("microphone", clock=microphone_clock)
     microphone.open()
@@ -175,8 +175,8 @@ def test_base_of_the_card_s_clock_is_found_at_open(monkeypatch: pytest.MonkeyPat
     card = FakeCard()
     stale_s = 0.0 if base == "its own" else 0.02  # since the last interrupt
     monkeypatch.setattr(card, "get_time", lambda: clock.now_ns() / NS + base_s - stale_s)
-    monkeypatch.setattr(portaudio, "_import_pyaudio", lambda where: card)
-    source = portaudio.Input(None, RATE_HZ, 20, clock, "microphone 'microphone'")
+    monkeypatch.setattr(audio, "_import_pyaudio", lambda where: card)
+    source = audio.Input(None, RATE_HZ, 20, clock, "microphone 'microphone'")
     assert abs(source._adc_offset_ns + base_s * NS) < 1 * MS
 
 

@@ -17,12 +17,13 @@ from nodes.rendered import Rendered
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.node import Context
-from pipeline.rendered import CAMERA_M, LIDAR_M, RANGE_SIGMA_M, Drive, Truth, rig, traffic
-from pipeline.rendered import ground as street_ground
-from pipeline.rendered.picture import Scene, far_to_near
-from pipeline.rendered.rays import gait, lap_shift
-from pipeline.rendered.solids import Thing
 from pipeline.rig import rig as rig_file
+from pipeline.sensors.rendered import ground as street_ground
+from pipeline.sensors.rendered import traffic
+from pipeline.sensors.rendered.drive import CAMERA_M, LIDAR_M, RANGE_SIGMA_M, Drive, Truth, rig
+from pipeline.sensors.rendered.picture import Scene, far_to_near
+from pipeline.sensors.rendered.rays import gait, lap_shift
+from pipeline.sensors.rendered.solids import Thing
 from pipeline.testing import play
 
 ROOT = Path(__file__).resolve().parent.parent

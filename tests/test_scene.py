@@ -12,13 +12,13 @@ import pytest
 
 from pipeline.clock import NS
 from pipeline.frame import AlignedSet, Frame, Prediction, Receipt
-from pipeline.rendered import AHEAD_NS, Drive
+from pipeline.sensors.rendered.drive import AHEAD_NS, Drive
 from pipeline.tasks.scene import Scene
 
 pytest.importorskip("pypatchworkpp", reason="needs the extra 'lidar': scripts/setup lidar")
 
 PERIOD_NS, SENT_AFTER_NS = NS // 10, 110_000_000
-FREE_ROAD_NS = 17_500_000_000  # of the drive: nothing ahead for some seconds (pipeline/rendered/traffic.py)
+FREE_ROAD_NS = 17_500_000_000  # of the drive: nothing ahead for some seconds (pipeline/sensors/rendered/traffic.py)
 Sweeps = Sequence[AlignedSet]
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.clock import NS
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.files import Writer
-from pipeline.rendered import AHEAD_NS, Drive
+from pipeline.sensors.rendered.drive import AHEAD_NS, Drive
 from tests.running import ROOT, finished
 
 pytest.importorskip("pypatchworkpp", reason="needs the extra 'lidar': scripts/setup lidar")
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 DEMO = str(ROOT / "configs" / "scene-demo.yaml")
 PERIOD_NS, COUNT = NS // 10, 75
-FREE_ROAD_NS = 17_000_000_000  # of the drive (pipeline/rendered/traffic.py)
+FREE_ROAD_NS = 17_000_000_000  # of the drive (pipeline/sensors/rendered/traffic.py)
 CUT_NS, CUT_S = 2 * NS, 3
 
 

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import assets, media
+from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.preprocessing import VOICE_RATE_HZ
 from pipeline.recording.dataset import Modality, Rows
+from pipeline.sensors import media
 from pipeline.tasks.emotion import VOICE_MODEL, Emotion
 from pipeline.training.datasets import FACE_CLASSES
 from pipeline.training.speech import EMODB, RAVDESS

@@ -19,13 +19,13 @@ import msgspec
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
-from pipeline.lidar import is_ouster, recognise
-from pipeline.media import SUFFIXES as MEDIA_SUFFIXES
 from pipeline.recording.files import Reader, Writer
 from pipeline.recording.importers.config import LidarPackets, write_config
 from pipeline.recording.importers.source import Opened, pictures_in
 from pipeline.rig.rig import save
 from pipeline.runtime.config import HEALTH
+from pipeline.sensors.lidar.packet_decoder import is_ouster, recognise
+from pipeline.sensors.media import SUFFIXES as MEDIA_SUFFIXES
 
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 KNOWN = (

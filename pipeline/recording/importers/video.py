@@ -16,12 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline import media
-from pipeline.capture import to_bgr
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.importers.source import Opened, numbered
+from pipeline.sensors import media
+from pipeline.sensors.capture import to_bgr
 
 CAMERA, MICROPHONE = "camera", "microphone"
 JPEG_QUALITY = 95  # faces a few dozen pixels wide must not blur, and a recording is not a network

@@ -10,8 +10,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipeline.rendered.solids import Colour
-from pipeline.rendered.traffic import CROSSING_LENGTH_M, CROSSINGS_X_M, STREET_M
+from pipeline.sensors.rendered.solids import Colour
+from pipeline.sensors.rendered.traffic import CROSSING_LENGTH_M, CROSSINGS_X_M, STREET_M
 
 ROAD_M = 6.0  # from the middle of the street to either kerb
 KERB_M = 0.12  # high

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, DeviceError, missing_package
-from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep, points_array
+from pipeline.sensors.lidar.packet_decoder import (
+    LATE,
+    LOST,
+    MALFORMED,
+    TWICE,
+    PacketDecoder,
+    SensorClock,
+    Sweep,
+    points_array,
+)
 
 NEAR_FRAMES = 8  # how far a frame's number may be from the newest one's before it needs a second packet to be believed
 SILENCE_NS = NS // 2  # the same for the sensor's time

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.rendered import BEAMS, Drive, rig
 from pipeline.rig import rig as rig_file
+from pipeline.sensors.rendered.drive import BEAMS, Drive, rig
 
 
 def main() -> None:

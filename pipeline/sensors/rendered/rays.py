@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.rendered import ground
-from pipeline.rendered.solids import Thing
-from pipeline.rendered.traffic import LOOP_S, STREET_M
+from pipeline.sensors.rendered import ground
+from pipeline.sensors.rendered.solids import Thing
+from pipeline.sensors.rendered.traffic import LOOP_S, STREET_M
 
 BEHIND_M = 72.0  # every thing is seen once: from so far behind the rig to STREET_M − BEHIND_M ahead of it
 GAIT_HZ = 74 / LOOP_S  # whole steps in a loop

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.rendered import traffic
-from pipeline.rendered.ground import PAVEMENT_M
-from pipeline.rendered.solids import Colour, Decal, Solid, Thing, Track, disc, frustum, rectangle, standing
+from pipeline.sensors.rendered import traffic
+from pipeline.sensors.rendered.ground import PAVEMENT_M
+from pipeline.sensors.rendered.solids import Colour, Decal, Solid, Thing, Track, disc, frustum, rectangle, standing
 
 CAR_COLOURS: tuple[Colour, ...] = (
     (52, 46, 170), (150, 92, 38), (206, 208, 206), (70, 66, 62), (118, 124, 128), (60, 110, 60), (46, 150, 214), (120, 60, 40),

@@ -26,9 +26,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import media
 from pipeline.clock import NS, Clock, HeaderClock, PtsClock
 from pipeline.errors import ConfigError, DeviceError, SensoriumError, missing_package
+from pipeline.sensors import media
 
 OPEN_TIMEOUT_S = 10.0  # an RTSP handshake over a slow link; a webcam's first picture takes one to two seconds
 LOST_AFTER_S = 2.0  # no picture for so long: the source is gone

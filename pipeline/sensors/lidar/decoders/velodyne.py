@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, missing_package, nearest
-from pipeline.lidar import points_array
-from pipeline.lidar.rotating import Head, Rotating
+from pipeline.sensors.lidar.packet_decoder import points_array
+from pipeline.sensors.lidar.rotating import Head, Rotating
 
 PACKET_BYTES = 1206
 _HEADS = struct.Struct("<" + "HH96x" * 12 + "IBB")

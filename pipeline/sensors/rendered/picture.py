@@ -12,11 +12,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pipeline.rendered import ground
-from pipeline.rendered.rays import BEHIND_M, gait
-from pipeline.rendered.solids import Colour, Solid, Thing
-from pipeline.rendered.traffic import STREET_M
 from pipeline.rig.intrinsics import Intrinsics
+from pipeline.sensors.rendered import ground
+from pipeline.sensors.rendered.rays import BEHIND_M, gait
+from pipeline.sensors.rendered.solids import Colour, Solid, Thing
+from pipeline.sensors.rendered.traffic import STREET_M
 
 SUN = np.array([0.42, 0.5, 0.76]) / np.linalg.norm([0.42, 0.5, 0.76])  # towards it: ahead on the left
 HAZE = np.array([224.0, 214, 204])  # what the horizon fades into

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.capture import LOST_AFTER_S, WAITING, Borrow, Newest, Picture
 from pipeline.clock import NS, Clock, PtsClock, utc_offset_ns
 from pipeline.errors import ConfigError, DeviceError, missing_package
 from pipeline.rig.intrinsics import Intrinsics
+from pipeline.sensors.capture import LOST_AFTER_S, WAITING, Borrow, Newest, Picture
 
 What = Literal["depth", "colour"]
 

@@ -22,12 +22,12 @@ import numpy as np
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.rendered import ground, traffic
-from pipeline.rendered.picture import Scene
-from pipeline.rendered.rays import Caster, Hits, lap_shift
-from pipeline.rendered.street import street
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.sensors.rendered import ground, traffic
+from pipeline.sensors.rendered.picture import Scene
+from pipeline.sensors.rendered.rays import Caster, Hits, lap_shift
+from pipeline.sensors.rendered.street import street
 
 SWEEP_NS = NS // 10
 CUT_DEG = 144.0  # where a sweep begins and ends, to the left of ahead; it turns to the right …

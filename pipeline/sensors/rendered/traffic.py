@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.rendered.solids import Track
+from pipeline.sensors.rendered.solids import Track
 
 LOOP_S, STREET_M = 41.0, 192.0
 LOOP_NS = 41_000_000_000

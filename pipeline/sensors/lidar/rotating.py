@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.lidar import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep
+from pipeline.sensors.lidar.packet_decoder import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep
 
 DECODE_AT = 24  # packets decoded together: the work is spread over the revolution, and little is left at its end
 REORDER_NS = 100_000_000  # what is older than this was not overtaken on its way: the sensor's clock was set back

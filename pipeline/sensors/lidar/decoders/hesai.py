@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.lidar import points_array
-from pipeline.lidar.rotating import Head, Rotating
+from pipeline.sensors.lidar.packet_decoder import points_array
+from pipeline.sensors.lidar.rotating import Head, Rotating
 
 PACKET_BYTES, LASERS, BLOCKS = 1080, 32, 8
 _START = b"\xee\xff\x06\x01"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.lidar import MALFORMED, SensorClock, Sweep
-from pipeline.lidar.ouster import OusterPackets
+from pipeline.sensors.lidar.decoders.ouster import OusterPackets
+from pipeline.sensors.lidar.packet_decoder import MALFORMED, SensorClock, Sweep
 
 MOST_MPS2, MOST_RPS = 700.0, 150.0  # beyond what any of its ranges can say
 
