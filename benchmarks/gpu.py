@@ -27,9 +27,9 @@ from benchmarks import infer
 from pipeline import assets
 from pipeline.errors import EngineError, SensoriumError
 from pipeline.inference import cuda, engine
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Built
 from pipeline.inference.manifest import precision_of
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.inference.profile import derive
 from pipeline.inference.runner import POISON, Runner, Tensor
 from pipeline.tasks import samples

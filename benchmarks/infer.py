@@ -28,9 +28,9 @@ import numpy as np
 from pipeline import assets
 from pipeline.errors import SensoriumError
 from pipeline.inference import cuda, engine
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
 from pipeline.inference.manifest import PRECISIONS, precision_of, with_precision
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.tasks import samples
 
 BATCHES = (1, 4, 8)

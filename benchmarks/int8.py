@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline import assets
-from pipeline.inference.onnxruntime import Onnxruntime
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.switch import judge
 from pipeline.tasks import samples
 from pipeline.training.precision import CALIBRATION_SEED, layers, quantize

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.infer import inputs_of
 from pipeline import assets
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
-from pipeline.inference.onnxruntime import Onnxruntime
 
 THREADS = (1, 2)
 

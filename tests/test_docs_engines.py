@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.inference.backends.tensorrt_rtx import CAPABILITIES
 from pipeline.inference.parity import BOUNDS
-from pipeline.inference.tensorrt_rtx import CAPABILITIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")

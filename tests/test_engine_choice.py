@@ -13,10 +13,10 @@ import pytest
 from nodes.infer import Infer
 from pipeline.doctor import examine
 from pipeline.inference import cuda, nvidia
+from pipeline.inference.backends.tensorrt import Tensorrt
+from pipeline.inference.backends.tensorrt_rtx import TensorrtRtx
 from pipeline.inference.cuda import Gpu, Gpus
 from pipeline.inference.engine import backends, best
-from pipeline.inference.tensorrt import Tensorrt
-from pipeline.inference.tensorrt_rtx import TensorrtRtx
 from pipeline.tasks.faces import INPUT, detector_shapes
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ConfigError
-from pipeline.inference.onnxruntime import Onnxruntime
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.training.fused import join
 
 Array = np.ndarray

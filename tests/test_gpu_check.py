@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: scripts/set
 from benchmarks.gpu import FACE, Report, TorchPlan  # noqa: E402
 from pipeline.errors import EngineError  # noqa: E402
 from pipeline.inference import cuda  # noqa: E402
-from pipeline.inference.onnxruntime import Onnxruntime  # noqa: E402
+from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.profile import derive  # noqa: E402
 from pipeline.inference.runner import Runner  # noqa: E402
 

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 
 from pipeline.errors import AssetError, ConfigError, EngineError
 from pipeline.inference import cuda
+from pipeline.inference.backends.tensorrt_rtx import CAPABILITIES, TensorrtRtx
 from pipeline.inference.cache import Cache
 from pipeline.inference.engine import load
 from pipeline.inference.nvidia import build, profiles_of, run_builder
-from pipeline.inference.tensorrt_rtx import CAPABILITIES, TensorrtRtx
 
 if importlib.util.find_spec("tensorrt_rtx") is None:
     pytest.skip("TensorRT-RTX is not installed: scripts/setup trt-rtx", allow_module_level=True)

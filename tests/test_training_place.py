@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: scripts/set
 
 from pipeline import assets  # noqa: E402
 from pipeline.errors import AssetError, ConfigError  # noqa: E402
+from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
-from pipeline.inference.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.preprocessing import PLACE_PX, place_tensor  # noqa: E402
 from pipeline.training import export, place, place_evaluate  # noqa: E402
 from pipeline.training.place_data import INTEL, MEANT, PLACES, Places, folds, load_places, vary  # noqa: E402

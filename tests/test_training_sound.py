@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup train")
 
 from pipeline.errors import ConfigError  # noqa: E402
+from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
-from pipeline.inference.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.tasks import samples  # noqa: E402
 from pipeline.tasks.sounds import MODEL, OTHER, Ears  # noqa: E402
 from pipeline.training import sound as training  # noqa: E402

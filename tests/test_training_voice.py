@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup
 
 from pipeline import assets  # noqa: E402
 from pipeline.errors import AssetError, ConfigError  # noqa: E402
+from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
-from pipeline.inference.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.preprocessing import voice_tensor  # noqa: E402
 from pipeline.training import voice, voice_ship  # noqa: E402
 from pipeline.training.datasets import FACE_CLASSES  # noqa: E402

@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: scripts/set
 
 from pipeline import assets  # noqa: E402
 from pipeline.errors import AssetError, EngineError  # noqa: E402
+from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import METADATA_KEY, Manifest  # noqa: E402
 from pipeline.inference.onnx_file import OnnxFile  # noqa: E402
-from pipeline.inference.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.tasks import samples  # noqa: E402
 from pipeline.training.evaluate import softmax  # noqa: E402
 from pipeline.training.twin import Twin  # noqa: E402

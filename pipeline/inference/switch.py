@@ -21,10 +21,10 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import ConfigError, EngineError, SensoriumError
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Built, Engine, Samples, Shapes, Tensors
 from pipeline.inference.manifest import METADATA_KEY, Manifest, full_precision, precision_of
 from pipeline.inference.onnx_file import OnnxFile
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.inference.parity import LEAST_SAMPLES, Verdict, compare
 from pipeline.inference.runner import ShapeError
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from pipeline import assets
 from pipeline.errors import ConfigError
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
 from pipeline.inference.onnx_file import OnnxFile, Value
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.preprocessing import (
     VOICE_FRAMES,
     VOICE_HOP,

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.manifest import Manifest, TensorInfo
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.training import evaluate
 from pipeline.training.datasets import data_folder

@@ -19,8 +19,8 @@ import numpy as np
 
 from pipeline import assets
 from pipeline.errors import ConfigError
+from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
-from pipeline.inference.onnxruntime import Onnxruntime
 from pipeline.inference.parity import Verdict
 from pipeline.inference.switch import judge
 from pipeline.tasks import samples
