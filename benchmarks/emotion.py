@@ -23,11 +23,11 @@ import numpy as np
 from pipeline import assets
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.engine import load
+from pipeline.perception.expression.faces import FaceDetector, FaceTracker
+from pipeline.perception.expression.voice_activity import VoiceActivity
+from pipeline.perception.inputs import picture
 from pipeline.preprocessing import face_crop, face_tensor
 from pipeline.tasks.emotion import Emotion
-from pipeline.tasks.faces import FaceDetector, FaceTracker
-from pipeline.tasks.given import picture
-from pipeline.tasks.voice_activity import VoiceActivity
 
 CHUNK, CHUNK_NS, RATE_HZ, WINDOW_NS = 320, 20_000_000, 16_000, 1_000_000_000
 

@@ -21,7 +21,7 @@ from pipeline import assets
 from pipeline.inference.engine import Tensors, load
 from pipeline.inference.manifest import METADATA_KEY, Manifest
 from pipeline.inference.onnx_file import OnnxFile
-from pipeline.tasks import samples
+from pipeline.perception import parity_samples
 from pipeline.training import fused
 
 PICTURES_HZ, DECISIONS_HZ = 30, 4
@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def compare(face: Path, voice: Path, fusion: Path, joined: Path, *, faces: int, rounds: int) -> str:
-    shown = next(batch for batch in samples.of(face) if len(batch["face"]) >= faces)["face"][:faces]
-    heard = {name: value[:1] for name, value in next(iter(samples.of(voice))).items()}
+    shown = next(batch for batch in parity_samples.of(face) if len(batch["face"]) >= faces)["face"][:faces]
+    heard = {name: value[:1] for name, value in next(iter(parity_samples.of(voice))).items()}
     present = np.ones((faces, 2), np.float32)
     whole = {"face": shown, "voice": next(iter(heard.values())), "present": present}
     shapes = [{name: value.shape for name, value in inputs.items()} for inputs in ({"face": shown}, heard, whole)]

@@ -32,7 +32,7 @@ from pipeline.inference.engine import Built
 from pipeline.inference.manifest import precision_of
 from pipeline.inference.profile import derive
 from pipeline.inference.runner import POISON, Runner, Tensor
-from pipeline.tasks import samples
+from pipeline.perception import parity_samples
 
 FACE = assets.MODELS / "face-expression.onnx"
 Findings = list[dict[str, Any]]
@@ -239,7 +239,7 @@ def backends(report: Report) -> None:
             with report.check(f"{name}: {model}") as seen:
                 inputs = infer.inputs_of(path, 1) or {}
                 hint = [{n: v.shape for n, v in inputs.items()}]
-                made = engine.load(path, backend=name, warm_up=hint, samples=lambda p=path: samples.of(p))
+                made = engine.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
                 assert isinstance(made, Built)
                 seen.append(f"{made.description}, parity {made.approved}")
                 made.close()

@@ -31,7 +31,7 @@ from pipeline.inference import cuda, engine
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
 from pipeline.inference.manifest import PRECISIONS, precision_of, with_precision
-from pipeline.tasks import samples
+from pipeline.perception import parity_samples
 
 BATCHES = (1, 4, 8)
 CALLS_A_TURN = 5
@@ -64,7 +64,7 @@ def inputs_of(path: Path, batch: int) -> Tensors | None:
         heard = np.random.default_rng(0).normal(0, 0.05, (1, 576)).astype(np.float32)
         state = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16_000, np.int64)}
         return {"input": heard, **state} if batch == 1 else None
-    batches = list(samples.of(path))
+    batches = list(parity_samples.of(path))
     names = list(batches[0])
     whole = {name: np.concatenate([each[name] for each in batches[:6]]) for name in names}
     return {name: value[:batch] for name, value in whole.items()}
@@ -112,7 +112,7 @@ def _engine(path: Path, backend: str, inputs: Tensors) -> engine.Engine:
     hint = [{name: value.shape for name, value in inputs.items() if value.dtype == np.float32}]
     if backend == "onnxruntime":
         return Onnxruntime(path, threads=1)
-    return engine.load(path, backend=backend, warm_up=hint, samples=lambda: samples.of(path), log=logging.getLogger("bench"))
+    return engine.load(path, backend=backend, warm_up=hint, samples=lambda: parity_samples.of(path), log=logging.getLogger("bench"))
 
 
 def _twin(path: Path) -> Any:

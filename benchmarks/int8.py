@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import assets
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.switch import judge
-from pipeline.tasks import samples
+from pipeline.perception import parity_samples
 from pipeline.training.precision import CALIBRATION_SEED, layers, quantize
 
 GATE_SEED = 0
@@ -37,7 +37,7 @@ def main() -> None:
             target = Path(folder) / f"{args.model}.int8.onnx"
             quantize(source, target, in_float=in_float)
             engine = Onnxruntime(target, threads=1, device="cpu")
-            verdict = judge(engine, source, lambda: samples.of(source, seed=args.seed), precision="int8")
+            verdict = judge(engine, source, lambda: parity_samples.of(source, seed=args.seed), precision="int8")
             print(f"  {title:24}{target.stat().st_size / 1e6:6.2f} MB  {verdict}{'  refused' if verdict.refusal else ''}", flush=True)
 
 

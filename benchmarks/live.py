@@ -64,8 +64,8 @@ def plain_loop() -> dict[str, float]:
 
     from pipeline import assets
     from pipeline.inference.engine import load
+    from pipeline.perception.expression.faces import FaceDetector
     from pipeline.preprocessing import face_crop, face_tensor
-    from pipeline.tasks.faces import FaceDetector
 
     detector = FaceDetector(load(assets.path("centerface")))
     classifier = load(assets.MODELS / "face-expression.onnx")

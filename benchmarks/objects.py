@@ -27,13 +27,13 @@ import numpy as np
 
 from pipeline import assets
 from pipeline.metrics import Metrics
+from pipeline.perception.expression.faces import overlap
+from pipeline.perception.model_loader import Engines
+from pipeline.perception.obstacles.detections import Detection
+from pipeline.perception.obstacles.detectors import PINNED, Detector
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.rig.rig_formats import read_kitti
-from pipeline.tasks.detections import Detection
-from pipeline.tasks.detectors import PINNED, Detector
-from pipeline.tasks.engines import Engines
-from pipeline.tasks.faces import overlap
 from pipeline.tasks.objects import ObjectFinder, View
 
 DEFAULT_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

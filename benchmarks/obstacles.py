@@ -30,11 +30,11 @@ from benchmarks.driving import KITTI_SEQUENCE, LIDAR_HEIGHT_M, VEHICLES, Labelle
 from benchmarks.sweeps import DEPTH, GROUND, HDL64, VLP16, Lidar, Sweep, World, cast, room, street  # noqa: E402
 from pipeline.clock import NS  # noqa: E402
 from pipeline.frame import Frame  # noqa: E402
+from pipeline.perception.obstacles.ground import GroundFinder  # noqa: E402
+from pipeline.perception.obstacles.scene_model import Around  # noqa: E402
 from pipeline.preprocessing import timed_cloud  # noqa: E402
 from pipeline.rig.rig import rigid  # noqa: E402
 from pipeline.scene_state import Obstacle  # noqa: E402
-from pipeline.tasks.around import Around  # noqa: E402
-from pipeline.tasks.ground import GroundFinder  # noqa: E402
 
 PERIOD_S = 0.1
 FOUND_M, WITHIN_M = 0.5, 40.0
@@ -135,9 +135,9 @@ class _Stopwatch:
 
 def times(clouds: list[tuple[np.ndarray, tuple[float, float, float]]], rounds: int = 3) -> dict[str, float]:
     """Median ms of one thread per sweep, by part. clouds: raw "points_xyzi_f32" rows with their sensor's place."""
-    from pipeline.tasks import around as module
-    from pipeline.tasks.free_space import FreeSpaceMap
-    from pipeline.tasks.tracking import Tracker
+    from pipeline.perception.obstacles import scene_model as module
+    from pipeline.perception.obstacles.free_space import FreeSpaceMap
+    from pipeline.perception.obstacles.tracking import Tracker
 
     watch, around = _Stopwatch(), Around()
     parts = ((GroundFinder, "find", "ground"), (module, "find_clusters", "clusters"), (FreeSpaceMap, "draw", "free space"),

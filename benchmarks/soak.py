@@ -23,7 +23,7 @@ import psutil
 
 from nodes.synthetic import picture_number
 from pipeline.frame import AlignedSet, Prediction
-from pipeline.tasks import Task
+from pipeline.task import Task
 from pipeline.transport.shared_memory import rings_folder
 
 CAMERAS = 4

@@ -20,7 +20,7 @@ import numpy as np
 from calibration.claps import Heard, Seen, match
 from calibration.mouth_voice import Mouth, Voice, compare
 from calibration.verdict import Check, Level
-from pipeline.tasks.faces import FaceTracker
+from pipeline.perception.expression.faces import FaceTracker
 
 # ITU-R BT.1359-1: ms by which sound may lead (+) and lag (−) the picture before people notice, and before they mind.
 NOTICED_MS = (-125.0, 45.0)

@@ -22,11 +22,11 @@ from calibration.turning import CameraTurns, LidarTurns
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
+from pipeline.perception.expression.faces import FaceTracker
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig, TimeOffset
 from pipeline.sensors import media
 from pipeline.sensors.capture import to_bgr
-from pipeline.tasks.faces import FaceTracker
 
 SOUND_HZ = 16000
 METHODS = ("auto", "claps")
@@ -96,7 +96,7 @@ def face_tracker() -> FaceTracker:
     """CenterFace on one thread, one face at a time."""
     from pipeline import assets
     from pipeline.inference.engine import load
-    from pipeline.tasks.faces import FaceDetector
+    from pipeline.perception.expression.faces import FaceDetector
 
     return FaceTracker(FaceDetector(load(assets.path("centerface"), backend="auto", threads=1)), max_faces=4)
 

@@ -15,7 +15,7 @@ import msgspec
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.inference.manifest import PRECISIONS
 from pipeline.node import Arrival, Transform
-from pipeline.tasks import make
+from pipeline.task import make
 
 if TYPE_CHECKING:
     from pipeline.recording.arrival_replay import Shed

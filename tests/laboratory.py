@@ -11,7 +11,7 @@ import numpy as np
 from nodes.record import Record
 from pipeline.frame import AlignedSet, Message, Prediction
 from pipeline.recording.files import Writer
-from pipeline.tasks import Task
+from pipeline.task import Task
 
 
 class Memory(Task):

@@ -14,10 +14,10 @@ pytest.importorskip("onnx")
 from pipeline import assets
 from pipeline.errors import ConfigError
 from pipeline.metrics import Metrics
+from pipeline.perception.model_loader import Engines
+from pipeline.perception.obstacles.detections import COCO, Candidates, Detection, layout_of, read_detections, suppressed
+from pipeline.perception.obstacles.detectors import Detector
 from pipeline.preprocessing import letterbox
-from pipeline.tasks.detections import COCO, Candidates, Detection, layout_of, read_detections, suppressed
-from pipeline.tasks.detectors import Detector
-from pipeline.tasks.engines import Engines
 from tests.detector_graphs import BGR, COLOURS, constant, squares
 
 LOG = logging.getLogger("test")
@@ -238,10 +238,10 @@ def test_a_pinned_detector_is_of_a_known_layout(name: str, engines: Engines) -> 
 
 
 def test_an_engine_built_for_a_detector_has_pictures_to_be_compared_on(tmp_path: Path) -> None:
-    from pipeline.tasks import samples
+    from pipeline.perception import parity_samples
 
     path = constant(tmp_path / "yolox.onnx", {"output": yolox_output()}, size=(1, 3, 64, 96))
-    made = list(samples.of(path))
+    made = list(parity_samples.of(path))
     assert len(made) >= 256 and {tensors["images"].shape for tensors in made} == {(1, 3, 64, 96)}
     assert 20 < np.mean([tensors["images"].std() for tensors in made])
 

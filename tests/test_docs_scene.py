@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tasks.ahead import Corridor
+from pipeline.perception.obstacles.path_clearance import Corridor
 from pipeline.tasks.obstacles import Obstacles
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,9 +21,9 @@ from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Frame, Prediction, Receipt
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.node import Arrival
-from pipeline.tasks import Task, make
+from pipeline.perception.expression.smoothing import softmax, towards
+from pipeline.task import Task, make
 from pipeline.tasks.emotion import Emotion
-from pipeline.tasks.smoothing import softmax, towards
 
 MS = 1_000_000
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

@@ -20,10 +20,10 @@ from test_emotion import LABELS, MS, aligned, asset, camera, clip, opened, weigh
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Frame, Prediction
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.perception.expression.fusion import Fusion, disagree
+from pipeline.perception.expression.quality import face_quality, voice_quality
+from pipeline.perception.expression.speaker import Speaker
 from pipeline.tasks.emotion import Emotion
-from pipeline.tasks.fusion import Fusion, disagree
-from pipeline.tasks.quality import face_quality, voice_quality
-from pipeline.tasks.speaker import Speaker
 
 RATE = 16_000
 

@@ -17,7 +17,7 @@ from pipeline.inference.backends.tensorrt import Tensorrt
 from pipeline.inference.backends.tensorrt_rtx import TensorrtRtx
 from pipeline.inference.cuda import Gpu, Gpus
 from pipeline.inference.engine import backends, best
-from pipeline.tasks.faces import INPUT, detector_shapes
+from pipeline.perception.expression.faces import INPUT, detector_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DRIVER = Gpus(missing="no NVIDIA driver on this machine. Where there is an NVIDIA GPU, install its driver")

@@ -11,7 +11,7 @@ import pytest
 from pipeline import assets
 from pipeline.errors import AssetError
 from pipeline.inference.engine import load
-from pipeline.tasks.faces import Face, FaceDetector, FaceTracker, Image, Window, distinct
+from pipeline.perception.expression.faces import Face, FaceDetector, FaceTracker, Image, Window, distinct
 
 MS = 1_000_000
 FRAME_NS = 40 * MS

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest, TensorInfo  # noqa: E402
-from pipeline.tasks.fusion import Fusion  # noqa: E402
+from pipeline.perception.expression.fusion import Fusion  # noqa: E402
 from pipeline.training import fusion, fusion_votes  # noqa: E402
 from pipeline.training.bridge import Bridge, export_bridge  # noqa: E402
 from pipeline.training.datasets import FACE_CLASSES  # noqa: E402

@@ -14,12 +14,12 @@ import pytest
 pytest.importorskip("onnx")
 
 from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
+from pipeline.perception.obstacles.detections import Detection
 from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.scene_state import Obstacle
-from pipeline.tasks import make
-from pipeline.tasks.detections import Detection
+from pipeline.task import make
 from pipeline.tasks.objects import ObjectFinder, Objects, View, told_apart
 from tests.detector_graphs import BGR, COLOURS, squares
 from tests.running import finished

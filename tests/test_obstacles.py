@@ -11,9 +11,9 @@ from benchmarks.driving import KITTI_SEQUENCE
 from benchmarks.obstacles import FOUND_M, follow, ground_figures, kitti_found
 from benchmarks.sweeps import DEPTH, HDL64, VLP16, Box, World, cast, room, street
 from pipeline.clock import NS
+from pipeline.perception.obstacles.ground import GroundFinder
+from pipeline.perception.obstacles.scene_model import Around
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN
-from pipeline.tasks.around import Around
-from pipeline.tasks.ground import GroundFinder
 
 pytest.importorskip("pypatchworkpp", reason="pip install 'sensorium[lidar]'")
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.sweeps import HDL64, Box, World, cast
 from pipeline.clock import NS
+from pipeline.perception.obstacles.path_clearance import Corridor, Thing, View, decide
 from pipeline.scene_state import FREE, UNKNOWN, FreeSpace
-from pipeline.tasks.ahead import Corridor, Thing, View, decide
 
 MS = 1_000_000
 CORRIDOR = Corridor(width_m=2.0, length_m=20.0, stop_m=6.0)
@@ -125,7 +125,7 @@ TURN_NS = NS // 10
 
 
 def driven(world: World, *, sweeps: int = 4, around=None):
-    from pipeline.tasks.around import Around
+    from pipeline.perception.obstacles.scene_model import Around
 
     around = around or Around()
     for k in range(sweeps):

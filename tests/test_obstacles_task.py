@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid, save
-from pipeline.tasks import make
+from pipeline.task import make
 from pipeline.tasks.obstacles import Obstacles
 from pipeline.testing import Stage
 

@@ -14,8 +14,8 @@ from pipeline.errors import AssetError
 from pipeline.inference.engine import Engine, Tensors
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.inference.parity import compare
+from pipeline.perception import parity_samples
 from pipeline.preprocessing import FACE_PX
-from pipeline.tasks import samples
 
 MODELS = sorted(path for path in (Path(__file__).resolve().parent.parent / "models").glob("*.onnx"))
 
@@ -86,7 +86,7 @@ def test_every_shipped_model_has_at_least_256_samples_that_are_the_same_every_ti
         assets.path("demo-clip"), assets.path("centerface")
     except AssetError as error:
         pytest.skip(str(error))
-    first, again = list(samples.of(path)), list(samples.of(path))
+    first, again = list(parity_samples.of(path)), list(parity_samples.of(path))
     names = [value.name for value in OnnxFile.read(path).inputs]
     assert sum(len(batch[names[0]]) for batch in first) >= 256 and all(sorted(batch) == sorted(names) for batch in first)
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in names)
@@ -94,7 +94,7 @@ def test_every_shipped_model_has_at_least_256_samples_that_are_the_same_every_ti
 
 def test_faces_to_compare_on_are_varied_and_of_full_contrast() -> None:
     try:
-        faces = np.concatenate([batch["face"] for batch in samples.of(MODELS[0].with_name("face-expression.onnx"))])
+        faces = np.concatenate([batch["face"] for batch in parity_samples.of(MODELS[0].with_name("face-expression.onnx"))])
     except AssetError as error:
         pytest.skip(str(error))
     assert faces.shape == (256, 1, FACE_PX, FACE_PX) and np.unique(faces.reshape(256, -1), axis=0).shape[0] == 256

@@ -22,7 +22,7 @@ from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.node import Arrival
 from pipeline.preprocessing import PLACE_PX, place_tensor
-from pipeline.tasks import make
+from pipeline.task import make
 from pipeline.tasks.place import Place
 
 MS = 1_000_000

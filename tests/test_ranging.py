@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.clock import NS
+from pipeline.perception.obstacles.detections import Detection
+from pipeline.perception.obstacles.object_tracks import Closing, ObjectTracker
+from pipeline.perception.obstacles.ranging import Ranged, range_boxes
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import rigid, rotation_from_vector
-from pipeline.tasks.detections import Detection
-from pipeline.tasks.object_tracks import Closing, ObjectTracker
-from pipeline.tasks.ranging import Ranged, range_boxes
 
 LENS = Intrinsics("radtan", 1200, 400, 700, 700, 599.5, 199.5)
 CAMERA_M = (0.3, 0.0, 0.0)  # a hand's breadth before the lidar, which stands at the origin 1.7 m above the ground

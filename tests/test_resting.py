@@ -11,8 +11,8 @@ from test_emotion import LABELS, PERIOD_NS, aligned, camera, clip, opened, weigh
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.expression.resting import Resting
 from pipeline.recording.dataset import Modality, Rows
-from pipeline.tasks.resting import Resting
 
 MS = 1_000_000
 AVERAGE = np.log(np.float32([0.1, 0.1, 0.8]))

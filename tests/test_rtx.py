@@ -62,7 +62,7 @@ def test_rtx_builds_for_each_target_alone(target: tuple[int, int]) -> None:
 
 def test_rtx_builds_the_face_detector_for_windows_and_pictures() -> None:
     from pipeline import assets
-    from pipeline.tasks.faces import detector_shapes
+    from pipeline.perception.expression.faces import detector_shapes
 
     try:
         path = assets.path("centerface")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.tasks.smoothing import FixedLag
+from pipeline.perception.expression.smoothing import FixedLag
 
 MS = 1_000_000
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.engine import Tensors
 from pipeline.inference.manifest import Manifest
-from pipeline.tasks import make
+from pipeline.task import make
 from pipeline.tasks.sounds import MODEL, Ears
 
 MS = 1_000_000

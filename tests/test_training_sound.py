@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
-from pipeline.tasks import samples  # noqa: E402
+from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.tasks.sounds import MODEL, OTHER, Ears  # noqa: E402
 from pipeline.training import sound as training  # noqa: E402
 from pipeline.training.datasets import data_folder  # noqa: E402
@@ -94,7 +94,7 @@ def test_missing_fold_is_refused(data: Path, tmp_path: Path) -> None:
 def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     analysis = SoundAnalysis()
-    windows = torch.from_numpy(np.concatenate([batch["sound"] for batch in samples.of(MODEL)])[::16])
+    windows = torch.from_numpy(np.concatenate([batch["sound"] for batch in parity_samples.of(MODEL)])[::16])
     net = SoundNet(analysis, Panel(analysis(windows).shape[1], len(LABELS))).eval()
     export_sound(net, tmp_path / "net.onnx")
     assert largest_difference(net, tmp_path / "net.onnx", windows) <= MAX_DIFFERENCE

@@ -14,7 +14,7 @@ from pipeline.errors import AssetError, EngineError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import METADATA_KEY, Manifest  # noqa: E402
 from pipeline.inference.onnx_file import OnnxFile  # noqa: E402
-from pipeline.tasks import samples  # noqa: E402
+from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.training.evaluate import softmax  # noqa: E402
 from pipeline.training.twin import Twin  # noqa: E402
 
@@ -28,7 +28,7 @@ def differences(path: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     twin, engine = Twin(path), Onnxruntime(path, threads=1, device="cpu")
     apart: dict[str, float] = {}
-    for _, inputs in zip(range(BATCHES), samples.of(path), strict=False):
+    for _, inputs in zip(range(BATCHES), parity_samples.of(path), strict=False):
         theirs, ours = twin.run(inputs), engine.run(inputs)
         pairs = {name: (ours[name], theirs[name]) for name in ours}
         if "logits" in ours:

@@ -14,8 +14,8 @@ from pipeline import assets
 from pipeline.errors import AssetError
 from pipeline.frame import Frame
 from pipeline.inference.engine import Tensors, load
+from pipeline.perception.expression.voice_activity import HOP, SAMPLE_RATE_HZ, VoiceActivity
 from pipeline.preprocessing import audio_window
-from pipeline.tasks.voice_activity import HOP, SAMPLE_RATE_HZ, VoiceActivity
 
 MS = 1_000_000
 CHUNK = 320  # samples in 20 ms

@@ -23,7 +23,7 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Message, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink, Source, Transform
-from pipeline.tasks import Task
+from pipeline.task import Task
 
 
 class Thermometer(Source):

@@ -24,19 +24,19 @@ from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import NO_EMBEDDING, AlignedSet, Opinion, Prediction, Subject
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.expression.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes
+from pipeline.perception.expression.fusion import Fusion, disagree
+from pipeline.perception.expression.modalities import Modalities, takes_any
+from pipeline.perception.expression.quality import face_quality
+from pipeline.perception.expression.resting import Resting, average_neutral
+from pipeline.perception.expression.smoothing import FixedLag, softmax, towards
+from pipeline.perception.expression.speaker import Speaker, level_db
+from pipeline.perception.expression.voice import Heard, Voice
+from pipeline.perception.expression.voice_activity import VoiceActivity
+from pipeline.perception.inputs import PICTURES, SOUNDS, first, picture
+from pipeline.perception.model_loader import Engines, model_path, warm_up_shapes
 from pipeline.preprocessing import FACE_PX, face_crop, face_tensor
-from pipeline.tasks import Task
-from pipeline.tasks.engines import Engines, model_path, warm_up_shapes
-from pipeline.tasks.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes
-from pipeline.tasks.fusion import Fusion, disagree
-from pipeline.tasks.given import PICTURES, SOUNDS, first, picture
-from pipeline.tasks.modalities import Modalities, takes_any
-from pipeline.tasks.quality import face_quality
-from pipeline.tasks.resting import Resting, average_neutral
-from pipeline.tasks.smoothing import FixedLag, softmax, towards
-from pipeline.tasks.speaker import Speaker, level_db
-from pipeline.tasks.voice import Heard, Voice
-from pipeline.tasks.voice_activity import VoiceActivity
+from pipeline.task import Task
 
 VOICE_MODEL, FUSION_MODEL = "voice-expression", "fusion-expression"
 COUNTS = 0.5  # an opinion of less weight is too poor to contradict another

@@ -24,17 +24,17 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Frame, Prediction, Subject
+from pipeline.perception.inputs import PICTURES, latest, picture
+from pipeline.perception.obstacles.clouds import Clouds
+from pipeline.perception.obstacles.detections import Detection, read_detections
+from pipeline.perception.obstacles.detectors import Detector
+from pipeline.perception.obstacles.object_tracks import ObjectTracker
+from pipeline.perception.obstacles.ranging import Ranged, range_boxes
 from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Rig
 from pipeline.scene_state import Obstacle
-from pipeline.tasks import Task
-from pipeline.tasks.clouds import Clouds
-from pipeline.tasks.detections import Detection, read_detections
-from pipeline.tasks.detectors import Detector
-from pipeline.tasks.given import PICTURES, latest, picture
-from pipeline.tasks.object_tracks import ObjectTracker
-from pipeline.tasks.ranging import Ranged, range_boxes
+from pipeline.task import Task
 
 Image = npt.NDArray[np.uint8]
 

@@ -14,12 +14,12 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Prediction
+from pipeline.perception.obstacles.clouds import Clouds, check_own
+from pipeline.perception.obstacles.ground import version
+from pipeline.perception.obstacles.path_clearance import STATES, Corridor, one_hot
+from pipeline.perception.obstacles.scene_model import UNUSABLE, Around, warm_up
 from pipeline.rig.rig import load
-from pipeline.tasks import Task
-from pipeline.tasks.ahead import STATES, Corridor, one_hot
-from pipeline.tasks.around import UNUSABLE, Around, warm_up
-from pipeline.tasks.clouds import Clouds, check_own
-from pipeline.tasks.ground import version
+from pipeline.task import Task
 
 
 class Obstacles(Task):

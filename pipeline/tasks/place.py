@@ -21,11 +21,11 @@ from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Opinion, Prediction
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.expression.smoothing import softmax, towards
+from pipeline.perception.inputs import PICTURES, Picture
+from pipeline.perception.model_loader import Engines
 from pipeline.preprocessing import PLACE_PX, place_tensor
-from pipeline.tasks import Task
-from pipeline.tasks.engines import Engines
-from pipeline.tasks.given import PICTURES, Picture
-from pipeline.tasks.smoothing import softmax, towards
+from pipeline.task import Task
 
 Floats = npt.NDArray[np.float32]
 

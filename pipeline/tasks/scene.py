@@ -20,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
+from pipeline.perception.inputs import PICTURES, SOUNDS, Picture, first, latest
+from pipeline.perception.obstacles.clouds import Cloud, Clouds
+from pipeline.perception.obstacles.detections import Detection, read_detections
+from pipeline.perception.obstacles.detectors import NONE, Detector
+from pipeline.perception.obstacles.path_clearance import STATES, Corridor, Thing, one_hot
+from pipeline.perception.obstacles.scene_model import UNUSABLE, Around, warm_up
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig
 from pipeline.runtime.config import check_options
 from pipeline.scene_state import Sound, Surroundings
-from pipeline.tasks import Task
-from pipeline.tasks.ahead import STATES, Corridor, Thing, one_hot
-from pipeline.tasks.around import UNUSABLE, Around, warm_up
-from pipeline.tasks.clouds import Cloud, Clouds
-from pipeline.tasks.detections import Detection, read_detections
-from pipeline.tasks.detectors import NONE, Detector
-from pipeline.tasks.given import PICTURES, SOUNDS, Picture, first, latest
+from pipeline.task import Task
 from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart
 from pipeline.tasks.place import PlaceModel, PlaceWatch
 from pipeline.tasks.sounds import Ears, open_ears

@@ -26,6 +26,7 @@ from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.model_loader import Engines
 from pipeline.preprocessing import (  # fmt: skip
     VOICE_BANDS,
     VOICE_FRAMES,
@@ -37,8 +38,7 @@ from pipeline.preprocessing import (  # fmt: skip
     voice_columns,
 )
 from pipeline.scene_state import Sound, Surroundings
-from pipeline.tasks import Task
-from pipeline.tasks.engines import Engines
+from pipeline.task import Task
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
+from pipeline.perception.expression.resting import moved
 from pipeline.recording.dataset import Modality as Given
 from pipeline.recording.dataset import Rows
-from pipeline.tasks.resting import moved
 from pipeline.training import fusion
 from pipeline.training.datasets import FACE_CLASSES, load_rows
 from pipeline.training.report import write

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.expression.quality import face_quality
 from pipeline.preprocessing import FACE_PX
-from pipeline.tasks.quality import face_quality
 from pipeline.training import degradation_sound, evaluate, fusion
 from pipeline.training.bridge import Bridge
 from pipeline.training.datasets import FACE_CLASSES, data_folder

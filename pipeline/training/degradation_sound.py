@@ -22,8 +22,8 @@ from pipeline.clock import NS
 from pipeline.frame import Frame
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
-from pipeline.tasks.voice import Voice
-from pipeline.tasks.voice_activity import VoiceActivity
+from pipeline.perception.expression.voice import Voice
+from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.training.clip_sets import CHUNK, HEARD_NS, clips, sound
 from pipeline.training.datasets import FACE_CLASSES
 

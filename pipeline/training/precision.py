@@ -23,7 +23,7 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
 from pipeline.inference.parity import Verdict
 from pipeline.inference.switch import judge
-from pipeline.tasks import samples
+from pipeline.perception import parity_samples
 
 CALIBRATION_INPUTS, CALIBRATION_SEED = 128, 1  # the gate's samples have the seed 0
 
@@ -56,7 +56,7 @@ def export(model: str | Path, *, precision: str, out: Path | None = None) -> Ver
 
 def judge_file(path: Path, fp32: Path, precision: str) -> Verdict:
     """The parity gate, on ONNX Runtime."""
-    return judge(Onnxruntime(path, threads=1, device="cpu"), fp32, lambda: samples.of(fp32), precision=precision)
+    return judge(Onnxruntime(path, threads=1, device="cpu"), fp32, lambda: parity_samples.of(fp32), precision=precision)
 
 
 def _fp32(source: Path, target: Path) -> None:
@@ -120,7 +120,7 @@ def layers(source: Path) -> list[str]:
 def _calibration(source: Path) -> list[dict[str, np.ndarray[Any, Any]]]:
     single = [
         {name: value[row : row + 1] for name, value in inputs.items()}
-        for inputs in samples.of(source, seed=CALIBRATION_SEED)
+        for inputs in parity_samples.of(source, seed=CALIBRATION_SEED)
         for row in range(len(next(iter(inputs.values()))))
     ]
     return single[:: max(1, len(single) // CALIBRATION_INPUTS)][:CALIBRATION_INPUTS]

@@ -23,9 +23,9 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.inference.engine import load
+from pipeline.perception.expression.voice import Pace
+from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.preprocessing import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_mel
-from pipeline.tasks.voice import Pace
-from pipeline.tasks.voice_activity import VoiceActivity
 from pipeline.training.datasets import FACE_CLASSES
 
 # Third part of a RAVDESS name; calm is a neutral that the actors were asked to show kindly, and no label of ours.

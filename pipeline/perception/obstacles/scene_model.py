@@ -20,13 +20,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
+from pipeline.perception.obstacles.clusters import Horizon, find_clusters
+from pipeline.perception.obstacles.free_space import FreeSpaceMap
+from pipeline.perception.obstacles.ground import ON_GROUND_M, GroundFinder
+from pipeline.perception.obstacles.path_clearance import (
+    MAX_AGE_NS,
+    Corridor,
+    Thing,
+    View,
+    decide,
+    is_fresh,
+    nearest_in_corridor,
+)
+from pipeline.perception.obstacles.track import Approach, Track
+from pipeline.perception.obstacles.tracking import CARRY_NS, Tracker
 from pipeline.scene_state import FREE, Ahead, FreeSpace, Obstacle, Sector, Surroundings
-from pipeline.tasks.ahead import MAX_AGE_NS, Corridor, Thing, View, decide, is_fresh, nearest_in_corridor
-from pipeline.tasks.clusters import Horizon, find_clusters
-from pipeline.tasks.free_space import FreeSpaceMap
-from pipeline.tasks.ground import ON_GROUND_M, GroundFinder
-from pipeline.tasks.track import Approach, Track
-from pipeline.tasks.tracking import CARRY_NS, Tracker
 
 Floats = npt.NDArray[np.float32]
 Labels = Mapping[int, tuple[str, float]]  # track id → label and score

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.tasks.detections import Detection
-from pipeline.tasks.faces import overlap
-from pipeline.tasks.ranging import Ranged
+from pipeline.perception.expression.faces import overlap
+from pipeline.perception.obstacles.detections import Detection
+from pipeline.perception.obstacles.ranging import Ranged
 
 Floats = npt.NDArray[np.float32]
 

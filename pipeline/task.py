@@ -19,9 +19,9 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Opinion, Prediction, Receipt, Subject
 from pipeline.metrics import Metrics
+from pipeline.perception.model_loader import Engines
 from pipeline.plugins import find
 from pipeline.runtime.config import check_options
-from pipeline.tasks.engines import Engines
 
 UNCERTAIN = "uncertain"
 

@@ -23,9 +23,9 @@ from pipeline import assets
 from pipeline.errors import ConfigError, nearest
 from pipeline.inference.engine import Engine
 from pipeline.inference.onnx_file import OnnxFile, Value
+from pipeline.perception.model_loader import Engines
+from pipeline.perception.obstacles.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
 from pipeline.preprocessing import letterbox
-from pipeline.tasks.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
-from pipeline.tasks.engines import Engines
 
 PINNED = "yolox-nano"  # of models/assets.toml; yolox-tiny sees more, and takes four times as long
 NONE = "none"

@@ -36,9 +36,9 @@ class Engines:
             self._metrics.facts[f"engine {name}"] = description
 
         def given() -> Iterator[Tensors]:
-            from pipeline.tasks import samples
+            from pipeline.perception import parity_samples
 
-            return samples.of(path)
+            return parity_samples.of(path)
 
         backend = "onnxruntime" if branches and self._backend in ("auto", "tensorrt", "tensorrt_rtx") else self._backend
         engine = load(path, backend=backend, precision=self._precision if reduced else "fp32", threads=self._threads,

@@ -21,8 +21,8 @@ from pipeline.errors import ConfigError
 from pipeline.frame import NO_EMBEDDING, Frame
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.expression.quality import voice_quality
 from pipeline.preprocessing import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, audio_window, voice_tensor
-from pipeline.tasks.quality import voice_quality
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.tasks.clusters import Cluster
+from pipeline.perception.obstacles.clusters import Cluster
 
 Place = tuple[float, float]
 Edges = tuple[float, float, float, float]  # least along both axes of a box, then greatest

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.tasks.clusters import Cluster
-from pipeline.tasks.track import CARRIED_HITS, GAP_NS, UNKNOWN_MPS, Place, Track, edges
+from pipeline.perception.obstacles.clusters import Cluster
+from pipeline.perception.obstacles.track import CARRIED_HITS, GAP_NS, UNKNOWN_MPS, Place, Track, edges
 
 WORLD_MPS = 5.0  # of a new thing's velocity, from that of the rest of the world where it moves alike
 WORLD_TRACKS, WORLD_HITS = 5, 6

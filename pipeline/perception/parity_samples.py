@@ -22,6 +22,8 @@ from pipeline.errors import ConfigError
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
 from pipeline.inference.onnx_file import OnnxFile, Value
+from pipeline.perception.expression.faces import INPUT as PICTURE
+from pipeline.perception.expression.faces import WINDOW_PX, FaceDetector
 from pipeline.preprocessing import (
     VOICE_FRAMES,
     VOICE_HOP,
@@ -32,8 +34,6 @@ from pipeline.preprocessing import (
     place_tensor,
     voice_tensor,
 )
-from pipeline.tasks.faces import INPUT as PICTURE
-from pipeline.tasks.faces import WINDOW_PX, FaceDetector
 
 Floats = npt.NDArray[np.float32]
 
