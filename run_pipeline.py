@@ -162,7 +162,7 @@ def export(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
 
     if args.precision:
-        from pipeline.training.precision import export
+        from pipeline.training.export.precision import export
 
         export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
         return

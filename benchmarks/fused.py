@@ -22,7 +22,7 @@ from pipeline.inference.engine import Tensors, load
 from pipeline.inference.manifest import METADATA_KEY, Manifest
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.perception import parity_samples
-from pipeline.training import fused
+from pipeline.training.export import fused
 
 PICTURES_HZ, DECISIONS_HZ = 30, 4
 

@@ -47,7 +47,7 @@ class TorchPlan:
     """A model's torch twin as a runner's plan. view: the tensor at an address. submit: work, in the order of a stream."""
 
     def __init__(self, path: Path, *, device: str, half: bool, view: View, submit: Submit, forget: str = "") -> None:
-        from pipeline.training.twin import Twin
+        from pipeline.training.export.onnx_to_torch import Twin
 
         self.twin = Twin(path, device=device, half=half)
         self.view, self.submit, self.forget = view, submit, forget

@@ -120,7 +120,7 @@ def _twin(path: Path) -> Any:
         return None
     import torch
 
-    from pipeline.training.twin import Twin
+    from pipeline.training.export.onnx_to_torch import Twin
 
     torch.set_num_threads(1)
     return Twin(path)
@@ -136,7 +136,7 @@ def _file(path: Path, precision: str, folder: Path) -> Path | None:
         return with_precision(path, precision)
     key = (path, precision)
     if key not in _written:
-        from pipeline.training.precision import export
+        from pipeline.training.export.precision import export
 
         try:
             source = folder / path.name

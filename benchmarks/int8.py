@@ -16,7 +16,7 @@ from pipeline import assets
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.switch import judge
 from pipeline.perception import parity_samples
-from pipeline.training.precision import CALIBRATION_SEED, layers, quantize
+from pipeline.training.export.precision import CALIBRATION_SEED, layers, quantize
 
 GATE_SEED = 0
 

@@ -11,8 +11,8 @@ from test_emotion import asset
 from test_emotion_voice import RATE, made, speech
 
 from pipeline.errors import ConfigError
-from pipeline.training import clip_sets
-from pipeline.training.clip_sets import Clip, clips, crema_d, emodb, ravdess
+from pipeline.training.data import clip_sets
+from pipeline.training.data.clip_sets import Clip, clips, crema_d, emodb, ravdess
 
 
 def recorded(path: Path, samples: np.ndarray) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.training.stream import evaluate_stream, measure
+from pipeline.training.evaluation.stream import evaluate_stream, measure
 
 
 def run(labels: list[str | None], every_s: float = 1.0) -> list[dict[str, Any]]:

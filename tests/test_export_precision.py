@@ -14,7 +14,7 @@ from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.inference.parity import Verdict
-from pipeline.training import precision as export
+from pipeline.training.export import precision as export
 
 FACE = Path(__file__).resolve().parent.parent / "models" / "face-expression.onnx"
 

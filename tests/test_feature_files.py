@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.training import datasets
-from pipeline.training.datasets import load_faces, load_rows
+from pipeline.training.data import datasets
+from pipeline.training.data.datasets import load_faces, load_rows
 
 RANDOM = np.random.default_rng(0)
 

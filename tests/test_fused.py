@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ConfigError
 from pipeline.inference.backends.onnxruntime import Onnxruntime
-from pipeline.training.fused import join
+from pipeline.training.export.fused import join
 
 Array = np.ndarray
 LABELS = 3

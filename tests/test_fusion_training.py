@@ -15,13 +15,14 @@ from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest, TensorInfo  # noqa: E402
 from pipeline.perception.expression.fusion import Fusion  # noqa: E402
-from pipeline.training import fusion, fusion_votes  # noqa: E402
-from pipeline.training.bridge import Bridge, export_bridge  # noqa: E402
-from pipeline.training.datasets import FACE_CLASSES  # noqa: E402
-from pipeline.training.fusion_fit import Recipe, answer, fit  # noqa: E402
-from pipeline.training.report import write  # noqa: E402
-from pipeline.training.scores import markdown, score  # noqa: E402
-from pipeline.training.votes import VOTE_CLASSES, Votes, folds, load_votes  # noqa: E402
+from pipeline.training.data.datasets import FACE_CLASSES  # noqa: E402
+from pipeline.training.data.votes import VOTE_CLASSES, Votes, folds, load_votes  # noqa: E402
+from pipeline.training.evaluation.report import write  # noqa: E402
+from pipeline.training.evaluation.scores import markdown, score  # noqa: E402
+from pipeline.training.fusion import judge_votes
+from pipeline.training.fusion import train as fusion  # noqa: E402
+from pipeline.training.fusion.fit import Recipe, answer, fit  # noqa: E402
+from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge  # noqa: E402
 
 
 def opinions(labels: np.ndarray, *, right: float, classes: int, seed: int) -> np.ndarray:
@@ -46,8 +47,8 @@ def drawn_votes(count: int = 600) -> Votes:
 def bridge() -> Bridge:
     torch.set_num_threads(1)
     votes = drawn_votes()
-    core = fusion_votes.network("hybrid", seed=1)
-    fit(core, fusion_votes.examples(votes), Recipe(epochs=6, batch=64, rate=1e-2, distil=0.0), seed=1)
+    core = judge_votes.network("hybrid", seed=1)
+    fit(core, judge_votes.examples(votes), Recipe(epochs=6, batch=64, rate=1e-2, distil=0.0), seed=1)
     made = Bridge(core, FACE_CLASSES)
     labels = np.random.default_rng(1).integers(0, 7, 1500)
     made.fit(opinions(labels, right=0.5, classes=7, seed=5), opinions(labels, right=0.4, classes=7, seed=6), labels)
@@ -177,18 +178,18 @@ def test_votes_are_those_that_were_published(votes: Votes) -> None:
 def test_one_network_serves_every_situation_on_unseen_actors(votes: Votes) -> None:
     """One fold of ten; the whole table is in docs/emotion.md."""
     torch.set_num_threads(1)
-    told = fusion_votes.examples(votes)
+    told = judge_votes.examples(votes)
     train, test = next(folds(votes.actors, count=3, seed=1))
     assert not set(votes.actors[train]) & set(votes.actors[test])
-    net = fusion_votes.network("hybrid", seed=1)
-    fit(net, told.take(train), fusion_votes.RECIPE, seed=1)
+    net = judge_votes.network("hybrid", seed=1)
+    fit(net, told.take(train), judge_votes.RECIPE, seed=1)
 
     def accuracy(*senses: str) -> float:
         return float((answer(net, told.take(test).with_only(*senses)).argmax(1) == votes.labels[test]).mean())
 
     def best(*senses: str) -> float:
         x = np.concatenate([votes.opinions(sense) for sense in senses], 1)
-        return float((fusion_votes.logistic(x[train], votes.labels[train])(x[test]).argmax(1) == votes.labels[test]).mean())
+        return float((judge_votes.logistic(x[train], votes.labels[train])(x[test]).argmax(1) == votes.labels[test]).mean())
 
     assert accuracy("face", "voice") > best("face", "voice") - 0.01
     assert accuracy("face") > best("face") - 0.015 and accuracy("voice") > best("voice") - 0.015

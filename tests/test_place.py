@@ -204,12 +204,12 @@ def test_shipped_model_is_as_good_on_intel_as_its_card_says(data_dir: Path) -> N
     """A fifth of the pictures, evenly: the whole set is what `evaluate place` measures."""
     if not (data_dir / "scenes" / "intel").is_dir():
         pytest.skip(f"no scenes/intel in {data_dir}")
-    from pipeline.training import place_evaluate
-    from pipeline.training.place_data import INTEL, load_places
+    from pipeline.training.place import evaluate
+    from pipeline.training.place.data import INTEL, load_places
 
     places = load_places(data_dir / "scenes" / "intel", INTEL)
-    logits = place_evaluate.place_logits(SHIPPED, places.images[::5])
-    measured = place_evaluate.intel_of(logits, places.labels[::5], Manifest.read(SHIPPED))
+    logits = evaluate.place_logits(SHIPPED, places.images[::5])
+    measured = evaluate.intel_of(logits, places.labels[::5], Manifest.read(SHIPPED))
     claimed = Manifest.read(SHIPPED).metrics
     assert claimed["cv_accuracy"] >= 0.91 and claimed["intel_accuracy"] >= 0.844
     assert measured["intel_accuracy"] == pytest.approx(claimed["intel_accuracy"], abs=0.04)

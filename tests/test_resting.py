@@ -52,7 +52,7 @@ def test_task_moves_a_faces_answers_only_once_its_rest_is_known(weights: Path, t
 
 
 def test_baseline_is_judged_on_speakers_that_fitted_nothing() -> None:
-    baseline = pytest.importorskip("pipeline.training.baseline", reason="needs torch: scripts/setup train")
+    baseline = pytest.importorskip("pipeline.training.evaluation.baseline", reason="needs torch: scripts/setup train")
     random = np.random.default_rng(0)
     label, person = random.integers(0, 3, 600), np.arange(600) % 20
     habit = random.normal(0, 1.5, (20, 3))[person]  # everybody is read with a bias of their own

@@ -34,7 +34,7 @@ L4 = {"name": "NVIDIA L4", "capability": [8, 9], "driver": "13.0"}
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_rtx_builds_every_model_for_all_targets(path: Path, precision: str, tmp_path: Path) -> None:
-    from pipeline.training.precision import WRITERS
+    from pipeline.training.export.precision import WRITERS
 
     model = tmp_path / path.name
     WRITERS[precision](path, model)
@@ -42,7 +42,7 @@ def test_rtx_builds_every_model_for_all_targets(path: Path, precision: str, tmp_
 
 
 def test_rtx_builds_the_face_encoder_in_int8_for_all_targets(tmp_path: Path) -> None:
-    from pipeline.training.precision import export
+    from pipeline.training.export.precision import export
 
     try:
         verdict = export("face-expression", precision="int8", out=tmp_path / "face.int8.onnx")

@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import face_tensor  # noqa: E402
-from pipeline.training import datasets, evaluate  # noqa: E402
-from pipeline.training.export import export_face, largest_difference  # noqa: E402
-from pipeline.training.face import augment, train  # noqa: E402
+from pipeline.training.data import datasets  # noqa: E402
+from pipeline.training.evaluation import evaluate  # noqa: E402
+from pipeline.training.export.onnx_export import export_face, largest_difference  # noqa: E402
+from pipeline.training.face.load_checkpoint import face_net_from  # noqa: E402
+from pipeline.training.face.train import augment, train  # noqa: E402
 from pipeline.training.nets import FaceNet, MirroredFaceNet  # noqa: E402
-from pipeline.training.restart import face_net_from  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)  # half a minute of computing, and more beside other tests
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "face-expression.onnx"
@@ -98,7 +99,7 @@ def test_training_goes_on_from_a_shipped_file_with_the_answers_it_had(tmp_path: 
 
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch) -> None:
     # Full precision and one step per weight update: what is left of a difference is the order of float additions.
-    monkeypatch.setattr("pipeline.training.face.bf16_is_fast", lambda: False)
+    monkeypatch.setattr("pipeline.training.face.train.bf16_is_fast", lambda: False)
     train(data=data, out=tmp_path / "whole.onnx", epochs=2, seed=1, runs=tmp_path / "whole")
 
     class PowerCut(Exception): ...
@@ -107,7 +108,7 @@ def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(data: Pa
         raise PowerCut
 
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr("pipeline.training.face.Path.open", cut)          # the log line after the first epoch's checkpoint
+        patch.setattr("pipeline.training.face.train.Path.open", cut)          # the log line after the first epoch's checkpoint
         train(data=data, out=tmp_path / "cut.onnx", epochs=2, seed=1, runs=tmp_path / "cut")
     train(data=data, out=tmp_path / "cut.onnx", epochs=2, seed=1, resume=True, runs=tmp_path / "cut")
 

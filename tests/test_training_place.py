@@ -15,9 +15,10 @@ from pipeline.errors import AssetError, ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import PLACE_PX, place_tensor  # noqa: E402
-from pipeline.training import export, place, place_evaluate  # noqa: E402
-from pipeline.training.place_data import INTEL, MEANT, PLACES, Places, folds, load_places, vary  # noqa: E402
-from pipeline.training.place_net import PlaceNet, start_net  # noqa: E402
+from pipeline.training.export import onnx_export  # noqa: E402
+from pipeline.training.place import evaluate, train  # noqa: E402
+from pipeline.training.place.data import INTEL, MEANT, PLACES, Places, folds, load_places, vary  # noqa: E402
+from pipeline.training.place.net import PlaceNet, start_net  # noqa: E402
 
 
 def made_up_places(count: int) -> Places:
@@ -55,19 +56,19 @@ def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> 
     early = np.random.default_rng(0).normal(0, 1, (2, 64, 192, 8, 8)).astype(np.float16)
     early[:, :, :3] += 3 * np.eye(3)[places.labels][None, :, :, None, None].astype(np.float16)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    trained = place.learn(net, list(early), places.labels, np.arange(64), epochs=6, seed=1, name="test")
+    trained = train.learn(net, list(early), places.labels, np.arange(64), epochs=6, seed=1, name="test")
     after = trained.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and not any(name.startswith(PlaceNet.frozen) for name in changed)
     assert not any("running" in name for name in changed)                   # ImageNet's statistics stay
-    losses = [float(torch.nn.functional.cross_entropy(place.answer(n, early[0])[0], torch.from_numpy(places.labels)))
+    losses = [float(torch.nn.functional.cross_entropy(train.answer(n, early[0])[0], torch.from_numpy(places.labels)))
               for n in (random_net(), trained)]
     assert losses[1] < losses[0]
 
 
 def test_exported_network_answers_as_torch_does_in_any_batch(tmp_path: Path) -> None:
     net = random_net(15)
-    export.export_place(net, tmp_path / "place.onnx")
+    onnx_export.export_place(net, tmp_path / "place.onnx")
     pictures = np.stack([place_tensor(image) for image in made_up_places(3).images])
     engine = Onnxruntime(tmp_path / "place.onnx", threads=1, device="cpu")
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_intel_answer_is_the_group_with_the_most_probability_and_a_glacier_is_a_
     probs[2, PLACES.index("coast")] = 0.05
     labels = np.array([INTEL.index("buildings"), INTEL.index("glacier"), INTEL.index("sea")])
     manifest = Manifest("m", "place", (), (), PLACES, 1.0, "", "", "")
-    found = place_evaluate.intel_of(np.log(probs).astype(np.float32), labels, manifest)
+    found = evaluate.intel_of(np.log(probs).astype(np.float32), labels, manifest)
     assert found["intel_accuracy"] == 1 and found["intel_accuracy_of_all_labels"] == pytest.approx(1 / 3)
     assert sorted(name for names in MEANT.values() for name in names) == sorted(set(PLACES) - {
         "bedroom", "kitchen", "livingroom", "office", "store", "opencountry"})

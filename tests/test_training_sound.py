@@ -15,13 +15,13 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.tasks.sounds import MODEL, OTHER, Ears  # noqa: E402
-from pipeline.training import sound as training  # noqa: E402
-from pipeline.training.datasets import data_folder  # noqa: E402
-from pipeline.training.export import MAX_DIFFERENCE, export_sound, largest_difference  # noqa: E402
+from pipeline.training.data.datasets import data_folder  # noqa: E402
+from pipeline.training.export.onnx_export import MAX_DIFFERENCE, export_sound, largest_difference  # noqa: E402
 from pipeline.training.nets import Panel  # noqa: E402
-from pipeline.training.sound_clips import FOLDS, LABELS, clips_of, fold_of, load_sounds  # noqa: E402
-from pipeline.training.sound_ears import evaluate_sound, played  # noqa: E402
-from pipeline.training.sound_net import SoundAnalysis, SoundNet  # noqa: E402
+from pipeline.training.sound import train as training  # noqa: E402
+from pipeline.training.sound.clips import FOLDS, LABELS, clips_of, fold_of, load_sounds  # noqa: E402
+from pipeline.training.sound.net import SoundAnalysis, SoundNet  # noqa: E402
+from pipeline.training.sound.sound_evaluate import evaluate_sound, played  # noqa: E402
 
 RATE_HZ = 16_000
 

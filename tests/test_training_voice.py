@@ -17,14 +17,14 @@ from pipeline.errors import AssetError, ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import voice_tensor  # noqa: E402
-from pipeline.training import voice, voice_ship  # noqa: E402
-from pipeline.training.datasets import FACE_CLASSES  # noqa: E402
+from pipeline.training.data.datasets import FACE_CLASSES  # noqa: E402
+from pipeline.training.data.speech import Speech, clips, load_speech  # noqa: E402
 from pipeline.training.nets import Panel  # noqa: E402
-from pipeline.training.speech import Speech, clips, load_speech  # noqa: E402
-from pipeline.training.voice_windows import draw  # noqa: E402
+from pipeline.training.voice import train, voice_export  # noqa: E402
+from pipeline.training.voice.windows import draw  # noqa: E402
 
 RATE_HZ = 16_000
-SHIPPED = [voice_ship.MODEL, voice_ship.MODEL.with_name("voice-expression-emodb.onnx")]
+SHIPPED = [voice_export.MODEL, voice_export.MODEL.with_name("voice-expression-emodb.onnx")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +107,7 @@ def test_decisions_are_a_quarter_of_a_second_apart_and_begin_after_half_a_second
 
 
 def test_folds_never_hear_whom_they_are_asked_about(speech: Speech) -> None:
-    found = voice.parts(speech)
+    found = train.parts(speech)
     for part in found:
         assert not set(speech.speakers[part.train]) & set(speech.speakers[part.test])
     folds = [part for part in found if part.name.startswith("voice-")]
@@ -126,10 +126,10 @@ def test_training_windows_are_like_live_ones_and_the_same_for_one_seed(speech: S
 
 
 def test_set_without_a_label_does_not_speak_against_it(speech: Speech) -> None:
-    known = voice.known_labels(speech, FACE_CLASSES)
+    known = train.known_labels(speech, FACE_CLASSES)
     fear, emodb = FACE_CLASSES.index("fear"), np.flatnonzero(speech.of("emodb"))[:1]
     logits = torch.zeros(1, 7, requires_grad=True)
-    voice.cross_entropy(logits, torch.tensor([0]), known[emodb]).backward()
+    train.cross_entropy(logits, torch.tensor([0]), known[emodb]).backward()
     assert logits.grad is not None and logits.grad[0, fear] == 0 and logits.grad[0, 0] < 0
 
 
@@ -139,7 +139,7 @@ SHORT = {"epochs": 1, "seed": 1, "copies": 2}
 @pytest.fixture(scope="module")
 def trained(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    voice.train(data=data, out=folder / "voice-expression.onnx", runs=cache, **SHORT)
+    train.train(data=data, out=folder / "voice-expression.onnx", runs=cache, **SHORT)
     return folder
 
 
@@ -160,33 +160,33 @@ def test_resumed_training_ends_with_the_same_weights_and_another_run_is_refused(
 ) -> None:
     for kept in cache.glob("speech-*.npz"):
         shutil.copy(kept, tmp_path)
-    fitted, whole = voice.fit, torch.load(cache / "voice-encoded.pt", weights_only=True)["net"]
+    fitted, whole = train.fit, torch.load(cache / "voice-encoded.pt", weights_only=True)["net"]
 
     class PowerCut(Exception): ...
 
-    def cut(speech: Speech, drawn: torch.Tensor, part: voice.Part, **options: int) -> tuple[Panel, float]:
+    def cut(speech: Speech, drawn: torch.Tensor, part: train.Part, **options: int) -> tuple[Panel, float]:
         if part.name == "voice-2":
             raise PowerCut
         return fitted(speech, drawn, part, **options)
 
-    monkeypatch.setattr(voice, "fit", cut)
+    monkeypatch.setattr(train, "fit", cut)
     with pytest.raises(PowerCut):
-        voice.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, **SHORT)
+        train.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, **SHORT)
     first = (tmp_path / "voice-0-encoded.pt").stat().st_mtime_ns
-    monkeypatch.setattr(voice, "fit", fitted)
-    voice.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, resume=True, **SHORT)
+    monkeypatch.setattr(train, "fit", fitted)
+    train.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, resume=True, **SHORT)
     assert (tmp_path / "voice-0-encoded.pt").stat().st_mtime_ns == first, "what was trained is not trained again"
     again = torch.load(tmp_path / "voice-encoded.pt", weights_only=True)["net"]
     assert all(torch.equal(again[name], value) for name, value in whole.items())
     with pytest.raises(ConfigError, match="without --resume"):
-        voice.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, resume=True, **SHORT | {"epochs": 2})
+        train.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, resume=True, **SHORT | {"epochs": 2})
 
 
 def test_evaluation_keeps_speakers_of_the_training_apart(trained: Path, data: Path, tmp_path: Path) -> None:
     write_buzz(tmp_path / "speech/emodb/angry/16a01Wa.wav", 100)
     for path in (data / "speech" / "emodb").rglob("*.wav"):
         (tmp_path / "speech" / "emodb" / path.name).write_bytes(path.read_bytes())
-    table = voice_ship.evaluate_voice(model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json")
+    table = voice_export.evaluate_voice(model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json")
     counts = {what: row["clip"].count for what, row in table.items()}
     assert counts == {"emodb, speakers never heard, 1 labels": 1, "emodb, SPEAKERS IT WAS TRAINED ON, 4 labels": 8}
 

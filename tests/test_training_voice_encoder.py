@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup
 from pipeline import assets  # noqa: E402
 from pipeline.errors import AssetError  # noqa: E402
 from pipeline.preprocessing import VOICE_FRAMES, voice_tensor  # noqa: E402
-from pipeline.training.voice_encoder import ASSET, BANDS, WINDOW, SpeakerEncoder  # noqa: E402
+from pipeline.training.voice.speaker_encoder import ASSET, BANDS, WINDOW, SpeakerEncoder  # noqa: E402
 
 RATE_HZ, HOP = 16_000, 160
 

@@ -15,8 +15,8 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import METADATA_KEY, Manifest  # noqa: E402
 from pipeline.inference.onnx_file import OnnxFile  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
-from pipeline.training.evaluate import softmax  # noqa: E402
-from pipeline.training.twin import Twin  # noqa: E402
+from pipeline.training.evaluation.evaluate import softmax  # noqa: E402
+from pipeline.training.export.onnx_to_torch import Twin  # noqa: E402
 
 OURS = sorted(p for p in (Path(__file__).resolve().parent.parent / "models").glob("*.onnx") if "." not in p.stem)
 MOST = 1e-4

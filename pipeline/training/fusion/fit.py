@@ -1,0 +1,209 @@
+"""The one loop that trains any fusion network, and its losses.
+
+Each batch is seen twice: whole, and with modalities taken away at random. The network learns to answer both, each modality
+learns to answer alone, and (distillation) what it says with some of them follows what it says with all.
+
+    net = FusionNet((Modality("face", 6), Modality("voice", 6)), labels=6, family="attention")
+    fit(net, examples.take(rows), Recipe(epochs=40), seed=1)
+    logits = answer(net, examples.take(test_rows).with_only("face"))     # (n, 6) float32
+    export_fusion(net, Path("models/fusion.onnx"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.training.export.onnx_export import furthest, write_checked
+from pipeline.training.fusion.families import Joint, State
+from pipeline.training.fusion.nets import Fused, FusionNet, Modality
+
+CONTRAST_TEMPERATURE = 0.2
+
+
+@dataclass(frozen=True)
+class Examples:
+    """features: per modality (n, tokens, width) float32. present, offset_s: (n, all tokens) float32. labels: (n,)."""
+
+    modalities: tuple[Modality, ...]
+    features: tuple[Tensor, ...]
+    present: Tensor
+    offset_s: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, modalities: Sequence[Modality], features: Sequence[npt.NDArray[np.floating]], labels: npt.NDArray[np.int64],
+           present: npt.NDArray[np.floating] | None = None, offset_s: npt.NDArray[np.floating] | None = None) -> Examples:
+        """features: (n, width), or (n, tokens, width); everything present, and at the anchor, unless said otherwise."""
+        tensors = tuple(torch.from_numpy(np.asarray(x, np.float32).reshape(len(labels), m.tokens, m.width))
+                        for m, x in zip(modalities, features, strict=True))
+        shape = (len(labels), sum(m.tokens for m in modalities))
+        here = np.ones(shape, np.float32) if present is None else np.asarray(present, np.float32)
+        when = np.zeros(shape, np.float32) if offset_s is None else np.asarray(offset_s, np.float32)
+        return cls(tuple(modalities), tensors, torch.from_numpy(here), torch.from_numpy(when), torch.from_numpy(labels))
+
+    def take(self, rows: npt.NDArray[np.int64] | Tensor) -> Examples:
+        at = torch.as_tensor(rows)
+        return replace(self, features=tuple(x[at] for x in self.features), present=self.present[at],
+                       offset_s=self.offset_s[at], labels=self.labels[at])
+
+    def with_only(self, *names: str) -> Examples:
+        """All other modalities absent."""
+        keep = torch.cat([torch.full((m.tokens,), float(m.name in names)) for m in self.modalities])
+        return replace(self, present=self.present * keep)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """drop: chance of each modality to be taken away (never all). own: weight of the loss of each modality alone. distil:
+    of the loss that draws the answer without some modalities to the answer with all. contrast: of the loss that brings
+    what belongs together close in the coordinated space. translate, tell: of guessed embeddings, of the joint code's."""
+
+    epochs: int = 30
+    batch: int = 128
+    rate: float = 3e-3
+    decay: float = 1e-3
+    drop: float = 0.3
+    own: float = 0.3
+    distil: float = 0.3
+    contrast: float = 0.3
+    translate: float = 0.3
+    tell: float = 0.1
+
+
+def fit(net: FusionNet, examples: Examples, recipe: Recipe, *, seed: int) -> None:
+    """AdamW, one-cycle; deterministic for a seed on one thread. Leaves the network in eval mode."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    size = min(recipe.batch, len(examples))
+    steps = recipe.epochs * (len(examples) // size)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=steps)
+    net.train()
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(examples), generator=generator)
+        for start in range(0, len(examples) - size + 1, size):
+            loss = losses(net, examples.take(order[start : start + size]), recipe, generator)
+            if not loss.requires_grad:
+                break  # a rule over opinions that are given: there is nothing to learn
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    net.eval()
+
+
+def losses(net: FusionNet, batch: Examples, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    y = batch.labels
+    state = net.encode(batch.features, batch.present, batch.offset_s)
+    whole = net.decide(state)
+    loss = F.cross_entropy(whole.logits, y) + recipe.own * alone(whole, state, y)
+    if recipe.drop > 0 and len(net.modalities) > 1:
+        kept = batch.present * dropped(net.modalities, len(batch), recipe.drop, generator)
+        some = net(batch.features, kept, batch.offset_s)
+        taught = torch.softmax(whole.logits.detach(), 1)
+        loss = loss + F.cross_entropy(some.logits, y) + recipe.distil * F.cross_entropy(some.logits, taught)
+    if net.coordinates:
+        loss = loss + recipe.contrast * belonging(net, state, y)
+    if len(net.guess):
+        guesses = net.translations(state.own, state.presence)
+        for guess, own, p in zip(guesses, state.own, state.presence, strict=True):
+            loss = loss + recipe.translate * (p * (guess - own.detach()) ** 2).mean()
+    if isinstance(net.family, Joint):
+        for tell, raw, p in zip(net.family.tell, state.raw, state.presence, strict=True):
+            loss = loss + recipe.tell * (p * (tell(whole.embedding) - raw) ** 2).mean()
+    return loss
+
+
+def alone(fused: Fused, state: State, y: Tensor) -> Tensor:
+    """Each modality's own loss, over those that are present."""
+    each = F.cross_entropy(fused.opinions.flatten(0, 1), y.repeat_interleave(fused.opinions.shape[1]), reduction="none")
+    there = (state.flags() > 0).float().flatten()
+    return (each * there).sum() / there.sum().clamp(min=1)
+
+
+def dropped(modalities: Sequence[Modality], count: int, chance: float, generator: torch.Generator) -> Tensor:
+    """(count, all tokens) of 0 and 1: whole modalities are taken away, but one of each row stays."""
+    keep = torch.rand(count, len(modalities), generator=generator) >= chance  # (B, M)
+    spared = torch.randint(len(modalities), (count,), generator=generator)
+    keep[torch.arange(count), spared] = True
+    return torch.cat([keep[:, i : i + 1].expand(-1, m.tokens) for i, m in enumerate(modalities)], 1).float()
+
+
+def belonging(net: FusionNet, state: State, y: Tensor) -> Tensor:
+    """Supervised contrast (Khosla et al. 2020) across modalities: the same label lies nearer than another."""
+    same = (y[:, None] == y[None]).float()
+    total = torch.zeros(())
+    for i, j in net.pairs:
+        both = (state.presence[i] * state.presence[j] > 0).float()  # (B, 1)
+        near = state.coordinates[i] @ state.coordinates[j].T / CONTRAST_TEMPERATURE  # (B, B)
+        positives = same * both.T
+        for scores, wanted in ((near, positives), (near.T, positives)):
+            scores = scores + torch.where(both.T > 0, 0.0, -1e4)
+            told = (wanted * torch.log_softmax(scores, 1)).sum(1, keepdim=True) / wanted.sum(1, keepdim=True).clamp(min=1)
+            total = total - (both * told).sum() / both.sum().clamp(min=1)
+    return total / max(1, 2 * len(net.pairs))
+
+
+@torch.no_grad()
+def answer(net: FusionNet, examples: Examples) -> npt.NDArray[np.float32]:
+    """(n, labels) logits."""
+    net.eval()
+    return np.asarray(net(examples.features, examples.present, examples.offset_s).logits.numpy())
+
+
+def export_fusion(net: FusionNet, path: Path) -> None:
+    """Write the modalities by name (n, tokens, width), `present` and `offset_s` (n, all tokens) -> `logits`, `opinions`,
+    `embedding` and, where it tells one, `agreement`; float32, n free.
+
+    An input that the family does not read (`offset_s` of most) is no input of the file. Raises RuntimeError, and leaves
+    no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
+    """
+    net.eval()
+    inputs = [*(m.name for m in net.modalities), "present", "offset_s"]
+    outputs = ["logits", "opinions", "embedding", *(["agreement"] if net.coordinates and net.pairs else [])]
+    flat = _Flat(net, len(outputs)).eval()
+    write_checked(flat, _samples(net, 2), path, inputs, outputs, lambda file: largest_difference(net, file))
+
+
+@torch.no_grad()
+def largest_difference(net: FusionNet, path: Path) -> float:
+    """Between torch and ONNX Runtime over all outputs, with modalities present, absent and in between."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    told = [output.name for output in session.get_outputs()]
+    samples = _samples(net, 16)
+    inputs = dict(zip([*(m.name for m in net.modalities), "present", "offset_s"], samples, strict=True))
+    read = {value.name for value in session.get_inputs()}
+    theirs = session.run(told, {name: x.numpy() for name, x in inputs.items() if name in read})
+    ours = _Flat(net, len(told))(*samples)
+    return furthest(ours, theirs)
+
+
+class _Flat(torch.nn.Module):
+    """Every tensor an argument of its own, as ONNX wants them."""
+
+    def __init__(self, net: FusionNet, outputs: int) -> None:
+        super().__init__()
+        self.net, self.outputs = net, outputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.net(tensors[:-2], tensors[-2], tensors[-1]))[: self.outputs]
+
+
+def _samples(net: FusionNet, count: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(count, m.tokens, m.width, generator=generator) for m in net.modalities]
+    tokens = sum(m.tokens for m in net.modalities)
+    present = torch.tensor([0.0, 0.4, 1.0])[torch.randint(3, (count, tokens), generator=generator)]
+    return (*features, present, torch.randn(count, tokens, generator=generator))

@@ -1,0 +1,243 @@
+"""Trains the live fusion of face and voice, from people's votes and our encoders' outputs to the shipped ONNX file.
+
+    python run_pipeline.py train fusion --seed 1
+    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx      # on data of one's own: fusion_own.py
+
+What a face and a voice together mean is learnt from human votes (votes.py), where both opinions are about one moment. The
+bridge to our encoders (bridge.py) is fitted on outputs for faces and voices that trained neither encoder: the face model's
+held-back faces, and the voice folds' out-of-fold decisions. No recording here has both, so a face and a clip of the same
+label make a pseudo-pair: the two senses are then independent given the label, which one person's are not, and every gain
+measured on them is an upper bound. Folds by actor, and by face; a fusion that is not better than its best single modality
+is refused as the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.training.data.datasets import (
+    FACE_CLASSES,
+    OWN_FORMAT,
+    Faces,
+    data_folder,
+    load_faces,
+    near_duplicate_groups,
+    split_by_group,
+)
+from pipeline.training.data.votes import folds, load_votes
+from pipeline.training.evaluation import evaluate
+from pipeline.training.evaluation.report import write
+from pipeline.training.evaluation.scores import Scores, markdown, score
+from pipeline.training.face.train import HELD_BACK
+from pipeline.training.fusion import judge_votes
+from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
+from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge, opinions_of
+from pipeline.training.fusion.nets import FusionNet, Modality
+from pipeline.training.fusion.own_data import LEAST_AGREEMENT_AUC, area, train_own
+
+MODEL = evaluate.FACE_MODEL.with_name("fusion-expression.onnx")
+VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # made by training/voice.py, whose docstring says what is in it
+FOLDS = 5
+FACES_PER_CLIP = 8
+CORE = "hybrid"
+BRIDGE = "votes and bridge"
+MODALITIES = tuple(Modality(name, len(FACE_CLASSES), opinion=True) for name in ("face", "voice"))
+PAIRED = Recipe(epochs=15, batch=256, rate=5e-3, distil=0.0)
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pseudo-pairs. face, voice: (n, 7) log-probabilities. labels, speakers: (n,). face_row, clip_row: which they were."""
+
+    face: Floats
+    voice: Floats
+    labels: Rows
+    speakers: npt.NDArray[np.str_]
+    face_row: Rows
+    clip_row: Rows
+
+    def take(self, rows: Rows) -> Pairs:
+        return Pairs(self.face[rows], self.voice[rows], self.labels[rows], self.speakers[rows], self.face_row[rows],
+                     self.clip_row[rows])
+
+
+def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_model: Path = evaluate.FACE_MODEL,
+          voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion"), family: str | None = None,
+          format: str = OWN_FORMAT, epochs: int = 30) -> dict[str, dict[str, Scores]]:
+    """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
+    scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
+
+    With a family, `data` is a labelled data set of one's own, in a format of datasets.load_rows, and that family is fitted on it instead.
+    """
+    if family is not None:
+        if data is None or out == MODEL:
+            raise ConfigError("--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result.")
+        return train_own(data=data, format=format, out=out, family=family, seed=seed, epochs=epochs)
+    torch.set_num_threads(1)
+    folder = data_folder(data)
+    faces = held_back_faces(face_model, folder)
+    face = log_probs(evaluate.face_logits(face_model, faces.images) / Manifest.read(face_model).temperature)
+    voice, voice_labels, speakers = voice_opinions(voice_rows)
+    core = voted_core(folder, seed=seed)
+    pairs = pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
+    print(f"fusion: {len(face)} held-back faces, {len(voice)} clips of {len(set(speakers))} unseen actors, "
+          f"{len(pairs.labels)} pseudo-pairs", flush=True)
+    table = judge(pairs, core, seed=seed)
+    print(markdown(table))
+    write(table, runs / "pairs.json", title="Pseudo-pairs of faces and unseen actors' clips")
+    best, fused = max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy), table[BRIDGE]["both"]
+    if fused.accuracy <= best:
+        raise ConfigError(f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
+                          "not shipped. Set fusion: average, or train better encoders.")
+    bridge, auc = fitted_bridge(core, pairs), agreement_auc(pairs, seed=seed)
+    agrees = auc >= LEAST_AGREEMENT_AUC
+    bridge.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
+    print(f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
+          + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is not told"))
+    export_bridge(bridge, out, len(FACE_CLASSES))
+    said = "calibrated natural log-probabilities of the labels"
+    sizes = {"face": ("n", 1, len(FACE_CLASSES)), "voice": ("n", 1, len(FACE_CLASSES))}
+    manifest = Manifest(
+        name=out.stem, task="emotion",
+        inputs=(*(TensorInfo(name, shape, "float32", f"{name}: {said}") for name, shape in sizes.items()),
+                TensorInfo("present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = there and good")),
+        outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),
+                 *([TensorInfo("agreement", ("n", 1), "float32", "-1 to 1: how well the voice fits the face")] if agrees else [])),
+        labels=FACE_CLASSES, temperature=1.0,
+        training_data=f"CREMA-D votes about 72 actors (ODbL); bridge: held-back outputs of "
+                      f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
+        licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
+        made_by=f"python run_pipeline.py train fusion --seed {seed}",
+        metrics={"agreement_auc": round(auc, 4)} | at_rest(voice, voice_labels) | {
+            f"pseudo_pairs_{what}_{name}": round(float(getattr(found, name)), 4)
+                 for what, found in (("fused", fused), ("face", table["face alone"]["face"]),
+                                     ("voice", table["voice alone"]["voice"]))
+                 for name in ("accuracy", "uar", "macro_f1", "log_loss", "ece")},
+    )
+    manifest.write(out)
+    print(f"{out}: {manifest.metrics}", flush=True)
+    return table
+
+
+def at_rest(voice: Floats, labels: Rows) -> dict[str, float]:
+    """What neutral voices are to the voice network on average, for the live task's `baseline_s`."""
+    mean = voice[labels == FACE_CLASSES.index("neutral")].mean(axis=0)
+    return {f"neutral_voice_{label}": round(float(value), 4) for label, value in zip(FACE_CLASSES, mean, strict=True)}
+
+
+def voted_core(folder: Path, *, seed: int) -> FusionNet:
+    """What people's votes teach, all of them."""
+    core = judge_votes.network(CORE, seed=seed)
+    fit(core, judge_votes.examples(load_votes(folder)), judge_votes.RECIPE, seed=seed)
+    return core
+
+
+def held_back_faces(model: Path, folder: Path) -> Faces:
+    """The faces that the face model's own training held back."""
+    manifest = Manifest.read(model)
+    if "--seed" not in manifest.made_by:
+        raise ConfigError(f"{model}: its manifest does not say with which --seed faces were held back. Train it anew.")
+    held_back_seed = int(manifest.made_by.split("--seed")[1].split()[0])
+    faces = load_faces(folder, "train48")
+    return faces.take(split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=held_back_seed)[1])
+
+
+def voice_opinions(path: Path) -> tuple[Floats, Rows, npt.NDArray[np.str_]]:
+    """(m, 7) mean log-probabilities of each RAVDESS clip, from networks that never heard the actor; labels; actors."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: not there. Make it with: python run_pipeline.py train voice")
+    with np.load(path, allow_pickle=False) as rows:
+        ravdess = np.char.startswith(rows["clip_speaker"], "ravdess")
+        said = log_probs(rows["clip_log_probs"][ravdess].astype(np.float32))
+        return said, rows["clip_label"][ravdess].astype(np.int64), rows["clip_speaker"][ravdess]
+
+
+def log_probs(logits: npt.NDArray[np.floating]) -> Floats:
+    return np.asarray(np.log(np.maximum(evaluate.softmax(logits), 1e-7)), np.float32)
+
+
+def pseudo_pairs(face: Floats, face_labels: Rows, voice: Floats, voice_labels: Rows, speakers: npt.NDArray[np.str_], *,
+                 seed: int) -> Pairs:
+    """Each clip with FACES_PER_CLIP faces of its label."""
+    random = np.random.default_rng(seed)
+    chosen = np.stack([random.choice(np.flatnonzero(face_labels == label), FACES_PER_CLIP) for label in voice_labels])
+    clip = np.repeat(np.arange(len(voice)), FACES_PER_CLIP)
+    rows = chosen.ravel()
+    return Pairs(face[rows], voice[clip], voice_labels[clip], speakers[clip], rows, clip)
+
+
+def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Scores]]:
+    """Every method, on actors and on faces that nothing was fitted on."""
+    face, voice = pairs.face, pairs.voice
+    answers: dict[str, dict[str, npt.NDArray[np.floating]]] = {
+        "face alone": {"face": face}, "voice alone": {"voice": voice},
+        "average (no training)": {"both": np.log((np.exp(face) + np.exp(voice)) / 2)},
+        "product (no training)": {"both": face + voice},
+    }
+    fitted: dict[str, Callable[[Pairs, Pairs], npt.NDArray[np.floating]]] = {
+        BRIDGE: partial(bridged, core),
+        **{f"{family}, on pseudo-pairs": partial(paired, family, seed=seed) for family in ("weighted", "stacked", "hybrid")},
+    }
+    counted = np.zeros(len(pairs.labels), bool)
+    for name in fitted:
+        answers[name] = {"both": np.zeros_like(face)}
+    for rows, test in splits(pairs, seed=seed):
+        counted[test] = True
+        for name, method in fitted.items():
+            answers[name]["both"][test] = method(pairs.take(rows), pairs.take(test))
+    return {name: {what: score(logits[counted], pairs.labels[counted], pairs.speakers[counted], seed=seed)
+                   for what, logits in by.items()} for name, by in answers.items()}
+
+
+def splits(pairs: Pairs, *, seed: int) -> Iterator[tuple[Rows, Rows]]:
+    """(rows to fit on, rows to test on): neither the actor nor the face of a tested pair was there before."""
+    actors = np.unique(pairs.speakers, return_inverse=True)[1].astype(np.int64)
+    face_fold = np.random.default_rng(seed).integers(0, FOLDS, int(pairs.face_row.max()) + 1)[pairs.face_row]
+    for fold, (others, held) in enumerate(folds(actors, count=FOLDS, seed=seed)):
+        yield others[face_fold[others] != fold], held[face_fold[held] == fold]
+
+
+def fitted_bridge(core: FusionNet, pairs: Pairs) -> Bridge:
+    bridge = Bridge(core, FACE_CLASSES)
+    bridge.fit(pairs.face, pairs.voice, pairs.labels)
+    return bridge
+
+
+def bridged(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
+    return np.asarray(fitted_bridge(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32)))
+
+
+def paired(family: str, train: Pairs, test: Pairs, *, seed: int) -> Floats:
+    """A family taught by pseudo-pairs alone."""
+    return answer(taught(family, train, seed=seed), Examples.of(MODALITIES, (test.face, test.voice), test.labels))
+
+
+def taught(family: str, pairs: Pairs, *, seed: int) -> FusionNet:
+    torch.manual_seed(seed)
+    net = FusionNet(MODALITIES, len(FACE_CLASSES), family=family, layers=1)
+    fit(net, Examples.of(MODALITIES, (pairs.face, pairs.voice), pairs.labels), PAIRED, seed=seed)
+    return net
+
+
+def agreement_auc(pairs: Pairs, *, seed: int) -> float:
+    """How often a face and a voice of one label agree better than those of two, for actors and faces that taught nothing."""
+    random, told, same = np.random.default_rng(seed), [], []
+    for train, test in splits(pairs, seed=seed):
+        net, partner = taught("coordinated", pairs.take(train), seed=seed), random.permutation(test)
+        with torch.no_grad():
+            fits = net(*opinions_of(pairs.face[test], pairs.voice[partner])).agreement[:, 0]
+        told.append(fits.numpy())
+        same.append(pairs.labels[test] == pairs.labels[partner])
+    return area(np.concatenate(told), np.concatenate(same)) or 0.0

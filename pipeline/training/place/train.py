@@ -1,0 +1,221 @@
+"""Trains the place network on the fifteen-scene set, from the pictures to the shipped ONNX file, top to bottom.
+
+    python run_pipeline.py train place --epochs 4 --seed 7            # stop it at any time; go on with --resume
+
+Five times a fifth of the pictures is kept out; a net trained on the rest by a fixed recipe answers them. These answers give
+the figures and the temperature. The net that ships is trained by the same recipe on all pictures. Nothing is chosen on a
+fold that is reported, and the Intel pictures are looked at once, at the end.
+
+One processor core is enough, because the first fourteen blocks stay as ImageNet made them: what they say of each picture and
+of a few varied copies of it is computed once (by ONNX Runtime, three times as fast as torch), and only the rest is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.inference.backends.onnxruntime import Onnxruntime
+from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.preprocessing import PLACE_PX, place_tensor
+from pipeline.training.data.datasets import data_folder
+from pipeline.training.evaluation import evaluate
+from pipeline.training.export.onnx_export import export_early, export_place
+from pipeline.training.place.data import FOLDS, PLACES, Places, folds, load_places, vary
+from pipeline.training.place.evaluate import PLACE_MODEL, intel_figures
+from pipeline.training.place.net import PlaceNet, rooted, start_net
+
+BATCH = 32
+PEAK_LR, WARMUP = 1e-4, 0.1
+WEIGHT_DECAY = 0.02
+EMA_DECAY = 0.97               # over the last epoch or so
+HEAD_RIDGE = 1e-2              # of the head's start
+PLAIN = 0.5                    # share of the pictures that are met as they are
+TUNED = 0.5                    # how far from its start towards the tuned weights the net that answers lies
+VIEWS = 5                      # of each picture: as it is, and four varied
+
+
+def early_views(places: Places, net: PlaceNet, folder: Path, *, seed: int, views: int = VIEWS) -> list[npt.NDArray[np.float16]]:
+    """[view] -> (n, 192, 8, 8) float16: what the frozen blocks say of each picture; [0] as it is, the others varied.
+
+    Each is kept in `folder`, where a resumed run finds it.
+    """
+    found, began_s, engine = [], time.monotonic(), None
+    for view in range(views):
+        path = folder / f"early-{seed}-{view}-{len(places)}-{PLACE_PX}.npy"
+        if not path.is_file():
+            if engine is None:
+                export_early(net, folder / "early.onnx")
+                engine = Onnxruntime(folder / "early.onnx", threads=1)
+            random = np.random.default_rng([seed, view])
+            images = [image if view == 0 else vary(image, random) for image in places.images]
+            said = [engine.run({"place": place_tensor(image)[None]})["early"][0].astype(np.float16) for image in images]
+            whole = path.with_suffix(".new.npy")
+            np.save(whole, np.stack(said))
+            whole.replace(path)
+            print(f"place: view {view + 1}/{views} of {len(places)} pictures, {time.monotonic() - began_s:.0f} s", flush=True)
+        found.append(np.asarray(np.load(path)))
+    return found
+
+
+def start_head(net: PlaceNet, embeddings: Tensor, labels: Tensor) -> None:
+    """Logistic regression on the start weights' embeddings: fine-tuning a net whose head is right already changes its layers
+    less, and keeps more of what they know of other pictures (Kumar 2022)."""
+    embeddings = rooted(embeddings)
+    mean, scale = embeddings.mean(0), embeddings.std()
+    x = (embeddings - mean) / scale                                                     # (n, 3840)
+    weight, bias = torch.zeros(len(net.head.bias), x.shape[1], requires_grad=True), torch.zeros(len(net.head.bias), requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(x @ weight.T + bias, labels) + HEAD_RIDGE * (weight**2).sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    with torch.no_grad():
+        net.head.weight.copy_(weight / scale)
+        net.head.bias.copy_(bias - weight @ mean / scale)
+
+
+def learn(net: PlaceNet, early: Sequence[npt.NDArray[np.float16]], labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *,
+          epochs: int, seed: int, name: str) -> PlaceNet:
+    """Train the late blocks on `rows` for a fixed number of epochs. Returns the net half way between its start and the average
+    of the trained weights over time: as good on pictures like these as its start, and better on worse ones (Wortsman 2022).
+
+    early: [view] -> (n, 192, 8, 8). The norms keep ImageNet's statistics: a batch of 32 says less than a million pictures.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)                                                             # dropout draws from the global one
+    net = net.eval().to(memory_format=torch.channels_last)
+    net.dropout.train()
+    trained = [p for name, p in net.named_parameters() if not name.startswith(net.frozen)]
+    average = copy.deepcopy(net)
+    begun = [p.detach().clone() for p in trained]
+    averaged = [p for name, p in average.named_parameters() if not name.startswith(net.frozen)]
+    optimiser = torch.optim.AdamW([{"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+                                   {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}], lr=PEAK_LR)
+    steps, began_s = len(rows) // BATCH, time.monotonic()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_LR, total_steps=epochs * steps, pct_start=WARMUP, cycle_momentum=False)
+    views = torch.stack([torch.randperm(len(early), generator=generator) for _ in range(len(labels))])    # (n, views): own order
+    for epoch in range(epochs):
+        losses = []
+        order = torch.from_numpy(rows)[torch.randperm(len(rows), generator=generator)]
+        for step in range(steps):
+            batch = order[step * BATCH : (step + 1) * BATCH]
+            plain = torch.rand(len(batch), generator=generator) < PLAIN
+            view = torch.where(plain, 0, views[batch, epoch % len(early)])
+            x = torch.from_numpy(np.stack([early[v][i] for v, i in zip(view, batch, strict=True)]).astype(np.float32))   # (B, 192, 8, 8)
+            logits, _ = net.late(x.contiguous(memory_format=torch.channels_last))                          # (B, 15)
+            loss = F.cross_entropy(logits, torch.from_numpy(labels)[batch])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            done = epoch * steps + step
+            with torch.no_grad():
+                for slow, fast in zip(averaged, trained, strict=True):
+                    slow.lerp_(fast, 1 - min(EMA_DECAY, (1 + done) / (10 + done)))
+            losses.append(loss.item())
+        epoch_s = (time.monotonic() - began_s) / (epoch + 1)
+        print(f"{name}: epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  {epoch_s:.0f} s an epoch, "
+              f"{epoch_s * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
+    with torch.no_grad():
+        for end, begin in zip(averaged, begun, strict=True):
+            end.lerp_(begin, 1 - TUNED)
+    return average.eval()
+
+
+@torch.no_grad()
+def answer(net: PlaceNet, early: npt.NDArray[np.float16]) -> tuple[Tensor, Tensor]:
+    """early: (n, 192, 8, 8). Returns logits (n, 15) and embeddings (n, 3840)."""
+    net = net.eval().to(memory_format=torch.channels_last)
+    said = [net.late(torch.from_numpy(early[i : i + 64].astype(np.float32)).contiguous(memory_format=torch.channels_last))
+            for i in range(0, len(early), 64)]
+    return torch.cat([logits for logits, _ in said]), torch.cat([embedding for _, embedding in said])
+
+
+def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4, seed: int = 7, resume: bool = False,
+          runs: Path = Path("runs/place")) -> None:
+    """Five folds, the figures from what each answered on the pictures kept from it, then the net that ships.
+
+    runs: the folder of the frozen blocks' answers, of fold-N.npz (logits of the rows kept out) and all.pt.
+    """
+    torch.set_num_threads(1)
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = data_folder(data)
+    places = load_places(folder / "scenes" / "fifteen", PLACES)
+    start = start_net(len(PLACES))
+    early = early_views(places, start, runs, seed=seed)
+    embeddings = answer(start, early[0])[1]                                             # (n, 3840), before any training
+    command = f"python run_pipeline.py train place --epochs {epochs} --seed {seed}"
+
+    def trained(rows: npt.NDArray[np.int64], number: int, name: str) -> PlaceNet:
+        net = copy.deepcopy(start)
+        start_head(net, embeddings[rows], torch.from_numpy(places.labels[rows]))
+        return learn(net, early, places.labels, rows, epochs=epochs, seed=seed * 100 + number, name=name)
+
+    logits = np.zeros((len(places), len(PLACES)), np.float32)
+    fold_of = np.zeros(len(places), np.int64)
+    for number, (rows, kept) in enumerate(folds(places, seed=seed)):
+        stored = runs / f"fold-{number}.npz"
+        if resume and stored.is_file() and str(np.load(stored)["command"]) == command:
+            logits[kept] = np.load(stored)["logits"]
+        else:
+            logits[kept] = answer(trained(rows, number, f"fold {number + 1}/{FOLDS}"), early[0][kept])[0].numpy()
+            np.savez(stored, logits=logits[kept], command=command)
+        fold_of[kept] = number
+        right = (logits[kept].argmax(1) == places.labels[kept]).mean()
+        print(f"fold {number + 1}/{FOLDS}: {right:.1%} of {len(kept)} pictures kept out", flush=True)
+    metrics = cross_validated(logits, places.labels, fold_of)
+    print("place, out of fold: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
+
+    whole = runs / "all.pt"
+    if resume and whole.is_file() and (stored_net := torch.load(whole, weights_only=True))["command"] == command:
+        net = copy.deepcopy(start)
+        net.load_state_dict(stored_net["net"])
+    else:
+        net = trained(np.arange(len(places)), FOLDS, "all pictures")
+        torch.save({"net": net.state_dict(), "command": command}, whole)
+    export_place(net, out)
+    manifest = Manifest(
+        name="place", task="place",
+        inputs=(TensorInfo("place", ("n", 1, PLACE_PX, PLACE_PX), "float32", "features.place_tensor: the picture's grey middle, -1 to 1"),),
+        outputs=(TensorInfo("logits", ("n", len(PLACES)), "float32", "divide by the temperature, then softmax"),
+                 TensorInfo("embedding", ("n", net.head.in_features), "float32", "of whose square roots the logits are a linear map")),
+        labels=PLACES, temperature=evaluate.fit_temperature(logits, places.labels),
+        training_data="fifteen-scene set, 100 grey pictures a class; start weights: EfficientNet-Lite0 on ImageNet",
+        licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); the pictures "
+                "for research use, without a licence file",
+        made_by=command, metrics=metrics,
+    )
+    manifest.write(out)
+    if (folder / "scenes" / "intel").is_dir():
+        metrics |= intel_figures(out, folder)
+        manifest.write(out)
+    (runs / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    print(f"{out}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
+
+
+def cross_validated(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], fold_of: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Figures of (n, 15) logits that were all given out of fold. The calibration error is measured with each fold's temperature
+    fitted on the other four."""
+    scaled = np.zeros_like(logits)
+    for fold in np.unique(fold_of):
+        others = fold_of != fold
+        scaled[~others] = logits[~others] / evaluate.fit_temperature(logits[others], labels[others])
+    found = {f"cv_{name}": value for name, value in evaluate.figures(scaled, labels, temperature=1.0).items()}
+    right = scaled.argmax(1) == labels
+    each = [float(right[fold_of == fold].mean()) for fold in np.unique(fold_of)]
+    found |= {"cv_fold_lowest": min(each), "cv_fold_highest": max(each), "cv_fold_1": each[0]}
+    return found | {f"cv_recall_{name}": float(right[labels == i].mean()) for i, name in enumerate(PLACES)}
