@@ -4,7 +4,7 @@
     python run_pipeline.py demo                the same on a packaged clip; --scene: what is around, on a rendered drive
     python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
 
-What may be said is in pipeline/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device,
+What may be said is in pipeline/cli/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device,
 4 two things that were compared are not alike.
 """
 
@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import command_line
-from pipeline.command_line import CALIBRATED, DEMO, EVALUATED, SCENE_DEMO, TRAINED
+from pipeline.cli import command_line
+from pipeline.cli.command_line import CALIBRATED, DEMO, EVALUATED, SCENE_DEMO, TRAINED
 
 if TYPE_CHECKING:
     from pipeline.runtime.config import Config
@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
          ) -> tuple[Config, dict[str, Any]]:  # fmt: skip
     """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
-    from pipeline.out import add_summary, with_out
+    from pipeline.cli.out import add_summary, with_out
+    from pipeline.cli.terminal import print_notice, print_page, print_summary
     from pipeline.runtime.config import load, without
     from pipeline.runtime.launcher import launch
-    from pipeline.terminal import print_notice, print_page, print_summary
 
     config = change(load(args.config, args.set))
     if args.no_dashboard:
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
     if args.out:
         config = with_out(config, args.out, args.host)
     if args.auto_time:
-        from pipeline.auto_time import with_auto_time
+        from pipeline.cli.auto_time import with_auto_time
 
         config = with_auto_time(config, args.host)
     print_notice(config, stored)
@@ -191,7 +191,7 @@ def keys(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> None:
-    from pipeline.doctor import examine
+    from pipeline.cli.doctor import examine
 
     section = ""
     marks = {True: "ok", False: "--", None: "?"}

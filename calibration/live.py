@@ -1,6 +1,6 @@
 """calibrate camera live: the guide on a live camera, in the terminal and on a page of this machine.
 
-Thin: the camera is pipeline/sensors/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web.py. Ends when
+Thin: the camera is pipeline/sensors/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web/server.py. Ends when
 the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
 """
 
@@ -24,7 +24,7 @@ from calibration.seen import Seen, add
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
 from pipeline.sensors import capture as cameras
-from pipeline.web import PageServer
+from pipeline.web.server import PageServer
 
 WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in the mode it is used in
 PICTURE_WAIT_S = cameras.OPEN_TIMEOUT_S + cameras.LOST_AFTER_S  # beyond it the reader would have said what is wrong

@@ -1,6 +1,6 @@
 """The web page: picture, expressions or what is around, receipts and the state of every node, at http://127.0.0.1:8080.
 
-Owns what the page is told and what it may ask for; pipeline/web.py serves it. Refuses to know how anything was predicted,
+Owns what the page is told and what it may ask for; pipeline/web/server.py serves it. Refuses to know how anything was predicted,
 and never waits for a browser. What a slow one cannot take is replaced (pictures, state) or dropped and counted
 (predictions; the page shows the count).
 
@@ -44,8 +44,8 @@ from pipeline.frame import POINTS, Frame, Health, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
 
 if TYPE_CHECKING:
-    from pipeline.scene_view import SceneView
-    from pipeline.web import PageServer  # it loads asyncio, which the launcher can do without
+    from pipeline.web.scene_view import SceneView
+    from pipeline.web.server import PageServer  # it loads asyncio, which the launcher can do without
 
 PAGE = Path(__file__).with_suffix(".html")
 PART = re.compile(r"<!-- (dashboard_\w+\.html) -->")  # stands in the page where the file's text goes
@@ -149,7 +149,7 @@ class Dashboard(Sink):
         camera: str = "",
         points: Sequence[str] | None = None,
     ) -> None:
-        from pipeline.web import is_loopback
+        from pipeline.web.server import is_loopback
 
         if not 0 <= port <= 65535:
             raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
@@ -187,8 +187,8 @@ class Dashboard(Sink):
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
 
         from pipeline.rig import rig as rigs
-        from pipeline.scene_view import SceneView
-        from pipeline.web import PageServer
+        from pipeline.web.scene_view import SceneView
+        from pipeline.web.server import PageServer
 
         self._scene = SceneView(rigs.load(self.rig_path) if self.rig_path else None)
         server = PageServer(

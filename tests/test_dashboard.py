@@ -20,7 +20,7 @@ from nodes.dashboard import Dashboard
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Message, NodeHealth, Prediction, Receipt, Subject, silence
 from pipeline.node import Arrival, Context
-from pipeline.web import MAX_WAITING
+from pipeline.web.server import MAX_WAITING
 
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 PROBS = (0.01, 0.01, 0.02, 0.9, 0.01, 0.02, 0.03)

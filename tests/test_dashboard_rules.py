@@ -9,7 +9,7 @@ from browsing import MS, picture
 from nodes.dashboard import FLOOR_DB, Dashboard, StreamView, shrunk
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
-from pipeline.web import refusal
+from pipeline.web.server import refusal
 
 # ---- options, without a server ----
 

@@ -16,7 +16,7 @@ from pipeline.frame import Frame, Health, NodeHealth, Prediction, Receipt, Strea
 from pipeline.node import Arrival
 from pipeline.rig import rig as rigs
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
-from pipeline.scene_view import NO_RIG
+from pipeline.web.scene_view import NO_RIG
 
 
 class Drive(Show):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nodes.infer import Infer
-from pipeline.doctor import examine
+from pipeline.cli.doctor import examine
 from pipeline.inference import cuda, nvidia
 from pipeline.inference.backends.tensorrt import Tensorrt
 from pipeline.inference.backends.tensorrt_rtx import TensorrtRtx

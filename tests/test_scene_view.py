@@ -8,7 +8,7 @@ import pytest
 from browsing import MS, RIG, sweep
 
 from pipeline.frame import Frame
-from pipeline.scene_view import MOST_SHOWN, NO_RIG, SceneView
+from pipeline.web.scene_view import MOST_SHOWN, NO_RIG, SceneView
 
 NO_DEPTH = np.zeros((360, 640), np.uint16)
 

@@ -8,7 +8,7 @@ import pytest
 import run_pipeline
 from nodes.auto_time import AutoTime
 from nodes.microphone import Microphone
-from pipeline.auto_time import with_auto_time
+from pipeline.cli.auto_time import with_auto_time
 from pipeline.clock import ManualClock
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo, silence

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli.out import with_out
 from pipeline.errors import ConfigError
-from pipeline.out import with_out
 from pipeline.recording import fault_report
 from pipeline.recording.diff import read_predictions
 from pipeline.recording.files import Reader
