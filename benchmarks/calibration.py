@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 
 from benchmarks.calibration_sensors import sensors
-from calibration import simulate
-from calibration.board import Board
-from calibration.bundle import Sight, solve
-from calibration.detect import Corners, Detector
-from calibration.estimate import NamedSight, against, estimate_lens
-from calibration.seen import look
-from calibration.stereo import estimate_stereo
-from calibration.uncertainty import difference_map, sensitivity
+from calibration.board.board import Board
+from calibration.board.detect import Corners, Detector
+from calibration.lens import simulate
+from calibration.lens.bundle import Sight, solve
+from calibration.lens.estimate import NamedSight, against, estimate_lens
+from calibration.lens.uncertainty import difference_map, sensitivity
+from calibration.lens.views import look
+from calibration.verbs.stereo import estimate_stereo
 from pipeline.rig.intrinsics import Intrinsics
 
 EXAMPLES = Path("/usr/share/doc/opencv-doc/examples/data")

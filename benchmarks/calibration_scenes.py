@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.board_fit import BoardView
+from calibration.lidar_camera.board_fit import BoardView
 from calibration.pose import Floats, inverse, moved
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, rigid, rotation_from_vector

@@ -21,13 +21,13 @@ import numpy as np
 from benchmarks.calibration_scenes import CAMERA, LidarScene
 from benchmarks.driving import KITTI_SEQUENCE, kitti_frames, kitti_rig
 from benchmarks.time_scenes import DATA, flashes, talk, turning
-from calibration import board_poses
-from calibration.claps import match
-from calibration.drift import Drift
-from calibration.lidar_camera import calibrate, pose_error
-from calibration.mouth_voice import compare
+from calibration.lidar_camera import board_poses
+from calibration.lidar_camera.drift import Drift
+from calibration.lidar_camera.solve import calibrate, pose_error
 from calibration.pose import difference, turned
-from calibration.time_offset import turning_answer
+from calibration.time.claps import match
+from calibration.time.mouth_voice import compare
+from calibration.verbs.time_offset import turning_answer
 
 Rows = dict[str, Any]
 

@@ -186,7 +186,7 @@ def detecting(option: str, all_moments: list[Moment]) -> None:
 
 
 def drawn_over(moment: Moment, folder: Path) -> Path:
-    from calibration.overlay import draw_points
+    from calibration.report.overlay import draw_points
 
     drawn = draw_points(moment.image, moment.points_m.astype(np.float64), moment.view.intrinsics, moment.view.camera_from_base)
     for (label, _, box, truth_m), range_m, *_ in found(moment):

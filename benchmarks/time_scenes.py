@@ -16,10 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from calibration.claps import Heard, Seen
-from calibration.mouth_voice import MOUTH_LEADS_MS, Mouth, Voice
 from calibration.pose import Floats
-from calibration.turning import CameraTurns, LidarTurns
+from calibration.time.claps import Heard, Seen
+from calibration.time.mouth_voice import MOUTH_LEADS_MS, Mouth, Voice
+from calibration.time.turning import CameraTurns, LidarTurns
 from pipeline.rig.intrinsics import Intrinsics
 
 SOUND_HZ = 16000

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from calibration.audio_video import HINT, Answer, AudioVideo
 from calibration.moments import picture_of
-from calibration.time_offset import face_tracker
+from calibration.time.audio_video import HINT, Answer, AudioVideo
+from calibration.verbs.time_offset import face_tracker
 from pipeline.clock import NS
 from pipeline.errors import AssetError
 from pipeline.frame import Frame

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import ClassVar
 
-from calibration.drift import Drift as Monitor
+from calibration.lidar_camera.drift import Drift as Monitor
 from calibration.moments import TOGETHER_MS, picture_of, points_of
 from pipeline.clock import NS
 from pipeline.errors import ConfigError

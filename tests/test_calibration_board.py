@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration import simulate
-from calibration.board import Board
-from calibration.board_pdf import black, fit, pdf
-from calibration.detect import LAYOUT_TOLERANCE, Corners, Detector, blur, layout_error, spacing
+from calibration.board.board import Board
+from calibration.board.detect import LAYOUT_TOLERANCE, Corners, Detector, blur, layout_error, spacing
+from calibration.lens import simulate
+from calibration.verbs.board import black, fit, pdf
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, rigid, rotation_from_vector

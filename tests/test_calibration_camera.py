@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import run_pipeline
-from calibration import simulate
-from calibration.board import Board
-from calibration.bundle import Sight, solve
-from calibration.estimate import Estimate, NamedSight, against, estimate_lens, judged, not_worse_than
-from calibration.seen import look
-from calibration.stereo import estimate_stereo
-from calibration.uncertainty import difference_map, sigma_map
+from calibration.board.board import Board
+from calibration.lens import simulate
+from calibration.lens.bundle import Sight, solve
+from calibration.lens.estimate import Estimate, NamedSight, against, estimate_lens, judged, not_worse_than
+from calibration.lens.uncertainty import difference_map, sigma_map
+from calibration.lens.views import look
+from calibration.verbs.stereo import estimate_stereo
 from calibration.verdict import Check, Level, judge
 from pipeline.errors import ConfigError
 from pipeline.rig import rig as rigs

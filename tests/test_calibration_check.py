@@ -8,9 +8,9 @@ import pytest
 
 import run_pipeline
 from benchmarks.driving import KITTI_SEQUENCE, kitti_frames, kitti_rig
-from calibration.drift import Drift, depth_edges
-from calibration.overlay import draw_points
+from calibration.lidar_camera.drift import Drift, depth_edges
 from calibration.pose import turned
+from calibration.report.overlay import draw_points
 from nodes.drift import Drift as DriftNode
 from pipeline.frame import Frame
 from pipeline.rig import rig as rigs

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration_scenes import CAMERA, LidarScene
-from calibration import board_poses, ground
-from calibration.board_cloud import find_boards
 from calibration.clouds import pairs_in, read_points
-from calibration.lidar_camera import calibrate, pose_error
+from calibration.lidar_camera import board_poses
+from calibration.lidar_camera.board_cloud import find_boards
+from calibration.lidar_camera.solve import calibrate, pose_error
 from calibration.pose import difference, moved
+from calibration.verbs import ground
 from calibration.verdict import Level
 from pipeline.errors import ConfigError
 from pipeline.rig import rig as rigs

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from calibration import simulate
-from calibration.board import Board
-from calibration.detect import Corners
-from calibration.estimate import estimate_lens, judged
-from calibration.guide import Guide
-from calibration.live import Page, guided, state
-from calibration.uncertainty import difference_map
+from calibration.board.board import Board
+from calibration.board.detect import Corners
+from calibration.lens import simulate
+from calibration.lens.estimate import estimate_lens, judged
+from calibration.lens.guide import Guide
+from calibration.lens.uncertainty import difference_map
+from calibration.verbs.camera_live import Page, guided, state
 from calibration.verdict import Level
 from pipeline.errors import DeviceError
 from pipeline.rig.intrinsics import Intrinsics

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.claps import Heard, Seen, match
-from calibration.mouth_voice import Mouth, Voice, compare
+from calibration.time.claps import Heard, Seen, match
+from calibration.time.mouth_voice import Mouth, Voice, compare
 from calibration.verdict import Check, Level
 from pipeline.perception.expression.faces import FaceTracker
 

@@ -5,7 +5,7 @@
     python run_pipeline.py calibrate check rig.yaml drive.mcap --report check.html
 
 With a board in view it measures how far the lidar's board lies from the camera's. Without one it compares depth edges with
-the picture's (calibration/drift.py), which takes some frames with things in view and can end in "unknown": that is a WARN.
+the picture's (calibration/lidar_camera/drift.py), which takes some frames with things in view and can end in "unknown": that is a WARN.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from calibration.board import DEFAULT_SQUARE_MM, EXPECTED, Board
-from calibration.board_fit import BoardView, examine, solve
-from calibration.board_views import find_views, flat_board
-from calibration.drift import Drift
+from calibration.board.board import DEFAULT_SQUARE_MM, EXPECTED, Board
+from calibration.lidar_camera.board_fit import BoardView, examine, solve
+from calibration.lidar_camera.board_views import find_views, flat_board
+from calibration.lidar_camera.drift import Drift
 from calibration.moments import Moment, moments
-from calibration.overlay import draw_points
-from calibration.report import Report
+from calibration.report.overlay import draw_points
+from calibration.report.page import Report
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.rig import rig as rigs

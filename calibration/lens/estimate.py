@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration.bundle import FREE, Sight, Solution, rms, solve, start
-from calibration.uncertainty import difference_map, sigma_map
+from calibration.lens.bundle import FREE, Sight, Solution, rms, solve, start
+from calibration.lens.uncertainty import difference_map, sigma_map
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.rig.intrinsics import Intrinsics
 

@@ -1,7 +1,7 @@
 """One self-contained HTML page about a calibration: the verdict, what it rests on, pictures, and where all came from.
 
 Knows no calibration: whoever calibrates says what there is to show, in order. Nothing is loaded from anywhere; a page can
-be mailed. Charts come from calibration/charts.py as SVG.
+be mailed. Charts come from calibration/report/charts.py as SVG.
 
     report = Report("Camera intrinsics", verdict)
     report.section("Residuals", "Where the model and the corners disagree, 50 times enlarged.")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from calibration.lag import Series
 from calibration.pose import Floats
+from calibration.time.lag import Series
 from pipeline.rig.intrinsics import Intrinsics
 
 LOOK_PX = 320  # width at which pictures are compared: a hundredth of a pixel there is 2 mrad at 60°

@@ -1,4 +1,4 @@
-"""Pictures and clouds of a board → the views that calibration/lidar_camera.py solves.
+"""Pictures and clouds of a board → the views that calibration/lidar_camera/solve.py solves.
 
     seen, skipped = find_views(moments, board, intrinsics)
     skipped["pose3"]                                  # "no 9×6 chessboard in the picture"
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from calibration.board import Board
-from calibration.board_cloud import CloudBoard, find_boards
-from calibration.board_fit import BoardView, board_poses
-from calibration.detect import Detector
-from calibration.lidar_camera import apart, plane_of, pose_from_planes
+from calibration.board.board import Board
+from calibration.board.detect import Detector
+from calibration.lidar_camera.board_cloud import CloudBoard, find_boards
+from calibration.lidar_camera.board_fit import BoardView, board_poses
+from calibration.lidar_camera.solve import apart, plane_of, pose_from_planes
 from calibration.moments import Moment
 from calibration.pose import Floats
 from pipeline.errors import ConfigError

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.bundle import project
+from calibration.lens.bundle import project
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import rotation_from_vector
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from calibration import charts
-from calibration.estimate import Estimate, cells, tilts_deg
-from calibration.report import Report
-from calibration.seen import Seen
-from calibration.uncertainty import sigma_map
+from calibration.lens.estimate import Estimate, cells, tilts_deg
+from calibration.lens.uncertainty import sigma_map
+from calibration.lens.views import Seen
+from calibration.report import charts
+from calibration.report.page import Report
 from calibration.verdict import Verdict
 
 OVERLAYS = 6  # pictures in the report

@@ -14,22 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration import camera_report, charts
-from calibration.board import Board
-from calibration.bundle import Sight, Solution, rms, solve
-from calibration.camera_intrinsics import common_arguments
-from calibration.estimate import (
-    BAD_RMS,
-    FOLDS,
-    GOOD_RMS,
-    MIN_VIEWS,
-    VIEW_LIMIT,
-    Estimate,
-    estimate_lens,
-    judged,
-)
-from calibration.report import Report
-from calibration.seen import Seen, look
+from calibration.board.board import Board
+from calibration.lens.bundle import Sight, Solution, rms, solve
+from calibration.lens.estimate import BAD_RMS, FOLDS, GOOD_RMS, MIN_VIEWS, VIEW_LIMIT, Estimate, estimate_lens, judged
+from calibration.lens.views import Seen, look
+from calibration.report import camera_report, charts
+from calibration.report.page import Report
+from calibration.verbs.camera import common_arguments
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.rig import rig as rigs

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.board import Board
-from calibration.bundle import Sight, free_parameters, solve, start, view_information
-from calibration.detect import Corners, blur
-from calibration.estimate import CELLS, GOOD_VIEWS, NamedSight, cells
-from calibration.uncertainty import sensitivity, sigma_map
+from calibration.board.board import Board
+from calibration.board.detect import Corners, blur
+from calibration.lens.bundle import Sight, free_parameters, solve, start, view_information
+from calibration.lens.estimate import CELLS, GOOD_VIEWS, NamedSight, cells
+from calibration.lens.uncertainty import sensitivity, sigma_map
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import rigid, rotation_from_vector
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration import camera_report, charts
-from calibration.board import DEFAULT_SQUARE_MM, EXPECTED, Board
-from calibration.bundle import FREE
-from calibration.estimate import Estimate, against, estimate_lens, judged
-from calibration.seen import Seen, look
-from calibration.uncertainty import difference_map
+from calibration.board.board import DEFAULT_SQUARE_MM, EXPECTED, Board
+from calibration.lens.bundle import FREE
+from calibration.lens.estimate import Estimate, against, estimate_lens, judged
+from calibration.lens.uncertainty import difference_map
+from calibration.lens.views import Seen, look
+from calibration.report import camera_report, charts
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.rig import rig as rigs
@@ -57,7 +57,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Verdict:
     board = Board.parse(args.board, square_mm=args.square_mm)
     if args.source[0] == "live":
-        from calibration.live import capture
+        from calibration.verbs.camera_live import capture
 
         seen = capture(board, args)
     else:

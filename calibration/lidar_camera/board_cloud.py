@@ -6,7 +6,7 @@
 Large planes (floor, walls) are put aside; the rest is cut into pieces where the range jumps along a ring or between rings;
 each piece is searched for planes (RANSAC), and a plane is a board if a rectangle of the board's size fits its points and
 nothing of the same plane lies around it. Which of several is the calibration board only the views together can tell
-(calibration/board_views.py).
+(calibration/lidar_camera/board_views.py).
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from calibration.lag import NOTHING, Lag, Series, find_lag
 from calibration.pose import Floats
+from calibration.time.lag import NOTHING, Lag, Series, find_lag
 
 PATCH = 24  # the mouth and its surroundings in so many pixels each way, the corners of the mouth always at the same two
 MOUTH_ROWS, MOUTH_COLUMNS = slice(8, 19), slice(6, 18)  # of the patch: between the corners, down to an open lower lip

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.board import Board
-from calibration.bundle import Sight
-from calibration.detect import Corners, Detector, blur
-from calibration.estimate import NamedSight
-from calibration.guide import Guide
+from calibration.board.board import Board
+from calibration.board.detect import Corners, Detector, blur
+from calibration.lens.bundle import Sight
+from calibration.lens.estimate import NamedSight
+from calibration.lens.guide import Guide
 from calibration.pictures import Picture, is_stream, pictures
 from pipeline.errors import ConfigError
 

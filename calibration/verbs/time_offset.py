@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calibration.audio_video import Answer, AudioVideo
-from calibration.lag import find_lag
 from calibration.moments import picture_of, points_of
-from calibration.turning import CameraTurns, LidarTurns
+from calibration.time.audio_video import Answer, AudioVideo
+from calibration.time.lag import find_lag
+from calibration.time.turning import CameraTurns, LidarTurns
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from calibration.board import DEFAULT_SQUARE_MM, DICTIONARIES, EXPECTED, Board
+from calibration.board.board import DEFAULT_SQUARE_MM, DICTIONARIES, EXPECTED, Board
 from pipeline.errors import ConfigError
 
 PAPERS_MM = {"a4": (210.0, 297.0), "a3": (297.0, 420.0), "a2": (420.0, 594.0), "a1": (594.0, 841.0)}

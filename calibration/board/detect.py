@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from calibration.board import DICTIONARIES, Board
+from calibration.board.board import DICTIONARIES, Board
 
 MIN_CHARUCO_CORNERS = 6  # of which some must span two directions; fewer fix no pose worth having
 SMALLEST_SPACING_PX = 5.0  # corners nearer than this blur into each other

@@ -3,9 +3,9 @@
     result = calibrate(views, intrinsics, outline_m=outline_m, start=rig.transform("camera", "lidar"))
     result.verdict, result.camera_from_lidar, result.covariance
 
-`views` come from calibration/board_views.py. The order of doubt: a view whose picture and cloud do not show the same
+`views` come from calibration/lidar_camera/board_views.py. The order of doubt: a view whose picture and cloud do not show the same
 board; the intrinsics; directions that the views leave open; a refinement that does worse than its start on views that it
-has not seen. The joint least squares itself is calibration/board_fit.py.
+has not seen. The joint least squares itself is calibration/lidar_camera/board_fit.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration.board_fit import BoardView, Fit, board_poses, examine, solve
+from calibration.lidar_camera.board_fit import BoardView, Fit, board_poses, examine, solve
 from calibration.pose import Floats, fit_directions, in_words
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError

@@ -17,10 +17,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from calibration.board import Board
-from calibration.detect import Detector
-from calibration.guide import Advice, Guide
-from calibration.seen import Seen, add
+from calibration.board.board import Board
+from calibration.board.detect import Detector
+from calibration.lens.guide import Advice, Guide
+from calibration.lens.views import Seen, add
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
 from pipeline.sensors import capture as cameras

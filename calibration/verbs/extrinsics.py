@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration import board_poses, charts
-from calibration.board import DEFAULT_SQUARE_MM, EXPECTED, Board
-from calibration.board_fit import BoardView
-from calibration.board_views import FlatBoard, find_views, flat_board, still
-from calibration.lidar_camera import Extrinsics, calibrate
+from calibration.board.board import DEFAULT_SQUARE_MM, EXPECTED, Board
+from calibration.lidar_camera import board_poses
+from calibration.lidar_camera.board_fit import BoardView
+from calibration.lidar_camera.board_views import FlatBoard, find_views, flat_board, still
+from calibration.lidar_camera.solve import Extrinsics, calibrate
 from calibration.moments import Moment, moments
-from calibration.overlay import draw_board
 from calibration.pose import Floats, in_words
-from calibration.report import Report
+from calibration.report import charts
+from calibration.report.overlay import draw_board
+from calibration.report.page import Report
 from calibration.verdict import Verdict
 from pipeline.errors import ConfigError
 from pipeline.rig import rig as rigs

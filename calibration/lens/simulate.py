@@ -14,10 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from calibration.board import Board
-from calibration.bundle import Sight
-from calibration.detect import Corners
-from calibration.estimate import NamedSight
+from calibration.board.board import Board
+from calibration.board.detect import Corners
+from calibration.lens.bundle import Sight
+from calibration.lens.estimate import NamedSight
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, rigid, rotation_from_vector
 
