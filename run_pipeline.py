@@ -251,7 +251,7 @@ def models(args: argparse.Namespace) -> None:
 def calibrate(args: argparse.Namespace) -> None:
     import importlib
 
-    module = importlib.import_module(f"calibration.{CALIBRATED[args.kind]}")
+    module = importlib.import_module(f"calibration.verbs.{CALIBRATED[args.kind]}")
     told = command_line.Parser(prog=f"run_pipeline.py calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0])
     module.arguments(told)
     verdict = module.run(told.parse_args(args.rest))

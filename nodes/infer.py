@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Infer(Transform):
-    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference, or module:Name. precision: fp32,
+    """task: of pipeline/tasks, or module:Name. backend: auto, a file of pipeline/inference/backends, or module:Name. precision: fp32,
     or fp16 or int8 where `export` made such a file of the model. options: of the task's constructor.
     replay: a recording: the sets that were shed in the recorded run are shed again. Set by `run_pipeline.py replay`, as
     replay_unclosed."""

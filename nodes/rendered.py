@@ -33,7 +33,7 @@ class Rendered(Source):
     """sensor: camera (bgr8), lidar (points_xyzit_f32) or depth (depth_u16_mm).
 
     rate_hz: frames a second; a sweep lasts 1/rate_hz. width_px, height_px: of a picture (default: 640×360, depth 320×180);
-    another size needs another rig file (python -m pipeline.rendered --help). beams: of the lidar, 16, 32 or 64.
+    another size needs another rig file (python -m pipeline.sensors.rendered --help). beams: of the lidar, 16, 32 or 64.
     seed: another street, other noise; give all nodes the same one. trigger_ms: every capture comes this long after the even grid;
     with 40 a picture is taken just when the lidar, at 10 Hz, looks ahead. start_s: the second of the drive to begin with.
     count: frames until it ends; null: forever. drop_percent: chance of a frame being lost before delivery; it is counted,

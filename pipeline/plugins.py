@@ -52,7 +52,9 @@ def all_named(base: type[T], package: str) -> dict[str, type[T]]:
 def _class_of(module: ModuleType, base: type[T]) -> type[T] | None:
     """The class called like the file ("tensorrt_rtx" → TensorrtRtx), else the first one that the file itself defines."""
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
-    own = [v for v in own if v is not base and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
+    inside = (module.__name__, f"{module.__name__}.")  # a package hands on a class of its own modules
+    own = [v for v in own if v is not base and (v.__module__ == inside[0] or v.__module__.startswith(inside[1]))]
+    own = [v for v in own if not v.__name__.startswith("_")]
     own = [v for v in own if not inspect.isabstract(v)]  # a base that several files share is none of them
     file_name = module.__name__.rpartition(".")[2].replace("_", "")
     return next((value for value in own if value.__name__.lower() == file_name), own[0] if own else None)

@@ -109,7 +109,7 @@ def _refused(receipt: Receipt, reason: str | None) -> Receipt:
 
 def make(name: str, options: dict[str, Any] | None = None) -> Task:
     """The task called `name`, not yet open. Raises ConfigError for an unknown name or option, with the nearest."""
-    kind = find(name, Task, __name__, what="task")
+    kind = find(name, Task, "pipeline.tasks", what="task")
     where = f"options of task '{name}'"
     try:
         return kind(**check_options(kind, options or {}, where))

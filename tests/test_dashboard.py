@@ -200,7 +200,7 @@ def test_pictures_are_limited_in_rate_and_paced_by_the_browser(run: Callable[...
 def test_nothing_is_encoded_while_nobody_looks(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard = run()
     encoded = []
-    monkeypatch.setattr("nodes.dashboard.picture_message", lambda *_: encoded.append(1))
+    monkeypatch.setattr("nodes.dashboard.dashboard.picture_message", lambda *_: encoded.append(1))
     dashboard.feed(*(picture(seq, 64, 36) for seq in range(10)))
     with dashboard.browser("?pictures=0") as browser:
         hear(browser, "hello")

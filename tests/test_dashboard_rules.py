@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browsing import MS, picture
 
-from nodes.dashboard import FLOOR_DB, Dashboard, StreamView, shrunk
+from nodes.dashboard.dashboard import FLOOR_DB, Dashboard, StreamView, shrunk
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
 from pipeline.web.server import refusal

@@ -39,7 +39,7 @@ def test_the_sensors_page_has_commands_of_every_kind() -> None:
 def test_a_command_of_the_page_is_understood(command: str) -> None:
     args = run_pipeline.parser().parse_args(shlex.split(command)[2:])
     parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(f"calibration.{run_pipeline.CALIBRATED[args.kind]}").arguments(parser)
+    importlib.import_module(f"calibration.verbs.{run_pipeline.CALIBRATED[args.kind]}").arguments(parser)
     parser.parse_args(args.rest)
 
 

@@ -51,7 +51,7 @@ def test_the_configs_of_the_page_are_right(block):
 
 
 def test_the_page_tells_every_sensor_and_every_loss():
-    for sensor in all_named(PacketDecoder, "pipeline.lidar"):
+    for sensor in all_named(PacketDecoder, "pipeline.sensors.lidar.decoders"):
         assert re.search(rf"^\| `{sensor}` \|", PAGE, re.MULTILINE), sensor
     for reason in (LOST, LATE, TWICE, MALFORMED, NOT_READ, OVERLOAD):
         assert f"| {reason} |" in PAGE, reason

@@ -308,7 +308,7 @@ def test_same_seed_gives_the_same_drive_to_the_bit_and_another_seed_another() ->
 def test_committed_rig_file_is_the_rig_of_the_drive(tmp_path: Path) -> None:
     rig_file.save(rig(), tmp_path / "rig.yaml")
     assert (ROOT / "configs/rigs/rendered.yaml").read_text() == (tmp_path / "rig.yaml").read_text(), (
-        "write it again: python -m pipeline.rendered --rig configs/rigs/rendered.yaml"
+        "write it again: python -m pipeline.sensors.rendered --rig configs/rigs/rendered.yaml"
     )
 
 

@@ -30,7 +30,7 @@ WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in th
 PICTURE_WAIT_S = cameras.OPEN_TIMEOUT_S + cameras.LOST_AFTER_S  # beyond it the reader would have said what is wrong
 SHOWN_WIDTH_PX = 960
 MISMATCH_AFTER = 40  # pictures without the board, before another one is looked for
-HTML = Path(__file__).with_name("live.html")
+HTML = Path(__file__).with_suffix(".html")
 
 
 def capture(board: Board, args: argparse.Namespace) -> Seen:

@@ -18,19 +18,39 @@ from pipeline.errors import nearest
 LIVE, DEMO, SCENE_DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml", "configs/scene-demo.yaml"
 
 # What there is to calibrate → its module of calibration/, with `arguments(parser)` and `run(args) -> Verdict | None`.
-CALIBRATED = {"camera": "camera_intrinsics", "stereo": "stereo", "board": "board_pdf", "convert": "convert",
-              "extrinsics": "sensor_extrinsics", "ground": "ground", "time": "time_offset", "check": "check"}  # fmt: skip
+CALIBRATED = {
+    "camera": "camera",
+    "stereo": "stereo",
+    "board": "board",
+    "convert": "convert",
+    "extrinsics": "extrinsics",
+    "ground": "ground",
+    "time": "time_offset",
+    "check": "check",
+}
 
 # What there is to train → its module of pipeline/training/ and the function.
-TRAINED = {"face": ("face", "train"), "voice": ("voice", "train"), "fusion": ("fusion", "train"), "place": ("place", "train"),
-           "sound": ("sound", "train")}  # fmt: skip
+TRAINED = {
+    "face": ("face.train", "train"),
+    "voice": ("voice.train", "train"),
+    "fusion": ("fusion.train", "train"),
+    "place": ("place.train", "train"),
+    "sound": ("sound.train", "train"),
+}
 
 # What there is to measure, likewise.
-EVALUATED = {"face": ("evaluate", "report_face"), "voice": ("voice_ship", "evaluate_voice"), "votes": ("fusion_votes", "judge"),
-             "fusion": ("fusion_own", "evaluate_own"), "baseline": ("baseline", "evaluate_baseline"),
-             "faults": ("fault_conditions", "evaluate_faults"), "place": ("place_evaluate", "report_place"),
-             "sound": ("sound_ears", "evaluate_sound"),
-             "degradation": ("degradation", "evaluate_degradation"), "stream": ("stream", "evaluate_stream")}  # fmt: skip
+EVALUATED = {
+    "face": ("evaluation.evaluate", "report_face"),
+    "voice": ("voice.voice_export", "evaluate_voice"),
+    "votes": ("fusion.judge_votes", "judge"),
+    "fusion": ("fusion.own_data", "evaluate_own"),
+    "baseline": ("evaluation.baseline", "evaluate_baseline"),
+    "faults": ("evaluation.fault_conditions", "evaluate_faults"),
+    "place": ("place.evaluate", "report_place"),
+    "sound": ("sound.sound_evaluate", "evaluate_sound"),
+    "degradation": ("evaluation.degradation", "evaluate_degradation"),
+    "stream": ("evaluation.stream", "evaluate_stream"),
+}
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # a verb, and what it does
 

@@ -25,7 +25,7 @@ NICE = 10  # who is watched live comes first
 
 
 def execute(order: dict[str, Any]) -> bytes:
-    backend = find(order["backend"], NvidiaEngine, "pipeline.inference", what="backend")  # type: ignore[type-abstract]
+    backend = find(order["backend"], NvidiaEngine, "pipeline.inference.backends", what="backend")  # type: ignore[type-abstract]
     model = Path(order["model"])
     shapes = [{name: tuple(shape) for name, shape in hint.items()} for hint in order["shapes"]]
     profiles = profiles_of(model, shapes)

@@ -27,7 +27,7 @@ Tensors = dict[str, np.ndarray[Any, Any]]
 Shape = tuple[int, ...]
 Shapes = Sequence[Mapping[str, Shape]]  # each: a shape for every input that has a free size
 Samples = Callable[[], Iterable[Tensors]]  # inputs of the model, in batches: what the parity gate compares engines on
-PACKAGE = "pipeline.inference"
+PACKAGE = "pipeline.inference.backends"
 
 
 class Engine(ABC):

@@ -24,7 +24,7 @@ from pipeline.runtime.config import load
 
 VERSION, SECONDS = 1, 14.0
 LEAST_PREDICTED = round(0.8 * SECONDS * 24)  # of the clip's 24 pictures a second
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "emotion-demo.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "emotion-demo.yaml"
 CHANGES = ("nodes.camera.width_px=320", "nodes.emotion.options={embeddings: true}")
 INTERVALS = "start_s,end_s,label\n0.0,6.0,sad\n11.0,,happy\n"
 
@@ -81,7 +81,7 @@ def _record(path: Path) -> None:
 
 def _fingerprint() -> str:
     """Of all that the recording's content hangs on."""
-    told = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {recording.VERSION}".encode())
+    told = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {files.VERSION}".encode())
     for path in (CONFIG, *sorted(assets.MODELS.glob("*-expression.onnx"))):
         told.update(path.read_bytes())
     return told.hexdigest()[:12]

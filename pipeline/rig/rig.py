@@ -294,7 +294,7 @@ def apply(target_from_source: np.ndarray, points_m: np.ndarray) -> np.ndarray:
 
 def found(path: str | Path) -> Path:
     """Where a rig file is: one that comes with Sensorium (configs/rigs/…) is found from any folder."""
-    shipped = Path(__file__).resolve().parent.parent / path
+    shipped = Path(__file__).resolve().parents[2] / path
     return shipped if not Path(path).exists() and shipped.is_file() else Path(path)
 
 

@@ -25,7 +25,7 @@ from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
 
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
 
 

@@ -30,7 +30,7 @@ from pipeline.runtime.graph import ProcessPlan
 
 log = logging.getLogger("launch")
 
-HERE = str(Path(__file__).resolve().parent.parent)
+HERE = str(Path(__file__).resolve().parents[2])
 # They start threads, or talk to a device or a server, when used or even when loaded.
 NOT_COPIED = ("cuda", "onnxruntime", "pyaudio", "pyrealsense2", "tensorrt", "tensorrt_rtx", "torch")
 

@@ -20,7 +20,7 @@ PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the n
 
 
 class LidarPackets(NamedTuple):
-    """A stream of packets that a decoder of pipeline/lidar/ reads."""
+    """A stream of packets that a decoder of pipeline/sensors/lidar/ reads."""
 
     sensor: str
     metadata: str = ""  # the stream that holds the sensor's, where it needs one

@@ -124,7 +124,7 @@ class SensorClock(DelayFloor):
 
 def make(sensor: str, options: dict[str, Any] | None, *, where: str) -> PacketDecoder:
     """The decoder called `sensor`, not yet open. ConfigError for an unknown name or option, with the nearest."""
-    kind = find(sensor, PacketDecoder, __name__, what="lidar")
+    kind = find(sensor, PacketDecoder, "pipeline.sensors.lidar.decoders", what="lidar")
     try:
         decoder = kind(**check_options(kind, options or {}, f"{where}: options of '{sensor}'"))
     except (ValueError, TypeError) as error:

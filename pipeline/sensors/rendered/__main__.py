@@ -1,8 +1,8 @@
 """Writes the rendered drive's rig, or looks at it without a graph.
 
-    python -m pipeline.rendered --rig configs/rigs/rendered.yaml
-    python -m pipeline.rendered --picture street.png --at 12.5          # the camera's picture at that second
-    python -m pipeline.rendered --time                                  # ms a picture, sweep and depth picture take here
+    python -m pipeline.sensors.rendered --rig configs/rigs/rendered.yaml
+    python -m pipeline.sensors.rendered --picture street.png --at 12.5          # the camera's picture at that second
+    python -m pipeline.sensors.rendered --time                                  # ms a picture, sweep and depth picture take here
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.sensors.rendered.drive import BEAMS, Drive, rig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.rendered", description="The rendered drive.")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.sensors.rendered", description="The rendered drive.")
     parser.add_argument("--rig", type=Path, metavar="FILE.yaml", help="write the rig")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="write the camera's picture")
     parser.add_argument("--at", type=float, default=0.0, metavar="SECONDS", help="of the drive (default: 0)")

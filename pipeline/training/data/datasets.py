@@ -53,7 +53,7 @@ def data_folder(data: Path | None) -> Path:
     Raises ConfigError when it is not there.
     """
     named = data or (Path(os.environ["SENSORIUM_DATA"]) if os.environ.get("SENSORIUM_DATA") else None)
-    folder = named or Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    folder = named or Path(__file__).resolve().parents[3].parent / "shared" / "data"
     if not folder.is_dir():
         raise ConfigError(
             f"training data: no folder {folder}. Say where it lies: --data DIR, or SENSORIUM_DATA=DIR in the environment."

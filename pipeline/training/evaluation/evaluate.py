@@ -19,7 +19,7 @@ from pipeline.inference.manifest import Manifest
 from pipeline.preprocessing import face_tensor
 from pipeline.training.data.datasets import FACE_CLASSES, data_folder, load_faces
 
-FACE_MODEL = Path(__file__).resolve().parents[2] / "models" / "face-expression.onnx"
+FACE_MODEL = Path(__file__).resolve().parents[3] / "models" / "face-expression.onnx"
 CALIBRATION_BINS = 15
 
 Logits = npt.NDArray[np.float32]

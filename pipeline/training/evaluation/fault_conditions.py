@@ -26,7 +26,7 @@ from pipeline.recording.replay import Tape
 from pipeline.runtime.config import load, without
 from pipeline.runtime.launcher import launch
 
-CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "emotion-demo.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "emotion-demo.yaml"
 PICTURES, SOUND = "camera", "microphone"
 # What is told → what is wrong. From what a good set-up has to what makes one unusable.
 CONDITIONS: dict[str, tuple[str, ...]] = {

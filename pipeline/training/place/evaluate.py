@@ -22,7 +22,7 @@ from pipeline.training.data.datasets import data_folder
 from pipeline.training.evaluation.evaluate import softmax
 from pipeline.training.place.data import GLACIER_IS, INTEL, MEANT, PLACES, load_places
 
-PLACE_MODEL = Path(__file__).resolve().parents[2] / "models" / "place.onnx"
+PLACE_MODEL = Path(__file__).resolve().parents[3] / "models" / "place.onnx"
 
 
 def place_logits(model: Path, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:

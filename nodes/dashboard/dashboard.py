@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from pipeline.web.scene_view import SceneView
     from pipeline.web.server import PageServer  # it loads asyncio, which the launcher can do without
 
-PAGE = Path(__file__).with_suffix(".html")
-PART = re.compile(r"<!-- (dashboard_\w+\.html) -->")  # stands in the page where the file's text goes
+PAGE = Path(__file__).with_name("page.html")
+PART = re.compile(r"<!-- (\w+\.html) -->")  # stands in the page where the file's text goes
 PICTURE_ENCODINGS = ("bgr8", "jpeg")
 NOTE = "Labels are expressions, not feelings. Nothing is stored."
 STREAMS_EVERY_NS = NS // 15  # from about here a level meter looks alive
