@@ -1,0 +1,82 @@
+"""The launcher is copied where that is safe, and only there; what it promises of its processes holds for copies too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from running import ROOT, Running, a_file, running
+from test_launcher import MOOD, flowing, health_until
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux copies the launcher")
+IS_INTERPRETER = [sys.executable, "-P", "-m", "pipeline.runtime.worker"]
+
+
+def commands(run: Running) -> list[list[str]]:
+    return [process.cmdline() for process in run.children()]
+
+
+@linux
+@pytest.mark.system
+def test_nodes_are_copies_of_the_launcher_and_what_dies_comes_back_as_a_new_interpreter(folder: Path) -> None:
+    with running(folder, "run", a_file(folder, MOOD)) as run:
+        nodes = health_until(run, flowing)
+        assert commands(run) == [psutil.Process(run.process.pid).cmdline()] * 2
+        assert all(os.getpgid(p.pid) == p.pid for p in run.children())  # groups of their own: Ctrl-C is the launcher's
+        os.kill(nodes["camera"].pid, signal.SIGKILL)
+        health_until(run, lambda nodes: nodes["camera"].restarts == 1 and nodes["camera"].state == "running")
+        assert IS_INTERPRETER in commands(run)
+
+
+@pytest.mark.system
+def test_portable_path_copies_nothing(folder: Path) -> None:
+    with running(folder, "run", a_file(folder, MOOD, portable=True)) as run:
+        health_until(run, flowing)
+        assert commands(run) == [IS_INTERPRETER] * 2
+
+
+@linux
+@pytest.mark.system
+def test_copy_hears_a_hang_up_as_a_new_interpreter_does(folder: Path) -> None:
+    with running(folder, "run", a_file(folder, MOOD)) as run:
+        nodes = health_until(run, flowing)
+        os.kill(nodes["camera"].pid, signal.SIGHUP)  # the launcher's own handler would have ended the run
+        health_until(run, lambda nodes: nodes["camera"].state == "restarting")
+        run.interrupt()
+        assert run.wait() == 0
+        assert "its process ended with SIGHUP" in run.err
+
+
+def uncopiable_after(statement: str) -> str:
+    """What a launcher of its own says that has done `statement`: the tests' process holds libraries of other tests."""
+    says = f"import sys, threading; from pipeline.runtime import managed_process; {statement}; print(managed_process.uncopiable(), flush=True); import os; os._exit(0)"
+    return subprocess.run([sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@linux
+def test_launcher_with_a_thread_is_not_copied() -> None:
+    assert "threads run" in uncopiable_after("threading.Thread(target=threading.Event().wait).start()")
+
+
+@linux
+def test_launcher_that_holds_a_device_s_library_is_not_copied() -> None:
+    assert uncopiable_after("sys.modules['pyaudio'] = sys") == "pyaudio must not be copied"
+
+
+@linux
+@pytest.mark.parametrize("config", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
+def test_launcher_of_what_is_shipped_can_be_copied(config: str, tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from pipeline.runtime import managed_process as child; from pipeline.runtime.config import load; from pipeline.runtime.graph import plan_graph\n"
+        f"config = load({str(ROOT / 'configs' / config)!r})\n"
+        f"plan_graph(config, Path({str(tmp_path)!r}), next(iter(config.hosts), ''))\n"
+        "print(child.uncopiable())"
+    )
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout == "\n"

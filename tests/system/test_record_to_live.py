@@ -1,0 +1,55 @@
+"""The whole way, by its commands: record → label → export → train fusion → a live run with what was trained.
+
+The recording is the sample session, which `record` makes of the packaged clip; the training is far too short to be good.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.recording import dataset
+from pipeline.recording.sample import cached_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import run_pipeline  # noqa: E402
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
+
+def sensorium(*words: object) -> None:
+    """A command of ours, in this process: torch is imported once, and not for each."""
+    args = run_pipeline.parser().parse_args([str(word) for word in words])
+    args.function(args)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    try:
+        return cached_sample()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def test_from_a_recording_to_a_fusion_of_ones_own_that_runs_live(sample, tmp_path):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed: scripts/setup train")
+    halves = {"first": "0.0,2.0,sad\n11.0,12.0,happy\n", "second": "4.0,6.0,sad\n13.0,,happy\n"}
+    for name, text in halves.items():  # two sessions, of which no moment is in both
+        (tmp_path / f"{name}.csv").write_text("start_s,end_s,label\n" + text)
+        sensorium("label", sample, tmp_path / f"{name}.csv", tmp_path / f"{name}.mcap", "--stream", "mine")
+    sensorium("export", tmp_path / "first.mcap", tmp_path / "second.mcap", tmp_path / "set", "--dataset", "--labels", "mine")
+    rows = dataset.load(tmp_path / "set")
+    assert set(rows.group) == {"first", "second"} and rows.modalities["face"].kind == "embedding" and (rows.label >= 0).sum() > 100
+    sensorium("train", "fusion", "--data", tmp_path / "set", "--family", "concat", "--epochs", 2, "--out", tmp_path / "mine.onnx")
+    sensorium("run", ROOT / "configs/emotion-demo.yaml", "--no-dashboard", "--for", "3s", "--out", tmp_path / "live.jsonl",
+              "--set", f"nodes.emotion.options={{voice: none, fusion: {tmp_path / 'mine.onnx'}}}")  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "live.jsonl").read_text().splitlines()]
+    answered = [line for line in lines if line.get("label")]
+    assert answered and all("mine@" in line["model"] for line in answered)  # how many, a busy machine decides

@@ -1,0 +1,114 @@
+"""Import of real recordings: nothing is lost, message by message, beside another reader of the same files."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from importing import imported
+
+from pipeline.errors import ConfigError
+from pipeline.recording.files import Reader
+from pipeline.recording.importers.importer import import_source
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def brought(source: Path, out: Path, *mapping: str) -> list[str]:
+    said: list[str] = []
+    import_source(source, out, mapping=mapping, say=said.append)
+    return said
+
+
+def bag_packets(folder: Path) -> list[tuple[int, bytes]]:
+    """(stamp, data) of every packet, by rosbags and the driver's own definition."""
+    from rosbags.rosbag2 import Reader as Bag
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    size = {"velodyne_msgs": 1206, "pandar_msgs": 1500}
+    store, found = get_typestore(Stores.ROS2_HUMBLE), []
+    with Bag(folder) as bag:
+        for connection, _, raw in bag.messages():
+            package, _, scan = connection.msgtype.split("/")
+            packet = scan.replace("Scan", "Packet")
+            if connection.msgtype not in store.FIELDDEFS:
+                more = "\nuint32 size" if package == "pandar_msgs" else ""
+                fields = f"builtin_interfaces/Time stamp\nuint8[{size[package]}] data{more}"
+                store.register(get_types_from_msg(fields, f"{package}/msg/{packet}"))
+                store.register(get_types_from_msg(f"std_msgs/Header header\n{package}/{packet}[] packets", connection.msgtype))
+            for p in store.deserialize_cdr(raw, connection.msgtype).packets:
+                data = p.data.tobytes()[: getattr(p, "size", None)]
+                found.append((p.stamp.sec * 10**9 + p.stamp.nanosec, data))
+    return found
+
+
+@pytest.mark.parametrize(("bag", "count", "size"), [("lidar/velodyne_bag/vlp16", 603, 1206), ("lidar/hesai_bag/xt32", 2000, 1080)])
+def test_every_packet_of_a_real_bag_is_there_byte_for_byte_with_its_stamp(data_dir, tmp_path, bag, count, size):
+    folder = next(p.parent for p in (data_dir / bag).glob("*/metadata.yaml"))
+    brought(folder, tmp_path / "out.mcap")
+    frames = imported(tmp_path / "out.mcap")
+    assert [(f.capture_ns, f.data.tobytes()) for f in frames] == bag_packets(folder)
+    assert len(frames) == count and {f.data.size for f in frames} == {size} and [f.seq for f in frames] == list(range(count))
+
+
+def test_every_packet_of_real_captures_is_there_byte_for_byte_with_its_metadata(data_dir, tmp_path):
+    for i, path in enumerate(sorted((data_dir / "lidar/ouster").glob("*.pcap"))):
+        brought(path, tmp_path / f"{i}.mcap")
+        raw, at, expected = path.read_bytes(), 24, []
+        while at < len(raw):  # these were taken on a loopback, whole: Ethernet 14, IPv4 20, UDP 8
+            seconds, micros, size, _ = struct.unpack_from("<4I", raw, at)
+            expected.append((seconds * 10**9 + micros * 1000, raw[at + 16 + 42 : at + 16 + size]))
+            at += 16 + size
+        frames = imported(tmp_path / f"{i}.mcap")
+        assert [(f.capture_ns, f.data.tobytes()) for f in frames if f.encoding == "packet"] == expected
+        (told,) = [f.data.tobytes() for f in frames if f.encoding == "calibration"]
+        assert told in [p.read_bytes() for p in path.parent.glob("*.json")] and b"digest" not in told[:40]
+
+
+def test_the_kitti_sequence_is_there_to_the_bit(data_dir, tmp_path):
+    folder = data_dir / "driving/kitti_sequence"
+    said = brought(folder, tmp_path / "out.mcap", "image_02=camera", "velodyne=lidar")
+    pictures, sweeps = imported(tmp_path / "out.mcap", "camera"), imported(tmp_path / "out.mcap", "lidar")
+    assert [f.data.tobytes() for f in pictures] == [cv2.imread(str(p)).tobytes() for p in sorted((folder / "image_02").glob("*.png"))]
+    assert [f.data.tobytes() for f in sweeps] == [p.read_bytes() for p in sorted((folder / "velodyne").glob("*.bin"))]
+    assert [f.capture_ns for f in sweeps] == [i * 100_000_000 for i in range(10)] == [f.capture_ns for f in pictures]
+    assert imported(tmp_path / "out.mcap", "calibration/calib")[0].data.tobytes() == (folder / "calib.txt").read_bytes()
+    boxes = imported(tmp_path / "out.mcap", "boxes")
+    assert [(f.capture_ns, f.data.tobytes()) for f in boxes] == [(700_000_000, (folder / "label_2/0000000007.txt").read_bytes())]
+    assert any("no timestamps.txt" in line and "10 Hz" in line for line in said)
+
+
+def test_the_kitti_object_folder_is_there_with_calibration_and_boxes_of_each_moment(data_dir, tmp_path):
+    folder = data_dir / "driving/kitti_labelled"
+    brought(folder, tmp_path / "out.mcap")
+    for stream, sub in (("calib", "calib"), ("boxes", "label_2"), ("velodyne", "velodyne")):
+        frames = imported(tmp_path / "out.mcap", stream)
+        assert [f.data.tobytes() for f in frames] == [p.read_bytes() for p in sorted((folder / sub).iterdir())]
+
+
+@pytest.mark.system
+def test_the_config_written_beside_is_valid_and_replays_every_set(data_dir, tmp_path):
+    brought(data_dir / "driving/kitti_sequence", tmp_path / "drive.mcap", "image_02=camera", "velodyne=lidar")
+    program = [sys.executable, str(ROOT / "run_pipeline.py")]
+    checked = subprocess.run([*program, "check", str(tmp_path / "drive.yaml")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    command = ["replay", str(tmp_path / "drive.yaml"), str(tmp_path / "drive.mcap"), "--speed", "0"]
+    played = subprocess.run([*program, *command], capture_output=True, text=True)
+    assert played.returncode == 0, played.stderr
+    assert "aligned sets: 10" in played.stdout and "unaccounted: none" in played.stdout
+
+
+def test_a_name_that_is_not_there_and_an_output_that_is_are_refused_and_nothing_is_left(data_dir, tmp_path):
+    folder = next(p.parent for p in (data_dir / "lidar/velodyne_bag/vlp16").glob("*/metadata.yaml"))
+    with pytest.raises(ConfigError, match="--map velodyne_packet: no such stream.*Did you mean 'velodyne_packets'"):
+        brought(folder, tmp_path / "out.mcap", "/velodyne_packet=lidar")
+    assert list(tmp_path.iterdir()) == []
+    brought(folder, tmp_path / "out.mcap", "/velodyne_packets=lidar")
+    with Reader(tmp_path / "out.mcap") as reader:
+        assert list(reader.streams) == ["lidar"] and reader.about["source"] == folder.name
+    with pytest.raises(ConfigError, match="it is there already"):
+        brought(folder, tmp_path / "out.mcap")

@@ -1,0 +1,56 @@
+"""What is around, as a prediction carries it: through the wire and into JSON."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+
+from pipeline.frame import Frame, Prediction, Subject
+from pipeline.recording import schemas
+from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
+from pipeline.transport.compression import packed, unpacked
+
+SCHEMA = Path(__file__).parents[2] / "docs/prediction.schema.json"
+
+GRID = FreeSpace(np.array([[UNKNOWN, FREE], [FREE, OCCUPIED]], np.uint8), 0.5, (-1.0, -0.5))
+AROUND = Surroundings(
+    ahead=Ahead("caution", ("obstacle 3 at 1.2 m",), 1.2, 0.9),
+    obstacles=(Obstacle(3, (1.5, 0.0, 0.4), (0.6, 0.5, 0.8), 0.0, 1.2, 0.0, (-1.3, 0.0), 0.2, 0.9, 40, "person", 0.7),
+               Obstacle(4, (5.0, 2.0, 0.4), (0.6, 0.5, 0.8), 0.0, 5.1, 21.8)),
+    sectors=(Sector(-180, 0, None), Sector(0, 180, 1.2, 0.9, 0.5)),
+    free_space=GRID,
+    sounds=(Sound("rain", 0.8),),
+)  # fmt: skip
+CAR = Subject(1, (10, 20, 30, 40), (), 0.9, label="car", range_m=7.5, position_m=(7.0, 1.0, 0.5), closing_mps=-0.5)
+SAID = Prediction("scene", 5, ("street", "coast"), np.array([0.75, 0.25], np.float32), "street", "m@1",
+                  (CAR,), timing_ns={"wait": 0, "infer": 0, "total": 0}, surroundings=AROUND)  # fmt: skip
+
+
+def test_a_cell_is_found_by_its_place_and_what_lies_outside_is_unknown():
+    assert GRID.at(-0.6, 0.4) == FREE
+    assert GRID.at(-0.1, 0.1) == OCCUPIED
+    assert GRID.at(-1.1, 0.1) == GRID.at(9.0, 0.0) == UNKNOWN
+
+
+def test_what_is_around_comes_back_from_a_recording_as_it_was():
+    again = schemas.decode("sensorium.Prediction", schemas.encode(SAID, 0, "scene"))
+    assert again.record() == SAID.record()
+    assert again.surroundings.free_space.cells.tolist() == GRID.cells.tolist()
+
+
+def test_its_json_is_what_the_schema_says_and_a_grid_is_a_picture_of_letters():
+    record = SAID.record()
+    jsonschema.validate(json.loads(json.dumps(record)), json.loads(SCHEMA.read_text()))
+    assert record["surroundings"]["free_space"]["rows"] == ["?.", ".#"]
+    assert record["subjects"][0]["label"] == "car"
+
+
+def test_points_with_their_times_pass_a_network_and_a_recording_to_the_bit():
+    points = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    frame = Frame("lidar", 1, 2, "points_xyzit_f32", points, 100)
+    sent = packed(frame)
+    assert sent.encoding == "points_t_zlib"
+    assert unpacked(sent).data.tobytes() == points.tobytes()
+    assert schemas.kind_of(frame) == schemas.POINTS
+    assert schemas.decode(schemas.POINTS, schemas.encode(frame, 0, "lidar")).data.tobytes() == points.tobytes()
