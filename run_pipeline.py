@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> None:
     _run(args)
 
 
-def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
-         ) -> tuple[Config, dict[str, Any]]:  # fmt: skip
+def _run(
+    args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
+) -> tuple[Config, dict[str, Any]]:
     """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
     from pipeline.cli.out import add_summary, with_out
     from pipeline.cli.terminal import print_notice, print_page, print_summary
@@ -54,7 +55,9 @@ def _run(args: argparse.Namespace, change: Callable[[Config], Config] = lambda c
 
         config = with_auto_time(config, args.host)
     print_notice(config, stored)
-    summary = launch(config, host=args.host, for_s=args.for_s, warm=True, on_begin=lambda plan: print_page(plan, open_it=args.open))
+    summary = launch(
+        config, host=args.host, for_s=args.for_s, warm=True, on_begin=lambda plan: print_page(plan, open_it=args.open)
+    )
     print_summary(summary)
     if args.out:
         add_summary(args.out, summary)
@@ -83,14 +86,23 @@ def record(args: argparse.Namespace) -> None:
     if args.recording is None:
         raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
     wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
-    _, summary = _run(args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording))
+    _, summary = _run(
+        args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording)
+    )
     print(told(args.recording, summary))
 
 
 def replay(args: argparse.Namespace) -> None:
     from pipeline.recording.replay import Tape, conclude
 
-    tape = Tape(args.recording, from_s=args.from_s, to_s=args.to_s, realign=args.realign, unclosed=args.unclosed, fault=args.fault)
+    tape = Tape(
+        args.recording,
+        from_s=args.from_s,
+        to_s=args.to_s,
+        realign=args.realign,
+        unclosed=args.unclosed,
+        fault=args.fault,
+    )
     args.out = args.out or tape.scratch()
     config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
     conclude(tape, config, summary, Path(args.out) if args.out else None)
@@ -149,7 +161,9 @@ def label(args: argparse.Namespace) -> None:
     from pipeline.recording.labels import add_labels
 
     count = add_labels(args.recording, args.intervals, args.out, stream=args.stream)
-    print(f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset")
+    print(
+        f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset"
+    )
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -252,7 +266,9 @@ def calibrate(args: argparse.Namespace) -> None:
     import importlib
 
     module = importlib.import_module(f"calibration.verbs.{CALIBRATED[args.kind]}")
-    told = command_line.Parser(prog=f"run_pipeline.py calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0])
+    told = command_line.Parser(
+        prog=f"run_pipeline.py calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0]
+    )
     module.arguments(told)
     verdict = module.run(told.parse_args(args.rest))
     if verdict is not None and verdict.failed:
@@ -270,7 +286,21 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 # The words a function of pipeline/training/ may take as options, as far as its signature names them.
-OPTIONS = ("data", "out", "epochs", "seed", "resume", "start", "lr", "workers", "ship", "family", "format", "model", "truth")
+OPTIONS = (
+    "data",
+    "out",
+    "epochs",
+    "seed",
+    "resume",
+    "start",
+    "lr",
+    "workers",
+    "ship",
+    "family",
+    "format",
+    "model",
+    "truth",
+)
 
 
 def _trained(args: argparse.Namespace, verb: str, known: dict[str, tuple[str, str]]) -> Any:
@@ -309,7 +339,9 @@ def bench(args: argparse.Namespace) -> None:
 
     from pipeline.errors import ConfigError, nearest
 
-    here = sorted(path.stem for path in (HERE / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+    here = sorted(
+        path.stem for path in (HERE / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    )
     if not here:
         raise ConfigError("bench: the benchmarks come with the checkout, not with the installed package")
     if args.what not in here:
@@ -322,10 +354,26 @@ def bench(args: argparse.Namespace) -> None:
 # --- main -------------------------------------------------------------------------------------------------------------
 
 VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "demo": demo, "run": run, "record": record, "replay": replay, "diff": diff, "check": check, "verify": verify,
-    "import": import_, "label": label, "sample": sample, "export": export, "keys": keys, "doctor": doctor, "nodes": nodes,
-    "models": models, "calibrate": calibrate, "train": train, "evaluate": evaluate, "bench": bench,
-}  # fmt: skip
+    "demo": demo,
+    "run": run,
+    "record": record,
+    "replay": replay,
+    "diff": diff,
+    "check": check,
+    "verify": verify,
+    "import": import_,
+    "label": label,
+    "sample": sample,
+    "export": export,
+    "keys": keys,
+    "doctor": doctor,
+    "nodes": nodes,
+    "models": models,
+    "calibrate": calibrate,
+    "train": train,
+    "evaluate": evaluate,
+    "bench": bench,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -343,7 +391,10 @@ def main() -> int:
         from pipeline import subscribe  # noqa: F401  # with it what every verb needs: msgspec, numpy, ZeroMQ
         from pipeline.errors import SensoriumError
     except ModuleNotFoundError as error:
-        print(f"error: the Python package '{error.name}' is not installed. Install it with: scripts/setup", file=sys.stderr)
+        print(
+            f"error: the Python package '{error.name}' is not installed. Install it with: scripts/setup",
+            file=sys.stderr,
+        )
         return 2
 
     try:

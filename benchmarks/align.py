@@ -61,11 +61,22 @@ class Case:
         return streams
 
 
-def stream(name: str, rate_hz: float, seconds: float, rng: np.random.Generator, *, jitter_ms: float = 0.2, delay_ms: float = 2,
-           phase_ms: float = 0.0, drop: float = 0.01) -> list[tuple[Frame, int]]:  # fmt: skip
+def stream(
+    name: str,
+    rate_hz: float,
+    seconds: float,
+    rng: np.random.Generator,
+    *,
+    jitter_ms: float = 0.2,
+    delay_ms: float = 2,
+    phase_ms: float = 0.0,
+    drop: float = 0.01,
+) -> list[tuple[Frame, int]]:
     """Frames of one sensor: even times with uniform jitter; a delay with an exponential tail of 0.5 ms; drops."""
     count = int(seconds * rate_hz)
-    capture = (np.arange(count) / rate_hz * 1e9 + phase_ms * MS + rng.uniform(-jitter_ms, jitter_ms, count) * MS).astype(np.int64)
+    capture = (
+        np.arange(count) / rate_hz * 1e9 + phase_ms * MS + rng.uniform(-jitter_ms, jitter_ms, count) * MS
+    ).astype(np.int64)
     capture = np.maximum.accumulate(capture)
     arrival = np.maximum.accumulate(capture + ((delay_ms + rng.exponential(0.5, count)) * MS).astype(np.int64))
     kept = rng.random(count) >= drop
@@ -80,7 +91,9 @@ def rig(seconds: float, seed: int) -> Case:
         *stream("lidar", 10, seconds, rng, phase_ms=7, delay_ms=20),
         *stream("imu", 200, seconds, rng, phase_ms=1, delay_ms=1),
     ]
-    return Case("rig, per camera frame", "camera", {"audio": 15, "lidar": 60, "imu": 5}, sorted(arrivals, key=lambda a: a[1]))
+    return Case(
+        "rig, per camera frame", "camera", {"audio": 15, "lidar": 60, "imu": 5}, sorted(arrivals, key=lambda a: a[1])
+    )
 
 
 def stereo(seconds: float, seed: int) -> Case:
@@ -165,7 +178,9 @@ def approximate_time(case: Case, *, slop_ms: float = 50, age_penalty: float = 0.
                 continue
             # Some queue is empty: what comes there lies at or after the pivot, which may already rule out a better set.
             while candidate is not None and not all(queues.values()):
-                virtual = {n: q[0] if q else max(past[n][-1] if past[n] else pivot_ns, pivot_ns) for n, q in queues.items()}
+                virtual = {
+                    n: q[0] if q else max(past[n][-1] if past[n] else pivot_ns, pivot_ns) for n, q in queues.items()
+                }
                 first, last = min(virtual, key=virtual.__getitem__), max(virtual, key=virtual.__getitem__)
                 if (virtual[last] - end_ns) * (1 + age_penalty) >= pivot_ns - start_ns:
                     publish(now_ns)
@@ -176,7 +191,9 @@ def approximate_time(case: Case, *, slop_ms: float = 50, age_penalty: float = 0.
     return emitted, time.thread_time() - begin
 
 
-def approximate_time_synchronizer(case: Case, *, slop_ms: float = 20, queue_size: int = 10) -> tuple[list[Emitted], float]:
+def approximate_time_synchronizer(
+    case: Case, *, slop_ms: float = 20, queue_size: int = 10
+) -> tuple[list[Emitted], float]:
     """The rules of its Python sibling, ApproximateTimeSynchronizer: a message that completes a set within the slop sends
     it at once, nearest first; each message is used once, so the slowest stream sets the pace."""
     names = [case.anchor, *case.within_ms]
@@ -198,7 +215,9 @@ def approximate_time_synchronizer(case: Case, *, slop_ms: float = 20, queue_size
         for others in product(*near):
             times = (*others, frame.capture_ns)
             if max(times) - min(times) < slop_ns:
-                chosen = dict(zip([n for n in names if n != frame.stream], others, strict=True)) | {frame.stream: frame.capture_ns}
+                chosen = dict(zip([n for n in names if n != frame.stream], others, strict=True)) | {
+                    frame.stream: frame.capture_ns
+                }
                 emitted.append(Emitted(chosen[case.anchor], chosen, now_ns))
                 for n, t in chosen.items():
                     del queues[n][t]
@@ -261,7 +280,11 @@ def judge(case: Case, emitted: list[Emitted], took_s: float) -> dict[str, float]
     good = [e for e in full if all(abs(e.times_ns[n] - e.anchor_ns) <= limits[n] for n in limits)]
     missed = len(served - {e.anchor_ns for e in good}) / len(served)
     # Of two equally near frames either is right.
-    off = [e for e in good if any(abs(e.times_ns[n] - e.anchor_ns) > abs(best[e.anchor_ns][n] - e.anchor_ns) for n in limits)]
+    off = [
+        e
+        for e in good
+        if any(abs(e.times_ns[n] - e.anchor_ns) > abs(best[e.anchor_ns][n] - e.anchor_ns) for n in limits)
+    ]
     wait_ms = [(e.at_ns - max(arrival[n, t] for n, t in e.times_ns.items())) / MS for e in good]
     spread_ms = [max(abs(e.times_ns[n] - e.anchor_ns) for n in limits) / MS for e in good]
     return {
@@ -293,7 +316,10 @@ def main() -> None:
     options.add_argument("--timestamps", type=Path, help="a folder with tum_*.txt")
     options.add_argument("--json", type=Path)
     args = options.parse_args()
-    makers: list[Callable[[int], Case]] = [lambda seed: rig(args.seconds, seed), lambda seed: stereo(args.seconds, seed)]
+    makers: list[Callable[[int], Case]] = [
+        lambda seed: rig(args.seconds, seed),
+        lambda seed: stereo(args.seconds, seed),
+    ]
     makers += [lambda seed, p=p: tum(p) for p in sorted(args.timestamps.glob("tum_*.txt"))] if args.timestamps else []
     rows: dict[str, dict[str, Any]] = {}
     for make in makers:
@@ -303,13 +329,17 @@ def main() -> None:
             for name, contender in CONTENDERS.items():
                 judged[name].append(judge(case, *contender(case)))
         join = [j["us_per_message"] for j in judged[JOIN]]
-        print(f"\n{case.name:<38}{'µs/message':>11}{'× join':>8}{'missed':>9}{'wrong':>9}{'wait p50':>10}{'p99 ms':>8}{'spread p99':>12}")
+        print(
+            f"\n{case.name:<38}{'µs/message':>11}{'× join':>8}{'missed':>9}{'wrong':>9}{'wait p50':>10}{'p99 ms':>8}{'spread p99':>12}"
+        )
         for name, runs in judged.items():
             row = {key: float(np.median([j[key] for j in runs])) for key in runs[0]}
             row["times_join"] = float(np.median([j["us_per_message"] / us for j, us in zip(runs, join, strict=True)]))
             rows.setdefault(case.name, {})[name] = row
-            print(f"{name:<38}{row['us_per_message']:11.2f}{row['times_join']:8.2f}{row['missed_percent']:8.2f}%{row['wrong_percent']:8.2f}%"
-                  f"{row['wait_p50_ms']:10.2f}{row['wait_p99_ms']:8.1f}{row['spread_p99_ms']:12.1f}")  # fmt: skip
+            print(
+                f"{name:<38}{row['us_per_message']:11.2f}{row['times_join']:8.2f}{row['missed_percent']:8.2f}%{row['wrong_percent']:8.2f}%"
+                f"{row['wait_p50_ms']:10.2f}{row['wait_p99_ms']:8.1f}{row['spread_p99_ms']:12.1f}"
+            )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 

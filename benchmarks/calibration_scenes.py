@@ -30,7 +30,13 @@ class LidarScene:
     """`views` board views as the finder would hand them over, each cut out of its whole cloud by truth."""
 
     def __init__(
-        self, seed: int = 0, *, views: int = 12, tilt_deg: float = 35.0, spread_m: float = 1.0, lens: Intrinsics = CAMERA
+        self,
+        seed: int = 0,
+        *,
+        views: int = 12,
+        tilt_deg: float = 35.0,
+        spread_m: float = 1.0,
+        lens: Intrinsics = CAMERA,
     ) -> None:
         self.draw = np.random.default_rng(seed)
         self.intrinsics = lens
@@ -57,7 +63,12 @@ class LidarScene:
                     middle = rays[ring, last] + rays[ring, off]
                     edges.append(middle / np.linalg.norm(middle))
         return BoardView(
-            name, self.corners_px(camera_from_board), self.corners_m, points, np.array(edges).reshape(-1, 3), STEP_RAD / 12**0.5
+            name,
+            self.corners_px(camera_from_board),
+            self.corners_m,
+            points,
+            np.array(edges).reshape(-1, 3),
+            STEP_RAD / 12**0.5,
         )
 
     def corners_px(self, camera_from_board: Floats) -> Floats:

@@ -159,7 +159,9 @@ def turns(trials: int) -> Rows:
         answer = turning_answer(camera, lidar)
         unknown += bool(answer.unknown)
         errors += [] if answer.unknown else [abs(answer.offset_ms - true_ms)]
-    return {"a turning rig, 20 s: largest error; unknown": f"{max(errors, default=float('nan')):.1f} ms; {unknown} of {trials}"}
+    return {
+        "a turning rig, 20 s: largest error; unknown": f"{max(errors, default=float('nan')):.1f} ms; {unknown} of {trials}"
+    }
 
 
 def drift(data: Path) -> Rows:

@@ -146,7 +146,10 @@ def main() -> None:
         relay(*given.relay)
     cards = np.array([sound_card(ppm, seed) for seed, ppm in enumerate((-120.0, -70.0, -30.0, 0.0, 25.0, 50.0))])
     figures: dict[str, Any] = {
-        "sound_card": {"std_us": round(float(cards[:, 0].max()), 1), "rate_ppm": round(float(np.median(cards[:, 1])), 2)},
+        "sound_card": {
+            "std_us": round(float(cards[:, 0].max()), 1),
+            "rate_ppm": round(float(np.median(cards[:, 1])), 2),
+        },
         "loopback": other_host(given.seconds, relayed=False),
         "relay": other_host(given.seconds, relayed=True),
     }

@@ -39,8 +39,14 @@ def one_run(checkout: Path, *, page: bool, paced: bool) -> dict[str, float]:
     command += ["--set", f"nodes.dashboard.port={PORT}"] if page else ["--no-dashboard"]
     command += [] if paced else [word for setting in UNPACED for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
-        running = subprocess.Popen(command, cwd=checkout, env=os.environ | {"XDG_RUNTIME_DIR": folder}, start_new_session=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        running = subprocess.Popen(
+            command,
+            cwd=checkout,
+            env=os.environ | {"XDG_RUNTIME_DIR": folder},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             graph = _graph(Path(folder), running)
             seen: list[tuple[Health, float]] = []
@@ -99,12 +105,14 @@ def main() -> None:
     for _ in range(args.runs):
         for name, checkout in checkouts.items():
             found[name].append(one_run(checkout, page=not args.no_dashboard, paced=not args.unpaced))
-    medians = {name: {key: float(np.median([run[key] for run in runs])) for key in runs[0]} for name, runs in found.items()}
+    medians = {
+        name: {key: float(np.median([run[key] for run in runs])) for key in runs[0]} for name, runs in found.items()
+    }
     print(f"{args.runs} runs, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; ms of CPU a picture, median")
     print(f"{'':20}" + "".join(f"{name:>16}" for name in medians))
     for key in next(iter(medians.values())):
         unit = (lambda value: f"{value:16.0%}") if key == "predicted" else (lambda value: f"{value:16.2f}")
-        print(f"{key:20}" + "".join(unit(each.get(key, float('nan'))) for each in medians.values()))
+        print(f"{key:20}" + "".join(unit(each.get(key, float("nan"))) for each in medians.values()))
     print(f"{'at 30, of a core':20}" + "".join(f"{each['all'] * 30 / 1e3:16.0%}" for each in medians.values()))
     if args.json:
         args.json.write_text(json.dumps({"load": os.getloadavg()[0], "runs": found}, indent=2) + "\n")

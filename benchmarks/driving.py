@@ -1,8 +1,8 @@
 """Ten frames of a real drive with their published calibration (KITTI raw, 2011_09_26_0052), for the drift monitor's figures.
 
-    rig = kitti_rig(data_folder)
-    for image, points_m in kitti_frames(data_folder): ...
-    for name, points_m, boxes in kitti_labelled(data_folder): boxes[0].outline_m      # of frame 7 and three others
+rig = kitti_rig(data_folder)
+for image, points_m in kitti_frames(data_folder): ...
+for name, points_m, boxes in kitti_labelled(data_folder): boxes[0].outline_m      # of frame 7 and three others
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ VEHICLES = ("Car", "Van", "Truck")
 def kitti_rig(data: Path) -> Rig:
     """The rectified colour camera, and the lidar as its calibration has it."""
     lines = (data / KITTI_SEQUENCE / "calib.txt").read_text().splitlines()
-    rows = {name: np.array(rest.split(), float) for name, _, rest in (line.partition(":") for line in lines if line[:1] != "#")}
+    rows = {
+        name: np.array(rest.split(), float)
+        for name, _, rest in (line.partition(":") for line in lines if line[:1] != "#")
+    }
     project = rows["P_rect_02"].reshape(3, 4)
     k = project[:, :3]
     aside = rigid(np.eye(3), np.linalg.inv(k) @ project[:, 3])  # the colour camera stands beside the reference one
@@ -82,7 +85,9 @@ def _boxes(labels: Path, calib: Path) -> list[LabelledBox]:
     for kind, *rest in (line.split() for line in labels.read_text().splitlines()):
         if kind == "DontCare":
             continue
-        _, width_m, length_m, x, y, z, yaw = (float(v) for v in rest[7:14])  # height, width, length, bottom's middle, yaw
+        _, width_m, length_m, x, y, z, yaw = (
+            float(v) for v in rest[7:14]
+        )  # height, width, length, bottom's middle, yaw
         c, s = np.cos(yaw), np.sin(yaw)
         half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length_m / 2, width_m / 2)
         corners = np.column_stack([x + half @ (c, s), np.full(4, y), z + half @ (-s, c)])

@@ -97,10 +97,14 @@ def main() -> None:
     }
     print(f"{'':38}{'calls':>6}{'CPU ms/call':>13}{'CPU ms/frame':>14}{'wall p50':>10}{'p95':>8}")
     for name, row in figures["parts"].items():
-        print(f"{name:38}{row['calls']:6.0f}{row['cpu_ms_a_call']:13.2f}{row['cpu_ms_a_frame']:14.2f}"
-              f"{row['wall_ms_p50']:10.2f}{row['wall_ms_p95']:8.2f}")  # fmt: skip
-    print(f"faces in {with_face} of {len(frames)} frames; happy: {figures['happy_before_8_s']:.1%} before 8 s, "
-          f"{figures['happy_from_12_to_19_s']:.1%} from 12 to 19 s")  # fmt: skip
+        print(
+            f"{name:38}{row['calls']:6.0f}{row['cpu_ms_a_call']:13.2f}{row['cpu_ms_a_frame']:14.2f}"
+            f"{row['wall_ms_p50']:10.2f}{row['wall_ms_p95']:8.2f}"
+        )
+    print(
+        f"faces in {with_face} of {len(frames)} frames; happy: {figures['happy_before_8_s']:.1%} before 8 s, "
+        f"{figures['happy_from_12_to_19_s']:.1%} from 12 to 19 s"
+    )
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
@@ -108,7 +112,9 @@ def main() -> None:
 def clip_frames(path: Path) -> list[Frame]:
     with av.open(str(path)) as clip:
         decoded = [(round(float(f.time or 0) * 1e9), f.to_ndarray(format="bgr24")) for f in clip.decode(video=0)]
-    return [Frame("camera", seq, at_ns, "bgr8", np.asarray(image, np.uint8)) for seq, (at_ns, image) in enumerate(decoded)]
+    return [
+        Frame("camera", seq, at_ns, "bgr8", np.asarray(image, np.uint8)) for seq, (at_ns, image) in enumerate(decoded)
+    ]
 
 
 def noise(seed: int) -> np.ndarray[Any, Any]:
@@ -119,7 +125,9 @@ def last_second(sound: list[Frame], anchor_ns: int) -> tuple[Frame, ...]:
     return tuple(sound[max(0, (anchor_ns - WINDOW_NS) // CHUNK_NS) : anchor_ns // CHUNK_NS])
 
 
-def whole_task(model: str, frames: list[Frame], sound: list[Frame], watch: Stopwatch) -> tuple[int, list[tuple[float, str]]]:
+def whole_task(
+    model: str, frames: list[Frame], sound: list[Frame], watch: Stopwatch
+) -> tuple[int, list[tuple[float, str]]]:
     """Runs the task as the pipeline does. Returns the number of frames with a face, and (second, label) of each of them."""
     task = Emotion(model=model)
     task.open("auto")

@@ -1,6 +1,6 @@
 """How long one face takes on one processor thread in ONNX Runtime: crop, tensor, network.
 
-    python -m benchmarks.face_speed [--model models/face-expression.onnx] [--json OUT.json]
+python -m benchmarks.face_speed [--model models/face-expression.onnx] [--json OUT.json]
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def time_ms(work: Callable[[], object]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parents[1] / "models" / "face-expression.onnx")
+    parser.add_argument(
+        "--model", type=Path, default=Path(__file__).resolve().parents[1] / "models" / "face-expression.onnx"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 

@@ -69,8 +69,10 @@ def compare(face: Path, voice: Path, fusion: Path, joined: Path, *, faces: int, 
     three = cost["face"] + cost["voice"] + cost["fusion"]
     live = cost["face"] + cost["fusion"] + cost["voice"] * DECISIONS_HZ / PICTURES_HZ
     parts = ", ".join(f"{name} {cost[name]:.2f}" for name in ("face", "voice", "fusion"))
-    return (f"{faces} face{'s' if faces > 1 else ''}, {one.description}; ms of CPU p50: one engine {cost['one engine']:.2f}, "
-            f"three {three:.2f} ({parts}), live {live:.2f}; apart by {apart:.0e}")  # fmt: skip
+    return (
+        f"{faces} face{'s' if faces > 1 else ''}, {one.description}; ms of CPU p50: one engine {cost['one engine']:.2f}, "
+        f"three {three:.2f} ({parts}), live {live:.2f}; apart by {apart:.0e}"
+    )
 
 
 def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

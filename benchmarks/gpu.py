@@ -53,7 +53,10 @@ class TorchPlan:
         self.view, self.submit, self.forget = view, submit, forget
         self.shapes = Onnxruntime(path, threads=1, device="cpu")
         kind = np.dtype(np.float32)
-        self.tensors = [*(Tensor(n, kind, True) for n in self.twin.inputs), *(Tensor(n, kind, False) for n in self.twin.outputs)]
+        self.tensors = [
+            *(Tensor(n, kind, True) for n in self.twin.inputs),
+            *(Tensor(n, kind, False) for n in self.twin.outputs),
+        ]
 
     def context(self) -> TorchContext:
         return TorchContext(self)
@@ -215,7 +218,9 @@ def with_torch(report: Report) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(wrong) == 100 and max(wrong) < 1e-2, f"{len(wrong)} answers, apart by up to {max(wrong, default=np.inf)}"
+        assert len(wrong) == 100 and max(wrong) < 1e-2, (
+            f"{len(wrong)} answers, apart by up to {max(wrong, default=np.inf)}"
+        )
         seen.append(f"100 answers, apart by up to {max(wrong):.1e}")
     with report.check("torch context: an output left unwritten is refused") as seen:
         try:
@@ -269,7 +274,9 @@ def has_cuda_torch() -> str:
 def run(*, rounds: int, out: Path | None) -> int:
     report, gpus = Report(), cuda.probe()
     for gpu in gpus.devices:
-        print(f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB; CUDA {gpus.driver}")
+        print(
+            f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB; CUDA {gpus.driver}"
+        )
     extra: list[infer.Row] = []
     if gpus.missing:
         report.skip("mechanics", gpus.missing)
@@ -285,7 +292,10 @@ def run(*, rounds: int, out: Path | None) -> int:
     backends(report)
     rows = infer.run(rounds=rounds, extra=extra)
     if out:
-        out.write_text(json.dumps({"gpus": [gpu.name for gpu in gpus.devices], "checks": report.findings, "rows": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"gpus": [gpu.name for gpu in gpus.devices], "checks": report.findings, "rows": rows}, indent=1)
+            + "\n"
+        )
     return 1 if report.failed else 0
 
 

@@ -52,10 +52,16 @@ class Row:
     def figures(self) -> dict[str, Any]:
         p50, p99 = np.percentile(self.spent_ms, [50, 99])
         return {
-            "model": self.model, "backend": self.backend, "precision": self.precision, "batch": self.batch,
-            "p50_ms": round(float(p50), 4), "p99_ms": round(float(p99), 4), "cpu_p50_ms": round(float(np.median(self.cpu_ms)), 4),
-            "per_second": round(self.batch / float(np.mean(self.spent_ms)) * 1e3, 1), "memory_mib": round(self.memory_mib, 1),
-        }  # fmt: skip
+            "model": self.model,
+            "backend": self.backend,
+            "precision": self.precision,
+            "batch": self.batch,
+            "p50_ms": round(float(p50), 4),
+            "p99_ms": round(float(p99), 4),
+            "cpu_p50_ms": round(float(np.median(self.cpu_ms)), 4),
+            "per_second": round(self.batch / float(np.mean(self.spent_ms)) * 1e3, 1),
+            "memory_mib": round(self.memory_mib, 1),
+        }
 
 
 def inputs_of(path: Path, batch: int) -> Tensors | None:
@@ -91,11 +97,20 @@ def rows(only: str | None, folder: Path, precisions: Sequence[str] = PRECISIONS)
                     continue
                 for backend, kind in engine.backends().items():
                     if not kind.unusable():
-                        yield from _row(name, backend, precision, batch, lambda f=file, b=backend, i=inputs: _engine(f, b, i), inputs)
+                        yield from _row(
+                            name,
+                            backend,
+                            precision,
+                            batch,
+                            lambda f=file, b=backend, i=inputs: _engine(f, b, i),
+                            inputs,
+                        )
             yield from _row(name, "torch eager", "fp32", batch, lambda p=path: _twin(p), inputs)
 
 
-def _row(name: str, backend: str, precision: str, batch: int, make: Callable[[], Any], inputs: Tensors) -> Iterator[Row]:
+def _row(
+    name: str, backend: str, precision: str, batch: int, make: Callable[[], Any], inputs: Tensors
+) -> Iterator[Row]:
     before = resident_mib()
     try:
         made = make()
@@ -112,7 +127,9 @@ def _engine(path: Path, backend: str, inputs: Tensors) -> engine.Engine:
     hint = [{name: value.shape for name, value in inputs.items() if value.dtype == np.float32}]
     if backend == "onnxruntime":
         return Onnxruntime(path, threads=1)
-    return engine.load(path, backend=backend, warm_up=hint, samples=lambda: parity_samples.of(path), log=logging.getLogger("bench"))
+    return engine.load(
+        path, backend=backend, warm_up=hint, samples=lambda: parity_samples.of(path), log=logging.getLogger("bench")
+    )
 
 
 def _twin(path: Path) -> Any:
@@ -200,8 +217,10 @@ def table(timed: list[Row]) -> list[str]:
     for f in found:
         twin = eager.get((f["model"], f["batch"]))
         ratio = f"{f['cpu_p50_ms'] / twin:.2f}" if twin and f["backend"] == "onnxruntime" else ""
-        lines.append(f"{f['model']:<20}{f['backend']:<14}{f['precision']:<10}{f['batch']:>5}{f['p50_ms']:>10.3f}{f['p99_ms']:>10.3f}"
-                     f"{f['cpu_p50_ms']:>10.3f}{f['per_second']:>10.0f}{f['memory_mib']:>10.1f}{ratio:>10}")  # fmt: skip
+        lines.append(
+            f"{f['model']:<20}{f['backend']:<14}{f['precision']:<10}{f['batch']:>5}{f['p50_ms']:>10.3f}{f['p99_ms']:>10.3f}"
+            f"{f['cpu_p50_ms']:>10.3f}{f['per_second']:>10.0f}{f['memory_mib']:>10.1f}{ratio:>10}"
+        )
     return lines
 
 
@@ -213,17 +232,27 @@ def resident_mib() -> float:
 
 
 def run(
-    *, only: str | None = None, precisions: Sequence[str] = PRECISIONS, rounds: int = 12, out: Path | None = None,
+    *,
+    only: str | None = None,
+    precisions: Sequence[str] = PRECISIONS,
+    rounds: int = 12,
+    out: Path | None = None,
     extra: Sequence[Row] = (),
 ) -> list[dict[str, Any]]:
     """Prints the table; writes its rows as JSON to `out`. only: one model. extra: rows of others, timed with the rest."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        timed = [floor(folder), *([gpu_floor()] if not cuda.probe().missing and importlib.util.find_spec("cuda") else [])]
+        timed = [
+            floor(folder),
+            *([gpu_floor()] if not cuda.probe().missing and importlib.util.find_spec("cuda") else []),
+        ]
         timed += [*rows(only, folder, precisions), *extra]
         measure(timed, rounds)
     gpus = cuda.probe()
-    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; " + (gpus.missing or ", ".join(g.name for g in gpus.devices)))
+    print(
+        f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; "
+        + (gpus.missing or ", ".join(g.name for g in gpus.devices))
+    )
     print("\n".join(table(timed)))
     found = [row.figures() for row in timed]
     if out:

@@ -38,7 +38,10 @@ def main() -> None:
             quantize(source, target, in_float=in_float)
             engine = Onnxruntime(target, threads=1, device="cpu")
             verdict = judge(engine, source, lambda: parity_samples.of(source, seed=args.seed), precision="int8")
-            print(f"  {title:24}{target.stat().st_size / 1e6:6.2f} MB  {verdict}{'  refused' if verdict.refusal else ''}", flush=True)
+            print(
+                f"  {title:24}{target.stat().st_size / 1e6:6.2f} MB  {verdict}{'  refused' if verdict.refusal else ''}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def main() -> int:
         print(f"no captures at {folder}: set SENSORIUM_DATA", file=sys.stderr)
         return 2
     rows = []
-    print(f"{'sensor':<22}{'points':>9}{'packets':>9}{'ms a sweep':>12}{'ms / 120,000':>14}{'de-skew':>9}{'at its end':>12}")
+    print(
+        f"{'sensor':<22}{'points':>9}{'packets':>9}{'ms a sweep':>12}{'ms / 120,000':>14}{'de-skew':>9}{'at its end':>12}"
+    )
     for name, place, sensor in CAPTURES:
         try:
             row = measured(folder / place, sensor, given.rounds)
@@ -51,8 +53,10 @@ def main() -> int:
             print(f"{name:<22} {error}")
             continue
         rows.append({"sensor": name} | row)
-        print(f"{name:<22}{row['points']:>9.0f}{row['packets']:>9.1f}{row['ms']:>12.2f}{row['ms_of_120000']:>14.1f}"
-              f"{row['deskew_ms']:>9.1f}{row['last_packet_ms']:>12.2f}")  # fmt: skip
+        print(
+            f"{name:<22}{row['points']:>9.0f}{row['packets']:>9.1f}{row['ms']:>12.2f}{row['ms_of_120000']:>14.1f}"
+            f"{row['deskew_ms']:>9.1f}{row['last_packet_ms']:>12.2f}"
+        )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
     return 0
@@ -84,9 +88,13 @@ def measured(source: Path, sensor: str, rounds: int) -> dict[str, float]:
     a_point, a_sweep = statistics.median(took_ms), float(statistics.median(points))
     share = a_sweep / sum(len(s.data) for s in sweeps)
     return {
-        "points": a_sweep, "packets": len(packets) * share, "ms": a_point * a_sweep, "ms_of_120000": a_point * SWEEP_POINTS,
-        "deskew_ms": statistics.median(still_ms), "last_packet_ms": statistics.median(last_ms),
-    }  # fmt: skip
+        "points": a_sweep,
+        "packets": len(packets) * share,
+        "ms": a_point * a_sweep,
+        "ms_of_120000": a_point * SWEEP_POINTS,
+        "deskew_ms": statistics.median(still_ms),
+        "last_packet_ms": statistics.median(last_ms),
+    }
 
 
 def timed(packets: list[tuple[bytes, int]], metadata: str, sensor: str) -> Iterator[tuple[float, list[Sweep]]]:

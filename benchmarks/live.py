@@ -104,12 +104,18 @@ def main() -> None:
     timing = whole["timing_ms"]
     lost = frames - whole["predictions"]
     print(f"{'ms a frame':<44}{'p50':>8}{'p95':>8}{'CPU':>8}")
-    print(f"{'plain loop, one thread (detect every frame)':<44}{plain['p50_ms']:8.1f}{plain['p95_ms']:8.1f}{plain['cpu_ms_a_frame']:8.1f}")
-    print(f"{'Sensorium, capture → prediction':<44}{timing['total']['p50']:8.1f}{timing['total']['p95']:8.1f}{cpu_ms:8.1f}")
+    print(
+        f"{'plain loop, one thread (detect every frame)':<44}{plain['p50_ms']:8.1f}{plain['p95_ms']:8.1f}{plain['cpu_ms_a_frame']:8.1f}"
+    )
+    print(
+        f"{'Sensorium, capture → prediction':<44}{timing['total']['p50']:8.1f}{timing['total']['p95']:8.1f}{cpu_ms:8.1f}"
+    )
     for name, label in (("wait", "waiting for the microphone"), ("infer", "models"), ("rest", "everything else")):
         print(f"{'  ' + label:<44}{timing[name]['p50']:8.1f}{timing[name]['p95']:8.1f}")
-    print(f"frames {frames}, not predicted {lost} ({lost / frames:.1%}), unaccounted {whole['unaccounted'] or 'none'}; "
-          f"first prediction {whole['first_prediction_s']} s after the command")  # fmt: skip
+    print(
+        f"frames {frames}, not predicted {lost} ({lost / frames:.1%}), unaccounted {whole['unaccounted'] or 'none'}; "
+        f"first prediction {whole['first_prediction_s']} s after the command"
+    )
     print(f"plain loop alone: {plain['frames_a_second']:.1f} frames a second")
     if args.json:
         figures = {"graph": whole, "graph_cpu_ms_a_frame": cpu_ms, "plain_loop": plain, "page": args.page}

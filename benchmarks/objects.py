@@ -66,13 +66,23 @@ class Moment(NamedTuple):
 def moments(data: Path) -> Iterator[Moment]:
     """Frame 7 of driving/kitti_sequence and the three of driving/kitti_labelled."""
     drive = data / "driving" / "kitti_sequence"
-    yield _moment("sequence/7", drive / "image_02/0000000007.png", drive / "velodyne/0000000007.bin",
-                  drive / "label_2/0000000007.txt", drive / "calib.txt")  # fmt: skip
+    yield _moment(
+        "sequence/7",
+        drive / "image_02/0000000007.png",
+        drive / "velodyne/0000000007.bin",
+        drive / "label_2/0000000007.txt",
+        drive / "calib.txt",
+    )
     folder = data / "driving" / "kitti_labelled"
     for label in sorted((folder / "label_2").glob("*.txt")):
         name = label.stem
-        yield _moment(f"labelled/{int(name)}", folder / f"image_2/{name}.png", folder / f"velodyne/{name}.bin", label,
-                      folder / f"calib/{name}.txt")  # fmt: skip
+        yield _moment(
+            f"labelled/{int(name)}",
+            folder / f"image_2/{name}.png",
+            folder / f"velodyne/{name}.bin",
+            label,
+            folder / f"calib/{name}.txt",
+        )
 
 
 def _moment(name: str, picture: Path, sweep: Path, labels: Path, calib: Path) -> Moment:
@@ -100,10 +110,14 @@ def _nearest_m(box: np.ndarray, camera_from_label: np.ndarray, lens: Intrinsics)
     height, width, length, x, y, z, turn = box
     along = np.arange(-0.5, 0.5, EDGE_STEP_M / max(length, width))
     half = np.full_like(along, 0.5)
-    edges = np.vstack([np.column_stack(pair) for pair in ((along, half), (along, -half), (half, along), (-half, along))])
+    edges = np.vstack(
+        [np.column_stack(pair) for pair in ((along, half), (along, -half), (half, along), (-half, along))]
+    )
     a, b = (edges * (length, width)).T
     middle = np.full_like(a, y - height / 2)
-    outline = np.column_stack([x + np.cos(turn) * a + np.sin(turn) * b, middle, z - np.sin(turn) * a + np.cos(turn) * b])
+    outline = np.column_stack(
+        [x + np.cos(turn) * a + np.sin(turn) * b, middle, z - np.sin(turn) * a + np.cos(turn) * b]
+    )
     seen = outline @ camera_from_label[:3, :3].T + camera_from_label[:3, 3]
     column = lens.fx_px * seen[:, 0] / seen[:, 2] + lens.cx_px
     inside = (seen[:, 2] > 0) & (column >= -0.5) & (column < lens.width_px - 0.5)
@@ -116,7 +130,12 @@ def found(moment: Moment, random: np.random.Generator | None = None) -> list[tup
     finder, boxes = ObjectFinder(), []
     for o in moment.objects:
         (left, top, width, height), off = o.box_px, np.zeros(4) if random is None else random.normal(0, JITTER, 4)
-        moved = (left + off[0] * width, top + off[1] * height, width * (1 + off[2] - off[0]), height * (1 + off[3] - off[1]))
+        moved = (
+            left + off[0] * width,
+            top + off[1] * height,
+            width * (1 + off[2] - off[0]),
+            height * (1 + off[3] - off[1]),
+        )
         boxes.append(Detection(o.label.lower(), 1.0, moved))
     finder.find(moment.image, moment.points_m, 0, moment.view, boxes=boxes)
     return [(o, r.range_m, r.points, r.reason) for o, r in zip(moment.objects, finder.ranged, strict=True)]
@@ -160,7 +179,9 @@ def projecting() -> dict[str, Cost]:
         "fisheye": Intrinsics("fisheye", 1920, 1208, 959.5, 960.2, 940.8, 670.7, (-0.0978, 0.1414, -0.1484, 0.0559)),
     }
     exact = sweep.astype(np.float64)
-    acts: dict[str, Callable[[], object]] = {PLAIN: lambda: exact @ camera_from_base[:3, :3].T + camera_from_base[:3, 3]}
+    acts: dict[str, Callable[[], object]] = {
+        PLAIN: lambda: exact @ camera_from_base[:3, :3].T + camera_from_base[:3, 3]
+    }
     for name, lens in lenses.items():
         rig = Rig({"camera": lens}, (Pose("camera", "base", camera_from_base),))
         acts[name] = partial(rig.project, sweep, source="base", camera="camera")
@@ -178,7 +199,9 @@ def detecting(option: str, all_moments: list[Moment]) -> None:
     hits = total = 0
     for moment in all_moments:
         boxes = [np.array(d.box_px, np.float32) for d in detector.find(moment.image)]
-        overlaps = [max((overlap(np.array(o.box_px, np.float32), box) for box in boxes), default=0.0) for o in moment.objects]
+        overlaps = [
+            max((overlap(np.array(o.box_px, np.float32), box) for box in boxes), default=0.0) for o in moment.objects
+        ]
         hits, total = hits + sum(share >= SAME_BOX for share in overlaps), total + len(overlaps)
     cost = costs_ms({"find": partial(detector.find, all_moments[0].image)})["find"]
     print(f"{detector.name} ({detector.layout}): {hits} of {total} labelled boxes found, {cost} ms of CPU a picture")
@@ -188,7 +211,9 @@ def detecting(option: str, all_moments: list[Moment]) -> None:
 def drawn_over(moment: Moment, folder: Path) -> Path:
     from calibration.report.overlay import draw_points
 
-    drawn = draw_points(moment.image, moment.points_m.astype(np.float64), moment.view.intrinsics, moment.view.camera_from_base)
+    drawn = draw_points(
+        moment.image, moment.points_m.astype(np.float64), moment.view.intrinsics, moment.view.camera_from_base
+    )
     for (label, _, box, truth_m), range_m, *_ in found(moment):
         left, top, width, height = map(round, box)
         cv2.rectangle(drawn, (left, top), (left + width, top + height), (255, 255, 255), 1)
@@ -213,9 +238,18 @@ def main() -> None:
         for moment in moments(args.data):
             for o, range_m, points, reason in found(moment):
                 error_m = None if range_m is None else range_m - o.truth_m
-                rows.append({"moment": moment.name, "label": o.label, "occluded": o.occluded, "truth_m": round(o.truth_m, 3),
-                             "range_m": range_m and round(range_m, 3), "points": points, "right": right(range_m, o.truth_m),
-                             "reason": reason})  # fmt: skip
+                rows.append(
+                    {
+                        "moment": moment.name,
+                        "label": o.label,
+                        "occluded": o.occluded,
+                        "truth_m": round(o.truth_m, 3),
+                        "range_m": range_m and round(range_m, 3),
+                        "points": points,
+                        "right": right(range_m, o.truth_m),
+                        "reason": reason,
+                    }
+                )
                 numbers = f"{'-':>8} {'-':>8}" if error_m is None else f"{range_m:8.2f} {error_m:+8.2f}"
                 mark = "" if right(range_m, o.truth_m) else reason or "  off by more than 3 % and 0.3 m"
                 print(f"{moment.name:<12} {o.label:<11} {o.occluded:>6} {o.truth_m:8.2f} {numbers} {points:>6} {mark}")
@@ -223,14 +257,20 @@ def main() -> None:
                 print(f"             {drawn_over(moment, args.overlay)}")
         print(f"within 3 % or 0.3 m: {sum(bool(r['right']) for r in rows)} of {len(rows)}")
         all_moments, random = list(moments(args.data)), np.random.default_rng(0)
-        hits = [right(range_m, o.truth_m) for _ in range(DRAWS) for m in all_moments for o, range_m, *_ in found(m, random)]
-        print(f"the same with each edge of a box moved at random by {JITTER:.0%} of its side, {DRAWS} draws: {np.mean(hits):.0%}")
+        hits = [
+            right(range_m, o.truth_m) for _ in range(DRAWS) for m in all_moments for o, range_m, *_ in found(m, random)
+        ]
+        print(
+            f"the same with each edge of a box moved at random by {JITTER:.0%} of its side, {DRAWS} draws: {np.mean(hits):.0%}"
+        )
         first = all_moments[0]
         boxes = [Detection(o.label.lower(), 1.0, o.box_px) for o in first.objects]
         finder = ObjectFinder()
         act = partial(finder.find, first.image, first.points_m, 0, first.view, boxes=boxes)
         ranging = costs_ms({"ranging": act})["ranging"]
-        print(f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included, ms of CPU, median (least): {ranging}")
+        print(
+            f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included, ms of CPU, median (least): {ranging}"
+        )
         if args.detector:
             detecting(args.detector, all_moments)
     else:

@@ -65,7 +65,9 @@ def follow(lidar: Lidar, world: World, around: Around, *, sweeps: int = 20, seed
     for k in range(sweeps):
         sweep = cast(lidar, world, at_s=k * PERIOD_S, seed=seed + k)
         capture_ns, turn_ns = NS + round(k * PERIOD_S * NS), round(lidar.turn_s * NS)
-        around.update("lidar", sweep.points_m, capture_ns, duration_ns=turn_ns, seconds=sweep.seconds, origin_m=sweep.origin_m)
+        around.update(
+            "lidar", sweep.points_m, capture_ns, duration_ns=turn_ns, seconds=sweep.seconds, origin_m=sweep.origin_m
+        )
         told = around.surroundings(capture_ns + turn_ns)
         at_s = k * PERIOD_S + lidar.turn_s
         for i, box in enumerate(world.boxes):
@@ -140,8 +142,13 @@ def times(clouds: list[tuple[np.ndarray, tuple[float, float, float]]], rounds: i
     from pipeline.perception.obstacles.tracking import Tracker
 
     watch, around = _Stopwatch(), Around()
-    parts = ((GroundFinder, "find", "ground"), (module, "find_clusters", "clusters"), (FreeSpaceMap, "draw", "free space"),
-             (Tracker, "update", "tracks"), (Around, "surroundings", "sectors, way ahead"))  # fmt: skip
+    parts = (
+        (GroundFinder, "find", "ground"),
+        (module, "find_clusters", "clusters"),
+        (FreeSpaceMap, "draw", "free space"),
+        (Tracker, "update", "tracks"),
+        (Around, "surroundings", "sectors, way ahead"),
+    )
     undo = [watch.wrap(*part) for part in parts]
     try:
         for k in range(rounds * len(clouds)):
@@ -186,7 +193,9 @@ def _print_ground() -> dict[str, Any]:
     rows = {}
     for name, lidar in (("64 beams", HDL64), ("16 beams", VLP16), ("depth camera", DEPTH)):
         for kind, world in (("flat", World), ("slope 8 %, 3 %", None), ("bumps ± 8 cm", None)):
-            slope, bump_m = {"flat": ((0.0, 0.0), 0.0), "slope 8 %, 3 %": ((0.08, -0.03), 0.0)}.get(kind, ((0.0, 0.0), 0.08))
+            slope, bump_m = {"flat": ((0.0, 0.0), 0.0), "slope 8 %, 3 %": ((0.08, -0.03), 0.0)}.get(
+                kind, ((0.0, 0.0), 0.08)
+            )
             base = room() if lidar is DEPTH else street()
             del world
             figures = ground_figures(lidar, World(base.boxes, slope, bump_m if lidar is not DEPTH else bump_m / 4, 9.0))
@@ -198,8 +207,13 @@ def _print_ground() -> dict[str, Any]:
 def _print_tracks(seeds: int) -> dict[str, Any]:
     print(f"\n{'tracks':36}{'place p50, p95 m':>20}{'speed p50, p95 m/s':>20}{'lost':>6}{'new ids':>9}")
     rows = {}
-    worlds = (("64 beams", HDL64, street()), ("64 beams, rig at 5 m/s", HDL64, street(5.0)), ("16 beams", VLP16, street()),
-              ("16 beams, rig at 5 m/s", VLP16, street(5.0)), ("depth camera", DEPTH, room()))  # fmt: skip
+    worlds = (
+        ("64 beams", HDL64, street()),
+        ("64 beams, rig at 5 m/s", HDL64, street(5.0)),
+        ("16 beams", VLP16, street()),
+        ("16 beams, rig at 5 m/s", VLP16, street(5.0)),
+        ("depth camera", DEPTH, room()),
+    )
     for name, lidar, world in worlds:
         all_errors = [follow(lidar, world, Around(), seed=1000 * seed) for seed in range(seeds)]
         place, speed = (np.concatenate(c) for c in zip(*((e.place_m, e.speed_mps) for e in all_errors), strict=True))

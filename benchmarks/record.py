@@ -68,7 +68,9 @@ def main() -> None:
         jpeg = "[camera]" if args.jpeg else "[]"
         graph.write_text(GRAPH.format(pictures=wanted["camera"], chunks=wanted["microphone"], path=path, jpeg=jpeg))
         began_s, part, bytes_, minute = time.monotonic(), 0, 0, 0
-        run = subprocess.Popen([sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        run = subprocess.Popen(
+            [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph)], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
         recorder: psutil.Process | None = None
         while run.poll() is None:
             time.sleep(1.0)
@@ -85,7 +87,10 @@ def main() -> None:
                 continue
             if memory_mb and time.monotonic() - began_s >= 60 * (minute + 1):
                 minute += 1
-                print(f"{minute:4d} min of running: recorder {memory_mb[-1]:6.1f} MB, {part} files of 1 GB closed", flush=True)
+                print(
+                    f"{minute:4d} min of running: recorder {memory_mb[-1]:6.1f} MB, {part} files of 1 GB closed",
+                    flush=True,
+                )
         if run.returncode != 0:
             raise SystemExit(f"the run ended with exit code {run.returncode}")
         took_s = time.monotonic() - began_s
@@ -94,11 +99,22 @@ def main() -> None:
     lost = {stream: wanted[stream] - counts[stream] for stream in wanted if wanted[stream] != counts[stream]}
     quarter = max(1, len(memory_mb) // 4)
     second, last = np.mean(memory_mb[quarter : 2 * quarter]), np.mean(memory_mb[-quarter:])
-    print(f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {bytes_ / 1e9:.2f} GB, {counts.total()} messages, "
-          f"lost {lost or 'none'}")  # fmt: skip
-    print(f"recorder's memory: second quarter {second:.1f} MB, last quarter {last:.1f} MB, growth {last - second:+.1f} MB")
+    print(
+        f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {bytes_ / 1e9:.2f} GB, {counts.total()} messages, "
+        f"lost {lost or 'none'}"
+    )
+    print(
+        f"recorder's memory: second quarter {second:.1f} MB, last quarter {last:.1f} MB, growth {last - second:+.1f} MB"
+    )
     if args.json:
-        figures = {"minutes": args.minutes, "took_s": took_s, "bytes": bytes_, "counts": counts, "lost": lost, "memory_mb": memory_mb}
+        figures = {
+            "minutes": args.minutes,
+            "took_s": took_s,
+            "bytes": bytes_,
+            "counts": counts,
+            "lost": lost,
+            "memory_mb": memory_mb,
+        }
         args.json.write_text(json.dumps(figures, indent=2))
 
 

@@ -63,7 +63,9 @@ def cpu_s() -> float:
 def after_the_sweep_ms(prediction: dict[str, Any]) -> float | None:
     """From the end of the newest sweep to the prediction; None where there was no sweep."""
     receipt = next((r for r in prediction["receipts"] if r["stream"] == "lidar" and r["span_ns"]), None)
-    return None if receipt is None else prediction["timing_ms"]["total"] - (receipt["skew_ns"] + receipt["span_ns"]) / 1e6
+    return (
+        None if receipt is None else prediction["timing_ms"]["total"] - (receipt["skew_ns"] + receipt["span_ns"]) / 1e6
+    )
 
 
 def main() -> None:
@@ -89,12 +91,16 @@ def main() -> None:
         print(f"{'  ' + label:<44}{timing['p50']:8.1f}{timing['p95']:8.1f}{timing['p99']:8.1f}")
     states = Counter(p["surroundings"]["ahead"]["state"] for p in predictions)
     frames = ", ".join(f"{count} of {name}" for name, count in whole["frames_in"].items())
-    print(f"frames {frames}; {whole['sets']} sets, {whole['predictions']} predictions; dropped {whole['dropped'] or 'none'}, "
-          f"unaccounted {whole['unaccounted'] or 'none'}")  # fmt: skip
+    print(
+        f"frames {frames}; {whole['sets']} sets, {whole['predictions']} predictions; dropped {whole['dropped'] or 'none'}, "
+        f"unaccounted {whole['unaccounted'] or 'none'}"
+    )
     print(f"the way ahead: {', '.join(f'{state} {count}' for state, count in states.items())}")
     print(f"CPU of the graph, rendering and start taken off: {cpu_ms:.0f} ms a sweep")
     if args.json:
-        args.json.write_text(json.dumps({"after_the_sweep_ms": [p50, p95, p99], "summary": whole, "cpu_ms_a_sweep": cpu_ms}, indent=2))
+        args.json.write_text(
+            json.dumps({"after_the_sweep_ms": [p50, p95, p99], "summary": whole, "cpu_ms_a_sweep": cpu_ms}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -102,15 +102,25 @@ def main() -> None:
     torn = sum(json.loads(line)["label"] != "whole" for line in lines[:-1])
     times_s, own_mb, rings_mb = times_s[:-2], own_mb[:-2], rings_mb[:-2]  # processes that end let go of their memory
     figures = {
-        "minutes": args.minutes, "summary": summary, "torn": torn, "own_mb": own_mb, "rings_mb": rings_mb, "seconds": times_s,
-        "own_drift_mb_an_hour": drift_mb_an_hour(times_s, own_mb), "rings_drift_mb_an_hour": drift_mb_an_hour(times_s, rings_mb),
-    }  # fmt: skip
+        "minutes": args.minutes,
+        "summary": summary,
+        "torn": torn,
+        "own_mb": own_mb,
+        "rings_mb": rings_mb,
+        "seconds": times_s,
+        "own_drift_mb_an_hour": drift_mb_an_hour(times_s, own_mb),
+        "rings_drift_mb_an_hour": drift_mb_an_hour(times_s, rings_mb),
+    }
     print(f"{'MB':<12}{'at 10 s':>10}{'middle':>10}{'end':>10}{'drift an hour':>16}")
     for name, values, drift in (("processes", own_mb, "own"), ("rings", rings_mb, "rings")):
         early = values[min(5, len(values) - 1)]
-        print(f"{name:<12}{early:10.1f}{values[len(values) // 2]:10.1f}{values[-1]:10.1f}{figures[drift + '_drift_mb_an_hour']:16.1f}")
-    print(f"frames in {sum(summary['frames_in'].values())}, sets {summary['sets']}, torn {torn}, "
-          f"dropped {summary['dropped'] or 'none'}, unaccounted {summary['unaccounted'] or 'none'}")  # fmt: skip
+        print(
+            f"{name:<12}{early:10.1f}{values[len(values) // 2]:10.1f}{values[-1]:10.1f}{figures[drift + '_drift_mb_an_hour']:16.1f}"
+        )
+    print(
+        f"frames in {sum(summary['frames_in'].values())}, sets {summary['sets']}, torn {torn}, "
+        f"dropped {summary['dropped'] or 'none'}, unaccounted {summary['unaccounted'] or 'none'}"
+    )
     cpu_ms = summary["cpu_s"] * 1e3 / max(1, sum(summary["frames_in"].values()))
     print(f"capture → answer: {summary['latency_ms']} ms; CPU {cpu_ms:.1f} ms a picture, drawing it included")
     if args.json:

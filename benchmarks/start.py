@@ -34,11 +34,18 @@ def first_prediction(checkout: Path, *, page: bool) -> dict[str, float]:
         out = Path(folder) / "predictions.jsonl"
         began_s = time.monotonic()
         # A session of its own: all that it starts can be found by it, whoever its parent is by then.
-        running = subprocess.Popen([*command, "--out", str(out)], cwd=checkout, start_new_session=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        running = subprocess.Popen(
+            [*command, "--out", str(out)],
+            cwd=checkout,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         while not (out.exists() and out.stat().st_size):
             if running.poll() is not None:
-                raise SystemExit(f"{checkout}: the demo ended with exit code {running.returncode}: run it by hand to see why")
+                raise SystemExit(
+                    f"{checkout}: the demo ended with exit code {running.returncode}: run it by hand to see why"
+                )
             time.sleep(0.005)
         wall_s, cpu_s = time.monotonic() - began_s, session_cpu_s(running.pid)
         running.send_signal(signal.SIGINT)

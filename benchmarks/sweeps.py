@@ -1,7 +1,7 @@
 """Lidar sweeps of a made-up world with exact truth, for obstacle figures and tests: a ground, boxes, walls (thin boxes), noise.
 
-    world = World(boxes=(Box(10, 0, 4, 1.8, 1.5, velocity_mps=(-5, 0)),), slope=(0.03, 0.0), bump_m=0.05)
-    sweep = cast(HDL64, world, at_s=0.2, seed=3)     # .points_m (n, 3) in the base frame, .hit: GROUND or the box's index
+world = World(boxes=(Box(10, 0, 4, 1.8, 1.5, velocity_mps=(-5, 0)),), slope=(0.03, 0.0), bump_m=0.05)
+sweep = cast(HDL64, world, at_s=0.2, seed=3)     # .points_m (n, 3) in the base frame, .hit: GROUND or the box's index
 """
 
 from __future__ import annotations
@@ -31,8 +31,16 @@ class Lidar:
 
 HDL64 = Lidar(tuple(np.r_[np.linspace(-24.8, -8.9, 32), np.linspace(-8.5, 2.0, 32)]), 1875)  # 120 000 rays
 VLP16 = Lidar(tuple(np.arange(-15.0, 16.0, 2.0)), 1800)
-DEPTH = Lidar(tuple(np.linspace(-29.0, 29.0, 120)), 212, height_m=0.6, noise_m=0.01, range_m=6.0, field_deg=87.0,
-              turn_s=0.0, pitch_deg=15.0)  # fmt: skip
+DEPTH = Lidar(
+    tuple(np.linspace(-29.0, 29.0, 120)),
+    212,
+    height_m=0.6,
+    noise_m=0.01,
+    range_m=6.0,
+    field_deg=87.0,
+    turn_s=0.0,
+    pitch_deg=15.0,
+)
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,16 @@ def street(rig_mps: float = 0.0, *, slope: tuple[float, float] = (0.02, 0.0), bu
     """Two cars and a pedestrian on their ways, parked cars, a pillar, house fronts; all as seen from a rig that drives
     straight on at rig_mps. Nothing comes nearer than 2 m within 2 s at up to 5 m/s."""
 
-    def box(x_m: float, y_m: float, length_m: float, width_m: float, height_m: float, yaw_rad: float = 0.0,
-            speed_mps: float = 0.0, heading_rad: float | None = None) -> Box:  # fmt: skip
+    def box(
+        x_m: float,
+        y_m: float,
+        length_m: float,
+        width_m: float,
+        height_m: float,
+        yaw_rad: float = 0.0,
+        speed_mps: float = 0.0,
+        heading_rad: float | None = None,
+    ) -> Box:
         heading = yaw_rad if heading_rad is None else heading_rad
         velocity = (speed_mps * np.cos(heading) - rig_mps, speed_mps * np.sin(heading))
         return Box(x_m, y_m, length_m, width_m, height_m, yaw_rad, velocity)
@@ -100,11 +116,16 @@ def street(rig_mps: float = 0.0, *, slope: tuple[float, float] = (0.02, 0.0), bu
             box(20, -13, 4.5, 1.8, 1.6, 0.6, 6.0),  # from a side street
             box(14, -5, 0.5, 0.5, 1.7, speed_mps=1.4, heading_rad=np.pi / 2),  # a pedestrian who crosses
             box(-18, 4.0, 4.5, 1.8, 1.5, speed_mps=4.0),  # from behind
-            box(26, -4.2, *car), box(32.5, -4.2, *car), box(12, 8.5, 0.4, 0.4, 2.5),  # parked, and a pillar
-            box(10, 14, 90, 0.3, 3), box(42, -17, 36, 0.3, 4), box(-30, -15, 40, 0.3, 3),  # fronts
+            box(26, -4.2, *car),
+            box(32.5, -4.2, *car),
+            box(12, 8.5, 0.4, 0.4, 2.5),  # parked, and a pillar
+            box(10, 14, 90, 0.3, 3),
+            box(42, -17, 36, 0.3, 4),
+            box(-30, -15, 40, 0.3, 3),  # fronts
         ),
-        slope, bump_m,
-    )  # fmt: skip
+        slope,
+        bump_m,
+    )
 
 
 def room() -> World:

@@ -34,10 +34,13 @@ def live() -> list[tuple[str, Path, Tensors]]:
     """What the emotion task calls, at the sizes at which it does."""
     found = []
     for title, path, batch in (
-        ("face, 1", assets.MODELS / "face-expression.onnx", 1), ("face, 4", assets.MODELS / "face-expression.onnx", 4),
-        ("voice", assets.MODELS / "voice-expression.onnx", 1), ("fusion", assets.MODELS / "fusion-expression.onnx", 1),
-        ("detector 96×96", assets.path("centerface"), 1), ("silero-vad", assets.path("silero-vad"), 1),
-    ):  # fmt: skip
+        ("face, 1", assets.MODELS / "face-expression.onnx", 1),
+        ("face, 4", assets.MODELS / "face-expression.onnx", 4),
+        ("voice", assets.MODELS / "voice-expression.onnx", 1),
+        ("fusion", assets.MODELS / "fusion-expression.onnx", 1),
+        ("detector 96×96", assets.path("centerface"), 1),
+        ("silero-vad", assets.path("silero-vad"), 1),
+    ):
         inputs = inputs_of(path, batch)
         assert inputs is not None
         found.append((title, path, inputs))
@@ -77,7 +80,10 @@ def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, d
             call()
             spent[name].append((time.perf_counter() - wall_s, time.process_time() - cpu_s))
     medians = {name: np.median(np.array(each) * 1e3, axis=0) for name, each in spent.items()}
-    return {name: {"wall_ms": round(float(wall), 3), "cpu_ms": round(float(cpu), 3)} for name, (wall, cpu) in medians.items()}
+    return {
+        name: {"wall_ms": round(float(wall), 3), "cpu_ms": round(float(cpu), 3)}
+        for name, (wall, cpu) in medians.items()
+    }
 
 
 def main() -> None:

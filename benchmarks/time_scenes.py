@@ -49,7 +49,10 @@ def flashes(
         else:
             opens = when - exposure / 2 + (rows / 48 - 0.5) * readout
             for event in events[np.abs(events - when) < 0.5]:
-                lit = np.clip(np.minimum(opens + exposure, event + 0.1) - np.maximum(opens, event), 0, exposure) / exposure
+                lit = (
+                    np.clip(np.minimum(opens + exposure, event + 0.1) - np.maximum(opens, event), 0, exposure)
+                    / exposure
+                )
                 picture[:, 20:50] += 120 * lit[:, None]
         seen.add(np.clip(picture + draw.normal(0, 2, picture.shape), 0, 255).astype(np.uint8), round(when * 1e9))
     sound = draw.normal(0, 0.002, int((events[-1] + 1) * SOUND_HZ))
@@ -100,8 +103,12 @@ def voice_samples(seed: int, seconds: float) -> np.ndarray:
     draw, length = np.random.default_rng(seed), int(seconds * SOUND_HZ)
     clips = sorted((DATA / "speech" / "ravdess").glob("*.flac"))
     if not clips:
-        syllables = np.repeat(draw.gamma(1.0, 1.0, length // 2400 + 1) * (draw.random(length // 2400 + 1) < 0.7), 2400)[:length]
-        return (0.05 * draw.normal(0, 1, length) * np.convolve(syllables, np.hanning(2400) / 1200, "same")).astype(np.float32)
+        syllables = np.repeat(draw.gamma(1.0, 1.0, length // 2400 + 1) * (draw.random(length // 2400 + 1) < 0.7), 2400)[
+            :length
+        ]
+        return (0.05 * draw.normal(0, 1, length) * np.convolve(syllables, np.hanning(2400) / 1200, "same")).astype(
+            np.float32
+        )
     import av
 
     parts: list[np.ndarray] = []
@@ -121,7 +128,9 @@ def turning(seed: int, *, seconds: float = 20.0, still: bool = False) -> tuple[C
     heading = np.cumsum(rate) * 0.01
     azimuth = np.linspace(-np.pi, np.pi, 2880, endpoint=False)
     walls = np.minimum(6 / np.maximum(np.abs(np.cos(azimuth)), 1e-6), 4 / np.maximum(np.abs(np.sin(azimuth)), 1e-6))
-    for at, width, near in zip(draw.uniform(-3, 3, 9), draw.uniform(0.1, 0.3, 9), draw.uniform(1.5, 3.5, 9), strict=True):
+    for at, width, near in zip(
+        draw.uniform(-3, 3, 9), draw.uniform(0.1, 0.3, 9), draw.uniform(1.5, 3.5, 9), strict=True
+    ):
         walls[np.abs(azimuth - at) < width] = near
     texture = cv2.GaussianBlur(draw.integers(0, 255, (120, 2200)).astype(np.uint8), (0, 0), 1.5)
     camera, lidar = CameraTurns(intrinsics=PANORAMA_LENS), LidarTurns()

@@ -270,11 +270,17 @@ class IceoryxReceiver:
 
 
 SENDERS: dict[str, type[Any]] = {
-    "sensorium": SensoriumSender, "pyzmq": PyzmqSender, "imagezmq": ImagezmqSender, "iceoryx2": IceoryxSender
-}  # fmt: skip
+    "sensorium": SensoriumSender,
+    "pyzmq": PyzmqSender,
+    "imagezmq": ImagezmqSender,
+    "iceoryx2": IceoryxSender,
+}
 RECEIVERS: dict[str, type[Any]] = {
-    "sensorium": SensoriumReceiver, "pyzmq": PyzmqReceiver, "imagezmq": ImagezmqReceiver, "iceoryx2": IceoryxReceiver
-}  # fmt: skip
+    "sensorium": SensoriumReceiver,
+    "pyzmq": PyzmqReceiver,
+    "imagezmq": ImagezmqReceiver,
+    "iceoryx2": IceoryxReceiver,
+}
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -392,7 +398,9 @@ class run_folder:
         base = rings_folder()
         assert base is not None, "this benchmark needs /dev/shm"
         self._rings = base / self._folder.name
-        self._rings.parent.mkdir(mode=0o700, exist_ok=True)  # parents=True would leave it open to others, and runs refuse that
+        self._rings.parent.mkdir(
+            mode=0o700, exist_ok=True
+        )  # parents=True would leave it open to others, and runs refuse that
         self._rings.mkdir(mode=0o700)
         return self._folder
 
@@ -435,7 +443,12 @@ def main() -> None:
     figures: dict[Case, list[dict[str, Any]]] = {}
     for turn in range(args.runs):
         for case in cases(args.only.split(",")):
-            print(f"\r\033[Krun {turn + 1} of {args.runs}: {case.system} {case.payload}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[Krun {turn + 1} of {args.runs}: {case.system} {case.payload}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
             figures.setdefault(case, []).append(run(case))
     print(file=sys.stderr)
     rows = [case._asdict() | _summary(runs) for case, runs in figures.items()]
@@ -446,7 +459,9 @@ def main() -> None:
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians; in copies the median of each run's own ratio."""
-    row: dict[str, Any] = {name: median(r[name] for r in runs) for name in ("p50_ms", "p99_ms", "per_s", "cpu_ms", "copy_ms")}
+    row: dict[str, Any] = {
+        name: median(r[name] for r in runs) for name in ("p50_ms", "p99_ms", "per_s", "cpu_ms", "copy_ms")
+    }
     row["p50_copies"] = median(r["p50_ms"] / r["copy_ms"] for r in runs)
     row["cpu_copies"] = median(r["cpu_ms"] / r["copy_ms"] for r in runs)
     row["of_memcpy"] = median(r["per_s"] * r["copy_ms"] / 1e3 for r in runs)
@@ -454,7 +469,9 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'':<34}{'p50 ms':>8}{'p99 ms':>8}{'copies':>8}{'CPU, copies':>13}{'a second':>10}{'of memcpy':>11}{'lost':>6}{'torn':>6}")
+    print(
+        f"{'':<34}{'p50 ms':>8}{'p99 ms':>8}{'copies':>8}{'CPU, copies':>13}{'a second':>10}{'of memcpy':>11}{'lost':>6}{'torn':>6}"
+    )
     for row in sorted(rows, key=lambda row: (row["payload"], row["streams"], not row["rate_hz"])):
         pace = f"{row['rate_hz']:.0f} Hz" if row["rate_hz"] else "flat out"
         name = f"{row['payload']} ×{row['streams']}, {pace}: {row['system']}"

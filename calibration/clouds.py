@@ -85,13 +85,23 @@ def _read_pcd(path: Path) -> np.ndarray:
         raise ValueError(f"DATA {kind.decode().strip()} is not known. Save it as binary or ascii")
     numpy_type = {"F": "f", "I": "i", "U": "u"}
     dtype = np.dtype(
-        [(f"{f}{i}", f"<{numpy_type[t]}{s}", (int(c),)) for i, (f, s, t, c) in enumerate(zip(fields, sizes, types, counts, strict=True))]
+        [
+            (f"{f}{i}", f"<{numpy_type[t]}{s}", (int(c),))
+            for i, (f, s, t, c) in enumerate(zip(fields, sizes, types, counts, strict=True))
+        ]
     )
     packed = np.frombuffer(body, dtype, n)
     return np.column_stack([packed[f"{axis}{fields.index(axis)}"][:, 0] for axis in "xyz"])
 
 
-_READERS = {".bin": _read_bin, ".npy": _read_npy, ".pcd": _read_pcd, ".csv": _read_text, ".txt": _read_text, ".xyz": _read_text}
+_READERS = {
+    ".bin": _read_bin,
+    ".npy": _read_npy,
+    ".pcd": _read_pcd,
+    ".csv": _read_text,
+    ".txt": _read_text,
+    ".xyz": _read_text,
+}
 
 
 def is_depth_picture(path: Path) -> bool:
@@ -123,12 +133,16 @@ def pairs_in(folder: Path) -> list[FilePair]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in PICTURES]
     depths = [p for p in pictures if p.suffix.lower() == ".png" and is_depth_picture(p)]
-    clouds = [p for p in files if p.suffix.lower() in CLOUDS and p.stem not in ("timestamps", "times", "calib")] + depths
+    clouds = [
+        p for p in files if p.suffix.lower() in CLOUDS and p.stem not in ("timestamps", "times", "calib")
+    ] + depths
     pictures = [p for p in pictures if p not in depths]
     if not pictures or not clouds:
         found = f"{len(pictures)} pictures and {len(clouds)} clouds or depth pictures"
         raise ConfigError(f"{folder}: found {found}. {FIX}")
-    clouds.sort(key=lambda c: -CLOUDS.index(c.suffix.lower()) if c.suffix.lower() in CLOUDS else 1)  # text may be something else
+    clouds.sort(
+        key=lambda c: -CLOUDS.index(c.suffix.lower()) if c.suffix.lower() in CLOUDS else 1
+    )  # text may be something else
     named = {c.stem: c for c in clouds}
     numbered = {_number(c): c for c in clouds if _number(c) is not None}
     pairs = []
@@ -137,7 +151,9 @@ def pairs_in(folder: Path) -> list[FilePair]:
         if cloud is not None:
             pairs.append(FilePair(picture.stem, picture, cloud))
     if not pairs:
-        raise ConfigError(f"{folder}: no picture and cloud have the same name or number: {pictures[0].name}, {clouds[0].name}. {FIX}")
+        raise ConfigError(
+            f"{folder}: no picture and cloud have the same name or number: {pictures[0].name}, {clouds[0].name}. {FIX}"
+        )
     return pairs
 
 

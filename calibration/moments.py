@@ -32,7 +32,9 @@ class Moment:
     image: np.ndarray  # (h, w, 3) BGR
     points_m: Floats  # (n, 3) in the lidar's or depth camera's frame
     capture_ns: int = 0  # of the cloud; 0 in a folder, which has no times
-    optical: bool = False  # the points' frame is a camera's (x right, y down, z forward), not a lidar's (x forward, z up)
+    optical: bool = (
+        False  # the points' frame is a camera's (x right, y down, z forward), not a lidar's (x forward, z up)
+    )
 
 
 def moments(source: Path, rig: Rig, *, camera: str, sensor: str) -> Iterator[Moment]:
@@ -51,7 +53,9 @@ def depth_points(depth_m: Floats, rig: Rig, sensor: str) -> Floats:
     lens = rig.camera(sensor)
     if depth_m.shape != lens.size[::-1]:
         found = "×".join(map(str, depth_m.shape[::-1]))
-        raise ConfigError(f"{rig.where}: intrinsics.{sensor} are of {'×'.join(map(str, lens.size))}, the depth picture is {found}")
+        raise ConfigError(
+            f"{rig.where}: intrinsics.{sensor} are of {'×'.join(map(str, lens.size))}, the depth picture is {found}"
+        )
     step = max(1, round((depth_m.size / POINTS_ENOUGH) ** 0.5))
     rows, columns = np.mgrid[: depth_m.shape[0] : step, : depth_m.shape[1] : step]
     depth = depth_m[rows, columns].ravel()

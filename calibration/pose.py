@@ -59,7 +59,7 @@ AXES = (("right", "left"), ("down", "up"), ("forward", "backward"))
 
 
 def in_words(direction: Floats) -> str:
-    """"forward and down": a direction in a camera's frame, for people."""
+    """ "forward and down": a direction in a camera's frame, for people."""
     unit = np.asarray(direction) / np.linalg.norm(direction)
     order = np.argsort(-np.abs(unit))
     names = [AXES[i][0 if unit[i] > 0 else 1] for i in order]

@@ -1,7 +1,7 @@
 """Frames of several streams → aligned sets. A thin shell around pipeline.alignment.aligner.Aligner.
 
-    align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
-            pick: {microphone: {policy: window, before_ms: 1000}}}
+align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
+        pick: {microphone: {policy: window, before_ms: 1000}}}
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Align(Transform):
     def open(self) -> None:
         if self._replay and self._realign and self._derived:
             self._max_wait_ns = None
-            self.context.metrics.facts["replay"] = "sets wait for proof: an input is not in the recording, but made of it"
+            self.context.metrics.facts["replay"] = (
+                "sets wait for proof: an input is not in the recording, but made of it"
+            )
         elif self._replay:
             self._retold = self._as_recorded(Path(self._replay))
 
@@ -143,7 +145,9 @@ class Align(Transform):
         return self._aligner
 
     def rules(self, start_ns: int) -> Rules:
-        picks = {name: self._rules.get(name, {"policy": "nearest"}) for name in self.context.inputs if name != self._anchor}
+        picks = {
+            name: self._rules.get(name, {"policy": "nearest"}) for name in self.context.inputs if name != self._anchor
+        }
         return Rules(self._anchor or float(self._anchor_rate_hz or 0), picks, self._max_wait_ns, self._emit, start_ns)
 
     def _as_recorded(self, path: Path) -> Retold:
@@ -154,8 +158,17 @@ class Align(Transform):
         if self._realign:
             rules = self.rules(self._from_ns or self.context.clock.start_ns)
             streams = self.context.inputs
-            return Retold(afresh(path, streams, rules, unclosed=self._unclosed, from_ns=self._from_ns, to_ns=self._to_ns,
-                                 wrong=self._faults))  # fmt: skip
+            return Retold(
+                afresh(
+                    path,
+                    streams,
+                    rules,
+                    unclosed=self._unclosed,
+                    from_ns=self._from_ns,
+                    to_ns=self._to_ns,
+                    wrong=self._faults,
+                )
+            )
         recorded = next(recorded_events(path, self.name, unclosed=self._unclosed), None)
         if not isinstance(recorded, Rules):
             raise ConfigError(f"{path}: it does not hold what '{self.name}' was told. Align afresh: --realign")

@@ -79,7 +79,9 @@ class Camera(Source):
             usable = os.access(path, os.R_OK | os.W_OK)
             yield Finding(usable, f"camera {path}: {card}", "" if usable else capture.JOIN_GROUP)
         if not cameras:
-            yield Finding(False, "no USB camera", "Plug one in, or use a file or an address: nodes.camera.device=clip.mp4")
+            yield Finding(
+                False, "no USB camera", "Plug one in, or use a file or an address: nodes.camera.device=clip.mp4"
+            )
 
     def open(self) -> None:
         super().open()
@@ -88,7 +90,9 @@ class Camera(Source):
         else:
             self._file, self._first = self._begin_file()
             rate = self._file.stream.average_rate
-            self._describe(self._file.path.name, capture.to_bgr(self._first, self.within), float(rate) if rate else None)
+            self._describe(
+                self._file.path.name, capture.to_bgr(self._first, self.within), float(rate) if rate else None
+            )
 
     def close(self) -> None:
         if self._reader is not None:
@@ -131,7 +135,9 @@ class Camera(Source):
         first = next((frame for frame in file.frames() if frame is not None), None)
         if first is None:
             file.close()
-            raise ConfigError(f"{self._where}: {file.path} has no picture that can be decoded: it is broken or cut off.")
+            raise ConfigError(
+                f"{self._where}: {file.path} has no picture that can be decoded: it is broken or cut off."
+            )
         return file, first
 
     def _file_frames(self, clock: Clock) -> Iterator[Frame]:
@@ -151,7 +157,9 @@ class Camera(Source):
                 if self.realtime and capture_ns < began_ns - NS:
                     self.dropped(1, "missed while restarting")
                     continue
-                image = capture.to_bgr(frame, self.within, self.borrow)  # before the wait: decoding is not part of the latency
+                image = capture.to_bgr(
+                    frame, self.within, self.borrow
+                )  # before the wait: decoding is not part of the latency
                 if self.realtime and not clock.sleep_until(capture_ns, self.context.stopping):
                     return
                 yield self._frame(image, capture_ns)

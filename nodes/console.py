@@ -55,7 +55,9 @@ def line(prediction: Prediction, start_ns: int, troubles: dict[str, str]) -> str
     parts = [f"{at_s:7.1f} s", answer]
     if prediction.surroundings is None:
         faces = len(prediction.subjects)
-        parts.append(f"{'no face' if not faces else f'face {prediction.subjects[0].id}' if faces == 1 else f'{faces} faces':<8}")
+        parts.append(
+            f"{'no face' if not faces else f'face {prediction.subjects[0].id}' if faces == 1 else f'{faces} faces':<8}"
+        )
     else:
         parts.append(_around(prediction.surroundings))
     if prediction.speaking is not None:

@@ -70,8 +70,16 @@ class Depth(Source):
             return
         found = realsense.devices(sdk)
         for device in found:
-            usb = device.get_info(sdk.camera_info.usb_type_descriptor) if device.supports(sdk.camera_info.usb_type_descriptor) else ""
-            slow = "It hangs on USB 2, which is too slow for most sizes: use a USB 3 cable and socket" if usb.startswith("2") else ""
+            usb = (
+                device.get_info(sdk.camera_info.usb_type_descriptor)
+                if device.supports(sdk.camera_info.usb_type_descriptor)
+                else ""
+            )
+            slow = (
+                "It hangs on USB 2, which is too slow for most sizes: use a USB 3 cable and socket"
+                if usb.startswith("2")
+                else ""
+            )
             what = f"{device.get_info(sdk.camera_info.name)} {device.get_info(sdk.camera_info.serial_number)}"
             yield Finding(not slow, what, slow)
         if not found:
@@ -81,10 +89,14 @@ class Depth(Source):
         super().open()
         where = f"depth camera '{self.name}'"
         what: realsense.What = "colour" if self.colour else "depth"
-        self._tap = realsense.attach(self.serial, self.wanted, what, self.context.clock, where=where, borrow=self.borrow)
+        self._tap = realsense.attach(
+            self.serial, self.wanted, what, self.context.clock, where=where, borrow=self.borrow
+        )
         lens = self._tap.lens
         self.context.metrics.facts["device"] = self._tap.description
-        self.context.metrics.facts["lens"] = f"fx {lens.fx_px:.1f} fy {lens.fy_px:.1f} cx {lens.cx_px:.1f} cy {lens.cy_px:.1f} px"
+        self.context.metrics.facts["lens"] = (
+            f"fx {lens.fx_px:.1f} fy {lens.fy_px:.1f} cx {lens.cx_px:.1f} cy {lens.cy_px:.1f} px"
+        )
         if self.save_rig:
             save_lens(Path(self.save_rig), self.name, self._tap, height_m=self.height_m)
 
@@ -119,7 +131,10 @@ class Depth(Source):
             waited_s = 0.0 if there else waited_s + LOOK_UP_S
             if waited_s >= LOST_AFTER_S:  # the other stream of the device may go on
                 kind = "colour" if self.colour else "depth"
-                raise DeviceError(f"depth camera '{self.name}': {tap.description} has sent no {kind} for {LOST_AFTER_S:.0f} s.", retry=True)
+                raise DeviceError(
+                    f"depth camera '{self.name}': {tap.description} has sent no {kind} for {LOST_AFTER_S:.0f} s.",
+                    retry=True,
+                )
             for image, capture_ns, clock_error_ns in tap.take():
                 yield Frame(self.name, -1, capture_ns, encoding, image, clock_error_ns=clock_error_ns)
 

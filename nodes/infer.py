@@ -1,7 +1,7 @@
 """Runs a task on every aligned set: AlignedSet → Prediction.
 
-    emotion: {use: infer, task: emotion, inputs: [align], process: align, backend: auto}
-    mood:    {use: infer, task: "mood:Mood", inputs: [align], options: {smoothing_ms: 500}}
+emotion: {use: infer, task: emotion, inputs: [align], process: align, backend: auto}
+mood:    {use: infer, task: "mood:Mood", inputs: [align], options: {smoothing_ms: 500}}
 """
 
 from __future__ import annotations
@@ -31,9 +31,15 @@ class Infer(Transform):
     produces: ClassVar[type | None] = Prediction
 
     def __init__(
-        self, *, task: str = "emotion", backend: str = "auto", precision: str = "fp32", options: dict[str, Any] | None = None,
-        replay: str | None = None, replay_unclosed: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        task: str = "emotion",
+        backend: str = "auto",
+        precision: str = "fp32",
+        options: dict[str, Any] | None = None,
+        replay: str | None = None,
+        replay_unclosed: bool = False,
+    ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
         if backend != "auto":

@@ -38,8 +38,11 @@ class Jsonl(Sink):
         except OSError as error:
             self.context.metrics.drop(arrival.source, "disk full")
             if not self._is_full:
-                self.context.log.error("--out %s: %s. Predictions are counted, not written, until there is room; the pipeline goes on.",
-                                       self._path, error.strerror)  # fmt: skip
+                self.context.log.error(
+                    "--out %s: %s. Predictions are counted, not written, until there is room; the pipeline goes on.",
+                    self._path,
+                    error.strerror,
+                )
             self._is_full = True
         else:
             self._is_full = False

@@ -39,5 +39,7 @@ class Labels(Sink):
                 for frame in self._frames:
                     writer.write(STREAM, frame, log_ns=frame.capture_ns)
         except OSError as error:
-            raise ConfigError(f"{self._path}: {len(self._frames)} labels could not be added: {error.strerror}") from error
+            raise ConfigError(
+                f"{self._path}: {len(self._frames)} labels could not be added: {error.strerror}"
+            ) from error
         self.context.log.info("%d labels added to %s", len(self._frames), self._path)

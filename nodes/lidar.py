@@ -32,7 +32,10 @@ OPEN_TIMEOUT_S = 10.0  # a sensor that has just been switched on takes longer; t
 LOST_AFTER_S = 2.0  # no packet of the sensor for so long: it is gone
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
 PORTS_FROM = 2000  # packets of a capture that are looked at for its ports
-EXTRAS = (("velodyne_decoder", "velodyne-decoder", "lidar", "Velodyne"), ("ouster.sdk", "ouster-sdk", "ouster", "Ouster"))
+EXTRAS = (
+    ("velodyne_decoder", "velodyne-decoder", "lidar", "Velodyne"),
+    ("ouster.sdk", "ouster-sdk", "ouster", "Ouster"),
+)
 
 
 class Lidar(Source):
@@ -78,7 +81,9 @@ class Lidar(Source):
         if limit is not None:
             fix = f"sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}   # else a busy moment costs packets"
             small = limit < BUFFER_BYTES
-            yield Finding(None if small else True, f"UDP receive buffer of up to {limit >> 10} KiB", fix if small else "")
+            yield Finding(
+                None if small else True, f"UDP receive buffer of up to {limit >> 10} KiB", fix if small else ""
+            )
 
     def open(self) -> None:
         super().open()
@@ -107,7 +112,9 @@ class Lidar(Source):
 
     @property
     def _description(self) -> str:
-        place = self._capture.name if self._capture else f"UDP port {self._receiver.port if self._receiver else self._port}"
+        place = (
+            self._capture.name if self._capture else f"UDP port {self._receiver.port if self._receiver else self._port}"
+        )
         return f"{self._decoder.describe()}, {place}"
 
     @property
@@ -176,7 +183,9 @@ class Lidar(Source):
                 yield sweep.frame(self.name)
             self._count(self._decoder.take_lost())
             if not self._decoder.understood:
-                raise ConfigError(f"{self._where}: {path}: no packet to port {self._taken[0]} is one that '{self.sensor}' can read.")
+                raise ConfigError(
+                    f"{self._where}: {path}: no packet to port {self._taken[0]} is one that '{self.sensor}' can read."
+                )
             if not self.loop:
                 return
             turn_ns = at_ns - clock.start_ns + NS // 10  # the capture breaks off within a sweep
@@ -190,7 +199,9 @@ class Lidar(Source):
         if not self._port:
             raise ConfigError(f"{self._where}: `port` is missing, and '{self.sensor}' has no usual one.")
         clock = self.context.clock
-        self._receiver = receiver = Receiver(self._port, clock=clock, where=self._where, bind=self.bind, source=self.source)
+        self._receiver = receiver = Receiver(
+            self._port, clock=clock, where=self._where, bind=self.bind, source=self.source
+        )
         self.context.metrics.facts["receive buffer"] = f"{receiver.buffer_bytes >> 10} KiB"
         until_ns, sizes = clock.now_ns() + round(OPEN_TIMEOUT_S * NS), set()
         while not self._decoder.understood:  # a packet that can be read shows that this is the sensor, and which
@@ -205,8 +216,10 @@ class Lidar(Source):
     def _silent(self, waited_s: float, sizes: set[int]) -> str:
         if sizes:
             found = ", ".join(map(str, sorted(sizes)[:4]))
-            return (f"packets of {found} bytes come to UDP port {self._port}, none in {waited_s:.0f} s that '{self.sensor}' can read. "
-                    "Is it this sensor, and its metadata?")  # fmt: skip
+            return (
+                f"packets of {found} bytes come to UDP port {self._port}, none in {waited_s:.0f} s that '{self.sensor}' can read. "
+                "Is it this sensor, and its metadata?"
+            )
         fix = "Is it on, and is this host's address the destination of its packets? See them with: sudo tcpdump -n udp"
         return f"no packet came to UDP port {self._port} for {waited_s:.0f} s. {fix}"
 

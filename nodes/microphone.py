@@ -80,9 +80,7 @@ class Microphone(Source):
             self._file = self._open_file()
             self._description = self._file.path.name
         else:
-            self._input = audio.Input(
-                name, self.sample_rate_hz, self.chunk_ms, self.context.clock, self._where
-            )
+            self._input = audio.Input(name, self.sample_rate_hz, self.chunk_ms, self.context.clock, self._where)
             self._description = self._input.description
         self.context.metrics.facts["device"] = self._description
 
@@ -192,7 +190,9 @@ class Microphone(Source):
             if chunk is None:
                 waited_s += LOOK_UP_S
                 if waited_s >= LOST_AFTER_S or not source.active:
-                    raise DeviceError(f"{self._where}: {self._description} stopped sending. Was it unplugged?", retry=True)
+                    raise DeviceError(
+                        f"{self._where}: {self._description} stopped sending. Was it unplugged?", retry=True
+                    )
                 continue
             waited_s = 0.0
             if lost := source.take_lost():

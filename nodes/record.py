@@ -29,7 +29,17 @@ TRY_AGAIN_NS = NS  # on a full disk: somebody may make room
 # A lens' distortion model → its name in foxglove.CameraCalibration.
 FOXGLOVE_MODELS = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "kannala_brandt"}
 # Of these a person can be seen, heard or measured. `features_only` keeps none of them.
-OF_PEOPLE = ("bgr8", "jpeg", "pcm_f32", "depth_u16_mm", "depth_png", "points_xyzi_f32", "points_xyzit_f32", "points_zlib", "points_t_zlib")
+OF_PEOPLE = (
+    "bgr8",
+    "jpeg",
+    "pcm_f32",
+    "depth_u16_mm",
+    "depth_png",
+    "points_xyzi_f32",
+    "points_xyzit_f32",
+    "points_zlib",
+    "points_t_zlib",
+)
 
 
 class Record(Sink):
@@ -72,7 +82,11 @@ class Record(Sink):
         offset_ns, error_ns = utc_offset_ns(self.context.clock)
         about = {"made_by": "record", "utc_offset_ns": offset_ns, "utc_error_ns": error_ns, **self._about}
         self._writer = Writer(
-            self._path, about=about, compression=self._compression, split_bytes=self._split_bytes, split_ns=self._split_ns
+            self._path,
+            about=about,
+            compression=self._compression,
+            split_bytes=self._split_bytes,
+            split_ns=self._split_ns,
         )
         for path in self._rigs:
             self._keep_rig(self._writer, path)
@@ -103,7 +117,9 @@ class Record(Sink):
         except OSError as error:
             self.context.metrics.drop(source, "disk full")
             self._again_ns = arrival.arrival_ns + TRY_AGAIN_NS
-            self.context.log.error("%s: %s. Nothing is recorded until there is room; the pipeline goes on.", self._path, error.strerror)
+            self.context.log.error(
+                "%s: %s. Nothing is recorded until there is room; the pipeline goes on.", self._path, error.strerror
+            )
             self.context.tell("silent", f"{self._path}: {error.strerror}")
             return
         self._say(writer, arrival.arrival_ns)
@@ -113,7 +129,9 @@ class Record(Sink):
         if self._writer is not None:
             try:
                 self._keep_labels(self._writer)
-                self._writer.note("finished", {"dropped": self.context.metrics.dropped(), "written": dict(self._writer.counts)})
+                self._writer.note(
+                    "finished", {"dropped": self.context.metrics.dropped(), "written": dict(self._writer.counts)}
+                )
             except OSError:
                 pass  # said already, in consume
 
@@ -123,7 +141,9 @@ class Record(Sink):
                 self._writer.close()
             except OSError as error:
                 repair = f"python run_pipeline.py record --repair {self._path}"
-                self.context.log.error("%s: %s. It could not be closed: make room, then: %s", self._path, error.strerror, repair)
+                self.context.log.error(
+                    "%s: %s. It could not be closed: make room, then: %s", self._path, error.strerror, repair
+                )
             self._writer = None
 
     def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
@@ -137,9 +157,15 @@ class Record(Sink):
         from pipeline.rig import rig
 
         for camera, lens in rig.load(path).intrinsics.items():
-            writer.calibration(camera, width_px=lens.width_px, height_px=lens.height_px, matrix=lens.matrix,
-                               distortion=np.array(lens.distortion), model=FOXGLOVE_MODELS[lens.model],
-                               log_ns=self.context.clock.now_ns())  # fmt: skip
+            writer.calibration(
+                camera,
+                width_px=lens.width_px,
+                height_px=lens.height_px,
+                matrix=lens.matrix,
+                distortion=np.array(lens.distortion),
+                model=FOXGLOVE_MODELS[lens.model],
+                log_ns=self.context.clock.now_ns(),
+            )
         writer.attach(path.name, path.read_bytes(), "application/yaml")
 
     def _keep_labels(self, writer: Writer) -> None:
@@ -162,5 +188,7 @@ class Record(Sink):
             return
         self._tell_ns = now_ns + TELL_EVERY_NS
         lasted_s = (now_ns - (self._first_ns or now_ns)) / NS
-        self.context.metrics.facts["recording"] = f"{self._path.name} · {writer.size_bytes / 1e6:.1f} MB · {lasted_s:.0f} s"
+        self.context.metrics.facts["recording"] = (
+            f"{self._path.name} · {writer.size_bytes / 1e6:.1f} MB · {lasted_s:.0f} s"
+        )
         self.context.tell("running", "")

@@ -74,7 +74,11 @@ class Rendered(Source):
         if sensor != "lidar" and not (16 <= self.size_px[0] <= 4096 and 16 <= self.size_px[1] <= 4096):
             raise ConfigError(f"a picture is 16 to 4096 px wide and high, not {self.size_px[0]}×{self.size_px[1]}.")
         self.sensor, self.rate_hz, self.beams, self.seed = sensor, rate_hz, beams, seed
-        self.trigger_ns, self.start_ns, self.delay_ns = round(trigger_ms * 1e6), round(start_s * NS), round(delay_ms * 1e6)
+        self.trigger_ns, self.start_ns, self.delay_ns = (
+            round(trigger_ms * 1e6),
+            round(start_s * NS),
+            round(delay_ms * 1e6),
+        )
         self.count, self.drop_percent, self.realtime = count, drop_percent, realtime
         self._drive: Drive | None = None
 
@@ -108,7 +112,11 @@ class Rendered(Source):
         random = np.random.default_rng([self.seed, 21])
         number = 0
         while self.count is None or number < self.count:
-            if self.realtime and (late := self._late(number, clock)) and (self.count is None or number + late < self.count):
+            if (
+                self.realtime
+                and (late := self._late(number, clock))
+                and (self.count is None or number + late < self.count)
+            ):
                 random.random(late)
                 self.dropped(late, "rendered too slowly")
                 number += late
@@ -117,7 +125,12 @@ class Rendered(Source):
 
     def _late(self, number: int, clock: Clock) -> int:
         """How many frames a machine that cannot keep up leaves out: those whose time was over a whole period ago."""
-        due_ns = clock.start_ns + self.trigger_ns + self.delay_ns + round((number + (self.sensor == "lidar")) * NS / self.rate_hz)
+        due_ns = (
+            clock.start_ns
+            + self.trigger_ns
+            + self.delay_ns
+            + round((number + (self.sensor == "lidar")) * NS / self.rate_hz)
+        )
         return max(0, int((clock.now_ns() - due_ns) * self.rate_hz // NS))
 
     def _frame(self, number: int, start_ns: int) -> Frame:

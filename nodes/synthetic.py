@@ -85,7 +85,9 @@ class Synthetic(Source):
         random = np.random.default_rng(self.seed)
         number = 0
         while self.count is None or number < self.count:
-            jitter, delay, fate = random.uniform([-1, 0, 0], [1, 1, 100])  # drawn always, so that options do not shift it
+            jitter, delay, fate = random.uniform(
+                [-1, 0, 0], [1, 1, 100]
+            )  # drawn always, so that options do not shift it
             delay_ns = self.delay_ns + round(delay * self.delay_jitter_ns)
             yield Made(self._frame(number, clock.start_ns, jitter), delay_ns, fate < self.drop_percent)
             number += 1
@@ -117,7 +119,9 @@ class Synthetic(Source):
                 range_m = np.float32(2 + value)
                 height = np.linspace(-1, 1, self.points, dtype=np.float32)
                 points = self.borrow((self.points, 4), np.float32)
-                return np.stack([range_m * np.cos(angle), range_m * np.sin(angle), height, np.abs(height)], axis=1, out=points)
+                return np.stack(
+                    [range_m * np.cos(angle), range_m * np.sin(angle), height, np.abs(height)], axis=1, out=points
+                )
 
 
 def series(since_start_ns: int) -> float:

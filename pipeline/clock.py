@@ -90,7 +90,9 @@ class ReplayClock:
 
     def now_ns(self) -> int:
         host_ns = self._host_ns
-        return self._at_ns if host_ns is None else self._at_ns + round(max(0, time.monotonic_ns() - host_ns) * self._speed)
+        return (
+            self._at_ns if host_ns is None else self._at_ns + round(max(0, time.monotonic_ns() - host_ns) * self._speed)
+        )
 
     @property
     def paused(self) -> bool:

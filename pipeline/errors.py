@@ -59,7 +59,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'microphone'?" for a misspelt name, or "" when nothing is close."""
+    """ " Did you mean 'microphone'?" for a misspelt name, or "" when nothing is close."""
     close = closest(name, known)
     return f" Did you mean '{close}'?" if close else ""
 

@@ -236,7 +236,9 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
         }
 
 
-NodeState = Literal["starting", "ready", "running", "silent", "muted", "absent", "restarting", "finished", "stopped", "failed"]
+NodeState = Literal[
+    "starting", "ready", "running", "silent", "muted", "absent", "restarting", "finished", "stopped", "failed"
+]
 
 
 class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
@@ -279,7 +281,9 @@ def moved(message: Message, to_local: Callable[[int], tuple[int, int]]) -> Messa
 
     def frame_here(frame: Frame) -> Frame:
         error_ns = frame.clock_error_ns + (to_local(frame.capture_ns)[1] if frame.capture_ns < FOREVER_NS else 0)
-        return replace(frame, capture_ns=here(frame.capture_ns), publish_ns=here(frame.publish_ns), clock_error_ns=error_ns)
+        return replace(
+            frame, capture_ns=here(frame.capture_ns), publish_ns=here(frame.publish_ns), clock_error_ns=error_ns
+        )
 
     if isinstance(message, Frame):
         return frame_here(message)

@@ -1,8 +1,8 @@
 """Counting: what came in, what went out, what was dropped and why, and how long things took. Bounded memory, no I/O.
 
-    metrics.drop("camera", "overload", 3)
-    metrics.latency("total").add(elapsed_ns)
-    metrics.latency("total").percentiles_ms()      # {"p50": 12.1, "p95": 20.4, "p99": 31.0}
+metrics.drop("camera", "overload", 3)
+metrics.latency("total").add(elapsed_ns)
+metrics.latency("total").percentiles_ms()      # {"p50": 12.1, "p95": 20.4, "p99": 31.0}
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Metrics:
     def __init__(self) -> None:
         self.produced = 0
         self.received: Counter[str] = Counter()  # by source
-        self.promised: Counter[str] = Counter()  # by source in another process: what it sent us by its seq, whatever came of it
+        self.promised: Counter[str] = (
+            Counter()
+        )  # by source in another process: what it sent us by its seq, whatever came of it
         self._dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._latencies: dict[str, Latency] = {}
         self.facts: dict[str, str] = {}  # what a person may want to know: which engine, which device

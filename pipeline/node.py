@@ -36,6 +36,7 @@ __all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform
 
 RETRY_FIRST_NS, RETRY_MOST_NS = NS // 2, 8 * NS
 
+
 @dataclass
 class Context:
     """What a node is given before `open()`."""
@@ -47,7 +48,9 @@ class Context:
     metrics: Metrics = field(default_factory=Metrics)
     stopping: threading.Event = field(default_factory=threading.Event)  # set: return from whatever you wait for
     muted: threading.Event = field(default_factory=threading.Event)
-    request: Callable[[str, str], None] = lambda verb, argument: None  # ask the launcher: ("stop", ""), ("mute", "camera")
+    request: Callable[[str, str], None] = lambda verb, argument: (
+        None
+    )  # ask the launcher: ("stop", ""), ("mute", "camera")
     tell: Callable[[NodeState, str], None] = lambda state, note: None  # the node's state, for the page and the log
     borrow: Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray] = np.empty  # an array that its readers can see
     info: Callable[[str], StreamInfo | None] = lambda source: None  # what a source said its stream is
@@ -89,7 +92,9 @@ class Node:
         """Raises ConfigError for an option that names an input which is none of these; opens nothing."""
         for option, stream in self.named_inputs():
             if stream not in inputs:
-                raise ConfigError(f"{option}: '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}")
+                raise ConfigError(
+                    f"{option}: '{stream}' is not one of its inputs: {', '.join(inputs)}.{nearest(stream, inputs)}"
+                )
 
     def open(self) -> None:
         """Acquire devices and models. Raises DeviceError or ConfigError with the fix."""
@@ -266,10 +271,14 @@ def _check(frame: object, node: Source) -> None:
         raise TypeError(f"{where} yielded {type(frame).__name__}, expected a pipeline.frame.Frame")
     if frame.encoding not in ENCODINGS:
         known = ", ".join(sorted(ENCODINGS))
-        raise ValueError(f"{where}: no encoding '{frame.encoding}'. Known: {known}.{nearest(str(frame.encoding), ENCODINGS)}")
+        raise ValueError(
+            f"{where}: no encoding '{frame.encoding}'. Known: {known}.{nearest(str(frame.encoding), ENCODINGS)}"
+        )
     for name in ("capture_ns", "duration_ns", "clock_error_ns"):
         if type(value := getattr(frame, name)) is not int:
-            raise TypeError(f"{where}: {name} is {value!r} ({type(value).__name__}), expected whole nanoseconds: int(…)")
+            raise TypeError(
+                f"{where}: {name} is {value!r} ({type(value).__name__}), expected whole nanoseconds: int(…)"
+            )
 
 
 def _try_open(node: Source) -> DeviceError | None:

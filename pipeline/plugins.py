@@ -87,8 +87,10 @@ def _import_own(module_name: str, where: str) -> ModuleType:
 
 
 def _own_package(package: str, where: str) -> ConfigError:
-    return ConfigError(f"{where}: the Python package '{package}', which it imports, is not installed. "
-                       f"Install it with: {sys.executable} -m pip install {package}")  # fmt: skip
+    return ConfigError(
+        f"{where}: the Python package '{package}', which it imports, is not installed. "
+        f"Install it with: {sys.executable} -m pip install {package}"
+    )
 
 
 def _import(module_name: str, where: str, missing: Callable[[str, str], ConfigError] = missing_package) -> ModuleType:

@@ -60,12 +60,19 @@ def face_crop(
     middle = (fine_px - 1) / 2
     # A box edge at 0 is the outer edge of pixel 0, whose centre has the coordinate 0: hence the halves.
     centre_x_px, centre_y_px = left + width / 2 - 0.5, top + height / 2 - 0.5
-    picture_from_crop = np.array([
-        [cos, -sin, centre_x_px - (cos - sin) * middle],
-        [sin, cos, centre_y_px - (sin + cos) * middle],
-    ])
-    patch = cv2.warpAffine(image_bgr, picture_from_crop, (fine_px, fine_px), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                           borderMode=cv2.BORDER_REPLICATE)
+    picture_from_crop = np.array(
+        [
+            [cos, -sin, centre_x_px - (cos - sin) * middle],
+            [sin, cos, centre_y_px - (sin + cos) * middle],
+        ]
+    )
+    patch = cv2.warpAffine(
+        image_bgr,
+        picture_from_crop,
+        (fine_px, fine_px),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     grey = cv2.cvtColor(patch, cv2.COLOR_BGR2GRAY)
     if fine > 1:
         grey = cv2.resize(grey, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA)
@@ -112,7 +119,7 @@ def place_tensor(image_bgr: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     top, left = (height - rows) // 2, (width - columns) // 2
     middle = image_bgr[top : top + rows, left : left + columns]
     grey = middle if middle.ndim == 2 else cv2.cvtColor(middle, cv2.COLOR_BGR2GRAY)
-    while min(grey.shape) >= 3 * PLACE_PX:                 # OpenCV averages pairs many times faster than odd shares
+    while min(grey.shape) >= 3 * PLACE_PX:  # OpenCV averages pairs many times faster than odd shares
         rows, columns = grey.shape[0] // 2, grey.shape[1] // 2
         grey = cv2.resize(grey[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
     shrinks = min(grey.shape) > PLACE_PX
@@ -164,16 +171,16 @@ def _unbroken(frames: tuple[Frame, ...], sample_rate_hz: int) -> list[list[Frame
 
 
 VOICE_RATE_HZ = 16_000
-VOICE_HOP = 160             # samples: a column every 10 ms
-VOICE_WINDOW = 640          # 40 ms: long enough to keep a deep voice's harmonics apart, short enough for syllables
+VOICE_HOP = 160  # samples: a column every 10 ms
+VOICE_WINDOW = 640  # 40 ms: long enough to keep a deep voice's harmonics apart, short enough for syllables
 VOICE_BANDS = 64
-VOICE_FRAMES = 300          # columns the voice network sees: the last 3 s
+VOICE_FRAMES = 300  # columns the voice network sees: the last 3 s
 
 # The level of the loudest tenth of the columns becomes 0, and nothing counts that lies further below it than this:
 # what is left of a quiet room, a recorder's own noise and MP3's holes would tell the recordings apart, not the voices.
 VOICE_RANGE_DB = 60.0
 _LN_PER_DB = math.log(10) / 10
-_SILENCE = 1e-10            # power of a column that is not there, full scale = 1
+_SILENCE = 1e-10  # power of a column that is not there, full scale = 1
 
 
 def log_mel(
@@ -191,11 +198,11 @@ def log_mel(
         raise ValueError(f"{len(samples)} samples are fewer than one window of {window}")
     count = len(samples) // hop
     padded = np.concatenate([np.zeros(window - hop, np.float32), samples[: count * hop].astype(np.float32, copy=False)])
-    columns = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]                # (count, window), no copy
+    columns = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]  # (count, window), no copy
     taper, filters = _mel_filters(sample_rate_hz, window, bands)
     # OpenCV transforms all rows in a tenth of the time that numpy takes, which is most of this function's.
     spectrum = cv2.dft(columns * taper, flags=cv2.DFT_ROWS | cv2.DFT_COMPLEX_OUTPUT)[:, : window // 2 + 1]
-    power = spectrum[..., 0] ** 2 + spectrum[..., 1] ** 2            # (count, bins)
+    power = spectrum[..., 0] ** 2 + spectrum[..., 1] ** 2  # (count, bins)
     return np.asarray(np.log(power.astype(np.float32) @ filters + _SILENCE).T, dtype=np.float32)
 
 
@@ -214,7 +221,9 @@ def voice_tensor(samples: npt.NDArray[np.float32], heard: npt.NDArray[np.bool_])
     samples, heard: (n,) at 16 kHz; of more than 3 s the last 3 s are taken, less is filled with columns that were not
     heard. Returns (2, 64, 300) float32 as `voice_columns` does. Raises ValueError below 40 ms.
     """
-    return voice_columns(log_mel(samples[-VOICE_FRAMES * VOICE_HOP :]), heard_columns(heard[-VOICE_FRAMES * VOICE_HOP :]))
+    return voice_columns(
+        log_mel(samples[-VOICE_FRAMES * VOICE_HOP :]), heard_columns(heard[-VOICE_FRAMES * VOICE_HOP :])
+    )
 
 
 def voice_columns(mel: npt.NDArray[np.floating], heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -227,7 +236,7 @@ def voice_columns(mel: npt.NDArray[np.floating], heard: npt.NDArray[np.bool_]) -
     mel, heard = mel[:, -VOICE_FRAMES:], heard[-VOICE_FRAMES:]
     tensor = np.zeros((2, VOICE_BANDS, VOICE_FRAMES), np.float32)
     if heard.any():
-        level = np.log(np.exp(mel.astype(np.float32)).mean(axis=0) + _SILENCE)               # (t,)
+        level = np.log(np.exp(mel.astype(np.float32)).mean(axis=0) + _SILENCE)  # (t,)
         loudest = np.sort(level[heard])[-max(1, int(heard.sum()) // 10) :].mean()
         span = VOICE_RANGE_DB * _LN_PER_DB
         tensor[0, :, VOICE_FRAMES - len(heard) :] = np.where(heard, np.maximum(mel - loudest + span, 0) / span, 0)
@@ -236,9 +245,12 @@ def voice_columns(mel: npt.NDArray[np.floating], heard: npt.NDArray[np.bool_]) -
 
 
 @lru_cache(maxsize=8)
-def _mel_filters(sample_rate_hz: int, window: int, bands: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _mel_filters(
+    sample_rate_hz: int, window: int, bands: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The taper (window,), a full-scale sine having power 1, and the triangles (bins, bands), each of area 1 in bins."""
-    def hz_from_mel(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:     # linear below 1 kHz, logarithmic above
+
+    def hz_from_mel(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:  # linear below 1 kHz, logarithmic above
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
 
     low, high = 50.0 * 3 / 200, 15 + 27 / math.log(6.4) * math.log(sample_rate_hz / 2 / 1000)
@@ -252,17 +264,25 @@ def _mel_filters(sample_rate_hz: int, window: int, bands: int) -> tuple[npt.NDAr
 
 
 def cloud(
-    frame: Frame, base_from_sensor: npt.NDArray[np.float64], lens: Intrinsics | None = None, *, every_px: int = 2,
+    frame: Frame,
+    base_from_sensor: npt.NDArray[np.float64],
+    lens: Intrinsics | None = None,
+    *,
+    every_px: int = 2,
     own_m: tuple[float, ...] = (),
-) -> npt.NDArray[np.float32]:  # fmt: skip
+) -> npt.NDArray[np.float32]:
     """The points of a sweep or a depth picture in the rig's base frame. (n, 3) float32; see `timed_cloud`."""
     return timed_cloud(frame, base_from_sensor, lens, every_px=every_px, own_m=own_m)[0]
 
 
 def timed_cloud(
-    frame: Frame, base_from_sensor: npt.NDArray[np.float64], lens: Intrinsics | None = None, *, every_px: int = 2,
+    frame: Frame,
+    base_from_sensor: npt.NDArray[np.float64],
+    lens: Intrinsics | None = None,
+    *,
+    every_px: int = 2,
     own_m: tuple[float, ...] = (),
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:  # fmt: skip
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Points and their times: (n, 3) float32 metres, x forward, y left, z up; (n,) float32 seconds since capture_ns.
 
     frame: one of POINTS. base_from_sensor: (4, 4). lens: of a depth picture, of which every `every_px`-th pixel of every
@@ -314,9 +334,13 @@ BORDER_LEVEL = 114
 
 
 def letterbox(
-    image_bgr: npt.NDArray[np.uint8], size_px: tuple[int, int], *, rgb: bool = False,
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0), std: tuple[float, ...] = (1.0, 1.0, 1.0),
-) -> tuple[npt.NDArray[np.float32], float]:  # fmt: skip
+    image_bgr: npt.NDArray[np.uint8],
+    size_px: tuple[int, int],
+    *,
+    rgb: bool = False,
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+    std: tuple[float, ...] = (1.0, 1.0, 1.0),
+) -> tuple[npt.NDArray[np.float32], float]:
     """A picture as a detector takes it: as large as fits, in the upper left corner, the rest of one grey.
 
     image_bgr: (h, w, 3). size_px: width, height. rgb: the order of the channels, which mean and std are in, of 0 to 255.

@@ -1,10 +1,10 @@
 """A task turns an AlignedSet into a Prediction. One file a task, with a class called like it; yours is "module:Name".
 
-    class Mood(Task):
-        labels = ("good", "bad")
-        def __init__(self, *, smoothing_ms: float = 300.0): ...      # its options in the YAML, under `options:`
-        def open(self, backend): self.model = "mood@1"
-        def predict(self, aligned): return self.prediction(aligned, probs, used=("camera",))
+class Mood(Task):
+    labels = ("good", "bad")
+    def __init__(self, *, smoothing_ms: float = 300.0): ...      # its options in the YAML, under `options:`
+    def open(self, backend): self.model = "mood@1"
+    def predict(self, aligned): return self.prediction(aligned, probs, used=("camera",))
 """
 
 from __future__ import annotations
@@ -103,8 +103,16 @@ class Task:
 def _refused(receipt: Receipt, reason: str | None) -> Receipt:
     if reason is None:
         return receipt
-    return Receipt(receipt.stream, "bad", receipt.seq, receipt.span_ns, receipt.skew_ns, receipt.age_ns,
-                   receipt.clock_error_ns, reason)  # fmt: skip
+    return Receipt(
+        receipt.stream,
+        "bad",
+        receipt.seq,
+        receipt.span_ns,
+        receipt.skew_ns,
+        receipt.age_ns,
+        receipt.clock_error_ns,
+        reason,
+    )
 
 
 def make(name: str, options: dict[str, Any] | None = None) -> Task:

@@ -1,10 +1,10 @@
 """A stage for one node: feed it messages, read what it emits. No sockets, no threads, no waiting.
 
-    stage = Stage(Align(anchor="camera"), inputs=["camera", "microphone"])
-    stage.give("camera", frame, at_ns=1_000)
-    stage.emitted                                 # [AlignedSet(…)]
+stage = Stage(Align(anchor="camera"), inputs=["camera", "microphone"])
+stage.give("camera", frame, at_ns=1_000)
+stage.emitted                                 # [AlignedSet(…)]
 
-    frames = play(Camera(device="clip.mp4"), count=10)
+frames = play(Camera(device="clip.mp4"), count=10)
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pipeline.node import Arrival, Context, Sink, Source, Transform
 class Stage:
     """A Transform or a Sink between its open() and its close(), on a clock that only `give` and `wait_until` move."""
 
-    def __init__(self, node: Transform | Sink, *, inputs: Sequence[str] = (), name: str = "node", start_ns: int = 0) -> None:
+    def __init__(
+        self, node: Transform | Sink, *, inputs: Sequence[str] = (), name: str = "node", start_ns: int = 0
+    ) -> None:
         self.node = node
         self.clock = ManualClock(start_ns)
         self.emitted: list[Message] = []
@@ -72,7 +74,9 @@ class Stage:
     def __enter__(self) -> Stage:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _emit(self, messages: Iterable[Message]) -> list[Message]:
@@ -98,5 +102,3 @@ def play(source: Source, *, count: int | None = None, name: str = "source", star
     finally:
         source.close()
     return frames
-
-

@@ -30,8 +30,19 @@ RIM_SHARE = 0.8  # of the white rim around a ChArUco board's markers: what is be
 # Of a marker's side: how far markers may lie from where their neighbours put them before the layout is another one.
 LAYOUT_TOLERANCE = 0.25
 MIN_MARKERS, NEIGHBOURS = 4, 4
-COMMON = ("4x4_50", "4x4_250", "4x4_1000", "5x5_100", "5x5_250", "5x5_1000", "6x6_250", "6x6_1000", "7x7_250", "aruco_original",
-          "apriltag_36h11")  # fmt: skip
+COMMON = (
+    "4x4_50",
+    "4x4_250",
+    "4x4_1000",
+    "5x5_100",
+    "5x5_250",
+    "5x5_1000",
+    "6x6_250",
+    "6x6_1000",
+    "7x7_250",
+    "aruco_original",
+    "apriltag_36h11",
+)
 DARK, FLAT = 25.0, 8.0  # mean and standard deviation of a picture's grey values: night, fog or a lens cap
 
 
@@ -129,7 +140,9 @@ class Detector:
     def mismatch(self, pictures: Iterable[np.ndarray]) -> str | None:
         """Whether these pictures show a board other than the one asked for: what it is, in words, with the fix."""
         pictures, others = list(pictures), Counter[Board]()
-        highest = max((int(i) for gray in pictures for i in self._markers(gray)[0]), default=-1) if self._is_charuco else -1
+        highest = (
+            max((int(i) for gray in pictures for i in self._markers(gray)[0]), default=-1) if self._is_charuco else -1
+        )
         for gray in pictures:
             other = self._other_charuco(gray, highest) if self._is_charuco else self._other_chessboard(gray)
             if other is None:

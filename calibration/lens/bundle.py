@@ -340,7 +340,9 @@ def _system(state: _State, seen: Sequence[_Seen], limit: float) -> _System:
         shared[np.ix_(columns, columns)] += jw.T @ j
         g_shared[columns] += jw.T @ r
         # Sums over each view's rows.
-        coupling[np.ix_(sights.views, np.array(columns, int))] += np.add.reduceat(jw[:, :, None] * by_board[:, None, :], rows, axis=0)
+        coupling[np.ix_(sights.views, np.array(columns, int))] += np.add.reduceat(
+            jw[:, :, None] * by_board[:, None, :], rows, axis=0
+        )
         own[sights.views] += np.add.reduceat(bw[:, :, None] * by_board[:, None, :], rows, axis=0)
         g_own[sights.views] += np.add.reduceat(bw * r[:, None], rows, axis=0)
     return _System(shared, coupling, own, g_shared, g_own, cost)

@@ -32,16 +32,25 @@ NOISE_PX = 0.15  # of a coordinate, until the views tell their own
 # What is known before the first view, as standard deviations: fx, fy, cx, cy as shares of the width, then k1 k2 p1 p2.
 BEFORE = (0.3, 0.3, 0.1, 0.1, 0.3, 0.3, 0.01, 0.01)
 PLACES = {
-    "in the upper left": (0.22, 0.25), "at the top": (0.5, 0.22), "in the upper right": (0.78, 0.25),
-    "at the left": (0.2, 0.5), "in the middle": (0.5, 0.5), "at the right": (0.8, 0.5),
-    "in the lower left": (0.22, 0.75), "at the bottom": (0.5, 0.78), "in the lower right": (0.78, 0.75),
-}  # fmt: skip
+    "in the upper left": (0.22, 0.25),
+    "at the top": (0.5, 0.22),
+    "in the upper right": (0.78, 0.25),
+    "at the left": (0.2, 0.5),
+    "in the middle": (0.5, 0.5),
+    "at the right": (0.8, 0.5),
+    "in the lower left": (0.22, 0.75),
+    "at the bottom": (0.5, 0.78),
+    "in the lower right": (0.78, 0.75),
+}
 SIZES = {"far away, as wide as a third of the picture": 0.33, "near, as wide as two thirds of the picture": 0.62}
 TILT = float(np.radians(35))
 TILTS = {
-    "facing the camera": (0.0, 0.0), "its left side tilted away": (0.0, TILT), "its right side tilted away": (0.0, -TILT),
-    "its lower side tilted away": (TILT, 0.0), "its upper side tilted away": (-TILT, 0.0),
-}  # fmt: skip
+    "facing the camera": (0.0, 0.0),
+    "its left side tilted away": (0.0, TILT),
+    "its right side tilted away": (0.0, -TILT),
+    "its lower side tilted away": (TILT, 0.0),
+    "its upper side tilted away": (-TILT, 0.0),
+}
 INSIDE = {"chessboard": 1.0, "charuco": 0.6}  # share of the corners that must be in the picture
 
 

@@ -102,7 +102,9 @@ def _rings(points: Floats) -> list[_Ring]:
     order = np.argsort(elevation, kind="stable")
     cuts = np.flatnonzero(np.diff(elevation[order]) > RINGS_APART_RAD) + 1
     groups = np.split(order, cuts)
-    if len(groups) < 2 * LEAST_RINGS:  # the elevations run into each other: slices as fine as the picture of a depth camera
+    if (
+        len(groups) < 2 * LEAST_RINGS
+    ):  # the elevations run into each other: slices as fine as the picture of a depth camera
         slices = np.floor(elevation / RINGS_APART_RAD).astype(int)
         groups = [np.flatnonzero(slices == s) for s in np.unique(slices)]
     rings = []
@@ -110,7 +112,9 @@ def _rings(points: Floats) -> list[_Ring]:
         along = group[np.argsort(azimuth[group], kind="stable")]
         steps = np.diff(azimuth[along])
         if len(along) >= 2:
-            rings.append(_Ring(along, azimuth[along], float(np.median(steps[steps > 1e-6])) if (steps > 1e-6).any() else 1e-3))
+            rings.append(
+                _Ring(along, azimuth[along], float(np.median(steps[steps > 1e-6])) if (steps > 1e-6).any() else 1e-3)
+            )
     return rings
 
 
@@ -161,7 +165,9 @@ def _board(points: Floats, on: np.ndarray, rings: list[_Ring], width_m: float, h
     if inside.sum() < LEAST_POINTS or beside.sum() > AROUND_SHARE * inside.sum():
         return None
     ring_m = _ring_gap(rings) * float(np.linalg.norm(centre))
-    filled = [(_extent((points[inside] - centre) @ u) + 0.5 * ring_m) / side for u, side in zip(across, size, strict=True)]
+    filled = [
+        (_extent((points[inside] - centre) @ u) + 0.5 * ring_m) / side for u, side in zip(across, size, strict=True)
+    ]
     if min(filled) < FILLED or len(np.unique(_ring_of(rings, len(points))[inside])) < LEAST_RINGS:
         return None
     rays, step_rad = _edges(points, inside, rings)
@@ -187,7 +193,10 @@ def _rectangle(flat: Floats, width_m: float, height_m: float) -> tuple[float, Fl
         along = flat @ np.array(_axes(angle)).T
         u, v = _window(along[:, 0], width_m), _window(along[:, 1], height_m)
         held = (np.abs(along[:, 0] - u) < width_m / 2) & (np.abs(along[:, 1] - v) < height_m / 2)
-        u, v = _window(along[held, 0], width_m) if held.any() else u, _window(along[held, 1], height_m) if held.any() else v
+        u, v = (
+            _window(along[held, 0], width_m) if held.any() else u,
+            _window(along[held, 1], height_m) if held.any() else v,
+        )
         held = (np.abs(along[:, 0] - u) < width_m / 2 + 0.02) & (np.abs(along[:, 1] - v) < height_m / 2 + 0.02)
         # A square-ish board fits at many angles; at the right one what lies in it fills it evenly to its sides.
         sides = zip((width_m, height_m), along[held].T, strict=True)

@@ -63,7 +63,9 @@ class Fit:
     sigma_range_m: float
     focal_scale: float = 1.0  # by which the focal lengths should be multiplied, where it was set free
     focal_sigma: float = 0.0
-    view_misfit: Floats = field(default_factory=lambda: np.empty(0))  # (views,) chi square of 6: how each view alone disagrees
+    view_misfit: Floats = field(
+        default_factory=lambda: np.empty(0)
+    )  # (views,) chi square of 6: how each view alone disagrees
     reprojection_px: Floats = field(default_factory=lambda: np.empty(0))  # (views,) RMS of a view's corners
     apart_m: Floats = field(default_factory=lambda: np.empty(0))  # (views,) between the two planes, noise left out
 
@@ -141,11 +143,11 @@ class _Problem:
         sigma = np.abs(along) * view.edge_sigma_rad * np.linalg.norm(w, axis=1)
         return distance[np.arange(len(side)), side], np.hstack([np.cross(hit, w), w]), sigma
 
-    def linearise(
-        self, ext: Floats, boards: Sequence[Floats], scale: float, noise: tuple[float, float]
-    ) -> _System:
+    def linearise(self, ext: Floats, boards: Sequence[Floats], scale: float, noise: tuple[float, float]) -> _System:
         n = len(self.views)
-        system = _System(np.zeros((n, 7, 7)), np.zeros((n, 7, 6)), np.zeros((n, 6, 6)), np.zeros((n, 7)), np.zeros((n, 6)))
+        system = _System(
+            np.zeros((n, 7, 7)), np.zeros((n, 7, 6)), np.zeros((n, 6, 6)), np.zeros((n, 7)), np.zeros((n, 6))
+        )
         residual, jacobian = self.corners(boards, scale)
         r, j = residual / noise[0], jacobian / noise[0]
         weight = _huber(np.linalg.norm(r, axis=1))[:, None, None]
@@ -210,7 +212,9 @@ def solve(
             reduced, gradient = _reduced(system)
             step = np.zeros(7)
             step[:free] = -np.linalg.lstsq(reduced.sum(0)[:free, :free], gradient.sum(0)[:free], rcond=1e-12)[0]
-            back = -np.linalg.solve(system.bb, (system.b + np.einsum("vgb,g->vb", system.gb, step))[:, :, None])[:, :, 0]
+            back = -np.linalg.solve(system.bb, (system.b + np.einsum("vgb,g->vb", system.gb, step))[:, :, None])[
+                :, :, 0
+            ]
             ext, scale = moved(ext, step[:6]), scale * float(np.exp(step[6]))
             poses = [moved(pose, twist) for pose, twist in zip(poses, back, strict=True)]
             if np.abs(step).max() < CONVERGED:
@@ -230,7 +234,8 @@ def _described(
     to_pose[3:, :3] = -cross(ext[:3, 3])  # the twist turns about the camera; a pose's position moves with it
     residual, _ = problem.corners(poses, scale)
     reprojection = [
-        float(np.sqrt((residual[a:b] ** 2).sum(1).mean())) for a, b in zip(problem.counts, problem.counts[1:], strict=False)
+        float(np.sqrt((residual[a:b] ** 2).sum(1).mean()))
+        for a, b in zip(problem.counts, problem.counts[1:], strict=False)
     ]
     apart = [_plane_part(problem.lidar(v, b, ext)[0], v.points_m) for v, b in zip(problem.views, poses, strict=True)]
     return Fit(
@@ -269,7 +274,9 @@ def _plane_part(distance_m: Floats, points_m: Floats) -> float:
 
 def misfits(information: Floats, gradient: Floats) -> Floats:
     """(views,) how far each view alone would move the pose, in units of its own uncertainty, squared."""
-    return np.array([g @ np.linalg.pinv(h, rcond=1e-8, hermitian=True) @ g for h, g in zip(information, gradient, strict=True)])
+    return np.array(
+        [g @ np.linalg.pinv(h, rcond=1e-8, hermitian=True) @ g for h, g in zip(information, gradient, strict=True)]
+    )
 
 
 def _reduced(system: _System) -> tuple[Floats, Floats]:

@@ -63,7 +63,9 @@ def read_poses(path: Path) -> list[PosedBoard]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as rows of three numbers: {error}") from error
     if rows.shape[1] != 3 or len(rows) % ROWS or not len(rows):
-        raise ConfigError(f"{path}: {len(rows)} rows of {rows.shape[1]}, expected three numbers a row and {ROWS} rows a board")
+        raise ConfigError(
+            f"{path}: {len(rows)} rows of {rows.shape[1]}, expected three numbers a row and {ROWS} rows a board"
+        )
     return [_posed(board, path) for board in rows.reshape(-1, ROWS, 3)]
 
 
@@ -126,7 +128,9 @@ def _turns(corners: Floats, normal: Floats) -> bool:
 
 def calibrate(boards: Sequence[PosedBoard]) -> PosedExtrinsics:
     if len(boards) < LEAST_BOARDS:
-        raise ConfigError(f"{len(boards)} boards, {LEAST_BOARDS} are needed and {GOOD_BOARDS} are good: pose the board more often")
+        raise ConfigError(
+            f"{len(boards)} boards, {LEAST_BOARDS} are needed and {GOOD_BOARDS} are good: pose the board more often"
+        )
     kept, rejected = list(_with_consistent_turns(boards)), dict[str, str]()
     least = max(LEAST_BOARDS, math.ceil((1 - MOST_REJECTED) * len(kept)))
     pose, sigma, misfit = _average(kept)
@@ -137,7 +141,9 @@ def calibrate(boards: Sequence[PosedBoard]) -> PosedExtrinsics:
             break
         board = kept.pop(worst)
         away_m = _centre_errors(pose, [board])[0]
-        rejected[board.name] = f"it contradicts the others: its centres are {1000 * away_m:.0f} mm apart. Did the board move?"
+        rejected[board.name] = (
+            f"it contradicts the others: its centres are {1000 * away_m:.0f} mm apart. Did the board move?"
+        )
         pose, sigma, misfit = _average(kept)
     covariance = _covariance(kept, pose, sigma)
     held_out_m = _held_out(kept)
@@ -158,7 +164,11 @@ def _with_consistent_turns(boards: Sequence[PosedBoard]) -> list[PosedBoard]:
 
     def nearer(board: PosedBoard) -> PosedBoard:
         turned = PosedBoard(
-            board.name, board.camera_from_board, board.lidar_from_board @ half, board.centre_camera_m, board.centre_lidar_m
+            board.name,
+            board.camera_from_board,
+            board.lidar_from_board @ half,
+            board.centre_camera_m,
+            board.centre_lidar_m,
         )
         off = [np.linalg.norm(_alone(b)[:3, :3] - centres[:3, :3]) for b in (board, turned)]
         return board if off[0] <= off[1] else turned

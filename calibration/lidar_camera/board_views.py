@@ -64,7 +64,9 @@ def flat_board(pattern: Board, board_mm: str | None) -> FlatBoard:
     try:
         wide_mm, high_mm = map(float, board_mm.lower().replace("×", "x").split("x"))
     except ValueError:
-        raise ConfigError(f"--board-size-mm {board_mm}: expected width x height of the whole board, such as 1000x700") from None
+        raise ConfigError(
+            f"--board-size-mm {board_mm}: expected width x height of the whole board, such as 1000x700"
+        ) from None
     columns, rows = pattern.corners_wide
     if wide_mm < 1000 * (columns - 1) * pattern.square_m or high_mm < 1000 * (rows - 1) * pattern.square_m:
         raise ConfigError(
@@ -85,7 +87,9 @@ def find_views(
         if moment.image.shape[1::-1] != intrinsics.size:
             found = "×".join(map(str, moment.image.shape[1::-1]))
             wanted = "×".join(map(str, intrinsics.size))
-            raise ConfigError(f"{moment.name}: a picture of {found}, but the camera's intrinsics are of {wanted}. Is it this camera's?")
+            raise ConfigError(
+                f"{moment.name}: a picture of {found}, but the camera's intrinsics are of {wanted}. Is it this camera's?"
+            )
         seen_corners = detector.find(cv2.cvtColor(moment.image, cv2.COLOR_BGR2GRAY))
         if isinstance(seen_corners, str):
             skipped[moment.name] = seen_corners
@@ -146,13 +150,20 @@ def _cost(angle_deg: float, away_m: float) -> float:
     return math.hypot(angle_deg / FITS_DEG, away_m / FITS_M)
 
 
-def still(moments: Iterable[Moment], board: FlatBoard, *, still_px: float = 1.5, apart_px: float = 25.0) -> Iterator[Moment]:
+def still(
+    moments: Iterable[Moment], board: FlatBoard, *, still_px: float = 1.5, apart_px: float = 25.0
+) -> Iterator[Moment]:
     """Of a recording, the moments at which the board stood still (its corners as in the picture before), each pose once."""
     detector, kept, before = Detector(board.pattern), list[Floats](), None
     for moment in moments:
         found = detector.find(cv2.cvtColor(moment.image, cv2.COLOR_BGR2GRAY))
         now = None if isinstance(found, str) else found.pixels
-        if now is not None and before is not None and now.shape == before.shape and np.abs(now - before).max() < still_px:
+        if (
+            now is not None
+            and before is not None
+            and now.shape == before.shape
+            and np.abs(now - before).max() < still_px
+        ):
             if all(now.shape != k.shape or np.abs(now - k).mean() > apart_px for k in kept):
                 kept.append(now)
                 yield moment

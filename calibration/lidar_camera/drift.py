@@ -100,7 +100,9 @@ class Drift:
         if not sharp or sigma.max() > 2 * VAGUE_DEG:
             return DriftAnswer("unknown", best, sigma, n, f"the frames do not tell one pose from another ({told})")
         if size > DRIFT_DEG and sigmas > SURE_SIGMAS and size > 3 * float(np.linalg.norm(sigma)):
-            why = f"the lidar seems turned by {size:.1f}° ({told}). Calibrate again: run_pipeline.py calibrate extrinsics"
+            why = (
+                f"the lidar seems turned by {size:.1f}° ({told}). Calibrate again: run_pipeline.py calibrate extrinsics"
+            )
             return DriftAnswer("drifted", best, sigma, n, why)
         if size <= DRIFT_DEG and sigma.max() < VAGUE_DEG:
             return DriftAnswer("aligned", best, sigma, n, f"edges fit to {size:.1f}° ({told})")
@@ -138,7 +140,9 @@ class Drift:
         offsets = np.arange(-1.0, 1.01, 0.2)
         sigma, sharp = np.empty(3), True
         for axis in range(3):
-            curves = np.array([self._scores(best + np.eye(3)[axis] * offset) for offset in offsets])  # (offsets, frames)
+            curves = np.array(
+                [self._scores(best + np.eye(3)[axis] * offset) for offset in offsets]
+            )  # (offsets, frames)
             drawn = draw.integers(0, n, (200, n))
             found = offsets[np.argmax(curves[:, drawn].mean(2), axis=0)]
             sigma[axis] = CORRELATED * float(np.sqrt(np.mean(found**2) + 0.2**2 / 12))

@@ -146,7 +146,9 @@ def _fits(angle_deg: float, away_m: float) -> bool:
     return angle_deg < START_ANGLE_DEG and away_m < START_AWAY_M
 
 
-def apart(camera_from_lidar: Floats, camera: tuple[Floats, Floats], lidar: tuple[Floats, Floats]) -> tuple[float, float]:
+def apart(
+    camera_from_lidar: Floats, camera: tuple[Floats, Floats], lidar: tuple[Floats, Floats]
+) -> tuple[float, float]:
     """(degrees, metres) between the board in the picture and in the cloud."""
     normal, centre = camera_from_lidar[:3, :3] @ lidar[0], apply(camera_from_lidar, lidar[1][None])[0]
     cosine = abs(float(normal @ camera[0]))
@@ -161,7 +163,9 @@ def plane_of(points_m: Floats) -> tuple[Floats, Floats]:
 
 
 def pose_from_planes(
-    camera: Sequence[tuple[Floats, Floats]], lidar: Sequence[tuple[Floats, Floats]] | dict[int, tuple[Floats, Floats]], which: Iterable[int]
+    camera: Sequence[tuple[Floats, Floats]],
+    lidar: Sequence[tuple[Floats, Floats]] | dict[int, tuple[Floats, Floats]],
+    which: Iterable[int],
 ) -> Floats:
     """Normals and the directions between centres give the rotation, then the centres the position. Closed form."""
     c, p = zip(*((camera[i], lidar[i]) for i in which), strict=True)
@@ -351,9 +355,12 @@ def _pooled(judged: Sequence[Fit]) -> tuple[float, float]:
 def _about_start(held_out: _HeldOut) -> Check:
     told = f"{1000 * held_out.apart_m:.1f} mm, with the start {1000 * held_out.start_apart_m:.1f} mm"
     if held_out.misfit < 1.5 * held_out.start_misfit:
-        return Check(Level.PASS, f"in unseen views the lidar's board lies {told} from the camera's: the start was right, and is kept")
+        return Check(
+            Level.PASS,
+            f"in unseen views the lidar's board lies {told} from the camera's: the start was right, and is kept",
+        )
     return Check(
-                Level.WARN,
-                f"in unseen views the lidar's board lies {told} from the camera's: the refinement is worse, the start is kept",
+        Level.WARN,
+        f"in unseen views the lidar's board lies {told} from the camera's: the refinement is worse, the start is kept",
         "take more views, at more angles",
     )

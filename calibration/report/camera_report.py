@@ -90,11 +90,18 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
     page.table(
         ("view", "corners", "RMS, px", "tilt, °", "distance, m", "edge width, px", "left out"),
         [
-            (v.name, len(v.sight.pixels), f"{px:.3f}", f"{t:.0f}", f"{d:.2f}", f"{seen.blurs.get(v.name, float('nan')):.1f}",
-             str(estimate.dropped_corners.get(v.name, 0)))
+            (
+                v.name,
+                len(v.sight.pixels),
+                f"{px:.3f}",
+                f"{t:.0f}",
+                f"{d:.2f}",
+                f"{seen.blurs.get(v.name, float('nan')):.1f}",
+                str(estimate.dropped_corners.get(v.name, 0)),
+            )
             for v, px, t, d in zip(estimate.views, each, tilts, distances, strict=True)
         ],
-    )  # fmt: skip
+    )
     _overlays(page, seen, estimate)
     if estimate.rejected or seen.skipped:
         page.section("Not used")

@@ -1,9 +1,9 @@
 """Small charts as SVG text, in the colours of the report's page; no library, no script.
 
-    bars(["left01", "left02"], [0.18, 0.22], unit="px", limit=0.5)
-    scatter(dx_px, dy_px, unit="px", reach=1.0)
-    heat(grid, unit="px", marks=corners, size=(640, 480))
-    lines(x, {"measured": y}, x_label="s", y_label="ms")
+bars(["left01", "left02"], [0.18, 0.22], unit="px", limit=0.5)
+scatter(dx_px, dy_px, unit="px", reach=1.0)
+heat(grid, unit="px", marks=corners, size=(640, 480))
+lines(x, {"measured": y}, x_label="s", y_label="ms")
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 COLOURS = ("var(--one)", "var(--two)", "var(--pass)", "var(--fail)", "var(--soft)")
 
 
-def bars(names: Sequence[str], values: Sequence[float], *, unit: str, limit: float | None = None, faded: Sequence[bool] = ()) -> str:
+def bars(
+    names: Sequence[str], values: Sequence[float], *, unit: str, limit: float | None = None, faded: Sequence[bool] = ()
+) -> str:
     """One bar a name, with its value; faded: those that were not used. A line at `limit`."""
     top = max([*values, limit or 0.0, 1e-12])
     row, left, width = 19, 150, 420
@@ -31,7 +33,9 @@ def bars(names: Sequence[str], values: Sequence[float], *, unit: str, limit: flo
         )
     if limit is not None:
         x = left + limit / top * width
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(names) * row}" stroke="var(--fail)" stroke-dasharray="4 3"/>')
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(names) * row}" stroke="var(--fail)" stroke-dasharray="4 3"/>'
+        )
     return _svg(left + width + 90, max(1, len(names)) * row, parts)
 
 
@@ -55,7 +59,9 @@ def scatter(x: np.ndarray, y: np.ndarray, *, unit: str, reach: float, group: np.
     return _svg(size, size, parts)
 
 
-def heat(grid: np.ndarray, *, unit: str, size: tuple[int, int], top: float | None = None, marks: np.ndarray | None = None) -> str:
+def heat(
+    grid: np.ndarray, *, unit: str, size: tuple[int, int], top: float | None = None, marks: np.ndarray | None = None
+) -> str:
     """A picture's area in cells, darker where the value is larger, each with its value; NaN is left empty. marks: pixels."""
     rows, columns = grid.shape
     width = 440
@@ -87,7 +93,14 @@ def heat(grid: np.ndarray, *, unit: str, size: tuple[int, int], top: float | Non
     return _svg(width, height + 20, parts)
 
 
-def lines(x: np.ndarray, curves: Mapping[str, np.ndarray], *, x_label: str, y_label: str, band: tuple[float, float] | None = None) -> str:
+def lines(
+    x: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    *,
+    x_label: str,
+    y_label: str,
+    band: tuple[float, float] | None = None,
+) -> str:
     """Curves over a common x; NaN breaks a curve. band: two y values that something should stay between."""
     width, height, left, bottom = 560, 240, 52, 34
     every = np.concatenate([np.asarray(y, np.float64) for y in curves.values()] + ([np.array(band)] if band else []))
@@ -97,7 +110,9 @@ def lines(x: np.ndarray, curves: Mapping[str, np.ndarray], *, x_label: str, y_la
     last = last if last > first else first + 1
 
     def at(px: float, py: float) -> tuple[float, float]:
-        return left + (px - first) / (last - first) * (width - left - 8), (high - py) / (high - low) * (height - bottom) + 4
+        return left + (px - first) / (last - first) * (width - left - 8), (high - py) / (high - low) * (
+            height - bottom
+        ) + 4
 
     parts = []
     if band:
@@ -109,7 +124,9 @@ def lines(x: np.ndarray, curves: Mapping[str, np.ndarray], *, x_label: str, y_la
         parts.append(f'<path d="M{left} {down:.1f}H{width - 8}" class="axis"/>')
         parts.append(f'<text x="{left - 5}" y="{down + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     for value in np.linspace(first, last, 6):
-        parts.append(f'<text x="{at(float(value), low)[0]:.1f}" y="{height - 14}" text-anchor="middle">{value:.3g}</text>')
+        parts.append(
+            f'<text x="{at(float(value), low)[0]:.1f}" y="{height - 14}" text-anchor="middle">{value:.3g}</text>'
+        )
     for i, (name, curve) in enumerate(curves.items()):
         path, pen_down = "", False
         for px, py in zip(x, curve, strict=True):

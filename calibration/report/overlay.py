@@ -18,7 +18,12 @@ DOT_PX = 2
 
 
 def draw_points(
-    image: np.ndarray, points_m: Floats, intrinsics: Intrinsics, camera_from_lidar: Floats, *, farthest_m: float | None = None
+    image: np.ndarray,
+    points_m: Floats,
+    intrinsics: Intrinsics,
+    camera_from_lidar: Floats,
+    *,
+    farthest_m: float | None = None,
 ) -> np.ndarray:
     """image: (h, w, 3) BGR, unchanged. Red is near and blue far; farthest_m: where blue begins, by default from the cloud."""
     pixels, depth_m, seen = intrinsics.project_from(camera_from_lidar, points_m)
@@ -39,7 +44,9 @@ def draw_points(
     return drawn
 
 
-def draw_board(image: np.ndarray, points_m: Floats, intrinsics: Intrinsics, camera_from_lidar: Floats, corners_px: Floats) -> np.ndarray:
+def draw_board(
+    image: np.ndarray, points_m: Floats, intrinsics: Intrinsics, camera_from_lidar: Floats, corners_px: Floats
+) -> np.ndarray:
     """The lidar's points of a board, and the corners seen in the picture."""
     drawn = draw_points(image, points_m, intrinsics, camera_from_lidar)
     for x, y in corners_px:

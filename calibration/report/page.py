@@ -99,7 +99,9 @@ class Report:
         data = base64.b64encode(coded.tobytes()).decode()
         self._figure(f'<img alt="{escape(caption)}" src="data:image/{kind};base64,{data}">', caption)
 
-    def provenance(self, *, files: Iterable[Path] = (), command: str | None = None, notes: Iterable[tuple[str, str]] = ()) -> None:
+    def provenance(
+        self, *, files: Iterable[Path] = (), command: str | None = None, notes: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """What the numbers were made from: the command, the versions, and every file with its SHA-256."""
         self.section("Provenance", "With these files, versions and this command the numbers above come out again.")
         line = command or "python " + shlex.join(sys.argv)
@@ -107,7 +109,9 @@ class Report:
         rows = [("command", line), ("versions", f"Python {platform.python_version()}, {versions}"), *notes]
         told = "".join(f"<tr><th>{escape(k)}</th><td><code>{escape(v)}</code></td></tr>" for k, v in rows)
         hashes = "".join(
-            f"<tr><td><code>{escape(str(p))}</code></td><td><code>{sha256(p)}</code></td></tr>" for p in files if p.is_file()
+            f"<tr><td><code>{escape(str(p))}</code></td><td><code>{sha256(p)}</code></td></tr>"
+            for p in files
+            if p.is_file()
         )
         self._parts.append(f'<div class="wide"><table>{told}</table>')
         if hashes:
@@ -134,7 +138,9 @@ class Report:
         try:
             Path(path).write_text(self.html(), encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--report {path}: cannot be written: {error.strerror}. Name a place you may write to") from error
+            raise ConfigError(
+                f"--report {path}: cannot be written: {error.strerror}. Name a place you may write to"
+            ) from error
 
     def _figure(self, inner: str, caption: str) -> None:
         """Figures that follow each other stand in a row."""

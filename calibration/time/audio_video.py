@@ -50,7 +50,9 @@ class Answer(NamedTuple):
         if low <= self.offset_ms <= high:
             return f"{lead}; people do not notice that (ITU-R BT.1359: from {low:+.0f} to {high:+.0f} ms)"
         if ACCEPTED_MS[0] <= self.offset_ms <= ACCEPTED_MS[1]:
-            return f"{lead}; people notice that (ITU-R BT.1359: beyond {low:+.0f} and {high:+.0f} ms) but mostly accept it"
+            return (
+                f"{lead}; people notice that (ITU-R BT.1359: beyond {low:+.0f} and {high:+.0f} ms) but mostly accept it"
+            )
         return f"{lead}; people mind that (ITU-R BT.1359: beyond {ACCEPTED_MS[0]:+.0f} and {ACCEPTED_MS[1]:+.0f} ms)"
 
     def check(self) -> Check:
@@ -85,7 +87,11 @@ class AudioVideo:
     def answer(self) -> Answer:
         """By claps or flashes where there are any: they are ten times as exact."""
         claps, mouth = self._by_claps(), self._by_mouth()
-        if not claps.unknown and not mouth.unknown and abs(claps.offset_ms - mouth.offset_ms) > 3 * mouth.sigma_ms + CLAP_TOO_FAR_MS:
+        if (
+            not claps.unknown
+            and not mouth.unknown
+            and abs(claps.offset_ms - mouth.offset_ms) > 3 * mouth.sigma_ms + CLAP_TOO_FAR_MS
+        ):
             told = f"claps say {claps.offset_ms:+.0f} ms and the mouth {mouth.offset_ms:+.0f} ms: one of the two is something else"
             return Answer(math.nan, math.nan, (math.nan, math.nan), "", told)
         if not claps.unknown:
@@ -96,7 +102,9 @@ class AudioVideo:
 
     def _by_claps(self) -> Answer:
         found = match(self._seen.events(), self._heard.events())
-        return Answer(found.offset_ms, found.sigma_ms, found.interval_ms, f"{found.events} claps or flashes", found.unknown)
+        return Answer(
+            found.offset_ms, found.sigma_ms, found.interval_ms, f"{found.events} claps or flashes", found.unknown
+        )
 
     def _by_mouth(self) -> Answer:
         # Who is longest in view; that it is also who talks, the comparison itself has to show.

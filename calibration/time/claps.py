@@ -95,7 +95,9 @@ class Heard:
             return
         rate_hz = len(samples) * 1e9 / duration_ns
         size = max(1, round(rate_hz / 1000))
-        edge = np.diff(samples.astype(np.float64), prepend=float(samples[0]))  # high pass: a clap is sharp, a voice is not
+        edge = np.diff(
+            samples.astype(np.float64), prepend=float(samples[0])
+        )  # high pass: a clap is sharp, a voice is not
         count = len(samples) // size
         if not count:
             return
@@ -226,7 +228,9 @@ def match(seen: list[SeenEvent], heard: Floats) -> ClapOffset:
         if abs(nearest + common - when) < 1.5 * TOGETHER_S:
             pairs.append((event, float(nearest)))
     if len(pairs) < LEAST_EVENTS:
-        return nothing._replace(unknown=f"only {len(pairs)} of {len(seen)} that were seen were also heard, {LEAST_EVENTS} are needed")
+        return nothing._replace(
+            unknown=f"only {len(pairs)} of {len(seen)} that were seen were also heard, {LEAST_EVENTS} are needed"
+        )
     offset_s = _fitted(pairs, common)
     without = np.array([_fitted(pairs[:i] + pairs[i + 1 :], offset_s, near=True) for i in range(len(pairs))])
     n = len(pairs)

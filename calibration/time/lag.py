@@ -58,7 +58,9 @@ def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
     begin = max(first.times_s[0], second.times_s[0]) - most_s
     end = min(first.times_s[-1], second.times_s[-1]) + most_s
     if end - begin - 2 * most_s < LEAST_S:
-        return NOTHING._replace(unknown=f"the two overlap for {max(0.0, end - begin - 2 * most_s):.1f} s, {LEAST_S:.0f} s are needed")
+        return NOTHING._replace(
+            unknown=f"the two overlap for {max(0.0, end - begin - 2 * most_s):.1f} s, {LEAST_S:.0f} s are needed"
+        )
     grid = np.arange(begin, end, STEP_S)
     a, a_there = _sampled(first, grid)
     b, b_there = _sampled(second, grid)
@@ -73,13 +75,17 @@ def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
     lag_s = _refined(curve, peak)
     found = NOTHING._replace(offset_ms=1000 * (lag_s - reach) * STEP_S, correlation=height)
     if peak in (0, len(curve) - 1):
-        return found._replace(unknown=f"the best agreement lies at the end of what was searched, ±{1000 * most_s:.0f} ms")
+        return found._replace(
+            unknown=f"the best agreement lies at the end of what was searched, ±{1000 * most_s:.0f} ms"
+        )
     if sigmas < CHANCE_SIGMAS:
         return found._replace(
             unknown=f"they agree no better than chance would make them (correlation {height:.2f}, {sigmas:.1f} of {CHANCE_SIGMAS} σ)"
         )
     if (rival := _rival(curve, peak)) > RIVAL * height:
-        return found._replace(unknown=f"another lag fits nearly as well ({rival:.2f} beside {height:.2f}): the signal repeats itself")
+        return found._replace(
+            unknown=f"another lag fits nearly as well ({rival:.2f} beside {height:.2f}): the signal repeats itself"
+        )
     without = []
     for out in range(BLOCKS):
         keep = np.arange(BLOCKS) != out
@@ -90,7 +96,9 @@ def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
     sigma_ms = math.hypot(sigma_ms, 1000 * STEP_S / math.sqrt(12))
     found = found._replace(sigma_ms=sigma_ms)
     if STUDENT * sigma_ms > VAGUE_MS:
-        return found._replace(unknown=f"stretches of time disagree: the lag is known to ±{STUDENT * sigma_ms:.0f} ms only")
+        return found._replace(
+            unknown=f"stretches of time disagree: the lag is known to ±{STUDENT * sigma_ms:.0f} ms only"
+        )
     return found
 
 

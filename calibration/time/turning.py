@@ -71,7 +71,9 @@ def _yaw(before: np.ndarray, now: np.ndarray, intrinsics: Intrinsics, scale: flo
     corners = cv2.goodFeaturesToTrack(before, 150, 0.01, 6)
     if corners is None or len(corners) < LEAST_CORNERS:
         return None
-    there, found, _ = cv2.calcOpticalFlowPyrLK(before, now, corners, np.empty_like(corners), winSize=(15, 15), maxLevel=3)
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        before, now, corners, np.empty_like(corners), winSize=(15, 15), maxLevel=3
+    )
     good = found.ravel() == 1
     if good.sum() < LEAST_CORNERS:
         return None

@@ -139,5 +139,8 @@ def pdf(board: Board, page_mm: tuple[float, float]) -> bytes:
     table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     count = len(objects) + 1
     return out + b"xref\n0 %d\n0000000000 65535 f \n%btrailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (
-        count, table, count, len(out),
-    )  # fmt: skip
+        count,
+        table,
+        count,
+        len(out),
+    )

@@ -108,9 +108,14 @@ class Page:
         self.finished = threading.Event()
         self._newest = "{}"
         self._server = PageServer(
-            HTML.read_text(encoding="utf-8"), host="127.0.0.1", port=port, token=None,
-            greet=lambda: [("guide", self._newest)], hear=self._hear, option="--page",
-        )  # fmt: skip
+            HTML.read_text(encoding="utf-8"),
+            host="127.0.0.1",
+            port=port,
+            token=None,
+            greet=lambda: [("guide", self._newest)],
+            hear=self._hear,
+            option="--page",
+        )
         self._server.start()
 
     @property
@@ -144,11 +149,19 @@ def state(advice: Advice, size: tuple[int, int], pixels: np.ndarray | None) -> d
 
     known = np.isfinite(advice.sigma_px)
     return {
-        "type": "guide", "taken": advice.taken, "reason": advice.reason, "hint": advice.hint, "views": advice.views,
-        "sigma_px": round(float(advice.sigma_px), 3) if known else None, "until_px": advice.until_px,
-        "covered": advice.covered.astype(int).tolist(), "outline": shares(advice.outline), "corners": shares(pixels),
-        "done": advice.done, "aspect": size[0] / size[1],
-    }  # fmt: skip
+        "type": "guide",
+        "taken": advice.taken,
+        "reason": advice.reason,
+        "hint": advice.hint,
+        "views": advice.views,
+        "sigma_px": round(float(advice.sigma_px), 3) if known else None,
+        "until_px": advice.until_px,
+        "covered": advice.covered.astype(int).tolist(),
+        "outline": shares(advice.outline),
+        "corners": shares(pixels),
+        "done": advice.done,
+        "aspect": size[0] / size[1],
+    }
 
 
 def _jpeg(image: np.ndarray) -> bytes:

@@ -46,7 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", metavar="9x6", help=f"a board is in view: {EXPECTED}")
     parser.add_argument("--square-mm", type=float, default=DEFAULT_SQUARE_MM, help="side of one square (default: 25)")
     parser.add_argument("--board-size-mm", metavar="1000x700", help="the whole board, along its columns first")
-    parser.add_argument("--overlays", type=Path, metavar="FOLDER", help="pictures with the cloud drawn in, red near and blue far")
+    parser.add_argument(
+        "--overlays", type=Path, metavar="FOLDER", help="pictures with the cloud drawn in, red near and blue far"
+    )
     parser.add_argument("--report", type=Path, metavar="REPORT.html")
 
 
@@ -81,7 +83,9 @@ def _seen(args: argparse.Namespace, rig: Rig, drift: Drift, drawn: dict[str, np.
             return
         if moment.image.shape[1::-1] != lens.size:
             found = "×".join(map(str, moment.image.shape[1::-1]))
-            raise ConfigError(f"{moment.name}: a picture of {found}, but {args.rig} has '{args.camera}' at {'×'.join(map(str, lens.size))}")
+            raise ConfigError(
+                f"{moment.name}: a picture of {found}, but {args.rig} has '{args.camera}' at {'×'.join(map(str, lens.size))}"
+            )
         if not args.board:
             drift.add(moment.image, moment.points_m)
         if len(drawn) < OVERLAYS and (args.overlays or args.report):
@@ -94,10 +98,18 @@ def by_board(
 ) -> list[Check]:
     """How far the board that the lidar saw lies from the one that the camera saw, by the rig's own numbers."""
     if not views:
-        return [Check(Level.FAIL, "the board was found in no picture and cloud together", "hold it in view of both, 1.5 to 4 m away")]
+        return [
+            Check(
+                Level.FAIL,
+                "the board was found in no picture and cloud together",
+                "hold it in view of both, 1.5 to 4 m away",
+            )
+        ]
     lens, pose = rig.camera(camera), rig.transform(camera, sensor)
     noise = solve(views, lens, pose, outline_m=outline_m)
-    judged = examine(views, lens, replace(noise, camera_from_lidar=pose, sigma_range_m=RANGE_NOISE_M), outline_m=outline_m)
+    judged = examine(
+        views, lens, replace(noise, camera_from_lidar=pose, sigma_range_m=RANGE_NOISE_M), outline_m=outline_m
+    )
     apart_m, px = float(np.median(judged.apart_m)), float(np.median(judged.reprojection_px))
     told = f"in {len(views)} views the {sensor}'s board lies {1000 * apart_m:.0f} mm from the {camera}'s (median)"
     level = Level.PASS if apart_m < GOOD_M else Level.WARN if apart_m < BAD_M else Level.FAIL
@@ -124,13 +136,17 @@ def _show(args: argparse.Namespace, verdict: Verdict, drawn: dict[str, np.ndarra
         try:
             args.overlays.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--overlays {args.overlays}: cannot be made: {error.strerror}. Name a folder you may write to") from error
+            raise ConfigError(
+                f"--overlays {args.overlays}: cannot be made: {error.strerror}. Name a folder you may write to"
+            ) from error
         for name, image in drawn.items():
             cv2.imwrite(str(args.overlays / f"{name.replace('/', '-')}.jpg"), image)
         print(f"  overlays: {args.overlays}, {len(drawn)} pictures: depth edges must run along edges of the picture")
     if args.report:
         report = Report(f"Check of {args.rig.name}", verdict)
-        report.section("Overlays", "The cloud in the picture, red near and blue far. Its edges must run along those of things.")
+        report.section(
+            "Overlays", "The cloud in the picture, red near and blue far. Its edges must run along those of things."
+        )
         for name, image in drawn.items():
             report.picture(image, name)
         report.provenance(files=[args.rig])

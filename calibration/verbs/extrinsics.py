@@ -36,13 +36,19 @@ OVERLAYS = 6  # pictures in the report
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="folder of pictures and clouds, recording.mcap, or a table poses.csv")
-    parser.add_argument("--rig", type=Path, metavar="RIG.yaml", help="has the camera's intrinsics; a pose in it is the start")
+    parser.add_argument(
+        "--rig", type=Path, metavar="RIG.yaml", help="has the camera's intrinsics; a pose in it is the start"
+    )
     parser.add_argument("--camera", default="camera", help="its name in the rig and in a recording (default: camera)")
     parser.add_argument("--sensor", default="lidar", help="name of the lidar or depth camera (default: lidar)")
     parser.add_argument("--board", metavar="9x6", help=EXPECTED)
     parser.add_argument("--square-mm", type=float, default=DEFAULT_SQUARE_MM, help="side of one square (default: 25)")
-    parser.add_argument("--board-size-mm", metavar="1000x700", help="the whole board, along its columns first: then its edges help too")
-    parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="written unless the verdict is FAIL (default: the file of --rig)")
+    parser.add_argument(
+        "--board-size-mm", metavar="1000x700", help="the whole board, along its columns first: then its edges help too"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="RIG.yaml", help="written unless the verdict is FAIL (default: the file of --rig)"
+    )
     parser.add_argument("--report", type=Path, metavar="REPORT.html")
 
 
@@ -57,7 +63,9 @@ def run(args: argparse.Namespace) -> Verdict:
     if args.source.suffix == ".csv":
         return _from_table(args)
     if args.rig is None or args.board is None:
-        raise ConfigError(f"{args.source}: --rig (with the camera's intrinsics) and --board are needed. See: calibrate extrinsics --help")
+        raise ConfigError(
+            f"{args.source}: --rig (with the camera's intrinsics) and --board are needed. See: calibrate extrinsics --help"
+        )
     rig = rigs.load(args.rig)
     lens = rig.camera(args.camera)
     board = flat_board(Board.parse(args.board, square_mm=args.square_mm), args.board_size_mm)
@@ -134,7 +142,9 @@ def _pose_table(pose: Floats, covariance: Floats) -> tuple[list[str], list[list[
     for axis in range(3):
         unit = np.eye(3)[axis] * (1 if pose[axis, 3] >= 0 else -1)
         turn = f"± {np.degrees(sigma[axis]):.3f}°"
-        rows.append([f"{1000 * abs(pose[axis, 3]):.1f} mm {in_words(unit)}", f"± {1000 * sigma[3 + axis]:.1f} mm", turn])
+        rows.append(
+            [f"{1000 * abs(pose[axis, 3]):.1f} mm {in_words(unit)}", f"± {1000 * sigma[3 + axis]:.1f} mm", turn]
+        )
     return ["the sensor is, of the camera", "known to", "its rotation about that axis to"], rows
 
 
@@ -145,13 +155,20 @@ def _print_pose(pose: Floats, covariance: Floats, camera: str, sensor: str) -> N
 
 
 def _report(
-    result: Extrinsics, views: Sequence[BoardView], skipped: dict[str, str], looked: _Looked, rig: Rig, args: argparse.Namespace
+    result: Extrinsics,
+    views: Sequence[BoardView],
+    skipped: dict[str, str],
+    looked: _Looked,
+    rig: Rig,
+    args: argparse.Namespace,
 ) -> Report:
     report = Report(f"{args.sensor} to {args.camera}", result.verdict)
     report.section("Pose", f"{args.camera}_from_{args.sensor}; ± is one standard deviation.")
     report.table(*_pose_table(result.camera_from_lidar, result.covariance))
     if result.fit is not None:
-        report.section("Views", "How far the board that the lidar saw lies from the one that the camera saw, over the board.")
+        report.section(
+            "Views", "How far the board that the lidar saw lies from the one that the camera saw, over the board."
+        )
         apart_mm = [1000 * float(m) for m in result.fit.apart_m]
         report.chart(charts.bars(result.used, apart_mm, unit="mm"), "RMS distance of the two planes, noise left out")
         told = f"Corners: {result.fit.sigma_px:.2f} px; the lidar's ranges: {1000 * result.fit.sigma_range_m:.1f} mm."
@@ -159,11 +176,16 @@ def _report(
     dropped = [*result.rejected.items(), *skipped.items()]
     if dropped:
         report.table(["view not used", "why"], dropped)
-    report.section("Overlays", "The lidar's points in the picture, red near and blue far. On the board they must end where it ends.")
+    report.section(
+        "Overlays",
+        "The lidar's points in the picture, red near and blue far. On the board they must end where it ends.",
+    )
     shown = [v for v in views if v.name in looked.moments][:OVERLAYS]
     for view in shown:
         moment = looked.moments[view.name]
-        drawn = draw_board(moment.image, moment.points_m, rig.camera(args.camera), result.camera_from_lidar, view.corners_px)
+        drawn = draw_board(
+            moment.image, moment.points_m, rig.camera(args.camera), result.camera_from_lidar, view.corners_px
+        )
         report.picture(drawn, view.name)
     report.provenance(files=[args.rig, *([args.source] if args.source.is_file() else sorted(args.source.rglob("*.*")))])
     return report

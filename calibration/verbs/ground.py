@@ -69,7 +69,9 @@ def find_ground(points_m: Floats, *, up: Sequence[float] = (0.0, 0.0, 1.0)) -> G
         )
     plane = _ransac(below, upward)
     if plane is None:
-        raise ConfigError(f"no plane within {STEEPEST_DEG:.0f}° of level lies below the sensor. Does it see the ground?")
+        raise ConfigError(
+            f"no plane within {STEEPEST_DEG:.0f}° of level lies below the sensor. Does it see the ground?"
+        )
     for _ in range(5):
         normal, height_m = plane
         off = below @ normal + height_m
@@ -117,7 +119,9 @@ def _described(ground: Floats, normal: Floats, height_m: float) -> GroundPlane:
     count = np.bincount(cell)
     mean_off = np.bincount(cell, off) / count
     middle = np.column_stack([np.bincount(cell, at[:, i]) / count for i in (0, 1)])
-    design = np.column_stack([middle[:, 1], -middle[:, 0], np.ones(len(middle))])  # tilt about x lifts what lies along y
+    design = np.column_stack(
+        [middle[:, 1], -middle[:, 0], np.ones(len(middle))]
+    )  # tilt about x lifts what lies along y
     variance = float(np.sum(mean_off**2)) / max(len(middle) - 3, 1)
     covariance = np.linalg.pinv(design.T @ design) * variance
     return GroundPlane(normal, height_m, covariance, len(ground), float(np.sqrt(np.mean(off**2))))
@@ -148,7 +152,12 @@ def base_from_ground(plane: GroundPlane) -> tuple[Floats, Floats]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cloud", type=Path, nargs="+", help="clouds (.pcd, .bin, .npy, .csv) of open, level ground")
     parser.add_argument("--sensor", default="lidar", help="its name in the rig (default: lidar)")
-    parser.add_argument("--up", default="z", choices=tuple(UP), help="the sensor's axis that points up (default: z; of a depth camera: -y)")
+    parser.add_argument(
+        "--up",
+        default="z",
+        choices=tuple(UP),
+        help="the sensor's axis that points up (default: z; of a depth camera: -y)",
+    )
     parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="other things in it stay")
 
 

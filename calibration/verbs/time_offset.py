@@ -35,11 +35,17 @@ TURN_HINT = "turn the rig left and right by 20° or more for half a minute, irre
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="clip with picture and sound, or recording.mcap")
-    parser.add_argument("--camera", default="camera", help="the reference: its name in the rig and in a recording (default: camera)")
+    parser.add_argument(
+        "--camera", default="camera", help="the reference: its name in the rig and in a recording (default: camera)"
+    )
     parser.add_argument("--sensor", default="microphone", help="whose offset is wanted (default: microphone)")
-    parser.add_argument("--method", default="auto", choices=METHODS, help="auto: claps or flashes, else a mouth and its voice")
+    parser.add_argument(
+        "--method", default="auto", choices=METHODS, help="auto: claps or flashes, else a mouth and its voice"
+    )
     parser.add_argument("--rig", type=Path, metavar="RIG.yaml", help="for a lidar: has the camera's intrinsics")
-    parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="the offset is written there; other things in it stay")
+    parser.add_argument(
+        "--out", type=Path, metavar="RIG.yaml", help="the offset is written there; other things in it stay"
+    )
 
 
 def run(args: argparse.Namespace) -> Verdict:
@@ -70,7 +76,9 @@ def _is_sound(args: argparse.Namespace) -> bool:
     with Reader(args.source) as reader:
         info = reader.streams.get(args.sensor)
     if info is None:
-        raise ConfigError(f"{args.source}: no stream '{args.sensor}'. Name one with --sensor: {', '.join(reader.streams) or 'none'}")
+        raise ConfigError(
+            f"{args.source}: no stream '{args.sensor}'. Name one with --sensor: {', '.join(reader.streams) or 'none'}"
+        )
     return info.encoding == "pcm_f32"
 
 

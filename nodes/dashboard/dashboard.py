@@ -77,7 +77,9 @@ class StreamView(msgspec.Struct, frozen=True):
 
     def after(self, frame: Frame, arrival_ns: int) -> StreamView:
         if frame.encoding == "none":
-            return StreamView(self.encoding, self.seq, self.capture_ns, reason=frame.reason or "silent", about=self.about)
+            return StreamView(
+                self.encoding, self.seq, self.capture_ns, reason=frame.reason or "silent", about=self.about
+            )
         rate_hz, since = self.rate_hz, self.rate_from
         if since is None or frame.seq < since[0]:
             since = (frame.seq, frame.capture_ns)
@@ -96,9 +98,20 @@ class StreamView(msgspec.Struct, frozen=True):
         if self.rate_from is not None:
             latency_ns = self.latency_ns + (latency_ns - self.latency_ns) // 16
         return StreamView(
-            frame.encoding, frame.seq, frame.capture_ns, rate_hz, width_px, height_px, level_db, peak_db, latency_ns, "",
-            points, self.about, since,
-        )  # fmt: skip
+            frame.encoding,
+            frame.seq,
+            frame.capture_ns,
+            rate_hz,
+            width_px,
+            height_px,
+            level_db,
+            peak_db,
+            latency_ns,
+            "",
+            points,
+            self.about,
+            since,
+        )
 
 
 def dbfs(amplitude: float) -> float:
@@ -297,7 +310,6 @@ class Dashboard(Sink):
         self.context.log.info("asked from the page: %s %s", order.do, order.source)
         self.context.request(order.do, order.source if order.do != "stop" else "")
         return None
-
 
     def _tape(self, order: Order, health: Prediction | Health | None) -> str | None:
         """Of a recording that is made or played."""

@@ -127,7 +127,9 @@ class History:
             return Receipt(self.stream, "absent", reason="no frame yet")
         behind_ms = (anchor_ns - self.complete_before_ns) / MS
         found = f": {answer.reason}" if isinstance(answer, Nothing) else ""
-        late = Receipt(self.stream, "late", reason=f"at the deadline its data ended {behind_ms:.0f} ms before the anchor{found}")
+        late = Receipt(
+            self.stream, "late", reason=f"at the deadline its data ended {behind_ms:.0f} ms before the anchor{found}"
+        )
         return self._silent(anchor_ns) or late
 
     def forget(self, anchor_ns: int) -> None:

@@ -27,7 +27,9 @@ MS = 1_000_000
 SEAM_NS = MS
 
 
-class Found(msgspec.Struct, frozen=True, gc=False):  # made for every stream of every set: a third of a named tuple's time
+class Found(
+    msgspec.Struct, frozen=True, gc=False
+):  # made for every stream of every set: a third of a named tuple's time
     """used: what `frames` were made from, where that is not themselves."""
 
     frames: tuple[Frame, ...]
@@ -108,7 +110,9 @@ class Nearest:
             return Nothing(f"the nearest is {skew_ns / MS:+.1f} ms away, tolerance {within_ns / MS:g} ms")
         if within_ns < best.clock_error_ns:
             error_ms = best.clock_error_ns / MS
-            return Found((best,), "nearest", f"tolerance {within_ns / MS:g} ms is finer than the clock error {error_ms:.1f} ms")
+            return Found(
+                (best,), "nearest", f"tolerance {within_ns / MS:g} ms is finer than the clock error {error_ms:.1f} ms"
+            )
         return Found((best,), "nearest" if skew_ns else "exact")
 
     def learned(self, period_ns: int) -> Nearest:
@@ -198,7 +202,9 @@ class Interpolate:
         if after is None:
             # Every frame before complete_before_ns is here, so the gap is at least that wide.
             begin_ns = before.capture_ns if before else anchor_ns
-            return WAIT if complete_before_ns <= begin_ns + self.max_gap_ms * MS else Nothing("nothing after the anchor")
+            return (
+                WAIT if complete_before_ns <= begin_ns + self.max_gap_ms * MS else Nothing("nothing after the anchor")
+            )
         if before is None:
             return Nothing("nothing before the anchor")
         gap_ns = after.capture_ns - before.capture_ns
@@ -224,6 +230,8 @@ def from_rule(rule: Mapping[str, Any], where: str) -> Pick:
         raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
     kind: Any = find(policy, object, "pipeline", what="pick rule") if ":" in policy else POLICIES.get(policy)
     if kind is None:
-        raise ValueError(f"{where}.policy: no pick rule called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}")
+        raise ValueError(
+            f"{where}.policy: no pick rule called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
+        )
     pick: Pick = kind(**check_options(kind, options, where))
     return pick

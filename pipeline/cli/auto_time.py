@@ -1,6 +1,6 @@
 """`run CONFIG --auto-time`: a graph and beside it a node that measures how far its sound and its picture are apart.
 
-    config = with_auto_time(config, host="")
+config = with_auto_time(config, host="")
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def with_auto_time(config: Config, host: str) -> Config:
     microphones = [node for node in here if node.use == "microphone"]
     if not cameras or not microphones:
         missing = "camera" if not cameras else "microphone"
-        raise ConfigError(f"--auto-time: {config.path} has no {missing}{f' on host {host!r}' if host else ''}; it compares the two")
+        raise ConfigError(
+            f"--auto-time: {config.path} has no {missing}{f' on host {host!r}' if host else ''}; it compares the two"
+        )
     camera, microphone = cameras[0], microphones[0]
     offset_ms, rig = microphone.options.get("offset_ms"), microphone.options.get("rig")
     in_use = time_correction(microphone.name, offset_ms=offset_ms, rig=rig)

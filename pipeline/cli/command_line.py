@@ -57,7 +57,10 @@ Add = Callable[[str, str], argparse.ArgumentParser]  # a verb, and what it does
 
 def parser(verbs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
     """verbs: what does each, which `function` of the parsed words then is; `run` where no verb is given."""
-    top = Parser(prog="run_pipeline.py", description="Sensors in, live predictions out. Without a verb: webcam + microphone → expressions.")
+    top = Parser(
+        prog="run_pipeline.py",
+        description="Sensors in, live predictions out. Without a verb: webcam + microphone → expressions.",
+    )
     top.set_defaults(function=verbs["run"], config=LIVE)
     _running(top)
     known = top.add_subparsers(title="verbs", metavar="VERB")
@@ -79,7 +82,11 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            path = f" Did you mean: run {value}?" if str(value).endswith((".yaml", ".yml")) else nearest(value, action.choices)
+            path = (
+                f" Did you mean: run {value}?"
+                if str(value).endswith((".yaml", ".yml"))
+                else nearest(value, action.choices)
+            )
             raise argparse.ArgumentError(action, f"there is no '{value}'. Known: {', '.join(action.choices)}.{path}")
 
     def error(self, message: str) -> NoReturn:
@@ -94,7 +101,9 @@ def _running(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
     verb.add_argument("--no-dashboard", action="store_true", help="no page")
     verb.add_argument("--open", action="store_true", help="open the page in the browser")
-    verb.add_argument("--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end")
+    verb.add_argument(
+        "--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end"
+    )
 
 
 def _add_runs(add: Add) -> None:
@@ -107,23 +116,40 @@ def _add_runs(add: Add) -> None:
     _running(record := add("record", "run a config and keep all that flows in a file"))
     record.add_argument("config", nargs="?", default=LIVE)
     record.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
-    record.add_argument("--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file")
+    record.add_argument(
+        "--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file"
+    )
     record.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
-    record.add_argument("--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)")
-    record.add_argument("--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured")
+    record.add_argument(
+        "--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)"
+    )
+    record.add_argument(
+        "--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured"
+    )
     record.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
-    record.add_argument("--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much")
+    record.add_argument(
+        "--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much"
+    )
     record.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
 
     _running(replay := add("replay", "run a config on a recording in place of its sources"))
     replay.add_argument("config")
     replay.add_argument("recording", type=Path, metavar="REC.mcap")
-    replay.add_argument("--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)")
-    replay.add_argument("--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning")
+    replay.add_argument(
+        "--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)"
+    )
+    replay.add_argument(
+        "--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning"
+    )
     replay.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
     replay.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
-    replay.add_argument("--fault", action="append", default=[], metavar="'microphone: drop=5%%'",
-                        help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)")  # fmt: skip
+    replay.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="'microphone: drop=5%%'",
+        help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)",
+    )
     replay.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
 
 
@@ -138,14 +164,20 @@ def _add_files(add: Add) -> None:
     check.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
 
     verify = add("verify", "audit a recording, or an event log: derive every aligned set again")
-    verify.add_argument("events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote")
+    verify.add_argument(
+        "events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote"
+    )
     verify.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
 
     import_ = add("import", "a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
     import_.add_argument("source", type=Path)
     import_.add_argument("out", type=Path, metavar="OUT.mcap")
-    import_.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream")
-    import_.add_argument("--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large")
+    import_.add_argument(
+        "--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream"
+    )
+    import_.add_argument(
+        "--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large"
+    )
 
     label = add("label", "a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
     label.add_argument("recording", type=Path, metavar="REC.mcap")
@@ -161,7 +193,9 @@ def _add_files(add: Add) -> None:
     export.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
     export.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
     export.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
-    export.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of a model of ours, for engines that run what is written")
+    export.add_argument(
+        "--precision", choices=("fp32", "fp16", "int8"), help="of a model of ours, for engines that run what is written"
+    )
 
 
 def _add_here(add: Add) -> None:
@@ -192,14 +226,18 @@ def _add_measured(add: Add) -> None:
     train.add_argument("--lr", type=float, help="for face: the highest learning rate")
     train.add_argument("--workers", type=int, help="for face: processes that share the work")
     train.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
-    train.add_argument("--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …")
+    train.add_argument(
+        "--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …"
+    )
     train.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
 
     evaluate = add("evaluate", "measure on data that chose nothing: " + ", ".join(EVALUATED))
     evaluate.add_argument("what", choices=tuple(EVALUATED))
     evaluate.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
     evaluate.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
-    evaluate.add_argument("--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb")
+    evaluate.add_argument(
+        "--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb"
+    )
     evaluate.add_argument("--epochs", type=int, help="for fusion")
     evaluate.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
     evaluate.add_argument("--data", type=Path)

@@ -1,8 +1,8 @@
 """What a run tells whoever started it: what to tell the people in view, where the page is, and at the end the summary.
 
-    print_notice(config, stored="me.mcap")
-    summary = launch(config, on_begin=lambda plan: print_page(plan, open_it=False))
-    print_summary(summary)
+print_notice(config, stored="me.mcap")
+summary = launch(config, on_begin=lambda plan: print_page(plan, open_it=False))
+print_summary(summary)
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ NOTICE = """\
 def print_notice(config: Config, stored: str) -> None:
     """stored: where what is seen will be kept; "": nowhere."""
     if any(node.options.get("task") in SCENE_TASKS for node in config.nodes.values()):
-        print(f"  A prototype's eyes, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}", flush=True)
+        print(
+            f"  A prototype's eyes, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}",
+            flush=True,
+        )
         return
     if stored:
         print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
@@ -68,7 +71,9 @@ def print_summary(summary: dict[str, Any]) -> None:
             "rest": "  everything else",
         }
         for name, label in names.items():
-            if name in timing and timing[name]["p95"] > 0.002:  # a replay that is faster than it happened has no latency
+            if (
+                name in timing and timing[name]["p95"] > 0.002
+            ):  # a replay that is faster than it happened has no latency
                 print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
     first = next(iter(summary["frames_in"].values()), 0)
     per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""

@@ -127,8 +127,9 @@ class Cache:
             _write(engine, content)
             _write(note, json.dumps(entry, indent=1).encode())
         except OSError as error:
-            raise ConfigError(f"cannot keep the built engine in {self.folder}: {error}. Choose another folder with "
-                              "SENSORIUM_CACHE") from error  # fmt: skip
+            raise ConfigError(
+                f"cannot keep the built engine in {self.folder}: {error}. Choose another folder with SENSORIUM_CACHE"
+            ) from error
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,7 +142,9 @@ class Cache:
             self._make_folder()
             file = (self.folder / f"{key.name}.lock").open("a")
         except OSError as error:
-            raise ConfigError(f"cannot write to {self.folder}: {error}. Choose another folder with SENSORIUM_CACHE") from error
+            raise ConfigError(
+                f"cannot write to {self.folder}: {error}. Choose another folder with SENSORIUM_CACHE"
+            ) from error
         with file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)  # gone with the process, however that ends

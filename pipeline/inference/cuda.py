@@ -26,10 +26,18 @@ Bytes = npt.NDArray[np.uint8]
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CUdevice_attribute
 _LIBRARIES = {"linux": ("libcuda.so.1", "libcuda.so"), "win32": ("nvcuda.dll",)}
 _WHY = {
-    1: "invalid value", 2: "out of memory", 3: "not initialised", 100: "no device", 101: "invalid device",
-    201: "invalid context", 700: "illegal address", 719: "launch failed", 803: "driver older than the CUDA library",
-    901: "stream capture invalidated", 906: "a call that a capture does not allow",
-}  # fmt: skip
+    1: "invalid value",
+    2: "out of memory",
+    3: "not initialised",
+    100: "no device",
+    101: "invalid device",
+    201: "invalid context",
+    700: "illegal address",
+    719: "launch failed",
+    803: "driver older than the CUDA library",
+    901: "stream capture invalidated",
+    906: "a call that a capture does not allow",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,9 @@ def _ask(driver: Any) -> Gpus:
         return Gpus(missing="the NVIDIA driver does not say what it has. Reboot, or reinstall it")
     text = f"{version.value // 1000}.{version.value % 1000 // 10}"
     devices = tuple(gpu for index in range(count.value) if (gpu := _describe(driver, index)) is not None)
-    missing = "" if devices else "the NVIDIA driver sees no GPU. Is one visible here (nvidia-smi, CUDA_VISIBLE_DEVICES)?"
+    missing = (
+        "" if devices else "the NVIDIA driver sees no GPU. Is one visible here (nvidia-smi, CUDA_VISIBLE_DEVICES)?"
+    )
     return Gpus(text, devices, missing)
 
 
@@ -83,7 +93,9 @@ def _describe(driver: Any, index: int) -> Gpu | None:
         driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_MAJOR, device),
         driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_MINOR, device),
     )
-    return None if any(asked) else Gpu(name.value.decode(errors="replace"), (major.value, minor.value), memory.value >> 20)
+    return (
+        None if any(asked) else Gpu(name.value.decode(errors="replace"), (major.value, minor.value), memory.value >> 20)
+    )
 
 
 def _said(status: int) -> str:
@@ -189,9 +201,11 @@ class Cuda:
         self.enter()
         driver = self._driver
         for kept, free in (
-            (self._graphs, driver.cuGraphExecDestroy), (self._streams, driver.cuStreamDestroy),
-            (self._memory, driver.cuMemFree), (self._host, driver.cuMemFreeHost),
-        ):  # fmt: skip
+            (self._graphs, driver.cuGraphExecDestroy),
+            (self._streams, driver.cuStreamDestroy),
+            (self._memory, driver.cuMemFree),
+            (self._host, driver.cuMemFreeHost),
+        ):
             while kept:
                 free(kept.pop())  # after a fault the driver refuses these too; there is nothing left to do about it
         driver.cuDevicePrimaryCtxRelease(self._device)

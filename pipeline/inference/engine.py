@@ -123,7 +123,9 @@ def load(
         engine = bring(chosen, path, threads=threads, shapes=shapes, samples=samples, tell=tell, log=log)
     else:
         engine = chosen(path, threads=threads)
-        for wanted in shapes[:2]:  # a processor needs one run to set up; the other sizes are for engines built for sizes
+        for wanted in shapes[
+            :2
+        ]:  # a processor needs one run to set up; the other sizes are for engines built for sizes
             engine.run({name: np.zeros(shape, np.float32) for name, shape in wanted.items()})
         tell(engine.description)
     log.info("%s runs on %s", path.name, engine.description)

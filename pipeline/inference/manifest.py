@@ -98,7 +98,7 @@ class Manifest:
         onnx.helper.set_model_props(model, others | {METADATA_KEY: json.dumps(asdict(written), ensure_ascii=False)})
         whole = path.with_suffix(".onnx.new")
         onnx.save(model, str(whole))
-        whole.replace(path)                                  # a reader sees the old file or the new one, never half of one
+        whole.replace(path)  # a reader sees the old file or the new one, never half of one
         return written
 
     @classmethod
@@ -108,7 +108,9 @@ class Manifest:
             optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
             values = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.name not in optional}
             for side in ("inputs", "outputs"):
-                values[side] = tuple(TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in values[side])
+                values[side] = tuple(
+                    TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in values[side]
+                )
             values["labels"] = tuple(values["labels"])
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:

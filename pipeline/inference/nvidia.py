@@ -65,7 +65,9 @@ def build(
         for index, capability in enumerate(capabilities):
             known = getattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}", None)
             if known is None or not config.set_compute_capability(known, index):
-                raise EngineError(f"{trt.__name__} {trt.__version__} does not build for compute capability {_dotted(capability)}")
+                raise EngineError(
+                    f"{trt.__name__} {trt.__version__} does not build for compute capability {_dotted(capability)}"
+                )
     made = builder.build_serialized_network(network, config)
     if made is None:
         raise EngineError(f"{model_path}: {trt.__name__} {trt.__version__} cannot build it: {said.last()}")
@@ -85,7 +87,9 @@ def parse(trt: Any, model_path: Path, network: Any, said: Any) -> None:
             f"{model_path}: {trt.__name__} {trt.__version__} does not know the operator{'s' if len(unknown) > 1 else ''} "
             f"{', '.join(unknown)} ({where or 'unnamed nodes'}). Export the model without, or set backend: onnxruntime"
         )
-    raise EngineError(f"{model_path}: {trt.__name__} {trt.__version__} refuses it: {'; '.join(e.desc() for e in errors) or said.last()}")
+    raise EngineError(
+        f"{model_path}: {trt.__name__} {trt.__version__} refuses it: {'; '.join(e.desc() for e in errors) or said.last()}"
+    )
 
 
 @functools.cache
@@ -165,10 +169,16 @@ class NvidiaEngine(Built):
     @classmethod
     def key(cls, model_path: Path, profiles: Sequence[Profile], gpu: cuda.Gpu, driver: str) -> Key:
         return Key(
-            onnx_sha256=OnnxFile.read(model_path).graph_sha256, backend=cls.package, version=cls.version(), gpu=gpu.name,
-            capability=_dotted(gpu.capability), driver=driver, precision=precision_of(model_path),
-            profiles=json.dumps([[sorted(p.ranges.items()), sorted(p.batched)] for p in profiles]), flags=FLAGS,
-        )  # fmt: skip
+            onnx_sha256=OnnxFile.read(model_path).graph_sha256,
+            backend=cls.package,
+            version=cls.version(),
+            gpu=gpu.name,
+            capability=_dotted(gpu.capability),
+            driver=driver,
+            precision=precision_of(model_path),
+            profiles=json.dumps([[sorted(p.ranges.items()), sorted(p.batched)] for p in profiles]),
+            flags=FLAGS,
+        )
 
     @classmethod
     def here(cls, model_path: Path, shapes: Shapes) -> tuple[Key, tuple[Profile, ...]]:
@@ -183,7 +193,11 @@ class NvidiaEngine(Built):
     @classmethod
     def build(cls, model_path: Path, shapes: Shapes, stopping: threading.Event | None = None) -> None:
         """In a process of its own: a build takes all of a core for minutes, and a crash there is no crash here."""
-        order = {"backend": cls.__module__.rpartition(".")[2], "model": str(model_path), "shapes": list(map(dict, shapes))}
+        order = {
+            "backend": cls.__module__.rpartition(".")[2],
+            "model": str(model_path),
+            "shapes": list(map(dict, shapes)),
+        }
         run_builder(order, stopping)
 
     @classmethod

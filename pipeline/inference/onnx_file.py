@@ -48,7 +48,9 @@ class OnnxFile:
     def read(cls, path: Path) -> OnnxFile:
         """Raises ConfigError for a file that is missing, of another kind, or cut short."""
         if not path.is_file():
-            raise ConfigError(f"{path}: no such model. Those that ship are listed by: python run_pipeline.py models list")
+            raise ConfigError(
+                f"{path}: no such model. Those that ship are listed by: python run_pipeline.py models list"
+            )
         try:
             return cls._parse(memoryview(path.read_bytes()))
         except (ValueError, IndexError) as error:
@@ -80,8 +82,14 @@ class OnnxFile:
             elif number == _GRAPH_NODE:
                 operators.add(_text(next((v for n, v in _fields(_part(value)) if n == _NODE_OP), None)))
         inputs = tuple(value for value in values[_GRAPH_INPUT] if value.name not in weights)
-        return cls(metadata, inputs, tuple(values[_GRAPH_OUTPUT]), frozenset(operators), opset,
-                   hashlib.sha256(graph).hexdigest())  # fmt: skip
+        return cls(
+            metadata,
+            inputs,
+            tuple(values[_GRAPH_OUTPUT]),
+            frozenset(operators),
+            opset,
+            hashlib.sha256(graph).hexdigest(),
+        )
 
 
 def _value(content: memoryview) -> Value:

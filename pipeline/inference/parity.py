@@ -1,7 +1,7 @@
 """The parity gate: an engine is refused unless it answers as ONNX Runtime does in fp32.
 
-    verdict = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
-    verdict.refusal                  # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
+verdict = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
+verdict.refusal                  # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ class Verdict:
     refusal: str  # "" when it passed
 
     def figures(self) -> dict[str, Any]:
-        return {"samples": self.samples, "largest_relative_difference": round(max(self.relative.values(), default=0.0), 8),
-                "sure_samples": self.sure, "label_agreement": round(self.agreement, 5)}  # fmt: skip
+        return {
+            "samples": self.samples,
+            "largest_relative_difference": round(max(self.relative.values(), default=0.0), 8),
+            "sure_samples": self.sure,
+            "label_agreement": round(self.agreement, 5),
+        }
 
     def __str__(self) -> str:
         worst = max(self.relative.values(), default=0.0)
@@ -51,8 +55,14 @@ class Verdict:
 
 
 def compare(
-    engine: Engine, reference: Engine, samples: Iterable[Tensors], *, precision: str, temperature: float = 1.0,
-    labels: str = "logits", log_probs: bool = False,
+    engine: Engine,
+    reference: Engine,
+    samples: Iterable[Tensors],
+    *,
+    precision: str,
+    temperature: float = 1.0,
+    labels: str = "logits",
+    log_probs: bool = False,
 ) -> Verdict:
     """samples: batches of inputs; the batch is the first size of every output. labels: the output that holds logits.
     log_probs: these are logarithms of probabilities, whose tails rounding moves far and nobody reads: as probabilities."""
@@ -76,7 +86,9 @@ def compare(
             certain = ordered[:, -1] - ordered[:, -2] > MARGIN
             sure += int(certain.sum())
             agreed += int((theirs[labels].argmax(axis=1) == probs.argmax(axis=1))[certain].sum())
-    relative = {name: difference[name] / scale[name] if scale[name] else float(difference[name] > 0) for name in difference}
+    relative = {
+        name: difference[name] / scale[name] if scale[name] else float(difference[name] > 0) for name in difference
+    }
     agreement = agreed / sure if sure else 1.0
     return Verdict(count, relative, sure, agreement, _refusal(count, relative, sure, agreement, precision))
 

@@ -26,14 +26,17 @@ class Profile:
 
     def admits(self, shapes: Mapping[str, Shape]) -> bool:
         return all(
-            len(shapes[name]) == len(least) and all(a <= b <= c for a, b, c in zip(least, shapes[name], most, strict=True))
+            len(shapes[name]) == len(least)
+            and all(a <= b <= c for a, b, c in zip(least, shapes[name], most, strict=True))
             for name, (least, _, most) in self.ranges.items()
         )
 
     def filled(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """The shapes that are run: the batch rounded up to a power of two, as far as this profile reaches."""
         return {
-            name: (min(1 << (shape[0] - 1).bit_length(), self.ranges[name][2][0]), *shape[1:]) if name in self.batched else shape
+            name: (min(1 << (shape[0] - 1).bit_length(), self.ranges[name][2][0]), *shape[1:])
+            if name in self.batched
+            else shape
             for name, shape in shapes.items()
         }
 
@@ -60,7 +63,11 @@ def derive(
     for hint in wanted:
         for name, shape in hint.items():
             fixed = inputs.get(name)
-            if fixed is None or len(fixed) != len(shape) or any(isinstance(f, int) and f != s for f, s in zip(fixed, shape, strict=True)):
+            if (
+                fixed is None
+                or len(fixed) != len(shape)
+                or any(isinstance(f, int) and f != s for f, s in zip(fixed, shape, strict=True))
+            ):
                 raise ValueError(f"input '{name}' has the shape {fixed}, which {shape} is no case of")
     whole = [
         {name: hint.get(name) or tuple(s if isinstance(s, int) else 1 for s in free) for name, free in inputs.items()}

@@ -77,7 +77,9 @@ class _Lane:
 class Runner:
     """Raises EngineError when a call of the runtime or the driver fails: the engine is then of no more use."""
 
-    def __init__(self, plan: Plan, device: Device, profiles: Sequence[Profile], log: logging.Logger | None = None) -> None:
+    def __init__(
+        self, plan: Plan, device: Device, profiles: Sequence[Profile], log: logging.Logger | None = None
+    ) -> None:
         self._plan, self._device, self._profiles = plan, device, tuple(profiles)
         self._log = log or logging.getLogger("runner")
         self._inputs = [tensor for tensor in plan.tensors if tensor.is_input]
@@ -136,7 +138,9 @@ class Runner:
         self._device.synchronise(lane.stream)
         wanted, run = (next((of[name][0] for name in self._batched), None) for of in (shapes, filled))
         answers = self._answers(lane, index)
-        return {name: (value[:wanted] if value.shape[:1] == (run,) else value).copy() for name, value in answers.items()}
+        return {
+            name: (value[:wanted] if value.shape[:1] == (run,) else value).copy() for name, value in answers.items()
+        }
 
     def _placed(self, shapes: Mapping[str, Shape]) -> tuple[int, dict[str, Shape]]:
         for index, profile in enumerate(self._profiles):
@@ -193,7 +197,9 @@ class Runner:
         _check(context.execute_async_v3(stream), "the engine could not be enqueued")
         for tensor in self._outputs:
             slot = lane.slots[tensor.name]
-            self._device.download(slot.host[: _size(tuple(context.get_tensor_shape(tensor.name)), tensor)], slot.address, stream)
+            self._device.download(
+                slot.host[: _size(tuple(context.get_tensor_shape(tensor.name)), tensor)], slot.address, stream
+            )
 
     def _captured(self, lane: _Lane, index: int, shapes: dict[str, Shape]) -> Any:
         """The graph of these shapes, made on their first use; None where they are enqueued plainly."""
@@ -203,7 +209,10 @@ class Runner:
             if graph is not None and not same:
                 # A context remembers one set of shapes, and the outputs' are asked of it.
                 for name, shape in shapes.items():
-                    _check(lane.contexts[index].set_input_shape(name, shape), f"input '{name}' does not take the shape {shape}")
+                    _check(
+                        lane.contexts[index].set_input_shape(name, shape),
+                        f"input '{name}' does not take the shape {shape}",
+                    )
                 lane.shapes[index] = dict(shapes)
             return graph
         if len(lane.graphs) >= MOST_GRAPHS:
@@ -214,7 +223,9 @@ class Runner:
         self._enqueue(lane, index, shapes)
         self._device.synchronise(lane.stream)
         plain = {name: value.copy() for name, value in self._answers(lane, index).items()}
-        unwritten = [name for name, value in plain.items() if np.all(value.reshape(-1).view(np.uint8) == POISON) and value.size]
+        unwritten = [
+            name for name, value in plain.items() if np.all(value.reshape(-1).view(np.uint8) == POISON) and value.size
+        ]
         if unwritten:
             raise EngineError(f"the engine left {', '.join(unwritten)} unwritten for {shapes}")
         lane.graphs[key] = self._capture(lane, index, shapes, plain)
@@ -237,9 +248,13 @@ class Runner:
             self._log.warning("no CUDA graph for %s, enqueued plainly instead: %s", shapes, error)
             return None
         answers = self._answers(lane, index)
-        wrong = [name for name, value in plain.items() if not np.allclose(answers[name], value, 1e-3, 1e-4, equal_nan=True)]
+        wrong = [
+            name for name, value in plain.items() if not np.allclose(answers[name], value, 1e-3, 1e-4, equal_nan=True)
+        ]
         if wrong:
-            self._log.warning("the CUDA graph for %s answers otherwise in %s: enqueued plainly instead", shapes, ", ".join(wrong))
+            self._log.warning(
+                "the CUDA graph for %s answers otherwise in %s: enqueued plainly instead", shapes, ", ".join(wrong)
+            )
             return None
         return graph
 

@@ -35,20 +35,36 @@ DOING: dict[State, str] = {"build": "is being built", "parity": "is being compar
 
 
 def in_background(
-    backend: type[Built], path: Path, *, threads: int, shapes: Shapes, samples: Samples | None,
-    tell: Callable[[str], None], log: logging.Logger,
-) -> Engine:  # fmt: skip
+    backend: type[Built],
+    path: Path,
+    *,
+    threads: int,
+    shapes: Shapes,
+    samples: Samples | None,
+    tell: Callable[[str], None],
+    log: logging.Logger,
+) -> Engine:
     """For `auto`: an engine that answers at once."""
     return _Switching(backend, path, threads=threads, shapes=shapes, samples=samples, tell=tell, log=log)
 
 
 def at_once(
-    backend: type[Built], path: Path, *, threads: int, shapes: Shapes, samples: Samples | None,
-    tell: Callable[[str], None], log: logging.Logger,
-) -> Engine:  # fmt: skip
+    backend: type[Built],
+    path: Path,
+    *,
+    threads: int,
+    shapes: Shapes,
+    samples: Samples | None,
+    tell: Callable[[str], None],
+    log: logging.Logger,
+) -> Engine:
     """For a backend asked for by name: it runs, or ConfigError says why it does not."""
     if not backend.is_built(path, shapes):
-        log.info("%s: building for %s, which takes from seconds to minutes; the next start finds it built", path.name, backend.__name__)
+        log.info(
+            "%s: building for %s, which takes from seconds to minutes; the next start finds it built",
+            path.name,
+            backend.__name__,
+        )
         tell(f"{backend.__name__} is being built")
     try:
         engine = bring_up(backend, path, threads=threads, shapes=shapes, samples=samples, log=log)
@@ -59,9 +75,16 @@ def at_once(
 
 
 def bring_up(
-    backend: type[Built], path: Path, *, threads: int, shapes: Shapes, samples: Samples | None, log: logging.Logger,
-    enter: Callable[[State], None] = lambda state: None, stopping: threading.Event | None = None,
-) -> Built:  # fmt: skip
+    backend: type[Built],
+    path: Path,
+    *,
+    threads: int,
+    shapes: Shapes,
+    samples: Samples | None,
+    log: logging.Logger,
+    enter: Callable[[State], None] = lambda state: None,
+    stopping: threading.Event | None = None,
+) -> Built:
     """build → parity → warm. Raises EngineError for an engine that cannot be built, differs, or cannot be warmed."""
     enter("build")
     if not backend.is_built(path, shapes):
@@ -92,24 +115,41 @@ def judge(engine: Engine, path: Path, samples: Samples | None, *, precision: str
     temperature = manifest.temperature if manifest else 1.0
     log_probs = manifest is not None and any("log-probabilities" in output.meaning for output in manifest.outputs)
     batches = samples() if samples is not None else noise(reference)
-    return compare(engine, reference, batches, precision=precision or precision_of(path), temperature=temperature,
-                   log_probs=log_probs)  # fmt: skip
+    return compare(
+        engine,
+        reference,
+        batches,
+        precision=precision or precision_of(path),
+        temperature=temperature,
+        log_probs=log_probs,
+    )
 
 
 def noise(engine: Engine, *, seed: int = 0) -> list[Tensors]:
     """For a model that nobody made samples for: seeded normal noise, a free size taken for 1."""
     random = np.random.default_rng(seed)
     shapes = {name: tuple(s if isinstance(s, int) else 1 for s in shape) for name, shape in engine.inputs.items()}
-    return [{name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(LEAST_SAMPLES)]
+    return [
+        {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(LEAST_SAMPLES)
+    ]
 
 
 class _Switching(Engine):
     """state: where the built engine is on its way. Runs in one thread; the way there is another's."""
 
     def __init__(
-        self, backend: type[Built], path: Path, *, threads: int, shapes: Shapes, samples: Samples | None,
-        tell: Callable[[str], None], log: logging.Logger, on_cpu: Engine | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        backend: type[Built],
+        path: Path,
+        *,
+        threads: int,
+        shapes: Shapes,
+        samples: Samples | None,
+        tell: Callable[[str], None],
+        log: logging.Logger,
+        on_cpu: Engine | None = None,
+    ) -> None:
         self._backend, self._path, self._threads, self._shapes = backend, path, threads, shapes
         self._samples, self._tell, self._log = samples, tell, log
         self._title = getattr(backend, "title", backend.__name__)
@@ -149,7 +189,9 @@ class _Switching(Engine):
     def _fail(self, built: Built, error: EngineError) -> None:
         self._built = None
         self._enter("error")
-        self._log.warning("%s: %s failed while it ran (%s): ONNX Runtime goes on from this frame", self._path.name, self._title, error)
+        self._log.warning(
+            "%s: %s failed while it ran (%s): ONNX Runtime goes on from this frame", self._path.name, self._title, error
+        )
         try:
             built.close()
             self._backend.discard(self._path, self._shapes)
@@ -168,8 +210,16 @@ class _Switching(Engine):
 
     def _bring_up(self) -> None:
         try:
-            built = bring_up(self._backend, self._path, threads=self._threads, shapes=self._shapes, samples=self._samples,
-                             log=self._log, enter=self._enter, stopping=self._stopping)  # fmt: skip
+            built = bring_up(
+                self._backend,
+                self._path,
+                threads=self._threads,
+                shapes=self._shapes,
+                samples=self._samples,
+                log=self._log,
+                enter=self._enter,
+                stopping=self._stopping,
+            )
         except Exception as error:  # whatever the runtime throws, the frames go on
             if not self._stopping.is_set():
                 self._refuse(str(error) or type(error).__name__)
@@ -190,7 +240,9 @@ class _Switching(Engine):
         self.state = state
         said = DOING.get(state, "failed and is built anew" if state == "error" else f"was refused: {self._why}")
         built = self._built
-        self.description = built.description if built is not None else f"{self._on_cpu.description} ({self._title} {said})"
+        self.description = (
+            built.description if built is not None else f"{self._on_cpu.description} ({self._title} {said})"
+        )
         self._tell(self.description)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The engines of one task: loaded alike, told about alike, closed together.
 
-    engines = task.open_engines("auto", threads=1)                           # in a task's open(): its precision, log and metrics
-    engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
+engines = task.open_engines("auto", threads=1)                           # in a task's open(): its precision, log and metrics
+engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from pipeline.metrics import Metrics
 
 class Engines:
     def __init__(self, backend: str, *, precision: str, threads: int, log: logging.Logger, metrics: Metrics) -> None:
-        self._backend, self._precision, self._threads, self._log, self._metrics = backend, precision, threads, log, metrics
+        self._backend, self._precision, self._threads, self._log, self._metrics = (
+            backend,
+            precision,
+            threads,
+            log,
+            metrics,
+        )
         self._open: list[Engine] = []
 
     def manifest(self, path: Path) -> Manifest:
@@ -27,7 +33,13 @@ class Engines:
         return Manifest.read(reduced if reduced.is_file() else path)
 
     def load(
-        self, path: Path, name: str, warm_up: Mapping[str, Shape] | Shapes | None, *, reduced: bool = True, branches: bool = False
+        self,
+        path: Path,
+        name: str,
+        warm_up: Mapping[str, Shape] | Shapes | None,
+        *,
+        reduced: bool = True,
+        branches: bool = False,
     ) -> Engine:
         """reduced: at the precision that was asked for; else fp32, of which alone there is a file. branches: the graph has
         an If, which TensorRT refuses, so it stays on ONNX Runtime, unless the backend is one of your own."""
@@ -41,8 +53,16 @@ class Engines:
             return parity_samples.of(path)
 
         backend = "onnxruntime" if branches and self._backend in ("auto", "tensorrt", "tensorrt_rtx") else self._backend
-        engine = load(path, backend=backend, precision=self._precision if reduced else "fp32", threads=self._threads,
-                      warm_up=warm_up, samples=given, tell=tell, log=self._log)  # fmt: skip
+        engine = load(
+            path,
+            backend=backend,
+            precision=self._precision if reduced else "fp32",
+            threads=self._threads,
+            warm_up=warm_up,
+            samples=given,
+            tell=tell,
+            log=self._log,
+        )
         self._open.append(engine)
         return engine
 

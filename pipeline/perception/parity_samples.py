@@ -50,8 +50,10 @@ def of(model_path: Path, *, seed: int = 0) -> Iterator[Tensors]:
     if maker is None and (size_px := _one_picture(tuple(inputs.values()))):
         return _letterboxed(next(iter(inputs)), size_px, seed)
     if maker is None:
-        raise ConfigError(f"{model_path}: no samples are made here for the inputs {sorted(inputs)}. Known: "
-                          f"{', '.join(' + '.join(sorted(names)) for names in MAKERS)}")  # fmt: skip
+        raise ConfigError(
+            f"{model_path}: no samples are made here for the inputs {sorted(inputs)}. Known: "
+            f"{', '.join(' + '.join(sorted(names)) for names in MAKERS)}"
+        )
     return _batched(maker(inputs, seed))
 
 
@@ -72,7 +74,9 @@ def faces(inputs: dict[str, Value], seed: int) -> Tensors:
             seen = image if look % 4 else image[:, ::-1]
             if look % 4 == 0:
                 box[0] = image.shape[1] - box[0] - box[2]
-            crop = face_crop(np.ascontiguousarray(seen), box, face.landmarks_px if look % 4 else None).astype(np.float64)
+            crop = face_crop(np.ascontiguousarray(seen), box, face.landmarks_px if look % 4 else None).astype(
+                np.float64
+            )
             if look % 3 == 1:
                 crop = np.asarray(cv2.GaussianBlur(crop, (0, 0), random.uniform(0.5, 2.0)), np.float64)
             crop = crop * random.uniform(0.3, 1.2) + random.normal(0, random.uniform(0, 12), crop.shape)
@@ -90,7 +94,9 @@ def pictures(inputs: dict[str, Value], seed: int) -> Tensors:
         for _ in range(LOOKS):
             side = int(random.integers(WINDOW_PX, min(image.shape[:2]) + 1))
             top, left = (int(random.integers(0, size - side + 1)) for size in image.shape[:2])
-            window = cv2.resize(image[top : top + side, left : left + side], (WINDOW_PX, WINDOW_PX), interpolation=cv2.INTER_AREA)
+            window = cv2.resize(
+                image[top : top + side, left : left + side], (WINDOW_PX, WINDOW_PX), interpolation=cv2.INTER_AREA
+            )
             windows.append(np.clip(window * random.uniform(0.3, 1.3), 0, 255).astype(np.uint8))
     return {PICTURE: cv2.dnn.blobFromImages(windows[:COUNT], swapRB=True)}
 
@@ -102,7 +108,10 @@ def places(inputs: dict[str, Value], seed: int) -> Tensors:
     for image in _pictures(PICTURES, seed):
         for look in range(LOOKS):
             rows, columns = (round(size * random.uniform(0.25, 1)) for size in image.shape[:2])
-            top, left = int(random.integers(image.shape[0] - rows + 1)), int(random.integers(image.shape[1] - columns + 1))
+            top, left = (
+                int(random.integers(image.shape[0] - rows + 1)),
+                int(random.integers(image.shape[1] - columns + 1)),
+            )
             cut = image[top : top + rows, left : left + columns]
             if look % 3 == 1:
                 cut = cv2.GaussianBlur(cut, (0, 0), random.uniform(0.5, 3.0))
@@ -152,10 +161,14 @@ def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
 
 
 MAKERS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
-    frozenset({"face"}): faces, frozenset({PICTURE}): pictures, frozenset({"samples"}): sounds,
-    frozenset({"voice"}): voices, frozenset({"sound"}): events, frozenset({"place"}): places,
+    frozenset({"face"}): faces,
+    frozenset({PICTURE}): pictures,
+    frozenset({"samples"}): sounds,
+    frozenset({"voice"}): voices,
+    frozenset({"sound"}): events,
+    frozenset({"place"}): places,
     frozenset({"face", "voice", "present"}): opinions,
-}  # fmt: skip
+}
 
 
 def _one_picture(inputs: tuple[Value, ...]) -> tuple[int, int] | None:
@@ -221,11 +234,18 @@ def _event(random: np.random.Generator, count: int, kind: int) -> Floats:
     elif kind == 1:
         sound = colour * np.exp(-((seconds * random.uniform(0.8, 9)) % 1) * random.uniform(5, 60))
     elif kind == 2:
-        glide_hz = random.uniform(200, 3000) * np.exp(random.uniform(-0.5, 0.5) * np.sin(2 * np.pi * random.uniform(0.2, 3) * seconds))
-        sound = np.sin(2 * np.pi * np.cumsum(glide_hz) / VOICE_RATE_HZ) * (np.sin(2 * np.pi * random.uniform(0.3, 2) * seconds) > 0)
+        glide_hz = random.uniform(200, 3000) * np.exp(
+            random.uniform(-0.5, 0.5) * np.sin(2 * np.pi * random.uniform(0.2, 3) * seconds)
+        )
+        sound = np.sin(2 * np.pi * np.cumsum(glide_hz) / VOICE_RATE_HZ) * (
+            np.sin(2 * np.pi * random.uniform(0.3, 2) * seconds) > 0
+        )
     else:
         base_hz = random.uniform(12, 160)
-        sound = sum(np.sin(2 * np.pi * n * base_hz * seconds + random.uniform(0, 6)) / n ** random.uniform(0.2, 1) for n in range(1, 30))
+        sound = sum(
+            np.sin(2 * np.pi * n * base_hz * seconds + random.uniform(0, 6)) / n ** random.uniform(0.2, 1)
+            for n in range(1, 30)
+        )
     sound = sound / (np.abs(sound).max() + 1e-9) + noise * random.uniform(0.0005, 0.05)
     return np.asarray(np.clip(sound * random.uniform(0.02, 0.9), -1, 1), np.float32)
 
@@ -242,7 +262,9 @@ def _voices(random: np.random.Generator, count: int) -> Iterator[Floats]:
 def _voice(random: np.random.Generator, count: int) -> Floats:
     """Syllables: harmonics of a moving pitch through three moving formants, pauses, breath, and a room's noise."""
     seconds = np.arange(count) / VOICE_RATE_HZ
-    pitch_hz = random.uniform(85, 260) * np.exp(0.25 * np.sin(2 * np.pi * random.uniform(0.3, 1.5) * seconds + random.uniform(0, 6)))
+    pitch_hz = random.uniform(85, 260) * np.exp(
+        0.25 * np.sin(2 * np.pi * random.uniform(0.3, 1.5) * seconds + random.uniform(0, 6))
+    )
     phase = 2 * np.pi * np.cumsum(pitch_hz) / VOICE_RATE_HZ
     formants = [(random.uniform(*span), random.uniform(60, 180)) for span in ((250, 850), (850, 2400), (2300, 3400))]
     sound = np.zeros(count)
@@ -250,6 +272,8 @@ def _voice(random: np.random.Generator, count: int) -> Floats:
         hz = harmonic * float(pitch_hz.mean())
         gain = sum(1 / (1 + ((hz - centre) / width) ** 2) for centre, width in formants) + 0.02
         sound += gain / harmonic**0.5 * np.sin(harmonic * phase)
-    syllables = np.clip(np.sin(2 * np.pi * random.uniform(2.5, 6) * seconds + random.uniform(0, 6)) + random.uniform(-0.4, 0.6), 0, 1)
+    syllables = np.clip(
+        np.sin(2 * np.pi * random.uniform(2.5, 6) * seconds + random.uniform(0, 6)) + random.uniform(-0.4, 0.6), 0, 1
+    )
     sound = sound / (np.abs(sound).max() + 1e-9) * syllables + random.normal(0, random.uniform(0.001, 0.1), count)
     return np.asarray(np.clip(sound * random.uniform(0.02, 0.8), -1, 1), np.float32)

@@ -133,8 +133,16 @@ def events_of(reader: Reader, align: str, *, from_ns: int | None = None) -> Iter
             yield event
 
 
-def afresh(path: Path, streams: Sequence[str], rules: Rules, *, unclosed: bool = False, from_ns: int | None = None,
-           to_ns: int | None = None, wrong: Sequence[Fault] = ()) -> Iterator[Event]:  # fmt: skip
+def afresh(
+    path: Path,
+    streams: Sequence[str],
+    rules: Rules,
+    *,
+    unclosed: bool = False,
+    from_ns: int | None = None,
+    to_ns: int | None = None,
+    wrong: Sequence[Fault] = (),
+) -> Iterator[Event]:
     """The events of a run in which every frame arrived the moment it left its source: the same every time. wrong: but for these."""
     with Reader(path, unclosed=unclosed) as reader:
         here = [stream for stream in streams if stream in reader.streams]
@@ -150,7 +158,14 @@ def afresh(path: Path, streams: Sequence[str], rules: Rules, *, unclosed: bool =
 
 def told(frame: Frame, arrival_ns: int) -> Told:
     return Told(
-        frame.stream, frame.seq, frame.capture_ns, frame.duration_ns, frame.clock_error_ns, frame.encoding, frame.reason, arrival_ns
+        frame.stream,
+        frame.seq,
+        frame.capture_ns,
+        frame.duration_ns,
+        frame.clock_error_ns,
+        frame.encoding,
+        frame.reason,
+        arrival_ns,
     )
 
 

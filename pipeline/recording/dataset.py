@@ -63,12 +63,16 @@ class Rows:
         _check("group", self.group, (n,), "U")
         _check("capture_ns", self.capture_ns, (n,), "i")
         if n and not (-1 <= self.label.min() and self.label.max() < len(self.labels)):
-            raise ValueError(f"label: from {self.label.min()} to {self.label.max()}, expected -1 to {len(self.labels) - 1}")
+            raise ValueError(
+                f"label: from {self.label.min()} to {self.label.max()}, expected -1 to {len(self.labels) - 1}"
+            )
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels: one is there twice: {', '.join(self.labels)}")
         for name, modality in self.modalities.items():
             if name in OWN_ARRAYS or name.endswith(("_present", "_offset_ns")) or not name.isidentifier():
-                raise ValueError(f"modality '{name}': a modality cannot be called that. Call it as a variable is called")
+                raise ValueError(
+                    f"modality '{name}': a modality cannot be called that. Call it as a variable is called"
+                )
             if modality.kind not in get_args(Kind):
                 raise ValueError(f"{name}: of kind '{modality.kind}', expected one of {', '.join(get_args(Kind))}")
             _check(name, modality.values, (n, modality.values.shape[-1] if modality.values.ndim else 0), "f")
@@ -97,7 +101,10 @@ def joined(parts: Sequence[Rows]) -> Rows:
         np.concatenate([part.label for part in parts]),
         np.concatenate([part.group for part in parts]),
         np.concatenate([part.capture_ns for part in parts]),
-        {n: Modality(first.modalities[n].kind, all_of(n, "values"), all_of(n, "present"), all_of(n, "offset_ns")) for n in shape},
+        {
+            n: Modality(first.modalities[n].kind, all_of(n, "values"), all_of(n, "present"), all_of(n, "offset_ns"))
+            for n in shape
+        },
         first.made_by,
     )
 
@@ -140,7 +147,9 @@ def load(folder: Path) -> Rows:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise ConfigError(f"{path}: its format is not '{FORMAT}', so it is no data set of ours")
     if described.get("version") != VERSION:
-        raise ConfigError(f"{path}: its version is {described.get('version')}, this Sensorium reads {VERSION}. Export it again")
+        raise ConfigError(
+            f"{path}: its version is {described.get('version')}, this Sensorium reads {VERSION}. Export it again"
+        )
     arrays = _arrays(folder / "rows.npz")
     try:
         labels = tuple(str(label) for label in described["labels"])
@@ -157,7 +166,9 @@ def load(folder: Path) -> Rows:
         raise ConfigError(f"{folder}: {error}") from error
     found = {name: modality.dim for name, modality in modalities.items()}
     if described.get("rows") != len(rows) or dims != found:
-        raise ConfigError(f"{folder}: dataset.json tells of {described.get('rows')} rows of {dims}, rows.npz has {len(rows)} of {found}")
+        raise ConfigError(
+            f"{folder}: dataset.json tells of {described.get('rows')} rows of {dims}, rows.npz has {len(rows)} of {found}"
+        )
     return rows
 
 

@@ -26,7 +26,12 @@ EMBEDDINGS = "record with --set 'nodes.emotion.options={embeddings: true}'"
 
 
 def export_dataset(
-    recordings: Sequence[Path], folder: Path, *, labels: str | None = None, task: str | None = None, say: Callable[[str], None] = print
+    recordings: Sequence[Path],
+    folder: Path,
+    *,
+    labels: str | None = None,
+    task: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """labels, task: which streams, where a recording has several. The rows of each recording are one group, called like its file.
 
@@ -41,11 +46,15 @@ def export_dataset(
     known = parts[0].labels
     for path, part in zip(recordings, parts, strict=True):
         if part.labels != known:
-            raise ConfigError(f"{path}: its labels are {', '.join(part.labels)}; those of {recordings[0]} are {', '.join(known)}")
+            raise ConfigError(
+                f"{path}: its labels are {', '.join(part.labels)}; those of {recordings[0]} are {', '.join(known)}"
+            )
     try:
         rows = dataset.joined(parts)
     except ValueError as error:
-        raise ConfigError(f"export: {error}. Were they recorded with the same models, and all with `embeddings: true`?") from error
+        raise ConfigError(
+            f"export: {error}. Were they recorded with the same models, and all with `embeddings: true`?"
+        ) from error
     dataset.save(folder, rows)
     _report(folder, rows, say)
 
@@ -55,7 +64,9 @@ def rows_of(reader: Reader, *, labels: str | None, task: str | None, group: str)
     held = Labels.read(reader, labels)
     predictions = [m for _, m, _ in reader.messages([_task(reader, task)]) if isinstance(m, Prediction)]
     if not predictions:
-        raise ConfigError(f"{reader.path}: no predictions in it. Record a graph that makes some, or replay it with --out")
+        raise ConfigError(
+            f"{reader.path}: no predictions in it. Record a graph that makes some, or replay it with --out"
+        )
     answers = predictions[0].labels
     # The task's own labels in the task's own order, so that what is trained fits in; else what the labels say.
     names = answers if set(held.names) <= set(answers) else held.names
@@ -66,7 +77,9 @@ def rows_of(reader: Reader, *, labels: str | None, task: str | None, group: str)
         for opinion in prediction.opinions:
             found.setdefault(opinion.modality, []).append((row, opinion, skew_ns.get(opinion.stream, 0)))
     if not found:
-        raise ConfigError(f"{reader.path}: its predictions hold no opinions of single senses. To train on it, {EMBEDDINGS}")
+        raise ConfigError(
+            f"{reader.path}: its predictions hold no opinions of single senses. To train on it, {EMBEDDINGS}"
+        )
     return Rows(
         tuple(names),
         np.array([names.index(label) if label else UNLABELLED for label in at], np.int64),
@@ -84,18 +97,27 @@ def _task(reader: Reader, task: str | None) -> str:
     if task in here:
         return str(task)
     if not here:
-        raise ConfigError(f"{reader.path}: no predictions in it. Record a graph that makes some, such as configs/emotion-demo.yaml")
+        raise ConfigError(
+            f"{reader.path}: no predictions in it. Record a graph that makes some, such as configs/emotion-demo.yaml"
+        )
     raise ConfigError(f"{reader.path}: several streams of predictions: {', '.join(here)}. Say which: --task NAME")
 
 
 def _modality(name: str, rows: int, opinions: Sequence[tuple[int, Opinion, int]], path: Path) -> Modality:
     kind: Kind = "embedding" if any(o.embedding.size for _, o, _ in opinions) else "probs"
-    given = [(row, o.embedding if kind == "embedding" else np.array(o.probs, np.float32), skew_ns)
-             for row, o, skew_ns in opinions if o.weight > 0 and (o.embedding.size if kind == "embedding" else o.probs)]  # fmt: skip
+    given = [
+        (row, o.embedding if kind == "embedding" else np.array(o.probs, np.float32), skew_ns)
+        for row, o, skew_ns in opinions
+        if o.weight > 0 and (o.embedding.size if kind == "embedding" else o.probs)
+    ]
     dims = {len(values) for _, values, _ in given}
     if len(dims) > 1:
-        raise ConfigError(f"{path}: '{name}' has {kind}s of {', '.join(map(str, sorted(dims)))} numbers: from several models?")
-    modality = Modality(kind, np.zeros((rows, *(dims or {0})), np.float32), np.zeros(rows, bool), np.zeros(rows, np.int64))
+        raise ConfigError(
+            f"{path}: '{name}' has {kind}s of {', '.join(map(str, sorted(dims)))} numbers: from several models?"
+        )
+    modality = Modality(
+        kind, np.zeros((rows, *(dims or {0})), np.float32), np.zeros(rows, bool), np.zeros(rows, np.int64)
+    )
     for row, values, skew_ns in given:
         modality.values[row], modality.present[row], modality.offset_ns[row] = values, True, skew_ns
     return modality

@@ -59,7 +59,11 @@ def read_predictions(path: Path) -> list[Record]:
                 records.append(record)
         except (ValueError, LookupError, TypeError) as error:
             lacks = f"it has no {error}" if isinstance(error, LookupError) else f"no JSON object ({error})"
-            cut = ". The file ends in the middle of this line: remove it" if number == len(lines) and isinstance(error, ValueError) else ""
+            cut = (
+                ". The file ends in the middle of this line: remove it"
+                if number == len(lines) and isinstance(error, ValueError)
+                else ""
+            )
             raise ConfigError(f"{path}:{number}: not a prediction, as --out writes them: {lacks}{cut}") from error
     return records
 

@@ -74,7 +74,11 @@ class _Streams:
             return
         key = (stream, message.encoding)
         if key not in self._outs:
-            name = self._names[stream] if not any(s == stream for s, _ in self._outs) else f"{self._names[stream]}.{message.encoding}"
+            name = (
+                self._names[stream]
+                if not any(s == stream for s, _ in self._outs)
+                else f"{self._names[stream]}.{message.encoding}"
+            )
             made = _out(self._folder / name, message, self._zero_ns)
             file = (self._folder / f"{name}.csv").open("w", newline="", encoding="utf-8")
             self._outs[key], self._tables[key] = made, (file, csv.writer(file))
@@ -104,7 +108,12 @@ def _record(message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(message, enc_hook=lambda array: array.tolist())
     if isinstance(message, AlignedSet):
         receipts = [msgspec.structs.asdict(receipt) for receipt in message.receipts]
-        return {"anchor": message.anchor, "anchor_ns": message.anchor_ns, "missing": message.missing, "receipts": receipts}
+        return {
+            "anchor": message.anchor,
+            "anchor_ns": message.anchor_ns,
+            "missing": message.missing,
+            "receipts": receipts,
+        }
     return {"type": type(message).__name__, "fields": plain}
 
 
@@ -113,8 +122,16 @@ def _begin_ns(reader: Reader) -> int:
     firsts = []
     for name, info in reader.streams.items():
         if info.encoding in ("bgr8", "jpeg", "pcm_f32"):
-            firsts += [m.capture_ns for m in (next((m for _, m, _ in reader.messages([name])
-                       if isinstance(m, Frame) and m.encoding != "none"), None),) if m is not None]  # fmt: skip
+            firsts += [
+                m.capture_ns
+                for m in (
+                    next(
+                        (m for _, m, _ in reader.messages([name]) if isinstance(m, Frame) and m.encoding != "none"),
+                        None,
+                    ),
+                )
+                if m is not None
+            ]
     return min(firsts, default=reader.span_ns[0])
 
 
@@ -167,7 +184,9 @@ class Film:
         self._stream: Any = None
 
     def write(self, frame: Frame) -> list[Any]:
-        image: npt.NDArray[Any] | None = frame.data if frame.encoding == "bgr8" else cv2.imdecode(frame.data, cv2.IMREAD_COLOR)
+        image: npt.NDArray[Any] | None = (
+            frame.data if frame.encoding == "bgr8" else cv2.imdecode(frame.data, cv2.IMREAD_COLOR)
+        )
         if image is None:
             raise ValueError("a JPEG that cannot be decoded")
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
@@ -241,7 +260,9 @@ class Capture:
         if len(body) > 0xFFFF - 28 or not 0 <= frame.capture_ns // NS <= 0xFFFFFFFF:
             raise ValueError("a packet too large, or before 1970, for a capture")
         udp = struct.pack(">4H", PCAP_PORT, PCAP_PORT, 8 + len(body), 0)
-        ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 28 + len(body), 0, 0, 64, 17, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1]))
+        ip = struct.pack(
+            ">BBHHHBBH4s4s", 0x45, 0, 28 + len(body), 0, 0, 64, 17, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1])
+        )
         whole = ip + udp + body
         self._file.write(struct.pack("<4I", *divmod(frame.capture_ns, NS), len(whole), len(whole)) + whole)
         return [self._path.name]

@@ -64,7 +64,9 @@ def table(clean: Sequence[Record], with_faults: Sequence[Record], labels: Labels
         right = [accuracy(records, labels) for _, records in runs]
         row("right by the labels", [f"{share:.1%} of {of}" if of else "none labelled" for share, of in right])
     else:
-        lines.append("  (no labels in the recording: add them with `label`, and whether the answers are right is told too)")
+        lines.append(
+            "  (no labels in the recording: add them with `label`, and whether the answers are right is told too)"
+        )
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ Item = TypeVar("Item", bound=Recorded)
 
 
 def parse(text: str) -> Fault:
-    """"STREAM: NAME=VALUE, …". Raises ConfigError that names the part, what was found and what is expected."""
+    """ "STREAM: NAME=VALUE, …". Raises ConfigError that names the part, what was found and what is expected."""
     stream, colon, rest = text.partition(":")
     stream, parts = stream.strip(), [part.strip() for part in rest.split(",") if part.strip()]
     if not colon or not stream or not parts:
@@ -94,7 +94,9 @@ def parse(text: str) -> Fault:
             case "delay":
                 delay_ns = _time_ns(value, where)
                 if not 0 <= delay_ns <= MOST_DELAY_NS:
-                    raise ConfigError(f"{where}: expected 0 to {MOST_DELAY_NS // NS} s. To move capture times use offset")
+                    raise ConfigError(
+                        f"{where}: expected 0 to {MOST_DELAY_NS // NS} s. To move capture times use offset"
+                    )
                 fault = replace(fault, delay_ns=delay_ns)
             case "offset":
                 fault = replace(fault, offset_ns=_time_ns(value, where))
@@ -113,7 +115,9 @@ def parse(text: str) -> Fault:
             case "seed":
                 fault = replace(fault, seed=round(_number(value, "", where, least=0, most=2**31)))
             case _:
-                raise ConfigError(f"{where}: no fault called '{name}'. Known: {', '.join(NAMES)}.{nearest(name, NAMES)}")
+                raise ConfigError(
+                    f"{where}: no fault called '{name}'. Known: {', '.join(NAMES)}.{nearest(name, NAMES)}"
+                )
     return fault
 
 
@@ -127,14 +131,22 @@ def parse_all(texts: Sequence[str], streams: Iterable[str]) -> tuple[Fault, ...]
     faults, here = [parse(text) for text in texts], list(streams)
     for fault in faults:
         if fault.stream not in here:
-            raise ConfigError(f"--fault {fault.stream}: no such stream. Streams here: {', '.join(here)}.{nearest(fault.stream, here)}")
+            raise ConfigError(
+                f"--fault {fault.stream}: no such stream. Streams here: {', '.join(here)}.{nearest(fault.stream, here)}"
+            )
         if sum(other.stream == fault.stream for other in faults) > 1:
-            raise ConfigError(f"--fault {fault.stream}: said twice. Put all that is wrong with a stream after one colon")
+            raise ConfigError(
+                f"--fault {fault.stream}: said twice. Put all that is wrong with a stream after one colon"
+            )
     return tuple(faults)
 
 
 def apply(
-    recorded: Iterable[Item], faults: Sequence[Fault], *, start_ns: int, lost: Callable[[str], None] = lambda reason: None
+    recorded: Iterable[Item],
+    faults: Sequence[Fault],
+    *,
+    start_ns: int,
+    lost: Callable[[str], None] = lambda reason: None,
 ) -> Iterator[Item]:
     """The recorded messages as they would have come, in the order of their log_ns; streams without a fault are untouched.
 
@@ -210,7 +222,9 @@ def noisy(data: npt.NDArray[Any], encoding: str, snr_db: float, chance: np.rando
         image: npt.NDArray[Any] | None = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if image is None:
             return data
-        encoded = cv2.imencode(".jpg", noisy(image, "bgr8", snr_db, chance), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        encoded = cv2.imencode(".jpg", noisy(image, "bgr8", snr_db, chance), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[
+            1
+        ]
         return np.asarray(encoded).reshape(-1)
     values = data.astype(np.float64)
     power = float(np.mean(values**2) if encoding == "pcm_f32" else np.var(values))

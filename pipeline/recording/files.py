@@ -123,11 +123,24 @@ class Writer:
         self._file.add_metadata(f"sensorium.{name}", {"json": msgspec.json.encode(value).decode()})
 
     def calibration(
-        self, camera: str, *, width_px: int, height_px: int, matrix: np.ndarray, distortion: np.ndarray,
-        model: str = "plumb_bob", log_ns: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        camera: str,
+        *,
+        width_px: int,
+        height_px: int,
+        matrix: np.ndarray,
+        distortion: np.ndarray,
+        model: str = "plumb_bob",
+        log_ns: int = 0,
+    ) -> None:
         """The intrinsics of a camera, on /CAMERA/calibration. matrix: (3, 3), px; distortion: (n,), in OpenCV's order."""
-        told = {"width_px": width_px, "height_px": height_px, "matrix": matrix, "distortion": distortion, "model": model}
+        told = {
+            "width_px": width_px,
+            "height_px": height_px,
+            "matrix": matrix,
+            "distortion": distortion,
+            "model": model,
+        }
         self._repeated.append((camera, told | {"log_ns": log_ns}))
         self._calibrate(camera, told | {"log_ns": log_ns})
 
@@ -145,14 +158,18 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _begin(self) -> McapWriter:
         path = part_path(self.path, self.parts)
         try:
             file = McapWriter(path, self._compression)
-            file.add_metadata("sensorium", {"version": VERSION, "part": str(self.parts), "about": json.dumps(self.about)})
+            file.add_metadata(
+                "sensorium", {"version": VERSION, "part": str(self.parts), "about": json.dumps(self.about)}
+            )
         except FileExistsError:
             raise ConfigError(f"{path}: it is there already. Choose another name, or remove it") from None
         except OSError as error:
@@ -180,12 +197,16 @@ class Writer:
         # A stream's silences, or pictures of another encoding, have another schema and so a topic of their own.
         beside = kind == schemas.FRAME and info.encoding in schemas.WELL_KNOWN
         topic = f"/{stream}" if alone and not beside else f"/{stream}/{kind.rpartition('.')[2]}"
-        return self._file.register(schemas.schema(kind), topic, {"stream": stream, "info": msgspec.json.encode(info).decode()})
+        return self._file.register(
+            schemas.schema(kind), topic, {"stream": stream, "info": msgspec.json.encode(info).decode()}
+        )
 
     def _calibrate(self, camera: str, told: dict[str, Any]) -> None:
         key = (camera, schemas.CALIBRATION)
         if (channel := self._channels.get(key)) is None:
-            channel = self._file.register(schemas.schema(schemas.CALIBRATION), f"/{camera}/calibration", {"camera": camera})
+            channel = self._file.register(
+                schemas.schema(schemas.CALIBRATION), f"/{camera}/calibration", {"camera": camera}
+            )
             self._channels[key] = channel
         told = dict(told)
         utc_ns = self._utc(told.pop("log_ns"))
@@ -218,16 +239,27 @@ class _Part(McapReader):
     def _understand(self) -> None:
         said = next((m.metadata for m in self.metadata if m.name == "sensorium"), None)
         if said is None:
-            fix = "Import it with: python run_pipeline.py import" if self.closed else "Its beginning is lost, or it is not ours"
+            fix = (
+                "Import it with: python run_pipeline.py import"
+                if self.closed
+                else "Its beginning is lost, or it is not ours"
+            )
             raise ConfigError(f"{self.path}: an MCAP file, but no recording of Sensorium. {fix}")
         if said.get("version") != VERSION:
-            raise ConfigError(f"{self.path}: a recording of version {said.get('version')}; this program reads version {VERSION}")
+            raise ConfigError(
+                f"{self.path}: a recording of version {said.get('version')}; this program reads version {VERSION}"
+            )
         try:
             self.about = msgspec.json.decode(said["about"], type=dict[str, Any])
             self.utc_offset_ns = int(self.about.get("utc_offset_ns", 0))
-            self.stream_of = {c.id: c.metadata["stream"] for c in self.index.channels.values() if "stream" in c.metadata}
-            self.infos = [msgspec.json.decode(c.metadata["info"], type=StreamInfo)
-                          for c in self.index.channels.values() if "stream" in c.metadata]  # fmt: skip
+            self.stream_of = {
+                c.id: c.metadata["stream"] for c in self.index.channels.values() if "stream" in c.metadata
+            }
+            self.infos = [
+                msgspec.json.decode(c.metadata["info"], type=StreamInfo)
+                for c in self.index.channels.values()
+                if "stream" in c.metadata
+            ]
             self.kind_of = {c.id: self.index.schemas[c.schema_id].name for c in self.index.channels.values()}
         except (msgspec.MsgspecError, LookupError, ValueError, TypeError) as error:
             raise self.broken("what it says of itself", error) from error
@@ -270,7 +302,9 @@ class Reader:
             for channel, stream in part.stream_of.items():
                 self.counts[stream] += part.index.counts[channel]
         chunks = [c for part in self._parts for c in part.index.chunks]
-        chunks = [c for c in chunks if c.message_index_offsets or c.message_end_time]  # others' may hold schemas alone: from 0 to 0
+        chunks = [
+            c for c in chunks if c.message_index_offsets or c.message_end_time
+        ]  # others' may hold schemas alone: from 0 to 0
         times = [t for c in chunks for t in (c.message_start_time, c.message_end_time)]
         # (first, last) log time.
         self.span_ns = (min(times) - self.utc_offset_ns, max(times) - self.utc_offset_ns) if times else (0, 0)
@@ -283,7 +317,9 @@ class Reader:
             for entry in part.metadata:
                 if entry.name.startswith("sensorium."):
                     try:
-                        found.setdefault(entry.name.removeprefix("sensorium."), []).append(json.loads(entry.metadata["json"]))
+                        found.setdefault(entry.name.removeprefix("sensorium."), []).append(
+                            json.loads(entry.metadata["json"])
+                        )
                     except (ValueError, LookupError) as error:
                         raise part.broken(f"the note '{entry.name}'", error) from error
         return found
@@ -307,7 +343,9 @@ class Reader:
 
     def kinds(self, stream: str) -> set[str]:
         """The schemas of a stream's channels: "foxglove.RawImage", …"""
-        return {part.kind_of[channel] for part in self._parts for channel, name in part.stream_of.items() if name == stream}
+        return {
+            part.kind_of[channel] for part in self._parts for channel, name in part.stream_of.items() if name == stream
+        }
 
     def messages(
         self, streams: Collection[str] | None = None, *, from_ns: int | None = None, to_ns: int | None = None
@@ -331,7 +369,9 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -51,8 +51,11 @@ class Labels:
 
     @classmethod
     def of(cls, frames: Iterable[Frame]) -> Labels:
-        found = [Interval(f.capture_ns, f.end_ns if f.duration_ns else None, bytes(f.data).decode("utf-8", "replace"))
-                 for f in frames if f.encoding == "label"]  # fmt: skip
+        found = [
+            Interval(f.capture_ns, f.end_ns if f.duration_ns else None, bytes(f.data).decode("utf-8", "replace"))
+            for f in frames
+            if f.encoding == "label"
+        ]
         return cls(tuple(sorted(found, key=lambda interval: interval.begin_ns)))
 
     @classmethod
@@ -60,7 +63,9 @@ class Labels:
         """stream None: the only one with labels. ConfigError where there is none, or several to choose from."""
         here = [name for name, info in reader.streams.items() if info.encoding == "label"]
         if stream is None and len(here) > 1:
-            raise ConfigError(f"{reader.path}: several streams hold labels: {', '.join(here)}. Say which: --labels NAME")
+            raise ConfigError(
+                f"{reader.path}: several streams hold labels: {', '.join(here)}. Say which: --labels NAME"
+            )
         if not here or (stream is not None and stream not in here):
             fix = "Add them: python run_pipeline.py label REC.mcap INTERVALS.csv OUT.mcap"
             raise ConfigError(f"{reader.path}: no {f'labels called {stream!r}' if stream else 'labels'} in it. {fix}")
@@ -145,7 +150,9 @@ def add_labels(recording: Path, intervals: Path, out: Path, *, stream: str = STR
         for interval in found:
             if zero_ns + interval.begin_ns > last_ns:
                 ends = f"{(last_ns - zero_ns) / NS:.1f} s"
-                raise ConfigError(f"{intervals}: '{interval.label}' begins at {interval.begin_ns / NS:g} s; the recording ends at {ends}")
+                raise ConfigError(
+                    f"{intervals}: '{interval.label}' begins at {interval.begin_ns / NS:g} s; the recording ends at {ends}"
+                )
         frames = label_frames(found, stream, zero_ns, last_ns)
         with Writer(out, about=reader.about | {"labelled_with": intervals.name}) as writer:
             copy(reader, writer, frames)
@@ -176,8 +183,15 @@ def copy(reader: Reader, writer: Writer, more: list[Frame]) -> None:
         writer.attach(name, data)
     for camera, told in reader.calibrations.items():
         matrix, distortion = np.array(list(told.K)).reshape(3, 3), np.array(list(told.D))
-        writer.calibration(camera, width_px=told.width, height_px=told.height, matrix=matrix, distortion=distortion,
-                           model=told.distortion_model, log_ns=reader.span_ns[0])  # fmt: skip
+        writer.calibration(
+            camera,
+            width_px=told.width,
+            height_px=told.height,
+            matrix=matrix,
+            distortion=distortion,
+            model=told.distortion_model,
+            log_ns=reader.span_ns[0],
+        )
     waiting = sorted(more, key=lambda frame: frame.capture_ns, reverse=True)
     for stream, message, log_ns in reader.messages():
         while waiting and waiting[-1].capture_ns <= log_ns:
@@ -185,8 +199,6 @@ def copy(reader: Reader, writer: Writer, more: list[Frame]) -> None:
         writer.write(stream, message, log_ns=log_ns)
     while waiting:
         writer.write(waiting[-1].stream, waiting[-1], log_ns=waiting.pop().capture_ns)
-
-
 
 
 def _seconds_ns(text: str, where: str) -> int:

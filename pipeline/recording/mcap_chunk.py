@@ -1,8 +1,8 @@
 """Messages ↔ one chunk of an MCAP file. Bytes and values; no file.
 
-    builder = ChunkBuilder(); builder.add(channel, sequence, log_time, publish_time, data)
-    parts, entry = builder.built(at=4096, compression="lz4")   # to be written at that byte; what the index keeps of them
-    messages_of(chunk, entry, {channel})                       # [(log time, channel, data), …]
+builder = ChunkBuilder(); builder.add(channel, sequence, log_time, publish_time, data)
+parts, entry = builder.built(at=4096, compression="lz4")   # to be written at that byte; what the index keeps of them
+messages_of(chunk, entry, {channel})                       # [(log time, channel, data), …]
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class ChunkBuilder:
 
     def add(self, channel: int, sequence: int, log_time: int, publish_time: int, data: bytes) -> None:
         self._entries.setdefault(channel, []).append((log_time, self.size))
-        head = RECORD.pack(Opcode.MESSAGE, _MESSAGE.size + len(data)) + _MESSAGE.pack(channel, sequence, log_time, publish_time)
+        head = RECORD.pack(Opcode.MESSAGE, _MESSAGE.size + len(data)) + _MESSAGE.pack(
+            channel, sequence, log_time, publish_time
+        )
         self._parts += [head, data]
         self.size += len(head) + len(data)
 
@@ -62,10 +64,16 @@ class ChunkBuilder:
             offsets[channel] = at + length + builder.count
             MessageIndex(channel_id=channel, records=entries).write(builder)
         entry = ChunkIndex(
-            chunk_length=length, chunk_start_offset=at, compression=name, compressed_size=len(data),
-            message_end_time=max(times), message_index_length=builder.count, message_index_offsets=offsets,
-            message_start_time=min(times), uncompressed_size=len(inside),
-        )  # fmt: skip
+            chunk_length=length,
+            chunk_start_offset=at,
+            compression=name,
+            compressed_size=len(data),
+            message_end_time=max(times),
+            message_index_length=builder.count,
+            message_index_offsets=offsets,
+            message_start_time=min(times),
+            uncompressed_size=len(inside),
+        )
         return (*chunk, builder.end()), entry
 
 
@@ -84,10 +92,16 @@ def entry_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
     (name_bytes,) = struct.unpack_from("<I", head, _HEAD.size)
     name = head[_HEAD.size + 4 :][:name_bytes].decode()
     return ChunkIndex(
-        chunk_length=length, chunk_start_offset=at, compression=name,
-        compressed_size=length - RECORD.size - _HEAD.size - 4 - name_bytes - 8, message_end_time=last,
-        message_index_length=0, message_index_offsets={}, message_start_time=first, uncompressed_size=size,
-    )  # fmt: skip
+        chunk_length=length,
+        chunk_start_offset=at,
+        compression=name,
+        compressed_size=length - RECORD.size - _HEAD.size - 4 - name_bytes - 8,
+        message_end_time=last,
+        message_index_length=0,
+        message_index_offsets={},
+        message_start_time=first,
+        uncompressed_size=size,
+    )
 
 
 def messages_of(chunk: Chunk, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:

@@ -34,7 +34,7 @@ from mcap.records import (
     Metadata,
     MetadataIndex,
     Schema,
-)  # fmt: skip
+)
 from mcap.writer import LIBRARY_IDENTIFIER, MCAP0_MAGIC
 
 from pipeline.clock import NS
@@ -70,7 +70,13 @@ class McapWriter:
             index = reader.walked()
         index.pack()
         writer = cls.__new__(cls)
-        writer.path, writer.index, writer._compression, writer._small, writer._small_since = path, index, compression, ChunkBuilder(), 0
+        writer.path, writer.index, writer._compression, writer._small, writer._small_since = (
+            path,
+            index,
+            compression,
+            ChunkBuilder(),
+            0,
+        )
         try:
             writer._stream = path.open("r+b")
             writer._stream.truncate(index.end)
@@ -86,9 +92,12 @@ class McapWriter:
             known = Schema(id=len(self.index.schemas) + 1, data=schema.data, encoding=schema.encoding, name=schema.name)
             known.write(builder)
         channel = Channel(
-            id=len(self.index.channels) + 1, topic=topic, message_encoding=schema.message_encoding, metadata=metadata,
+            id=len(self.index.channels) + 1,
+            topic=topic,
+            message_encoding=schema.message_encoding,
+            metadata=metadata,
             schema_id=known.id,
-        )  # fmt: skip
+        )
         channel.write(builder)
         self._put(builder.end())
         self.index.keep(known)
@@ -189,13 +198,19 @@ class McapReader:
     def _open(self, unclosed: bool) -> None:
         self.size = self._stream.seek(0, 2)
         if self._at(0, len(MCAP0_MAGIC)) != MCAP0_MAGIC:
-            raise ConfigError(f"{self.path}: not an MCAP file. Recordings are made by: python run_pipeline.py record, and import")
-        self.closed = self._at(max(0, self.size - len(MCAP0_MAGIC)), 8) == MCAP0_MAGIC and self.size >= _FOOTER_BYTES + 8
+            raise ConfigError(
+                f"{self.path}: not an MCAP file. Recordings are made by: python run_pipeline.py record, and import"
+            )
+        self.closed = (
+            self._at(max(0, self.size - len(MCAP0_MAGIC)), 8) == MCAP0_MAGIC and self.size >= _FOOTER_BYTES + 8
+        )
         if not self.closed and not unclosed:
             raise ConfigError(f"{self.path}: {NOT_CLOSED} {self.path}")
         self.index = self._summary() if self.closed else self.walked()
         self.torn_bytes = 0 if self.closed else self.size - self.index.end
-        self.metadata: list[Metadata] = [self._record(Metadata, entry.offset, entry.length) for entry in self.index.metadata]
+        self.metadata: list[Metadata] = [
+            self._record(Metadata, entry.offset, entry.length) for entry in self.index.metadata
+        ]
 
     def broken(self, what: str, why: object) -> ConfigError:
         return ConfigError(f"{self.path}: broken: {what} cannot be read: {why}. Copy it anew, or make it again")
@@ -249,7 +264,14 @@ class McapReader:
         while at + RECORD.size <= self.size:
             opcode, length = RECORD.unpack(self._at(at, RECORD.size))
             whole = RECORD.size + length
-            known = opcode in (Opcode.HEADER, Opcode.ATTACHMENT, Opcode.METADATA, Opcode.MESSAGE_INDEX, Opcode.CHUNK, *kept)
+            known = opcode in (
+                Opcode.HEADER,
+                Opcode.ATTACHMENT,
+                Opcode.METADATA,
+                Opcode.MESSAGE_INDEX,
+                Opcode.CHUNK,
+                *kept,
+            )
             if at + whole > self.size or not known:
                 break
             if opcode in kept:
@@ -258,7 +280,11 @@ class McapReader:
                 index.keep(MetadataIndex(length=whole, name=self._record(Metadata, at, whole).name, offset=at))
             elif opcode == Opcode.ATTACHMENT:
                 found = self._record(Attachment, at, whole)
-                index.keep(AttachmentIndex(at, whole, found.log_time, found.create_time, len(found.data), found.name, found.media_type))
+                index.keep(
+                    AttachmentIndex(
+                        at, whole, found.log_time, found.create_time, len(found.data), found.name, found.media_type
+                    )
+                )
             elif opcode == Opcode.CHUNK:
                 chunk = self._chunk_index(at, whole)
                 index.keep(chunk)
@@ -284,10 +310,15 @@ class McapReader:
     def messages(self, channels: Set[int], from_utc: int, to_utc: int) -> Iterator[tuple[int, int, bytes]]:
         """(log time, channel, data) in the order of log time, of the log times in [from, to)."""
         chunks = sorted(
-            (c for c in self.index.chunks
-             if c.message_end_time >= from_utc and c.message_start_time < to_utc and not channels.isdisjoint(c.message_index_offsets)),
+            (
+                c
+                for c in self.index.chunks
+                if c.message_end_time >= from_utc
+                and c.message_start_time < to_utc
+                and not channels.isdisjoint(c.message_index_offsets)
+            ),
             key=lambda c: (c.message_start_time, c.chunk_start_offset),
-        )  # fmt: skip
+        )
         heap: list[tuple[int, int, int, int, bytes]] = []
         for next_chunk in [*chunks, None]:
             ready_until = next_chunk.message_start_time if next_chunk else 1 << 64

@@ -1,9 +1,9 @@
 """What is known of an MCAP file without reading its messages, and the summary that ends the file. Bytes and values; no file.
 
-    index = Index(packed=True)
-    index.keep(record)                  # each schema, channel, chunk index … as it is written
-    index.summary()                     # the bytes that close the file
-    Index.read(summary).chunks          # where they are, and what times each spans
+index = Index(packed=True)
+index.keep(record)                  # each schema, channel, chunk index … as it is written
+index.summary()                     # the bytes that close the file
+Index.read(summary).chunks          # where they are, and what times each spans
 """
 
 from __future__ import annotations
@@ -80,10 +80,16 @@ class Index:
         assert self._packed is not None
         first, last = (self._first, self._last) if self._packed_count else (0, 0)
         statistics = Statistics(
-            attachment_count=len(self.attachments), channel_count=len(self.channels), chunk_count=self._packed_count,
-            channel_message_counts=dict(self.counts), message_count=self.counts.total(), message_start_time=first,
-            message_end_time=last, metadata_count=len(self.metadata), schema_count=len(self.schemas),
-        )  # fmt: skip
+            attachment_count=len(self.attachments),
+            channel_count=len(self.channels),
+            chunk_count=self._packed_count,
+            channel_message_counts=dict(self.counts),
+            message_count=self.counts.total(),
+            message_start_time=first,
+            message_end_time=last,
+            metadata_count=len(self.metadata),
+            schema_count=len(self.schemas),
+        )
         for group in (self.schemas.values(), self.channels.values(), [statistics], self.attachments, self.metadata):
             for record in group:  # type: ignore[attr-defined]
                 record.write(builder)
@@ -99,9 +105,13 @@ class Index:
         """Of the records that end a file, the footer left out. What the library raises for broken ones, it raises."""
         index = cls()
         kinds: dict[int, Any] = {
-            Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel, Opcode.CHUNK_INDEX: ChunkIndex, Opcode.STATISTICS: Statistics,
-            Opcode.METADATA_INDEX: MetadataIndex, Opcode.ATTACHMENT_INDEX: AttachmentIndex,
-        }  # fmt: skip
+            Opcode.SCHEMA: Schema,
+            Opcode.CHANNEL: Channel,
+            Opcode.CHUNK_INDEX: ChunkIndex,
+            Opcode.STATISTICS: Statistics,
+            Opcode.METADATA_INDEX: MetadataIndex,
+            Opcode.ATTACHMENT_INDEX: AttachmentIndex,
+        }
         stream = ReadDataStream(BytesIO(summary))
         while stream.count < len(summary):
             opcode, length = RECORD.unpack(stream.read(RECORD.size))

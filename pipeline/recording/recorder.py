@@ -1,7 +1,7 @@
 """A graph and a recorder of it: what `record` adds to a config, what it asks before, and what it says at the end.
 
-    config = with_recorder(load("configs/emotion-demo.yaml"), Path("out.mcap"), Wanted())
-    print(told(Path("out.mcap"), launch(config)))
+config = with_recorder(load("configs/emotion-demo.yaml"), Path("out.mcap"), Wanted())
+print(told(Path("out.mcap"), launch(config)))
 """
 
 from __future__ import annotations
@@ -60,17 +60,24 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
         chosen = [name for name in chosen if name not in config.nodes or not _is_source(config, name)]
     _ask_consent(config, chosen, wanted)
     name = RECORDER if RECORDER not in config.nodes else f"{RECORDER}-out"
-    told = [o for node in config.nodes.values() for o in (node.options, node.options.get("options") or {})]  # a task has its own
+    told = [
+        o for node in config.nodes.values() for o in (node.options, node.options.get("options") or {})
+    ]  # a task has its own
     # One that is not there is missed by the node that reads it, or is written by another of this very run.
     rigs = sorted({str(rig.absolute()) for o in told if o.get("rig") and (rig := found(o["rig"])).exists()})
     told_before = about(config) | {"recorder": name, "kept_as": dict.fromkeys(wanted.jpeg, "JPEG")}
     if wanted.consent:
         told_before["consent"] = wanted.consent
     options = {
-        "path": str(path.absolute()), "jpeg": list(wanted.jpeg), "features_only": wanted.features_only,
-        "compression": wanted.compression, "split_mb": wanted.split_mb, "split_s": wanted.split_s,
-        "rigs": rigs, "about": told_before,
-    }  # fmt: skip
+        "path": str(path.absolute()),
+        "jpeg": list(wanted.jpeg),
+        "features_only": wanted.features_only,
+        "compression": wanted.compression,
+        "split_mb": wanted.split_mb,
+        "split_s": wanted.split_s,
+        "rigs": rigs,
+        "about": told_before,
+    }
     inputs = tuple(InputConfig(stream, KEPT) for stream in chosen)
     recorder = NodeConfig(name, "record", f"record {path}", inputs, host=host, options=options)
     return dataclasses.replace(config, nodes={**config.nodes, name: recorder})
@@ -78,7 +85,10 @@ def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") ->
 
 def about(config: Config) -> dict[str, Any]:
     """What a recording says of how it came to be: the graph, and the machine, which a replay compares with its own."""
-    nodes = {n.name: {"use": n.use, "inputs": [e.source for e in n.inputs], "options": n.options} for n in config.nodes.values()}
+    nodes = {
+        n.name: {"use": n.use, "inputs": [e.source for e in n.inputs], "options": n.options}
+        for n in config.nodes.values()
+    }
     return {"run": secrets.token_hex(8), "config": config.path, "nodes": nodes, "machine": machine()}
 
 
@@ -99,7 +109,9 @@ def repaired(path: Path) -> str:
     while part == 0 or part_path(path, part).exists():
         kept, torn_bytes = repair(part_path(path, part))
         cut = f", {torn_bytes} torn bytes cut off" if torn_bytes else ""
-        lines.append(f"{part_path(path, part)}: closed, {kept} messages kept{cut}. See what is missing: run_pipeline.py verify {path}")
+        lines.append(
+            f"{part_path(path, part)}: closed, {kept} messages kept{cut}. See what is missing: run_pipeline.py verify {path}"
+        )
         part += 1
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """A recording in place of a graph's sources: the config that plays it, and whether its answers are those of the recorded run.
 
-    tape = Tape(Path("rec.mcap"))
-    config = tape.replayed(load("configs/emotion-demo.yaml"), speed=0)
-    summary = launch(config); reasons = tape.differs_because(config, summary)     # () : every answer must be the same
+tape = Tape(Path("rec.mcap"))
+config = tape.replayed(load("configs/emotion-demo.yaml"), speed=0)
+summary = launch(config); reasons = tape.differs_because(config, summary)     # () : every answer must be the same
 """
 
 from __future__ import annotations
@@ -37,9 +37,15 @@ class Tape:
     """from_s, to_s: since the recording's beginning. Raises ConfigError for what cannot be read."""
 
     def __init__(
-        self, path: Path, *, from_s: float | None = None, to_s: float | None = None, realign: bool = False, unclosed: bool = False,
+        self,
+        path: Path,
+        *,
+        from_s: float | None = None,
+        to_s: float | None = None,
+        realign: bool = False,
+        unclosed: bool = False,
         fault: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path, self.unclosed = path, unclosed
         with Reader(path, unclosed=unclosed) as reader:
             self.about, self.notes, self.streams = reader.about, reader.notes, dict(reader.streams)
@@ -54,7 +60,9 @@ class Tape:
         self.from_ns = None if from_s is None else first_ns + round(from_s * NS)
         self.to_ns = None if to_s is None else first_ns + round(to_s * NS)
         if (self.from_ns or first_ns) >= min(self.to_ns or last_ns + 1, last_ns + 1):
-            raise ConfigError(f"{path}: it lasts {(last_ns - first_ns) / NS:.1f} s: nothing of it lies between --from and --to")
+            raise ConfigError(
+                f"{path}: it lasts {(last_ns - first_ns) / NS:.1f} s: nothing of it lies between --from and --to"
+            )
 
     @property
     def lasts_s(self) -> float:
@@ -67,7 +75,9 @@ class Tape:
         sources = [n.name for n in config.nodes.values() if issubclass(resolve(n.use, n.where), Source)]
         for fault in self.faults:
             if fault.stream not in sources:
-                raise ConfigError(f"--fault {fault.stream}: no source of {config.path}. Sources there: {', '.join(sources)}")
+                raise ConfigError(
+                    f"--fault {fault.stream}: no source of {config.path}. Sources there: {', '.join(sources)}"
+                )
         for node in config.nodes.values():
             kind = resolve(node.use, node.where)
             if kind.__name__ == "Record":
@@ -77,14 +87,26 @@ class Tape:
             if issubclass(kind, Source):
                 use, options = "replay", self._source_options(node, speed)
             elif kind.produces is AlignedSet and kind.journals:
-                options |= {"replay": str(self.path.absolute()), "realign": self.realign, "replay_unclosed": self.unclosed}
-                options |= {"from_ns": self.from_ns, "to_ns": self.to_ns, "faults": [str(fault) for fault in self.faults]}
-                options |= {"derived": any(e.source not in self.streams and e.source not in sources for e in node.inputs)}
+                options |= {
+                    "replay": str(self.path.absolute()),
+                    "realign": self.realign,
+                    "replay_unclosed": self.unclosed,
+                }
+                options |= {
+                    "from_ns": self.from_ns,
+                    "to_ns": self.to_ns,
+                    "faults": [str(fault) for fault in self.faults],
+                }
+                options |= {
+                    "derived": any(e.source not in self.streams and e.source not in sources for e in node.inputs)
+                }
             elif kind.produces is Prediction and node.use == "infer" and self._knows_what_was_shed(config, node):
                 options |= {"replay": str(self.path.absolute()), "replay_unclosed": self.unclosed}
             nodes[node.name] = dataclasses.replace(node, use=use, options=options, host="", optional=False)
         labels = labels and any(n.use == "dashboard" for n in nodes.values())
-        if labels and (predicting := [n.name for n in nodes.values() if resolve(n.use, n.where).produces is Prediction]):
+        if labels and (
+            predicting := [n.name for n in nodes.values() if resolve(n.use, n.where).produces is Prediction]
+        ):
             inputs = tuple(InputConfig(name, KEPT) for name in [*predicting, HEALTH])
             options = {"path": str(self.path.absolute())}
             nodes["label-keys"] = NodeConfig("label-keys", "labels", f"replay {self.path}", inputs, options=options)
@@ -115,16 +137,26 @@ class Tape:
         absent = node.name not in self.streams
         if absent and not node.optional:
             here = ", ".join(s for s in self.streams if s != HEALTH and not s.endswith(EVENTS))
-            raise ConfigError(f"{self.path}: it has no stream '{node.name}', which {node.where} is. Streams there: {here}")
+            raise ConfigError(
+                f"{self.path}: it has no stream '{node.name}', which {node.where} is. Streams there: {here}"
+            )
         wrong = next((str(fault) for fault in self.faults if fault.stream == node.name), None)
         return {
-            "fault": wrong, "path": str(self.path.absolute()), "speed": speed, "from_ns": self.from_ns, "to_ns": self.to_ns,
-            "unclosed": self.unclosed, "absent": absent, "realtime": False,  # so nothing behind it drops a message
-        }  # fmt: skip
+            "fault": wrong,
+            "path": str(self.path.absolute()),
+            "speed": speed,
+            "from_ns": self.from_ns,
+            "to_ns": self.to_ns,
+            "unclosed": self.unclosed,
+            "absent": absent,
+            "realtime": False,  # so nothing behind it drops a message
+        }
 
     def _knows_what_was_shed(self, config: Config, node: NodeConfig) -> bool:
         """Only of the run as it was: sets that are decided otherwise are all predicted from."""
-        return not self.realign and node.name in self.streams and not self._lost(node.name) and not self._changed(config)
+        return (
+            not self.realign and node.name in self.streams and not self._lost(node.name) and not self._changed(config)
+        )
 
     def _lost(self, stream: str) -> int:
         """Messages of a stream that the recorder itself dropped, as far as it lived to say so."""
@@ -140,7 +172,11 @@ class Tape:
                 continue
             was = before.get(node.name)
             options = {k: v for k, v in node.options.items() if k not in _OF_A_REPLAY}
-            if was is None or (was["use"], was["options"], was["inputs"]) != (node.use, options, [e.source for e in node.inputs]):
+            if was is None or (was["use"], was["options"], was["inputs"]) != (
+                node.use,
+                options,
+                [e.source for e in node.inputs],
+            ):
                 changed.append(node.name)
         return changed
 
@@ -169,7 +205,9 @@ class Tape:
             if there[name] != here.get(name):
                 yield f"{name}: recorded on {there[name]}, here is {here.get(name, 'none')}"
         engines = [note["engines"] for note in self.notes.get("engines", [])]
-        complete = [found for found in engines if all(found.get(n, {}).keys() >= engines[-1][n].keys() for n in engines[-1])]
+        complete = [
+            found for found in engines if all(found.get(n, {}).keys() >= engines[-1][n].keys() for n in engines[-1])
+        ]
         if any(found != complete[-1] for found in complete):
             yield "the engine changed in the middle of the recorded run"
         if summary is not None:
@@ -203,7 +241,9 @@ def conclude(tape: Tape, config: Config, summary: dict[str, Any], out: Path | No
     """Say how long it took and whether the answers are those of the recorded run; DiffersError when they should be and are not."""
     reasons = tape.differs_because(config, summary)
     took_s = summary["seconds"]
-    print(f"  {tape.lasts_s:.1f} s of recording in {took_s:.1f} s: {tape.lasts_s / max(took_s, 0.01):.2f} times as fast as it happened")
+    print(
+        f"  {tape.lasts_s:.1f} s of recording in {took_s:.1f} s: {tape.lasts_s / max(took_s, 0.01):.2f} times as fast as it happened"
+    )
     found = list(compare(tape.recorded_predictions(), read_predictions(out))) if out else None
     if tape.faults and out is not None:
         return tell_faults(tape, read_predictions(out))

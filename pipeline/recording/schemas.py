@@ -32,11 +32,22 @@ from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Health, Message, Predi
 OWN_FIELD = 1000  # of `sensorium` in Foxglove's messages: far from any number they will come to use
 FRAME = "sensorium.Frame"
 CALIBRATION = "foxglove.CameraCalibration"
-IMAGE, RAW_IMAGE, AUDIO, POINTS = "foxglove.CompressedImage", "foxglove.RawImage", "foxglove.RawAudio", "foxglove.PointCloud"
+IMAGE, RAW_IMAGE, AUDIO, POINTS = (
+    "foxglove.CompressedImage",
+    "foxglove.RawImage",
+    "foxglove.RawAudio",
+    "foxglove.PointCloud",
+)
 COMPRESSED = {"jpeg": "jpeg", "depth_png": "png"}  # our encoding → Foxglove's format
 # (dtype, dimensions) → Foxglove's encoding, for each of ours
 RAW = {"bgr8": {("|u1", 3): "bgr8", ("|u1", 2): "mono8"}, "depth_u16_mm": {("<u2", 2): "mono16"}}
-WELL_KNOWN = (*COMPRESSED, *RAW, "pcm_f32", "points_xyzi_f32", "points_xyzit_f32")  # our encodings that a schema of Foxglove fits
+WELL_KNOWN = (
+    *COMPRESSED,
+    *RAW,
+    "pcm_f32",
+    "points_xyzi_f32",
+    "points_xyzit_f32",
+)  # our encodings that a schema of Foxglove fits
 FLOAT32 = 7  # PackedElementField.NumericType
 S16_FULL = 32768.0  # sound in [-1, 1) → 16 bit
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
@@ -97,9 +108,13 @@ def _files() -> dict[str, descriptor_pb2.FileDescriptorProto]:
             file = files[module.DESCRIPTOR.name]
             file.dependency.append("sensorium/Frame.proto")
             file.message_type[0].field.add(
-                name="sensorium", number=OWN_FIELD, type=_TYPE.TYPE_MESSAGE, type_name=".sensorium.Frame",
-                label=_LABEL.LABEL_OPTIONAL, json_name="sensorium",
-            )  # fmt: skip
+                name="sensorium",
+                number=OWN_FIELD,
+                type=_TYPE.TYPE_MESSAGE,
+                type_name=".sensorium.Frame",
+                label=_LABEL.LABEL_OPTIONAL,
+                json_name="sensorium",
+            )
     return files
 
 
@@ -111,7 +126,10 @@ _CLASSES: dict[str, Any] = {
     name: message_factory.GetMessageClass(_POOL.FindMessageTypeByName(name))
     for name in (IMAGE, RAW_IMAGE, AUDIO, POINTS, CALIBRATION, FRAME)
 }
-_DATA_TAG = {name: (_CLASSES[name].DESCRIPTOR.fields_by_name["data"].number << 3 | 2) for name in (IMAGE, RAW_IMAGE, AUDIO, POINTS)}
+_DATA_TAG = {
+    name: (_CLASSES[name].DESCRIPTOR.fields_by_name["data"].number << 3 | 2)
+    for name in (IMAGE, RAW_IMAGE, AUDIO, POINTS)
+}
 
 
 def schema(kind: str) -> Schema:
@@ -135,25 +153,60 @@ def schema(kind: str) -> Schema:
 _NUMBER, _TEXT = {"type": "integer"}, {"type": "string"}
 _RECEIPTS = {
     "type": "array",
-    "items": {"type": "object", "properties": {
-        "stream": _TEXT, "state": _TEXT, "seq": {"type": "array", "items": _NUMBER}, "span_ns": _NUMBER,
-        "skew_ns": _NUMBER, "age_ns": _NUMBER, "clock_error_ns": _NUMBER, "reason": _TEXT}},
-}  # fmt: skip
+    "items": {
+        "type": "object",
+        "properties": {
+            "stream": _TEXT,
+            "state": _TEXT,
+            "seq": {"type": "array", "items": _NUMBER},
+            "span_ns": _NUMBER,
+            "skew_ns": _NUMBER,
+            "age_ns": _NUMBER,
+            "clock_error_ns": _NUMBER,
+            "reason": _TEXT,
+        },
+    },
+}
 _EXACT = {"type": "string", "contentEncoding": "base64"}
 _JSON_SCHEMAS: dict[str, dict[str, Any]] = {
-    "sensorium.Prediction": {"title": "sensorium.Prediction", "type": "object", "properties": {
-        "task": _TEXT, "capture_ns": _NUMBER, "label": {"type": ["string", "null"]}, "model": _TEXT,
-        "probs": {"type": "object", "additionalProperties": {"type": "number"}},
-        "subjects": {"type": "array", "items": {"type": "object"}}, "opinions": {"type": "array", "items": {"type": "object"}},
-        "surroundings": {"type": "object"},
-        "used": {"type": "array", "items": _TEXT}, "missing": {"type": "array", "items": _TEXT}, "receipts": _RECEIPTS,
-        "timing_ms": {"type": "object", "additionalProperties": {"type": "number"}}, "exact": _EXACT}},
-    "sensorium.AlignedSet": {"title": "sensorium.AlignedSet", "type": "object", "properties": {
-        "anchor": _TEXT, "anchor_ns": _NUMBER, "missing": {"type": "array", "items": _TEXT}, "receipts": _RECEIPTS,
-        "arrival_ns": _NUMBER, "sent_ns": _NUMBER, "exact": _EXACT}},
-    "sensorium.Health": {"title": "sensorium.Health", "type": "object", "properties": {
-        "publish_ns": _NUMBER, "nodes": {"type": "array", "items": {"type": "object"}}, "exact": _EXACT}},
-}  # fmt: skip
+    "sensorium.Prediction": {
+        "title": "sensorium.Prediction",
+        "type": "object",
+        "properties": {
+            "task": _TEXT,
+            "capture_ns": _NUMBER,
+            "label": {"type": ["string", "null"]},
+            "model": _TEXT,
+            "probs": {"type": "object", "additionalProperties": {"type": "number"}},
+            "subjects": {"type": "array", "items": {"type": "object"}},
+            "opinions": {"type": "array", "items": {"type": "object"}},
+            "surroundings": {"type": "object"},
+            "used": {"type": "array", "items": _TEXT},
+            "missing": {"type": "array", "items": _TEXT},
+            "receipts": _RECEIPTS,
+            "timing_ms": {"type": "object", "additionalProperties": {"type": "number"}},
+            "exact": _EXACT,
+        },
+    },
+    "sensorium.AlignedSet": {
+        "title": "sensorium.AlignedSet",
+        "type": "object",
+        "properties": {
+            "anchor": _TEXT,
+            "anchor_ns": _NUMBER,
+            "missing": {"type": "array", "items": _TEXT},
+            "receipts": _RECEIPTS,
+            "arrival_ns": _NUMBER,
+            "sent_ns": _NUMBER,
+            "exact": _EXACT,
+        },
+    },
+    "sensorium.Health": {
+        "title": "sensorium.Health",
+        "type": "object",
+        "properties": {"publish_ns": _NUMBER, "nodes": {"type": "array", "items": {"type": "object"}}, "exact": _EXACT},
+    },
+}
 
 
 # --- messages → bytes -----------------------------------------------------------------------------------------------
@@ -170,7 +223,11 @@ def kind_of(message: Message) -> str:
         return RAW_IMAGE
     if encoding == "pcm_f32" and data.size and data.ndim == 1 and data.dtype == np.float32 and message.duration_ns:
         return AUDIO
-    if data.ndim == 2 and data.dtype == np.float32 and data.shape[1] == {"points_xyzi_f32": 4, "points_xyzit_f32": 5}.get(encoding):
+    if (
+        data.ndim == 2
+        and data.dtype == np.float32
+        and data.shape[1] == {"points_xyzi_f32": 4, "points_xyzit_f32": 5}.get(encoding)
+    ):
         return POINTS
     return FRAME
 
@@ -183,10 +240,17 @@ def encode(message: Message, utc_offset_ns: int, frame_id: str) -> bytes:
     if data.dtype.str not in DTYPES:
         raise TypeError(f"cannot record an array of {data.dtype}. What can be: {', '.join(DTYPES)}")
     head = _CLASSES[FRAME](
-        stream=message.stream, seq=message.seq, capture_ns=message.capture_ns, duration_ns=message.duration_ns,
-        publish_ns=message.publish_ns, clock_error_ns=message.clock_error_ns, encoding=message.encoding,
-        reason=message.reason, dtype=data.dtype.str, shape=data.shape,
-    )  # fmt: skip
+        stream=message.stream,
+        seq=message.seq,
+        capture_ns=message.capture_ns,
+        duration_ns=message.duration_ns,
+        publish_ns=message.publish_ns,
+        clock_error_ns=message.clock_error_ns,
+        encoding=message.encoding,
+        reason=message.reason,
+        dtype=data.dtype.str,
+        shape=data.shape,
+    )
     if kind == FRAME:
         return _encode_own(head, message.encoding, data)
     stamped = _CLASSES[kind]()
@@ -251,10 +315,21 @@ def _encode_json(message: AlignedSet | Prediction | Health) -> bytes:
 
 def without_payload(aligned: AlignedSet) -> AlignedSet:
     bare = {
-        stream: tuple(Frame(f.stream, f.seq, f.capture_ns, f.encoding, duration_ns=f.duration_ns, publish_ns=f.publish_ns,
-                            clock_error_ns=f.clock_error_ns, reason=f.reason) for f in frames)
+        stream: tuple(
+            Frame(
+                f.stream,
+                f.seq,
+                f.capture_ns,
+                f.encoding,
+                duration_ns=f.duration_ns,
+                publish_ns=f.publish_ns,
+                clock_error_ns=f.clock_error_ns,
+                reason=f.reason,
+            )
+            for f in frames
+        )
         for stream, frames in aligned.frames.items()
-    }  # fmt: skip
+    }
     return msgspec.structs.replace(aligned, frames=bare)
 
 
@@ -295,9 +370,16 @@ def _decode_frame(kind: str, data: bytes) -> Frame:
     if not head.stream or min(shape, default=0) < 0:
         raise ValueError("its own fields are missing or make no sense")
     return Frame(
-        head.stream, head.seq, head.capture_ns, head.encoding, payload.reshape(shape), head.duration_ns,
-        head.publish_ns, head.clock_error_ns, head.reason,
-    )  # fmt: skip
+        head.stream,
+        head.seq,
+        head.capture_ns,
+        head.encoding,
+        payload.reshape(shape),
+        head.duration_ns,
+        head.publish_ns,
+        head.clock_error_ns,
+        head.reason,
+    )
 
 
 class _Exact(msgspec.Struct):
@@ -322,7 +404,8 @@ def _array_in(kind: type, raw: Any) -> np.ndarray:
 
 _PACKER = msgspec.msgpack.Encoder(enc_hook=_array_out)
 _UNPACKERS: dict[str, Any] = {
-    f"sensorium.{kind.__name__}": msgspec.msgpack.Decoder(kind, dec_hook=_array_in) for kind in (AlignedSet, Prediction, Health)
+    f"sensorium.{kind.__name__}": msgspec.msgpack.Decoder(kind, dec_hook=_array_in)
+    for kind in (AlignedSet, Prediction, Health)
 }
 
 

@@ -1,6 +1,6 @@
 """A recording's timeline as an SVG picture: when each stream was there, its gaps and silences, and what was predicted. Pure.
 
-    Path("timeline.svg").write_text(draw(Audit(Path("rec.mcap"))))
+Path("timeline.svg").write_text(draw(Audit(Path("rec.mcap"))))
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from pipeline.runtime.graph import EVENTS
 WIDTH, LEFT, ROW, TOP, RIGHT = 1100, 150, 34, 46, 20
 INK, QUIET, THERE, GAP, SILENT = "#15211f", "#566461", "#0b7285", "#b3261e", "#dde3e0"
 # Okabe and Ito's colours, as on the page; a label that is not known takes grey.
-HUES = {"angry": "#d55e00", "disgust": "#009e73", "fear": "#56b4e9", "happy": "#e69f00", "sad": "#0072b2", "surprise": "#cc79a7"}
+HUES = {
+    "angry": "#d55e00",
+    "disgust": "#009e73",
+    "fear": "#56b4e9",
+    "happy": "#e69f00",
+    "sad": "#0072b2",
+    "surprise": "#cc79a7",
+}
 OTHER = "#8e9a96"
 STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 Bar = tuple[int, int, str, str]  # from, to (ns), colour, what it is
@@ -31,10 +38,16 @@ def draw(audit: Audit) -> str:
         if not name.endswith(EVENTS):
             rows.append((name, f"{len(stream.captures_ns)} · {stream.encoding}", list(_of_stream(stream))))
     for align, sets in audit.sent.items():
-        found = ((s.anchor_ns, GAP, f"missing: {', '.join(s.missing)}") if s.missing else (s.anchor_ns, THERE, "whole") for s in sets)
+        found = (
+            (s.anchor_ns, GAP, f"missing: {', '.join(s.missing)}") if s.missing else (s.anchor_ns, THERE, "whole")
+            for s in sets
+        )
         rows.append((align, f"{len(sets)} sets", list(_runs(found))))
     for node, predictions in audit.predictions.items():
-        told = ((p.capture_ns, HUES.get(p.label or "", OTHER if p.label else SILENT), p.label or "no answer") for p in predictions)
+        told = (
+            (p.capture_ns, HUES.get(p.label or "", OTHER if p.label else SILENT), p.label or "no answer")
+            for p in predictions
+        )
         rows.append((node, f"{len(predictions)} predictions", list(_runs(told))))
     height = TOP + ROW * len(rows) + 40
 
@@ -54,8 +67,10 @@ def draw(audit: Audit) -> str:
         for from_ns, to_ns, colour, what in bars:
             left, wide = x_of(from_ns), max(1.0, x_of(to_ns) - x_of(from_ns))
             at_s = (from_ns - first_ns) / NS
-            out.append(f'<rect x="{left:.1f}" y="{y + 4}" width="{wide:.1f}" height="18" fill="{colour}">'
-                       f"<title>{escape(f'{name} {at_s:.2f} s: {what}')}</title></rect>")  # fmt: skip
+            out.append(
+                f'<rect x="{left:.1f}" y="{y + 4}" width="{wide:.1f}" height="18" fill="{colour}">'
+                f"<title>{escape(f'{name} {at_s:.2f} s: {what}')}</title></rect>"
+            )
     axis = TOP + ROW * len(rows) + 8
     step_s = next((s for s in STEPS_S if span_ns / NS / s <= 12), STEPS_S[-1])
     for k in range(int(span_ns / NS / step_s) + 1):

@@ -81,7 +81,12 @@ class Stream:
         jitter = f"{float(np.std(even)) / 1e6:.2f} ms" if len(even) > 1 else "–"
         span = f"{(self.end_ns - self.captures_ns[0]) / NS:.2f} s" if self.captures_ns else "–"
         gaps = f"{self.lost} in {len(self.missing)}" if self.missing else "none"
-        troubles = {"silences": len(self.silences_ns), "twice": self.twice, "back in time": self.backwards, "restarts": self.restarts}
+        troubles = {
+            "silences": len(self.silences_ns),
+            "twice": self.twice,
+            "back in time": self.backwards,
+            "restarts": self.restarts,
+        }
         others = ", ".join(f"{count} {what}" for what, count in troubles.items() if count)
         error = f"{self.clock_error_ns / 1e6:.2f} ms"
         return self.name, self.encoding, str(len(self.captures_ns)), rate, jitter, gaps, span, error, others
@@ -99,7 +104,12 @@ class Audit:
         self.verdicts: dict[str, event_log.Verdict] = {}
         self._health: Health | None = None
         with Reader(path, unclosed=True) as reader:
-            self.closed, self.torn_bytes, self.about, self.notes = reader.closed, reader.torn_bytes, reader.about, reader.notes
+            self.closed, self.torn_bytes, self.about, self.notes = (
+                reader.closed,
+                reader.torn_bytes,
+                reader.about,
+                reader.notes,
+            )
             self.counts, self.span_ns, self.infos = reader.counts, reader.span_ns, dict(reader.streams)
             for stream, message, _ in reader.messages():
                 if isinstance(message, Frame):
@@ -138,7 +148,9 @@ class Audit:
 
     def _hear(self, reader: Reader, align: str) -> None:
         events = list(events_of(reader, align))
-        self.told[align] = Counter((e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, Told) and e.seq >= 0)
+        self.told[align] = Counter(
+            (e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, Told) and e.seq >= 0
+        )
         self.sent[align] = [e for e in events if isinstance(e, Sent)]
         if not self._heard_whole(align):
             self.verdicts[align] = event_log.Verdict(len(self.sent[align]), len(events), ())
@@ -181,7 +193,9 @@ class Audit:
             if self.from_live_run and (lost := sum(count for _, count, _ in missing)):
                 explained = self._dropped_by_recorder(name) + self._dropped(name, name).total()
                 if lost > explained:
-                    where = ", ".join(f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in missing[:MOST_TOLD])
+                    where = ", ".join(
+                        f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in missing[:MOST_TOLD]
+                    )
                     yield f"{name}: {lost - explained} of {lost} missing messages are unaccounted for ({where} …)"
         for align, verdict in self.verdicts.items():
             yield from (f"{align}: {difference}" for difference in verdict.differences[:MOST_TOLD])
@@ -216,7 +230,9 @@ class Audit:
         unknown = [p.capture_ns for p in predictions if p.capture_ns not in sets]
         if unknown and whole:
             yield f"{node}: {len(unknown)} predictions are of no set of '{align}' (the first at {unknown[0]})"
-        altered = [p.capture_ns for p in predictions if (s := sets.get(p.capture_ns)) and not _from_set(p.receipts, s.receipts)]
+        altered = [
+            p.capture_ns for p in predictions if (s := sets.get(p.capture_ns)) and not _from_set(p.receipts, s.receipts)
+        ]
         if altered:
             yield f"{node}: the receipts of {len(altered)} predictions are not those of their set (the first at {altered[0]})"
         left = len(sets) - (len(predictions) - len(unknown)) - self._dropped_by_recorder(node)
@@ -248,10 +264,17 @@ def report(path: Path, *, plot: Path | None = None) -> None:
     rows = [_HEAD, *(s.row() for n, s in audit.streams.items() if not n.endswith(EVENTS))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
     for row in rows:
-        cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  " + "  ".join(cells).rstrip())
     for align, verdict in audit.verdicts.items():
-        gap = "; not derived again: the recorder dropped a part of what it was told" if not audit._heard_whole(align) else ""
+        gap = (
+            "; not derived again: the recorder dropped a part of what it was told"
+            if not audit._heard_whole(align)
+            else ""
+        )
         derived = gap or ("" if verdict.differences else ", each derived again, with its receipts")
         print(f"  {align}: {verdict.sets} aligned sets{derived}")
     for node, predictions in audit.predictions.items():
@@ -281,16 +304,24 @@ def report(path: Path, *, plot: Path | None = None) -> None:
 def _made(audit: Audit) -> str:
     made: dict[str, Any] = audit.about
     consent = f"; consent: {made['consent']}" if made.get("consent") else ""
-    return f"made by {made.get('made_by', 'nobody known')} of {made.get('config') or made.get('source') or '?'}{consent}"
+    return (
+        f"made by {made.get('made_by', 'nobody known')} of {made.get('config') or made.get('source') or '?'}{consent}"
+    )
 
 
 def _missing(audit: Audit) -> str:
     """What is not there, by stream: the file's end says how far each reaches."""
     end_ns = max(audit.last_ns.values(), default=0)
-    behind = [f"{s} {(end_ns - t) / 1e6:.0f} ms before" for s, t in sorted(audit.last_ns.items()) if 0 < t < end_ns and s != HEALTH]
+    behind = [
+        f"{s} {(end_ns - t) / 1e6:.0f} ms before"
+        for s, t in sorted(audit.last_ns.items())
+        if 0 < t < end_ns and s != HEALTH
+    ]
     torn = f"{audit.torn_bytes} torn bytes at the end; " if audit.torn_bytes else ""
     at_s = (end_ns - audit.span_ns[0]) / NS
-    return f"{torn}missing: everything after {at_s:.2f} s" + (f", and of what ends earlier: {', '.join(behind)}" if behind else "")
+    return f"{torn}missing: everything after {at_s:.2f} s" + (
+        f", and of what ends earlier: {', '.join(behind)}" if behind else ""
+    )
 
 
 def time_range(audit: Audit) -> tuple[int, int]:

@@ -103,7 +103,9 @@ class Intrinsics:
         """As project(), of points of another frame; also their depth along the optical axis, (n,) metres."""
         return self._project(camera_from_source, points_m)
 
-    def _project(self, camera_from_source: np.ndarray, points_m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _project(
+        self, camera_from_source: np.ndarray, points_m: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points = np.asarray(points_m).reshape(-1, 3)
         n = len(points)
         # One block of results, and scratch that every chunk uses again: fresh memory costs more than the arithmetic.

@@ -287,7 +287,9 @@ def rotation_to_quaternion(rotation: np.ndarray) -> np.ndarray:
 def apply(target_from_source: np.ndarray, points_m: np.ndarray) -> np.ndarray:
     """Points (n, 3) of the source → of the target, float64."""
     # A slice of a (4, 4) would keep numpy from calling BLAS, which is five times as fast.
-    turned: np.ndarray = np.asarray(points_m, np.float64) @ np.ascontiguousarray(target_from_source[:3, :3].T, np.float64)
+    turned: np.ndarray = np.asarray(points_m, np.float64) @ np.ascontiguousarray(
+        target_from_source[:3, :3].T, np.float64
+    )
     turned += target_from_source[:3, 3]
     return turned
 

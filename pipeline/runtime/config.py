@@ -75,7 +75,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise _no_such_file(path) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it holds no text"
-        raise ConfigError(f"{path}: cannot be read: {why}. A config is a YAML file, such as configs/emotion-live.yaml") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {why}. A config is a YAML file, such as configs/emotion-live.yaml"
+        ) from error
     from pipeline.runtime import yaml_text
 
     try:
@@ -101,8 +103,10 @@ def _no_such_file(path: Path) -> ConfigError:
     close = closest(path.stem, known)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     meant = f" Did you mean '{known[close]}'?" if close else ""
-    return ConfigError(f"{path}: there is no such file{where}.{meant} Those that come with Sensorium, found from any folder: "
-                       f"{', '.join(shipped.values())}")  # fmt: skip
+    return ConfigError(
+        f"{path}: there is no such file{where}.{meant} Those that come with Sensorium, found from any folder: "
+        f"{', '.join(shipped.values())}"
+    )
 
 
 def parse(tree: dict[str, Any], path: str) -> Config:
@@ -118,7 +122,9 @@ def parse(tree: dict[str, Any], path: str) -> Config:
     if not isinstance(portable, bool):
         raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
     hosts = _parse_hosts(tree.get("hosts", {}), path)
-    return Config(path, {str(name): _parse_node(name, node, path, hosts) for name, node in nodes.items()}, portable, hosts)
+    return Config(
+        path, {str(name): _parse_node(name, node, path, hosts) for name, node in nodes.items()}, portable, hosts
+    )
 
 
 def without(config: Config, *uses: str) -> Config:
@@ -129,7 +135,9 @@ def without(config: Config, *uses: str) -> Config:
 def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:
     """{front: 192.168.1.20, brain: "192.168.1.21:7800"} → name → (address, first port)."""
     if not isinstance(hosts, dict):
-        raise ConfigError(f"{path}: hosts: found {_a(hosts)}, expected a table such as {{front: 192.168.1.20, brain: 192.168.1.21}}")
+        raise ConfigError(
+            f"{path}: hosts: found {_a(hosts)}, expected a table such as {{front: 192.168.1.20, brain: 192.168.1.21}}"
+        )
     parsed = {}
     for name, given in hosts.items():
         address, colon, port = given.partition(":") if isinstance(given, str) else ("", "", "")
@@ -144,22 +152,30 @@ def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int
     if not isinstance(name, str):
         raise ConfigError(f"{where}: YAML reads this name as {_a(name)}. Put it in quotes, or choose another")
     if name == HEALTH or not name.replace("_", "").replace("-", "").replace("/", "").isalnum():
-        raise ConfigError(f"{where}: '{name}' cannot be a node's name. Use letters, digits, '_', '-'; '{HEALTH}' is taken")
+        raise ConfigError(
+            f"{where}: '{name}' cannot be a node's name. Use letters, digits, '_', '-'; '{HEALTH}' is taken"
+        )
     if not isinstance(node, dict):
         raise ConfigError(f"{where}: found {_a(node)}, expected options such as {{use: camera, device: 0}}")
     if not isinstance(use := node.get("use"), str):
-        raise ConfigError(f"{where}.use: missing. It names what the node is: {', '.join(all_named(Node, 'nodes'))}, or module:Name")
+        raise ConfigError(
+            f"{where}.use: missing. It names what the node is: {', '.join(all_named(Node, 'nodes'))}, or module:Name"
+        )
     host = node.get("host", "")
     if hosts and host not in hosts:
         found = f"no host called '{host}'." if "host" in node else "missing: this config has several hosts."
         raise ConfigError(f"{where}.host: {found} Hosts here: {', '.join(hosts)}.{nearest(str(host), hosts)}")
     if host and not hosts:
-        raise ConfigError(f"{where}.host: '{host}' has no address. Give it one at the top: hosts: {{{host}: 192.168.1.20}}")
+        raise ConfigError(
+            f"{where}.host: '{host}' has no address. Give it one at the top: hosts: {{{host}: 192.168.1.20}}"
+        )
     for key in ("shared", "restart", "optional"):
         if not isinstance(node.get(key, False), bool):
             raise ConfigError(f"{where}.{key}: found {node[key]!r}, expected true or false")
     if node.get("shared") and not hosts:
-        raise ConfigError(f"{where}.shared: this host has no address. Give it one: hosts: {{robot: 192.168.1.20}}, and each node a host")
+        raise ConfigError(
+            f"{where}.shared: this host has no address. Give it one: hosts: {{robot: 192.168.1.20}}, and each node a host"
+        )
     if not isinstance(node.get("process", ""), str):
         raise ConfigError(f"{where}.process: found {node['process']!r}, expected a name")
     inputs = node.get("inputs", [])
@@ -188,10 +204,14 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
         raise ConfigError(f"{where}: found {entry!r}, expected a node's name or {{from: camera, keep: latest}}")
     for key in entry:
         if key not in ("from", "keep"):
-            raise ConfigError(f"{where}: unknown key '{key}'. Known here: from, keep.{nearest(str(key), ['from', 'keep'])}")
+            raise ConfigError(
+                f"{where}: unknown key '{key}'. Known here: from, keep.{nearest(str(key), ['from', 'keep'])}"
+            )
     keep = entry.get("keep", KEEP_DEFAULT)
     if keep not in ("all", "latest") and not (isinstance(keep, int) and not isinstance(keep, bool) and keep > 0):
-        raise ConfigError(f"{where}.keep: found {keep!r}, expected all, latest, or how many messages may wait, such as 8")
+        raise ConfigError(
+            f"{where}.keep: found {keep!r}, expected all, latest, or how many messages may wait, such as 8"
+        )
     return InputConfig(entry["from"], keep)
 
 
@@ -199,7 +219,7 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
 
 
 def resolve(use: str, where: str) -> type[Node]:
-    """"camera" → the node in nodes/camera.py; "module:Name" → that class of anyone's module."""
+    """ "camera" → the node in nodes/camera.py; "module:Name" → that class of anyone's module."""
     try:
         return find(use, Node, "nodes", what="node")
     except ConfigError as error:
@@ -253,7 +273,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
             at.setdefault(key, {})
         if not isinstance(at, dict) or key not in at:
             known = list(at) if isinstance(at, dict) else []
-            raise ConfigError(f"--set {override}: there is no '{'.'.join(keys[: depth + 1])}' in the config.{nearest(key, known)}")
+            raise ConfigError(
+                f"--set {override}: there is no '{'.'.join(keys[: depth + 1])}' in the config.{nearest(key, known)}"
+            )
         at = at[key]
     if not isinstance(at, dict):
         raise ConfigError(f"--set {override}: '{'.'.join(keys[:-1])}' is not a table")

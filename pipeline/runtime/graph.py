@@ -22,7 +22,9 @@ from pipeline.runtime.runs import free_address
 from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
 
 MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
-EVENTS = ".events"  # "align.events" in `inputs`: what that node was told and decided, as text (no node's name holds a '.')
+EVENTS = (
+    ".events"  # "align.events" in `inputs`: what that node was told and decided, as text (no node's name holds a '.')
+)
 
 
 class EdgePlan(msgspec.Struct):
@@ -87,7 +89,9 @@ def check_graph(config: Config) -> None:
         if issubclass(kind, Source) and node.inputs:
             raise ConfigError(f"{node.where}.inputs: '{node.use}' is a source and reads nothing. Remove the key")
         if not issubclass(kind, Source) and not node.inputs:
-            raise ConfigError(f"{node.where}.inputs: missing. Which nodes does it read? Here: {', '.join(config.nodes)}")
+            raise ConfigError(
+                f"{node.where}.inputs: missing. Which nodes does it read? Here: {', '.join(config.nodes)}"
+            )
         if node.shared and issubclass(kind, Sink):
             raise ConfigError(f"{node.where}.shared: '{node.use}' sends nothing: it is a sink")
         for i, edge in enumerate(node.inputs):
@@ -99,7 +103,11 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
     """host: which of config.hosts this is. Raises ConfigError as check_graph does, and for a host that is not there."""
     check_graph(config)
     if (config.hosts or host) and host not in config.hosts:
-        found = f"--host: no host called '{host}'" if host else f"{config.path}: it has several hosts. Say which one this is: --host NAME"
+        found = (
+            f"--host: no host called '{host}'"
+            if host
+            else f"{config.path}: it has several hosts. Say which one this is: --host NAME"
+        )
         raise ConfigError(f"{found}. Hosts here: {', '.join(config.hosts) or 'none'}.{nearest(host, config.hosts)}")
     portable = config.portable
 
@@ -120,7 +128,11 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
         edges = []
         for edge in node.inputs:
             # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
-            keep: Keep = "all" if edge.source.removesuffix(EVENTS) in waits and edge.keep != "latest" else edge.keep or KEEP_DEFAULT
+            keep: Keep = (
+                "all"
+                if edge.source.removesuffix(EVENTS) in waits and edge.keep != "latest"
+                else edge.keep or KEEP_DEFAULT
+            )
             if edge.source in addresses:
                 edges.append(EdgePlan(edge.source, keep, addresses[edge.source]))
             else:
@@ -148,14 +160,20 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
     for process in processes.values():
         process.control = control
     tells_time = any(node.network for process in processes.values() for node in process.nodes)
-    return Plan(config.path, list(processes.values()), control, addresses[HEALTH], host, clocks[host] if tells_time else "")
+    return Plan(
+        config.path, list(processes.values()), control, addresses[HEALTH], host, clocks[host] if tells_time else ""
+    )
 
 
 def shared_stream(config: Config, name: str) -> tuple[str, str, str]:
     """A shared node's host, and where other hosts read it and its clock. Raises ConfigError for one that is not shared."""
     shared = [node.name for node in config.nodes.values() if node.shared]
     if name not in shared:
-        fix = f"Set nodes.{name}.shared: true" if name in config.nodes else f"Shared: {', '.join(shared) or 'none'}.{nearest(name, shared)}"
+        fix = (
+            f"Set nodes.{name}.shared: true"
+            if name in config.nodes
+            else f"Shared: {', '.join(shared) or 'none'}.{nearest(name, shared)}"
+        )
         raise ConfigError(f"{config.path}: '{name}' is not shared with other hosts. {fix}")
     host = config.nodes[name].host
     return host, _network_addresses(config)[name], _clock_addresses(config)[host]
@@ -226,7 +244,9 @@ def _fed_by_unpaced(config: Config) -> set[str]:
     """The nodes that are, or are fed by, a source with `realtime: false`."""
     fed = {name for name, node in config.nodes.items() if node.options.get("realtime") is False}
     while True:
-        more = {n.name for n in config.nodes.values() if any(e.source.removesuffix(EVENTS) in fed for e in n.inputs)} - fed
+        more = {
+            n.name for n in config.nodes.values() if any(e.source.removesuffix(EVENTS) in fed for e in n.inputs)
+        } - fed
         if not more:
             return fed
         fed |= more

@@ -1,7 +1,7 @@
 """Plan → processes on this host: start them, begin together, watch, restart what dies, stop, and account for everything.
 
-    summary = Launch(plan, run_folder).run(for_s=10)
-    summary["frames_in"], summary["dropped"], summary["unaccounted"]
+summary = Launch(plan, run_folder).run(for_s=10)
+summary["frames_in"], summary["dropped"], summary["unaccounted"]
 """
 
 from __future__ import annotations
@@ -168,7 +168,9 @@ class Launch:
                 if all(p.ready for p in self._processes.values()):
                     self._begin_all()
                 elif now_s > told_waiting_s:
-                    waiting = [n for p in self._processes.values() if not p.ready for n in (n.name for n in p.plan.nodes)]
+                    waiting = [
+                        n for p in self._processes.values() if not p.ready for n in (n.name for n in p.plan.nodes)
+                    ]
                     log.info("waiting for: %s", ", ".join(waiting))
                     told_waiting_s = now_s + 10
             if self._start_ns and for_s is not None and time.monotonic_ns() >= self._start_ns + for_s * NS:
@@ -246,7 +248,9 @@ class Launch:
         fault, process.fault = process.fault, None
         why = fault.message if fault else f"its process ended with {_signal_name(exit_code)}"
         # What worked once may work again; what fails at the start, or says that it cannot go on, will not.
-        hopeless = not process.plan.restarts and (not process.begun or (fault is not None and fault.exit_code in (2, 3)))
+        hopeless = not process.plan.restarts and (
+            not process.begun or (fault is not None and fault.exit_code in (2, 3))
+        )
         if hopeless or not all(n.restart for n in process.plan.nodes):
             kind = {2: ConfigError, 3: DeviceError}.get(fault.exit_code if fault else 1, SensoriumError)
             self._fatal = self._fatal or kind(why if fault and fault.exit_code != 1 else f"node '{names}': {why}")
@@ -306,9 +310,13 @@ class Launch:
 
 
 def launch(
-    config: Config, *, host: str = "", for_s: float | None = None, warm: bool = False,
+    config: Config,
+    *,
+    host: str = "",
+    for_s: float | None = None,
+    warm: bool = False,
     on_begin: Callable[[Plan], None] = lambda plan: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Run a config to its end, for_s seconds, or Ctrl-C; returns the summary. on_begin: called when frames start to flow.
 
     host: of a config with hosts, which one this is: its nodes run here. The other hosts' runs are not looked after: their

@@ -173,11 +173,18 @@ class NodeThread:
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where, inputs=self.context.inputs)
             node.context = self.context
             info = StreamInfo(self.plan.name, "")
-            self._publisher = Publisher(self.plan.address, info, network=self.plan.network, keyring=self._keyring,
-                                        ring_s=RECORDED_S if self.plan.recorded else SPAN_S)  # fmt: skip
+            self._publisher = Publisher(
+                self.plan.address,
+                info,
+                network=self.plan.network,
+                keyring=self._keyring,
+                ring_s=RECORDED_S if self.plan.recorded else SPAN_S,
+            )
             self.context.borrow = self._publisher.borrow
             if self.plan.events:
-                self._journal = Publisher(self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"), queue=JOURNAL_QUEUE)
+                self._journal = Publisher(
+                    self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"), queue=JOURNAL_QUEUE
+                )
                 self.context.journal = self._send_journal
             lost: DeviceError | None = None
             try:
@@ -198,7 +205,9 @@ class NodeThread:
             self._fail(str(error), error.exit_code)
         except ModuleNotFoundError as error:
             self._fail(str(missing_package(error.name or "?", f"node '{self.plan.name}'")), 2)
-        except Exception as error:  # a node's bug ends the node, with its traceback in the log; the launcher restarts it
+        except (
+            Exception
+        ) as error:  # a node's bug ends the node, with its traceback in the log; the launcher restarts it
             self.context.log.error("%s", traceback.format_exc())
             self._fail(f"{type(error).__name__}: {error}", 1)
         finally:

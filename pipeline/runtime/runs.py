@@ -1,7 +1,7 @@
 """The runs on this host: where each says what it publishes, and how any program reads it.
 
-    for prediction in pipeline.subscribe("emotion"): ...
-    find_run("emotion")                     # "ipc:///run/user/1000/sensorium/…/emotion.sock"
+for prediction in pipeline.subscribe("emotion"): ...
+find_run("emotion")                     # "ipc:///run/user/1000/sensorium/…/emotion.sock"
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def runs_folder() -> Path:
     """Where the runs of this user say what they publish: one folder a run, readable by this user only."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    return Path(base) / "sensorium" if base and Path(base).is_dir() else Path(tempfile.gettempdir()) / f"sensorium-{user}"
+    return (
+        Path(base) / "sensorium" if base and Path(base).is_dir() else Path(tempfile.gettempdir()) / f"sensorium-{user}"
+    )
 
 
 def announced() -> list[dict[str, Any]]:
@@ -111,7 +113,9 @@ def subscribe(
                     continue
                 if line is None:
                     yield message
-                elif line.clock.admits(left_ns(message), clock.now_ns()):  # else that clock has jumped, and it cannot be dated
+                elif line.clock.admits(
+                    left_ns(message), clock.now_ns()
+                ):  # else that clock has jumped, and it cannot be dated
                     yield moved(message, line.clock.to_local)
             elif here and time.monotonic() - heard_s > SILENT_S and connection.address not in addresses():
                 return  # the pipeline was killed: nobody is left to say that it ended
@@ -138,7 +142,9 @@ def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Con
 
     there, address, clock = graph.shared_stream(load(config), node)
     if leaves_host(address) and not host:
-        raise ConfigError(f"'{node}' is read from {address}: say whose keys to use, such as subscribe('{node}', config=…, host='laptop')")
+        raise ConfigError(
+            f"'{node}' is read from {address}: say whose keys to use, such as subscribe('{node}', config=…, host='laptop')"
+        )
     keyring = Keyring.for_addresses(host, [address, clock])
     line = ClockLine(there, clock, keyring)
     connection = Connection(address, reader, payloads="packed", line=line, keyring=keyring)
@@ -151,7 +157,9 @@ def free_address(run_folder: Path, node: str, *, portable: bool) -> str:
     if not portable:
         path = f"{run_folder / node}.sock"
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            raise ConfigError(f"{path}: too long for a socket's name. Set XDG_RUNTIME_DIR to a shorter folder, or portable: true")
+            raise ConfigError(
+                f"{path}: too long for a socket's name. Set XDG_RUNTIME_DIR to a shorter folder, or portable: true"
+            )
         return f"ipc://{path}"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -66,7 +66,9 @@ def live(plan: ProcessPlan) -> int:
         control.close()
         _send_last_words()
         return 1
-    terminated: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
+    terminated: list[
+        int
+    ] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
     signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
     if any(node.connections for node in nodes.values()):
         drain.start()
@@ -113,7 +115,9 @@ def live(plan: ProcessPlan) -> int:
 def _send_last_words() -> None:
     """What sockets that are closed have yet to send, each for as long as it may linger: a copy of the launcher ends without
     the interpreter's own end, which would see to it."""
-    ending = threading.Thread(target=context().term, daemon=True)  # it waits for ever for a socket that a node left open
+    ending = threading.Thread(
+        target=context().term, daemon=True
+    )  # it waits for ever for a socket that a node left open
     ending.start()
     ending.join(LAST_WORDS_S)
 

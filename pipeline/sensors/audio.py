@@ -103,7 +103,9 @@ class Input:
         """(rate, channels) the device can do, the nearest to mono at rate_hz."""
         most_channels = max(1, int(chosen["maxInputChannels"]))
         own_rate_hz = round(chosen["defaultSampleRate"])
-        tries = [(rate, channels) for channels in (1, 2, most_channels) for rate in (rate_hz, own_rate_hz, 48000, 44100)]
+        tries = [
+            (rate, channels) for channels in (1, 2, most_channels) for rate in (rate_hz, own_rate_hz, 48000, 44100)
+        ]
         for rate, channels in tries:
             with contextlib.suppress(ValueError), _quiet():
                 if channels <= most_channels and self._audio.is_format_supported(

@@ -388,5 +388,3 @@ def _card(path: str) -> str | None:
         os.close(descriptor)
     _, card, _, _, _, device_caps = _CAPABILITY.unpack(answer)
     return card.rstrip(b"\0").decode(errors="replace") if device_caps & _VIDEO_CAPTURE else None
-
-

@@ -21,8 +21,23 @@ from pipeline.errors import ConfigError, missing_package, nearest
 NS = 1_000_000_000
 SUFFIXES = frozenset(
     (
-        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".mjpeg",
-        ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mpg",
+        ".mpeg",
+        ".mjpeg",
+        ".wav",
+        ".flac",
+        ".mp3",
+        ".ogg",
+        ".opus",
+        ".m4a",
+        ".aac",
     )
 )  # what makes a name without a folder a file, even when it is missing
 LARGEST_PART_BYTES = 64 << 20  # a picture is never that large: the stream has lost its shape

@@ -64,8 +64,10 @@ def attach(serial: str, wanted: Wanted, what: What, clock: Clock, *, where: str,
         number = device.get_info(sdk.camera_info.serial_number)
         camera = _open.get(number)
         if camera is not None and camera.wanted != wanted:
-            raise ConfigError(f"{where}: the camera {number} is open at {_shown(camera.wanted)} for another node. Depth and colour "
-                              "come from one device: give both nodes the same width_px, height_px and rate_hz.")  # fmt: skip
+            raise ConfigError(
+                f"{where}: the camera {number} is open at {_shown(camera.wanted)} for another node. Depth and colour "
+                "come from one device: give both nodes the same width_px, height_px and rate_hz."
+            )
         if camera is None:
             camera = _open[number] = _Camera(sdk, device, number, wanted, clock, where)
         return camera.tap(what, borrow)
@@ -90,10 +92,15 @@ def _find(sdk: Any, serial: str, where: str) -> Any:
         return found[serial]
     if found and not serial:
         return next(iter(found.values()))
-    here = ", ".join(f"{number} ({device.get_info(sdk.camera_info.name)})" for number, device in found.items()) or "none"
+    here = (
+        ", ".join(f"{number} ({device.get_info(sdk.camera_info.name)})" for number, device in found.items()) or "none"
+    )
     asked = f"no RealSense camera with the serial number {serial}" if serial else "no RealSense camera"
-    raise DeviceError(f"{where}: {asked}. Cameras here: {here}. Plug it in, into a USB 3 socket, or see what is found: "
-                      "python run_pipeline.py doctor", retry=True)  # fmt: skip
+    raise DeviceError(
+        f"{where}: {asked}. Cameras here: {here}. Plug it in, into a USB 3 socket, or see what is found: "
+        "python run_pipeline.py doctor",
+        retry=True,
+    )
 
 
 def _shown(wanted: Wanted) -> str:
@@ -125,15 +132,20 @@ class _Camera:
             # Some models have both pictures on one sensor, which is opened once.
             for name in dict.fromkeys(name for name, _ in chosen):
                 sensor = next(s for s in device.query_sensors() if s.get_info(sdk.camera_info.name) == name)
-                if sensor.supports(sdk.option.auto_exposure_priority):  # else colour slows down in the dark, and depth with it
+                if sensor.supports(
+                    sdk.option.auto_exposure_priority
+                ):  # else colour slows down in the dark, and depth with it
                     sensor.set_option(sdk.option.auto_exposure_priority, 0)
                 sensor.open([profile for owner, profile in chosen if owner == name])
                 self._started.append(sensor)
                 sensor.start(self._queue)
         except RuntimeError as error:
             self._stop_sensors()
-            raise DeviceError(f"{where}: {self.description} cannot be started ({error}). Another program may have it open; two nodes "
-                              "share it where both have the same `process:`.", retry=True) from error  # fmt: skip
+            raise DeviceError(
+                f"{where}: {self.description} cannot be started ({error}). Another program may have it open; two nodes "
+                "share it where both have the same `process:`.",
+                retry=True,
+            ) from error
         self._thread = threading.Thread(target=self._run, name=f"realsense {number}", daemon=True)
         self._thread.start()
 
@@ -149,8 +161,10 @@ class _Camera:
                 if found == self.wanted:
                     return sensor.get_info(self._sdk.camera_info.name), profile
                 there.append(_shown(found))
-        raise ConfigError(f"{self._where}: {self.description} has no {stream.name} picture of {_shown(self.wanted)}. "
-                          f"It has: {', '.join(dict.fromkeys(there)) or 'none'}.")  # fmt: skip
+        raise ConfigError(
+            f"{self._where}: {self.description} has no {stream.name} picture of {_shown(self.wanted)}. "
+            f"It has: {', '.join(dict.fromkeys(there)) or 'none'}."
+        )
 
     def tap(self, what: What, borrow: Borrow) -> Tap:
         made = Tap(self, what, borrow)
@@ -208,7 +222,10 @@ class _Camera:
         stream = frame.get_profile().stream_type()
         what = "colour" if stream == self._sdk.stream.color else "depth"
         capture_ns, clock_error_ns = self._stamps[stream].of(frame, arrival_ns)
-        readers, missed = [tap for tap in list(self._taps) if tap.what == what], self._missed(stream, frame.get_frame_number())
+        readers, missed = (
+            [tap for tap in list(self._taps) if tap.what == what],
+            self._missed(stream, frame.get_frame_number()),
+        )
         if what == "colour":
             self._colour, picture = frame, np.asanyarray(frame.get_data())
         elif not readers or self._colour is None:
@@ -292,14 +309,20 @@ def lens(sdk: Any, found: Any, where: str) -> Intrinsics:
     if found.model == models.brown_conrady:
         return Intrinsics("radtan", *size, *pinhole, coefficients)
     if found.model not in (models.inverse_brown_conrady, models.modified_brown_conrady):
-        raise DeviceError(f"{where}: the camera's lens is described as {found.model.name}, which a rig cannot hold. Calibrate it: "
-                          "python run_pipeline.py calibrate camera live")  # fmt: skip
+        raise DeviceError(
+            f"{where}: the camera's lens is described as {found.model.name}, which a rig cannot hold. Calibrate it: "
+            "python run_pipeline.py calibrate camera live"
+        )
     ways = np.linspace(0, 1, 25)
     if found.model == models.inverse_brown_conrady:  # told from the pixel to the ray
         pixels = [[u * (found.width - 1), v * (found.height - 1)] for u in ways for v in ways]
         rays = [sdk.rs2_deproject_pixel_to_point(found, pixel, 1.0)[:2] for pixel in pixels]
     else:
-        rays = [[(u * found.width - found.ppx) / found.fx, (v * found.height - found.ppy) / found.fy] for u in ways for v in ways]
+        rays = [
+            [(u * found.width - found.ppx) / found.fx, (v * found.height - found.ppy) / found.fy]
+            for u in ways
+            for v in ways
+        ]
         pixels = [sdk.rs2_project_point_to_pixel(found, [*ray, 1.0]) for ray in rays]
     x, y = np.array(rays).T
     bent = (np.array(pixels) - (found.ppx, found.ppy)) / (found.fx, found.fy)  # (n, 2)
@@ -311,6 +334,8 @@ def lens(sdk: Any, found: Any, where: str) -> Intrinsics:
     fitted = np.linalg.lstsq(rows, wanted, rcond=None)[0]
     off_px = float(np.abs(rows @ fitted - wanted).max() * max(found.fx, found.fy))
     if off_px > LENS_ERROR_PX:
-        raise DeviceError(f"{where}: the camera's lens ({found.model.name}) fits a rig's model to {off_px:.2f} px only. Calibrate it: "
-                          "python run_pipeline.py calibrate camera live")  # fmt: skip
+        raise DeviceError(
+            f"{where}: the camera's lens ({found.model.name}) fits a rig's model to {off_px:.2f} px only. Calibrate it: "
+            "python run_pipeline.py calibrate camera live"
+        )
     return Intrinsics("radtan", *size, *pinhole, tuple(map(float, fitted)))

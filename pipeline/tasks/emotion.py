@@ -102,8 +102,10 @@ class Emotion(Task):
         self._voice, self._fusion, self._speaker = self._open_voice(engines), Fusion(), Speaker()
         self._face_rest = average_neutral(manifest) if self._baseline_s > 0 else None
         if self._baseline_s > 0 and self._face_rest is None:
-            raise ConfigError(f"baseline_s: the manifest of {manifest.id} does not say what faces at rest are to it (neutral_… "
-                              "among its metrics). Train it anew, or set baseline_s: 0")
+            raise ConfigError(
+                f"baseline_s: the manifest of {manifest.id} does not say what faces at rest are to it (neutral_… "
+                "among its metrics). Train it anew, or set baseline_s: 0"
+            )
         self._resting: dict[int, Resting] = {}  # track id → what is known of its rest
         self._modalities = self._open_modalities(engines)
         if self._voice is not None and self._modalities is None:
@@ -120,13 +122,20 @@ class Emotion(Task):
             return None
         if not self._voice_path.is_file():
             if self._voice_wanted != VOICE_MODEL:
-                raise AssetError(f"{self._voice_path}: no such model. Train it with: python run_pipeline.py train voice")
-            self.log.info("no %s: the faces are the only evidence. Train one with: run_pipeline.py train voice", VOICE_MODEL)
+                raise AssetError(
+                    f"{self._voice_path}: no such model. Train it with: python run_pipeline.py train voice"
+                )
+            self.log.info(
+                "no %s: the faces are the only evidence. Train one with: run_pipeline.py train voice", VOICE_MODEL
+            )
             return None
         if self._fusion_rule == FUSION_MODEL and not self._fusion_path.is_file():
             # No rule without training is better than the face alone (docs/emotion.md), so none takes its place unasked.
-            self.log.warning("no %s: the faces are the only evidence. Train one with: run_pipeline.py train fusion, "
-                             "or set fusion: average", FUSION_MODEL)  # fmt: skip
+            self.log.warning(
+                "no %s: the faces are the only evidence. Train one with: run_pipeline.py train fusion, "
+                "or set fusion: average",
+                FUSION_MODEL,
+            )
             return None
         manifest = engines.manifest(self._voice_path)
         self._check_embedding(manifest, "another, or voice: none")
@@ -148,7 +157,9 @@ class Emotion(Task):
         rest = average_neutral(manifest, "voice_") if self._baseline_s > 0 else None
         self._voice_rest = None if rest is None else Resting(rest, seconds=self._baseline_s)
         fusion = Fusion(
-            engines.load(self._fusion_path, manifest.name, warm_up_shapes(manifest), reduced=False), manifest, self.labels
+            engines.load(self._fusion_path, manifest.name, warm_up_shapes(manifest), reduced=False),
+            manifest,
+            self.labels,
         )
         self.model = f"{self.model} + {manifest.id}"
         return fusion
@@ -158,21 +169,27 @@ class Emotion(Task):
         manifest = Manifest.read(self._fusion_path) if self._fusion_path.is_file() else None
         if manifest is None or not takes_any(manifest):
             if self._sources:
-                raise ConfigError("sources: only a fusion made by train fusion --family has modalities of its own. "
-                                  "Name one: fusion: my-fusion.onnx")  # fmt: skip
+                raise ConfigError(
+                    "sources: only a fusion made by train fusion --family has modalities of its own. "
+                    "Name one: fusion: my-fusion.onnx"
+                )
             return None
         engine = engines.load(self._fusion_path, manifest.name, warm_up_shapes(manifest), reduced=False)
         found = Modalities(engine, manifest, self._sources)
         if "opinion" in found.wants.values() and found.labels != self.labels:
-            raise ConfigError(f"fusion model {manifest.id}: it takes opinions about {found.labels}, the face model's are about "
-                              f"{self.labels}. Use the face model it was trained with.")
+            raise ConfigError(
+                f"fusion model {manifest.id}: it takes opinions about {found.labels}, the face model's are about "
+                f"{self.labels}. Use the face model it was trained with."
+            )
         self.labels, self.model = found.labels, f"{self.model} + {manifest.id}"
         return found
 
     def _check_embedding(self, manifest: Manifest, instead: str) -> None:
         names = [tensor.name for tensor in manifest.outputs]
         if self._embeddings and "embedding" not in names:
-            raise ConfigError(f"embeddings: true: {manifest.id} has no output 'embedding', only {names}. Name {instead}")
+            raise ConfigError(
+                f"embeddings: true: {manifest.id} has no output 'embedding', only {names}. Name {instead}"
+            )
 
     def predict(self, aligned: AlignedSet) -> Prediction:
         sound = first(aligned, SOUNDS)
@@ -211,11 +228,20 @@ class Emotion(Task):
             answer = self._smoother.update(answer, aligned.anchor_ns)
         counted = [np.array(o.probs) for o in opinions if o.weight >= COUNTS and o.probs]
         prediction = self.prediction(
-            aligned, answer, bad=bad, used=used, speaking=speaking,
-            subjects=[self._subject(track, p, g) for track, p, g in zip(tracks, () if probs is None else probs, given, strict=False)],
-            opinions=opinions, disagree=any(disagree(a, b) for a, b in combinations(counted, 2)), agreement=agreement,
+            aligned,
+            answer,
+            bad=bad,
+            used=used,
+            speaking=speaking,
+            subjects=[
+                self._subject(track, p, g)
+                for track, p, g in zip(tracks, () if probs is None else probs, given, strict=False)
+            ],
+            opinions=opinions,
+            disagree=any(disagree(a, b) for a, b in combinations(counted, 2)),
+            agreement=agreement,
             uncertain_below=self._uncertain_below,
-        )  # fmt: skip
+        )
         if self._smoother is not None:
             prediction = msgspec.structs.replace(prediction, timing_ns={"lag": self._smoother.lag_ns})
         return prediction
@@ -264,14 +290,24 @@ class Emotion(Task):
             return np.exp(heard.log_probs)[None]
         face = np.log(np.maximum(np.stack([self._probs[t.id] for t in tracks]), 1e-9))
         voice = np.repeat(heard.log_probs[None], len(tracks), axis=0)
-        present = np.array([[self._quality.get(t.id, (1.0, ""))[0], heard.weight if g else 0.0]
-                            for t, g in zip(tracks, given, strict=True)], np.float32)
+        present = np.array(
+            [
+                [self._quality.get(t.id, (1.0, ""))[0], heard.weight if g else 0.0]
+                for t, g in zip(tracks, given, strict=True)
+            ],
+            np.float32,
+        )
         return self._fusion.fuse(face, voice, present)
 
     def _fuse_any(
-        self, aligned: AlignedSet, tracks: Sequence[Track], largest: int | None, heard: Heard, given: Sequence[str],
+        self,
+        aligned: AlignedSet,
+        tracks: Sequence[Track],
+        largest: int | None,
+        heard: Heard,
+        given: Sequence[str],
         own: Mapping[str, tuple[int, str]],
-    ) -> tuple[npt.NDArray[np.float32] | None, list[Opinion], float | None]:  # fmt: skip
+    ) -> tuple[npt.NDArray[np.float32] | None, list[Opinion], float | None]:
         """As _fuse, by a fusion over any modalities, with the opinions behind the largest face's answer and their agreement.
         own: face and voice → when it was captured, and by which stream."""
         fusion, cases = self._modalities, []
@@ -283,7 +319,11 @@ class Emotion(Task):
                 values, weight, reason = None, 0.0, "no face in view" if name == "face" else heard.reason
                 if name == "face" and track is not None:
                     weight, reason = self._quality[track.id]
-                    values = np.log(np.maximum(self._probs[track.id], 1e-9)) if kind == "opinion" else self._embedding[track.id]
+                    values = (
+                        np.log(np.maximum(self._probs[track.id], 1e-9))
+                        if kind == "opinion"
+                        else self._embedding[track.id]
+                    )
                 elif name == "voice" and heard.log_probs is not None:
                     weight = heard.weight if share else 0.0
                     values = heard.log_probs if kind == "opinion" else heard.embedding
@@ -296,7 +336,13 @@ class Emotion(Task):
         return (probs if any(o.weight > 0 for o in opinions) else None), opinions, agreement[first]
 
     def _opinions(
-        self, tracks: Sequence[Track], largest: int | None, camera: str, heard: Heard, microphone: str, given: Sequence[str]
+        self,
+        tracks: Sequence[Track],
+        largest: int | None,
+        camera: str,
+        heard: Heard,
+        microphone: str,
+        given: Sequence[str],
     ) -> list[Opinion]:
         """Of the face that answers, and of the voice as it counted for it."""
         if self._voice is None and not self._embeddings:
@@ -315,7 +361,9 @@ class Emotion(Task):
             if weight > 0 and largest is not None and given[largest] == "":
                 weight, reason = 0.0, "another face's mouth moves with the voice"
             elif weight > 0 and largest is not None and given[largest] == "shared":
-                reason = "; ".join(filter(None, [reason, f"shared by {len(tracks)} faces: no mouth clearly moves with it"]))
+                reason = "; ".join(
+                    filter(None, [reason, f"shared by {len(tracks)} faces: no mouth clearly moves with it"])
+                )
             embedding = heard.embedding if self._embeddings else NO_EMBEDDING
             found.append(Opinion("voice", microphone, weight, _plain(heard.log_probs, log=True), reason, embedding))
         return found

@@ -74,9 +74,16 @@ class ObjectFinder:
         range_boxes(np.array([[0, 0, 9, 9]]), some[:, :2], some)
 
     def find(
-        self, image: Image | None, points_base: npt.NDArray[Any] | None, capture_ns: int, view: View | None, *,
-        boxes: Sequence[Detection] | None = None, points_ns: int | None = None, ground: npt.NDArray[np.bool_] | None = None,
-    ) -> list[Subject]:  # fmt: skip
+        self,
+        image: Image | None,
+        points_base: npt.NDArray[Any] | None,
+        capture_ns: int,
+        view: View | None,
+        *,
+        boxes: Sequence[Detection] | None = None,
+        points_ns: int | None = None,
+        ground: npt.NDArray[np.bool_] | None = None,
+    ) -> list[Subject]:
         """image: (h, w, 3) BGR; not looked at where `boxes` come from elsewhere, in the pixels of `view`. points_base: (n, 3)
         metres in the base frame; None, or no view: no ranges. capture_ns: the picture's; points_ns: the points', taken for
         the same where it is None. ground: (n,) which points are ground, where that is known better than a plane tells.
@@ -87,13 +94,25 @@ class ObjectFinder:
         self.ranged = self._range(boxes, points_base, view, ground)
         tracks = self._tracker.update(boxes, self.ranged, capture_ns, capture_ns if points_ns is None else points_ns)
         return [
-            Subject(t.id, box.box_px, (), box.score, label=box.label, range_m=t.ranged.range_m,
-                    position_m=t.ranged.position_m or (), closing_mps=t.closing_mps)
+            Subject(
+                t.id,
+                box.box_px,
+                (),
+                box.score,
+                label=box.label,
+                range_m=t.ranged.range_m,
+                position_m=t.ranged.position_m or (),
+                closing_mps=t.closing_mps,
+            )
             for t, box in zip(tracks, boxes, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _range(
-        self, boxes: Sequence[Detection], points_base: npt.NDArray[Any] | None, view: View | None, ground: npt.NDArray[np.bool_] | None
+        self,
+        boxes: Sequence[Detection],
+        points_base: npt.NDArray[Any] | None,
+        view: View | None,
+        ground: npt.NDArray[np.bool_] | None,
     ) -> list[Ranged]:
         if points_base is None or view is None:
             return [Ranged(reason="no points" if points_base is None else "no rig")] * len(boxes)
@@ -102,9 +121,12 @@ class ObjectFinder:
         pixels, _, seen = view.intrinsics.project_from(view.camera_from_base, points_base)
         at = np.flatnonzero(seen)
         return range_boxes(
-            np.array([box.box_px for box in boxes]), pixels[at], points_base[at],
-            camera_m=view.camera_m, ground=None if ground is None else ground[at],
-        )  # fmt: skip
+            np.array([box.box_px for box in boxes]),
+            pixels[at],
+            points_base[at],
+            camera_m=view.camera_m,
+            ground=None if ground is None else ground[at],
+        )
 
 
 class Views:
@@ -126,7 +148,9 @@ class Views:
             return None
         if image is not None and image.shape[1::-1] != view.intrinsics.size:
             found, known = ("×".join(map(str, size)) for size in (image.shape[1::-1], view.intrinsics.size))
-            self._warn(f"{rig.where}: intrinsics.{name} are of pictures of {known}, found {found}: no ranges. Calibrate at that size")
+            self._warn(
+                f"{rig.where}: intrinsics.{name} are of pictures of {known}, found {found}: no ranges. Calibrate at that size"
+            )
             return None
         return view
 
@@ -147,7 +171,12 @@ class Objects(Task):
     """
 
     def __init__(
-        self, *, detector: str | dict[str, Any] = "auto", rig: str = "", sensors: dict[str, str] | None = None, threads: int = 1
+        self,
+        *,
+        detector: str | dict[str, Any] = "auto",
+        rig: str = "",
+        sensors: dict[str, str] | None = None,
+        threads: int = 1,
     ) -> None:
         if threads < 1:
             raise ValueError("threads must be at least 1")
@@ -196,7 +225,9 @@ class Objects(Task):
         looked = [sent.stream] if boxes is not None and sent is not None else []
         looked += [pictured.stream] if boxes is None and self._detector is not None and pictured is not None else []
         ranged = [measured.stream] if measured and any(one.range_m is not None for one in self.finder.ranged) else []
-        prediction = self.prediction(aligned, self._shares(subjects), subjects=subjects, used=(*looked, *ranged), bad=bad)
+        prediction = self.prediction(
+            aligned, self._shares(subjects), subjects=subjects, used=(*looked, *ranged), bad=bad
+        )
         return msgspec.structs.replace(prediction, missing=(*prediction.missing, *missing)) if missing else prediction
 
     def _shares(self, subjects: Sequence[Subject]) -> npt.NDArray[np.float32] | None:
@@ -208,7 +239,9 @@ class Objects(Task):
         return sums / sums.sum() if sums.sum() > 0 else None
 
 
-def told_apart(subjects: Sequence[Subject], obstacles: Sequence[Obstacle]) -> tuple[dict[int, tuple[str, float]], list[Subject]]:
+def told_apart(
+    subjects: Sequence[Subject], obstacles: Sequence[Obstacle]
+) -> tuple[dict[int, tuple[str, float]], list[Subject]]:
     """What each obstacle is: id → label and score of the surest subject whose surface lies on it. And the subjects that have a
     place and lie on none."""
     labels: dict[int, tuple[str, float]] = {}

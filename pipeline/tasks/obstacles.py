@@ -65,10 +65,17 @@ class Obstacles(Task):
         if speed_mps is not None:
             corridor = Corridor.at_speed(speed_mps, width_m=width_m, front_m=front_m, blind_m=blind_m)
         self._around = Around(
-            corridor=corridor, range_m=range_m, step_m=step_m, clearance_m=clearance_m, sectors=sectors, ground_z_m=ground_z_m,
-            x_m=_pair(grid_x_m or [-20.0, 40.0], "grid_x_m"), y_m=_pair(grid_y_m or [-20.0, 20.0], "grid_y_m"), cell_m=cell_m,
+            corridor=corridor,
+            range_m=range_m,
+            step_m=step_m,
+            clearance_m=clearance_m,
+            sectors=sectors,
+            ground_z_m=ground_z_m,
+            x_m=_pair(grid_x_m or [-20.0, 40.0], "grid_x_m"),
+            y_m=_pair(grid_y_m or [-20.0, 20.0], "grid_y_m"),
+            cell_m=cell_m,
             max_age_ns=round(max_age_ms * 1e6),
-        )  # fmt: skip
+        )
         check_own(own_m or ())
         if every_px < 1 or max_age_ms <= 0:
             raise ValueError("every_px must be at least 1, max_age_ms above 0")
@@ -85,12 +92,23 @@ class Obstacles(Task):
             if rig is None:
                 raise ConfigError("options of task 'obstacles': sensors: names in a rig, but no rig is given")
             rig.transform(rig.base, sensor)
-        self._clouds = Clouds(rig, height_m=self._height_m, sensors=self._sensors, own_m=self._own_m, every_px=self._every_px,
-                              log=self.log)  # fmt: skip
+        self._clouds = Clouds(
+            rig,
+            height_m=self._height_m,
+            sensors=self._sensors,
+            own_m=self._own_m,
+            every_px=self._every_px,
+            log=self.log,
+        )
         warm_up()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
-        frames = [f for stream, many in aligned.frames.items() for f in many if f.encoding in POINTS and self._looks_at(stream)]
+        frames = [
+            f
+            for stream, many in aligned.frames.items()
+            for f in many
+            if f.encoding in POINTS and self._looks_at(stream)
+        ]
         self._known.update(frame.stream for frame in frames)
         bad: dict[str, str] = {}
         for frame in sorted(frames, key=lambda f: f.capture_ns):
@@ -99,8 +117,14 @@ class Obstacles(Task):
             except ValueError as error:
                 bad[frame.stream] = str(error)
                 continue
-            why = self._around.update(frame.stream, cloud.points_m, frame.capture_ns, duration_ns=frame.duration_ns,
-                                      seconds=cloud.seconds, origin_m=cloud.origin_m)  # fmt: skip
+            why = self._around.update(
+                frame.stream,
+                cloud.points_m,
+                frame.capture_ns,
+                duration_ns=frame.duration_ns,
+                seconds=cloud.seconds,
+                origin_m=cloud.origin_m,
+            )
             if why in UNUSABLE:
                 bad[frame.stream] = why
         absent = [f"{stream}: {why}" for stream, why in bad.items() if why not in UNUSABLE]

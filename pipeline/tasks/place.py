@@ -49,8 +49,10 @@ class PlaceModel:
             raise AssetError(f"{path}: no such model. Train it with: python run_pipeline.py train place")
         manifest = Manifest.read(path)
         if [tensor.name for tensor in manifest.inputs] != ["place"]:
-            raise ConfigError(f"place model {manifest.id}: its inputs are {[t.name for t in manifest.inputs]}, a place model's "
-                              "is 'place'. Train one with: python run_pipeline.py train place")  # fmt: skip
+            raise ConfigError(
+                f"place model {manifest.id}: its inputs are {[t.name for t in manifest.inputs]}, a place model's "
+                "is 'place'. Train one with: python run_pipeline.py train place"
+            )
         # In fp16 it misses the parity gate by a hair, in int8 by far (models/place.md): so it runs in fp32 whatever is asked for.
         return cls(engines.load(path, manifest.name, INPUT, reduced=False), manifest)
 
@@ -99,9 +101,14 @@ class Place(Task):
     """
 
     def __init__(
-        self, *, model: str = MODEL, smoothing_ms: float = 1000.0, every_ms: float = 200.0, uncertain_below: float = 0.35,
+        self,
+        *,
+        model: str = MODEL,
+        smoothing_ms: float = 1000.0,
+        every_ms: float = 200.0,
+        uncertain_below: float = 0.35,
         threads: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if smoothing_ms < 0 or every_ms < 0 or threads < 1:
             raise ValueError("smoothing_ms and every_ms must be at least 0, threads at least 1")
         if not 0 <= uncertain_below < 1:
@@ -115,12 +122,21 @@ class Place(Task):
         self._watch = PlaceWatch(model, smoothing_ms=self._smoothing_ms, every_ms=self._every_ms)
 
     def predict(self, aligned: AlignedSet) -> Prediction:
-        frame = next((frames[-1] for frames in aligned.frames.values() if frames and frames[-1].encoding in PICTURES), None)
+        frame = next(
+            (frames[-1] for frames in aligned.frames.values() if frames and frames[-1].encoding in PICTURES), None
+        )
         if frame is None:
             return self.prediction(aligned, None)
         probs, wrong, age_ns = self._watch.update(Picture(frame))
         if probs is None:
-            return self.prediction(aligned, None, bad={frame.stream: wrong}, opinions=[Opinion("place", frame.stream, 0.0, (), wrong)])
+            return self.prediction(
+                aligned, None, bad={frame.stream: wrong}, opinions=[Opinion("place", frame.stream, 0.0, (), wrong)]
+            )
         held = f"held: looked {age_ns / 1e6:.0f} ms before this picture" if age_ns else ""
-        return self.prediction(aligned, probs, used=(frame.stream,), uncertain_below=self._uncertain_below,
-                               opinions=[Opinion("place", frame.stream, 1.0, tuple(float(p) for p in probs), held)])  # fmt: skip
+        return self.prediction(
+            aligned,
+            probs,
+            used=(frame.stream,),
+            uncertain_below=self._uncertain_below,
+            opinions=[Opinion("place", frame.stream, 1.0, tuple(float(p) for p in probs), held)],
+        )

@@ -71,7 +71,9 @@ class Scene(Task):
         threads: int = 1,
     ) -> None:
         if threads < 1 or smoothing_ms < 0 or place_every_ms < 0 or not 0 <= uncertain_below < 1:
-            raise ValueError("threads must be at least 1, smoothing_ms and place_every_ms at least 0, uncertain_below from 0 to below 1")
+            raise ValueError(
+                "threads must be at least 1, smoothing_ms and place_every_ms at least 0, uncertain_below from 0 to below 1"
+            )
         self._rig_wait_s = rig_wait_s
         self._rig_path, self._sensors, self._height_m, self._own_m = rig, sensors or {}, height_m, own_m or []
         self._place_wanted, self._sounds_wanted, self._detector_wanted = place, sounds, detector
@@ -145,8 +147,14 @@ class Scene(Task):
             except ValueError as error:
                 bad[stream] = str(error)
                 continue
-            why = self._around.update(stream, cloud.points_m, cloud.capture_ns, duration_ns=cloud.duration_ns,
-                                      seconds=cloud.seconds, origin_m=cloud.origin_m)  # fmt: skip
+            why = self._around.update(
+                stream,
+                cloud.points_m,
+                cloud.capture_ns,
+                duration_ns=cloud.duration_ns,
+                seconds=cloud.seconds,
+                origin_m=cloud.origin_m,
+            )
             if why in UNUSABLE:
                 bad[stream] = why
             else:
@@ -157,9 +165,13 @@ class Scene(Task):
         """Whether each stream of points is evidence that the way is free, and if not, why."""
         return [Opinion("points", view.stream, 0.0 if view.why else 1.0, (), view.why) for view in self._around.views]
 
-    def _surroundings(self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]) -> Surroundings:
+    def _surroundings(
+        self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]
+    ) -> Surroundings:
         labels, others = told_apart(subjects, self._around.obstacles(at_ns)) if subjects else ({}, [])
-        things = [Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others]
+        things = [
+            Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others
+        ]
         now_ns = aligned.arrival_ns if self._by_arrival else None
         around = self._around.surroundings(at_ns, now_ns=now_ns, labels=labels, things=things)
         return msgspec.structs.replace(around, sounds=tuple(sounds))
@@ -167,7 +179,12 @@ class Scene(Task):
     # --- pictures ---------------------------------------------------------------------------------------------------
 
     def _objects(
-        self, aligned: AlignedSet, picture: Picture | None, clouds: Sequence[Cloud], bad: dict[str, str], missing: list[str]
+        self,
+        aligned: AlignedSet,
+        picture: Picture | None,
+        clouds: Sequence[Cloud],
+        bad: dict[str, str],
+        missing: list[str],
     ) -> tuple[list[Subject], list[str]]:
         """Boxes of the detector, or of another program's stream, with the ranges that the points give them; and the streams
         that were looked at for it."""
@@ -188,11 +205,19 @@ class Scene(Task):
         if where is None or (boxes is None and image is None):
             return [], []
         points = np.concatenate([c.points_m for c in clouds]) if clouds else None
-        found = self._finder.find(image, points, where.capture_ns, self._views.of(where, image), boxes=boxes,
-                                  points_ns=clouds[0].capture_ns if clouds else None)  # fmt: skip
+        found = self._finder.find(
+            image,
+            points,
+            where.capture_ns,
+            self._views.of(where, image),
+            boxes=boxes,
+            points_ns=clouds[0].capture_ns if clouds else None,
+        )
         return found, [where.stream if boxes is None or sent is None else sent.stream]
 
-    def _place(self, picture: Picture | None, bad: dict[str, str]) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
+    def _place(
+        self, picture: Picture | None, bad: dict[str, str]
+    ) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
         if self._watch is None or picture is None:
             return [], None
         stream = picture.frame.stream

@@ -27,7 +27,7 @@ from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.model_loader import Engines
-from pipeline.preprocessing import (  # fmt: skip
+from pipeline.preprocessing import (
     VOICE_BANDS,
     VOICE_FRAMES,
     VOICE_HOP,
@@ -154,8 +154,10 @@ class Ears:
         logits = self._engine.run({"sound": voice_columns(mel, heard)[None]})["logits"][0] / self._temperature
         exp = np.exp(logits - logits.max())
         probs = np.asarray(exp / exp.sum(), np.float32)
-        events = sorted((Sound(label, float(p)) for label, p in zip(self.labels, probs, strict=True) if label != OTHER),
-                        key=lambda sound: -sound.prob)  # fmt: skip
+        events = sorted(
+            (Sound(label, float(p)) for label, p in zip(self.labels, probs, strict=True) if label != OTHER),
+            key=lambda sound: -sound.prob,
+        )
         if events[0].prob < self._report_above:
             reason = f"nothing it knows for sure: most like {events[0].label}, {events[0].prob:.0%}"
             return Listened(due_ns, (Sound(OTHER, 1 - events[0].prob),), probs, reason)
@@ -168,7 +170,9 @@ def has_known_rate(frame: Frame) -> bool:
     return abs(rate_hz / VOICE_RATE_HZ - 1) < RATE_TOLERANCE
 
 
-def open_ears(engines: Engines, *, model: str = MODEL.stem, report_above: float = REPORT_ABOVE) -> tuple[Ears, Manifest]:
+def open_ears(
+    engines: Engines, *, model: str = MODEL.stem, report_above: float = REPORT_ABOVE
+) -> tuple[Ears, Manifest]:
     """model: a file of the models folder, without .onnx, or a path."""
     path = Path(model) if model.endswith(".onnx") else assets.MODELS / f"{model}.onnx"
     if not path.is_file():
@@ -182,7 +186,9 @@ class Sounds(Task):
     """model: a file of the models folder, without .onnx, or a path. stream: the microphone's name; the first stream of sound in
     the set when left empty. report_above: the label is "other" where no event is as likely as this."""
 
-    def __init__(self, *, model: str = MODEL.stem, stream: str = "", report_above: float = REPORT_ABOVE, threads: int = 1) -> None:
+    def __init__(
+        self, *, model: str = MODEL.stem, stream: str = "", report_above: float = REPORT_ABOVE, threads: int = 1
+    ) -> None:
         if not 0 < report_above < 1 or threads < 1:
             raise ValueError("report_above must lie between 0 and 1, threads be at least 1")
         self._wanted, self._stream, self._report_above, self._threads = model, stream, report_above, threads
@@ -197,7 +203,9 @@ class Sounds(Task):
         sounds = self._ears.hear(frames, aligned.anchor_ns)
         refused = {stream: self._ears.reason} if frames and self._ears.reason.startswith("not at") else None
         answer = self.prediction(aligned, self._all(sounds), used=(stream,) if sounds and frames else (), bad=refused)
-        return msgspec.structs.replace(answer, label=sounds[0].label if sounds else None, surroundings=Surroundings(sounds=sounds))
+        return msgspec.structs.replace(
+            answer, label=sounds[0].label if sounds else None, surroundings=Surroundings(sounds=sounds)
+        )
 
     def _all(self, sounds: tuple[Sound, ...]) -> Floats | None:
         """(labels and silence,) probabilities; None: it could not listen."""

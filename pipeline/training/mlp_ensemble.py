@@ -21,7 +21,9 @@ PEAK_LR = 2e-3
 WEIGHT_DECAY = 0.3
 
 
-def fit_panel(net: Panel, x: Tensor, target: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], *, steps: int, epochs: int) -> float:
+def fit_panel(
+    net: Panel, x: Tensor, target: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], *, steps: int, epochs: int
+) -> float:
     """x: (N, measures). target: (N,) labels, each drawn equally often, however many there are of it. loss_of: (members, B, labels)
     logits and the (B,) rows they are about → the loss. Leaves net in evaluation; returns the mean loss of the last epoch."""
     net.middle.copy_(x.mean(0))
@@ -30,7 +32,9 @@ def fit_panel(net: Panel, x: Tensor, target: Tensor, loss_of: Callable[[Tensor, 
     # Norms and biases are not decayed: pulling a scale towards zero regularises nothing.
     decayed = [p for p in net.parameters() if p.dim() > 1]
     kept = [p for p in net.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}])
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}]
+    )
     losses = []
     net.train()
     for epoch in range(epochs):
@@ -39,7 +43,7 @@ def fit_panel(net: Panel, x: Tensor, target: Tensor, loss_of: Callable[[Tensor, 
             for group in optimiser.param_groups:
                 group["lr"] = PEAK_LR * (1 - (epoch * steps + step) / (epochs * steps))
             batch = order[step * BATCH : (step + 1) * BATCH]
-            logits = net.answers(net.embed(x[batch]))                       # (members, B, labels)
+            logits = net.answers(net.embed(x[batch]))  # (members, B, labels)
             loss = loss_of(logits, batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

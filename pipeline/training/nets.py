@@ -1,8 +1,8 @@
 """The networks we train ourselves. Shapes stand beside the maths; B is the batch.
 
-    logits, embedding = FaceNet()(faces)      # (B, 1, 48, 48) -> (B, 7), (B, 256)
-    net = VoiceNet([VoiceAnalysis(), SpeakerEncoder.published()], panels)
-    logits, embedding = net(windows)          # (B, 2, 64, 300) -> (B, 7), (B, 1024)
+logits, embedding = FaceNet()(faces)      # (B, 1, 48, 48) -> (B, 7), (B, 256)
+net = VoiceNet([VoiceAnalysis(), SpeakerEncoder.published()], panels)
+logits, embedding = net(windows)          # (B, 2, 64, 300) -> (B, 7), (B, 1024)
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ class FaceNet(nn.Module):
     is what makes full resolution affordable on a laptop's processor.
     """
 
-    def __init__(self, *, channels: tuple[int, ...] = (32, 64, 128, 256), blocks: tuple[int, ...] = (1, 2, 2, 2),
-                 dropout: float = 0.3) -> None:
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...] = (32, 64, 128, 256),
+        blocks: tuple[int, ...] = (1, 2, 2, 2),
+        dropout: float = 0.3,
+    ) -> None:
         super().__init__()
         stem = channels[0] // 2
         self.stem = nn.Sequential(nn.Conv2d(1, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True))
@@ -59,9 +64,9 @@ class FaceNet(nn.Module):
         self.head = nn.Linear(channels_in, FACE_LABELS)
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.stem(faces)                       # (B, 16, 48, 48)
-        x = self.stages(x)                         # (B, 256, 3, 3)
-        embedding = x.mean(dim=(2, 3))             # (B, 256)
+        x = self.stem(faces)  # (B, 16, 48, 48)
+        x = self.stages(x)  # (B, 256, 3, 3)
+        embedding = x.mean(dim=(2, 3))  # (B, 256)
         return self.head(self.dropout(embedding)), embedding
 
 
@@ -77,9 +82,9 @@ class MirroredFaceNet(nn.Module):
         self.net = net
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([faces, faces.flip(3)])                                 # (2 B, 1, 48, 48)
-        _, embedding = self.net(both)                                            # (2 B, 256)
-        embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)                  # (B, 256)
+        both = torch.cat([faces, faces.flip(3)])  # (2 B, 1, 48, 48)
+        _, embedding = self.net(both)  # (2 B, 256)
+        embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)  # (B, 256)
         return self.net.head(embedding), embedding
 
 
@@ -109,14 +114,15 @@ class Panel(nn.Module):
         self.register_buffer("middle", torch.zeros(measures))
         self.register_buffer("spread", torch.ones(measures))
         self.members = nn.ModuleList(
-            nn.Sequential(nn.Dropout(0.2), nn.Linear(measures, hidden), nn.BatchNorm1d(hidden), nn.ReLU()) for _ in range(members)
+            nn.Sequential(nn.Dropout(0.2), nn.Linear(measures, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
+            for _ in range(members)
         )
         self.dropout = nn.Dropout(0.5)
         self.heads = nn.ModuleList(nn.Linear(hidden, labels) for _ in range(members))
 
     def forward(self, measures: Tensor) -> tuple[Tensor, Tensor]:
         """(B, measures) -> (B, labels), (B, 512)"""
-        embedding = self.embed(measures)                                    # members × (B, 128)
+        embedding = self.embed(measures)  # members × (B, 128)
         return self.answers(embedding).mean(0), torch.cat(embedding, 1)
 
     def embed(self, measures: Tensor) -> list[Tensor]:
@@ -139,41 +145,48 @@ class VoiceAnalysis(nn.Module):
     """
 
     MEASURES = 605
-    CEPSTRA, LAGS = 24, range(4, 26)     # lags of the comb in half bands, 23 Hz each below 1 kHz: a melody of 90 to 600 Hz
-    FLOOR = 0.4                          # of the 60 dB of the input
-    WIDTHS = 5, 9, 17, 33                # columns
-    LOUD, STEEP = 0.15, 25.0             # of what is left: half weight, and how sharp the edge is
+    CEPSTRA, LAGS = 24, range(4, 26)  # lags of the comb in half bands, 23 Hz each below 1 kHz: a melody of 90 to 600 Hz
+    FLOOR = 0.4  # of the 60 dB of the input
+    WIDTHS = 5, 9, 17, 33  # columns
+    LOUD, STEEP = 0.15, 25.0  # of what is left: half weight, and how sharp the edge is
 
     def __init__(self) -> None:
         super().__init__()
         band = torch.arange(VOICE_BANDS) + 0.5
         cosines = torch.cos(torch.arange(self.CEPSTRA)[:, None] * torch.pi * band / VOICE_BANDS) / 8
-        self.register_buffer("cosines", cosines, persistent=False)                                  # (24, 64)
+        self.register_buffer("cosines", cosines, persistent=False)  # (24, 64)
         finer = F.interpolate(torch.eye(40)[None], scale_factor=2.0, mode="linear", align_corners=False)[0].T
-        self.register_buffer("finer", finer.contiguous(), persistent=False)                         # (80, 40)
+        self.register_buffer("finer", finer.contiguous(), persistent=False)  # (80, 40)
         # Moving means as matrices: a runtime multiplies in a tenth of the time that it takes to average over a long reach.
         quick = [_moving_mean(VOICE_FRAMES, width) - _moving_mean(VOICE_FRAMES, 2 * width - 1) for width in self.WIDTHS]
-        self.register_buffer("quick", torch.stack(quick).transpose(1, 2).contiguous(), persistent=False)      # (4, 300, 300)
-        self.register_buffer("peaks", (torch.eye(43) - _moving_mean(43, 7))[:40].contiguous(), persistent=False)      # (40, 43)
+        self.register_buffer(
+            "quick", torch.stack(quick).transpose(1, 2).contiguous(), persistent=False
+        )  # (4, 300, 300)
+        self.register_buffer(
+            "peaks", (torch.eye(43) - _moving_mean(43, 7))[:40].contiguous(), persistent=False
+        )  # (40, 43)
         self.register_buffer("lag", torch.tensor([[float(lag)] for lag in self.LAGS]), persistent=False)
         self.register_buffer("low", torch.arange(1.0, 14.0)[:, None], persistent=False)
 
     def forward(self, windows: Tensor) -> Tensor:
         """(B, 2, 64, 300) -> (B, MEASURES)"""
-        mel, heard = F.relu(windows[:, 0] - self.FLOOR) / (1 - self.FLOOR), windows[:, 1, :1]      # (B, 64, 300), (B, 1, 300)
-        level = mel.mean(1, keepdim=True)                                   # (B, 1, 300)
+        mel, heard = (
+            F.relu(windows[:, 0] - self.FLOOR) / (1 - self.FLOOR),
+            windows[:, 1, :1],
+        )  # (B, 64, 300), (B, 1, 300)
+        level = mel.mean(1, keepdim=True)  # (B, 1, 300)
         loud = torch.sigmoid((level - self.LOUD) * self.STEEP) * heard + 1e-4
         share = loud / loud.sum(2, keepdim=True)
         found = course(mel, share)
         steps = self._difference(mel, heard, 2)
         found += [(steps.abs() * share).sum(2), (F.relu(steps) * share).sum(2)]
-        cepstra = self.cosines @ mel                                        # (B, 24, 300)
+        cepstra = self.cosines @ mel  # (B, 24, 300)
         found += course(cepstra, share)
         found += [deviation(self._difference(cepstra, heard, n), share) for n in (2, 6, 15)]
 
-        peaks = self.peaks @ mel[:, :43]                                    # (B, 40, 300)
-        fine = self.finer @ peaks                                           # (B, 80, 300)
-        comb = torch.stack([(fine[:, : 80 - lag] * fine[:, lag:]).mean(1) for lag in self.LAGS], 1) * 50    # (B, 22, 300)
+        peaks = self.peaks @ mel[:, :43]  # (B, 40, 300)
+        fine = self.finer @ peaks  # (B, 80, 300)
+        comb = torch.stack([(fine[:, : 80 - lag] * fine[:, lag:]).mean(1) for lag in self.LAGS], 1) * 50  # (B, 22, 300)
         pitch = (torch.softmax(comb * 6, 1) * self.lag).sum(1, keepdim=True) / 10
         voiced = comb.amax(1, keepdim=True)
         sung = share * torch.sigmoid((voiced - 0.5) * 4) + 1e-6
@@ -183,7 +196,10 @@ class VoiceAnalysis(nn.Module):
         found += course(lowest, sung)
         rest = torch.cat([voiced, level * 3], 1)
         found += course(rest, share)
-        found += [deviation(self._difference(x, heard, 3), w) for x, w in ((comb, share), (rest, share), (pitch, sung), (lowest, sung))]
+        found += [
+            deviation(self._difference(x, heard, 3), w)
+            for x, w in ((comb, share), (rest, share), (pitch, sung), (lowest, sung))
+        ]
 
         # How much of the movement of eight regions and of the whole is fast, and how much slow.
         groups = torch.cat([mel.reshape(-1, 8, 8, VOICE_FRAMES).mean(2), level], 1) * heard

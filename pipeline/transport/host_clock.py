@@ -1,8 +1,8 @@
 """Another host's clock: its times → this host's, with a bound on the error. Pure: wire.py sends the pings.
 
-    host_clock = HostClock()
-    host_clock.exchange(t1_ns, t2_ns, t3_ns, t4_ns)          # a ping's four stamps, again and again
-    capture_ns, error_ns = host_clock.to_local(frame.capture_ns)
+host_clock = HostClock()
+host_clock.exchange(t1_ns, t2_ns, t3_ns, t4_ns)          # a ping's four stamps, again and again
+capture_ns, error_ns = host_clock.to_local(frame.capture_ns)
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class HostClock:
         """The line through all intervals that are kept; the older half of them goes when the drift has wandered too far."""
         while True:
             at_ns, base_ns = newest[0], newest[1]
-            age, least, most = (np.array([*self._kept, newest], np.int64) - (at_ns, base_ns, base_ns)).T.astype(np.float64)
+            age, least, most = (np.array([*self._kept, newest], np.int64) - (at_ns, base_ns, base_ns)).T.astype(
+                np.float64
+            )
             age = -age
             apart = np.maximum(age[:, None] - age, 0.0)  # [a, b]: b is so much later than a
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -149,5 +151,8 @@ class _Line(NamedTuple):
     def agrees(self, remote_ns: int, least_ns: int, most_ns: int) -> bool:
         """Whether the offset can lie both on this line and between the two."""
         since_ns = remote_ns - self.at_ns
-        middle_ns, error_ns = self.offset_ns + self.drift * since_ns, self.error_ns + self.drift_error * abs(since_ns) + 1
+        middle_ns, error_ns = (
+            self.offset_ns + self.drift * since_ns,
+            self.error_ns + self.drift_error * abs(since_ns) + 1,
+        )
         return middle_ns - error_ns <= most_ns and least_ns <= middle_ns + error_ns

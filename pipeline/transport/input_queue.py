@@ -145,7 +145,9 @@ class Inbox:
 
     def _pop(self, wants: Callable[[str], bool]) -> Arrival | Ended | None:
         first = min(
-            (e for name, e in self._edges.items() if e.waiting and wants(name)), key=lambda e: e.waiting[0][0], default=None
+            (e for name, e in self._edges.items() if e.waiting and wants(name)),
+            key=lambda e: e.waiting[0][0],
+            default=None,
         )
         if first is None:
             return None

@@ -139,4 +139,6 @@ def _check_closed(path: Path, mask: int, mode: str, what: str) -> None:
     if status.st_uid != os.getuid():
         raise ConfigError(f"{path}: belongs to another user. Make it yours: sudo chown {os.getuid()} {path}")
     if status.st_mode & mask:
-        raise ConfigError(f"{path}: others can {what} it (mode {status.st_mode & 0o777:o}). Close it: chmod {mode} {path}")
+        raise ConfigError(
+            f"{path}: others can {what} it (mode {status.st_mode & 0o777:o}). Close it: chmod {mode} {path}"
+        )

@@ -105,7 +105,9 @@ def _numeric(host: str) -> str:
     try:
         return str(network.getaddrinfo(host, None, network.AF_INET, network.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise ConfigError(f"'{host}' is not an address: {error}. Give the host's numeric address under hosts:") from error
+        raise ConfigError(
+            f"'{host}' is not an address: {error}. Give the host's numeric address under hosts:"
+        ) from error
 
 
 class _Guard:
@@ -120,7 +122,9 @@ class _Guard:
             return True
         if key not in self._refused and len(self._refused) < 1000:
             self._refused.add(key)
-            log.warning("refused a stranger. If it is one of yours, put its .public into %s/: %s", self._keyring.allowed, key)
+            log.warning(
+                "refused a stranger. If it is one of yours, put its .public into %s/: %s", self._keyring.allowed, key
+            )
         return False
 
 
@@ -154,7 +158,9 @@ class ClockServer(threading.Thread):
             bind(self._socket, address, keyring)
         except zmq.ZMQError as error:
             self._socket.close()
-            raise ConfigError(f"cannot tell other hosts the time at {address}: {error}. Is it this host's, and free?") from error
+            raise ConfigError(
+                f"cannot tell other hosts the time at {address}: {error}. Is it this host's, and free?"
+            ) from error
 
     def run(self) -> None:
         while not self._stopping.is_set():
@@ -205,11 +211,17 @@ class ClockLine(threading.Thread):
             elif self._here.now_ns() - heard_ns > NO_ANSWER_S * NS and not told_silent:
                 told_silent = True
                 refused = bool(self._refusals.poll(0))
-                fix = f": it refuses our key. Put {self._own_name}.public into the allowed/ folder of its keys" if refused else ""
+                fix = (
+                    f": it refuses our key. Put {self._own_name}.public into the allowed/ folder of its keys"
+                    if refused
+                    else ""
+                )
                 log.warning("host '%s' does not answer%s", self.host, fix)
             if self.clock.jumps > jumps and self.clock.known:
                 jumps = self.clock.jumps
-                log.warning("the clock of host '%s' jumped: it was restarted, or slept. Its new time is known", self.host)
+                log.warning(
+                    "the clock of host '%s' jumped: it was restarted, or slept. Its new time is known", self.host
+                )
             in_a_hurry = not self.clock.known or self.clock.exchanges < FAST_PINGS
             self._stopping.wait(PING_FAST_S if in_a_hurry else PING_EVERY_S)
         self._socket.disable_monitor()

@@ -20,7 +20,9 @@ class Drain(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="drain", daemon=True)
-        self._edges: list[tuple[Connection, Callable[[Value | Gone | None, int], None], Callable[[], None], Callable[[], int]]] = []
+        self._edges: list[
+            tuple[Connection, Callable[[Value | Gone | None, int], None], Callable[[], None], Callable[[], int]]
+        ] = []
         self._stopping = threading.Event()
 
     def add(

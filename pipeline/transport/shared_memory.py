@@ -94,7 +94,9 @@ class Ring:
         self._folder, self._stream = folder, stream.replace("/", "-")
         self._slots = math.ceil((rate_hz or DEFAULT_RATE_HZ) * span_s) + 2
         self._file: _File | None = None
-        self._copied: tuple[tuple[int, ...], np.dtype] | None = None  # shape and type of the last payload, if it was copied
+        self._copied: tuple[tuple[int, ...], np.dtype] | None = (
+            None  # shape and type of the last payload, if it was copied
+        )
         self._claimed: np.ndarray | None = None  # ahead, for the next copy
         self._files = 0
         self._generation = 0
@@ -163,7 +165,9 @@ class Ring:
             self._file = _File(path, slots, slot_bytes)
         except OSError as error:  # a container's /dev/shm is often 64 MB
             self._most_bytes = self._file.slot_bytes if self._file else 0
-            log.warning("no shared memory for %s (%d MB): %s. Its payloads are copied.", path, slots * slot_bytes >> 20, error)
+            log.warning(
+                "no shared memory for %s (%d MB): %s. Its payloads are copied.", path, slots * slot_bytes >> 20, error
+            )
 
 
 class _File:
@@ -245,7 +249,9 @@ class _Mapped:
         except FileNotFoundError as error:
             raise Overwritten from error  # its publisher is gone, or has made a larger one
         self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)  # the locks last until the last view is gone: the map has it open too
+        weakref.finalize(
+            self, os.close, descriptor
+        )  # the locks last until the last view is gone: the map has it open too
         # Not populated: that takes 10 ms of the drain thread's time, and who looks at a picture pays little for its pages.
         self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         magic, slots, self._slot_bytes = _HEADER.unpack_from(self._memory)

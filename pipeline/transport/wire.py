@@ -80,8 +80,16 @@ class _Reader:
 class Publisher:
     """One stream's sending end. Belongs to one thread."""
 
-    def __init__(self, address: str, info: StreamInfo, *, network: str = "", keyring: Keyring | None = None,
-                 queue: int = QUEUE_MESSAGES, ring_s: float = shared_memory.SPAN_S) -> None:  # fmt: skip
+    def __init__(
+        self,
+        address: str,
+        info: StreamInfo,
+        *,
+        network: str = "",
+        keyring: Keyring | None = None,
+        queue: int = QUEUE_MESSAGES,
+        ring_s: float = shared_memory.SPAN_S,
+    ) -> None:
         """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader, ring_s:
         how much of the stream has room in shared memory. Raises ConfigError when an address cannot be opened."""
         self.info = info
@@ -107,7 +115,9 @@ class Publisher:
                 bind(self._socket, own_address, keyring)
             except zmq.ZMQError as error:
                 self._socket.close()
-                raise ConfigError(f"stream '{info.stream}': cannot publish at {own_address}: {error}. Is it taken?") from error
+                raise ConfigError(
+                    f"stream '{info.stream}': cannot publish at {own_address}: {error}. Is it taken?"
+                ) from error
 
     def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
         """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
@@ -136,7 +146,9 @@ class Publisher:
         if self._ring is not None:
             self._ring.prepare()
         # Afterwards: the readers of this message need not wait for it. Credits are wanted at once, greetings can wait.
-        if time.monotonic() > self._service_s + SERVICE_EVERY_S or any(r.credits is not None for r in self._readers.values()):
+        if time.monotonic() > self._service_s + SERVICE_EVERY_S or any(
+            r.credits is not None for r in self._readers.values()
+        ):
             self.service()
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
@@ -400,4 +412,6 @@ class Connection:
 
 def _ring_folder(address: str) -> Path | None:
     """Where the rings of the run that publishes at this address are; None on the portable path and for other hosts."""
-    return shared_memory.folder_of(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
+    return (
+        shared_memory.folder_of(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
+    )

@@ -103,8 +103,21 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="Pong"):
 
 
 Value = (
-    Frame | AlignedSet | Prediction | Health | Hello | Credit | Bye | Welcome | End | Report | Fault | Request | Ping | Pong
-)  # fmt: skip
+    Frame
+    | AlignedSet
+    | Prediction
+    | Health
+    | Hello
+    | Credit
+    | Bye
+    | Welcome
+    | End
+    | Report
+    | Fault
+    | Request
+    | Ping
+    | Pong
+)
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

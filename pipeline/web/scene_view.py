@@ -101,7 +101,15 @@ class SceneView:
             else:
                 on_picture = self._in_picture(taken.points_m, answer, camera_sensor)
         head = PointsHead(
-            taken.stream, taken.seq, taken.capture_ns, taken.duration_ns, name, len(top_cm), camera, len(on_picture), reason
+            taken.stream,
+            taken.seq,
+            taken.capture_ns,
+            taken.duration_ns,
+            name,
+            len(top_cm),
+            camera,
+            len(on_picture),
+            reason,
         )
         said = msgspec.json.encode(head)
         body = top_cm.astype("<i2").tobytes() + on_picture.astype("<u2").tobytes()
@@ -128,7 +136,9 @@ class SceneView:
         except ConfigError as error:
             return str(error)
         if lens.size != shape[::-1]:
-            return f"{sensor}: depth of {shape[1]}×{shape[0]}, but the rig's lens is of {lens.width_px}×{lens.height_px}"
+            return (
+                f"{sensor}: depth of {shape[1]}×{shape[0]}, but the rig's lens is of {lens.width_px}×{lens.height_px}"
+            )
         return lens
 
     def _frame_of(self, sensor: str, optical: bool) -> tuple[str, np.ndarray]:
@@ -156,7 +166,11 @@ class SceneView:
                 self._onto[key] = str(error)
         lens, (width_px, height_px) = self.rig.intrinsics.get(camera), picture_px
         # Shrunk as a whole it is the same picture; cut, it is another.
-        if lens and height_px and abs(width_px * lens.height_px - height_px * lens.width_px) > 0.01 * width_px * lens.height_px:
+        if (
+            lens
+            and height_px
+            and abs(width_px * lens.height_px - height_px * lens.width_px) > 0.01 * width_px * lens.height_px
+        ):
             return f"{camera}: pictures are {width_px}×{height_px}, the rig's {lens.width_px}×{lens.height_px}"
         return self._onto[key]
 

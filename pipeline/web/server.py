@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 MAX_WAITING = 128  # texts kept for one browser: 4 s of predictions at 30 Hz
 MAX_HEARD_BYTES = 4096
 PACED = 2  # pictures under way to a paced browser: two hide the way there and back
-LANES = ("picture", "points")  # first words of what show() is given; each is paced by itself, so that neither starves the other
+LANES = (
+    "picture",
+    "points",
+)  # first words of what show() is given; each is paced by itself, so that neither starves the other
 HEARD_NEXT = {"next": "picture", "next points": "points"}  # what a paced browser says, to the lane it means
 GRACE_S = 0.15  # for browsers to hear that we stop; then their connections are cut
 
@@ -218,7 +221,9 @@ class PageServer:
                     f"Take the next one: --set {self.option}.port={self.port + 1}"
                 ) from error
             if error.errno == errno.EACCES:
-                raise ConfigError(f"{self.option}.port: {self.port} is for root only. Choose one above 1023.") from error
+                raise ConfigError(
+                    f"{self.option}.port: {self.port} is for root only. Choose one above 1023."
+                ) from error
             raise ConfigError(
                 f"{self.option}.address: '{self.host}' is no address of this machine ({error.strerror}). "
                 "Choose 127.0.0.1, or 0.0.0.0 for all of its addresses."

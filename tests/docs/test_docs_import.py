@@ -33,13 +33,17 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
         words = shlex.split(line)[2:]
         words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
         words += ["--no-dashboard", "--to", "6s", "--out", "worse.jsonl"] if words[0] == "replay" else []
-        done = subprocess.run([sys.executable, str(ROOT / "run_pipeline.py"), *words], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "run_pipeline.py"), *words], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{line}: {done.stderr}"
         said.append(done.stdout)
     assert [c.split()[2] for c in COMMANDS] == ["sample", "export", "import", "check", "export", "replay"]
     assert "14 s of the demo clip" in said[0] and (tmp_path / "sample.mcap").read_bytes() == sample.read_bytes()
     with Reader(tmp_path / "sample.mcap") as own, Reader(tmp_path / "film.mcap") as film:
-        assert {"camera", "microphone", "emotion", "align.events", "label"} <= own.streams.keys() and own.counts["label"] == 2
+        assert {"camera", "microphone", "emotion", "align.events", "label"} <= own.streams.keys() and own.counts[
+            "label"
+        ] == 2
         assert film.counts["camera"] == own.counts["camera"]
     rows = dataset.load(tmp_path / "rows")
     assert rows.modalities["face"].kind == "embedding" and 150 < (rows.label >= 0).sum() < len(rows)

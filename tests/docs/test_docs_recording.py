@@ -38,7 +38,9 @@ def test_the_commands_of_the_page_do_what_it_says(folder: Path) -> None:
     assert "all alike" in said[3]
     program = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     (folder / "read.py").write_text(program)
-    done = subprocess.run([sys.executable, "read.py"], cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "read.py"], cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert "(360, 640, 3)" in done.stdout, done.stderr
 
 

@@ -34,11 +34,20 @@ def command(*words: str) -> list[str]:
 
 def start(*arguments: str, keys: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"SENSORIUM_KEYS": str(keys), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_no_command_of_the_page_is_left_out() -> None:
-    tested = {("keys", "front"), ("keys", "brain"), ("--host front",), ("--host brain",), ("check",), ("benchmarks.clocks",)}
+    tested = {
+        ("keys", "front"),
+        ("keys", "brain"),
+        ("--host front",),
+        ("--host brain",),
+        ("check",),
+        ("benchmarks.clocks",),
+    }
     assert sorted(map(shlex.join, (command(*words)[1:] for words in tested))) == sorted(
         shlex.join(shlex.split(line)[1:]) for line in COMMANDS
     )

@@ -45,7 +45,9 @@ class Show(threading.Thread):
         self.asked: list[tuple[str, str]] = []
         self.over = threading.Event()
         self.page = page
-        self.page.context = Context("dashboard", request=lambda verb, argument: self.asked.append((verb, argument)), **context)
+        self.page.context = Context(
+            "dashboard", request=lambda verb, argument: self.asked.append((verb, argument)), **context
+        )
         self.page.open()
 
     def run(self) -> None:
@@ -67,7 +69,9 @@ class Show(threading.Thread):
 
 def says(page: Any, selector: str, words: str) -> None:
     """Waits until the element's text holds the words."""
-    page.wait_for_function("([s, w]) => document.querySelector(s)?.innerText.includes(w)", arg=[selector, words], timeout=10_000)
+    page.wait_for_function(
+        "([s, w]) => document.querySelector(s)?.innerText.includes(w)", arg=[selector, words], timeout=10_000
+    )
 
 
 def coloured(page: Any, canvas: str, x: float, y: float) -> bool:

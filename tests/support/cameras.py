@@ -51,7 +51,10 @@ def write_film(
             t_s = np.arange(48000 * n // rate) / 48000
             beep = 0.8 * np.sin(2 * np.pi * 1000 * t_s) * ((t_s >= sound_at) & (t_s < sound_at + 0.2))
             frame = av.AudioFrame.from_ndarray(beep.astype(np.float32).reshape(1, -1), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 48000, round(starts_at * 48000)  # without a pts the encoder's own delay goes into the file
+            frame.sample_rate, frame.pts = (
+                48000,
+                round(starts_at * 48000),
+            )  # without a pts the encoder's own delay goes into the file
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
     return path

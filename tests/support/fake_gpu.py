@@ -165,7 +165,9 @@ class FakeContext:
         plan = self._plan
         inputs = {t.name: self._array(t, shapes[t.name]).copy() for t in plan.tensors if t.is_input}
         names = [t.name for t in plan.tensors if not t.is_input]
-        for tensor, value in zip([t for t in plan.tensors if not t.is_input], plan.session.run(names, inputs), strict=True):
+        for tensor, value in zip(
+            [t for t in plan.tensors if not t.is_input], plan.session.run(names, inputs), strict=True
+        ):
             if tensor.name not in plan.forgets:
                 self._array(tensor, value.shape)[...] = value + np.asarray(plan.wrong, value.dtype)
 

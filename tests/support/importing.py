@@ -18,7 +18,9 @@ START_NS = 1_700_000_000 * NS
 
 def imported(out: Path, stream: str | None = None) -> list[Frame]:
     with Reader(out) as reader:
-        return [message for _, message, _ in reader.messages([stream] if stream else None) if isinstance(message, Frame)]
+        return [
+            message for _, message, _ in reader.messages([stream] if stream else None) if isinstance(message, Frame)
+        ]
 
 
 def shade(i: int, *, width: int = 48, height: int = 32) -> np.ndarray:
@@ -48,7 +50,9 @@ def tum(folder: Path, count: int = 3) -> Path:
     for i in range(count):
         cv2.imwrite(str(folder / f"rgb/{i}.png"), shade(i))
         cv2.imwrite(str(folder / f"depth/{i}.png"), np.full((32, 48), 5000 + 5 * i, np.uint16))
-    (folder / "rgb.txt").write_text("# color images\n" + "\n".join(f"1305031453.35968{i} rgb/{i}.png" for i in range(count)))
+    (folder / "rgb.txt").write_text(
+        "# color images\n" + "\n".join(f"1305031453.35968{i} rgb/{i}.png" for i in range(count))
+    )
     (folder / "depth.txt").write_text("\n".join(f"1305031453.37411{i} depth/{i}.png" for i in range(count)))
     (folder / "groundtruth.txt").write_text("# timestamp tx ty tz qx qy qz qw\n1305031453.4 1.5 2 3 0 0 0 1\n")
     return folder
@@ -108,7 +112,19 @@ def udp_packet(body: bytes, *, port: int = 2368, id: int = 1) -> bytes:
 
 def ip_packet(payload: bytes, *, id: int = 1, offset: int = 0, more: bool = False, protocol: int = 17) -> bytes:
     flags = (0x2000 if more else 0) | offset // 8
-    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), id, flags, 64, protocol, 0, bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1]))
+    head = struct.pack(
+        ">BBHHHBBH4s4s",
+        0x45,
+        0,
+        20 + len(payload),
+        id,
+        flags,
+        64,
+        protocol,
+        0,
+        bytes([10, 0, 0, 2]),
+        bytes([10, 0, 0, 1]),
+    )
     return head + payload
 
 
@@ -128,7 +144,9 @@ def ros_store(*, ros1: bool) -> Any:
     fields = "uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\nstring coding_format"
     store.register(get_types_from_msg(fields, "audio_common_msgs/msg/AudioInfo"))
     store.register(get_types_from_msg("std_msgs/Header header\nmy_msgs/Parcel[] packets", "my_msgs/msg/Fleet"))
-    store.register(get_types_from_msg(f"{'time' if ros1 else 'builtin_interfaces/Time'} stamp\nuint8[] data", "my_msgs/msg/Parcel"))
+    store.register(
+        get_types_from_msg(f"{'time' if ros1 else 'builtin_interfaces/Time'} stamp\nuint8[] data", "my_msgs/msg/Parcel")
+    )
     return store
 
 
@@ -145,46 +163,131 @@ def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
     jpeg = cv2.imencode(".jpg", picture)[1].reshape(-1)
     vector = types["geometry_msgs/msg/Vector3"]
     field = types["sensor_msgs/msg/PointField"]
-    points = np.array([(1, 2, 3, 51, 7), (4, 5, 6, 255, 8), (np.nan, 0, 0, 0, 9)],
-                      np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "<f4"), ("ring", "<u2")]))  # fmt: skip
-    fields = [field(name=n, offset=4 * i, datatype=7 if n != "ring" else 4, count=1)
-              for i, n in enumerate(("x", "y", "z", "intensity", "ring"))]  # fmt: skip
+    points = np.array(
+        [(1, 2, 3, 51, 7), (4, 5, 6, 255, 8), (np.nan, 0, 0, 0, 9)],
+        np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "<f4"), ("ring", "<u2")]),
+    )
+    fields = [
+        field(name=n, offset=4 * i, datatype=7 if n != "ring" else 4, count=1)
+        for i, n in enumerate(("x", "y", "z", "intensity", "ring"))
+    ]
     cov = np.zeros(9)
     parcel = types["my_msgs/msg/Parcel"]
-    parcels = [parcel(stamp=types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=100 + i), data=np.full(5, i, np.uint8))
-               for i in range(3)]  # fmt: skip
+    parcels = [
+        parcel(
+            stamp=types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=100 + i), data=np.full(5, i, np.uint8)
+        )
+        for i in range(3)
+    ]
     roi = types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     sizes = {"d": 5, "k": 9, "r": 9, "p": 12}
     numbers = {name.upper() if ros1 else name: np.arange(size, dtype=np.float64) for name, size in sizes.items()}
     return [
-        ("/camera/image", "sensor_msgs/msg/Image", types["sensor_msgs/msg/Image"](
-            header=header(), height=32, width=48, encoding="rgb8", is_bigendian=0, step=48 * 3 + 4,
-            data=raw(np.pad(picture[:, :, ::-1].reshape(32, -1), ((0, 0), (0, 4)))))),
-        ("/depth", "sensor_msgs/msg/Image", types["sensor_msgs/msg/Image"](
-            header=header(), height=2, width=3, encoding="32FC1", is_bigendian=0, step=12,
-            data=raw(np.array([[1, 2.0004, np.nan], [0.5, 0, 70]], "<f4")))),
-        ("/camera/compressed", "sensor_msgs/msg/CompressedImage", types["sensor_msgs/msg/CompressedImage"](
-            header=header(), format="jpeg", data=jpeg)),
-        ("/velodyne_points", "sensor_msgs/msg/PointCloud2", types["sensor_msgs/msg/PointCloud2"](
-            header=header(), height=1, width=3, fields=fields, is_bigendian=False, point_step=18, row_step=54, data=raw(points),
-            is_dense=False)),
-        ("/scan", "sensor_msgs/msg/LaserScan", types["sensor_msgs/msg/LaserScan"](
-            header=header(), angle_min=0.0, angle_max=1.5, angle_increment=float(np.pi / 2), time_increment=0.01, scan_time=0.02,
-            range_min=0.1, range_max=10.0, ranges=np.array([2, np.inf], np.float32), intensities=np.zeros(0, np.float32))),
-        ("/imu", "sensor_msgs/msg/Imu", types["sensor_msgs/msg/Imu"](
-            header=header(), orientation=types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0), orientation_covariance=cov,
-            angular_velocity=vector(x=4.0, y=5.0, z=6.0), angular_velocity_covariance=cov,
-            linear_acceleration=vector(x=1.0, y=2.0, z=3.0), linear_acceleration_covariance=cov)),
-        ("/camera/camera_info", "sensor_msgs/msg/CameraInfo", types["sensor_msgs/msg/CameraInfo"](
-            header=header(), height=32, width=48, distortion_model="plumb_bob", binning_x=0, binning_y=0, roi=roi, **numbers)),
+        (
+            "/camera/image",
+            "sensor_msgs/msg/Image",
+            types["sensor_msgs/msg/Image"](
+                header=header(),
+                height=32,
+                width=48,
+                encoding="rgb8",
+                is_bigendian=0,
+                step=48 * 3 + 4,
+                data=raw(np.pad(picture[:, :, ::-1].reshape(32, -1), ((0, 0), (0, 4)))),
+            ),
+        ),
+        (
+            "/depth",
+            "sensor_msgs/msg/Image",
+            types["sensor_msgs/msg/Image"](
+                header=header(),
+                height=2,
+                width=3,
+                encoding="32FC1",
+                is_bigendian=0,
+                step=12,
+                data=raw(np.array([[1, 2.0004, np.nan], [0.5, 0, 70]], "<f4")),
+            ),
+        ),
+        (
+            "/camera/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            types["sensor_msgs/msg/CompressedImage"](header=header(), format="jpeg", data=jpeg),
+        ),
+        (
+            "/velodyne_points",
+            "sensor_msgs/msg/PointCloud2",
+            types["sensor_msgs/msg/PointCloud2"](
+                header=header(),
+                height=1,
+                width=3,
+                fields=fields,
+                is_bigendian=False,
+                point_step=18,
+                row_step=54,
+                data=raw(points),
+                is_dense=False,
+            ),
+        ),
+        (
+            "/scan",
+            "sensor_msgs/msg/LaserScan",
+            types["sensor_msgs/msg/LaserScan"](
+                header=header(),
+                angle_min=0.0,
+                angle_max=1.5,
+                angle_increment=float(np.pi / 2),
+                time_increment=0.01,
+                scan_time=0.02,
+                range_min=0.1,
+                range_max=10.0,
+                ranges=np.array([2, np.inf], np.float32),
+                intensities=np.zeros(0, np.float32),
+            ),
+        ),
+        (
+            "/imu",
+            "sensor_msgs/msg/Imu",
+            types["sensor_msgs/msg/Imu"](
+                header=header(),
+                orientation=types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0),
+                orientation_covariance=cov,
+                angular_velocity=vector(x=4.0, y=5.0, z=6.0),
+                angular_velocity_covariance=cov,
+                linear_acceleration=vector(x=1.0, y=2.0, z=3.0),
+                linear_acceleration_covariance=cov,
+            ),
+        ),
+        (
+            "/camera/camera_info",
+            "sensor_msgs/msg/CameraInfo",
+            types["sensor_msgs/msg/CameraInfo"](
+                header=header(),
+                height=32,
+                width=48,
+                distortion_model="plumb_bob",
+                binning_x=0,
+                binning_y=0,
+                roi=roi,
+                **numbers,
+            ),
+        ),
         ("/fleet", "my_msgs/msg/Fleet", types["my_msgs/msg/Fleet"](header=header(), packets=parcels)),
-        ("/audio/audio_info", "audio_common_msgs/msg/AudioInfo", types["audio_common_msgs/msg/AudioInfo"](
-            channels=2, sample_rate=16000, sample_format="S16LE", bitrate=0, coding_format="wave")),
-        ("/audio/audio", "audio_common_msgs/msg/AudioData", types["audio_common_msgs/msg/AudioData"](
-            data=raw(np.tile(np.array([16384, 0], "<i2"), 160)))),
+        (
+            "/audio/audio_info",
+            "audio_common_msgs/msg/AudioInfo",
+            types["audio_common_msgs/msg/AudioInfo"](
+                channels=2, sample_rate=16000, sample_format="S16LE", bitrate=0, coding_format="wave"
+            ),
+        ),
+        (
+            "/audio/audio",
+            "audio_common_msgs/msg/AudioData",
+            types["audio_common_msgs/msg/AudioData"](data=raw(np.tile(np.array([16384, 0], "<i2"), 160))),
+        ),
         ("/said", "std_msgs/msg/String", types["std_msgs/msg/String"](data="hello")),
         ("/pose", "geometry_msgs/msg/Quaternion", types["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0)),
-    ]  # fmt: skip
+    ]
 
 
 def ros1_bag(path: Path) -> Path:

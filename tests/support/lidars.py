@@ -53,9 +53,20 @@ def vlp16(packets: int, *, from_deg: float = 0.0, since_hour_ns: int = 1_000_000
 
 
 _RETURN = np.dtype([("distance", "<u2"), ("reflectance", "u1"), ("reserved", "u1")])
-_XT32 = np.dtype([("start", "u1", 6), ("header", "u1", 6), ("blocks", [("azimuth", "<u2"), ("returns", _RETURN, 32)], 8),
-                  ("reserved", "u1", 10), ("mode", "u1"), ("speed", "<u2"), ("date", "u1", 6), ("us", "<u4"), ("factory", "u1"),
-                  ("number", "<u4")])  # fmt: skip
+_XT32 = np.dtype(
+    [
+        ("start", "u1", 6),
+        ("header", "u1", 6),
+        ("blocks", [("azimuth", "<u2"), ("returns", _RETURN, 32)], 8),
+        ("reserved", "u1", 10),
+        ("mode", "u1"),
+        ("speed", "<u2"),
+        ("date", "u1", 6),
+        ("us", "<u4"),
+        ("factory", "u1"),
+        ("number", "<u4"),
+    ]
+)
 XT32_NS = 400_000  # of a packet with one return
 
 
@@ -69,7 +80,9 @@ def xt32(packets: int, *, from_deg: float = 0.0, since_ns: int = 0) -> tuple[lis
     raw["start"], raw["header"] = [0xEE, 0xFF, 6, 1, 0, 0], [32, 8, 1, 4, 1, 1]
     raw["blocks"]["azimuth"] = np.round(azimuth_deg * 100) % 36000
     raw["blocks"]["returns"]["distance"], raw["blocks"]["returns"]["reflectance"] = units, 2 * laser
-    last_ns = 59_900_000_000 + since_ns + (np.arange(packets) + 1) * XT32_NS - 50_000 - 5_632  # what its time says, 5.632 µs early
+    last_ns = (
+        59_900_000_000 + since_ns + (np.arange(packets) + 1) * XT32_NS - 50_000 - 5_632
+    )  # what its time says, 5.632 µs early
     raw["mode"], raw["us"], raw["number"] = 0x37, last_ns // 1000 % 1_000_000, np.arange(packets)
     minute, second = np.divmod(last_ns // NS, 60)
     raw["date"] = np.stack([np.full(packets, v) for v in (126, 1, 1, 0)] + [minute, second], axis=1)
@@ -103,7 +116,9 @@ def ouster(frames: int, *, first_id: int = 7, start_ns: int = 5 * NS) -> tuple[s
         frame.timestamp[:] = began_ns + columns * (NS // 10 // info.w)
         frame.measurement_id[:], frame.status[:] = columns, 0xFFFFFFFF
         raw += [np.array(p.buf).tobytes() for p in sdk.frame_to_packets(frame, form, 1234, 122000000001)]
-        truths.append(Truth(ouster_xyz(info, np.array(frame.field("RANGE"))), np.array(frame.timestamp, np.int64) - began_ns))
+        truths.append(
+            Truth(ouster_xyz(info, np.array(frame.field("RANGE"))), np.array(frame.timestamp, np.int64) - began_ns)
+        )
     return metadata, raw, truths
 
 
@@ -156,7 +171,12 @@ def write_pcap(path: Path, packets: Sequence[tuple[bytes, int]], port: int) -> P
         file.write(struct.pack("<4sHHiIII", b"\x4d\x3c\xb2\xa1", 2, 4, 0, 0, 1 << 18, 101))
         for packet, at_ns in packets:
             udp = struct.pack(">HHHH", 5000, port, 8 + len(packet), 0) + packet
-            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes([10, 0, 0, 7]), bytes([10, 0, 0, 1])) + udp
+            ip = (
+                struct.pack(
+                    ">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes([10, 0, 0, 7]), bytes([10, 0, 0, 1])
+                )
+                + udp
+            )
             file.write(struct.pack("<IIII", at_ns // NS, at_ns % NS, len(ip), len(ip)) + ip)
     return path
 

@@ -29,13 +29,19 @@ def wait_for(true: Callable[[], Any], what: str, *, give_up_s: float = 30.0) -> 
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    return os.environ | {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT / "tests" / "support"), "PYTHONUNBUFFERED": "1"} | more
+    return (
+        os.environ
+        | {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT / "tests" / "support"), "PYTHONUNBUFFERED": "1"}
+        | more
+    )
 
 
 def finished(folder: Path, *arguments: str, timeout_s: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a verb to its end."""
     command = [*COMMAND, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=timeout_s
+    )
 
 
 class Running:
@@ -45,9 +51,14 @@ class Running:
         self.folder = folder
         self._out, self._err = (folder / "stdout").open("w+"), (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=folder, env=environment(folder, **more), stdout=self._out, stderr=self._err,
-            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+            [*COMMAND, *arguments],
+            cwd=folder,
+            env=environment(folder, **more),
+            stdout=self._out,
+            stderr=self._err,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         self._known: set[psutil.Process] = set()
 
     @property

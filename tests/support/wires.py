@@ -20,9 +20,19 @@ from pipeline.transport.wire_format import End
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
 RECEIPT = Receipt("camera", "nearest", (7, 8), 40, -3, 12, 1, "why")
 PREDICTION = Prediction(
-    "emotion", 1_000, ("happy", "sad"), np.float32([0.75, 0.25]), "happy", "face@1", (Subject(3, (1, 2, 3, 4), (0.75, 0.25)),),
-    ("camera",), ("microphone",), (RECEIPT,), True, {"wait": 3, "infer": 4},
-)  # fmt: skip
+    "emotion",
+    1_000,
+    ("happy", "sad"),
+    np.float32([0.75, 0.25]),
+    "happy",
+    "face@1",
+    (Subject(3, (1, 2, 3, 4), (0.75, 0.25)),),
+    ("camera",),
+    ("microphone",),
+    (RECEIPT,),
+    True,
+    {"wait": 3, "infer": 4},
+)
 
 
 def message(value: Any, version: int = 1) -> bytes:

@@ -38,7 +38,9 @@ def test_python_that_computes_without_a_pause_does_not_delay_an_arrival(folder: 
     measured = []
     for _ in range(3):
         if (other := psutil.cpu_percent(interval=1.0)) > QUIET_PERCENT:
-            pytest.skip(f"this machine is busy ({other:.0f} % of its processors): an arrival would wait for other programs")
+            pytest.skip(
+                f"this machine is busy ({other:.0f} % of its processors): an arrival would wait for other programs"
+            )
         if (busy_ms := arrival_p99_ms(folder, computes=True)) <= P99_MS:
             return
         if (idle_ms := arrival_p99_ms(folder, computes=False)) > P99_MS:

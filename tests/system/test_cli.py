@@ -64,7 +64,9 @@ def test_config_error_is_one_line(folder: Path) -> None:
 
 
 def test_cycle_is_found_before_anything_starts(folder: Path) -> None:
-    assert "first → second → first" in refused(folder, "run", str(ROOT / "tests/configs/invalid-cycle.yaml"), exit_code=2)
+    assert "first → second → first" in refused(
+        folder, "run", str(ROOT / "tests/configs/invalid-cycle.yaml"), exit_code=2
+    )
 
 
 def test_missing_config_is_named(folder: Path) -> None:
@@ -98,7 +100,10 @@ MICROPHONE = "microphone: {use: microphone}\nalign: {use: align, inputs: [microp
 
 @pytest.mark.parametrize(
     "error",
-    ["ModuleNotFoundError('No module', name='pyaudio')", "ImportError('libportaudio.so.2: cannot open shared object file')"],
+    [
+        "ModuleNotFoundError('No module', name='pyaudio')",
+        "ImportError('libportaudio.so.2: cannot open shared object file')",
+    ],
     ids=["no PyAudio", "no PortAudio"],
 )
 def test_microphone_without_portaudio_says_how_to_get_it(folder: Path, error: str) -> None:
@@ -129,7 +134,9 @@ def test_port_that_is_taken_is_named(folder: Path) -> None:
 def test_out_that_cannot_be_written_is_named(folder: Path, path: str) -> None:
     nodes = f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\n"
     nodes += 'mood: {use: infer, task: "third_party:Mood", inputs: [align]}'
-    said = refused(folder, "run", a_file(folder, nodes), "--out", path, exit_code=2, PYTHONPATH=str(ROOT / "tests" / "support"))
+    said = refused(
+        folder, "run", a_file(folder, nodes), "--out", path, exit_code=2, PYTHONPATH=str(ROOT / "tests" / "support")
+    )
     assert said.startswith(f"--out {path}: cannot be written")
 
 
@@ -137,9 +144,20 @@ def test_out_that_cannot_be_written_is_named(folder: Path, path: str) -> None:
 def test_out_on_a_full_disk_is_counted_and_the_run_goes_on_to_its_summary(folder: Path) -> None:
     nodes = f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\n"
     nodes += 'mood: {use: infer, task: "third_party:Mood", inputs: [align]}'
-    done = finished(folder, "run", a_file(folder, nodes), "--out", "/dev/full", "--for", "500ms", PYTHONPATH=str(ROOT / "tests" / "support"))
+    done = finished(
+        folder,
+        "run",
+        a_file(folder, nodes),
+        "--out",
+        "/dev/full",
+        "--for",
+        "500ms",
+        PYTHONPATH=str(ROOT / "tests" / "support"),
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.count("--out /dev/full: No space left on device. Predictions are counted, not written, until") == 1
+    assert (
+        done.stderr.count("--out /dev/full: No space left on device. Predictions are counted, not written, until") == 1
+    )
     assert "error: --out /dev/full: the summary could not be written: No space left on device" in done.stderr
     assert "disk full" in done.stdout and "unaccounted: none" in done.stdout
 
@@ -153,7 +171,12 @@ def test_out_of_a_graph_without_predictions_is_refused(folder: Path) -> None:
 
 
 def test_asset_without_a_network_says_where_to_put_the_file(folder: Path) -> None:
-    offline = {"SENSORIUM_CACHE": str(folder / "cache"), "PIP_INDEX_URL": NOBODY, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": ""}
+    offline = {
+        "SENSORIUM_CACHE": str(folder / "cache"),
+        "PIP_INDEX_URL": NOBODY,
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+    }
     said = refused(folder, "demo", "--no-dashboard", exit_code=2, SENSORIUM_ASSETS="", **offline)
     assert "asset 'demo-clip'" in said and "set SENSORIUM_ASSETS" in said
 
@@ -181,14 +204,18 @@ def test_ctrl_c_while_an_asset_is_fetched_ends_at_once(folder: Path) -> None:
 
 def test_missing_package_of_a_node_names_setup(folder: Path) -> None:
     without = missing(folder, "onnxruntime", "ModuleNotFoundError('No module', name='onnxruntime')")
-    nodes = f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\nemotion: {{use: infer, inputs: [align]}}"
+    nodes = (
+        f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\nemotion: {{use: infer, inputs: [align]}}"
+    )
     said = refused(folder, "run", a_file(folder, nodes), exit_code=2, PYTHONPATH=without)
     assert "'onnxruntime' is not installed. Install it with: scripts/setup" in said
 
 
 def test_missing_package_of_the_core_names_setup(folder: Path) -> None:
     without = missing(folder, "zmq", "ModuleNotFoundError('No module', name='zmq')")
-    assert "'zmq' is not installed. Install it with: scripts/setup" in refused(folder, "nodes", exit_code=2, PYTHONPATH=without)
+    assert "'zmq' is not installed. Install it with: scripts/setup" in refused(
+        folder, "nodes", exit_code=2, PYTHONPATH=without
+    )
 
 
 # --- looking around ---------------------------------------------------------------------------------------------------
@@ -196,7 +223,9 @@ def test_missing_package_of_the_core_names_setup(folder: Path) -> None:
 
 def test_nodes_lists_every_node_with_a_line(folder: Path) -> None:
     listed = finished(folder, "nodes").stdout
-    assert all(f"\n  {name} " in f"\n{listed}" for name in ("align", "camera", "console", "dashboard", "infer", "microphone"))
+    assert all(
+        f"\n  {name} " in f"\n{listed}" for name in ("align", "camera", "console", "dashboard", "infer", "microphone")
+    )
 
 
 def test_nodes_name_shows_its_options(folder: Path) -> None:
@@ -252,7 +281,9 @@ def test_command_may_be_given_from_any_folder(folder: Path) -> None:
 
 def test_output_that_nobody_reads_to_the_end_is_no_error(folder: Path) -> None:
     command = [*COMMAND, "nodes"]
-    with subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
         assert run.stdout is not None and run.stderr is not None
         run.stdout.close()  # as `| head` does
         assert (run.wait(20), run.stderr.read()) == (0, b"")

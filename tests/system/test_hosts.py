@@ -99,7 +99,16 @@ def why_not() -> str:
     for tool, package in (("ip", "iproute2"), ("nft", "nftables"), ("unshare", "util-linux")):
         if shutil.which(tool) is None:
             return f"two hosts need '{tool}': apt-get install {package}"
-    probe = ["unshare", "--net", "--time", "--monotonic", str(SHIFT_S), sys.executable, "-c", "import time; print(time.monotonic())"]
+    probe = [
+        "unshare",
+        "--net",
+        "--time",
+        "--monotonic",
+        str(SHIFT_S),
+        sys.executable,
+        "-c",
+        "import time; print(time.monotonic())",
+    ]
     shifted = subprocess.run(probe, capture_output=True, text=True)
     if shifted.returncode or float(shifted.stdout) < time.monotonic() + SHIFT_S / 2:
         return f"this kernel gives no network or time namespaces here: {shifted.stderr.strip()}"
@@ -136,8 +145,9 @@ class Host:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         command = self.command(sys.executable, *arguments)
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def power_off(self) -> None:
         """Everything in this namespace is gone at once, and says nothing."""
@@ -183,7 +193,14 @@ def cable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cable]:
     hosts = []
     try:
         for name, end, shift_s in (("front", 1, SHIFT_S), ("brain", 2, 0)):
-            host = Host(name, f"sensorium-{os.getpid()}-{name}", f"10.77.0.{end}", folder / name / "keys", shift_s, folder / name)
+            host = Host(
+                name,
+                f"sensorium-{os.getpid()}-{name}",
+                f"10.77.0.{end}",
+                folder / name / "keys",
+                shift_s,
+                folder / name,
+            )
             hosts.append(host)
             sh("ip", "netns", "add", host.space)
             write_new(name, *new_keys(), host.keys)
@@ -359,7 +376,9 @@ def test_program_on_another_host_reads_a_shared_node_on_its_own_clock(cable: Cab
     program = cable.brain.python("-c", PROGRAM, path)
     try:
         output = program.communicate(timeout=40)[0]
-        until(lambda: (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > 60, 20, "front writes")
+        until(
+            lambda: (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > 60, 20, "front writes"
+        )
         cable.front.power_off()
         front.wait()
     finally:
@@ -368,7 +387,9 @@ def test_program_on_another_host_reads_a_shared_node_on_its_own_clock(cable: Cab
     assert program.returncode == 0, output
     told, seen = stamps(tmp_path / "told.jsonl"), {row[0]: row[1:] for row in map(json.loads, output.splitlines())}
     assert len(seen) == 40
-    assert all(abs(capture_ns - (told[seq][0] - SHIFT_S * NS)) <= error_ns for seq, (capture_ns, error_ns) in seen.items())
+    assert all(
+        abs(capture_ns - (told[seq][0] - SHIFT_S * NS)) <= error_ns for seq, (capture_ns, error_ns) in seen.items()
+    )
     assert all(0 < error_ns < 50_000_000 for _, error_ns in seen.values())
 
 

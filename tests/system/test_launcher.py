@@ -39,7 +39,9 @@ def flowing(nodes: dict[str, NodeHealth]) -> bool:
 
 
 def balanced(summary: dict[str, Any]) -> bool:
-    return summary["unaccounted"] == {} and all(n > 0 for s in summary["dropped"].values() for w in s.values() for n in w.values())
+    return summary["unaccounted"] == {} and all(
+        n > 0 for s in summary["dropped"].values() for w in s.values() for n in w.values()
+    )
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -197,7 +199,10 @@ def test_node_that_raises_is_started_again_and_its_error_is_told_once(folder: Pa
 
 
 def test_node_that_must_not_restart_ends_the_run(folder: Path) -> None:
-    nodes = MOOD + f'fails: {{use: "third_party:Failing", when: process, mark: {folder}/m, inputs: [camera], restart: false}}'
+    nodes = (
+        MOOD
+        + f'fails: {{use: "third_party:Failing", when: process, mark: {folder}/m, inputs: [camera], restart: false}}'
+    )
     done = finished(folder, "run", a_file(folder, nodes))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: node 'fails': ValueError: the tenth is too much"
@@ -210,7 +215,9 @@ def test_node_that_must_not_restart_ends_the_run(folder: Path) -> None:
         ("open, device", 3, "error: node 'fails': nothing is plugged in. Plug it in\n"),
     ],
 )
-def test_node_that_cannot_start_ends_the_run_with_its_exit_code(folder: Path, when: str, exit_code: int, error: str) -> None:
+def test_node_that_cannot_start_ends_the_run_with_its_exit_code(
+    folder: Path, when: str, exit_code: int, error: str
+) -> None:
     nodes = MOOD + f'fails: {{use: "third_party:Failing", when: "{when}", inputs: [camera]}}'
     done = finished(folder, "run", a_file(folder, nodes))
     assert (done.returncode, done.stderr) == (exit_code, error)

@@ -35,7 +35,13 @@ class Keep(Sink):
         for f in frames:
             if f.encoding.startswith("points"):
                 total = f.data.astype(np.float64).sum(axis=0).tolist()
-                told = {"seq": f.seq, "capture_ns": f.capture_ns, "points": len(f.data), "sum": total, "reason": f.reason}
+                told = {
+                    "seq": f.seq,
+                    "capture_ns": f.capture_ns,
+                    "points": len(f.data),
+                    "sum": total,
+                    "reason": f.reason,
+                }
                 self._file.write(json.dumps(told) + "\n")
 
     def close(self):
@@ -97,9 +103,17 @@ def test_the_data_set_s_bag_and_captures_give_clouds_in_the_graph(data_dir, fold
 
 
 def test_two_lidars_of_a_recording_get_a_node_each():
-    encodings = {"camera": "jpeg", "front/lidar": "packet", "rear/lidar": "packet", "rear/metadata": "calibration", "gps": "packet"}
+    encodings = {
+        "camera": "jpeg",
+        "front/lidar": "packet",
+        "rear/lidar": "packet",
+        "rear/metadata": "calibration",
+        "gps": "packet",
+    }
     lidars = {"front/lidar": LidarPackets("velodyne"), "rear/lidar": LidarPackets("ouster", "rear/metadata")}
     text = config_text(Path("drive.mcap"), encodings, lidars)
     assert "front/lidar-points: {use: sweeps, sensor: velodyne, inputs: [front/lidar]}" in text
     assert "rear/lidar-points:  {use: sweeps, sensor: ouster, inputs: [rear/lidar, rear/metadata]}" in text
-    assert "inputs: [camera, front/lidar-points, rear/lidar-points]" in text and "# gps:" in text and "# front" not in text
+    assert (
+        "inputs: [camera, front/lidar-points, rear/lidar-points]" in text and "# gps:" in text and "# front" not in text
+    )

@@ -55,7 +55,9 @@ def test_copy_hears_a_hang_up_as_a_new_interpreter_does(folder: Path) -> None:
 def uncopiable_after(statement: str) -> str:
     """What a launcher of its own says that has done `statement`: the tests' process holds libraries of other tests."""
     says = f"import sys, threading; from pipeline.runtime import managed_process; {statement}; print(managed_process.uncopiable(), flush=True); import os; os._exit(0)"
-    return subprocess.run([sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @linux

@@ -91,7 +91,18 @@ def test_alignment_afresh_says_that_it_is_and_is_the_same_every_time(late: Path)
 
 
 def test_a_changed_graph_is_said_to_be_why_the_answers_differ_and_diff_ends_with_4(late: Path) -> None:
-    said = run(late, "replay", "graph.yaml", "rec.mcap", "--speed", "0", "--out", "changed.jsonl", "--set", "nodes.align.max_wait_ms=200")
+    said = run(
+        late,
+        "replay",
+        "graph.yaml",
+        "rec.mcap",
+        "--speed",
+        "0",
+        "--out",
+        "changed.jsonl",
+        "--set",
+        "nodes.align.max_wait_ms=200",
+    )
     assert "not identical to the recorded run because node 'align' is not as it was" in said
     said = run(late, "diff", "live.jsonl", "changed.jsonl", code=4)
     assert "memory at " in said and "microphone" in said
@@ -173,23 +184,46 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except AssetError as error:
         pytest.skip(f"the clip and the models cannot be fetched: {error}")
     folder = tmp_path_factory.mktemp("demo")
-    recorded_whole(folder, "configs/emotion-demo.yaml", "demo.mcap", "--for", "4s", "--no-dashboard", "--out", "live.jsonl")
+    recorded_whole(
+        folder, "configs/emotion-demo.yaml", "demo.mcap", "--for", "4s", "--no-dashboard", "--out", "live.jsonl"
+    )
     return folder
 
 
 def test_predictions_of_the_demo_are_identical_live_and_at_every_speed(demo: Path) -> None:
     assert len(lines(demo / "live.jsonl")[0]) > 20
     for speed in ("0", "4"):
-        said = run(demo, "replay", "configs/emotion-demo.yaml", "demo.mcap", "--speed", speed, "--no-dashboard", "--out", "again.jsonl")
+        said = run(
+            demo,
+            "replay",
+            "configs/emotion-demo.yaml",
+            "demo.mcap",
+            "--speed",
+            speed,
+            "--no-dashboard",
+            "--out",
+            "again.jsonl",
+        )
         assert "identical to the recorded run: every prediction" in said
         assert "all alike" in run(demo, "diff", "live.jsonl", "again.jsonl")
     with Reader(demo / "demo.mcap") as reader:
-        assert reader.kinds("camera") == {"foxglove.RawImage", "sensorium.Frame"} or reader.kinds("camera") == {"foxglove.RawImage"}
+        assert reader.kinds("camera") == {"foxglove.RawImage", "sensorium.Frame"} or reader.kinds("camera") == {
+            "foxglove.RawImage"
+        }
         assert any(isinstance(m.message, Prediction) for m in reader.messages(["emotion"]))
 
 
 def test_features_only_keeps_predictions_and_neither_picture_nor_sound(demo: Path, folder: Path) -> None:
-    run(folder, "record", ROOT / "configs/emotion-demo.yaml", "rec.mcap", "--features-only", "--for", "2s", "--no-dashboard")
+    run(
+        folder,
+        "record",
+        ROOT / "configs/emotion-demo.yaml",
+        "rec.mcap",
+        "--features-only",
+        "--for",
+        "2s",
+        "--no-dashboard",
+    )
     with Reader(folder / "rec.mcap") as reader:
         assert set(reader.streams) == {"emotion", "align.events", "health"}
         kinds = set().union(*(reader.kinds(stream) for stream in reader.streams))

@@ -44,12 +44,38 @@ def test_from_a_recording_to_a_fusion_of_ones_own_that_runs_live(sample, tmp_pat
     for name, text in halves.items():  # two sessions, of which no moment is in both
         (tmp_path / f"{name}.csv").write_text("start_s,end_s,label\n" + text)
         sensorium("label", sample, tmp_path / f"{name}.csv", tmp_path / f"{name}.mcap", "--stream", "mine")
-    sensorium("export", tmp_path / "first.mcap", tmp_path / "second.mcap", tmp_path / "set", "--dataset", "--labels", "mine")
+    sensorium(
+        "export", tmp_path / "first.mcap", tmp_path / "second.mcap", tmp_path / "set", "--dataset", "--labels", "mine"
+    )
     rows = dataset.load(tmp_path / "set")
-    assert set(rows.group) == {"first", "second"} and rows.modalities["face"].kind == "embedding" and (rows.label >= 0).sum() > 100
-    sensorium("train", "fusion", "--data", tmp_path / "set", "--family", "concat", "--epochs", 2, "--out", tmp_path / "mine.onnx")
-    sensorium("run", ROOT / "configs/emotion-demo.yaml", "--no-dashboard", "--for", "3s", "--out", tmp_path / "live.jsonl",
-              "--set", f"nodes.emotion.options={{voice: none, fusion: {tmp_path / 'mine.onnx'}}}")  # fmt: skip
+    assert (
+        set(rows.group) == {"first", "second"}
+        and rows.modalities["face"].kind == "embedding"
+        and (rows.label >= 0).sum() > 100
+    )
+    sensorium(
+        "train",
+        "fusion",
+        "--data",
+        tmp_path / "set",
+        "--family",
+        "concat",
+        "--epochs",
+        2,
+        "--out",
+        tmp_path / "mine.onnx",
+    )
+    sensorium(
+        "run",
+        ROOT / "configs/emotion-demo.yaml",
+        "--no-dashboard",
+        "--for",
+        "3s",
+        "--out",
+        tmp_path / "live.jsonl",
+        "--set",
+        f"nodes.emotion.options={{voice: none, fusion: {tmp_path / 'mine.onnx'}}}",
+    )
     lines = [json.loads(line) for line in (tmp_path / "live.jsonl").read_text().splitlines()]
     answered = [line for line in lines if line.get("label")]
     assert answered and all("mine@" in line["model"] for line in answered)  # how many, a busy machine decides

@@ -42,15 +42,30 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.write("depth", Frame("depth", i, looked_ns, "depth_u16_mm", depth, publish_ns=looked_ns))
             writer.write("camera", Frame("camera", i, looked_ns, "bgr8", camera, publish_ns=looked_ns))
             sweep = rendered.sweep(drive_ns)
-            writer.write("lidar", Frame("lidar", i, at_ns, "points_xyzit_f32", sweep, PERIOD_NS, publish_ns=at_ns + PERIOD_NS))
+            writer.write(
+                "lidar", Frame("lidar", i, at_ns, "points_xyzit_f32", sweep, PERIOD_NS, publish_ns=at_ns + PERIOD_NS)
+            )
     return path
 
 
 @pytest.mark.parametrize("cut", ["lidar", "depth", "camera"])
 def test_a_sensor_is_cut_for_three_seconds_and_the_scene_goes_on(cut: str, drive: Path, folder: Path) -> None:
     options = ("--set", "nodes.scene.options.detector=none")
-    ran = finished(folder, "replay", DEMO, str(drive), "--speed", "0", "--fault", f"{cut}: cut={CUT_S}s@{CUT_NS / NS:g}s",
-                   "--out", "p.jsonl", "--no-dashboard", *options, timeout_s=300)  # fmt: skip
+    ran = finished(
+        folder,
+        "replay",
+        DEMO,
+        str(drive),
+        "--speed",
+        "0",
+        "--fault",
+        f"{cut}: cut={CUT_S}s@{CUT_NS / NS:g}s",
+        "--out",
+        "p.jsonl",
+        "--no-dashboard",
+        *options,
+        timeout_s=300,
+    )
     assert ran.returncode == 0, ran.stderr
     predictions, summary = lines(folder / "p.jsonl")
     assert summary["unaccounted"] == {} and summary["predictions"] == len(predictions) >= COUNT - 10
@@ -69,8 +84,11 @@ def test_a_sensor_is_cut_for_three_seconds_and_the_scene_goes_on(cut: str, drive
         assert cut in p["used"] and cut not in p["missing"]  # back within one sweep
     if cut == "lidar":
         assert all(p["surroundings"]["ahead"]["state"] != "clear" for p in during)
-        assert all(any("lidar" in why for why in p["surroundings"]["ahead"]["because"]) for p in during
-                   if p["surroundings"]["ahead"]["state"] == "unknown")  # fmt: skip
+        assert all(
+            any("lidar" in why for why in p["surroundings"]["ahead"]["because"])
+            for p in during
+            if p["surroundings"]["ahead"]["state"] == "unknown"
+        )
     else:
         assert [p["surroundings"]["ahead"] for p in during if p["surroundings"]["ahead"]["state"] == "unknown"] == []
     if cut == "camera":
@@ -93,7 +111,18 @@ def test_a_real_drive_is_imported_with_its_rig_and_looked_at(data_dir: Path, fol
         pytest.skip(f"no driving/ in {data_dir}")
     names = ("--map", "image_02=camera", "--map", "velodyne=lidar")
     assert finished(folder, "import", str(source), "drive.mcap", *names, timeout_s=120).returncode == 0
-    ran = finished(folder, "replay", "drive.yaml", "drive.mcap", "--speed", "0", "--no-dashboard", "--out", "p.jsonl", timeout_s=240)
+    ran = finished(
+        folder,
+        "replay",
+        "drive.yaml",
+        "drive.mcap",
+        "--speed",
+        "0",
+        "--no-dashboard",
+        "--out",
+        "p.jsonl",
+        timeout_s=240,
+    )
     assert ran.returncode == 0, ran.stderr
     predictions, summary = lines(folder / "p.jsonl")
     assert summary["predictions"] == 10 and summary["unaccounted"] == {}
@@ -102,8 +131,12 @@ def test_a_real_drive_is_imported_with_its_rig_and_looked_at(data_dir: Path, fol
 
 
 def test_a_recorded_scene_gives_the_same_predictions_when_it_is_replayed(folder: Path) -> None:
-    made = finished(folder, "record", DEMO, "drive.mcap", "--for", "4s", "--no-dashboard", "--consent", "rendered", timeout_s=120)
+    made = finished(
+        folder, "record", DEMO, "drive.mcap", "--for", "4s", "--no-dashboard", "--consent", "rendered", timeout_s=120
+    )
     assert made.returncode == 0, made.stderr
-    again = finished(folder, "replay", DEMO, "drive.mcap", "--speed", "0", "--out", "p.jsonl", "--no-dashboard", timeout_s=240)
+    again = finished(
+        folder, "replay", DEMO, "drive.mcap", "--speed", "0", "--out", "p.jsonl", "--no-dashboard", timeout_s=240
+    )
     assert again.returncode == 0, again.stderr
     assert "identical to the recorded run: every prediction" in again.stdout

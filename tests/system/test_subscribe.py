@@ -64,7 +64,9 @@ def program(run: Running, text: str, first_lines: int, **more: str) -> list[str]
     """The first lines that a program prints, as a user would run it: in a process and a folder of its own."""
     environment = {"XDG_RUNTIME_DIR": str(run.folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
     command = [sys.executable, "-c", text]
-    with subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(
+        command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
         try:
             assert started.stdout is not None and started.stderr is not None
             lines = [started.stdout.readline().strip() for _ in range(first_lines)]
@@ -117,7 +119,11 @@ def test_page_sends_predictions_as_json(run: Running, port: int) -> None:
 
 
 def test_pick_rule_of_a_third_party_chose_the_frames(run: Running) -> None:
-    lines = program(run, "import pipeline\nfor p in pipeline.subscribe('emotion', wait_s=20): print(p.receipts[1].reason, p.model)", 3)
+    lines = program(
+        run,
+        "import pipeline\nfor p in pipeline.subscribe('emotion', wait_s=20): print(p.receipts[1].reason, p.model)",
+        3,
+    )
     assert set(lines) == {"the first after mood@1"}
 
 
@@ -137,10 +143,24 @@ def a_prediction() -> dict[str, Any]:
     receipt = frame.Receipt("camera", "exact", (1,))
     subject = frame.Subject(1, (0, 0, 10, 10), (0.75, 0.25))
     timing = {"wait": 1, "infer": 2, "total": 3}
-    opinions = (frame.Opinion("face", "camera", 0.9, (0.75, 0.25), "blurred", np.float32([0.5, -1])),
-                frame.Opinion("voice", "microphone", 0.0, (), "nobody speaks"))  # fmt: skip
+    opinions = (
+        frame.Opinion("face", "camera", 0.9, (0.75, 0.25), "blurred", np.float32([0.5, -1])),
+        frame.Opinion("voice", "microphone", 0.0, (), "nobody speaks"),
+    )
     return Prediction(
-        "emotion", 1, ("a", "b"), np.float32([0.75, 0.25]), "a", "m@1", (subject,), ("camera",), (), (receipt,), None, timing, opinions
+        "emotion",
+        1,
+        ("a", "b"),
+        np.float32([0.75, 0.25]),
+        "a",
+        "m@1",
+        (subject,),
+        ("camera",),
+        (),
+        (receipt,),
+        None,
+        timing,
+        opinions,
     ).record()
 
 

@@ -16,9 +16,11 @@ from pipeline.assets import MODELS
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(not (MODELS / "voice-expression.onnx").is_file() or not (MODELS / "fusion-expression.onnx").is_file(),
-                       reason="no voice or no fusion model: python run_pipeline.py train voice, then train fusion"),
-]  # fmt: skip
+    pytest.mark.skipif(
+        not (MODELS / "voice-expression.onnx").is_file() or not (MODELS / "fusion-expression.onnx").is_file(),
+        reason="no voice or no fusion model: python run_pipeline.py train voice, then train fusion",
+    ),
+]
 RATE_HZ = 16_000
 
 
@@ -85,16 +87,24 @@ nodes:
 
 @pytest.mark.paced
 def test_camera_then_microphone_drop_out_and_both_come_back(
-    folder: Path, clip: Path, lens: FailingCamera  # noqa: F811
+    folder: Path,
+    clip: Path,
+    lens: FailingCamera,  # noqa: F811
 ) -> None:
     with av.open(str(clip)) as container:
         resampler = av.AudioResampler("flt", "mono", RATE_HZ)
-        sound = np.concatenate([out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)])
+        sound = np.concatenate(
+            [out.to_ndarray()[0] for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+        )
     np.save(folder / "samples.npy", sound[RATE_HZ // 2 : -RATE_HZ])  # fewer pauses: the steps below wait for speech
     unplugged, config, out = folder / "unplugged", folder / "failing.yaml", folder / "out.jsonl"
     config.write_text(FAILING.format(url=lens.url, samples=folder / "samples.npy", unplugged=unplugged))
-    with running(folder, "run", str(config), "--no-dashboard", "--out", str(out)) as live:  # each step waits for the predictions to say so
-        wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"], timeout_s=40)  # start-up included
+    with running(
+        folder, "run", str(config), "--no-dashboard", "--out", str(out)
+    ) as live:  # each step waits for the predictions to say so
+        wait_for(
+            out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"], timeout_s=40
+        )  # start-up included
         lens.picture = None
         wait_for(out, lambda p: p["missing"] == ["camera"] and p["used"] == ["microphone"] and p["label"])
         lens.picture = lens.face
@@ -109,7 +119,11 @@ def test_camera_then_microphone_drop_out_and_both_come_back(
     assert summary["unaccounted"] == {}
     deaf = [p for p in predictions if p["missing"] == ["microphone"]]
     blind = [p for p in predictions if p["missing"] == ["camera"]]
-    assert all(state(p, "camera") == "exact" for p in deaf) and {state(p, "camera") for p in blind} <= {"silent", "absent", "late"}
+    assert all(state(p, "camera") == "exact" for p in deaf) and {state(p, "camera") for p in blind} <= {
+        "silent",
+        "absent",
+        "late",
+    }
     assert all(abs(sum(p["probs"].values()) - 1) < 1e-3 for p in predictions)
     stamps = [p["capture_ns"] for p in predictions]
     assert stamps == sorted(set(stamps))

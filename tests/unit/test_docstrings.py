@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LISTED = subprocess.run(["git", "ls-files", "pipeline", "nodes", "calibration"], cwd=ROOT, capture_output=True, text=True).stdout
-MODULES = [path.removesuffix(".py").replace("/", ".") for path in LISTED.split() if path.endswith(".py") and "__" not in path]
+LISTED = subprocess.run(
+    ["git", "ls-files", "pipeline", "nodes", "calibration"], cwd=ROOT, capture_output=True, text=True
+).stdout
+MODULES = [
+    path.removesuffix(".py").replace("/", ".") for path in LISTED.split() if path.endswith(".py") and "__" not in path
+]
 
 
 def parsed(block: str) -> ast.Module:
@@ -40,12 +44,18 @@ def called(module: ModuleType, example: ast.Module) -> Iterator[tuple[ast.Call, 
     made = {}
     for node in ast.walk(example):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-            if isinstance(node.targets[0], ast.Name) and inspect.isclass(kind := getattr(module, node.value.func.id, None)):
+            if isinstance(node.targets[0], ast.Name) and inspect.isclass(
+                kind := getattr(module, node.value.func.id, None)
+            ):
                 made[node.targets[0].id] = kind
     for node in ast.walk(example):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and hasattr(module, node.func.id):
             yield node, getattr(module, node.func.id), 0
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             if kind := made.get(node.func.value.id):
                 method = getattr(kind, node.func.attr)
                 yield node, method, int(inspect.isfunction(method))
@@ -59,7 +69,9 @@ def test_example_of_a_module_calls_what_is_there(name: str) -> None:
         pytest.skip(f"needs a package that is not here: {error}")
     for block in re.findall(r"(?:^    .*\n?)+", module.__doc__ or "", flags=re.M):
         for call, function, of_self in called(module, parsed(block)):
-            left_out = any(isinstance(a, ast.Constant) and a.value is ... for a in call.args) or any(k.arg is None for k in call.keywords)
+            left_out = any(isinstance(a, ast.Constant) and a.value is ... for a in call.args) or any(
+                k.arg is None for k in call.keywords
+            )
             try:
                 signature = inspect.signature(function)
             except ValueError:

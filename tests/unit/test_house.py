@@ -16,7 +16,7 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 
 def files(*tops: str) -> Iterator[str]:
-    """"pipeline/alignment/aligner.py", for every module under the given folders and files."""
+    """ "pipeline/alignment/aligner.py", for every module under the given folders and files."""
     for top in tops:
         for path in [ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")):
             if path.exists():
@@ -41,7 +41,9 @@ def imports(where: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            yield from ((node.lineno, ".".join([*base, *filter(None, [node.module]), alias.name])) for alias in node.names)
+            yield from (
+                (node.lineno, ".".join([*base, *filter(None, [node.module]), alias.name])) for alias in node.names
+            )
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             # import_module("nodes.camera"): a name spelt out is an import; a name from the configuration is not.
             if ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
@@ -49,7 +51,7 @@ def imports(where: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def importers(of: str, *tops: str) -> list[str]:
-    """"pipeline/transport/wire.py:12 zmq.asyncio" for every import of the package or module `of` under `tops`."""
+    """ "pipeline/transport/wire.py:12 zmq.asyncio" for every import of the package or module `of` under `tops`."""
     return [
         f"{where}:{line} {name}"
         for where in files(*tops)

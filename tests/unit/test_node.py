@@ -43,7 +43,9 @@ class Flaky(Source):
             raise DeviceError("camera: unplugged.", retry=True)
 
 
-def run_source(source: Source, *, lost: DeviceError | None = None, muted: bool = False) -> tuple[list[Frame], list[tuple]]:
+def run_source(
+    source: Source, *, lost: DeviceError | None = None, muted: bool = False
+) -> tuple[list[Frame], list[tuple]]:
     told: list[tuple] = []
     sent: list[Frame] = []
     source.context = Context("camera", ManualClock(), tell=lambda state, note: told.append((state, note)))
@@ -69,8 +71,14 @@ class Wrong(Source):
     ("make", "said"),
     [
         (lambda now_ns: Frame("camera", -1, now_ns, "series_f32", 20.5), "data is float, expected a numpy array"),
-        (lambda now_ns: Frame("camera", -1, now_ns, "series", np.zeros(1)), "no encoding 'series'.*Did you mean 'series_f32'"),
-        (lambda now_ns: Frame("camera", -1, now_ns / 2, "series_f32", np.zeros(1)), "capture_ns is 0.0 .float., expected whole nanos"),
+        (
+            lambda now_ns: Frame("camera", -1, now_ns, "series", np.zeros(1)),
+            "no encoding 'series'.*Did you mean 'series_f32'",
+        ),
+        (
+            lambda now_ns: Frame("camera", -1, now_ns / 2, "series_f32", np.zeros(1)),
+            "capture_ns is 0.0 .float., expected whole nanos",
+        ),
         (lambda now_ns: 20.5, r"Wrong.frames\(\) yielded float, expected a pipeline.frame.Frame"),
     ],
 )
@@ -211,7 +219,9 @@ def test_sink_sees_everything_then_the_end():
 
 
 def test_align_node_answers_on_the_stage_without_a_socket():
-    with Stage(Align(anchor="camera", pick={"imu": {"policy": "latest", "max_age_ms": 50}}), inputs=["camera", "imu"]) as stage:
+    with Stage(
+        Align(anchor="camera", pick={"imu": {"policy": "latest", "max_age_ms": 50}}), inputs=["camera", "imu"]
+    ) as stage:
         stage.give("imu", Frame("imu", 0, 10, "imu_f64"), at_ns=20)
         stage.give("camera", Frame("camera", 0, 30, "bgr8"), at_ns=40)
         [aligned] = stage.give("imu", Frame("imu", 1, 50, "imu_f64"), at_ns=60)

@@ -47,7 +47,9 @@ def test_tilted_face_is_turned_upright_by_its_eyes() -> None:
     cos, sin = np.cos(np.radians(25)), np.sin(np.radians(25))
     eyes = [(320 + cos * x - sin * -19, 180 + sin * x + cos * -19) for x in (-35, 33)]
     landmarks_px = np.array([*eyes, (320, 180), (310, 230), (330, 230)], np.float32)
-    (eye_x, eye_y), (mouth_x, mouth_y) = darkest_and_brightest(face_crop(image, box_around((320, 180), 200), landmarks_px))
+    (eye_x, eye_y), (mouth_x, mouth_y) = darkest_and_brightest(
+        face_crop(image, box_around((320, 180), 200), landmarks_px)
+    )
     assert (eye_x, eye_y) == pytest.approx((23.75, 19.5), abs=1.0)
     assert (mouth_x, mouth_y) == pytest.approx((24.0, 36.0), abs=1.0)
 
@@ -71,7 +73,7 @@ def test_box_without_area_is_refused() -> None:
 
 def test_crop_leaves_the_picture_as_it_was() -> None:
     image = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
-    image.setflags(write=False)                     # a frame's data is read-only: other readers share it
+    image.setflags(write=False)  # a frame's data is read-only: other readers share it
     before = image.copy()
     face_crop(image, np.array([100.0, 100.0, 80.0, 90.0], np.float32), None)
     assert np.array_equal(image, before)
@@ -87,7 +89,7 @@ def test_tensor_is_the_same_in_dim_and_in_bright_light() -> None:
 
 def test_flat_picture_is_not_blown_up_into_a_face() -> None:
     flat = np.full((48, 48), 90, np.uint8)
-    flat[::2] += 1                                  # one grey level of noise
+    flat[::2] += 1  # one grey level of noise
     assert np.abs(face_tensor(flat)).max() < 0.2
     assert np.isfinite(face_tensor(np.zeros((48, 48), np.uint8))).all()
 

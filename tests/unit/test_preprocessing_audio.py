@@ -59,7 +59,7 @@ def test_a_column_counts_as_heard_when_all_that_it_looks_back_at_was() -> None:
     heard[8_000:8_100] = False
     columns = heard_columns(heard)
     assert columns.shape == (100,)
-    assert np.flatnonzero(~columns).tolist() == [0, 1, 2, 50, 51, 52, 53]      # the first three look back at nothing
+    assert np.flatnonzero(~columns).tolist() == [0, 1, 2, 50, 51, 52, 53]  # the first three look back at nothing
 
 
 def test_tensor_is_the_same_at_any_gain() -> None:

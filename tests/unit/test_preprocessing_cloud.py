@@ -34,7 +34,9 @@ def test_a_depth_picture_and_a_sweep_of_the_same_wall_are_the_same_points():
     assert found.shape == (320 * 240, 3) and found.dtype == np.float32
     assert np.allclose(found[:, 0], 3.2, atol=1e-5)
     corner = found[0]  # the picture's upper left: left and up
-    assert corner[1] == pytest.approx(3.0 * 319.5 / 400, abs=1e-4) and corner[2] == pytest.approx(0.6 + 3.0 * 239.5 / 400, abs=1e-4)
+    assert corner[1] == pytest.approx(3.0 * 319.5 / 400, abs=1e-4) and corner[2] == pytest.approx(
+        0.6 + 3.0 * 239.5 / 400, abs=1e-4
+    )
 
 
 def test_what_was_not_measured_is_left_out():
@@ -54,11 +56,15 @@ def test_the_rig_itself_is_left_out():
     ("frame", "lens", "says"),
     [
         (Frame("depth", 0, 0, "depth_u16_mm", np.ones((480, 640), np.uint16)), None, "needs its lens"),
-        (Frame("depth", 0, 0, "depth_u16_mm", np.ones((240, 320), np.uint16)), LENS, "320 × 240 px, but its lens is known for 640 × 480"),
+        (
+            Frame("depth", 0, 0, "depth_u16_mm", np.ones((240, 320), np.uint16)),
+            LENS,
+            "320 × 240 px, but its lens is known for 640 × 480",
+        ),
         (Frame("lidar", 0, 0, "points_xyzit_f32", np.ones((7, 4), np.float32)), None, "shape (7, 4)"),
         (Frame("imu", 0, 0, "imu_f64", np.ones(6)), None, "no cloud"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_cloud_is_refused_with_the_reason(frame, lens, says):
     with pytest.raises(ValueError) as error:
         cloud(frame, np.eye(4), lens)

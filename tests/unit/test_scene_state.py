@@ -16,15 +16,26 @@ SCHEMA = Path(__file__).parents[2] / "docs/prediction.schema.json"
 GRID = FreeSpace(np.array([[UNKNOWN, FREE], [FREE, OCCUPIED]], np.uint8), 0.5, (-1.0, -0.5))
 AROUND = Surroundings(
     ahead=Ahead("caution", ("obstacle 3 at 1.2 m",), 1.2, 0.9),
-    obstacles=(Obstacle(3, (1.5, 0.0, 0.4), (0.6, 0.5, 0.8), 0.0, 1.2, 0.0, (-1.3, 0.0), 0.2, 0.9, 40, "person", 0.7),
-               Obstacle(4, (5.0, 2.0, 0.4), (0.6, 0.5, 0.8), 0.0, 5.1, 21.8)),
+    obstacles=(
+        Obstacle(3, (1.5, 0.0, 0.4), (0.6, 0.5, 0.8), 0.0, 1.2, 0.0, (-1.3, 0.0), 0.2, 0.9, 40, "person", 0.7),
+        Obstacle(4, (5.0, 2.0, 0.4), (0.6, 0.5, 0.8), 0.0, 5.1, 21.8),
+    ),
     sectors=(Sector(-180, 0, None), Sector(0, 180, 1.2, 0.9, 0.5)),
     free_space=GRID,
     sounds=(Sound("rain", 0.8),),
-)  # fmt: skip
+)
 CAR = Subject(1, (10, 20, 30, 40), (), 0.9, label="car", range_m=7.5, position_m=(7.0, 1.0, 0.5), closing_mps=-0.5)
-SAID = Prediction("scene", 5, ("street", "coast"), np.array([0.75, 0.25], np.float32), "street", "m@1",
-                  (CAR,), timing_ns={"wait": 0, "infer": 0, "total": 0}, surroundings=AROUND)  # fmt: skip
+SAID = Prediction(
+    "scene",
+    5,
+    ("street", "coast"),
+    np.array([0.75, 0.25], np.float32),
+    "street",
+    "m@1",
+    (CAR,),
+    timing_ns={"wait": 0, "infer": 0, "total": 0},
+    surroundings=AROUND,
+)
 
 
 def test_a_cell_is_found_by_its_place_and_what_lies_outside_is_unknown():

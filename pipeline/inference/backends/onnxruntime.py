@@ -43,7 +43,9 @@ class Onnxruntime(Engine):
         except Exception as error:  # the runtime's error classes are not public, and differ between versions
             raise ConfigError(f"{model_path}: ONNX Runtime refuses it: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
-        where = "CUDA" if self._session.get_providers()[0] == CUDA else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        where = (
+            "CUDA" if self._session.get_providers()[0] == CUDA else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        )
         self.description = f"onnxruntime {onnxruntime.__version__}, {where}"
 
     @property

@@ -19,7 +19,9 @@ class TensorrtRtx(NvidiaEngine):
             return ""
         known = ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
         found = f"{gpu.capability[0]}.{gpu.capability[1]}"
-        return f"{gpu.name} has compute capability {found}; TensorRT-RTX serves {known}. Use TensorRT: scripts/setup gpu"
+        return (
+            f"{gpu.name} has compute capability {found}; TensorRT-RTX serves {known}. Use TensorRT: scripts/setup gpu"
+        )
 
     @classmethod
     def for_gpu(cls, gpu: Gpu) -> tuple[tuple[int, int], ...]:

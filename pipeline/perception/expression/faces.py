@@ -132,6 +132,7 @@ class FaceDetector:
 
 def detector_shapes(search_px: int) -> list[dict[str, tuple[int, ...]]]:
     """What the detector will run: windows first, then whole pictures of the usual cameras, landscape and portrait."""
+
     def up(px: float) -> int:
         return math.ceil(px / STRIDE_PX) * STRIDE_PX
 

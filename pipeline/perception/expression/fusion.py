@@ -30,7 +30,9 @@ SURE = 0.5
 class Fusion:
     """engine None: the rule "average"."""
 
-    def __init__(self, engine: Engine | None = None, manifest: Manifest | None = None, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, engine: Engine | None = None, manifest: Manifest | None = None, labels: Sequence[str] = ()
+    ) -> None:
         self._engine, self._temperature = engine, manifest.temperature if manifest else 1.0
         self._tells_agreement = manifest is not None and any(tensor.name == "agreement" for tensor in manifest.outputs)
         if manifest is not None:

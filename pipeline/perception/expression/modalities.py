@@ -53,15 +53,21 @@ class Modalities:
             if name in (PRESENT, OFFSET):
                 continue
             if len(tensor.shape) != 3 or not all(isinstance(size, int) for size in tensor.shape[1:]):
-                raise ConfigError(f"fusion model {manifest.id}: its input '{name}' is {tensor.shape}, expected (n, tokens, width)")
+                raise ConfigError(
+                    f"fusion model {manifest.id}: its input '{name}' is {tensor.shape}, expected (n, tokens, width)"
+                )
             self.shapes[name] = (int(tensor.shape[1]), int(tensor.shape[2]))
         if PRESENT not in inputs or not self.shapes or "logits" not in self.outputs:
-            raise ConfigError(f"fusion model {manifest.id}: it has the inputs {list(inputs)} and the outputs {list(self.outputs)}; "
-                              "expected modalities, 'present' and 'logits', as train fusion exports them")
+            raise ConfigError(
+                f"fusion model {manifest.id}: it has the inputs {list(inputs)} and the outputs {list(self.outputs)}; "
+                "expected modalities, 'present' and 'logits', as train fusion exports them"
+            )
         for name in sources:
             if name not in self.shapes:
-                raise ConfigError(f"sources: the fusion {manifest.id} has no modality '{name}'.{nearest(name, self.shapes)} "
-                                  f"It has: {', '.join(self.shapes)}")
+                raise ConfigError(
+                    f"sources: the fusion {manifest.id} has no modality '{name}'.{nearest(name, self.shapes)} "
+                    f"It has: {', '.join(self.shapes)}"
+                )
         opinions = {tensor.name for tensor in manifest.inputs if tensor.meaning.startswith("opinion:")}
         own = [name for name in OWN if name in self.shapes and name not in sources]
         self.wants = {name: "opinion" if name in opinions else "embedding" for name in own}
@@ -74,7 +80,11 @@ class Modalities:
             tokens, width = self.shapes[name]
             frames = [f for f in aligned.frames.get(stream, ()) if f.encoding == "series_f32"][-tokens:]
             fitting = [f for f in frames if f.data.size == width and np.isfinite(f.data).all()]
-            values, weight, offset_s = np.zeros((tokens, width), np.float32), np.zeros(tokens, np.float32), np.zeros(tokens, np.float32)
+            values, weight, offset_s = (
+                np.zeros((tokens, width), np.float32),
+                np.zeros(tokens, np.float32),
+                np.zeros(tokens, np.float32),
+            )
             for at, frame in enumerate(fitting, start=tokens - len(fitting)):
                 values[at], weight[at] = frame.data.ravel(), 1.0
                 offset_s[at] = (frame.capture_ns - aligned.anchor_ns) / NS
@@ -84,12 +94,16 @@ class Modalities:
             found[name] = Evidence(values, weight, offset_s, stream, reason)
         return found
 
-    def of(self, name: str, values: Floats | None, weight: float, *, offset_s: float, stream: str, reason: str) -> Evidence:
+    def of(
+        self, name: str, values: Floats | None, weight: float, *, offset_s: float, stream: str, reason: str
+    ) -> Evidence:
         """Evidence of one of the task's own encoders; values None: it has nothing to say."""
         tokens, width = self.shapes[name]
         if values is not None and values.size != width:
-            raise ConfigError(f"fusion: '{name}' gives {values.size} numbers, the model wants {width}. Use the encoder that the "
-                              "fusion was trained with, or train it anew with this one: python run_pipeline.py train fusion")
+            raise ConfigError(
+                f"fusion: '{name}' gives {values.size} numbers, the model wants {width}. Use the encoder that the "
+                "fusion was trained with, or train it anew with this one: python run_pipeline.py train fusion"
+            )
         held, counts = np.zeros((tokens, width), np.float32), np.zeros(tokens, np.float32)
         if values is not None and weight > 0:
             held[-1], counts[-1] = values, weight
@@ -103,8 +117,14 @@ class Modalities:
         if self._reads_offset:
             inputs[OFFSET] = np.stack([np.concatenate([case[name].offset_s for name in self.shapes]) for case in cases])
         said = self._engine.run(inputs)
-        alone = _softmax(said["opinions"]) if "opinions" in said else np.zeros((len(cases), len(self.shapes), 0), np.float32)
-        agreement = [self._fit(case, said["agreement"][i]) if "agreement" in said else None for i, case in enumerate(cases)]
+        alone = (
+            _softmax(said["opinions"])
+            if "opinions" in said
+            else np.zeros((len(cases), len(self.shapes), 0), np.float32)
+        )
+        agreement = [
+            self._fit(case, said["agreement"][i]) if "agreement" in said else None for i, case in enumerate(cases)
+        ]
         return _softmax(said["logits"] / self._temperature), alone, agreement
 
     def _fit(self, case: Mapping[str, Evidence], pairs: Floats) -> float | None:
@@ -115,10 +135,15 @@ class Modalities:
 
     def opinions(self, case: Mapping[str, Evidence], alone: Floats) -> list[Opinion]:
         """What each modality of a case said by itself. alone: (modalities, labels)."""
-        return [Opinion(name, said.stream, weight, tuple(float(p) for p in probs) if weight else (), said.reason)
-                for (name, said), probs, weight in zip(
-                    ((name, case[name]) for name in self.shapes), alone, (float(case[name].weight.max()) for name in self.shapes),
-                    strict=True)]
+        return [
+            Opinion(name, said.stream, weight, tuple(float(p) for p in probs) if weight else (), said.reason)
+            for (name, said), probs, weight in zip(
+                ((name, case[name]) for name in self.shapes),
+                alone,
+                (float(case[name].weight.max()) for name in self.shapes),
+                strict=True,
+            )
+        ]
 
 
 def takes_any(manifest: Manifest) -> bool:

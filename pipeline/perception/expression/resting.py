@@ -40,15 +40,27 @@ class Resting:
     def update(self, log_probs: Floats, capture_ns: int) -> Floats:
         """(labels,) -> (labels,), normalised again. The same or an earlier moment adds nothing to the rest."""
         if not self.known and capture_ns > self._last_ns:
-            elapsed_ns = capture_ns - self._last_ns if 0 <= capture_ns - self._last_ns <= LONGEST_NS and self._last_ns >= 0 else 0
+            elapsed_ns = (
+                capture_ns - self._last_ns
+                if 0 <= capture_ns - self._last_ns <= LONGEST_NS and self._last_ns >= 0
+                else 0
+            )
             self._seen += log_probs.astype(np.float64) * elapsed_ns
             self._seen_ns += elapsed_ns
             self._last_ns = capture_ns
-        return moved(log_probs, np.asarray(self._seen / self._seen_ns), self._average, self._strength) if self.known else log_probs
+        return (
+            moved(log_probs, np.asarray(self._seen / self._seen_ns), self._average, self._strength)
+            if self.known
+            else log_probs
+        )
 
 
-def moved(log_probs: npt.NDArray[np.floating], rest: npt.NDArray[np.floating], average: npt.NDArray[np.floating],
-          strength: float) -> Floats:
+def moved(
+    log_probs: npt.NDArray[np.floating],
+    rest: npt.NDArray[np.floating],
+    average: npt.NDArray[np.floating],
+    strength: float,
+) -> Floats:
     """log_probs: (..., labels); rest, average: (..., labels). Returns log-probabilities."""
     shifted = log_probs - strength * (rest - average)
     shifted = shifted - shifted.max(axis=-1, keepdims=True)

@@ -89,6 +89,9 @@ class VoiceActivity:
             self._log.warning(
                 "%s has %.0f samples a second; voice activity needs %d, so `speaking` stays unknown. "
                 "Set sample_rate_hz: %d on that node",
-                frame.stream, rate_hz, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ,
-            )  # fmt: skip
+                frame.stream,
+                rate_hz,
+                SAMPLE_RATE_HZ,
+                SAMPLE_RATE_HZ,
+            )
         return known

@@ -1,7 +1,7 @@
 """Frames of points and depth → points of the rig's base frame: which sensor a stream is, where it sits, what it sees of the rig.
 
-    clouds = Clouds(rig, height_m=1.7)
-    cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError where it cannot be used
+clouds = Clouds(rig, height_m=1.7)
+cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError where it cannot be used
 """
 
 from __future__ import annotations
@@ -43,9 +43,15 @@ class Clouds:
     """
 
     def __init__(
-        self, rig: Rig | None, *, height_m: float, sensors: Mapping[str, str] | None = None, own_m: Sequence[float] = (),
-        every_px: int = 2, log: logging.Logger | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        rig: Rig | None,
+        *,
+        height_m: float,
+        sensors: Mapping[str, str] | None = None,
+        own_m: Sequence[float] = (),
+        every_px: int = 2,
+        log: logging.Logger | None = None,
+    ) -> None:
         check_own(own_m)
         self._everywhere = rig is None
         self.rig, self._height_m, self._sensors = rig or Rig(), height_m, dict(sensors or {})
@@ -83,7 +89,11 @@ class Clouds:
         above = rigid(np.eye(3), (0.0, 0.0, self._height_m))
         if name in self.rig.intrinsics:  # a depth camera's z is forward, its y down
             above[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
-        self._log.info("no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above ground", name, self._height_m)
+        self._log.info(
+            "no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above ground",
+            name,
+            self._height_m,
+        )
         self.rig = self.rig.with_pose(Pose(self.rig.base, name, above))
 
 

@@ -46,7 +46,9 @@ class Cluster(NamedTuple):
     floor_m: float  # z of the ground under it, base frame
     range_m: float  # horizontal, from the base frame's origin to `nearest_m`
     nearest_m: tuple[float, float]
-    ends_hidden: tuple[bool, bool]  # its right and its left end, as its sensor sees it, are not its own: something nearer
+    ends_hidden: tuple[
+        bool, bool
+    ]  # its right and its left end, as its sensor sees it, are not its own: something nearer
     # stands before them, or the sensor sees no further
     yaw_rad: float  # of one of its sides, in [0, π/2)
     yaw_sure: bool  # False: too small or round to tell
@@ -105,13 +107,33 @@ def find_clusters(
     nearest = best[np.searchsorted(best, begins)]
     right, left = _ends_hidden(places, horizon, begins, ends, wanted)
     yaws = _yaws(places, begins, ends, wanted, (most_m - least).max(axis=1)[wanted])
-    plain = zip(*(v[wanted].tolist() for v in (begins, ends, points, seconds_sum / points, low, high, floor, ranges[nearest],
-                                               places[nearest])), right, left, wanted.tolist(), strict=True)  # fmt: skip
+    plain = zip(
+        *(
+            v[wanted].tolist()
+            for v in (begins, ends, points, seconds_sum / points, low, high, floor, ranges[nearest], places[nearest])
+        ),
+        right,
+        left,
+        wanted.tolist(),
+        strict=True,
+    )
     found = [
-        Cluster(places[begin:end], middle[k], extent[k], count, second, bottom_m, top_m, floor_m, near_m, (x, y), (at_right, at_left),
-                *yaws.get(k, (0.0, False)))
+        Cluster(
+            places[begin:end],
+            middle[k],
+            extent[k],
+            count,
+            second,
+            bottom_m,
+            top_m,
+            floor_m,
+            near_m,
+            (x, y),
+            (at_right, at_left),
+            *yaws.get(k, (0.0, False)),
+        )
         for begin, end, count, second, bottom_m, top_m, floor_m, near_m, (x, y), at_right, at_left, k in plain
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda c: c.range_m)
 
 
@@ -144,9 +166,12 @@ class _FineCells:
 
 
 def _ends_hidden(
-    places: Floats, horizon: Horizon, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp],
+    places: Floats,
+    horizon: Horizon,
+    begins: npt.NDArray[np.intp],
+    ends: npt.NDArray[np.intp],
     wanted: npt.NDArray[np.intp],
-) -> tuple[list[bool], list[bool]]:  # fmt: skip
+) -> tuple[list[bool], list[bool]]:
     """Of each wanted thing, whether its right and its left end are not its own."""
     if not len(wanted):
         return [], []
@@ -194,7 +219,9 @@ def _bounds(label: npt.NDArray[np.int32], places_m: Floats) -> npt.NDArray[np.fl
     return box
 
 
-def _without_walls(cells: _FineCells, label: npt.NDArray[np.int32], range_m: float, link_m: float) -> npt.NDArray[np.int32]:
+def _without_walls(
+    cells: _FineCells, label: npt.NDArray[np.int32], range_m: float, link_m: float
+) -> npt.NDArray[np.int32]:
     """What is as large as a vehicle and only nearly touches a wall is a thing of its own: linked again, more strictly."""
     box = _bounds(label, cells.places_m)
     long = np.flatnonzero((-(box[2:] + box[:2])).max(axis=0)[label] > WALL_M)
@@ -224,7 +251,9 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     if not len(hangs) or not len(stands):
         return label
     joined = np.minimum(box[:, hangs, None], box[:, None, stands])  # (4, hanging, standing)
-    gaps = np.maximum(0, np.maximum(box[:2, hangs, None] + box[2:, None, stands], box[:2, None, stands] + box[2:, hangs, None]))
+    gaps = np.maximum(
+        0, np.maximum(box[:2, hangs, None] + box[2:, None, stands], box[:2, None, stands] + box[2:, hangs, None])
+    )
     gap = np.hypot(*gaps)
     near_m = np.full(count, np.inf, np.float32)
     np.minimum.at(near_m, label, np.hypot(*cells.places_m.T))

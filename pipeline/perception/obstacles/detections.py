@@ -32,15 +32,87 @@ NANODET_BINS = 8  # a distance is a distribution over 0 … 7 strides (reg_max 7
 SSD_VARIANCES = (0.1, 0.2)  # of centre and size: Liu et al. 2016, as their code and all that followed has it
 
 COCO = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
-    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
-    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork",
-    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut",
-    "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote",
-    "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
-    "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
 # COCO's own ids run to 90 and leave these out; SSDs of TensorFlow and torchvision count by them.
 _COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_BY_ID = tuple(sorted(set(range(1, 91)) - set(_COCO_GAPS)))
@@ -91,7 +163,9 @@ def nanodet(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
         levels = sorted((_rows(output) for output in outputs.values()), key=len, reverse=True)
         scores = np.vstack([rows for rows in levels if rows.shape[1] == classes and rows.shape[1] != bins])
         distances = np.vstack([rows for rows in levels if rows.shape[1] == bins])
-    strides, middle = next(v for v in NANODET_STRIDES_PX.values() if _cell_count(v[0], input_px, math.ceil) == len(scores))
+    strides, middle = next(
+        v for v in NANODET_STRIDES_PX.values() if _cell_count(v[0], input_px, math.ceil) == len(scores)
+    )
     corners, stride = _cells(strides, input_px, math.ceil)
     logits = distances.reshape(len(scores), 4, NANODET_BINS)
     odds = np.exp(logits - logits.max(axis=2, keepdims=True))
@@ -170,7 +244,10 @@ def layout_of(shapes: Mapping[str, Sequence[int | str | None]], *, input_px: Siz
         return "yolox"
     if len(shapes) == 1 and wide[0] == classes + 4 * NANODET_BINS and rows[0] in nanodet_rows:
         return "nanodet"
-    halves = {width: sum(int(r or 0) for r, w in zip(rows, wide, strict=True) if w == width) for width in (classes, 4 * NANODET_BINS)}
+    halves = {
+        width: sum(int(r or 0) for r, w in zip(rows, wide, strict=True) if w == width)
+        for width in (classes, 4 * NANODET_BINS)
+    }
     if len(shapes) in (6, 8) and len(set(halves.values())) == 1 and halves[classes] in nanodet_rows:
         return "nanodet"
     if any(name.startswith(("priors", "anchors")) for name in shapes) and {4, classes + 1} <= set(wide):
@@ -184,7 +261,9 @@ def layout_of(shapes: Mapping[str, Sequence[int | str | None]], *, input_px: Siz
     )
 
 
-def suppressed(found: Candidates, *, least_score: float, overlap: float, most: int = 100) -> list[tuple[int, float, Floats]]:
+def suppressed(
+    found: Candidates, *, least_score: float, overlap: float, most: int = 100
+) -> list[tuple[int, float, Floats]]:
     """(class, score, box (4,) as left, top, right, bottom) of the boxes that count, surest first; of boxes of one class that
     overlap more than `overlap` (intersection over union), the surest."""
     if not len(found.boxes_px):
@@ -210,10 +289,13 @@ def read_detections(text: str) -> list[Detection]:
     if text.lstrip()[:1] == "[":
         try:
             return [
-                Detection(str(one["label"]), float(one.get("score", 1.0)), _box(one["box_px"])) for one in json.loads(text)
+                Detection(str(one["label"]), float(one.get("score", 1.0)), _box(one["box_px"]))
+                for one in json.loads(text)
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'expected a list of {{"label", "box_px", "score"}}, found {text[:60]!r} ({error!r})') from error
+            raise ValueError(
+                f'expected a list of {{"label", "box_px", "score"}}, found {text[:60]!r} ({error!r})'
+            ) from error
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
         words = line.split()
@@ -241,9 +323,7 @@ def _rows(output: npt.NDArray[np.generic]) -> Floats:
 def _named(outputs: Mapping[str, object]) -> dict[str, str]:
     """What an SSD's output is → its name; exporters add ":0"."""
     plain = {name.partition(":")[0]: name for name in outputs}
-    return {
-        what: plain[name] for what, names in _SSD_NAMES.items() for name in reversed(names) if name in plain
-    }
+    return {what: plain[name] for what, names in _SSD_NAMES.items() for name in reversed(names) if name in plain}
 
 
 def _cell_count(strides: Sequence[int], input_px: Size, rounded: Callable[[float], int]) -> int:

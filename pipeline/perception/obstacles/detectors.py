@@ -65,8 +65,15 @@ class Description:
             )
         if self.colour not in ("", "bgr", "rgb"):
             raise ConfigError(f"{self.where}.colour: found '{self.colour}', expected bgr or rgb")
-        if len(self.mean) not in (0, 3) or len(self.std) not in (0, 3) or len(self.input_px) not in (0, 2) or 0 in self.std:
-            raise ConfigError(f"{self.where}: mean and std are three numbers each, std above 0, input_px is [width, height]")
+        if (
+            len(self.mean) not in (0, 3)
+            or len(self.std) not in (0, 3)
+            or len(self.input_px) not in (0, 2)
+            or 0 in self.std
+        ):
+            raise ConfigError(
+                f"{self.where}: mean and std are three numbers each, std above 0, input_px is [width, height]"
+            )
         if not 0 < self.least_score < 1 or not 0 < self.overlap <= 1:
             raise ConfigError(f"{self.where}: least_score and overlap must be above 0 and at most 1")
 
@@ -77,7 +84,9 @@ class Description:
         known = [f.name for f in fields(cls) if f.name != "where"]
         for key in option:
             if key not in known:
-                raise ConfigError(f"detector: unknown key '{key}'. Known: {', '.join(known)}.{nearest(str(key), known)}")
+                raise ConfigError(
+                    f"detector: unknown key '{key}'. Known: {', '.join(known)}.{nearest(str(key), known)}"
+                )
         if "file" not in option:
             raise ConfigError("detector.file: missing: a path of an ONNX file, or the name of an asset")
         return cls(**option)
@@ -86,9 +95,13 @@ class Description:
         if not isinstance(self.labels, str):
             return tuple(self.labels)
         try:
-            return tuple(line.strip() for line in Path(self.labels).read_text(encoding="utf-8").splitlines() if line.strip())
+            return tuple(
+                line.strip() for line in Path(self.labels).read_text(encoding="utf-8").splitlines() if line.strip()
+            )
         except OSError as error:
-            raise ConfigError(f"{self.where}.labels: {self.labels}: {error.strerror}. Give a file with one label a line") from error
+            raise ConfigError(
+                f"{self.where}.labels: {self.labels}: {error.strerror}. Give a file with one label a line"
+            ) from error
 
 
 class Detector:
@@ -99,7 +112,11 @@ class Detector:
         self.input_px = _input_px(self._input, told)
         shapes = {value.name: value.shape for value in file.outputs}
         try:
-            found = told.layout if told.layout != "auto" else layout_of(shapes, input_px=self.input_px, classes=len(self.labels))
+            found = (
+                told.layout
+                if told.layout != "auto"
+                else layout_of(shapes, input_px=self.input_px, classes=len(self.labels))
+            )
         except ConfigError as error:
             raise ConfigError(f"{told.file}: {error}") from error
         self.layout, self._decode = found, LAYOUTS[found]
@@ -117,7 +134,11 @@ class Detector:
         if option == "auto":
             if assets.local(assets.entry(PINNED)) is None:
                 # Not fetched unasked: a start may have no network, and would wait for it.
-                log.warning("no detector, so nothing tells what things are; all else goes on. Fetch one: %s %s", assets.PULL, PINNED)
+                log.warning(
+                    "no detector, so nothing tells what things are; all else goes on. Fetch one: %s %s",
+                    assets.PULL,
+                    PINNED,
+                )
                 return None
             option = PINNED
         told = Description.of(option)
@@ -125,7 +146,9 @@ class Detector:
         file = OnnxFile.read(path)
         if len(file.inputs) != 1 or len(file.inputs[0].shape) != 4:
             here = "; ".join(f"{v.name} {v.shape}" for v in file.inputs)
-            raise ConfigError(f"{path}: a detector takes one picture, (1, 3, height, width) or (1, height, width, 3). Found: {here}")
+            raise ConfigError(
+                f"{path}: a detector takes one picture, (1, 3, height, width) or (1, height, width, 3). Found: {here}"
+            )
         name = path.stem if told.file.endswith(".onnx") else told.file
         value, size_px = file.inputs[0], _input_px(file.inputs[0], told)
         # Engines are warmed up with float32 zeros, which TensorFlow's exports do not take.
@@ -162,4 +185,6 @@ def _input_px(value: Value, told: Description) -> Size:
         return int(by_name[1] or 0), int(by_name[0] or 0)
     if told.input_px:
         return int(told.input_px[0]), int(told.input_px[1])
-    raise ConfigError(f"{told.file}: its input {value.name} {value.shape} is of any size. Choose one: input_px: [416, 416]")
+    raise ConfigError(
+        f"{told.file}: its input {value.name} {value.shape} is of any size. Choose one: input_px: [416, 416]"
+    )

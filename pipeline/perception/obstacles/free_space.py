@@ -35,11 +35,21 @@ class FreeSpaceMap:
         i, j = np.mgrid[: self.shape[0], : self.shape[1]]
         self._x_m, self._y_m = x_m[0] + (i.ravel() + 0.5) * cell_m, y_m[0] + (j.ravel() + 0.5) * cell_m
         self._bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))
-        self._sector: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = {}  # how many → cells' own, their size
-        self._polar: dict[tuple[float, float], tuple[npt.NDArray[np.int32], int]] = {}  # sensor's place → (cells' bins, rings)
+        self._sector: dict[
+            int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
+        ] = {}  # how many → cells' own, their size
+        self._polar: dict[
+            tuple[float, float], tuple[npt.NDArray[np.int32], int]
+        ] = {}  # sensor's place → (cells' bins, rings)
 
     def draw(
-        self, points_m: Floats, height_m: Floats, stands: Mask, origin_m: tuple[float, float, float], *, ground_seen: bool = True
+        self,
+        points_m: Floats,
+        height_m: Floats,
+        stands: Mask,
+        origin_m: tuple[float, float, float],
+        *,
+        ground_seen: bool = True,
     ) -> FreeSpace:
         """points_m: (n, 3) of one cloud, each with its height over the ground; stands: which of them are in the way.
         ground_seen: False: nothing is called free."""
@@ -57,7 +67,11 @@ class FreeSpaceMap:
         """What any of them saw; occupied counts before free."""
         if not grids:
             return None
-        return grids[0] if len(grids) == 1 else FreeSpace(np.maximum.reduce([g.cells for g in grids]), self.cell_m, self.origin_m)
+        return (
+            grids[0]
+            if len(grids) == 1
+            else FreeSpace(np.maximum.reduce([g.cells for g in grids]), self.cell_m, self.origin_m)
+        )
 
     def seen_by_sector(self, grid: FreeSpace, count: int) -> npt.NDArray[np.float64]:
         """(count,) share of each sector's cells, from -180° on, that are not unknown."""
@@ -106,7 +120,9 @@ class FreeSpaceMap:
         end = (range_m / np.float32(self._ring_m)).astype(np.int32) + np.where(stands, 0, 1)
         end = np.clip(end, begin, rings - 1)
         row = _azimuth(x, y) * rings
-        change = np.bincount(row + begin, minlength=AZIMUTHS * rings) - np.bincount(row + end, minlength=AZIMUTHS * rings)
+        change = np.bincount(row + begin, minlength=AZIMUTHS * rings) - np.bincount(
+            row + end, minlength=AZIMUTHS * rings
+        )
         return np.asarray(np.cumsum(change.reshape(AZIMUTHS, rings), axis=1).ravel() > 0)
 
 

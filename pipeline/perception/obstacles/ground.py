@@ -34,10 +34,17 @@ MIN_GROUND_POINTS, MIN_GROUND_CELLS = 40, 6
 MAX_TILT = 0.36  # tan 20°: what is steeper is a wall, or a rig that lies on its side
 HEIGHT_SHARE, HEIGHT_M = 0.3, 0.4  # how far the ground may lie from where it was expected below the sensor
 LEAST_HEIGHT_M = 0.05  # of a sensor over the ground
-LOW_CELL_M, LOW_STEP = 1.0, 3  # side of the cells whose lowest points tell an unknown height; which of the fed are asked
+LOW_CELL_M, LOW_STEP = (
+    1.0,
+    3,
+)  # side of the cells whose lowest points tell an unknown height; which of the fed are asked
 NEAR_PLANE_M, NEAR_PLANE_PER_M = 0.15, 0.01  # ground for sure; from there it goes on, step by step
 JOIN_CELLS, JOIN_M, JOIN_ROUNDS = 7, 0.25, 8
-FOOT_M, FOOT_WEIGHT, STANDS_M = 0.06, 0.01, (0.3, 2.5)  # a point this high is the foot of what stands in its cell, if anything does
+FOOT_M, FOOT_WEIGHT, STANDS_M = (
+    0.06,
+    0.01,
+    (0.3, 2.5),
+)  # a point this high is the foot of what stands in its cell, if anything does
 
 
 class Ground(NamedTuple):
@@ -110,11 +117,16 @@ class GroundFinder:
         below_m = origin_m[2] - float(plane @ (origin_m[0], origin_m[1], 1.0))
         tilt = float(np.hypot(plane[0], plane[1]))
         if len(used) < MIN_GROUND_CELLS or tilt > MAX_TILT:
-            return self._unseen(points_m, f"no ground seen: what lies flat covers {len(used)} cells and tilts by "
-                                          f"{np.degrees(np.arctan(tilt)):.0f}°")  # fmt: skip
+            return self._unseen(
+                points_m,
+                f"no ground seen: what lies flat covers {len(used)} cells and tilts by "
+                f"{np.degrees(np.arctan(tilt)):.0f}°",
+            )
         if abs(below_m - expected_m) > max(HEIGHT_M, HEIGHT_SHARE * expected_m):
-            return self._unseen(points_m, f"no ground seen: what lies flat is {below_m:.1f} m below the sensor, "
-                                          f"expected {expected_m:.1f} m")  # fmt: skip
+            return self._unseen(
+                points_m,
+                f"no ground seen: what lies flat is {below_m:.1f} m below the sensor, expected {expected_m:.1f} m",
+            )
         off = np.zeros((2, side * side), np.float32)
         off[0, used[flat]] = (sums[2] - np.column_stack([sums[0], sums[1], np.ones(len(used))]) @ plane)[flat]
         off[1, used[flat]] = count[used[flat]]
@@ -164,7 +176,9 @@ def version() -> str:
     try:
         return metadata.version("pypatchworkpp")
     except metadata.PackageNotFoundError:
-        raise ConfigError("telling ground from obstacles needs Patchwork++. Install it: pip install 'sensorium[lidar]'") from None
+        raise ConfigError(
+            "telling ground from obstacles needs Patchwork++. Install it: pip install 'sensorium[lidar]'"
+        ) from None
 
 
 def _estimator(sensor_height_m: float, reach_m: float) -> Any:
@@ -210,7 +224,9 @@ def _cells(points_m: Floats, origin_m: tuple[float, float, float], range_m: floa
     return i
 
 
-def _plane(places_m: npt.NDArray[Any], weights: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def _plane(
+    places_m: npt.NDArray[Any], weights: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """z = a·x + b·y + c as (a, b, c), by least squares without what lies far off it; and which cells may shape the map."""
     design = np.column_stack([places_m[:, 0], places_m[:, 1], np.ones(len(places_m))]).astype(np.float64)
     keep = np.ones(len(places_m), bool)
@@ -236,7 +252,9 @@ def _joined(off: Floats, cell_m: float) -> Floats:
     for _ in range(JOIN_ROUNDS):
         weight = np.where(joined, np.minimum(count, 20), 0).astype(np.float32)
         around = cv2.blur(weight, (JOIN_CELLS, JOIN_CELLS), borderType=cv2.BORDER_CONSTANT)
-        mean_m = cv2.blur(weight * departs_m, (JOIN_CELLS, JOIN_CELLS), borderType=cv2.BORDER_CONSTANT) / np.maximum(around, 1e-6)
+        mean_m = cv2.blur(weight * departs_m, (JOIN_CELLS, JOIN_CELLS), borderType=cv2.BORDER_CONSTANT) / np.maximum(
+            around, 1e-6
+        )
         more = (count > 0) & (around > 0) & (np.abs(departs_m - mean_m) < JOIN_M)
         if not (more & ~joined).any():
             break
@@ -250,7 +268,9 @@ def _spread(off: Floats) -> Floats:
     few points of its own; 0 far from all. (side, side) float32."""
     result = np.zeros_like(off[0])
     for blur in (25, 9, 3, 1):
-        total, count = (off if blur == 1 else (cv2.blur(layer, (blur, blur), borderType=cv2.BORDER_CONSTANT) for layer in off))
+        total, count = (
+            off if blur == 1 else (cv2.blur(layer, (blur, blur), borderType=cv2.BORDER_CONSTANT) for layer in off)
+        )
         trust = count / (count + np.float32(2.0 / blur**2))
         result += trust * (total / np.maximum(count, 1e-6) - result)
     return np.asarray(result, np.float32)

@@ -60,9 +60,15 @@ class Corridor:
 
     @classmethod
     def at_speed(
-        cls, speed_mps: float, *, width_m: float = 2.0, front_m: float = 0.0, blind_m: float = 5.0,
-        reaction_s: float = 1.0, braking_mps2: float = 3.0,
-    ) -> Corridor:  # fmt: skip
+        cls,
+        speed_mps: float,
+        *,
+        width_m: float = 2.0,
+        front_m: float = 0.0,
+        blind_m: float = 5.0,
+        reaction_s: float = 1.0,
+        braking_mps2: float = 3.0,
+    ) -> Corridor:
         """As long as it takes to stop at speed_mps, with 2 m to spare; it looks twice as far."""
         stop_m = 2.0 + speed_mps * reaction_s + speed_mps**2 / (2 * braking_mps2)
         return cls(width_m=width_m, length_m=2 * stop_m, stop_m=stop_m, front_m=front_m, blind_m=blind_m)
@@ -105,9 +111,15 @@ class _Found:
 
 
 def decide(
-    corridor: Corridor, at_ns: int, views: Sequence[View], things: Sequence[Thing] = (), *,
-    closing_mps: float | None = None, max_age_ns: int = MAX_AGE_NS, absent: Sequence[str] = (),
-) -> Ahead:  # fmt: skip
+    corridor: Corridor,
+    at_ns: int,
+    views: Sequence[View],
+    things: Sequence[Thing] = (),
+    *,
+    closing_mps: float | None = None,
+    max_age_ns: int = MAX_AGE_NS,
+    absent: Sequence[str] = (),
+) -> Ahead:
     """at_ns: now, which the freshness of each view is told by. closing_mps: by how much the nearest thing in the corridor is
     known to come nearer, where that is known without a track (a wall). absent: reasons of the caller's, in words, why
     evidence is missing that there should be; they are told, and decide nothing.
@@ -122,7 +134,9 @@ def decide(
         return Ahead("blocked", (*found.blocked, *found.caution), found.nearest_m, found.ttc_s)
     seen_m, why = _seen_to(corridor, fresh)
     # Up to what stands in the way and no further: behind it nothing can be seen, and nothing need be.
-    needed_m = corridor.front_m + (corridor.length_m if found.nearest_m is None else min(corridor.length_m, found.nearest_m) - SAME_M)
+    needed_m = corridor.front_m + (
+        corridor.length_m if found.nearest_m is None else min(corridor.length_m, found.nearest_m) - SAME_M
+    )
     if not fresh or seen_m < needed_m:
         stale = _missing(views, at_ns, max_age_ns)
         reasons = (*(stale if views else ["no cloud yet"]), *([why] if why else []), *absent, *found.caution)
@@ -168,7 +182,9 @@ def _weigh_path(
         for step in range(1, round(CROSSING_S / CROSSING_STEP_S) + 1):
             ahead_m = _into_corridor(_moved(outline, velocity, step * CROSSING_STEP_S), corridor)
             if ahead_m is not None:
-                found.caution.append(f"{name} comes into the way at {ahead_m:.1f} m in {step * CROSSING_STEP_S:.1f} s{ghost}")
+                found.caution.append(
+                    f"{name} comes into the way at {ahead_m:.1f} m in {step * CROSSING_STEP_S:.1f} s{ghost}"
+                )
                 return
     across = [x for x, y in outline if abs(y) < corridor.width_m / 2 and x > corridor.front_m]
     if across and velocity[0] < -MIN_CLOSING_MPS:

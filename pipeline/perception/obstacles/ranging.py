@@ -56,9 +56,13 @@ class Ranged:
 
 
 def range_boxes(
-    boxes_px: npt.NDArray[np.floating], pixels: Floats, points_base: Floats, *,
-    camera_m: Sequence[float] = (0.0, 0.0, 0.0), ground: Bools | None = None,
-) -> list[Ranged]:  # fmt: skip
+    boxes_px: npt.NDArray[np.floating],
+    pixels: Floats,
+    points_base: Floats,
+    *,
+    camera_m: Sequence[float] = (0.0, 0.0, 0.0),
+    ground: Bools | None = None,
+) -> list[Ranged]:
     """boxes_px: (m, 4) left, top, width, height. pixels: (n, 2), of the points that the camera sees. points_base: (n, 3),
     the same points, metres in the base frame. camera_m: (3,) where the camera stands in it. ground: (n,) which points are
     ground; None: found here by a plane. Points that are not finite count for nothing.
@@ -160,7 +164,9 @@ class Plane:
     def holds(self, points_base: Floats) -> Bools:
         """(n,) which points lie on it or below it."""
         with np.errstate(invalid="ignore"):
-            above = points_base[:, 2] - points_base[:, 0] * self.rise[0] - points_base[:, 1] * self.rise[1] - self.height_m
+            above = (
+                points_base[:, 2] - points_base[:, 0] * self.rise[0] - points_base[:, 1] * self.rise[1] - self.height_m
+            )
             near = points_base[:, 0] ** 2 + points_base[:, 1] ** 2 < GROUND_LOOK_M**2
             below: Bools = (above < GROUND_M) & near
         return below

@@ -63,13 +63,24 @@ class Around:
     """
 
     def __init__(
-        self, *, corridor: Corridor | None = None, range_m: float = 60.0, step_m: float = 0.2, clearance_m: float = 2.5,
-        x_m: tuple[float, float] = (-20.0, 40.0), y_m: tuple[float, float] = (-20.0, 20.0), cell_m: float = 0.4,
-        sectors: int = 36, ground_z_m: float | None = None, max_age_ns: int = MAX_AGE_NS,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        corridor: Corridor | None = None,
+        range_m: float = 60.0,
+        step_m: float = 0.2,
+        clearance_m: float = 2.5,
+        x_m: tuple[float, float] = (-20.0, 40.0),
+        y_m: tuple[float, float] = (-20.0, 20.0),
+        cell_m: float = 0.4,
+        sectors: int = 36,
+        ground_z_m: float | None = None,
+        max_age_ns: int = MAX_AGE_NS,
+    ) -> None:
         if not 0 < step_m < clearance_m or range_m <= 1 or sectors < 1:
-            raise ValueError(f"step {step_m:g} m, clearance {clearance_m:g} m, range {range_m:g} m, {sectors} sectors: expected "
-                             "a step above 0 and below the clearance, a range above 1 m and at least one sector")  # fmt: skip
+            raise ValueError(
+                f"step {step_m:g} m, clearance {clearance_m:g} m, range {range_m:g} m, {sectors} sectors: expected "
+                "a step above 0 and below the clearance, a range above 1 m and at least one sector"
+            )
         self.corridor = corridor or Corridor()
         self._range_m, self._step_m, self._clearance_m, self._sectors = range_m, step_m, clearance_m, sectors
         self._ground_z_m, self._max_age_ns = ground_z_m, max_age_ns
@@ -78,9 +89,15 @@ class Around:
         self._tracker, self._approach = Tracker(), Approach()
 
     def update(
-        self, stream: str, points_m: Floats, capture_ns: int, *, duration_ns: int = 0, seconds: Floats | None = None,
+        self,
+        stream: str,
+        points_m: Floats,
+        capture_ns: int,
+        *,
+        duration_ns: int = 0,
+        seconds: Floats | None = None,
         origin_m: Sequence[float] = (0.0, 0.0, 1.7),
-    ) -> str:  # fmt: skip
+    ) -> str:
         """One cloud of a stream; the same capture_ns again changes nothing.
 
         points_m: (n, 3) float32 in the base frame, measured by a sensor at origin_m. seconds: (n,) since capture_ns at which
@@ -103,7 +120,9 @@ class Around:
         if seconds is None:
             seconds = np.full(len(points_m), duration_ns / (2 * NS), np.float32)
         finder = known.ground if known is not None else GroundFinder(range_m=self._range_m, ground_z_m=self._ground_z_m)
-        view = self._look(stream, finder, points_m, seconds, capture_ns, origin)._replace(end_ns=capture_ns + duration_ns)
+        view = self._look(stream, finder, points_m, seconds, capture_ns, origin)._replace(
+            end_ns=capture_ns + duration_ns
+        )
         self._streams[stream] = _Stream(finder, view, capture_ns, checksum)
         nearest_m = nearest_in_corridor(self.corridor, [view])
         if nearest_m is not None:
@@ -111,9 +130,14 @@ class Around:
         return view.why
 
     def _look(
-        self, stream: str, finder: GroundFinder, points_m: Floats, seconds: Floats, capture_ns: int,
+        self,
+        stream: str,
+        finder: GroundFinder,
+        points_m: Floats,
+        seconds: Floats,
+        capture_ns: int,
         origin_m: tuple[float, float, float],
-    ) -> View:  # fmt: skip
+    ) -> View:
         if not len(points_m):
             self._tracker.update([], capture_ns)
             return View(stream, 0, np.zeros((0, 2), np.float32), None, EMPTY)
@@ -123,8 +147,13 @@ class Around:
             stands &= ~ground.is_ground
         at = np.flatnonzero(stands)
         # take: a third of the time of [at], on rows.
-        clusters = find_clusters(points_m.take(at, axis=0), ground.height_m.take(at), seconds.take(at),
-                                 Horizon(points_m, origin_m), range_m=self._range_m)  # fmt: skip
+        clusters = find_clusters(
+            points_m.take(at, axis=0),
+            ground.height_m.take(at),
+            seconds.take(at),
+            Horizon(points_m, origin_m),
+            range_m=self._range_m,
+        )
         grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
@@ -137,9 +166,14 @@ class Around:
         self._approach = Approach()
 
     def surroundings(
-        self, at_ns: int, *, now_ns: int | None = None, labels: Labels = NO_LABELS, things: Sequence[Thing] = (),
+        self,
+        at_ns: int,
+        *,
+        now_ns: int | None = None,
+        labels: Labels = NO_LABELS,
+        things: Sequence[Thing] = (),
         absent: Sequence[str] = (),
-    ) -> Surroundings:  # fmt: skip
+    ) -> Surroundings:
         """As of at_ns. now_ns: by which the freshness of what speaks for a clear way is told, where it is later. labels: track →
         what a camera takes it for, and how surely. things, absent: evidence of others' about the way ahead, as in ahead.decide.
         """
@@ -153,14 +187,26 @@ class Around:
         return tuple(sorted(found, key=lambda obstacle: obstacle.range_m))
 
     def ahead(
-        self, at_ns: int, *, now_ns: int | None = None, labels: Labels = NO_LABELS, things: Sequence[Thing] = (),
+        self,
+        at_ns: int,
+        *,
+        now_ns: int | None = None,
+        labels: Labels = NO_LABELS,
+        things: Sequence[Thing] = (),
         absent: Sequence[str] = (),
-    ) -> Ahead:  # fmt: skip
+    ) -> Ahead:
         """The way ahead alone; as surroundings()."""
         own = [self._thing(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._told(at_ns)]
         # A set that a tick starts "arrives" with the tick: its newest cloud may have ended since.
-        return decide(self.corridor, at_ns if now_ns is None else max(at_ns, now_ns), self.views, [*own, *things],
-                      closing_mps=self._approach.closing_mps(), max_age_ns=self._max_age_ns, absent=absent)  # fmt: skip
+        return decide(
+            self.corridor,
+            at_ns if now_ns is None else max(at_ns, now_ns),
+            self.views,
+            [*own, *things],
+            closing_mps=self._approach.closing_mps(),
+            max_age_ns=self._max_age_ns,
+            absent=absent,
+        )
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -186,7 +232,11 @@ class Around:
         return track.points if at_ns - track.seen_ns <= self._max_age_ns else 0
 
     def _obstacle(self, track: Track, at_ns: int, label: str, score: float) -> Obstacle:
-        (near_x, near_y), (x, y), closing_mps = track.nearest_at_m(at_ns), track.middle_m(at_ns), track.closing_mps(at_ns)
+        (near_x, near_y), (x, y), closing_mps = (
+            track.nearest_at_m(at_ns),
+            track.middle_m(at_ns),
+            track.closing_mps(at_ns),
+        )
         range_m = math.hypot(near_x, near_y)
         long, wide = (0, 1) if track.size_m[0] >= track.size_m[1] else (1, 0)
         yaw_rad = (track.yaw_rad + long * math.pi / 2 + math.pi / 2) % math.pi - math.pi / 2
@@ -195,14 +245,16 @@ class Around:
             track.id,
             (x, y, track.floor_m + (bottom_m + track.top_m) / 2),
             (track.size_m[long], track.size_m[wide], track.top_m - bottom_m),
-            yaw_rad, range_m, math.degrees(math.atan2(near_y, near_x)),
+            yaw_rad,
+            range_m,
+            math.degrees(math.atan2(near_y, near_x)),
             track.velocity and track.velocity[:2],
             track.velocity and track.velocity[2],
             range_m / closing_mps if closing_mps is not None and closing_mps > 0 else None,
             self._points(track, at_ns),
             label,
             score,
-        )  # fmt: skip
+        )
 
     def _sector_list(self, at_ns: int, tracks: Sequence[Track], grid: FreeSpace | None) -> tuple[Sector, ...]:
         count, step_deg = self._sectors, 360 / self._sectors

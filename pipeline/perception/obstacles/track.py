@@ -137,7 +137,9 @@ class Track:
         sure = not self.large and not self.endless and self.hits >= SURE_HITS and worst < SURE_MPS**2
         self.velocity = (*self.velocity_mps, math.sqrt(worst)) if sure else None
         # For the blink from when it was seen to when it is asked for, a velocity serves that is not yet sure enough to tell.
-        self._goes_on = not self.large and not self.endless and self.hits >= CARRIED_HITS and self.spread.vv < GUESS_MPS**2
+        self._goes_on = (
+            not self.large and not self.endless and self.hits >= CARRIED_HITS and self.spread.vv < GUESS_MPS**2
+        )
 
     def _to_axes(self, x: float, y: float) -> Place:
         c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -223,7 +225,12 @@ class Track:
         """The corners of its box, in turn."""
         x, y = self.middle_m(at_ns)
         (ax, ay), (bx, by) = self._from_axes(self.size_m[0] / 2, 0.0), self._from_axes(0.0, self.size_m[1] / 2)
-        return (x + ax + bx, y + ay + by), (x + ax - bx, y + ay - by), (x - ax - bx, y - ay - by), (x - ax + bx, y - ay + by)
+        return (
+            (x + ax + bx, y + ay + by),
+            (x + ax - bx, y + ay - by),
+            (x - ax - bx, y - ay - by),
+            (x - ax + bx, y - ay + by),
+        )
 
     def nearest_at_m(self, at_ns: int) -> Place:
         """Its nearest point as it was last seen, carried on."""

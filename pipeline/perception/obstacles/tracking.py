@@ -34,9 +34,13 @@ class Tracker:
         self.tracks = []
 
     def update(
-        self, clusters: Sequence[Cluster], capture_ns: int, *, origin_m: Sequence[float] = (0.0, 0.0),
+        self,
+        clusters: Sequence[Cluster],
+        capture_ns: int,
+        *,
+        origin_m: Sequence[float] = (0.0, 0.0),
         is_free: Callable[[float, float], bool] = lambda x_m, y_m: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One sweep's clusters. is_free: this sweep saw through that place, down to the ground."""
         if self.tracks and not -BACK_NS < capture_ns - self._newest_ns < GAP_NS:
             self.reset()
@@ -55,10 +59,16 @@ class Tracker:
             taken.add(c)
         world, sigma_mps = self._world()
         # What lies in the box of something that was just seen is a memory of the same thing.
-        within = _within([t.middle_m(capture_ns) for t in self.tracks], [capture_ns] * len(self.tracks),
-                         [self.tracks[t] for t in sorted(matched)])  # fmt: skip
-        self.tracks = [t for k, t in enumerate(self.tracks)
-                       if k in matched or (self._stays(t, capture_ns, is_free) and not within[k])]  # fmt: skip
+        within = _within(
+            [t.middle_m(capture_ns) for t in self.tracks],
+            [capture_ns] * len(self.tracks),
+            [self.tracks[t] for t in sorted(matched)],
+        )
+        self.tracks = [
+            t
+            for k, t in enumerate(self.tracks)
+            if k in matched or (self._stays(t, capture_ns, is_free) and not within[k])
+        ]
         for c, cluster in enumerate(clusters):
             if c not in taken:
                 self.tracks.append(Track(self._next_id, cluster, when_ns[c], world, sigma_mps))

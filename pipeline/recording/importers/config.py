@@ -28,7 +28,10 @@ class LidarPackets(NamedTuple):
 
 
 def config_text(
-    recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None, rig: Path | None = None
+    recording: Path,
+    encodings: Mapping[str, str],
+    lidars: Mapping[str, LidarPackets] | None = None,
+    rig: Path | None = None,
 ) -> str:
     """encodings: by stream. lidars: which of them hold a known lidar's packets. rig: of the sensors. A graph that `check` takes
     and `replay` plays: with points or depth it looks for what is around, with pictures and sound for people."""
@@ -46,29 +49,45 @@ def config_text(
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
     for name, encoding in streams.items():
         mark = "  " if name in aligned or name in read or not aligned else "  # "
-        lines.append(f"{mark}{f'{keys[name]}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}")
+        lines.append(
+            f"{mark}{f'{keys[name]}:':<{width}} {{use: replay, path: {quoted(str(recording.resolve()))}}}   # {encoding}"
+        )
     for stream, name in sweeps.items():
         inputs = ", ".join(keys[n] for n in filter(None, (stream, lidars[stream].metadata)))
-        lines.append(f"  {f'{keys[name]}:':<{width}} {{use: sweeps, sensor: {lidars[stream].sensor}, inputs: [{inputs}]}}")
+        lines.append(
+            f"  {f'{keys[name]}:':<{width}} {{use: sweeps, sensor: {lidars[stream].sensor}, inputs: [{inputs}]}}"
+        )
     if aligned:
-        lines += [f"  {own['align']}:", "    use: align", f"    inputs: [{', '.join(keys[n] for n in aligned)}]",
-                  f"    anchor: {keys[aligned[0]]}",
-                  "    max_wait_ms: null   # each set waits for proof: the same sets at every speed"]  # fmt: skip
+        lines += [
+            f"  {own['align']}:",
+            "    use: align",
+            f"    inputs: [{', '.join(keys[n] for n in aligned)}]",
+            f"    anchor: {keys[aligned[0]]}",
+            "    max_wait_ms: null   # each set waits for proof: the same sets at every speed",
+        ]
         picks = [f"{keys[name]}: {PICKS[encodings[name]]}" for name in aligned[1:] if encodings[name] in PICKS]
         lines += [f"    pick: {{{', '.join(picks)}}}"] if picks else []
     pictures = [name for name in aligned if encodings[name] in ("bgr8", "jpeg")]
     sounds = [name for name in aligned if encodings[name] == "pcm_f32"]
     points = [name for name in aligned if encodings[name] in POINTS]
-    around = any(encodings[name] != "depth_u16_mm" for name in points) or (points and rig is not None)  # depth needs its lens
+    around = any(encodings[name] != "depth_u16_mm" for name in points) or (
+        points and rig is not None
+    )  # depth needs its lens
     if around:
         known = f", rig: {quoted(str(rig.resolve()))}" if rig else ""
         shown = ", ".join(f"{{from: {keys[name]}, keep: latest}}" for name in (*pictures, *points))
-        lines += [f"  {own['scene']}:", f"    {{use: infer, task: scene, inputs: [{{from: {own['align']}, keep: 2}}], "
-                  f"process: {own['align']}{f', options: {{{known[2:]}}}' if rig else ''}}}",
-                  f"  {own['page']}: {{use: dashboard, inputs: [{own['scene']}, health, {shown}]{known}}}"]  # fmt: skip
+        lines += [
+            f"  {own['scene']}:",
+            f"    {{use: infer, task: scene, inputs: [{{from: {own['align']}, keep: 2}}], "
+            f"process: {own['align']}{f', options: {{{known[2:]}}}' if rig else ''}}}",
+            f"  {own['page']}: {{use: dashboard, inputs: [{own['scene']}, health, {shown}]{known}}}",
+        ]
     elif pictures and sounds:  # a picture and a sound track: people are looked for
-        lines += [f"  {own['emotion']}:", f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
-                  f"process: {own['align']}, backend: auto}}"]  # fmt: skip
+        lines += [
+            f"  {own['emotion']}:",
+            f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
+            f"process: {own['align']}, backend: auto}}",
+        ]
     predicting = [own["scene"]] if around else [own["emotion"]] if pictures and sounds else []
     lines += [f"  {own['console']}: {{use: console, inputs: [{', '.join([*predicting, 'health'])}]}}"]
     return "\n".join(lines) + "\n"
@@ -76,13 +95,19 @@ def config_text(
 
 def _decoded_names(encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets]) -> dict[str, str]:
     """Stream of packets → the node that decodes it: "points" of the only lidar, else STREAM-points."""
-    names = {stream: f"{stream}-{'points' if lidar.gives.startswith('points') else 'rates'}" for stream, lidar in lidars.items()}
+    names = {
+        stream: f"{stream}-{'points' if lidar.gives.startswith('points') else 'rates'}"
+        for stream, lidar in lidars.items()
+    }
     lidar, *others = [stream for stream, name in names.items() if name.endswith("-points")] or [""]
     return names | ({lidar: "points"} if lidar and not others and "points" not in encodings else {})
 
 
 def write_config(
-    recording: Path, encodings: Mapping[str, str], lidars: Mapping[str, LidarPackets] | None = None, rig: Path | None = None
+    recording: Path,
+    encodings: Mapping[str, str],
+    lidars: Mapping[str, LidarPackets] | None = None,
+    rig: Path | None = None,
 ) -> Path:
     """Beside the recording; one that is there already, and may be somebody's own, is kept, and the new one is numbered."""
     text = config_text(recording, encodings, lidars, rig)
@@ -100,7 +125,17 @@ def write_config(
 
 def key(name: str) -> str:
     """As YAML reads it back as a text: 2024 and yes would be something else."""
-    plain = re.fullmatch(r"[A-Za-z_][\w/.-]*", name) and name.lower() not in ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
+    plain = re.fullmatch(r"[A-Za-z_][\w/.-]*", name) and name.lower() not in (
+        "yes",
+        "no",
+        "on",
+        "off",
+        "true",
+        "false",
+        "null",
+        "y",
+        "n",
+    )
     return name if plain else quoted(name)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.source import (  # fmt: skip
+from pipeline.recording.importers.source import (
     Item,
     Opened,
     from_items,
@@ -44,7 +44,9 @@ def open_euroc(folder: Path) -> Opened:
         times_ns = [at_ns for at_ns, _ in rows]
         is_camera, is_imu = sensor.name.startswith("cam"), sensor.name.startswith("imu")
         encoding = "bgr8" if is_camera else "imu_f64" if is_imu else "series_f32"
-        infos.append(StreamInfo(sensor.name, encoding, rate_hz(times_ns), 3 if is_camera else 1, sensor.name, str(table)))
+        infos.append(
+            StreamInfo(sensor.name, encoding, rate_hz(times_ns), 3 if is_camera else 1, sensor.name, str(table))
+        )
         for i, (at_ns, rest) in enumerate(rows):
             if is_camera:
                 read = partial(picture_frame, sensor.name, at_ns, sensor / "data" / Path(rest).name, publish_ns=at_ns)

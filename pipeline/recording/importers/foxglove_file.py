@@ -39,7 +39,9 @@ def open_mcap(path: Path) -> Opened:
     reader = McapReader(path, unclosed=False)
     if any(entry.name == "sensorium" for entry in reader.metadata):
         reader.close()
-        raise ConfigError(f"{path}: it is a recording already. Play it with: python run_pipeline.py replay CONFIG {path}")
+        raise ConfigError(
+            f"{path}: it is a recording already. Play it with: python run_pipeline.py replay CONFIG {path}"
+        )
     opened = Opened("Foxglove MCAP", {}, iter(()), reader.index.counts.total())
     topics: dict[int, tuple[Topic, str]] = {}
     for channel in reader.index.channels.values():
@@ -87,15 +89,27 @@ def _image(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 
 
 def _compressed(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
-    return ros_messages.compressed_image(_like_ros(message, data=_raw(message.data), format=message.format), topic, log_ns)
+    return ros_messages.compressed_image(
+        _like_ros(message, data=_raw(message.data), format=message.format), topic, log_ns
+    )
 
 
 def _points(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
-    fields = [SimpleNamespace(name=f.name, offset=f.offset, datatype=NUMERIC_TYPES.get(f.type, 0)) for f in message.fields]
+    fields = [
+        SimpleNamespace(name=f.name, offset=f.offset, datatype=NUMERIC_TYPES.get(f.type, 0)) for f in message.fields
+    ]
     stride = message.point_stride
     count = len(message.data) // stride if stride else 0
-    cloud = _like_ros(message, fields=fields, point_step=stride, row_step=stride * count, width=count, height=1, data=_raw(message.data),
-                      is_bigendian=False)  # fmt: skip
+    cloud = _like_ros(
+        message,
+        fields=fields,
+        point_step=stride,
+        row_step=stride * count,
+        width=count,
+        height=1,
+        data=_raw(message.data),
+        is_bigendian=False,
+    )
     if message.HasField("pose") and (message.pose.position.x or message.pose.position.y or message.pose.position.z):
         topic.note("the cloud's own pose is not applied")
     return ros_messages.point_cloud(cloud, topic, log_ns)
@@ -109,8 +123,14 @@ def _audio(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 
 def _calibration(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
     at_ns = message.timestamp.seconds * NS + message.timestamp.nanos or log_ns
-    told = {"kind": "camera_info", "frame_id": message.frame_id, "width": message.width, "height": message.height,
-            "distortion_model": message.distortion_model, **{key: list(getattr(message, key)) for key in "DKRP"}}  # fmt: skip
+    told = {
+        "kind": "camera_info",
+        "frame_id": message.frame_id,
+        "width": message.width,
+        "height": message.height,
+        "distortion_model": message.distortion_model,
+        **{key: list(getattr(message, key)) for key in "DKRP"},
+    }
     yield Frame(topic.stream, -1, at_ns, "calibration", _raw(json.dumps(told).encode()), publish_ns=log_ns)
 
 

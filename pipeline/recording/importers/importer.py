@@ -80,7 +80,9 @@ def _open_folder(folder: Path) -> Opened | None:
     return pictures.open_pictures(folder) if pictures_in(folder) else None
 
 
-def import_source(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: bool = False, say: Callable[[str], None] = print) -> None:
+def import_source(
+    source: Path, out: Path, *, mapping: Sequence[str] = (), raw: bool = False, say: Callable[[str], None] = print
+) -> None:
     """Write `out` and, beside it, the config that replays it; say what is in it and what is not.
 
     mapping: "/velodyne_points=lidar", a topic or stream and the name it gets. Raises ConfigError and leaves nothing.
@@ -93,7 +95,13 @@ def import_source(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: 
     names = _Names(mapping, opened)
     partial = out.with_name(f".{out.stem}.part.mcap")
     partial.unlink(missing_ok=True)
-    about = {"run": secrets.token_hex(8), "utc_offset_ns": 0, "made_by": "import", "source": source.name, "format": opened.format}
+    about = {
+        "run": secrets.token_hex(8),
+        "utc_offset_ns": 0,
+        "made_by": "import",
+        "source": source.name,
+        "format": opened.format,
+    }
     try:
         with Writer(partial, about=about) as writer:
             lidars = _Lidars()
@@ -142,7 +150,11 @@ class _Lidars:
                 self._looked[frame.stream] += 1
                 if not self._sensors.get(frame.stream) and self._looked[frame.stream] <= self.LOOKED_AT:
                     self._sensors[frame.stream] = recognise(frame.data.tobytes())
-            elif frame.encoding in ("calibration", "text_utf8") and frame.stream not in self._metadata and len(frame.data) > 500:
+            elif (
+                frame.encoding in ("calibration", "text_utf8")
+                and frame.stream not in self._metadata
+                and len(frame.data) > 500
+            ):
                 self._metadata += [frame.stream] if is_ouster(frame.data.tobytes().decode(errors="replace")) else []
             yield frame
 
@@ -168,7 +180,11 @@ class _Names:
         self._met: dict[str, str] = {}  # their name → ours
         for pair in mapping:
             theirs, equals, ours = pair.partition("=")
-            if not equals or not theirs.strip("/ ") or not ours.replace("_", "").replace("-", "").replace("/", "").isalnum():
+            if (
+                not equals
+                or not theirs.strip("/ ")
+                or not ours.replace("_", "").replace("-", "").replace("/", "").isalnum()
+            ):
                 raise ConfigError(f"--map {pair}: expected THEIRS=OURS, such as /velodyne_points=lidar")
             if ours == HEALTH:
                 raise ConfigError(f"--map {pair}: '{HEALTH}' is the launcher's own stream. Choose another name")
@@ -185,7 +201,9 @@ class _Names:
     def meet(self, theirs: str) -> str:
         ours = self._wanted.get(theirs, theirs if theirs != HEALTH else f"{HEALTH}_theirs")
         if ours in self._met.values():
-            raise ConfigError(f"--map: two streams would be called '{ours}'. Streams here: {', '.join(self._opened.infos)}")
+            raise ConfigError(
+                f"--map: two streams would be called '{ours}'. Streams here: {', '.join(self._opened.infos)}"
+            )
         self._met[theirs] = ours
         return ours
 
@@ -201,7 +219,9 @@ class _Names:
     def _check(self, here: Mapping[str, StreamInfo]) -> None:
         for theirs in self._wanted:
             if theirs not in here:
-                raise ConfigError(f"--map {theirs}: no such stream. Streams here: {', '.join(here)}.{nearest(theirs, here)}")
+                raise ConfigError(
+                    f"--map {theirs}: no such stream. Streams here: {', '.join(here)}.{nearest(theirs, here)}"
+                )
 
 
 def _write(writer: Writer, frames: Iterator[Frame], opened: Opened, names: _Names) -> dict[str, str]:
@@ -211,7 +231,9 @@ def _write(writer: Writer, frames: Iterator[Frame], opened: Opened, names: _Name
         if frame.stream not in encodings:
             info = opened.infos[names.theirs(frame.stream)]
             # What a topic's pictures are, PNG or depth or JPEG, the first of them tells.
-            writer.stream(msgspec.structs.replace(info, stream=frame.stream, encoding=frame.encoding, sensor=frame.stream))
+            writer.stream(
+                msgspec.structs.replace(info, stream=frame.stream, encoding=frame.encoding, sensor=frame.stream)
+            )
             encodings[frame.stream] = frame.encoding
         writer.write(frame.stream, frame)
     return encodings
@@ -232,7 +254,9 @@ def _with_progress(opened: Opened, source: Path) -> Iterator[Frame]:
     print("\r\033[K", end="", file=sys.stderr)
 
 
-def _report(out: Path, config: Path, opened: Opened, left_out: dict[str, dict[str, int]], say: Callable[[str], None]) -> None:
+def _report(
+    out: Path, config: Path, opened: Opened, left_out: dict[str, dict[str, int]], say: Callable[[str], None]
+) -> None:
     with Reader(out) as reader:
         begin_ns, end_ns = reader.span_ns
         say(f"  {out}: {opened.format}, {(end_ns - begin_ns) / 1e9:.1f} s, {reader.size_bytes / 1e6:.1f} MB")

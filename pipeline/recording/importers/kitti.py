@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.source import (  # fmt: skip
+from pipeline.recording.importers.source import (
     Item,
     Opened,
     from_items,
@@ -44,7 +44,9 @@ OXTS_NUMBERS, ACCELERATION, TURNING = 30, slice(11, 14), slice(17, 20)
 
 def looks_like(folder: Path) -> bool:
     sensors = [p.name for p in folder.iterdir() if p.is_dir()]
-    return any(n.startswith(("velodyne", "image_0", "image_2")) for n in sensors) and ("calib" in sensors or _raw_sensors(folder) != [])
+    return any(n.startswith(("velodyne", "image_0", "image_2")) for n in sensors) and (
+        "calib" in sensors or _raw_sensors(folder) != []
+    )
 
 
 def open_kitti(folder: Path) -> Opened:
@@ -62,22 +64,39 @@ def _open_raw(folder: Path) -> Opened:
     first_ns: int | None = None
     for sensor in _raw_sensors(folder):
         data = _data(sensor)
-        files = sorted(data.glob("*.bin")) + sorted(data.glob("*.txt")) if not sensor.name.startswith("image") else pictures_in(data)
+        files = (
+            sorted(data.glob("*.bin")) + sorted(data.glob("*.txt"))
+            if not sensor.name.startswith("image")
+            else pictures_in(data)
+        )
         files = [p for p in files if p.stem.isdecimal()]
         if not files:
             continue
         times_ns, ends_ns, told = _times(sensor, files, hz)
         if not told:
-            notes.append(f"{sensor.name}: no timestamps.txt, so it is dated by the frames' numbers at {hz:g} Hz, from 0 on")
+            notes.append(
+                f"{sensor.name}: no timestamps.txt, so it is dated by the frames' numbers at {hz:g} Hz, from 0 on"
+            )
         first_ns = min(times_ns) if first_ns is None else min(first_ns, *times_ns)
         encoding = {"i": "bgr8", "v": "points_xyzi_f32", "o": "imu_f64"}[sensor.name[0]]
-        infos.append(StreamInfo(sensor.name, encoding, rate_hz(times_ns), 1, sensor.name, f"{folder.name}/{sensor.name}"))
+        infos.append(
+            StreamInfo(sensor.name, encoding, rate_hz(times_ns), 1, sensor.name, f"{folder.name}/{sensor.name}")
+        )
         for path, at_ns, end_ns in zip(files, times_ns, ends_ns, strict=True):
             match sensor.name[0]:
                 case "i":
-                    items.append(Item(at_ns, sensor.name, partial(picture_frame, sensor.name, at_ns, path, publish_ns=at_ns)))
+                    items.append(
+                        Item(at_ns, sensor.name, partial(picture_frame, sensor.name, at_ns, path, publish_ns=at_ns))
+                    )
                 case "v":
-                    read = partial(sweep_frame, sensor.name, at_ns, path, duration_ns=max(0, end_ns - at_ns), publish_ns=max(at_ns, end_ns))
+                    read = partial(
+                        sweep_frame,
+                        sensor.name,
+                        at_ns,
+                        path,
+                        duration_ns=max(0, end_ns - at_ns),
+                        publish_ns=max(at_ns, end_ns),
+                    )
                     items.append(Item(at_ns, sensor.name, read))
                 case _:
                     items.append(Item(at_ns, sensor.name, partial(_imu, sensor.name, at_ns, path)))
@@ -101,7 +120,9 @@ def _rig(calib: Path, streams: list[str], ours: Callable[[str], str]) -> Rig:
     lidar = ours(next((s for s in streams if s.startswith("velodyne")), "velodyne"))
     names = {number: ours(stream) for number, stream in cameras.items()}
     rig = read_kitti(calib, size=(width_px, height_px), names=names, lidar=lidar)
-    return rig.with_pose(Pose(rig.base, lidar, rigid(np.eye(3), (0.0, 0.0, LIDAR_M))), f"KITTI's setup: {LIDAR_M} m above the ground")
+    return rig.with_pose(
+        Pose(rig.base, lidar, rigid(np.eye(3), (0.0, 0.0, LIDAR_M))), f"KITTI's setup: {LIDAR_M} m above the ground"
+    )
 
 
 def _open_object(folder: Path) -> Opened:
@@ -120,7 +141,9 @@ def _open_object(folder: Path) -> Opened:
             stream, encoding = ("calib", "calibration") if name == "calib" else ("boxes", "text_utf8")
             infos.append(StreamInfo(stream, encoding, NS / OBJECT_STEP_NS, 1, name, f"{about}, as given"))
             items += [Item(at, stream, partial(_text, stream, at, p)) for at, p in made]
-    return from_items("KITTI object", infos, items, ["the moments of an object folder are unrelated: they lie 1 s apart, by number"])
+    return from_items(
+        "KITTI object", infos, items, ["the moments of an object folder are unrelated: they lie 1 s apart, by number"]
+    )
 
 
 def _data(sensor: Path) -> Path:
@@ -130,13 +153,17 @@ def _data(sensor: Path) -> Path:
 def _told_rate(folder: Path) -> float:
     calib = folder / "calib.txt"
     lines = read_lines(calib) if calib.is_file() else []
-    told = [numbers(line.partition(":")[2], where=str(calib), count=1)[0] for line in lines if line.startswith("rate_hz:")]
+    told = [
+        numbers(line.partition(":")[2], where=str(calib), count=1)[0] for line in lines if line.startswith("rate_hz:")
+    ]
     return float(told[0]) if told and told[0] > 0 else DRIVE_HZ
 
 
 def _times(sensor: Path, files: list[Path], hz: float) -> tuple[list[int], list[int], bool]:
     """When each file begins and ends, and whether the drive says so."""
-    begins = sensor / "timestamps_start.txt" if (sensor / "timestamps_start.txt").is_file() else sensor / "timestamps.txt"
+    begins = (
+        sensor / "timestamps_start.txt" if (sensor / "timestamps_start.txt").is_file() else sensor / "timestamps.txt"
+    )
     if not begins.is_file():
         times_ns = [round(int(path.stem) * NS / hz) for path in files]
         return times_ns, times_ns, False
@@ -179,4 +206,6 @@ def _text(stream: str, at_ns: int, path: Path) -> Frame:
 def _imu(stream: str, at_ns: int, path: Path) -> Frame:
     lines = read_lines(path)
     values = numbers(lines[0] if lines else "", where=str(path), count=OXTS_NUMBERS)
-    return Frame(stream, -1, at_ns, "imu_f64", np.concatenate([values[ACCELERATION], values[TURNING]]), publish_ns=at_ns)
+    return Frame(
+        stream, -1, at_ns, "imu_f64", np.concatenate([values[ACCELERATION], values[TURNING]]), publish_ns=at_ns
+    )

@@ -21,8 +21,12 @@ from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.importers.source import Opened, numbered, read_bytes, text_frame
 
 # magic as it stands in the file → (byte order, nanoseconds in a unit of the fraction)
-MAGICS = {b"\xd4\xc3\xb2\xa1": ("<", 1000), b"\xa1\xb2\xc3\xd4": (">", 1000),
-          b"\x4d\x3c\xb2\xa1": ("<", 1), b"\xa1\xb2\x3c\x4d": (">", 1)}  # fmt: skip
+MAGICS = {
+    b"\xd4\xc3\xb2\xa1": ("<", 1000),
+    b"\xa1\xb2\xc3\xd4": (">", 1000),
+    b"\x4d\x3c\xb2\xa1": ("<", 1),
+    b"\xa1\xb2\x3c\x4d": (">", 1),
+}
 PCAPNG = b"\x0a\x0d\x0d\x0a"
 LARGEST_PACKET_BYTES = 1 << 18  # libpcap's own MAXIMUM_SNAPLEN
 # What a link layer puts before the IP header, and where its own type field says that one follows: link type → (bytes, where).
@@ -63,7 +67,9 @@ def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagra
         order, unit_ns = MAGICS[header[:4]]
         (link,) = struct.unpack(order + "I", header[20:24])
         if link & 0xFFFF not in LINKS:
-            raise ConfigError(f"{path}: link layer {link & 0xFFFF} is not known here. Known: Ethernet, loopback, raw IP, Linux cooked")
+            raise ConfigError(
+                f"{path}: link layer {link & 0xFFFF} is not known here. Known: Ethernet, loopback, raw IP, Linux cooked"
+            )
     except ConfigError:
         file.close()
         raise
@@ -116,10 +122,14 @@ def _records(
     index = 0
     while header := file.read(16):
         if len(header) < 16:
-            raise ConfigError(f"{path}: it breaks off within the header of packet {index}. Copy it anew, or shorten it with editcap")
+            raise ConfigError(
+                f"{path}: it breaks off within the header of packet {index}. Copy it anew, or shorten it with editcap"
+            )
         seconds, fraction, kept_bytes, full_bytes = record.unpack(header)
         if kept_bytes > LARGEST_PACKET_BYTES or fraction * unit_ns >= NS:
-            raise ConfigError(f"{path}: packet {index} of {kept_bytes} bytes at {seconds} s + {fraction}: the file is corrupt from here on")
+            raise ConfigError(
+                f"{path}: packet {index} of {kept_bytes} bytes at {seconds} s + {fraction}: the file is corrupt from here on"
+            )
         raw = file.read(kept_bytes)
         if len(raw) < kept_bytes:
             raise ConfigError(f"{path}: it breaks off within packet {index}. Copy it anew, or shorten it with editcap")
@@ -135,7 +145,10 @@ def _records(
 
 
 def _datagram(
-    raw: bytes, link: int, fragments: OrderedDict[tuple[bytes, int], dict[int, tuple[bytes, bool]]], left_out: Counter[str]
+    raw: bytes,
+    link: int,
+    fragments: OrderedDict[tuple[bytes, int], dict[int, tuple[bytes, bool]]],
+    left_out: Counter[str],
 ) -> Datagram | None:
     """The UDP datagram that `raw` is, or completes; None, and counted, for anything else."""
     before, where = LINKS[link]

@@ -35,7 +35,9 @@ def open_pictures(folder: Path) -> Opened:
     times = _listed(folder, paths) or _tabled(folder) or _named(folder, paths)
     undated = [p.name for p in paths if p.name not in times]
     if undated:
-        raise ConfigError(f"{folder}: {len(undated)} of {len(paths)} pictures have no time, such as {undated[0]}. {FIX}")
+        raise ConfigError(
+            f"{folder}: {len(undated)} of {len(paths)} pictures have no time, such as {undated[0]}. {FIX}"
+        )
     name = folder.name if folder.name.replace("_", "").replace("-", "").isalnum() else "camera"
     is_jpeg = paths[0].suffix.lower() in (".jpg", ".jpeg")
     times_ns = sorted(times[p.name] for p in paths)

@@ -52,7 +52,9 @@ def _errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file meets any of rosbags' and its codecs' errors, assertions among them
         told = str(error) or type(error).__name__
-        fix = next((fix for word, fix in FIXES.items() if word in told), "Is it whole? `ros2 bag info` or `rosbag info` tells")
+        fix = next(
+            (fix for word, fix in FIXES.items() if word in told), "Is it whole? `ros2 bag info` or `rosbag info` tells"
+        )
         raise ConfigError(f"{path}: cannot be read as a ROS bag: {told[:200]}. {fix}") from error
 
 
@@ -102,14 +104,27 @@ def _with_metadata(path: Path, folder: Path) -> Path:
     topics, storage = (_topics_of_db3(path), "sqlite3") if path.suffix == ".db3" else (_topics_of_mcap(path), "mcap")
     (folder / path.name).symlink_to(path.resolve())
     told = {
-        "version": 5, "storage_identifier": storage, "duration": {"nanoseconds": 0}, "starting_time": {"nanoseconds_since_epoch": 0},
-        "message_count": sum(count for _, _, count in topics), "compression_format": "", "compression_mode": "",
+        "version": 5,
+        "storage_identifier": storage,
+        "duration": {"nanoseconds": 0},
+        "starting_time": {"nanoseconds_since_epoch": 0},
+        "message_count": sum(count for _, _, count in topics),
+        "compression_format": "",
+        "compression_mode": "",
         "relative_file_paths": [path.name],
         "topics_with_message_count": [
-            {"topic_metadata": {"name": name, "type": kind, "serialization_format": "cdr", "offered_qos_profiles": ""}, "message_count": n}
+            {
+                "topic_metadata": {
+                    "name": name,
+                    "type": kind,
+                    "serialization_format": "cdr",
+                    "offered_qos_profiles": "",
+                },
+                "message_count": n,
+            }
             for name, kind, n in topics
         ],
-    }  # fmt: skip
+    }
     (folder / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": told}))
     return folder
 
@@ -167,7 +182,9 @@ def _types(reader: Any, is_ros2: bool) -> Any:
 def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, Any]]:
     topics = {}
     for name, info in reader.topics.items():
-        fields = [str(field[0]) for field in store.FIELDDEFS[info.msgtype][1]] if info.msgtype in store.FIELDDEFS else []
+        fields = (
+            [str(field[0]) for field in store.FIELDDEFS[info.msgtype][1]] if info.msgtype in store.FIELDDEFS else []
+        )
         found = converter(info.msgtype, fields) if info.msgtype else None
         if info.msgtype == AUDIO_INFO:
             found = None
@@ -176,7 +193,11 @@ def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, A
         convert, encoding = found
         stream = stream_name(name, opened.infos)
         topics[name] = (Topic(stream, opened.left_out[name]), convert)
-        rate_hz = round((info.msgcount - 1) * NS / reader.duration, 3) if info.msgcount > 1 and reader.duration > NS // 10 else None
+        rate_hz = (
+            round((info.msgcount - 1) * NS / reader.duration, 3)
+            if info.msgcount > 1 and reader.duration > NS // 10
+            else None
+        )
         rate_hz = None if encoding == "packet" else rate_hz  # a message holds many
         opened.infos[stream] = StreamInfo(stream, encoding, rate_hz, 1, stream, f"{name} ({info.msgtype})")
     return topics
@@ -190,7 +211,15 @@ def _sounds(reader: Any, read: Any, topics: dict[str, tuple[Topic, Any]]) -> Non
         return
     for connection, _, raw in reader.messages(connections=connections):
         info = read(raw, connection.msgtype)
-        if str(info.sample_format) in PCM and str(info.coding_format).lower() in ("wave", "wav", "raw", "") and info.sample_rate > 0:
-            told[connection.topic.rpartition("/")[0]] = (int(info.sample_rate), int(info.channels), str(info.sample_format))
+        if (
+            str(info.sample_format) in PCM
+            and str(info.coding_format).lower() in ("wave", "wav", "raw", "")
+            and info.sample_rate > 0
+        ):
+            told[connection.topic.rpartition("/")[0]] = (
+                int(info.sample_rate),
+                int(info.channels),
+                str(info.sample_format),
+            )
     for name, (topic, _) in topics.items():
         topic.sound = told.get(name.rpartition("/")[0]) or (next(iter(told.values())) if len(told) == 1 else None)

@@ -37,15 +37,28 @@ DRIVER_TYPES = {
 }
 POINT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}  # sensor_msgs/PointField
 INTENSITIES = ("intensity", "reflectivity", "reflectance", "i", "intensities")
-BAYER = {"bayer_rggb8": cv2.COLOR_BayerBG2BGR, "bayer_bggr8": cv2.COLOR_BayerRG2BGR,
-         "bayer_gbrg8": cv2.COLOR_BayerGR2BGR, "bayer_grbg8": cv2.COLOR_BayerGB2BGR}  # fmt: skip
+BAYER = {
+    "bayer_rggb8": cv2.COLOR_BayerBG2BGR,
+    "bayer_bggr8": cv2.COLOR_BayerRG2BGR,
+    "bayer_gbrg8": cv2.COLOR_BayerGR2BGR,
+    "bayer_grbg8": cv2.COLOR_BayerGB2BGR,
+}
 # How ROS calls a picture → channels, and how it becomes BGR.
 PICTURES: dict[str, tuple[int, int | None]] = {
-    "bgr8": (3, None), "8UC3": (3, None), "rgb8": (3, cv2.COLOR_RGB2BGR), "bgra8": (4, cv2.COLOR_BGRA2BGR),
-    "rgba8": (4, cv2.COLOR_RGBA2BGR), "8UC4": (4, cv2.COLOR_BGRA2BGR), "mono8": (1, cv2.COLOR_GRAY2BGR), "8UC1": (1, cv2.COLOR_GRAY2BGR),
-    "yuv422": (2, cv2.COLOR_YUV2BGR_UYVY), "uyvy": (2, cv2.COLOR_YUV2BGR_UYVY), "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUY2),
-    "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2), **{name: (1, code) for name, code in BAYER.items()},
-}  # fmt: skip
+    "bgr8": (3, None),
+    "8UC3": (3, None),
+    "rgb8": (3, cv2.COLOR_RGB2BGR),
+    "bgra8": (4, cv2.COLOR_BGRA2BGR),
+    "rgba8": (4, cv2.COLOR_RGBA2BGR),
+    "8UC4": (4, cv2.COLOR_BGRA2BGR),
+    "mono8": (1, cv2.COLOR_GRAY2BGR),
+    "8UC1": (1, cv2.COLOR_GRAY2BGR),
+    "yuv422": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "uyvy": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUY2),
+    "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2),
+    **{name: (1, code) for name, code in BAYER.items()},
+}
 PCM = {"S16LE": "<i2", "S16BE": ">i2", "S32LE": "<i4", "F32LE": "<f4", "S8": "i1", "pcm-s16": "<i2", "pcm-f32": "<f4"}
 
 
@@ -74,7 +87,9 @@ def stamp_ns(header_or_stamp: Any, log_ns: int) -> int:
     return at_ns if at_ns > 0 else log_ns
 
 
-def _frame(topic: Topic, message: Any, log_ns: int, encoding: Encoding, data: npt.NDArray[Any], duration_ns: int = 0) -> Frame:
+def _frame(
+    topic: Topic, message: Any, log_ns: int, encoding: Encoding, data: npt.NDArray[Any], duration_ns: int = 0
+) -> Frame:
     capture_ns = stamp_ns(message.header, log_ns)
     return Frame(topic.stream, -1, capture_ns, encoding, data, duration_ns=duration_ns, publish_ns=log_ns)
 
@@ -130,7 +145,9 @@ def point_cloud(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
     row = int(message.row_step) or step * width
     data = np.asarray(message.data, np.uint8)
     if not {"x", "y", "z"} <= fields.keys() or step < 12 or row < step * width or len(data) < row * height:
-        raise ConfigError(f"a cloud of {width}×{height} points with the fields {', '.join(fields)} and {len(data)} bytes")
+        raise ConfigError(
+            f"a cloud of {width}×{height} points with the fields {', '.join(fields)} and {len(data)} bytes"
+        )
     raw = np.ascontiguousarray(data[: row * height].reshape(height, row)[:, : step * width]).reshape(-1, step)
     order = ">" if message.is_bigendian else "<"
     brightness = next((name for name in INTENSITIES if name in fields), "")
@@ -141,7 +158,9 @@ def point_cloud(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
             if kind not in POINT_TYPES or offset + np.dtype(POINT_TYPES[kind]).itemsize > step:
                 raise ConfigError(f"a cloud whose field {name} lies outside its points")
             size = np.dtype(POINT_TYPES[kind]).itemsize
-            points[:, column] = np.ascontiguousarray(raw[:, offset : offset + size]).view(order + POINT_TYPES[kind])[:, 0]
+            points[:, column] = np.ascontiguousarray(raw[:, offset : offset + size]).view(order + POINT_TYPES[kind])[
+                :, 0
+            ]
     if brightness and len(points):
         points[:, 3] /= _intensity_scale(topic, POINT_TYPES[fields[brightness][1]], points[:, 3])
     if rest := [name for name in fields if name not in ("x", "y", "z", brightness)]:
@@ -173,7 +192,9 @@ def laser_scan(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
     if len(intensities) == len(ranges) and len(ranges):
         points[:, 3] = intensities / _intensity_scale(topic, "f4", intensities)
     there = np.isfinite(points).all(axis=1) & (ranges >= message.range_min) & (ranges <= message.range_max)
-    duration_ns = max(0, round(float(message.time_increment) * len(ranges) * NS)) if np.isfinite(message.time_increment) else 0
+    duration_ns = (
+        max(0, round(float(message.time_increment) * len(ranges) * NS)) if np.isfinite(message.time_increment) else 0
+    )
     topic.note("rays without an echo are left out")
     yield _frame(topic, message, log_ns, "points_xyzi_f32", points[there], duration_ns)
 
@@ -187,13 +208,21 @@ def imu(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 def camera_info(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
     """The numbers as given, as JSON; ROS 1 writes D K R P large, ROS 2 small."""
     arrays = {key: [float(v) for v in getattr(message, key, getattr(message, key.lower(), ()))] for key in "DKRP"}
-    told = {"kind": "camera_info", "frame_id": str(message.header.frame_id), "width": int(message.width), "height": int(message.height),
-            "distortion_model": str(message.distortion_model), **arrays}  # fmt: skip
+    told = {
+        "kind": "camera_info",
+        "frame_id": str(message.header.frame_id),
+        "width": int(message.width),
+        "height": int(message.height),
+        "distortion_model": str(message.distortion_model),
+        **arrays,
+    }
     yield _frame(topic, message, log_ns, "calibration", np.frombuffer(json.dumps(told).encode(), np.uint8))
 
 
 def text(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
-    yield Frame(topic.stream, -1, log_ns, "text_utf8", np.frombuffer(str(message.data).encode(), np.uint8), publish_ns=log_ns)
+    yield Frame(
+        topic.stream, -1, log_ns, "text_utf8", np.frombuffer(str(message.data).encode(), np.uint8), publish_ns=log_ns
+    )
 
 
 def packets(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:

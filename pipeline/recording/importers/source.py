@@ -44,7 +44,9 @@ class Opened:
     expected: int | None = None  # frames, for the progress
     left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     notes: list[str] = field(default_factory=list)  # what a user must know of the times or numbers
-    rig: Callable[[Callable[[str], str]], Rig] | None = None  # their stream → its name in the recording; the sensors' rig
+    rig: Callable[[Callable[[str], str]], Rig] | None = (
+        None  # their stream → its name in the recording; the sensors' rig
+    )
 
 
 class Item(NamedTuple):
@@ -78,7 +80,9 @@ def rate_hz(times_ns: Sequence[int]) -> float | None:
 
 def pictures_in(folder: Path) -> list[Path]:
     """By name; a name of digits by its number."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()] if folder.is_dir() else []
+    found = (
+        [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()] if folder.is_dir() else []
+    )
     return sorted(found, key=lambda p: (int(p.stem) if p.stem.isdecimal() else -1, p.name))
 
 
@@ -90,7 +94,7 @@ def numbered(frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def stream_name(topic: str, taken: Container[str]) -> str:
-    """"/camera/image raw" → "camera/image_raw": what a node may be called; numbered where another topic has the name."""
+    """ "/camera/image raw" → "camera/image_raw": what a node may be called; numbered where another topic has the name."""
     name = "".join(c if c.isalnum() or c in "_-/" else "_" for c in topic.strip("/")) or "topic"
     return name if name not in taken else next(f"{name}_{n}" for n in count(2) if f"{name}_{n}" not in taken)
 
@@ -155,7 +159,9 @@ def sweep_frame(stream: str, capture_ns: int, path: Path, **fields: Any) -> Fram
     """KITTI's .bin: float32 x y z reflectance, to the bit."""
     raw = read_bytes(path)
     if len(raw) % 16:
-        raise ConfigError(f"{path}: {len(raw)} bytes are no whole number of points (x y z reflectance, float32): cut off?")
+        raise ConfigError(
+            f"{path}: {len(raw)} bytes are no whole number of points (x y z reflectance, float32): cut off?"
+        )
     points = np.frombuffer(raw, "<f4").reshape(-1, 4)
     return Frame(stream, -1, capture_ns, "points_xyzi_f32", points, **fields)
 
@@ -174,7 +180,7 @@ def numbers(line: str, *, where: str, count: int | None = None) -> npt.NDArray[n
 
 
 def seconds_ns(text: str, *, where: str) -> int:
-    """"1305031453.359684" → nanoseconds, exactly: a float would be off by 100 ns. ConfigError for no number."""
+    """ "1305031453.359684" → nanoseconds, exactly: a float would be off by 100 ns. ConfigError for no number."""
     try:
         value = Decimal(text.strip())
         if not value.is_finite() or abs(value) > 1 << 33:

@@ -42,7 +42,9 @@ def open_tum(folder: Path) -> Opened:
         encoding = {"rgb": "bgr8", "depth": "depth_u16_mm"}.get(name, "series_f32")
         about = {"accelerometer": "acceleration x y z, m/s²", "groundtruth": "position x y z in m, orientation x y z w"}
         times_ns = [at_ns for at_ns, _ in rows]
-        infos.append(StreamInfo(name, encoding, rate_hz(times_ns), 3 if name == "rgb" else 1, name, about.get(name, str(table))))
+        infos.append(
+            StreamInfo(name, encoding, rate_hz(times_ns), 3 if name == "rgb" else 1, name, about.get(name, str(table)))
+        )
         for i, (at_ns, rest) in enumerate(rows):
             if name in ("rgb", "depth"):
                 path = folder / rest
@@ -52,7 +54,9 @@ def open_tum(folder: Path) -> Opened:
             else:
                 read = partial(_numbers, name, at_ns, rest, f"{table}: row {i + 1}")
             items.append(Item(at_ns, name, read))
-    return from_items("TUM RGB-D", infos, items, ["depth: 5000 to a metre in the files, rounded to the millimetre here"])
+    return from_items(
+        "TUM RGB-D", infos, items, ["depth: 5000 to a metre in the files, rounded to the millimetre here"]
+    )
 
 
 def _row(line: str, *, where: str) -> tuple[int, str]:

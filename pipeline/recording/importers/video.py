@@ -39,7 +39,9 @@ def open_video(path: Path, *, raw: bool = False) -> Opened:
     parts = []
     if "video" in streams:
         rate = streams["video"].stream.average_rate
-        opened.infos[CAMERA] = StreamInfo(CAMERA, "bgr8" if raw else "jpeg", float(rate) if rate else None, 3, CAMERA, path.name)
+        opened.infos[CAMERA] = StreamInfo(
+            CAMERA, "bgr8" if raw else "jpeg", float(rate) if rate else None, 3, CAMERA, path.name
+        )
         parts.append(_pictures(streams["video"], raw, opened.left_out[CAMERA]))
     if "audio" in streams:
         sample_rate_hz = streams["audio"].stream.codec_context.sample_rate if raw else SAMPLE_RATE_HZ
@@ -54,7 +56,9 @@ def _stream(path: Path, kind: Any) -> media.OpenFile | None:
     try:
         file = media.open_file(str(path), kind, where="import")
         if file.stream.codec_context is None:
-            raise ConfigError(f"import: {path}: its {kind} is coded in a way that nothing here decodes. Convert it to MP4")
+            raise ConfigError(
+                f"import: {path}: its {kind} is coded in a way that nothing here decodes. Convert it to MP4"
+            )
         return file
     except ConfigError as error:
         if f"has no {kind}" in str(error):

@@ -32,7 +32,9 @@ class Motion(NamedTuple):
         return int(self.times_ns[0]), int(self.times_ns[-1])
 
 
-def from_rates(times_ns: npt.ArrayLike, angular_velocity_rps: npt.ArrayLike, velocity_mps: npt.ArrayLike | None = None) -> Motion:
+def from_rates(
+    times_ns: npt.ArrayLike, angular_velocity_rps: npt.ArrayLike, velocity_mps: npt.ArrayLike | None = None
+) -> Motion:
     """Rates of the sensor in its own frame, integrated; between two samples they change evenly.
 
     times_ns: (m,) rising. angular_velocity_rps: (m, 3), a gyroscope's. velocity_mps: (m, 3), odometry's; None: it only turns.
@@ -58,7 +60,9 @@ def from_rates(times_ns: npt.ArrayLike, angular_velocity_rps: npt.ArrayLike, vel
     return Motion(at_ns, rotations, positions_m)
 
 
-def deskew(points: npt.NDArray[np.float32], capture_ns: int, motion: Motion, *, at_ns: int | None = None) -> npt.NDArray[np.float32]:
+def deskew(
+    points: npt.NDArray[np.float32], capture_ns: int, motion: Motion, *, at_ns: int | None = None
+) -> npt.NDArray[np.float32]:
     """points: (n, 5) x y z reflectance seconds. Returns (n, 4) float32, x y z reflectance, seen from the sensor's place at `at_ns`
     (None: capture_ns). Beyond the motion's ends the sensor goes on as it did last.
 
@@ -92,7 +96,10 @@ def rotation(vector: npt.ArrayLike) -> Floats:
     x, y, z = np.moveaxis(turned, -1, 0)
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*turned.shape[:-1], 3, 3)
-    sine, cosine = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2  # sin a / a, (1 - cos a) / a², also at 0
+    sine, cosine = (
+        np.sinc(angle / np.pi),
+        0.5 * np.sinc(angle / (2 * np.pi)) ** 2,
+    )  # sin a / a, (1 - cos a) / a², also at 0
     return np.asarray(np.eye(3) + sine * cross + cosine * (cross @ cross))
 
 
@@ -100,8 +107,14 @@ def turned_by(rotations: Floats) -> Floats:
     """(…, 3, 3) of less than half a turn → (…, 3) axis times angle."""
     cosine = np.clip((np.trace(rotations, axis1=-2, axis2=-1) - 1) / 2, -1.0, 1.0)
     angle = np.arccos(cosine)
-    off = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2], rotations[..., 0, 2] - rotations[..., 2, 0],
-                    rotations[..., 1, 0] - rotations[..., 0, 1]], axis=-1)  # fmt: skip
+    off = np.stack(
+        [
+            rotations[..., 2, 1] - rotations[..., 1, 2],
+            rotations[..., 0, 2] - rotations[..., 2, 0],
+            rotations[..., 1, 0] - rotations[..., 0, 1],
+        ],
+        axis=-1,
+    )
     return np.asarray(off / (2 * np.sinc(angle / np.pi))[..., None])
 
 
@@ -118,6 +131,9 @@ def _poses(motion: Motion, times_ns: npt.NDArray[np.int64]) -> tuple[Floats, Flo
 
 
 def _moved(
-    turns: npt.NDArray[np.float32], shifts: npt.NDArray[np.float32], knots: npt.NDArray[np.intp], xyz: npt.NDArray[np.float32]
+    turns: npt.NDArray[np.float32],
+    shifts: npt.NDArray[np.float32],
+    knots: npt.NDArray[np.intp],
+    xyz: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
     return np.asarray(np.einsum("nij,nj->ni", turns[knots], xyz) + shifts[knots])

@@ -1,6 +1,6 @@
 """An Ouster's IMU, as `imu_f64` in the axes of its lidar: what nodes/deskew.py needs, from the sensor itself.
 
-    imu: {use: lidar, sensor: ouster_imu, options: {metadata: os1.json}}
+imu: {use: lidar, sensor: ouster_imu, options: {metadata: os1.json}}
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class OusterImu(OusterPackets):
         raw.buf[:] = np.frombuffer(packet, np.uint8)
         pulls_mps2, turns_rps = np.asarray(raw.accel(), np.float64), np.asarray(raw.gyro(), np.float64)  # (m, 3)
         times_ns = self._times_ns(raw, len(pulls_mps2))
-        if not (np.abs(pulls_mps2).max() < MOST_MPS2 and np.abs(turns_rps).max() < MOST_RPS and times_ns.min() > 0):  # nor NaN
+        if not (
+            np.abs(pulls_mps2).max() < MOST_MPS2 and np.abs(turns_rps).max() < MOST_RPS and times_ns.min() > 0
+        ):  # nor NaN
             self.lost[MALFORMED] += 1
             return
         self.good += 1

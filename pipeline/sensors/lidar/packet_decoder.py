@@ -51,9 +51,16 @@ class Sweep(NamedTuple):
 
     def frame(self, stream: str, *, more_error_ns: int = 0, **fields: Any) -> Frame:
         return Frame(
-            stream, fields.pop("seq", -1), self.capture_ns, self.encoding, self.data, duration_ns=self.duration_ns,
-            clock_error_ns=self.clock_error_ns + more_error_ns, reason=self.reason, **fields,
-        )  # fmt: skip
+            stream,
+            fields.pop("seq", -1),
+            self.capture_ns,
+            self.encoding,
+            self.data,
+            duration_ns=self.duration_ns,
+            clock_error_ns=self.clock_error_ns + more_error_ns,
+            reason=self.reason,
+            **fields,
+        )
 
 
 class PacketDecoder:

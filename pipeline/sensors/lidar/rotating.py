@@ -114,7 +114,9 @@ class Rotating(PacketDecoder, ABC):
         since_ns = self._since(head.stamp_ns, self._time[0])
         if not -REORDER_NS < since_ns < SILENCE_NS:
             return False
-        if since_ns > REORDER_NS and since_ns - (arrival_ns - self._time[2]) > REORDER_NS:  # not lost: no time has passed here
+        if (
+            since_ns > REORDER_NS and since_ns - (arrival_ns - self._time[2]) > REORDER_NS
+        ):  # not lost: no time has passed here
             return False
         if not self._degrees_per_ns:
             return True
@@ -131,7 +133,9 @@ class Rotating(PacketDecoder, ABC):
         stamp_ns, _, came_ns = self._time
         since_ns, waited_ns = self._since(first[0].stamp_ns, stamp_ns), first[2] - came_ns
         silent = since_ns >= SILENCE_NS and abs(since_ns - waited_ns) < REORDER_NS
-        yield from self._close_early(f"no packets for {waited_ns / NS:.1f} s" if silent else "the sensor's time or head jumped")
+        yield from self._close_early(
+            f"no packets for {waited_ns / NS:.1f} s" if silent else "the sensor's time or head jumped"
+        )
         if silent and self._step_ns:
             self.lost[LOST] += max(0, round(since_ns / self._step_ns) - 1)
         yield from self._accept(*first)
@@ -247,7 +251,9 @@ class Rotating(PacketDecoder, ABC):
             if seconds.max() >= end_s:
                 rest.append((origin_ns, points[seconds >= begin_s]))
                 points = points[seconds < end_s]
-            points[:, 4] -= start_s  # a laser that fires a moment before its packet's own time is a moment before the cut
+            points[:, 4] -= (
+                start_s  # a laser that fires a moment before its packet's own time is a moment before the cut
+            )
             mine.append(points)
         reason = self._account(end_ns, end_deg - self._start_deg, next_ns, begin_ns, why)
         host_ns = self._host_ns if self._newest is None else self._host_ns - (self._newest.device_ns - start_ns)
@@ -264,7 +270,11 @@ class Rotating(PacketDecoder, ABC):
         steps_ns = np.diff(times_ns)
         if np.count_nonzero(steps_ns) > 8:
             self._step_ns = float(np.median(steps_ns[steps_ns > 0]))
-        holes = np.maximum(np.round(steps_ns / self._step_ns) - 1, 0).astype(int) if self._step_ns else np.zeros(len(steps_ns), int)
+        holes = (
+            np.maximum(np.round(steps_ns / self._step_ns) - 1, 0).astype(int)
+            if self._step_ns
+            else np.zeros(len(steps_ns), int)
+        )
         missing, last = self._ahead + int(holes[:-1].sum()), int(holes[-1]) if len(holes) else 0
         # The last hole lies around the cut: what of it is behind that is missing of the next sweep.
         would_be_ns = times_ns[-2] + self._step_ns * np.arange(1, last + 1) if last else np.empty(0)
@@ -277,5 +287,7 @@ class Rotating(PacketDecoder, ABC):
             said.append(f"only {max(turned_deg, 0):.0f}° of a turn: {why or 'the packets began there'}")
         if missing:
             without_deg = min(turned_deg, missing * self._step_ns * turned_deg / max(end_ns - self._start_ns, 1))
-            said.append(f"{missing} of {missing + len(self._times_ns)} packets missing, {without_deg:.0f}° without points")
+            said.append(
+                f"{missing} of {missing + len(self._times_ns)} packets missing, {without_deg:.0f}° without points"
+            )
         return "; ".join(said)

@@ -31,13 +31,18 @@ from pipeline.sensors.rendered.street import street
 
 SWEEP_NS = NS // 10
 CUT_DEG = 144.0  # where a sweep begins and ends, to the left of ahead; it turns to the right …
-AHEAD_NS = SWEEP_NS * 4 // 10  # … and so looks ahead this long after its start: the moment to take the picture that goes with it
+AHEAD_NS = (
+    SWEEP_NS * 4 // 10
+)  # … and so looks ahead this long after its start: the moment to take the picture that goes with it
 
 CAMERA_M, LIDAR_M, DEPTH_M = (0.6, 0.0, 1.45), (0.1, 0.0, 1.85), (1.9, 0.0, 0.9)
 CAMERA_FOCAL, DEPTH_FOCAL = 0.68, 0.62  # focal length over the picture's width: 73° and 78° wide
 LIDAR_FARTHEST_M, LIDAR_NEAREST_M = 80.0, 0.9
 RANGE_SIGMA_M = 0.015
-DEPTH_FARTHEST_M, DEPTH_SIGMA = 10.0, 0.001  # σ = DEPTH_SIGMA · depth², as of two cameras that see a thing from both sides
+DEPTH_FARTHEST_M, DEPTH_SIGMA = (
+    10.0,
+    0.001,
+)  # σ = DEPTH_SIGMA · depth², as of two cameras that see a thing from both sides
 
 
 class Beams(NamedTuple):
@@ -60,7 +65,9 @@ class Truth:
     centre_m: tuple[float, float, float]  # of its box
     size_m: tuple[float, float, float]  # length along yaw, width, height
     yaw_rad: float
-    velocity_mps: tuple[float, float]  # by which its centre moves in the base frame, which itself moves and turns with the rig
+    velocity_mps: tuple[
+        float, float
+    ]  # by which its centre moves in the base frame, which itself moves and turns with the rig
     moves: bool  # over the ground, at times
 
 
@@ -69,7 +76,10 @@ def rig(*, width_px: int = 640, height_px: int = 360, depth_width_px: int = 320,
     looking = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # base_from_camera: right is −y, down is −z
     made = "rendered, not real: exact by construction"
     return Rig(
-        {"camera": _lens(width_px, height_px, CAMERA_FOCAL), "depth": _lens(depth_width_px, depth_height_px, DEPTH_FOCAL)},
+        {
+            "camera": _lens(width_px, height_px, CAMERA_FOCAL),
+            "depth": _lens(depth_width_px, depth_height_px, DEPTH_FOCAL),
+        },
         (
             Pose("base", "lidar", rigid(np.eye(3), LIDAR_M)),
             Pose("base", "camera", rigid(looking, CAMERA_M)),
@@ -101,7 +111,9 @@ class Drive:
         if beams not in BEAMS:
             raise ConfigError(f"beams: found {beams}, expected one of {', '.join(map(str, BEAMS))}")
         self.seed, self.beams = seed, BEAMS[beams]
-        self.rig = rig(width_px=width_px, height_px=height_px, depth_width_px=depth_width_px, depth_height_px=depth_height_px)
+        self.rig = rig(
+            width_px=width_px, height_px=height_px, depth_width_px=depth_width_px, depth_height_px=depth_height_px
+        )
         self.things = street(seed)
         self.caster = Caster(self.things)
         self.scene = Scene(self.things, seed)
@@ -131,7 +143,12 @@ class Drive:
         slopes = np.tan(self.elevations_rad)
         direction = np.stack([np.cos(azimuth + yaw), np.sin(azimuth + yaw)])
         hits = self.caster.cast(
-            t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=LIDAR_FARTHEST_M, nearest_m=LIDAR_NEAREST_M
+            t_s=t_s,
+            origin=origin,
+            direction=direction,
+            slopes=slopes,
+            farthest_m=LIDAR_FARTHEST_M,
+            nearest_m=LIDAR_NEAREST_M,
         )
         random = np.random.default_rng([self.seed, 11, start_ns])
         range_m = hits.t / np.cos(self.elevations_rad).astype(np.float32)
@@ -159,7 +176,9 @@ class Drive:
         left = -(np.arange(lens.width_px) - lens.cx_px) / lens.fx_px
         direction = np.stack([np.cos(yaw) - left * np.sin(yaw), np.sin(yaw) + left * np.cos(yaw)])
         slopes = (-(np.arange(lens.height_px) - lens.cy_px) / lens.fy_px)[::-1]
-        hits = self.caster.cast(t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=DEPTH_FARTHEST_M, nearest_m=0.2)
+        hits = self.caster.cast(
+            t_s=t_s, origin=origin, direction=direction, slopes=slopes, farthest_m=DEPTH_FARTHEST_M, nearest_m=0.2
+        )
         random = np.random.default_rng([self.seed, 12, at_ns])
         depth = np.where(np.isfinite(hits.t), hits.t, 0)
         depth += np.float32(DEPTH_SIGMA) * depth**2 * random.standard_normal(depth.shape, np.float32)

@@ -1,8 +1,8 @@
 """The rendered street's ground: a gently uneven road between kerbs, pavements and lawns; what it looks like, and where a ray meets it.
 
-    z_m = height(x_m)                                    # of the road; pavements lie KERB_M above it
-    t = meet(origin, direction, slopes, farthest_m=80)   # how far along each ray
-    ground = Paint(seed, shadows); ground.reflectance(x_m, y_m)
+z_m = height(x_m)                                    # of the road; pavements lie KERB_M above it
+t = meet(origin, direction, slopes, farthest_m=80)   # how far along each ray
+ground = Paint(seed, shadows); ground.reflectance(x_m, y_m)
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Paint:
         colour = np.empty((rows, columns, 3), np.float32)
         reflectance = np.empty((rows, columns), np.float32)
 
-        def band(from_y_m: float, to_y_m: float, bgr: Colour, value: float, x_m: tuple[float, float] = (0, STREET_M)) -> None:
+        def band(
+            from_y_m: float, to_y_m: float, bgr: Colour, value: float, x_m: tuple[float, float] = (0, STREET_M)
+        ) -> None:
             i, j = (round((y + SIDE_M) / CELL_M) for y in (from_y_m, to_y_m))
             k, m = (round(x / CELL_M) for x in x_m)
             colour[i:j, k:m], reflectance[i:j, k:m] = bgr, value
@@ -116,7 +118,9 @@ class Paint:
         self._reflectance = reflectance
         whole = np.clip(colour, 0, 255).astype(np.uint8)
         self.layers = [
-            whole if layer == (1, 1) else cv2.resize(whole, (columns // layer[0], rows // layer[1]), interpolation=cv2.INTER_AREA)
+            whole
+            if layer == (1, 1)
+            else cv2.resize(whole, (columns // layer[0], rows // layer[1]), interpolation=cv2.INTER_AREA)
             for layer in LAYERS
         ]
 
@@ -182,7 +186,11 @@ def draw(
         to_x = x_m[part] * np.float32(1 / CELL_M / along) - np.float32(0.5)
         to_y = np.clip((y_m[part] + SIDE_M) / (CELL_M * across) - 0.5, 0, paint.layers[layer].shape[0] - 1)
         cv2.remap(
-            paint.layers[layer], to_x, to_y.astype(np.float32, copy=False), cv2.INTER_LINEAR,
-            dst=image[first + begin : first + stop], borderMode=cv2.BORDER_WRAP,
-        )  # fmt: skip
+            paint.layers[layer],
+            to_x,
+            to_y.astype(np.float32, copy=False),
+            cv2.INTER_LINEAR,
+            dst=image[first + begin : first + stop],
+            borderMode=cv2.BORDER_WRAP,
+        )
     return first

@@ -1,7 +1,7 @@
 """The picture that a camera in the rendered street takes: sky, ground, shadows, and things from far to near.
 
-    scene = Scene(things, seed)
-    scene.take(lens, camera, t_s, out)           # (h, w, 3) uint8 BGR, filled
+scene = Scene(things, seed)
+scene.take(lens, camera, t_s, out)           # (h, w, 3) uint8 BGR, filled
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Scene:
         solids = [(k, solid) for k, thing in enumerate(things) for solid in thing.solids]
         corners: list[np.ndarray] = []
         of_solid: list[int] = []
-        polygons: list[tuple[int, list[int], np.ndarray, Colour, bool]] = []  # solid, corners, normal, colour, whether a decal
+        polygons: list[
+            tuple[int, list[int], np.ndarray, Colour, bool]
+        ] = []  # solid, corners, normal, colour, whether a decal
         count = 0
         for s, (_, solid) in enumerate(solids):
             for face, normal in zip(solid.faces, solid.normals, strict=True):
@@ -78,7 +80,9 @@ class Scene:
         self.paint = ground.Paint(seed, shadows)
         self._sky: dict[Intrinsics, np.ndarray] = {}
 
-    def take(self, lens: Intrinsics, camera: tuple[float, float, float, float], t_s: float, out: np.ndarray) -> np.ndarray:
+    def take(
+        self, lens: Intrinsics, camera: tuple[float, float, float, float], t_s: float, out: np.ndarray
+    ) -> np.ndarray:
         """camera: its x, y, z and yaw in the street's frame; it looks level. out: (h, w, 3) uint8, filled and returned."""
         x, y, z, yaw = camera
         first = ground.draw(self.paint, out, (lens.fx_px, lens.fy_px, lens.cx_px, lens.cy_px), camera)
@@ -138,7 +142,9 @@ class Scene:
         rank[visible[far_to_near(low[visible], high[visible])]] = np.arange(len(visible))
         return rank
 
-    def _patches(self, view: _View, place: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _patches(
+        self, view: _View, place: np.ndarray, visible: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Faces and decals that can be seen: which, whether a part of each lies behind the camera, and its colour (n, 3)."""
         patch = np.flatnonzero(visible[self._solid])
         cos, sin, n = np.cos(place[self._solid[patch], 2]), np.sin(place[self._solid[patch], 2]), self._normal[patch]
@@ -156,7 +162,9 @@ class Scene:
         kept = np.flatnonzero((farthest > NEAR_M) & (behind | (inside & large)) & ~(is_decal & (nearest > DECALS_M)))
         light = 0.6 + 0.42 * np.maximum(normal[kept] @ SUN, 0) + 0.06 * normal[kept, 2]
         away = np.maximum(depth[0, kept], 0)
-        haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[:, None]  # what enters the street does so unseen
+        haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[
+            :, None
+        ]  # what enters the street does so unseen
         colour = np.minimum(self._colour[patch[kept]] * light[:, None], 255) * (1 - haze) + HAZE * haze
         return patch[kept], behind[kept], colour
 
@@ -191,7 +199,9 @@ class Scene:
         out[:first] = whole[:first, left : left + lens.width_px]
 
 
-def shadow(thing: Thing, yaw_rad: float, at_m: tuple[float, float] = (0.0, 0.0), *, of: Solid | None = None) -> np.ndarray:
+def shadow(
+    thing: Thing, yaw_rad: float, at_m: tuple[float, float] = (0.0, 0.0), *, of: Solid | None = None
+) -> np.ndarray:
     """The outline, (n, 2) in metres, of a thing's shadow on level ground, or of one solid's alone."""
     v = np.concatenate([s.vertices for s in thing.solids]) if of is None else of.vertices
     cos, sin, z = np.cos(yaw_rad), np.sin(yaw_rad), np.maximum(v[:, 2], 0.0)
@@ -265,7 +275,10 @@ def sky(lens: Intrinsics) -> np.ndarray:
     clouds = np.zeros((height, width), np.float32)
     for octave in (6, 12, 24, 48):
         shape = (max(2, octave), max(2, octave // 2 * 3))
-        clouds += cv2.resize(random.standard_normal(shape).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC) / octave**0.7
+        clouds += (
+            cv2.resize(random.standard_normal(shape).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+            / octave**0.7
+        )
     cover = np.clip((clouds - 0.22) * 2.2, 0, 0.8)[..., None] * np.clip(up / 0.12, 0, 1)[..., None]
     whole = whole * (1 - cover) + np.float32(244) * cover
     angle = np.arange(width) / lens.fx_px

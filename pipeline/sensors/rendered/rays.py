@@ -67,7 +67,10 @@ class Caster:
             slanted = self._slanted(solid.normals, float(solid.low[2]))
             for kind, faces in enumerate((np.abs(solid.normals[:, 2]) < 1e-9, slanted)):
                 count = int(faces.sum())
-                self._normals[kind, i, :count], self._offsets[kind, i, :count] = solid.normals[faces], solid.offsets[faces]
+                self._normals[kind, i, :count], self._offsets[kind, i, :count] = (
+                    solid.normals[faces],
+                    solid.offsets[faces],
+                )
         self._upright_most = max(int((np.abs(s.normals[:, 2]) < 1e-9).sum()) for _, s in solids)
         thing_of = np.array([k for k, _ in solids])
         self._solids_of = np.argsort(thing_of, kind="stable")
@@ -100,7 +103,12 @@ class Caster:
         """
         t = ground.meet(origin, direction, slopes, farthest_m=farthest_m)
         shape = t.shape
-        hits = Hits(t, np.where(np.isfinite(t), 0, -1).astype(np.int32), np.full(shape, np.nan, np.float32), np.ones(shape, np.float32))
+        hits = Hits(
+            t,
+            np.where(np.isfinite(t), 0, -1).astype(np.int32),
+            np.full(shape, np.nan, np.float32),
+            np.ones(shape, np.float32),
+        )
         solid, column, local_o, local_d = self._near(t_s, origin, direction, farthest_m)
         # Seen from above, what holds a solid is a rectangle: which columns cross it, and from where to where.
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -114,7 +122,17 @@ class Caster:
         met = np.flatnonzero((box_in <= box_out) & (box_out > nearest_m) & (box_in < farthest_m) & (count > 0))
         met = met[np.argsort(solid[met], kind="stable")]
         if len(met):
-            self._meet(hits, solid[met], column[met], local_o[:, met], local_d[:, met], first[met], count[met], slopes, nearest_m)
+            self._meet(
+                hits,
+                solid[met],
+                column[met],
+                local_o[:, met],
+                local_d[:, met],
+                first[met],
+                count[met],
+                slopes,
+                nearest_m,
+            )
         return hits
 
     def _near(
@@ -154,15 +172,25 @@ class Caster:
         ray = np.stack([cos * ox + sin * oy, cos * oy - sin * ox, oz, cos * dx + sin * dy, cos * dy - sin * dx])
         count = self._solids_count[thing]
         pair = np.repeat(np.arange(len(thing)), count)
-        solid = self._solids_of[np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count) + self._solids_from[thing[pair]]]
+        solid = self._solids_of[
+            np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count) + self._solids_from[thing[pair]]
+        ]
         ray = ray[:, pair]
         ray[0] -= self._swing[solid] * swing[pair]
         return solid, column[pair], ray[:3], ray[3:]
 
     def _meet(
-        self, hits: Hits, solid: np.ndarray, column: np.ndarray, origin: np.ndarray, direction: np.ndarray, first: np.ndarray,
-        count: np.ndarray, slopes: np.ndarray, nearest_m: float,
-    ) -> None:  # fmt: skip
+        self,
+        hits: Hits,
+        solid: np.ndarray,
+        column: np.ndarray,
+        origin: np.ndarray,
+        direction: np.ndarray,
+        first: np.ndarray,
+        count: np.ndarray,
+        slopes: np.ndarray,
+        nearest_m: float,
+    ) -> None:
         """Pairs as _near gives them, in the order of the solids; first, count: the rows that each may be met in.
 
         A ray enters a solid through the last face that it comes in by, and leaves it by the first that it goes out by.
@@ -185,7 +213,9 @@ class Caster:
         t_in, t_out, speed_in = column_in[pair], column_out[pair], facing_speed[pair]
         ends = np.cumsum(count)
         for f in range(int(self._slanted_count[0])):
-            pairs = int(np.searchsorted(-self._slanted_count[solid], -f))  # the beginning of the list: those with more than f
+            pairs = int(
+                np.searchsorted(-self._slanted_count[solid], -f)
+            )  # the beginning of the list: those with more than f
             if not pairs:
                 break
             part = slice(0, int(ends[pairs - 1]))

@@ -1,6 +1,6 @@
 """The rendered street: houses, fences, trees, lamps, parked cars, and who drives and walks there.
 
-    things = street(seed=0)          # the same seed builds the same street
+things = street(seed=0)          # the same seed builds the same street
 """
 
 from __future__ import annotations
@@ -14,9 +14,23 @@ from pipeline.sensors.rendered.ground import PAVEMENT_M
 from pipeline.sensors.rendered.solids import Colour, Decal, Solid, Thing, Track, disc, frustum, rectangle, standing
 
 CAR_COLOURS: tuple[Colour, ...] = (
-    (52, 46, 170), (150, 92, 38), (206, 208, 206), (70, 66, 62), (118, 124, 128), (60, 110, 60), (46, 150, 214), (120, 60, 40),
-)  # fmt: skip
-WALLS: tuple[Colour, ...] = ((176, 206, 226), (150, 176, 214), (196, 206, 210), (150, 190, 176), (206, 196, 180), (120, 140, 190))
+    (52, 46, 170),
+    (150, 92, 38),
+    (206, 208, 206),
+    (70, 66, 62),
+    (118, 124, 128),
+    (60, 110, 60),
+    (46, 150, 214),
+    (120, 60, 40),
+)
+WALLS: tuple[Colour, ...] = (
+    (176, 206, 226),
+    (150, 176, 214),
+    (196, 206, 210),
+    (150, 190, 176),
+    (206, 196, 180),
+    (120, 140, 190),
+)
 ROOFS: tuple[Colour, ...] = ((58, 66, 128), (70, 74, 84), (62, 80, 112), (86, 84, 96))
 GLASS: Colour = (104, 88, 70)
 TYRE: Colour = (36, 34, 34)
@@ -29,7 +43,9 @@ def street(seed: int) -> tuple[Thing, ...]:
     random = np.random.default_rng([seed, 1])
     made: list[tuple[str, Track, tuple[float, float, float], tuple[Solid, ...], bool]] = []
 
-    def add(kind: str, track: Track, size_m: tuple[float, float, float], solids: tuple[Solid, ...], moves: bool = False) -> None:
+    def add(
+        kind: str, track: Track, size_m: tuple[float, float, float], solids: tuple[Solid, ...], moves: bool = False
+    ) -> None:
         made.append((kind, track, size_m, solids, moves))
 
     add("car", traffic.ahead, *car((52, 46, 170), lights=True), True)
@@ -44,7 +60,9 @@ def street(seed: int) -> tuple[Thing, ...]:
     return tuple(Thing(i + 1, *parts) for i, parts in enumerate(made))
 
 
-def _standing(random: np.random.Generator) -> Iterator[tuple[str, float, float, tuple[tuple[float, float, float], tuple[Solid, ...]]]]:
+def _standing(
+    random: np.random.Generator,
+) -> Iterator[tuple[str, float, float, tuple[tuple[float, float, float], tuple[Solid, ...]]]]:
     """(kind, x, y, (size, solids)) of what does not move."""
     for side in (-1, 1):
         x_m = random.uniform(0, 3)
@@ -54,7 +72,12 @@ def _standing(random: np.random.Generator) -> Iterator[tuple[str, float, float, 
             yield "house", x_m + length / 2, side * (PAVEMENT_M + back + depth / 2), house(random, length, depth, -side)
             gap = random.uniform(1.5, 5.0)
             if gap > 2.5:
-                yield "hedge", x_m + length + gap / 2, side * (PAVEMENT_M + 0.7), hedge(gap - 0.4, random.uniform(1.0, 1.7))
+                yield (
+                    "hedge",
+                    x_m + length + gap / 2,
+                    side * (PAVEMENT_M + 0.7),
+                    hedge(gap - 0.4, random.uniform(1.0, 1.7)),
+                )
             x_m += length + gap
         for x_m in np.arange(8.0, traffic.STREET_M, 24.0):
             yield "lamp", float(x_m) + 4 * (side > 0), side * 6.6, lamp(-side)
@@ -93,14 +116,22 @@ def car(colour: Colour, *, lights: bool = False) -> Built:
     decals = []
     for face, sign in (("+y", 1), ("-y", -1)):
         for x in (1.32, -1.3):
-            decals += [disc(face, (x, sign * half_w, 0.33), 0.34, TYRE), disc(face, (x, sign * half_w, 0.33), 0.18, (150, 150, 152))]
+            decals += [
+                disc(face, (x, sign * half_w, 0.33), 0.34, TYRE),
+                disc(face, (x, sign * half_w, 0.33), 0.18, (150, 150, 152)),
+            ]
         decals.append(rectangle(face, (0.0, sign * half_w, 0.62), 3.9, 0.05, darker(colour, 0.7)))
     for y in (-0.66, 0.66):
         decals.append(rectangle("+x", (half_l, y, 0.68), 0.34, 0.16, (236, 246, 246)))
         decals.append(rectangle("-x", (-half_l, y, 0.72), 0.3, 0.18, (40, 36, 230 if lights else 150)))
-    decals += [rectangle("+x", (half_l, 0, 0.42), 1.2, 0.16, (50, 48, 46)), rectangle("-x", (-half_l, 0, 0.5), 0.52, 0.12, (220, 224, 224))]
+    decals += [
+        rectangle("+x", (half_l, 0, 0.42), 1.2, 0.16, (50, 48, 46)),
+        rectangle("-x", (-half_l, 0, 0.5), 0.52, 0.12, (220, 224, 224)),
+    ]
     body = frustum((length, width), (length, width), 0.2, 0.88, colour=colour, reflectance=0.45, decals=tuple(decals))
-    cabin = frustum((2.75, 1.66), (1.65, 1.34), 0.88, 1.38, colour=GLASS, reflectance=0.2, at_m=(-0.25, 0), top_shift_m=-0.08)
+    cabin = frustum(
+        (2.75, 1.66), (1.65, 1.34), 0.88, 1.38, colour=GLASS, reflectance=0.2, at_m=(-0.25, 0), top_shift_m=-0.08
+    )
     roof = frustum((1.72, 1.38), (1.5, 1.24), 1.38, 1.46, colour=colour, reflectance=0.45, at_m=(-0.33, 0))
     return (length, width, 1.46), (body, cabin, roof)
 
@@ -131,22 +162,45 @@ def person(coat: Colour, trousers: Colour) -> Built:
     ]
     body = frustum((0.26, 0.44), (0.24, 0.42), 0.84, 1.46, colour=coat, reflectance=0.4)
     arms = [
-        frustum((0.12, 0.1), (0.13, 0.11), 0.82, 1.42, colour=darker(coat, 0.85), reflectance=0.4, at_m=(0, y), swing_m=swing)
+        frustum(
+            (0.12, 0.1),
+            (0.13, 0.11),
+            0.82,
+            1.42,
+            colour=darker(coat, 0.85),
+            reflectance=0.4,
+            at_m=(0, y),
+            swing_m=swing,
+        )
         for y, swing in ((0.28, -0.16), (-0.28, 0.16))
     ]
     head = frustum((0.2, 0.18), (0.2, 0.19), 1.49, 1.74, colour=SKIN, reflectance=0.45, sides=8)
-    hair = frustum((0.22, 0.2), (0.14, 0.13), 1.66, 1.78, colour=(40, 52, 70), reflectance=0.2, sides=8, at_m=(-0.02, 0))
+    hair = frustum(
+        (0.22, 0.2), (0.14, 0.13), 1.66, 1.78, colour=(40, 52, 70), reflectance=0.2, sides=8, at_m=(-0.02, 0)
+    )
     return (0.66, 0.68, 1.78), (*legs, body, *arms, head, hair)
 
 
 def cyclist() -> Built:
-    wheels = tuple(disc(face, (x, y, 0.34), 0.34, (52, 50, 50)) for face, y in (("+y", 0.03), ("-y", -0.03)) for x in (-0.52, 0.52))
-    hubs = tuple(disc(face, (x, y, 0.34), 0.28, (128, 128, 126)) for face, y in (("+y", 0.03), ("-y", -0.03)) for x in (-0.52, 0.52))
-    frame = frustum((1.5, 0.06), (0.9, 0.06), 0.3, 0.85, colour=(60, 140, 210), reflectance=0.3, decals=(*wheels, *hubs))
+    wheels = tuple(
+        disc(face, (x, y, 0.34), 0.34, (52, 50, 50)) for face, y in (("+y", 0.03), ("-y", -0.03)) for x in (-0.52, 0.52)
+    )
+    hubs = tuple(
+        disc(face, (x, y, 0.34), 0.28, (128, 128, 126))
+        for face, y in (("+y", 0.03), ("-y", -0.03))
+        for x in (-0.52, 0.52)
+    )
+    frame = frustum(
+        (1.5, 0.06), (0.9, 0.06), 0.3, 0.85, colour=(60, 140, 210), reflectance=0.3, decals=(*wheels, *hubs)
+    )
     bar = frustum((0.06, 0.56), (0.06, 0.56), 0.95, 1.02, colour=(60, 60, 60), reflectance=0.3, at_m=(0.45, 0))
     legs = frustum((0.4, 0.3), (0.3, 0.34), 0.35, 0.95, colour=(70, 58, 50), reflectance=0.3, at_m=(-0.08, 0))
-    body = frustum((0.3, 0.38), (0.32, 0.44), 0.95, 1.5, colour=(50, 170, 220), reflectance=0.5, at_m=(-0.1, 0), top_shift_m=0.18)
-    head = frustum((0.26, 0.22), (0.18, 0.16), 1.52, 1.8, colour=(210, 214, 216), reflectance=0.5, at_m=(0.14, 0), sides=8)
+    body = frustum(
+        (0.3, 0.38), (0.32, 0.44), 0.95, 1.5, colour=(50, 170, 220), reflectance=0.5, at_m=(-0.1, 0), top_shift_m=0.18
+    )
+    head = frustum(
+        (0.26, 0.22), (0.18, 0.16), 1.52, 1.8, colour=(210, 214, 216), reflectance=0.5, at_m=(0.14, 0), sides=8
+    )
     return (1.76, 0.56, 1.8), (frame, legs, bar, body, head)
 
 
@@ -166,7 +220,10 @@ def house(random: np.random.Generator, length: float, depth: float, towards: int
                 decals.append(rectangle(face, (x, y, 1.3), 1.1, 2.1, (60, 74, 100)))
                 continue
             z = 2.0 + 2.8 * storey
-            decals += [rectangle(face, (x, y, z), 1.34, 1.54, (232, 236, 236)), rectangle(face, (x, y, z), 1.14, 1.34, (112, 92, 72))]
+            decals += [
+                rectangle(face, (x, y, z), 1.34, 1.54, (232, 236, 236)),
+                rectangle(face, (x, y, z), 1.14, 1.34, (112, 92, 72)),
+            ]
             decals.append(rectangle(face, (x - 0.02, y, z + 0.35), 1.14, 0.06, (232, 236, 236)))
     base = frustum((length, depth), (length, depth), -0.2, high, colour=wall, reflectance=0.4, decals=tuple(decals))
     eaves = random.uniform(0.25, 0.45)
@@ -182,7 +239,8 @@ def tree(random: np.random.Generator) -> Built:
     low = high * 0.38
     steps = ((low, 0.55, high * 0.52, 1.0), (high * 0.52, 1.0, high * 0.74, 0.92), (high * 0.74, 0.92, high, 0.35))
     crown = tuple(
-        frustum((wide * a, wide * a), (wide * b, wide * b), z, z2, colour=green, reflectance=0.5, sides=8) for z, a, z2, b in steps
+        frustum((wide * a, wide * a), (wide * b, wide * b), z, z2, colour=green, reflectance=0.5, sides=8)
+        for z, a, z2, b in steps
     )
     trunk = frustum((0.3, 0.3), (0.22, 0.22), -0.1, low + 0.1, colour=BARK, reflectance=0.3, sides=8)
     return (wide, wide, high), (trunk, *crown)
@@ -212,4 +270,3 @@ def sign() -> Built:
     )
     board = frustum((0.06, 0.62), (0.06, 0.62), 2.2, 2.8, colour=(128, 130, 130), reflectance=0.9, decals=patch)
     return (0.14, 0.62, 2.8), (pole, board)
-

@@ -72,14 +72,19 @@ def crema_d(path: Path) -> Clip | None:
 NAMED: dict[str, tuple[Callable[[Path], Clip | None], str]] = {
     "ravdess": (ravdess, "files such as 03-01-05-01-02-01-12.wav; it is on Zenodo, record 1188976, CC BY-NC-SA 4.0"),
     "emodb": (emodb, "files such as 03a01Wa.wav, from the Berlin database's page"),
-    "crema-d": (crema_d, "files such as 1001_DFA_ANG_XX.wav or .flv, from the repository CheyneyComputerScience/CREMA-D"),
+    "crema-d": (
+        crema_d,
+        "files such as 1001_DFA_ANG_XX.wav or .flv, from the repository CheyneyComputerScience/CREMA-D",
+    ),
 }
 
 
 def clips(folder: Path, name: str) -> list[Clip]:
     """Every clip under `folder` that is named as the set names them. Raises ConfigError when there is none."""
     read, wanted = NAMED[name]
-    found = [clip for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES for clip in [read(path)] if clip]
+    found = [
+        clip for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES for clip in [read(path)] if clip
+    ]
     if not found:
         raise ConfigError(f"{folder}: no clips of {name}. Give the folder that holds {wanted}.")
     return found
@@ -104,7 +109,9 @@ def rows_of(found: Sequence[Clip], *, made_by: str, options: Mapping[str, Any] |
     a clip that cannot be read, and where not one opinion came of all."""
     voice = VOICE_MODEL if (assets.MODELS / f"{VOICE_MODEL}.onnx").is_file() else "none"
     # With a voice model the task tells its opinions anyway; without one only where embeddings are asked for.
-    task = Emotion(**{"voice": voice, "fusion": "average", "embeddings": voice == "none", "smoothing_ms": 0.0, **(options or {})})
+    task = Emotion(
+        **{"voice": voice, "fusion": "average", "embeddings": voice == "none", "smoothing_ms": 0.0, **(options or {})}
+    )
     task.open("onnxruntime")
     values: dict[str, list[npt.NDArray[np.float32]]] = {"face": [], "voice": []}
     begin_ns = 0  # each clip has its own stretch of time, so that nothing of the one before is remembered
@@ -128,10 +135,18 @@ def rows_of(found: Sequence[Clip], *, made_by: str, options: Mapping[str, Any] |
         if present.any():
             modalities[name] = Modality("probs", stacked, present, np.zeros(len(found), np.int64))
     if not modalities:
-        raise ConfigError(f"{found[0].path} and {len(found) - 1} more: no face was seen and no voice heard in any. A voice needs "
-                          "models/voice-expression.onnx: python run_pipeline.py train voice")
-    return Rows(FACE_CLASSES, np.array([FACE_CLASSES.index(clip.label) for clip in found], np.int64),
-                np.array([clip.speaker for clip in found]), np.arange(len(found), dtype=np.int64) * NS, modalities, made_by)
+        raise ConfigError(
+            f"{found[0].path} and {len(found) - 1} more: no face was seen and no voice heard in any. A voice needs "
+            "models/voice-expression.onnx: python run_pipeline.py train voice"
+        )
+    return Rows(
+        FACE_CLASSES,
+        np.array([FACE_CLASSES.index(clip.label) for clip in found], np.int64),
+        np.array([clip.speaker for clip in found]),
+        np.arange(len(found), dtype=np.int64) * NS,
+        modalities,
+        made_by,
+    )
 
 
 def sets(path: Path, begin_ns: int) -> Iterator[AlignedSet]:
@@ -151,7 +166,9 @@ def _set(now_ns: int, picture: Frame | None, chunks: Sequence[Frame], ends_ns: n
     first, last = np.searchsorted(ends_ns, [now_ns - HEARD_NS, now_ns], side="right")
     frames = {"camera": (picture,)} if picture is not None else {}
     heard = tuple(chunks[first:last])
-    return AlignedSet("camera", now_ns, frames | ({"microphone": heard} if heard else {}), (), (), arrival_ns=now_ns, sent_ns=now_ns)
+    return AlignedSet(
+        "camera", now_ns, frames | ({"microphone": heard} if heard else {}), (), (), arrival_ns=now_ns, sent_ns=now_ns
+    )
 
 
 def _pictures(path: Path, begin_ns: int) -> Iterator[Frame]:
@@ -173,7 +190,9 @@ def _pictures(path: Path, begin_ns: int) -> Iterator[Frame]:
 def _sound(path: Path, begin_ns: int) -> Iterator[Frame]:
     samples, chunk_ns = sound(path), CHUNK * NS // VOICE_RATE_HZ
     for seq in range(len(samples) // CHUNK):
-        yield Frame("microphone", seq, begin_ns + seq * chunk_ns, "pcm_f32", samples[seq * CHUNK : (seq + 1) * CHUNK], chunk_ns)
+        yield Frame(
+            "microphone", seq, begin_ns + seq * chunk_ns, "pcm_f32", samples[seq * CHUNK : (seq + 1) * CHUNK], chunk_ns
+        )
 
 
 def sound(path: Path) -> npt.NDArray[np.float32]:
@@ -186,7 +205,12 @@ def sound(path: Path) -> npt.NDArray[np.float32]:
         return np.zeros(0, np.float32)
     with opened:
         resampler = av.AudioResampler("flt", "mono", VOICE_RATE_HZ)
-        pieces = [out.to_ndarray()[0] for decoded in opened.frames() if decoded is not None for out in resampler.resample(decoded)]
+        pieces = [
+            out.to_ndarray()[0]
+            for decoded in opened.frames()
+            if decoded is not None
+            for out in resampler.resample(decoded)
+        ]
         pieces += [out.to_ndarray()[0] for out in resampler.resample(None)]
     return np.concatenate(pieces).astype(np.float32, copy=False) if pieces else np.zeros(0, np.float32)
 
@@ -195,10 +219,18 @@ def votes(folder: Path) -> Rows:
     """People's votes by voice and by face as two opinions. folder: what has votes/ in it."""
     told = load_votes(folder)
     n = len(told.labels)
-    modalities = {sense: Modality("probs", np.exp(told.opinions(sense)), np.ones(n, bool), np.zeros(n, np.int64))
-                  for sense in ("face", "voice")}
-    return Rows(VOTE_CLASSES, told.labels, np.array([f"actor {actor}" for actor in told.actors]),
-                np.arange(n, dtype=np.int64) * NS, modalities, f"{folder.name}, as votes")
+    modalities = {
+        sense: Modality("probs", np.exp(told.opinions(sense)), np.ones(n, bool), np.zeros(n, np.int64))
+        for sense in ("face", "voice")
+    }
+    return Rows(
+        VOTE_CLASSES,
+        told.labels,
+        np.array([f"actor {actor}" for actor in told.actors]),
+        np.arange(n, dtype=np.int64) * NS,
+        modalities,
+        f"{folder.name}, as votes",
+    )
 
 
 def read(folder: Path, name: str) -> Rows:

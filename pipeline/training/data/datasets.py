@@ -24,9 +24,9 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError, nearest
 from pipeline.recording.dataset import Rows, load
 
-FACE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")   # FER2013's own order, 0 to 6
+FACE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # FER2013's own order, 0 to 6
 
-OWN_FORMAT = "aligned"        # pipeline/recording/dataset.py: what export --dataset writes
+OWN_FORMAT = "aligned"  # pipeline/recording/dataset.py: what export --dataset writes
 
 # Two faces whose 24×24 pictures correlate this much are one photograph, cropped or compressed twice: looked at in bands,
 # nearly all pairs above 0.92 are twins, about half at 0.90 to 0.92, almost none below 0.88.
@@ -94,7 +94,9 @@ def _kaggle_faces(path: Path, part: str) -> Faces:
                     images.append(np.array(row["pixels"].split(), np.uint8).reshape(48, 48))
                     labels.append(range(len(FACE_CLASSES))[int(row["emotion"])])
             except (KeyError, ValueError, IndexError, AttributeError) as error:
-                raise ConfigError(f"{path}: line {number} is not as FER2013's are ({error!r}). Fetch the file anew.") from error
+                raise ConfigError(
+                    f"{path}: line {number} is not as FER2013's are ({error!r}). Fetch the file anew."
+                ) from error
     if not images:
         raise ConfigError(f"{path}: no rows with the Usage {usage}. Fetch the whole file anew.")
     return Faces(np.stack(images), np.array(labels, np.int64))
@@ -105,14 +107,18 @@ def load_rows(path: Path, format: str = OWN_FORMAT) -> Rows:
     from pipeline.training.data import clip_sets, feature_files  # they need more than this module's readers do
 
     known: dict[str, Callable[[Path], Rows]] = {
-        OWN_FORMAT: load, **feature_files.FORMATS, "votes": clip_sets.votes,
+        OWN_FORMAT: load,
+        **feature_files.FORMATS,
+        "votes": clip_sets.votes,
         **{name: partial(clip_sets.read, name=name) for name in clip_sets.NAMED},
     }
     if format not in known:
         raise ConfigError(f"--format: nothing called '{format}'.{nearest(format, known)} There are: {', '.join(known)}")
     if not path.exists():
-        raise ConfigError(f"{path}: not there. Give --data the folder or file as you have it; none of these sets comes with "
-                          "Sensorium, and the licence of each is its publisher's.")
+        raise ConfigError(
+            f"{path}: not there. Give --data the folder or file as you have it; none of these sets comes with "
+            "Sensorium, and the licence of each is its publisher's."
+        )
     return known[format](path)
 
 
@@ -122,14 +128,17 @@ def near_duplicate_groups(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64
     images: (n, 48, 48). Returns (n,) group numbers; a picture without a twin is a group of its own. About 2e12
     multiply-adds for 27,000 pictures: half a minute.
     """
+
     def unit(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        small = np.stack([cv2.resize(p, (24, 24), interpolation=cv2.INTER_AREA) for p in pictures]).reshape(len(pictures), -1)
+        small = np.stack([cv2.resize(p, (24, 24), interpolation=cv2.INTER_AREA) for p in pictures]).reshape(
+            len(pictures), -1
+        )
         centred = small.astype(np.float32) - small.mean(axis=1, keepdims=True, dtype=np.float32)
         return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
     straight, mirrored = unit(images), unit(np.ascontiguousarray(images[:, :, ::-1]))
     group = np.arange(len(images))
-    block = 1024                                                    # rows at a time: 1024 × 27,000 floats = 110 MB
+    block = 1024  # rows at a time: 1024 × 27,000 floats = 110 MB
     for start in range(0, len(images), block):
         later = straight[start:].T
         for rows in (straight[start : start + block], mirrored[start : start + block]):

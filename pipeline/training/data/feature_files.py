@@ -45,22 +45,31 @@ def cmu_csd(path: Path) -> Rows:
     files = sorted(path.glob("*.csd"))
     told = [file for file in files if "label" in file.stem.lower()]
     if len(told) != 1 or len(files) < 2:
-        raise ConfigError(f"{path}: {len(files)} .csd files, {len(told)} of them with labels; expected one with 'label' in its name "
-                          "and at least one of features. Fetch them with the CMU Multimodal SDK (mmsdk) and give their folder.")
+        raise ConfigError(
+            f"{path}: {len(files)} .csd files, {len(told)} of them with labels; expected one with 'label' in its name "
+            "and at least one of features. Fetch them with the CMU Multimodal SDK (mmsdk) and give their folder."
+        )
 
     def segments(file: Path) -> dict[str, tuple[Numbers, Numbers]]:
         """segment → intervals (k, 2) in seconds, features (k, d)."""
         try:
             with h5py.File(file, "r") as opened:
                 (root,) = opened.values()
-                return {name: (np.asarray(data["intervals"], np.float64), np.asarray(data["features"], np.float32))
-                        for name, data in root["data"].items()}
+                return {
+                    name: (np.asarray(data["intervals"], np.float64), np.asarray(data["features"], np.float32))
+                    for name, data in root["data"].items()
+                }
         except (OSError, KeyError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{file}: not as the CMU Multimodal SDK writes it ({error}). Fetch the file anew.") from error
+            raise ConfigError(
+                f"{file}: not as the CMU Multimodal SDK writes it ({error}). Fetch the file anew."
+            ) from error
 
     annotated = segments(told[0])
-    utterances = [(video, begin, end, values) for video, (intervals, features) in sorted(annotated.items())
-                  for (begin, end), values in zip(intervals, features, strict=True)]
+    utterances = [
+        (video, begin, end, values)
+        for video, (intervals, features) in sorted(annotated.items())
+        for (begin, end), values in zip(intervals, features, strict=True)
+    ]
     columns = {len(values) for *_, values in utterances}
     if columns == {7}:
         labels: tuple[str, ...] = (*MOSEI_EMOTIONS, "neutral")
@@ -68,7 +77,9 @@ def cmu_csd(path: Path) -> Rows:
     elif columns == {1}:
         labels, label = SENTIMENTS, [_sign(float(v[0])) for *_, v in utterances]
     else:
-        raise ConfigError(f"{told[0]}: labels of {sorted(columns)} columns; expected 7 (MOSEI) or 1 (MOSI's sentiment).")
+        raise ConfigError(
+            f"{told[0]}: labels of {sorted(columns)} columns; expected 7 (MOSEI) or 1 (MOSI's sentiment)."
+        )
     modalities = {}
     for file in files:
         if file == told[0]:
@@ -88,22 +99,36 @@ def cmu_csd(path: Path) -> Rows:
                     break
         modalities[_name(file.stem)] = Modality("embedding", values, present, np.rint(offset_s * 1e9).astype(np.int64))
     middle = np.array([(begin + end) / 2 for _, begin, end, _ in utterances])
-    return Rows(labels, np.array(label, np.int64), np.array([video.split("[")[0] for video, *_ in utterances]),
-                np.rint(middle * 1e9).astype(np.int64), modalities, f"{path.name}, as cmu-csd")
+    return Rows(
+        labels,
+        np.array(label, np.int64),
+        np.array([video.split("[")[0] for video, *_ in utterances]),
+        np.rint(middle * 1e9).astype(np.int64),
+        modalities,
+        f"{path.name}, as cmu-csd",
+    )
 
 
 def arrays(path: Path) -> Rows:
     """One dictionary, or one a split, with ids, labels and (n, d) or (n, time, d) arrays; all splits become one."""
     stored = _opened(path)
     if not isinstance(stored, Mapping):
-        raise ConfigError(f"{path}: {type(stored).__name__}, expected a dictionary. For IEMOCAP or MELD say --format dialogues.")
+        raise ConfigError(
+            f"{path}: {type(stored).__name__}, expected a dictionary. For IEMOCAP or MELD say --format dialogues."
+        )
     splits = [part for part in stored.values() if isinstance(part, Mapping)] or [stored]
-    names = [name for name in splits[0] if name in NAMES or (_numeric(splits[0][name]) and np.ndim(splits[0][name]) in (2, 3))]
+    names = [
+        name
+        for name in splits[0]
+        if name in NAMES or (_numeric(splits[0][name]) and np.ndim(splits[0][name]) in (2, 3))
+    ]
     names = [name for name in names if "label" not in name and _numeric(splits[0][name])]
     key = next((k for k in ("classification_labels", "label", "labels", "regression_labels") if k in splits[0]), None)
     if key is None or not names:
-        raise ConfigError(f"{path}: it holds {', '.join(map(str, splits[0]))}; expected labels (label, labels, "
-                          "classification_labels or regression_labels) and arrays such as text, audio and vision.")
+        raise ConfigError(
+            f"{path}: it holds {', '.join(map(str, splits[0]))}; expected labels (label, labels, "
+            "classification_labels or regression_labels) and arrays such as text, audio and vision."
+        )
     raw = np.concatenate([np.asarray(part[key]).reshape(len(part[names[0]]), -1)[:, 0] for part in splits])
     labels: tuple[str, ...] = SENTIMENTS
     if key == "regression_labels" or not np.equal(np.mod(raw, 1), 0).all() or raw.min() < 0:
@@ -112,12 +137,17 @@ def arrays(path: Path) -> Rows:
         label = raw.astype(np.int64)
         if label.max() != len(SENTIMENTS) - 1:
             labels = tuple(f"class {i}" for i in range(int(label.max()) + 1))
-    ids = [str(one) for part in splits for one in np.asarray(part.get("id", np.arange(len(part[names[0]])))).reshape(
-        len(part[names[0]]), -1)[:, 0]]
+    ids = [
+        str(one)
+        for part in splits
+        for one in np.asarray(part.get("id", np.arange(len(part[names[0]])))).reshape(len(part[names[0]]), -1)[:, 0]
+    ]
     group = np.array([one.split("$_$")[0] for one in ids])
     modalities = {}
     for name in names:
-        values = np.stack([_mean(row.reshape(-1, row.shape[-1])) for part in splits for row in np.asarray(part[name], np.float32)])
+        values = np.stack(
+            [_mean(row.reshape(-1, row.shape[-1])) for part in splits for row in np.asarray(part[name], np.float32)]
+        )
         modalities[_name(name)] = _modality(values)
     return Rows(labels, label, group, np.arange(len(label), dtype=np.int64), modalities, f"{path.name}, as arrays")
 
@@ -130,18 +160,25 @@ def dialogues(path: Path) -> Rows:
     label = next((t for t in tables if _shape(t) == "labels"), None)
     vectors = [t for t in tables if _shape(t) == "vectors"]
     if label is None or not vectors:
-        raise ConfigError(f"{path}: no dictionaries of labels and vectors in it; expected IEMOCAP_features*.pkl or "
-                          "MELD_features*.pkl of the DialogueRNN and MMGCN repositories.")
+        raise ConfigError(
+            f"{path}: no dictionaries of labels and vectors in it; expected IEMOCAP_features*.pkl or "
+            "MELD_features*.pkl of the DialogueRNN and MMGCN repositories."
+        )
     order = sorted(label, key=str)
     highest = max(int(max(label[d])) for d in order if len(label[d]))
     meld = "meld" in path.name.lower()
     labels = MELD_LABELS if meld else IEMOCAP_LABELS
     if highest >= len(labels):
-        raise ConfigError(f"{path}: a label {highest}, but {', '.join(labels)} are {len(labels)}. Is it the file its name says?")
+        raise ConfigError(
+            f"{path}: a label {highest}, but {', '.join(labels)} are {len(labels)}. Is it the file its name says?"
+        )
     names = {1: ("text",), 2: ("text", "voice"), 3: ("text", "voice", "face")}.get(
-        len(vectors), tuple(f"features_{i + 1}" for i in range(len(vectors))))
-    modalities = {name: _modality(np.concatenate([np.asarray(table[d], np.float32).reshape(len(label[d]), -1) for d in order]))
-                  for name, table in zip(names, vectors, strict=True)}
+        len(vectors), tuple(f"features_{i + 1}" for i in range(len(vectors)))
+    )
+    modalities = {
+        name: _modality(np.concatenate([np.asarray(table[d], np.float32).reshape(len(label[d]), -1) for d in order]))
+        for name, table in zip(names, vectors, strict=True)
+    }
     group = np.concatenate([np.full(len(label[d]), _speaker(str(d), meld)) for d in order])
     told = np.concatenate([np.asarray(label[d], np.int64) for d in order])
     return Rows(labels, told, group, np.arange(len(told), dtype=np.int64), modalities, f"{path.name}, as dialogues")
@@ -197,8 +234,9 @@ def _shape(table: Mapping[Any, Any]) -> str:
 class _NumbersAndText(pickle.Unpickler):
     """Unpickles numpy arrays, and what Python builds them and plain containers from. Everything else is refused."""
 
-    KNOWN = {(f"numpy{core}.multiarray", name) for core in (".core", "._core") for name in ("_reconstruct", "scalar")} | {
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict")}  # fmt: skip
+    KNOWN = {
+        (f"numpy{core}.multiarray", name) for core in (".core", "._core") for name in ("_reconstruct", "scalar")
+    } | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict")}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
@@ -214,7 +252,16 @@ def _opened(path: Path) -> Any:
                 return {name: stored[name] for name in stored.files}
         if path.suffix in (".pkl", ".pickle"):
             return _NumbersAndText(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except (OSError, ValueError, EOFError, IndexError, ImportError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        IndexError,
+        ImportError,
+        AttributeError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ConfigError(
             f"{path}: cannot be read: {error}. Only numbers, text and plain containers are taken from a .pkl file; if you trust "
             "it, write its arrays anew with numpy.savez, labels as 'label' and speakers as 'id'."

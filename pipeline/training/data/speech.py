@@ -29,15 +29,24 @@ from pipeline.preprocessing import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_me
 from pipeline.training.data.datasets import FACE_CLASSES
 
 # Third part of a RAVDESS name; calm is a neutral that the actors were asked to show kindly, and no label of ours.
-RAVDESS = {"01": "neutral", "02": "neutral", "03": "happy", "04": "sad", "05": "angry", "06": "fear", "07": "disgust", "08": "surprise"}
+RAVDESS = {
+    "01": "neutral",
+    "02": "neutral",
+    "03": "happy",
+    "04": "sad",
+    "05": "angry",
+    "06": "fear",
+    "07": "disgust",
+    "08": "surprise",
+}
 # Sixth letter of an EmoDB name. Boredom (L) has no label here.
 EMODB = {"W": "angry", "E": "disgust", "A": "fear", "F": "happy", "T": "sad", "N": "neutral"}
 
 # Played faster or slower, a clip has another speaker's pitch, formants and pace. The first is the clip as it is.
 SPEEDS = (1.0, 0.84, 0.92, 1.09, 1.19)
-CHUNK = 320                 # samples the live task hears at a time: 20 ms
+CHUNK = 320  # samples the live task hears at a time: 20 ms
 HOP_NS = VOICE_HOP * NS // VOICE_RATE_HZ
-LOUD = 0.1                  # of the loudest chunk's amplitude: speech, where the voice activity network heard none
+LOUD = 0.1  # of the loudest chunk's amplitude: speech, where the voice activity network heard none
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -79,7 +88,7 @@ def clips(folder: Path) -> list[tuple[Path, str, str]]:
     found = []
     for path in sorted((folder / "speech" / "ravdess").rglob("03-*.*")):
         parts = path.stem.split("-")
-        if len(parts) == 7 and parts[1] == "01" and parts[2] in RAVDESS:       # 01: spoken, not sung
+        if len(parts) == 7 and parts[1] == "01" and parts[2] in RAVDESS:  # 01: spoken, not sung
             found.append((path, RAVDESS[parts[2]], f"ravdess-{parts[6]}"))
     for path in sorted((folder / "speech" / "emodb").rglob("*.*")):
         if len(path.stem) == 7 and path.stem[:2].isdigit() and path.stem[5] in EMODB:
@@ -132,10 +141,14 @@ def _read(named: list[tuple[Path, str, str]], speeds: tuple[float, ...]) -> Spee
     count = np.array(counts, np.int64).reshape(len(named), len(speeds))
     first = np.concatenate([[0], np.cumsum(counts)[:-1]]).reshape(count.shape)
     return Speech(
-        np.concatenate(mels), first, count,
+        np.concatenate(mels),
+        first,
+        count,
         np.array([FACE_CLASSES.index(label) for _, label, _ in named], np.int64),
-        np.array([speaker for _, _, speaker in named]), np.array([path.stem for path, _, _ in named]),
-        np.concatenate(due), np.repeat(np.arange(len(named)), [len(d) for d in due]),
+        np.array([speaker for _, _, speaker in named]),
+        np.array([path.stem for path, _, _ in named]),
+        np.concatenate(due),
+        np.repeat(np.arange(len(named)), [len(d) for d in due]),
     )
 
 
@@ -158,7 +171,9 @@ def due_columns(samples: Floats, activity: VoiceActivity) -> Ints:
     without speech for it, where the sound is loud, so that every clip has an answer."""
     whole = len(samples) // CHUNK
     chunk_ns = CHUNK * NS // VOICE_RATE_HZ
-    frames = [Frame("clip", i, i * chunk_ns, "pcm_f32", samples[i * CHUNK : (i + 1) * CHUNK], chunk_ns) for i in range(whole)]
+    frames = [
+        Frame("clip", i, i * chunk_ns, "pcm_f32", samples[i * CHUNK : (i + 1) * CHUNK], chunk_ns) for i in range(whole)
+    ]
     speaking = [bool(activity.update([frame])) for frame in frames]
     due = _due(speaking, chunk_ns)
     if not due:

@@ -57,7 +57,9 @@ def load_votes(folder: Path) -> Votes:
             try:
                 sense, votes = SENSES[row[""][0]], [float(row[letter]) for letter in _columns()]
             except (KeyError, ValueError, IndexError) as error:
-                raise ConfigError(f"{paths[0]}: a row is not as CREMA-D's are ({error!r}). Fetch the file anew.") from error
+                raise ConfigError(
+                    f"{paths[0]}: a row is not as CREMA-D's are ({error!r}). Fetch the file anew."
+                ) from error
             clip = counted.setdefault(row["fileName"], {})
             clip[sense] = [a + b for a, b in zip(votes, clip.get(sense, [0.0] * 6), strict=True)]
     whole = {name: by for name, by in counted.items() if len(by) == len(SENSES)}

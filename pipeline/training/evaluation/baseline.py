@@ -33,9 +33,14 @@ LEAST = 1e-4
 Floats = npt.NDArray[np.floating]
 
 
-def evaluate_baseline(*, data: Path | None = None, format: str = "aligned", seed: int = 1,
-                      out: Path = Path("runs/fusion/baseline.json"),
-                      voice_rows: Path = fusion.VOICE_ROWS) -> dict[str, dict[str, Scores]]:
+def evaluate_baseline(
+    *,
+    data: Path | None = None,
+    format: str = "aligned",
+    seed: int = 1,
+    out: Path = Path("runs/fusion/baseline.json"),
+    voice_rows: Path = fusion.VOICE_ROWS,
+) -> dict[str, dict[str, Scores]]:
     """modality → before and after → scores. Without `data`, the voice network's out-of-fold clips. Prints the table and what
     it means; `out`: JSON, and a picture beside it."""
     rows = voice_clips(voice_rows) if data is None else load_rows(data, format)
@@ -44,7 +49,9 @@ def evaluate_baseline(*, data: Path | None = None, format: str = "aligned", seed
         if given.kind == "probs" and given.dim == len(rows.labels):
             table[name] = judge(rows, name, seed=seed)
     if not table:
-        raise ConfigError("baseline: no modality of these data has opinions about the labels. Give data with some: --format votes")
+        raise ConfigError(
+            "baseline: no modality of these data has opinions about the labels. Give data with some: --format votes"
+        )
     print(markdown(table))
     write(table, out, title="A resting face or voice taken off")
     return table
@@ -53,8 +60,14 @@ def evaluate_baseline(*, data: Path | None = None, format: str = "aligned", seed
 def voice_clips(path: Path) -> Rows:
     said, labels, speakers = fusion.voice_opinions(path)
     here = np.ones(len(labels), bool)
-    return Rows(FACE_CLASSES, labels, speakers, np.arange(len(labels), dtype=np.int64),
-                {"voice": Given("probs", np.exp(said), here, np.zeros(len(labels), np.int64))}, str(path))
+    return Rows(
+        FACE_CLASSES,
+        labels,
+        speakers,
+        np.arange(len(labels), dtype=np.int64),
+        {"voice": Given("probs", np.exp(said), here, np.zeros(len(labels), np.int64))},
+        str(path),
+    )
 
 
 def judge(rows: Rows, name: str, *, seed: int) -> dict[str, Scores]:
@@ -65,7 +78,11 @@ def judge(rows: Rows, name: str, *, seed: int) -> dict[str, Scores]:
     usable = np.flatnonzero(given.present & (rows.label >= 0))
     said = np.log(np.maximum(given.values[usable], LEAST))
     label, (people, speaker) = rows.label[usable], np.unique(rows.group[usable], return_inverse=True)
-    random, rests, resting = np.random.default_rng(seed), np.zeros((len(people), said.shape[1])), np.zeros(len(usable), bool)
+    random, rests, resting = (
+        np.random.default_rng(seed),
+        np.zeros((len(people), said.shape[1])),
+        np.zeros(len(usable), bool),
+    )
     known = np.zeros(len(people), bool)
     for person in range(len(people)):
         own = np.flatnonzero((speaker == person) & (label == neutral))
@@ -79,15 +96,22 @@ def judge(rows: Rows, name: str, *, seed: int) -> dict[str, Scores]:
     for train, test in folds(speaker[judged], count=min(FOLDS, int(known.sum())), seed=seed):
         others = np.unique(speaker[judged][train])
         average = rests[others].mean(0)
-        losses = [nll(moved(before[train], rests[speaker[judged][train]], average, s), label[judged][train]) for s in STRENGTHS]
+        losses = [
+            nll(moved(before[train], rests[speaker[judged][train]], average, s), label[judged][train])
+            for s in STRENGTHS
+        ]
         chosen.append(STRENGTHS[int(np.argmin(losses))])
         after[test] = moved(before[test], rests[speaker[judged][test]], average, chosen[-1])
-    shown = {"before": score(before, label[judged], speaker[judged], seed=seed),
-             "after": score(after, label[judged], speaker[judged], seed=seed)}
+    shown = {
+        "before": score(before, label[judged], speaker[judged], seed=seed),
+        "after": score(after, label[judged], speaker[judged], seed=seed),
+    }
     low, high = gain(before, after, label[judged], speaker[judged], seed=seed)
-    print(f"{name}: {known.sum()} speakers, {len(judged)} clips; strength chosen on the other folds: {', '.join(map(str, chosen))}; "
-          f"accuracy {shown['after'].accuracy - shown['before'].accuracy:+.1%} (95 % over speakers: {low:+.1%} to {high:+.1%}): "
-          + ("it helps" if low > 0 else "not shown to help, so it stays off"))
+    print(
+        f"{name}: {known.sum()} speakers, {len(judged)} clips; strength chosen on the other folds: {', '.join(map(str, chosen))}; "
+        f"accuracy {shown['after'].accuracy - shown['before'].accuracy:+.1%} (95 % over speakers: {low:+.1%} to {high:+.1%}): "
+        + ("it helps" if low > 0 else "not shown to help, so it stays off")
+    )
     return shown
 
 
@@ -95,7 +119,9 @@ def nll(log_probs: Floats, label: npt.NDArray[np.int64]) -> float:
     return -float(log_probs[np.arange(len(label)), label].mean())
 
 
-def gain(before: Floats, after: Floats, label: npt.NDArray[np.int64], speaker: npt.NDArray[np.int64], *, seed: int) -> tuple[float, float]:
+def gain(
+    before: Floats, after: Floats, label: npt.NDArray[np.int64], speaker: npt.NDArray[np.int64], *, seed: int
+) -> tuple[float, float]:
     """95 % interval of the gain in accuracy; speakers are drawn with replacement, with all of their clips."""
     better = (after.argmax(1) == label).astype(float) - (before.argmax(1) == label)
     people, random = np.unique(speaker), np.random.default_rng(seed)

@@ -69,9 +69,15 @@ CONDITIONS: dict[str, tuple[Callable[[Image], Image], float]] = {
 }
 
 
-def evaluate_degradation(*, data: Path | None = None, seed: int = 1, out: Path = Path("runs/fusion/degradation.json"),
-                         face_model: Path = evaluate.FACE_MODEL, voice_model: Path = VOICE_MODEL,
-                         voice_rows: Path = fusion.VOICE_ROWS) -> dict[str, dict[str, Scores]]:
+def evaluate_degradation(
+    *,
+    data: Path | None = None,
+    seed: int = 1,
+    out: Path = Path("runs/fusion/degradation.json"),
+    face_model: Path = evaluate.FACE_MODEL,
+    voice_model: Path = VOICE_MODEL,
+    voice_rows: Path = fusion.VOICE_ROWS,
+) -> dict[str, dict[str, Scores]]:
     """condition → which answer → scores."""
     torch.set_num_threads(1)
     folder = data_folder(data)
@@ -80,8 +86,10 @@ def evaluate_degradation(*, data: Path | None = None, seed: int = 1, out: Path =
     face = fusion.log_probs(evaluate.face_logits(face_model, faces.images) / temperature)
     voice, voice_labels, speakers = fusion.voice_opinions(voice_rows)
     pairs = fusion.pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
-    fitted = [(fusion.fitted_bridge(fusion.voted_core(folder, seed=seed), pairs.take(train)), test)
-              for train, test in fusion.splits(pairs, seed=seed)]
+    fitted = [
+        (fusion.fitted_bridge(fusion.voted_core(folder, seed=seed), pairs.take(train)), test)
+        for train, test in fusion.splits(pairs, seed=seed)
+    ]
     tested = np.concatenate([test for _, test in fitted])
     table: dict[str, dict[str, Scores]] = {}
 
@@ -94,8 +102,13 @@ def evaluate_degradation(*, data: Path | None = None, seed: int = 1, out: Path =
         weight = quality(spoilt, side_px=side_px)[pairs.face_row]
         for answer, weights in (("both", weight), ("both, quality ignored", np.ones_like(weight))):
             present = np.stack([weights, np.ones_like(weights)], 1)
-            add(condition, answer, np.concatenate([bridge.answer(seen[rows], pairs.voice[rows], present[rows])
-                                                   for bridge, rows in fitted]))
+            add(
+                condition,
+                answer,
+                np.concatenate(
+                    [bridge.answer(seen[rows], pairs.voice[rows], present[rows]) for bridge, rows in fitted]
+                ),
+            )
         add(condition, "voice absent", seen[tested])
     add("face absent: picture out 0.5, 2 or 5 s, no face in view", "face absent", pairs.voice[tested])
     face_weight = quality(faces.images)[pairs.face_row]
@@ -110,23 +123,39 @@ def quality(images: Image, *, side_px: float = FACE_PX) -> npt.NDArray[np.float3
     return np.array([face_quality(image, side_px=side_px)[0] for image in images], np.float32)
 
 
-def add_sound(table: dict[str, dict[str, Scores]], pairs: fusion.Pairs, fitted: list[tuple[Bridge, fusion.Rows]], clips: fusion.Rows,
-              heard: dict[str, tuple[fusion.Floats, fusion.Floats]], *, face_weight: fusion.Floats, seed: int) -> None:
+def add_sound(
+    table: dict[str, dict[str, Scores]],
+    pairs: fusion.Pairs,
+    fitted: list[tuple[Bridge, fusion.Rows]],
+    clips: fusion.Rows,
+    heard: dict[str, tuple[fusion.Floats, fusion.Floats]],
+    *,
+    face_weight: fusion.Floats,
+    seed: int,
+) -> None:
     """One row a condition of the sound, over those tested pairs whose clip was heard in it; the faces are as they were."""
     place = np.full(int(pairs.clip_row.max()) + 1, -1)
     place[clips] = np.arange(len(clips))
     for condition, (log_probs, weight) in heard.items():
-        answers: dict[str, list[npt.NDArray[np.floating]]] = {"both": [], "both, quality ignored": [], "voice alone": []}
+        answers: dict[str, list[npt.NDArray[np.floating]]] = {
+            "both": [],
+            "both, quality ignored": [],
+            "voice alone": [],
+        }
         used = []
         for bridge, test in fitted:
             rows = test[place[pairs.clip_row[test]] >= 0]
             at = place[pairs.clip_row[rows]]
             voice, counts = log_probs[at], weight[at]
-            for name, present in (("both", np.stack([face_weight[rows], counts], 1)),
-                                  ("both, quality ignored", np.stack([np.ones(len(rows)), counts > 0], 1))):
+            for name, present in (
+                ("both", np.stack([face_weight[rows], counts], 1)),
+                ("both, quality ignored", np.stack([np.ones(len(rows)), counts > 0], 1)),
+            ):
                 answers[name].append(bridge.answer(pairs.face[rows], voice, present.astype(np.float32)))
             answers["voice alone"].append(voice)
             used.append(rows)
         rows = np.concatenate(used)
-        table[f"sound: {condition}"] = {name: score(np.concatenate(each), pairs.labels[rows], pairs.speakers[rows], seed=seed)
-                                        for name, each in answers.items()}
+        table[f"sound: {condition}"] = {
+            name: score(np.concatenate(each), pairs.labels[rows], pairs.speakers[rows], seed=seed)
+            for name, each in answers.items()
+        }

@@ -67,7 +67,11 @@ def heard(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floa
         clean = listen(samples)
         keep("clean", at, until(clean, last_ns))
         for above_db in NOISES_DB:
-            keep(f"noise, speech {above_db} dB above it", at, until(listen(noisy(samples, above_db, seed=int(clip))), last_ns))
+            keep(
+                f"noise, speech {above_db} dB above it",
+                at,
+                until(listen(noisy(samples, above_db, seed=int(clip))), last_ns),
+            )
         for ms in OUTAGES_MS:
             gone = (np.full(len(FACE_CLASSES), -np.log(len(FACE_CLASSES)), np.float32), 0.0)
             out = until(clean, last_ns - ms * 1_000_000) if ms * 1_000_000 < HEARD_NS else gone
@@ -94,7 +98,9 @@ def until(told: list[Moment], last_ns: int) -> tuple[Floats, float]:
     if not usable:
         return np.full(len(FACE_CLASSES), -np.log(len(FACE_CLASSES)), np.float32), 0.0
     mean = np.mean([moment.log_probs for moment in usable], axis=0)
-    return np.asarray(mean - np.log(np.exp(mean).sum()), np.float32), float(np.mean([moment.weight for moment in usable]))
+    return np.asarray(mean - np.log(np.exp(mean).sum()), np.float32), float(
+        np.mean([moment.weight for moment in usable])
+    )
 
 
 def noisy(samples: Floats, above_db: float, *, seed: int) -> Floats:
@@ -104,4 +110,6 @@ def noisy(samples: Floats, above_db: float, *, seed: int) -> Floats:
     noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(samples))
     whole = len(samples) // CHUNK * CHUNK
     speech_power = float(np.quantile((samples[:whole].reshape(-1, CHUNK) ** 2).mean(axis=1), LOUD))
-    return np.asarray((samples + noise * np.sqrt(speech_power / 10 ** (above_db / 10) / (noise**2).mean())).clip(-1, 1), np.float32)
+    return np.asarray(
+        (samples + noise * np.sqrt(speech_power / 10 ** (above_db / 10) / (noise**2).mean())).clip(-1, 1), np.float32
+    )

@@ -34,7 +34,9 @@ def evaluate_face(model: Path = FACE_MODEL, data: Path | None = None) -> dict[st
     """
     manifest = Manifest.read(model)
     if manifest.labels != FACE_CLASSES:
-        raise ConfigError(f"{model}: its labels are {manifest.labels}, FER2013's are {FACE_CLASSES}. Give a face-expression model.")
+        raise ConfigError(
+            f"{model}: its labels are {manifest.labels}, FER2013's are {FACE_CLASSES}. Give a face-expression model."
+        )
     faces = load_faces(data_folder(data), "publictest48")
     logits = face_logits(model, faces.images)
     measured = figures(logits, faces.labels, temperature=manifest.temperature)
@@ -47,8 +49,9 @@ def evaluate_face(model: Path = FACE_MODEL, data: Path | None = None) -> dict[st
     return result
 
 
-def report_face(*, model: Path = FACE_MODEL, data: Path | None = None, out: Path = Path("runs/face/publictest.json"),
-                seed: int = 1) -> dict[str, float]:
+def report_face(
+    *, model: Path = FACE_MODEL, data: Path | None = None, out: Path = Path("runs/face/publictest.json"), seed: int = 1
+) -> dict[str, float]:
     """The same, printed as a table with 95 % intervals over faces; `out`: a JSON file, and a picture beside it."""
     from pipeline.training.evaluation.report import write  # these two build on this module
     from pipeline.training.evaluation.scores import markdown, score

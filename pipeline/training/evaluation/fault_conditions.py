@@ -63,10 +63,16 @@ def evaluate_faults(*, data: Path, out: Path = Path("runs/faults.json")) -> dict
         clean = clean or records
         table[name] = row = _figures(records, clean, labels)
         missing = row["missing"]
-        print(f"{name:<28}{row['right']:>8.1%}{row['labelled']:>6}{row['same']:>8.1%}{row['no_answer']:>11.1%}"
-              f"{missing.get(PICTURES, 0):>9.1%}{missing.get(SOUND, 0):>8.1%}{row['sound_in_pieces']:>11.1%}", flush=True)  # fmt: skip
+        print(
+            f"{name:<28}{row['right']:>8.1%}{row['labelled']:>6}{row['same']:>8.1%}{row['no_answer']:>11.1%}"
+            f"{missing.get(PICTURES, 0):>9.1%}{missing.get(SOUND, 0):>8.1%}{row['sound_in_pieces']:>11.1%}",
+            flush=True,
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"data": data.name, "command": f"evaluate faults --data {data.name}", "conditions": table}, indent=2) + "\n")
+    out.write_text(
+        json.dumps({"data": data.name, "command": f"evaluate faults --data {data.name}", "conditions": table}, indent=2)
+        + "\n"
+    )
     return table
 
 
@@ -82,13 +88,19 @@ def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
 
 def _figures(records: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]], labels: Labels) -> dict[str, Any]:
     states = fault_report.states(records)
-    shares = {s: sum(found[state] for state in fault_report.ABSENT) / max(1, found.total()) for s, found in states.items()}
+    shares = {
+        s: sum(found[state] for state in fault_report.ABSENT) / max(1, found.total()) for s, found in states.items()
+    }
     sound: Mapping[str, int] = states.get(SOUND, {})
     right, labelled = fault_report.accuracy(records, labels)
     same, shared = fault_report.agreement(clean, records)
     return {
-        "predictions": len(records), "right": round(right, 4), "labelled": labelled, "same": round(same, 4), "same_of": shared,
+        "predictions": len(records),
+        "right": round(right, 4),
+        "labelled": labelled,
+        "same": round(same, 4),
+        "same_of": shared,
         "no_answer": round(sum(r["label"] is None for r in records) / max(1, len(records)), 4),
         "missing": {stream: round(share, 4) for stream, share in shares.items()},
         "sound_in_pieces": round(sound.get("partial", 0) / max(1, sum(sound.values())), 4),
-    }  # fmt: skip
+    }

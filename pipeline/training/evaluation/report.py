@@ -1,6 +1,6 @@
 """A table of scores as people and programs want it: markdown, JSON and a picture (SVG, drawn here: no plotting package).
 
-    write(table, Path("runs/fusion/votes.json"), title="Human votes")        # and runs/fusion/votes.svg beside it
+write(table, Path("runs/fusion/votes.json"), title="Human votes")        # and runs/fusion/votes.svg beside it
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ def picture(table: Table, *, title: str) -> str:
         drawn.append(_text(LEFT_PX - 10, y + 14, method, anchor="end"))
         for what, scores in row.items():
             end = LEFT_PX + WIDE_PX * scores.accuracy
-            drawn.append(f'<rect x="{LEFT_PX}" y="{y + 3}" width="{WIDE_PX * scores.accuracy:.1f}" height="{ROW_PX - 6}" '
-                         f'fill="{colour[what]}"><title>{escape(f"{method}, {what}: {scores.accuracy:.1%}")}</title></rect>')
+            drawn.append(
+                f'<rect x="{LEFT_PX}" y="{y + 3}" width="{WIDE_PX * scores.accuracy:.1f}" height="{ROW_PX - 6}" '
+                f'fill="{colour[what]}"><title>{escape(f"{method}, {what}: {scores.accuracy:.1%}")}</title></rect>'
+            )
             low, high = (LEFT_PX + WIDE_PX * v for v in scores.interval.get("accuracy", (scores.accuracy,) * 2))
             drawn.append(f'<path d="M{low:.1f} {y + ROW_PX / 2}H{high:.1f}" stroke="#222" stroke-width="1.5"/>')
             drawn.append(_text(max(end, high) + 6, y + 14, f"{scores.accuracy:.1%}"))
             y += ROW_PX
         y += 6
-    drawn += [f'<path d="M{LEFT_PX + WIDE_PX * t / 4} {TOP_PX - 4}V{y}" stroke="#ccc" stroke-width="0.5"/>' for t in range(5)]
+    drawn += [
+        f'<path d="M{LEFT_PX + WIDE_PX * t / 4} {TOP_PX - 4}V{y}" stroke="#ccc" stroke-width="0.5"/>' for t in range(5)
+    ]
     drawn += [_text(LEFT_PX + WIDE_PX * t / 4, y + 14, f"{25 * t} %", anchor="middle") for t in range(5)]
     x = LEFT_PX
     for what in present:
@@ -49,8 +53,10 @@ def picture(table: Table, *, title: str) -> str:
         drawn.append(_text(x + 17, 44, what))
         x += 30 + 8 * len(what)
     head = _text(12, 22, f"{title}: accuracy, with 95 % intervals over speakers", size=15)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT_PX + WIDE_PX + 80}" height="{y + 26}" '
-            f'font-family="sans-serif" role="img"><rect width="100%" height="100%" fill="#fff"/>{head}{"".join(drawn)}</svg>\n')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT_PX + WIDE_PX + 80}" height="{y + 26}" '
+        f'font-family="sans-serif" role="img"><rect width="100%" height="100%" fill="#fff"/>{head}{"".join(drawn)}</svg>\n'
+    )
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:

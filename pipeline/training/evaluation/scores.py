@@ -1,8 +1,8 @@
 """The figures of a classifier with how sure they are: intervals by bootstrap over speakers, not over clips.
 
-    scores = score(logits, labels, speakers, seed=1)
-    scores.accuracy, scores.interval["accuracy"]         # 0.77, (0.75, 0.79)
-    print(markdown({"hybrid": {"both": scores}}))
+scores = score(logits, labels, speakers, seed=1)
+scores.accuracy, scores.interval["accuracy"]         # 0.77, (0.75, 0.79)
+print(markdown({"hybrid": {"both": scores}}))
 """
 
 from __future__ import annotations
@@ -33,12 +33,21 @@ class Scores:
     interval: dict[str, tuple[float, float]]
 
     def record(self) -> dict[str, Any]:
-        return {name: round(getattr(self, name), 5) for name in NAMES} | {"count": self.count} | {
-            "interval_95": {name: [round(v, 5) for v in both] for name, both in self.interval.items()}}
+        return (
+            {name: round(getattr(self, name), 5) for name in NAMES}
+            | {"count": self.count}
+            | {"interval_95": {name: [round(v, 5) for v in both] for name, both in self.interval.items()}}
+        )
 
 
-def score(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], speakers: npt.NDArray[Any], *, seed: int,
-          repeats: int = REPEATS) -> Scores:
+def score(
+    logits: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.int64],
+    speakers: npt.NDArray[Any],
+    *,
+    seed: int,
+    repeats: int = REPEATS,
+) -> Scores:
     """logits: (n, classes), calibrated. Speakers are drawn with replacement, with all of their clips."""
     probs = softmax(logits)
     random = np.random.default_rng(seed)
@@ -60,16 +69,26 @@ def _figures(probs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> t
     right = np.bincount(labels[predicted == labels], minlength=classes)
     recall = right[there > 0] / there[there > 0]
     loss = -np.log(np.maximum(probs[np.arange(len(labels)), labels], 1e-12)).mean()
-    return (float((predicted == labels).mean()), float(recall.mean()), macro_f1(predicted, labels, classes=classes),
-            float(loss), expected_calibration_error(probs, labels))
+    return (
+        float((predicted == labels).mean()),
+        float(recall.mean()),
+        macro_f1(predicted, labels, classes=classes),
+        float(loss),
+        expected_calibration_error(probs, labels),
+    )
 
 
 def markdown(table: Mapping[str, Mapping[str, Scores]]) -> str:
     """One row a method and situation; accuracy with its interval."""
-    lines = ["| method | present | accuracy (95 %) | UAR | macro-F1 | log-loss | ECE |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| method | present | accuracy (95 %) | UAR | macro-F1 | log-loss | ECE |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for method, row in table.items():
         for situation, s in row.items():
             low, high = s.interval.get("accuracy", (float("nan"),) * 2)
-            lines.append(f"| {method} | {situation} | {s.accuracy:.1%} ({low:.1%} to {high:.1%}) | {s.uar:.1%} | "
-                         f"{s.macro_f1:.1%} | {s.log_loss:.3f} | {s.ece:.1%} |")
+            lines.append(
+                f"| {method} | {situation} | {s.accuracy:.1%} ({low:.1%} to {high:.1%}) | {s.uar:.1%} | "
+                f"{s.macro_f1:.1%} | {s.log_loss:.3f} | {s.ece:.1%} |"
+            )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """How steady a run's answers are, from the file that --out wrote, without knowing what was right; and with it, how late.
 
-    python run_pipeline.py evaluate stream --model predictions.jsonl
-    measure(lines, truth=[(0.0, "sad"), (9.5, "happy")])["delay_s"]       # [0.4]: the change at 9.5 s was told after 0.4 s
+python run_pipeline.py evaluate stream --model predictions.jsonl
+measure(lines, truth=[(0.0, "sad"), (9.5, "happy")])["delay_s"]       # [0.4]: the change at 9.5 s was told after 0.4 s
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def evaluate_stream(model: Path, truth: Path | None = None, out: Path | None = N
         changes = [line.split(",") for line in truth.read_text().splitlines() if line] if truth else []
         measured = measure(lines, truth=[(float(at), label.strip()) for at, label in changes])
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{model}: {error}. Give a file that --out wrote, and a truth of lines such as 9.5,happy") from error
+        raise ConfigError(
+            f"{model}: {error}. Give a file that --out wrote, and a truth of lines such as 9.5,happy"
+        ) from error
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

@@ -25,19 +25,30 @@ def join(face: Path, voice: Path, fusion: Path, out: Path) -> None:
     taken = {value.name for value in OnnxFile.read(fusion).inputs}
     if taken != {"face", "voice", "present"}:
         raise ConfigError(f"{fusion}: it takes {sorted(taken)}; a fusion takes face, voice and present")
-    encoders = {name: compose.add_prefix(_loaded(path), f"{name}_") for name, path in (("face", face), ("voice", voice))}
+    encoders = {
+        name: compose.add_prefix(_loaded(path), f"{name}_") for name, path in (("face", face), ("voice", voice))
+    }
     _one_at_a_time(encoders["voice"].graph)
     glue = _glue({name: _temperature(path) for name, path in (("face", face), ("voice", voice))})
     opinions = encoders["face"]
     opinions = compose.merge_models(opinions, encoders["voice"], io_map=[])
-    opinions = compose.merge_models(opinions, glue, io_map=[("face_logits", "face_logits_in"), ("voice_logits", "voice_logits_in")],
-                                    outputs=["face_opinion", "voice_opinion"])  # fmt: skip
+    opinions = compose.merge_models(
+        opinions,
+        glue,
+        io_map=[("face_logits", "face_logits_in"), ("voice_logits", "voice_logits_in")],
+        outputs=["face_opinion", "voice_opinion"],
+    )
     joined = compose.merge_models(
-        opinions, compose.add_prefix(_loaded(fusion), "fusion_"),
+        opinions,
+        compose.add_prefix(_loaded(fusion), "fusion_"),
         io_map=[("face_opinion", "fusion_face"), ("voice_opinion", "fusion_voice")],
-    )  # fmt: skip
-    renamed = {f"face_{OnnxFile.read(face).inputs[0].name}": "face", f"voice_{OnnxFile.read(voice).inputs[0].name}": "voice",
-               "fusion_present": "present", "fusion_logits": "logits"}  # fmt: skip
+    )
+    renamed = {
+        f"face_{OnnxFile.read(face).inputs[0].name}": "face",
+        f"voice_{OnnxFile.read(voice).inputs[0].name}": "voice",
+        "fusion_present": "present",
+        "fusion_logits": "logits",
+    }
     _rename(joined.graph, renamed)
     onnx.checker.check_model(joined)
     onnx.save(joined, str(out))
@@ -63,7 +74,10 @@ def _temperature(path: Path) -> float:
 
 def _glue(temperatures: dict[str, float]) -> onnx.ModelProto:
     """Logits of each → calibrated log-probabilities (n, 1, labels); one voice for every face."""
-    constants = [numpy_helper.from_array(np.array([1], np.int64), "g_axis"), numpy_helper.from_array(np.float32(0), "g_nothing")]
+    constants = [
+        numpy_helper.from_array(np.array([1], np.int64), "g_axis"),
+        numpy_helper.from_array(np.float32(0), "g_nothing"),
+    ]
     nodes = []
     for name, temperature in temperatures.items():
         constants.append(numpy_helper.from_array(np.float32(temperature), f"g_{name}_t"))
@@ -77,9 +91,13 @@ def _glue(temperatures: dict[str, float]) -> onnx.ModelProto:
         helper.make_node("Add", ["g_voice_row", "g_rows"], ["voice_opinion"]),
         helper.make_node("Identity", ["g_face_row"], ["face_opinion"]),
     ]
-    inputs = [helper.make_tensor_value_info(f"{name}_logits_in", TensorProto.FLOAT, [batch, "labels"])
-              for name, batch in zip(temperatures, ("n", 1), strict=True)]  # fmt: skip
-    outputs = [helper.make_tensor_value_info(f"{name}_opinion", TensorProto.FLOAT, ["n", 1, "labels"]) for name in temperatures]
+    inputs = [
+        helper.make_tensor_value_info(f"{name}_logits_in", TensorProto.FLOAT, [batch, "labels"])
+        for name, batch in zip(temperatures, ("n", 1), strict=True)
+    ]
+    outputs = [
+        helper.make_tensor_value_info(f"{name}_opinion", TensorProto.FLOAT, ["n", 1, "labels"]) for name in temperatures
+    ]
     graph = helper.make_graph(nodes, "glue", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 

@@ -92,20 +92,38 @@ def _conv(i: list[Any], a: Attributes) -> Tensor:
     x, padding = _pads(i[0], a)
     ones = [1] * len(padding)
     function = {3: F.conv1d, 4: F.conv2d}[x.dim()]
-    return function(x, i[1], i[2] if len(i) > 2 else None, a.get("strides", ones), padding, a.get("dilations", ones), a.get("group", 1))
+    return function(
+        x,
+        i[1],
+        i[2] if len(i) > 2 else None,
+        a.get("strides", ones),
+        padding,
+        a.get("dilations", ones),
+        a.get("group", 1),
+    )
 
 
 def _conv_transpose(i: list[Any], a: Attributes) -> Tensor:
     pads = a.get("pads", [0] * 4)
-    return F.conv_transpose2d(i[0], i[1], i[2] if len(i) > 2 else None, a.get("strides", [1, 1]), pads[:2],
-                              a.get("output_padding", [0, 0]), a.get("group", 1), a.get("dilations", [1, 1]))  # fmt: skip
+    return F.conv_transpose2d(
+        i[0],
+        i[1],
+        i[2] if len(i) > 2 else None,
+        a.get("strides", [1, 1]),
+        pads[:2],
+        a.get("output_padding", [0, 0]),
+        a.get("group", 1),
+        a.get("dilations", [1, 1]),
+    )
 
 
 def _average_pool(i: list[Any], a: Attributes) -> Tensor:
     x, padding = _pads(i[0], a)
     kernel = a["kernel_shape"]
     function: Operator = {3: F.avg_pool1d, 4: F.avg_pool2d}[x.dim()]
-    return function(x, kernel, a.get("strides", [1] * len(kernel)), padding, count_include_pad=bool(a.get("count_include_pad", 0)))  # type: ignore[no-any-return]
+    return function(
+        x, kernel, a.get("strides", [1] * len(kernel)), padding, count_include_pad=bool(a.get("count_include_pad", 0))
+    )  # type: ignore[no-any-return]
 
 
 def _gemm(i: list[Any], a: Attributes) -> Tensor:
@@ -118,10 +136,17 @@ def _gemm(i: list[Any], a: Attributes) -> Tensor:
 
 def _lstm(i: list[Any], a: Attributes) -> list[Tensor]:
     """One layer, forward, as torch exports it: no lengths, no peepholes. X (t, n, in) -> Y (t, 1, n, h), Y_h and Y_c (1, n, h)."""
-    if a.get("direction", b"forward") != b"forward" or a.get("layout") or len(i) > 7 or (len(i) > 4 and i[4] is not None):
+    if (
+        a.get("direction", b"forward") != b"forward"
+        or a.get("layout")
+        or len(i) > 7
+        or (len(i) > 4 and i[4] is not None)
+    ):
         raise EngineError("no torch twin: an LSTM that is not a plain forward layer")
 
-    def in_torchs_order(gates: Tensor) -> Tensor:  # ONNX: input, output, forget, cell; torch: input, forget, cell, output
+    def in_torchs_order(
+        gates: Tensor,
+    ) -> Tensor:  # ONNX: input, output, forget, cell; torch: input, forget, cell, output
         gate_i, gate_o, gate_f, gate_c = gates.chunk(4)
         return torch.cat([gate_i, gate_f, gate_c, gate_o])
 
@@ -211,7 +236,9 @@ def _pad(i: list[Any], a: Attributes) -> Tensor:
 
 def _filled(i: list[Any], a: Attributes) -> Tensor:
     value = numpy_helper.to_array(a["value"]) if "value" in a else np.zeros(1, np.float32)
-    return torch.full(i[0].tolist(), value.reshape(-1)[0].item(), dtype=torch.from_numpy(value.copy()).dtype, device=i[0].device)
+    return torch.full(
+        i[0].tolist(), value.reshape(-1)[0].item(), dtype=torch.from_numpy(value.copy()).dtype, device=i[0].device
+    )
 
 
 def _batch_norm(i: list[Any], a: Attributes) -> Tensor:
@@ -233,30 +260,67 @@ def _plain(function: Operator) -> Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _average_pool, "Gemm": _gemm, "LSTM": _lstm,
-    "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "AveragePool": _average_pool,
+    "Gemm": _gemm,
+    "LSTM": _lstm,
+    "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm,
     "GlobalAveragePool": lambda i, a: i[0].mean(dim=tuple(range(2, i[0].dim())), keepdim=True),
-    "Relu": _plain(torch.relu), "Sigmoid": _plain(torch.sigmoid), "Tanh": _plain(torch.tanh), "Erf": _plain(torch.erf),
+    "Relu": _plain(torch.relu),
+    "Sigmoid": _plain(torch.sigmoid),
+    "Tanh": _plain(torch.tanh),
+    "Erf": _plain(torch.erf),
     "Gelu": lambda i, a: F.gelu(i[0], approximate=a.get("approximate", b"none").decode()),
     "HardSigmoid": lambda i, a: torch.clamp(a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5), 0, 1),
-    "HardSwish": _plain(F.hardswish), "Exp": _plain(torch.exp), "Log": _plain(torch.log), "Neg": _plain(torch.neg),
-    "Abs": _plain(torch.abs), "Sqrt": _plain(torch.sqrt), "Not": _plain(torch.logical_not), "Reciprocal": _plain(torch.reciprocal),
-    "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _div,
+    "HardSwish": _plain(F.hardswish),
+    "Exp": _plain(torch.exp),
+    "Log": _plain(torch.log),
+    "Neg": _plain(torch.neg),
+    "Abs": _plain(torch.abs),
+    "Sqrt": _plain(torch.sqrt),
+    "Not": _plain(torch.logical_not),
+    "Reciprocal": _plain(torch.reciprocal),
+    "Add": _plain(torch.add),
+    "Sub": _plain(torch.sub),
+    "Mul": _plain(torch.mul),
+    "Div": _div,
     "Mod": _plain(torch.remainder),
-    "Pow": _plain(torch.pow), "MatMul": _plain(torch.matmul), "Max": _plain(torch.maximum), "Min": _plain(torch.minimum),
-    "Greater": _plain(torch.gt), "Less": _plain(torch.lt), "Equal": _plain(torch.eq), "Where": _plain(torch.where),
-    "GreaterOrEqual": _plain(torch.ge), "LessOrEqual": _plain(torch.le), "And": _plain(torch.logical_and),
+    "Pow": _plain(torch.pow),
+    "MatMul": _plain(torch.matmul),
+    "Max": _plain(torch.maximum),
+    "Min": _plain(torch.minimum),
+    "Greater": _plain(torch.gt),
+    "Less": _plain(torch.lt),
+    "Equal": _plain(torch.eq),
+    "Where": _plain(torch.where),
+    "GreaterOrEqual": _plain(torch.ge),
+    "LessOrEqual": _plain(torch.le),
+    "And": _plain(torch.logical_and),
     "Or": _plain(torch.logical_or),
     "Softmax": lambda i, a: torch.softmax(i[0], a.get("axis", -1)),
     "LogSoftmax": lambda i, a: torch.log_softmax(i[0], a.get("axis", -1)),
-    "ReduceMean": _reduce(torch.mean), "ReduceSum": _reduce(torch.sum), "ReduceMax": _reduce(torch.amax),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "ReduceMax": _reduce(torch.amax),
     "ReduceMin": _reduce(torch.amin),
     "ReduceL2": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, dim=axes, keepdim=keep)),
-    "Concat": lambda i, a: torch.cat(i, a["axis"]), "Slice": _slice, "Split": _split, "Gather": _gather,
-    "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Reshape": _reshape, "Flatten": _flatten, "Clip": _clip, "Pad": _pad,
+    "Concat": lambda i, a: torch.cat(i, a["axis"]),
+    "Slice": _slice,
+    "Split": _split,
+    "Gather": _gather,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Clip": _clip,
+    "Pad": _pad,
     "Transpose": lambda i, a: i[0].permute(a.get("perm", list(reversed(range(i[0].dim()))))),
     "Expand": lambda i, a: i[0].expand(torch.broadcast_shapes(i[0].shape, i[1].tolist())),
     "Shape": lambda i, a: torch.tensor(i[0].shape[a.get("start", 0) : a.get("end")], dtype=torch.int64),
-    "ConstantOfShape": _filled, "Cast": lambda i, a: i[0].to(_TYPES[a["to"]]), "Identity": lambda i, a: i[0],
+    "ConstantOfShape": _filled,
+    "Cast": lambda i, a: i[0].to(_TYPES[a["to"]]),
+    "Identity": lambda i, a: i[0],
     "Dropout": lambda i, a: i[0],
-}  # fmt: skip
+}

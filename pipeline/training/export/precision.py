@@ -38,8 +38,12 @@ def export(model: str | Path, *, precision: str, out: Path | None = None) -> Ver
     unchecked = target.with_name(f"{target.stem}.unchecked.onnx")
     try:
         WRITERS[precision](source, unchecked)
-        written = replace(manifest, precision=precision, made_from=manifest.sha256 if precision != "fp32" else "",
-                          made_by=f"{manifest.made_by}; python run_pipeline.py export {source.stem} --precision {precision}")  # fmt: skip
+        written = replace(
+            manifest,
+            precision=precision,
+            made_from=manifest.sha256 if precision != "fp32" else "",
+            made_by=f"{manifest.made_by}; python run_pipeline.py export {source.stem} --precision {precision}",
+        )
         if precision != "fp32":
             written = replace(written, name=f"{manifest.name}-{precision}")
         written.write(unchecked)
@@ -97,9 +101,17 @@ def quantize(source: Path, target: Path, *, in_float: Sequence[str]) -> None:
     level = log.level
     log.setLevel(logging.ERROR)  # it recommends a pass that our exports have had
     try:
-        quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, nodes_to_exclude=list(in_float),
-                        extra_options=options)  # fmt: skip
+        quantize_static(
+            str(source),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(in_float),
+            extra_options=options,
+        )
     finally:
         log.setLevel(level)
 

@@ -36,22 +36,31 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
         raise ConfigError(f"{path}: not there. --start wants the ONNX file of a face network trained here.")
     graph = onnx.load(str(path)).graph
     # A mirrored network's own parts are called net.…, a plain one's are not.
-    weights = {tensor.name.removeprefix("net."): torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    folded = [tuple(weights[name.removeprefix("net.")] for name in node.input[1:3]) for node in graph.node if node.op_type == "Conv"]
+    weights = {
+        tensor.name.removeprefix("net."): torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
+    folded = [
+        tuple(weights[name.removeprefix("net.")] for name in node.input[1:3])
+        for node in graph.node
+        if node.op_type == "Conv"
+    ]
 
     net = FaceNet().eval()
-    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]      # in the order they run
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]  # in the order they run
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     wanted, found = [tuple(c.weight.shape) for c in convolutions], [tuple(weight.shape) for weight, _ in folded]
     if found != wanted or not {"head.weight", "head.bias"} <= set(weights):
-        raise ConfigError(f"{path}: {len(found)} convolutions that are not a FaceNet's {len(wanted)}. "
-                          "--start wants the ONNX file of a face network trained here.")
+        raise ConfigError(
+            f"{path}: {len(found)} convolutions that are not a FaceNet's {len(wanted)}. "
+            "--start wants the ONNX file of a face network trained here."
+        )
     with torch.no_grad():
         net.head.weight.copy_(weights["head.weight"])
         net.head.bias.copy_(weights["head.bias"])
         for convolution, norm, (weight, bias) in zip(convolutions, norms, folded, strict=True):
             convolution.weight.copy_(weight)
-            norm.running_var.fill_(1 - norm.eps)           # mean 0, variance 1: the norm adds the bias and nothing else
+            norm.running_var.fill_(1 - norm.eps)  # mean 0, variance 1: the norm adds the bias and nothing else
             norm.bias.copy_(bias)
         for norm, (mean, variance) in zip(norms, _statistics(net, norms, images), strict=True):
             norm.running_mean.copy_(mean)
@@ -59,7 +68,7 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
             norm.weight.copy_((variance + norm.eps).sqrt())
             norm.bias += mean
         for convolution, norm in zip(convolutions, norms, strict=True):
-            length = convolution.weight.flatten(1).norm(dim=1).clamp_min(1e-8) / FILTER_NORM        # (channels,)
+            length = convolution.weight.flatten(1).norm(dim=1).clamp_min(1e-8) / FILTER_NORM  # (channels,)
             convolution.weight /= length[:, None, None, None]
             norm.running_mean /= length
             norm.running_var /= length**2
@@ -69,12 +78,14 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
 
 
 @torch.no_grad()
-def _statistics(net: FaceNet, norms: list[nn.BatchNorm2d], images: npt.NDArray[np.uint8]) -> list[tuple[Tensor, Tensor]]:
+def _statistics(
+    net: FaceNet, norms: list[nn.BatchNorm2d], images: npt.NDArray[np.uint8]
+) -> list[tuple[Tensor, Tensor]]:
     """Mean and variance, per channel, of what reaches each norm."""
     reached: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
 
     def keep(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        x = inputs[0]                                                                               # (B, channels, h, w)
+        x = inputs[0]  # (B, channels, h, w)
         reached[norm].append(torch.stack([x.mean(dim=(0, 2, 3)), (x**2).mean(dim=(0, 2, 3))]))
 
     hooks = [norm.register_forward_pre_hook(keep) for norm in norms]

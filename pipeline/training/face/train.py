@@ -46,9 +46,9 @@ BATCH = 128
 PEAK_LR = 0.1
 STEPS_BETWEEN_AVERAGES = 8
 WEIGHT_DECAY = 5e-4
-WARMUP = 0.06              # of all steps
-LABEL_SMOOTHING = 0.1      # FER2013's labels are wrong in about one picture in ten
-EMA_DECAY = 0.997          # averages over the last two epochs or so
+WARMUP = 0.06  # of all steps
+LABEL_SMOOTHING = 0.1  # FER2013's labels are wrong in about one picture in ten
+EMA_DECAY = 0.997  # averages over the last two epochs or so
 HELD_BACK = 0.1
 
 
@@ -62,15 +62,15 @@ def augment(grey: Tensor, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(batch).uniform_(low, high, generator=generator)
 
-    angle, scale, stretch = uniform(-0.2, 0.2), uniform(0.88, 1.1), uniform(0.95, 1.05)           # ±11°
+    angle, scale, stretch = uniform(-0.2, 0.2), uniform(0.88, 1.1), uniform(0.95, 1.05)  # ±11°
     mirror = (torch.rand(batch, generator=generator) < 0.5).float() * 2 - 1
     shear = uniform(-0.06, 0.06)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    row_x = torch.stack([mirror * cos * stretch, shear - sin, uniform(-0.12, 0.12)], dim=1)       # ±3 px
+    row_x = torch.stack([mirror * cos * stretch, shear - sin, uniform(-0.12, 0.12)], dim=1)  # ±3 px
     row_y = torch.stack([mirror * sin, cos / stretch, uniform(-0.12, 0.12)], dim=1)
-    source_from_target = torch.stack([row_x, row_y], dim=1)                                       # (B, 2, 3)
+    source_from_target = torch.stack([row_x, row_y], dim=1)  # (B, 2, 3)
     grid = F.affine_grid(source_from_target, [batch, 1, FACE_PX, FACE_PX], align_corners=False)
-    face = F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)         # (B, 1, 48, 48)
+    face = F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)  # (B, 1, 48, 48)
 
     blurred = F.avg_pool2d(face, 3, 1, 1, count_include_pad=False)
     face = torch.where(uniform(0, 1)[:, None, None, None] < 0.1, blurred, face)
@@ -82,9 +82,9 @@ def augment(grey: Tensor, generator: torch.Generator) -> Tensor:
     top, left = uniform(-4, FACE_PX - 4), uniform(-4, FACE_PX - 4)
     hidden = (uniform(0, 1) < 0.25).float()
     pixel = torch.arange(FACE_PX, dtype=torch.float32)
-    inside_y = (pixel >= top[:, None]) & (pixel < (top + height * hidden)[:, None])               # (B, 48)
+    inside_y = (pixel >= top[:, None]) & (pixel < (top + height * hidden)[:, None])  # (B, 48)
     inside_x = (pixel >= left[:, None]) & (pixel < (left + width * hidden)[:, None])
-    covered = inside_y[:, :, None] & inside_x[:, None, :]                                         # (B, 48, 48)
+    covered = inside_y[:, :, None] & inside_x[:, None, :]  # (B, 48, 48)
     face = face[:, 0]
     return torch.where(covered, face.mean(dim=(1, 2), keepdim=True), face)
 
@@ -99,7 +99,7 @@ def learning_rate(progress: float, peak: float) -> float:
 @torch.no_grad()
 def follow(average: FaceNet, net: FaceNet, step: int, decay: float) -> None:
     """Move the averaged weights one step towards the trained ones; batch-norm's running figures are averaged as well."""
-    decay = min(decay, (1 + step) / (10 + step))          # early on, the average must not remember the random start
+    decay = min(decay, (1 + step) / (10 + step))  # early on, the average must not remember the random start
     for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
         if slow.dtype.is_floating_point:
             slow.lerp_(fast, 1 - decay)
@@ -128,8 +128,8 @@ def average_over_workers(*nets: FaceNet) -> None:
 def answered_right(net: FaceNet, faces: Faces) -> int:
     mirrored, right = MirroredFaceNet(net).eval(), 0
     for start in range(0, len(faces), 256):
-        x = torch.from_numpy(face_tensor(faces.images[start : start + 256]))                      # (B, 1, 48, 48)
-        logits = mirrored(x.contiguous(memory_format=torch.channels_last))[0]                     # (B, 7)
+        x = torch.from_numpy(face_tensor(faces.images[start : start + 256]))  # (B, 1, 48, 48)
+        logits = mirrored(x.contiguous(memory_format=torch.channels_last))[0]  # (B, 7)
         right += int((logits.argmax(1) == torch.from_numpy(faces.labels[start : start + 256])).sum())
     return right
 
@@ -147,9 +147,19 @@ class Schedule:
     workers: int
 
 
-def train(*, data: Path | None = None, out: Path = evaluate.FACE_MODEL, epochs: int = 50, seed: int = 7,
-          resume: bool = False, runs: Path = Path("runs/face"), start: Path | None = None, lr: float = PEAK_LR,
-          workers: int = 1, ship: bool = False) -> None:
+def train(
+    *,
+    data: Path | None = None,
+    out: Path = evaluate.FACE_MODEL,
+    epochs: int = 50,
+    seed: int = 7,
+    resume: bool = False,
+    runs: Path = Path("runs/face"),
+    start: Path | None = None,
+    lr: float = PEAK_LR,
+    workers: int = 1,
+    ship: bool = False,
+) -> None:
     """Train, choose the best epoch on the held-back faces, export it to `out` and measure it.
 
     runs: the folder of last.pt (what --resume goes on from, also with another number of epochs), best.pt and log.jsonl.
@@ -161,14 +171,18 @@ def train(*, data: Path | None = None, out: Path = evaluate.FACE_MODEL, epochs: 
     rows, held_rows = split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=seed)
     training, held_back = faces.take(rows), faces.take(held_rows)
     if len(training) // workers < BATCH:
-        raise ConfigError(f"{folder}: {len(training)} faces to train on, fewer than one batch of {BATCH} for each of "
-                          f"{workers} workers. Give more data.")
+        raise ConfigError(
+            f"{folder}: {len(training)} faces to train on, fewer than one batch of {BATCH} for each of "
+            f"{workers} workers. Give more data."
+        )
     print(f"face: {len(training)} faces to train on, {len(held_back)} held back to choose on", flush=True)
 
     best = runs / "best.pt"
     if ship:
         if not best.is_file():
-            raise ConfigError(f"{best}: nothing trained yet that could ship. Train first: python run_pipeline.py train face")
+            raise ConfigError(
+                f"{best}: nothing trained yet that could ship. Train first: python run_pipeline.py train face"
+            )
     else:
         runs.mkdir(parents=True, exist_ok=True)
         schedule = Schedule(epochs, seed, lr, start, resume, runs, workers)
@@ -185,28 +199,36 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
     epochs, seed, runs, workers = schedule.epochs, schedule.seed, schedule.runs, schedule.workers
     if workers > 1:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{(runs / 'meeting').resolve()}", rank=rank, world_size=workers)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{(runs / 'meeting').resolve()}", rank=rank, world_size=workers
+        )
     steps = len(training) // workers // BATCH
-    decay = EMA_DECAY**workers                             # each of a worker's steps stands for one step of all
+    decay = EMA_DECAY**workers  # each of a worker's steps stands for one step of all
 
     torch.manual_seed(seed)
     net = FaceNet() if schedule.start is None else face_net_from(schedule.start, training.images)
-    net = net.to(memory_format=torch.channels_last)        # two to three times as fast as the default on a processor
+    net = net.to(memory_format=torch.channels_last)  # two to three times as fast as the default on a processor
     average = FaceNet().to(memory_format=torch.channels_last)
     average.load_state_dict(net.state_dict())
     # Norms and biases are not decayed: pulling a scale towards zero regularises nothing.
     decayed = [p for p in net.parameters() if p.dim() > 1]
     kept = [p for p in net.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.SGD([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}],
-                                lr=schedule.peak_lr, momentum=0.9, nesterov=True)
+    optimiser = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}],
+        lr=schedule.peak_lr,
+        momentum=0.9,
+        nesterov=True,
+    )
 
     last, best, log = runs / "last.pt", runs / "best.pt", runs / "log.jsonl"
     first_epoch, best_accuracy = 0, 0.0
     if schedule.resume and last.is_file():
         stored = torch.load(last, weights_only=True)
         if stored["seed"] != seed:
-            raise ConfigError(f"{last}: trained with seed {stored['seed']}, so other faces were held back. "
-                              f"Resume with --seed {stored['seed']}, or start afresh without --resume.")
+            raise ConfigError(
+                f"{last}: trained with seed {stored['seed']}, so other faces were held back. "
+                f"Resume with --seed {stored['seed']}, or start afresh without --resume."
+            )
         net.load_state_dict(stored["net"])
         average.load_state_dict(stored["average"])
         optimiser.load_state_dict(stored["optimiser"])
@@ -224,16 +246,16 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
         epoch_seed = seed * 100_003 + epoch
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(epoch_seed))[rank::workers]
         generator = torch.Generator().manual_seed(epoch_seed * 64 + rank)
-        torch.manual_seed(epoch_seed * 64 + rank)                                     # dropout draws from the global one
+        torch.manual_seed(epoch_seed * 64 + rank)  # dropout draws from the global one
         losses = []
         for step in range(steps):
             done = epoch * steps + step
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(done / (epochs * steps), schedule.peak_lr)
             batch = order[step * BATCH : (step + 1) * BATCH]
-            x = torch.from_numpy(face_tensor(augment(images[batch].float(), generator).numpy()))   # (B, 1, 48, 48)
+            x = torch.from_numpy(face_tensor(augment(images[batch].float(), generator).numpy()))  # (B, 1, 48, 48)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                logits = net(x.contiguous(memory_format=torch.channels_last))[0].float()           # (B, 7)
+                logits = net(x.contiguous(memory_format=torch.channels_last))[0].float()  # (B, 7)
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -253,24 +275,50 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
             continue
         if accuracy > best_accuracy:
             best_accuracy = accuracy
-            torch.save({"average": average.state_dict(), "epoch": epoch, "seed": seed, "command": command(schedule)}, best)
+            torch.save(
+                {"average": average.state_dict(), "epoch": epoch, "seed": seed, "command": command(schedule)}, best
+            )
         whole = last.with_suffix(".new")
-        torch.save({"net": net.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(),
-                    "epoch": epoch, "best_accuracy": best_accuracy, "seed": seed}, whole)
-        whole.replace(last)                               # a killed run leaves the epoch before, never half a checkpoint
+        torch.save(
+            {
+                "net": net.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "epoch": epoch,
+                "best_accuracy": best_accuracy,
+                "seed": seed,
+            },
+            whole,
+        )
+        whole.replace(last)  # a killed run leaves the epoch before, never half a checkpoint
         epoch_s = (time.monotonic() - began_s) / (epoch - first_epoch + 1)
         with log.open("a") as lines:
-            lines.write(json.dumps({"epoch": epoch, "loss": float(np.mean(losses)), "held_back_accuracy": accuracy,
-                                    "lr": optimiser.param_groups[0]["lr"], "epoch_s": epoch_s}) + "\n")
-        print(f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  held back {accuracy:.2%}  best {best_accuracy:.2%}  "
-              f"{epoch_s:.0f} s an epoch, {epoch_s * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
+            lines.write(
+                json.dumps(
+                    {
+                        "epoch": epoch,
+                        "loss": float(np.mean(losses)),
+                        "held_back_accuracy": accuracy,
+                        "lr": optimiser.param_groups[0]["lr"],
+                        "epoch_s": epoch_s,
+                    }
+                )
+                + "\n"
+            )
+        print(
+            f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  held back {accuracy:.2%}  best {best_accuracy:.2%}  "
+            f"{epoch_s:.0f} s an epoch, {epoch_s * (epochs - epoch - 1) / 60:.0f} min left",
+            flush=True,
+        )
     if workers > 1:
         dist.destroy_process_group()
 
 
 def command(schedule: Schedule) -> str:
     """The line that does this training again."""
-    words = [f"python run_pipeline.py train face --epochs {schedule.epochs} --seed {schedule.seed} --lr {schedule.peak_lr:g}"]
+    words = [
+        f"python run_pipeline.py train face --epochs {schedule.epochs} --seed {schedule.seed} --lr {schedule.peak_lr:g}"
+    ]
     if schedule.start is not None:
         words.append(f"--start {schedule.start}")
     if schedule.workers > 1:
@@ -285,28 +333,43 @@ def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path
     """
     chosen = torch.load(best, weights_only=True)
     if chosen["seed"] != seed:
-        raise ConfigError(f"{best}: trained with seed {chosen['seed']}, so other faces were held back. Give --seed {chosen['seed']}.")
+        raise ConfigError(
+            f"{best}: trained with seed {chosen['seed']}, so other faces were held back. Give --seed {chosen['seed']}."
+        )
     net = FaceNet()
     net.load_state_dict(chosen["average"])
     export_face(net, out)
     logits = evaluate.face_logits(out, held_back.images)
     temperature = evaluate.fit_temperature(logits, held_back.labels)
-    metrics = {f"held_back_{name}": value
-               for name, value in evaluate.figures(logits, held_back.labels, temperature=temperature).items()}
+    metrics = {
+        f"held_back_{name}": value
+        for name, value in evaluate.figures(logits, held_back.labels, temperature=temperature).items()
+    }
     # What people at rest are to this network: the live task's `baseline_s` compares a person's own rest with it.
     log_probs = np.log(np.maximum(evaluate.softmax(logits / temperature), 1e-6))
     at_rest = log_probs[held_back.labels == FACE_CLASSES.index("neutral")].mean(axis=0)
     metrics |= {f"neutral_{label}": round(float(value), 4) for label, value in zip(FACE_CLASSES, at_rest, strict=True)}
     manifest = Manifest(
-        name="face-expression", task="emotion",
-        inputs=(TensorInfo("face", ("n", 1, FACE_PX, FACE_PX), "float32",
-                           f"features.face_tensor: grey, each face standardised (contrast at least {CONTRAST_FLOOR:g})"),),
-        outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "divide by the temperature, then softmax"),
-                 TensorInfo("embedding", ("n", net.head.in_features), "float32", "what the logits are a linear map of")),
-        labels=FACE_CLASSES, temperature=temperature,
+        name="face-expression",
+        task="emotion",
+        inputs=(
+            TensorInfo(
+                "face",
+                ("n", 1, FACE_PX, FACE_PX),
+                "float32",
+                f"features.face_tensor: grey, each face standardised (contrast at least {CONTRAST_FLOOR:g})",
+            ),
+        ),
+        outputs=(
+            TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "divide by the temperature, then softmax"),
+            TensorInfo("embedding", ("n", net.head.in_features), "float32", "what the logits are a linear map of"),
+        ),
+        labels=FACE_CLASSES,
+        temperature=temperature,
         training_data="FER2013 training images without near-duplicates of its test images; a tenth held back to choose on",
         licence="weights Apache-2.0; the pictures under Kaggle's FER2013 terms, which are for research",
-        made_by=f"{chosen['command']} (epoch {chosen['epoch'] + 1} chosen)", metrics=metrics,
+        made_by=f"{chosen['command']} (epoch {chosen['epoch'] + 1} chosen)",
+        metrics=metrics,
     )
     manifest.write(out)
     if (folder / "faces" / "fer2013_publictest48.npz").is_file():

@@ -97,7 +97,11 @@ class Attention(nn.Module):
         weight = torch.cat([weight, torch.ones_like(weight[:, :1])], 1)
         bias = torch.where(weight > 0, torch.log(weight.clamp(min=TINY)), torch.full_like(weight, NEVER))
         normed = self.norm_k(keys)
-        q, k, v = self._split(self.query(self.norm_q(queries))), self._split(self.key(normed)), self._split(self.value(normed))
+        q, k, v = (
+            self._split(self.query(self.norm_q(queries))),
+            self._split(self.key(normed)),
+            self._split(self.value(normed)),
+        )
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + bias[:, None, None]  # (B, heads, Q, K + 1)
         seen = (torch.softmax(scores, 3) @ v).transpose(1, 2).flatten(2)  # (B, Q, W)
         x = queries + self.out(seen)
@@ -319,7 +323,18 @@ class Hybrid(Family):
 
 
 FAMILIES: dict[str, type[Family]] = {
-    "early": Early, "concat": Concat, "sum": Sum, "hybrid": Hybrid,
-    "average": Average, "weighted": Weighted, "voting": Voting, "product": Product, "stacked": Stacked,
-    "attention": SelfAttention, "cross": Cross, "transformer": Transformer, "joint": Joint, "coordinated": Coordinated,
-}  # fmt: skip
+    "early": Early,
+    "concat": Concat,
+    "sum": Sum,
+    "hybrid": Hybrid,
+    "average": Average,
+    "weighted": Weighted,
+    "voting": Voting,
+    "product": Product,
+    "stacked": Stacked,
+    "attention": SelfAttention,
+    "cross": Cross,
+    "transformer": Transformer,
+    "joint": Joint,
+    "coordinated": Coordinated,
+}

@@ -43,11 +43,19 @@ class Examples:
         return len(self.labels)
 
     @classmethod
-    def of(cls, modalities: Sequence[Modality], features: Sequence[npt.NDArray[np.floating]], labels: npt.NDArray[np.int64],
-           present: npt.NDArray[np.floating] | None = None, offset_s: npt.NDArray[np.floating] | None = None) -> Examples:
+    def of(
+        cls,
+        modalities: Sequence[Modality],
+        features: Sequence[npt.NDArray[np.floating]],
+        labels: npt.NDArray[np.int64],
+        present: npt.NDArray[np.floating] | None = None,
+        offset_s: npt.NDArray[np.floating] | None = None,
+    ) -> Examples:
         """features: (n, width), or (n, tokens, width); everything present, and at the anchor, unless said otherwise."""
-        tensors = tuple(torch.from_numpy(np.asarray(x, np.float32).reshape(len(labels), m.tokens, m.width))
-                        for m, x in zip(modalities, features, strict=True))
+        tensors = tuple(
+            torch.from_numpy(np.asarray(x, np.float32).reshape(len(labels), m.tokens, m.width))
+            for m, x in zip(modalities, features, strict=True)
+        )
         shape = (len(labels), sum(m.tokens for m in modalities))
         here = np.ones(shape, np.float32) if present is None else np.asarray(present, np.float32)
         when = np.zeros(shape, np.float32) if offset_s is None else np.asarray(offset_s, np.float32)
@@ -55,8 +63,13 @@ class Examples:
 
     def take(self, rows: npt.NDArray[np.int64] | Tensor) -> Examples:
         at = torch.as_tensor(rows)
-        return replace(self, features=tuple(x[at] for x in self.features), present=self.present[at],
-                       offset_s=self.offset_s[at], labels=self.labels[at])
+        return replace(
+            self,
+            features=tuple(x[at] for x in self.features),
+            present=self.present[at],
+            offset_s=self.offset_s[at],
+            labels=self.labels[at],
+        )
 
     def with_only(self, *names: str) -> Examples:
         """All other modalities absent."""
@@ -151,7 +164,9 @@ def belonging(net: FusionNet, state: State, y: Tensor) -> Tensor:
         positives = same * both.T
         for scores, wanted in ((near, positives), (near.T, positives)):
             scores = scores + torch.where(both.T > 0, 0.0, -1e4)
-            told = (wanted * torch.log_softmax(scores, 1)).sum(1, keepdim=True) / wanted.sum(1, keepdim=True).clamp(min=1)
+            told = (wanted * torch.log_softmax(scores, 1)).sum(1, keepdim=True) / wanted.sum(1, keepdim=True).clamp(
+                min=1
+            )
             total = total - (both * told).sum() / both.sum().clamp(min=1)
     return total / max(1, 2 * len(net.pairs))
 

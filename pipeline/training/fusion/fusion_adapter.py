@@ -76,8 +76,11 @@ class Bridge(nn.Module):
         present = present.clamp(0, 1)
         face = torch.where(present[:, :1] > 0, face[:, 0], torch.zeros_like(face[:, 0]))
         voice = torch.where(present[:, 1:] > 0, voice[:, 0], torch.zeros_like(voice[:, 0]))
-        answers: dict[tuple[bool, ...], Tensor] = {(True, False): face, (False, True): voice,
-                                                   (True, True): self.together(face, voice)}
+        answers: dict[tuple[bool, ...], Tensor] = {
+            (True, False): face,
+            (False, True): voice,
+            (True, True): self.together(face, voice),
+        }
         members = subsets(2)
         chances = membership([present[:, :1], present[:, 1:]], members)
         mixed = torch.zeros_like(face)
@@ -99,8 +102,11 @@ class Bridge(nn.Module):
 
     @torch.no_grad()
     def answer(self, face: np.ndarray, voice: np.ndarray, present: np.ndarray) -> np.ndarray:
-        inputs = (torch.from_numpy(face).float()[:, None], torch.from_numpy(voice).float()[:, None],
-                  torch.from_numpy(present).float())
+        inputs = (
+            torch.from_numpy(face).float()[:, None],
+            torch.from_numpy(voice).float()[:, None],
+            torch.from_numpy(present).float(),
+        )
         return np.asarray(self(*inputs).numpy())
 
 
@@ -126,7 +132,10 @@ def export_bridge(bridge: Bridge, path: Path, labels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     face, voice = (torch.log_softmax(2 * torch.randn(32, 1, labels, generator=generator), 2) for _ in range(2))
     present = torch.tensor([0.0, 0.3, 1.0])[torch.randint(3, (32, 2), generator=generator)]
-    inputs, outputs = ["face", "voice", "present"], ["logits", *(["agreement"] if bridge.coordinated is not None else [])]
+    inputs, outputs = (
+        ["face", "voice", "present"],
+        ["logits", *(["agreement"] if bridge.coordinated is not None else [])],
+    )
 
     @torch.no_grad()
     def difference(file: Path) -> float:

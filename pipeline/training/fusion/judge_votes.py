@@ -44,8 +44,13 @@ def network(family: str, *, seed: int, **options: Any) -> FusionNet:
     return FusionNet(MODALITIES, len(VOTE_CLASSES), family=family, layers=1, **options)
 
 
-def judge(*, data: Path | None = None, families: Sequence[str] = DEFAULT_FAMILIES, seed: int = 1,
-          out: Path = Path("runs/fusion/votes.json")) -> dict[str, dict[str, Scores]]:
+def judge(
+    *,
+    data: Path | None = None,
+    families: Sequence[str] = DEFAULT_FAMILIES,
+    seed: int = 1,
+    out: Path = Path("runs/fusion/votes.json"),
+) -> dict[str, dict[str, Scores]]:
     """method → situation → scores. Prints the table; `out`: a JSON file, and a picture beside it."""
     torch.set_num_threads(1)  # these are small: a second thread costs more than it brings
     votes = load_votes(data_folder(data))
@@ -73,7 +78,9 @@ def judge(*, data: Path | None = None, families: Sequence[str] = DEFAULT_FAMILIE
                 by_situation[situation][test] = answer(net, told.take(test).with_only(*senses))
         for situation, found in by_situation.items():
             add(f"{family}, missing embedding translated" if options else family, situation, found)
-        print(f"{family}: " + "  ".join(f"{s} {table[list(table)[-1]][s].accuracy:.1%}" for s in SITUATIONS), flush=True)
+        print(
+            f"{family}: " + "  ".join(f"{s} {table[list(table)[-1]][s].accuracy:.1%}" for s in SITUATIONS), flush=True
+        )
     print(markdown(table))
     write(table, out, title="Human votes")
     return table
@@ -86,9 +93,11 @@ def shares(votes: Votes, sense: str) -> Floats:
 def untrained_rules(votes: Votes) -> dict[str, Floats]:
     """No training: the mean of the two opinions, their product, and what ten people said who had both."""
     face, voice = votes.opinions("face"), votes.opinions("voice")
-    return {"mean of the votes (no training)": np.log((np.exp(face) + np.exp(voice)) / 2),
-            "product of the votes (no training)": face + voice,
-            "people who saw and heard (no training)": votes.opinions("both")}
+    return {
+        "mean of the votes (no training)": np.log((np.exp(face) + np.exp(voice)) / 2),
+        "product of the votes (no training)": face + voice,
+        "people who saw and heard (no training)": votes.opinions("both"),
+    }
 
 
 def logistic(x: Floats, y: npt.NDArray[np.int64], classes: int = len(VOTE_CLASSES)) -> Callable[[Floats], Floats]:

@@ -44,18 +44,32 @@ class FusionNet(nn.Module):
     """hidden: one or two layers of the head. layers, heads: of the attention families. translate: an absent modality's
     embedding is guessed from those present, instead of left zero. coordinate: tell the agreement in any family."""
 
-    def __init__(self, modalities: Sequence[Modality], labels: int, *, family: str = "concat", width: int = 32,
-                 hidden: Sequence[int] = (32,), heads: int = 4, layers: int = 2, dropout: float = 0.1,
-                 translate: bool = False, coordinate: bool = False) -> None:
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        labels: int,
+        *,
+        family: str = "concat",
+        width: int = 32,
+        hidden: Sequence[int] = (32,),
+        heads: int = 4,
+        layers: int = 2,
+        dropout: float = 0.1,
+        translate: bool = False,
+        coordinate: bool = False,
+    ) -> None:
         super().__init__()
         if family not in FAMILIES or not modalities or len(hidden) not in (1, 2) or width % heads:
-            raise ValueError(f"family '{family}' of {', '.join(FAMILIES)}; at least one modality; one or two hidden layers "
-                             f"(found {len(hidden)}); width {width} a multiple of heads {heads}")
+            raise ValueError(
+                f"family '{family}' of {', '.join(FAMILIES)}; at least one modality; one or two hidden layers "
+                f"(found {len(hidden)}); width {width} a multiple of heads {heads}"
+            )
         self.modalities, self.labels, self.width, self.hidden = tuple(modalities), labels, width, tuple(hidden)
         self.heads, self.layers, self.dropout, self.name = heads, layers, dropout, family
         self.pairs = list(combinations(range(len(modalities)), 2))
-        self.project = nn.ModuleList(nn.Sequential(nn.Linear(m.width, width), nn.GELU(), nn.Linear(width, width))
-                                     for m in modalities)
+        self.project = nn.ModuleList(
+            nn.Sequential(nn.Linear(m.width, width), nn.GELU(), nn.Linear(width, width)) for m in modalities
+        )
         self.opine = nn.ModuleList(perceptron(width, (), labels) for _ in modalities)
         self.place = nn.ModuleList(nn.Linear(width, COORDINATES) for _ in modalities)
         others = (len(modalities) - 1) * (width + 1)
@@ -75,7 +89,9 @@ class FusionNet(nn.Module):
             tokens.append(token)
             own.append(pooled(token, w) * there)
             presence.append(there)
-        opinions = [x if m.opinion else opine(h) for m, x, opine, h in zip(self.modalities, raw, self.opine, own, strict=True)]
+        opinions = [
+            x if m.opinion else opine(h) for m, x, opine, h in zip(self.modalities, raw, self.opine, own, strict=True)
+        ]
         placed = [F.normalize(place(h), dim=1) for place, h in zip(self.place, own, strict=True)]
         seen, counted = own, presence
         if len(self.guess):
@@ -83,8 +99,10 @@ class FusionNet(nn.Module):
             guesses = self.translations(own, presence)
             seen = [torch.where(a, g * anybody, h) for a, g, h in zip(absent, guesses, own, strict=True)]
             counted = [torch.where(a, anybody, p) for a, p in zip(absent, presence, strict=True)]
-            tokens = [torch.where(a[..., None], s[:, None].expand_as(t), t)
-                      for a, s, t in zip(absent, seen, tokens, strict=True)]
+            tokens = [
+                torch.where(a[..., None], s[:, None].expand_as(t), t)
+                for a, s, t in zip(absent, seen, tokens, strict=True)
+            ]
             weight = [torch.where(a, anybody.expand_as(w), w) for a, w in zip(absent, weight, strict=True)]
         return State(raw, tokens, weight, offsets, seen, own, presence, counted, opinions, placed)
 
@@ -95,8 +113,11 @@ class FusionNet(nn.Module):
 
     def decide(self, s: State) -> Fused:
         logits, z = self.family.combine(s)
-        fits = [(s.coordinates[i] * s.coordinates[j]).sum(1, keepdim=True) * (s.presence[i] * s.presence[j] > 0)
-                for i, j in self.pairs if self.coordinates]
+        fits = [
+            (s.coordinates[i] * s.coordinates[j]).sum(1, keepdim=True) * (s.presence[i] * s.presence[j] > 0)
+            for i, j in self.pairs
+            if self.coordinates
+        ]
         return Fused(logits, torch.stack(s.opinions, 1), z, torch.cat(fits, 1) if fits else logits[:, :0])
 
     def forward(self, features: Sequence[Tensor], present: Tensor, offset_s: Tensor) -> Fused:

@@ -63,9 +63,11 @@ def labelled(rows: Rows) -> tuple[Examples, npt.NDArray[np.int64]]:
     known = np.flatnonzero(rows.label >= 0)
     groups = np.unique(rows.group[known], return_inverse=True)[1].astype(np.int64)
     if len(known) == 0 or not rows.modalities or len(np.unique(groups)) < 2:
-        raise ConfigError(f"data set: {len(known)} labelled rows of {len(np.unique(groups))} groups with {len(rows.modalities)} "
-                          "modalities; at least one modality and two groups (speakers, sessions) are needed, one to learn from "
-                          "and one to judge on. Label more rows, or give each speaker a group.")  # fmt: skip
+        raise ConfigError(
+            f"data set: {len(known)} labelled rows of {len(np.unique(groups))} groups with {len(rows.modalities)} "
+            "modalities; at least one modality and two groups (speakers, sessions) are needed, one to learn from "
+            "and one to judge on. Label more rows, or give each speaker a group."
+        )
     modalities, features = [], []
     for name, given in rows.modalities.items():
         opinion = given.kind == "probs" and given.dim == len(rows.labels)
@@ -77,18 +79,27 @@ def labelled(rows: Rows) -> tuple[Examples, npt.NDArray[np.int64]]:
     return Examples.of(modalities, features, rows.label[known], present, offset_s.astype(np.float32)), groups
 
 
-def network(examples: Examples, labels: int, family: str, recipe: Recipe, *, seed: int, coordinate: bool = False) -> Standardised:
+def network(
+    examples: Examples, labels: int, family: str, recipe: Recipe, *, seed: int, coordinate: bool = False
+) -> Standardised:
     """A family fitted on these examples, with their mean and deviation in it."""
     means, deviations = [], []
     for i, (modality, x) in enumerate(zip(examples.modalities, examples.features, strict=True)):
-        there = x[:, 0][examples.present[:, i] > 0]                                       # (rows there, width)
+        there = x[:, 0][examples.present[:, i] > 0]  # (rows there, width)
         measured = not modality.opinion and len(there) > 1
         means.append(there.mean(0) if measured else torch.zeros(modality.width))
         deviations.append(spread(there) if measured else torch.ones(modality.width))
     torch.manual_seed(seed)
     net = FusionNet(examples.modalities, labels, family=family, layers=1, coordinate=coordinate)
-    moved = tuple((x - mean) / deviation for x, mean, deviation in zip(examples.features, means, deviations, strict=True))
-    fit(net, Examples(examples.modalities, moved, examples.present, examples.offset_s, examples.labels), recipe, seed=seed)
+    moved = tuple(
+        (x - mean) / deviation for x, mean, deviation in zip(examples.features, means, deviations, strict=True)
+    )
+    fit(
+        net,
+        Examples(examples.modalities, moved, examples.present, examples.offset_s, examples.labels),
+        recipe,
+        seed=seed,
+    )
     return Standardised(net, means, deviations).eval()
 
 
@@ -109,8 +120,10 @@ def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tup
     labels = examples.labels.numpy()
     splits = list(folds(groups, count=min(FOLDS, len(np.unique(groups))), seed=seed))
     names = [m.name for m in examples.modalities]
-    sets = {" + ".join(chosen): chosen for chosen in ([n for n, inside in zip(names, member, strict=True) if inside]
-                                                      for member in subsets(len(names)))}
+    sets = {
+        " + ".join(chosen): chosen
+        for chosen in ([n for n, inside in zip(names, member, strict=True) if inside] for member in subsets(len(names)))
+    }
     table: Table = {}
     temperatures: dict[str, float] = {}
 
@@ -125,7 +138,9 @@ def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tup
         logits = np.zeros((len(labels), len(rows.labels)))
         for train, test in splits:
             mean, deviation = x[train].mean(0), x[train].std(0) + 1e-6
-            logits[test] = logistic((x[train] - mean) / deviation, labels[train], len(rows.labels))((x[test] - mean) / deviation)
+            logits[test] = logistic((x[train] - mean) / deviation, labels[train], len(rows.labels))(
+                (x[test] - mean) / deviation
+            )
         add("logistic regression for this set", present, logits)
     for family in families:
         by_present = {present: np.zeros((len(labels), len(rows.labels)), np.float32) for present in sets}
@@ -158,18 +173,24 @@ def flat(examples: Examples, chosen: Sequence[str]) -> Floats:
 def untrained(examples: Examples, sets: dict[str, list[str]], labels: int) -> dict[str, dict[str, Floats]]:
     """Rules that learn nothing: one label for all, and the mean and the product of the opinions there are."""
     count = torch.bincount(examples.labels, minlength=labels).numpy() + 0.5
-    found: dict[str, dict[str, Floats]] = {"most frequent label (no training)": {
-        list(sets)[-1]: np.tile(np.log(count / count.sum()), (len(examples), 1))}}
-    opinions = {m.name: (x[:, 0].numpy(), examples.present[:, i : i + 1].numpy())
-                for i, (m, x) in enumerate(zip(examples.modalities, examples.features, strict=True)) if m.opinion}
+    found: dict[str, dict[str, Floats]] = {
+        "most frequent label (no training)": {list(sets)[-1]: np.tile(np.log(count / count.sum()), (len(examples), 1))}
+    }
+    opinions = {
+        m.name: (x[:, 0].numpy(), examples.present[:, i : i + 1].numpy())
+        for i, (m, x) in enumerate(zip(examples.modalities, examples.features, strict=True))
+        if m.opinion
+    }
     for present, chosen in sets.items():
         if not set(chosen) <= set(opinions):
             continue
-        here = np.stack([opinions[name][1] for name in chosen])                                       # (M, n, 1)
+        here = np.stack([opinions[name][1] for name in chosen])  # (M, n, 1)
         says = np.stack([np.where(h > 0, opinions[name][0], 0.0) for name, h in zip(chosen, here, strict=True)])
         mean = (here * np.exp(says)).sum(0) / np.maximum(here.sum(0), 1e-6)
         anybody = here.sum(0) > 0
-        found.setdefault("average (no training)", {})[present] = np.log(np.where(anybody, np.maximum(mean, 1e-6), 1 / labels))
+        found.setdefault("average (no training)", {})[present] = np.log(
+            np.where(anybody, np.maximum(mean, 1e-6), 1 / labels)
+        )
         found.setdefault("product (no training)", {})[present] = (here * says).sum(0)
     return found
 
@@ -207,15 +228,25 @@ def area(scores: Floats, positive: npt.NDArray[np.bool_]) -> float | None:
     return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * (len(scores) - positives)))
 
 
-def evaluate_own(*, data: Path, format: str = OWN_FORMAT, family: str = ",".join(FAMILIES), seed: int = 1, epochs: int = 30,
-                 out: Path = Path("runs/fusion/own.json")) -> Table:
+def evaluate_own(
+    *,
+    data: Path,
+    format: str = OWN_FORMAT,
+    family: str = ",".join(FAMILIES),
+    seed: int = 1,
+    epochs: int = 30,
+    out: Path = Path("runs/fusion/own.json"),
+) -> Table:
     """format: as in datasets.load_rows. family: names with commas between; all unless said otherwise. Prints the table;
     `out`: JSON, and a picture beside it."""
     torch.set_num_threads(1)
     table, _ = judge(load_rows(data, format), _known(family), seed=seed, epochs=epochs)
     print(markdown(table))
     write(table, out, title=str(data.name))
-    if "coordinated" in table and (auc := agreement_auc(load_rows(data, format), "coordinated", seed=seed, epochs=epochs)) is not None:
+    if (
+        "coordinated" in table
+        and (auc := agreement_auc(load_rows(data, format), "coordinated", seed=seed, epochs=epochs)) is not None
+    ):
         print(f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met")
     return table
 
@@ -231,36 +262,54 @@ def train_own(*, data: Path, format: str, out: Path, family: str, seed: int, epo
     fused = table[name][whole].accuracy
     alone = max((table[name][m] for m in singles if " + " not in m), key=lambda s: s.accuracy, default=None)
     if alone is not None and fused <= alone.accuracy:
-        print(f"fusion: {fused:.1%} with everything is not above {alone.accuracy:.1%}, its best single modality: on these data "
-              "there is no reason to use it")
+        print(
+            f"fusion: {fused:.1%} with everything is not above {alone.accuracy:.1%}, its best single modality: on these data "
+            "there is no reason to use it"
+        )
     auc = agreement_auc(rows, name, seed=seed, epochs=epochs)
     agrees = auc is not None and auc >= LEAST_AGREEMENT_AUC
     if auc is not None:
-        print(f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met: "
-              + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is left out"))
+        print(
+            f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met: "
+            + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is left out")
+        )
     examples, groups = labelled(rows)
     net = network(examples, len(rows.labels), name, Recipe(epochs=epochs), seed=seed, coordinate=agrees)
     export_fusion(net, out)
-    metrics = {f"unseen_groups_{k}": round(float(getattr(table[name][whole], k)), 4)
-               for k in ("accuracy", "uar", "macro_f1", "log_loss", "ece")}
+    metrics = {
+        f"unseen_groups_{k}": round(float(getattr(table[name][whole], k)), 4)
+        for k in ("accuracy", "uar", "macro_f1", "log_loss", "ece")
+    }
     if auc is not None:
         metrics["agreement_auc"] = round(auc, 4)
     graph = onnx.load(str(out)).graph
-    meanings = {m.name: "opinion: natural log-probabilities of the labels" if m.opinion
-                else f"{rows.modalities[m.name].kind}: as the data set has it" for m in net.modalities}
-    meanings |= {"present": "weight of each modality in this order, 0 = absent, 1 = there and good",
-                 "offset_s": "capture time less the anchor's, in seconds"}
+    meanings = {
+        m.name: "opinion: natural log-probabilities of the labels"
+        if m.opinion
+        else f"{rows.modalities[m.name].kind}: as the data set has it"
+        for m in net.modalities
+    }
+    meanings |= {
+        "present": "weight of each modality in this order, 0 = absent, 1 = there and good",
+        "offset_s": "capture time less the anchor's, in seconds",
+    }
     Manifest(
-        name=out.stem, task="emotion",
+        name=out.stem,
+        task="emotion",
         inputs=tuple(TensorInfo(v.name, _shape(v), "float32", meanings[v.name]) for v in graph.input),
-        outputs=tuple(TensorInfo(v.name, _shape(v), "float32", "divide by the temperature, then softmax" if v.name == "logits"
-                                 else "") for v in graph.output),
-        labels=rows.labels, temperature=temperatures[name],
+        outputs=tuple(
+            TensorInfo(
+                v.name, _shape(v), "float32", "divide by the temperature, then softmax" if v.name == "logits" else ""
+            )
+            for v in graph.output
+        ),
+        labels=rows.labels,
+        temperature=temperatures[name],
         training_data=f"{data.name}: {len(examples)} labelled rows of {len(np.unique(groups))} groups",
         licence="that of the data it was trained on",
         made_by=f"python run_pipeline.py train fusion --data {data} --format {format} --family {name} --epochs {epochs} --seed {seed}",
         metrics=metrics,
-    ).write(out)  # fmt: skip
+    ).write(out)
     print(f"{out}: {metrics}", flush=True)
     return table
 
@@ -273,5 +322,7 @@ def _known(family: str) -> list[str]:
     names = [name.strip() for name in family.split(",")]
     for name in names:
         if name not in FAMILIES:
-            raise ConfigError(f"--family: no fusion family called '{name}'.{nearest(name, FAMILIES)} There are: {', '.join(FAMILIES)}")
+            raise ConfigError(
+                f"--family: no fusion family called '{name}'.{nearest(name, FAMILIES)} There are: {', '.join(FAMILIES)}"
+            )
     return names

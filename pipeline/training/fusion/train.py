@@ -69,13 +69,28 @@ class Pairs:
     clip_row: Rows
 
     def take(self, rows: Rows) -> Pairs:
-        return Pairs(self.face[rows], self.voice[rows], self.labels[rows], self.speakers[rows], self.face_row[rows],
-                     self.clip_row[rows])
+        return Pairs(
+            self.face[rows],
+            self.voice[rows],
+            self.labels[rows],
+            self.speakers[rows],
+            self.face_row[rows],
+            self.clip_row[rows],
+        )
 
 
-def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_model: Path = evaluate.FACE_MODEL,
-          voice_rows: Path = VOICE_ROWS, runs: Path = Path("runs/fusion"), family: str | None = None,
-          format: str = OWN_FORMAT, epochs: int = 30) -> dict[str, dict[str, Scores]]:
+def train(
+    *,
+    data: Path | None = None,
+    out: Path = MODEL,
+    seed: int = 1,
+    face_model: Path = evaluate.FACE_MODEL,
+    voice_rows: Path = VOICE_ROWS,
+    runs: Path = Path("runs/fusion"),
+    family: str | None = None,
+    format: str = OWN_FORMAT,
+    epochs: int = 30,
+) -> dict[str, dict[str, Scores]]:
     """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
     scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
 
@@ -83,7 +98,9 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
     """
     if family is not None:
         if data is None or out == MODEL:
-            raise ConfigError("--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result.")
+            raise ConfigError(
+                "--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result."
+            )
         return train_own(data=data, format=format, out=out, family=family, seed=seed, epochs=epochs)
     torch.set_num_threads(1)
     folder = data_folder(data)
@@ -92,39 +109,65 @@ def train(*, data: Path | None = None, out: Path = MODEL, seed: int = 1, face_mo
     voice, voice_labels, speakers = voice_opinions(voice_rows)
     core = voted_core(folder, seed=seed)
     pairs = pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
-    print(f"fusion: {len(face)} held-back faces, {len(voice)} clips of {len(set(speakers))} unseen actors, "
-          f"{len(pairs.labels)} pseudo-pairs", flush=True)
+    print(
+        f"fusion: {len(face)} held-back faces, {len(voice)} clips of {len(set(speakers))} unseen actors, "
+        f"{len(pairs.labels)} pseudo-pairs",
+        flush=True,
+    )
     table = judge(pairs, core, seed=seed)
     print(markdown(table))
     write(table, runs / "pairs.json", title="Pseudo-pairs of faces and unseen actors' clips")
-    best, fused = max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy), table[BRIDGE]["both"]
+    best, fused = (
+        max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy),
+        table[BRIDGE]["both"],
+    )
     if fused.accuracy <= best:
-        raise ConfigError(f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
-                          "not shipped. Set fusion: average, or train better encoders.")
+        raise ConfigError(
+            f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
+            "not shipped. Set fusion: average, or train better encoders."
+        )
     bridge, auc = fitted_bridge(core, pairs), agreement_auc(pairs, seed=seed)
     agrees = auc >= LEAST_AGREEMENT_AUC
     bridge.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
-    print(f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
-          + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is not told"))
+    print(
+        f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
+        + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is not told")
+    )
     export_bridge(bridge, out, len(FACE_CLASSES))
     said = "calibrated natural log-probabilities of the labels"
     sizes = {"face": ("n", 1, len(FACE_CLASSES)), "voice": ("n", 1, len(FACE_CLASSES))}
     manifest = Manifest(
-        name=out.stem, task="emotion",
-        inputs=(*(TensorInfo(name, shape, "float32", f"{name}: {said}") for name, shape in sizes.items()),
-                TensorInfo("present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = there and good")),
-        outputs=(TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),
-                 *([TensorInfo("agreement", ("n", 1), "float32", "-1 to 1: how well the voice fits the face")] if agrees else [])),
-        labels=FACE_CLASSES, temperature=1.0,
+        name=out.stem,
+        task="emotion",
+        inputs=(
+            *(TensorInfo(name, shape, "float32", f"{name}: {said}") for name, shape in sizes.items()),
+            TensorInfo("present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = there and good"),
+        ),
+        outputs=(
+            TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),
+            *(
+                [TensorInfo("agreement", ("n", 1), "float32", "-1 to 1: how well the voice fits the face")]
+                if agrees
+                else []
+            ),
+        ),
+        labels=FACE_CLASSES,
+        temperature=1.0,
         training_data=f"CREMA-D votes about 72 actors (ODbL); bridge: held-back outputs of "
-                      f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
+        f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
         licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
         made_by=f"python run_pipeline.py train fusion --seed {seed}",
-        metrics={"agreement_auc": round(auc, 4)} | at_rest(voice, voice_labels) | {
+        metrics={"agreement_auc": round(auc, 4)}
+        | at_rest(voice, voice_labels)
+        | {
             f"pseudo_pairs_{what}_{name}": round(float(getattr(found, name)), 4)
-                 for what, found in (("fused", fused), ("face", table["face alone"]["face"]),
-                                     ("voice", table["voice alone"]["voice"]))
-                 for name in ("accuracy", "uar", "macro_f1", "log_loss", "ece")},
+            for what, found in (
+                ("fused", fused),
+                ("face", table["face alone"]["face"]),
+                ("voice", table["voice alone"]["voice"]),
+            )
+            for name in ("accuracy", "uar", "macro_f1", "log_loss", "ece")
+        },
     )
     manifest.write(out)
     print(f"{out}: {manifest.metrics}", flush=True)
@@ -168,8 +211,9 @@ def log_probs(logits: npt.NDArray[np.floating]) -> Floats:
     return np.asarray(np.log(np.maximum(evaluate.softmax(logits), 1e-7)), np.float32)
 
 
-def pseudo_pairs(face: Floats, face_labels: Rows, voice: Floats, voice_labels: Rows, speakers: npt.NDArray[np.str_], *,
-                 seed: int) -> Pairs:
+def pseudo_pairs(
+    face: Floats, face_labels: Rows, voice: Floats, voice_labels: Rows, speakers: npt.NDArray[np.str_], *, seed: int
+) -> Pairs:
     """Each clip with FACES_PER_CLIP faces of its label."""
     random = np.random.default_rng(seed)
     chosen = np.stack([random.choice(np.flatnonzero(face_labels == label), FACES_PER_CLIP) for label in voice_labels])
@@ -182,13 +226,17 @@ def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Sc
     """Every method, on actors and on faces that nothing was fitted on."""
     face, voice = pairs.face, pairs.voice
     answers: dict[str, dict[str, npt.NDArray[np.floating]]] = {
-        "face alone": {"face": face}, "voice alone": {"voice": voice},
+        "face alone": {"face": face},
+        "voice alone": {"voice": voice},
         "average (no training)": {"both": np.log((np.exp(face) + np.exp(voice)) / 2)},
         "product (no training)": {"both": face + voice},
     }
     fitted: dict[str, Callable[[Pairs, Pairs], npt.NDArray[np.floating]]] = {
         BRIDGE: partial(bridged, core),
-        **{f"{family}, on pseudo-pairs": partial(paired, family, seed=seed) for family in ("weighted", "stacked", "hybrid")},
+        **{
+            f"{family}, on pseudo-pairs": partial(paired, family, seed=seed)
+            for family in ("weighted", "stacked", "hybrid")
+        },
     }
     counted = np.zeros(len(pairs.labels), bool)
     for name in fitted:
@@ -197,8 +245,13 @@ def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Sc
         counted[test] = True
         for name, method in fitted.items():
             answers[name]["both"][test] = method(pairs.take(rows), pairs.take(test))
-    return {name: {what: score(logits[counted], pairs.labels[counted], pairs.speakers[counted], seed=seed)
-                   for what, logits in by.items()} for name, by in answers.items()}
+    return {
+        name: {
+            what: score(logits[counted], pairs.labels[counted], pairs.speakers[counted], seed=seed)
+            for what, logits in by.items()
+        }
+        for name, by in answers.items()
+    }
 
 
 def splits(pairs: Pairs, *, seed: int) -> Iterator[tuple[Rows, Rows]]:
@@ -216,7 +269,9 @@ def fitted_bridge(core: FusionNet, pairs: Pairs) -> Bridge:
 
 
 def bridged(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
-    return np.asarray(fitted_bridge(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32)))
+    return np.asarray(
+        fitted_bridge(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32))
+    )
 
 
 def paired(family: str, train: Pairs, test: Pairs, *, seed: int) -> Floats:

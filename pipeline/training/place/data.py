@@ -20,15 +20,35 @@ from pipeline.errors import ConfigError
 from pipeline.preprocessing import MAX_PLACE_ASPECT, PLACE_PX
 from pipeline.training.data.datasets import near_duplicate_groups
 
-PLACES = ("bedroom", "coast", "forest", "highway", "industrial", "insidecity", "kitchen", "livingroom", "mountain", "office",
-          "opencountry", "store", "street", "suburb", "tallbuilding")  # fmt: skip
+PLACES = (
+    "bedroom",
+    "coast",
+    "forest",
+    "highway",
+    "industrial",
+    "insidecity",
+    "kitchen",
+    "livingroom",
+    "mountain",
+    "office",
+    "opencountry",
+    "store",
+    "street",
+    "suburb",
+    "tallbuilding",
+)
 INTEL = ("buildings", "forest", "glacier", "mountain", "sea", "street")
 
 # Which of our labels mean which of Intel's, decided before any result was seen. The fifteen have no glacier: a glacier is
 # ice on mountains, so it is asked to be found as mountain, and figures without glaciers stand beside. Open country and the
 # rooms mean none of the six.
-MEANT = {"buildings": ("insidecity", "tallbuilding", "industrial", "suburb"), "forest": ("forest",), "mountain": ("mountain",),
-         "sea": ("coast",), "street": ("street", "highway")}  # fmt: skip
+MEANT = {
+    "buildings": ("insidecity", "tallbuilding", "industrial", "suburb"),
+    "forest": ("forest",),
+    "mountain": ("mountain",),
+    "sea": ("coast",),
+    "street": ("street", "highway"),
+}
 GLACIER_IS = "mountain"
 FOLDS = 5
 
@@ -50,8 +70,10 @@ def load_places(folder: Path, classes: tuple[str, ...]) -> Places:
     for index, name in enumerate(classes):
         files = sorted((folder / name).glob("*.jpg"))
         if not files:
-            raise ConfigError(f"{folder / name}: no pictures (*.jpg). --data or SENSORIUM_DATA names the folder with "
-                              "scenes/fifteen/<class> and scenes/intel/<class> in it.")
+            raise ConfigError(
+                f"{folder / name}: no pictures (*.jpg). --data or SENSORIUM_DATA names the folder with "
+                "scenes/fifteen/<class> and scenes/intel/<class> in it."
+            )
         for file in files:
             image = cv2.imread(str(file), cv2.IMREAD_COLOR)
             if image is None:
@@ -77,7 +99,9 @@ def folds(places: Places, *, seed: int) -> list[tuple[npt.NDArray[np.int64], npt
 
 def _detail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """(48, 48): edges without light and shade. Two coasts have much the same light and shade, only copies the same edges."""
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (48, 48), interpolation=cv2.INTER_AREA).astype(np.float32)
+    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (48, 48), interpolation=cv2.INTER_AREA).astype(
+        np.float32
+    )
     return np.clip(grey - cv2.GaussianBlur(grey, (0, 0), 3.0) + 128, 0, 255).astype(np.uint8)
 
 
@@ -88,14 +112,19 @@ def vary(image: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArr
     """
     height, width = image.shape[:2]
     area, aspect = random.uniform(0.45, 1.0), np.exp(random.uniform(-1, 1) * np.log(MAX_PLACE_ASPECT))
-    rows, columns = min(height, round(height * (area / aspect) ** 0.5)), min(width, round(width * (area * aspect) ** 0.5))
+    rows, columns = (
+        min(height, round(height * (area / aspect) ** 0.5)),
+        min(width, round(width * (area * aspect) ** 0.5)),
+    )
     top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
     seen = image[top : top + rows, left : left + columns]
     if random.random() < 0.5:
         seen = seen[:, ::-1]
-    if random.random() < 0.5:                              # a coarser sensor, or the scene out of focus
+    if random.random() < 0.5:  # a coarser sensor, or the scene out of focus
         small = random.uniform(0.35, 1.0)
-        coarse = cv2.resize(seen, (max(16, round(columns * small)), max(16, round(rows * small))), interpolation=cv2.INTER_AREA)
+        coarse = cv2.resize(
+            seen, (max(16, round(columns * small)), max(16, round(rows * small))), interpolation=cv2.INTER_AREA
+        )
         seen = cv2.resize(coarse, (PLACE_PX, PLACE_PX), interpolation=cv2.INTER_LINEAR)
     light = 255 * (np.ascontiguousarray(seen).astype(np.float32) / 255) ** np.exp(random.uniform(-0.5, 0.5))
     light = (light - 127) * random.uniform(0.6, 1.25) + 127 + random.uniform(-25, 25)

@@ -39,7 +39,9 @@ def intel_figures(model: Path, folder: Path) -> dict[str, float]:
     """
     manifest = Manifest.read(model)
     if manifest.labels != PLACES:
-        raise ConfigError(f"{model}: its labels are {manifest.labels}, the fifteen-scene set's are {PLACES}. Give a place model.")
+        raise ConfigError(
+            f"{model}: its labels are {manifest.labels}, the fifteen-scene set's are {PLACES}. Give a place model."
+        )
     places = load_places(folder / "scenes" / "intel", INTEL)
     return intel_of(place_logits(model, places.images), places.labels, manifest)
 
@@ -48,21 +50,30 @@ def intel_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], man
     """logits: (n, 15). labels: (n,), indices into INTEL."""
     probs = softmax(logits / manifest.temperature)
     groups = list(MEANT)
-    member = np.array([[name in MEANT[group] for group in groups] for name in PLACES], float)       # (15, 5)
+    member = np.array([[name in MEANT[group] for group in groups] for name in PLACES], float)  # (15, 5)
     wanted = np.array([groups.index(GLACIER_IS if name == "glacier" else name) for name in INTEL])[labels]
     right = (probs @ member).argmax(axis=1) == wanted
     at_once = member[probs.argmax(axis=1), wanted] > 0
     without = labels != INTEL.index("glacier")
-    found = {"intel_accuracy": float(right.mean()), "intel_accuracy_without_glacier": float(right[without].mean()),
-             "intel_accuracy_of_all_labels": float(at_once.mean()),
-             "intel_accuracy_of_all_labels_without_glacier": float(at_once[without].mean())}
-    return found | {f"intel_recall_{name}": float(right[labels == i].mean()) for i, name in enumerate(INTEL) if (labels == i).any()}
+    found = {
+        "intel_accuracy": float(right.mean()),
+        "intel_accuracy_without_glacier": float(right[without].mean()),
+        "intel_accuracy_of_all_labels": float(at_once.mean()),
+        "intel_accuracy_of_all_labels_without_glacier": float(at_once[without].mean()),
+    }
+    return found | {
+        f"intel_recall_{name}": float(right[labels == i].mean()) for i, name in enumerate(INTEL) if (labels == i).any()
+    }
 
 
-def report_place(*, model: Path = PLACE_MODEL, data: Path | None = None, out: Path = Path("runs/place/evaluated.json")) -> dict[str, float]:
+def report_place(
+    *, model: Path = PLACE_MODEL, data: Path | None = None, out: Path = Path("runs/place/evaluated.json")
+) -> dict[str, float]:
     """A table, and the same as a JSON file."""
     manifest = Manifest.read(model)
-    figures = {name: value for name, value in manifest.metrics.items() if name.startswith("cv_")} | intel_figures(model, data_folder(data))
+    figures = {name: value for name, value in manifest.metrics.items() if name.startswith("cv_")} | intel_figures(
+        model, data_folder(data)
+    )
     print(f"| {manifest.id} | |\n|---|---|")
     for name, value in figures.items():
         told = "fifteen scenes, 5 folds (measured in training)" if name.startswith("cv_") else "Intel, never trained on"

@@ -19,21 +19,31 @@ from torch import Tensor, nn
 from pipeline import assets
 from pipeline.errors import ConfigError
 
-START = "efficientnet-lite0"        # in models/assets.toml
+START = "efficientnet-lite0"  # in models/assets.toml
 TOP = 1280
 # The top's rows of cells, of 8, that are averaged apart: what is sky, what is far and what is ground tells places apart, and
 # left from right does not. Among what was tried, worth one to two points (models/place.md).
 BANDS = ((0, 3), (2, 6), (5, 8))
-EARLY = 14                          # blocks before `late`; the two that follow and the top hold 45 % of the weights
+EARLY = 14  # blocks before `late`; the two that follow and the top hold 45 % of the weights
 # kernel, stride, widening, channels, blocks
-STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
-EPSILON = 1e-3                      # TensorFlow's, which the start weights were trained with
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+EPSILON = 1e-3  # TensorFlow's, which the start weights were trained with
 
 
 class Unit(nn.Sequential):
     """Convolution and norm; `bend`: and a rectifier that ends at 6."""
 
-    def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, bend: bool = True) -> None:
+    def __init__(
+        self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, bend: bool = True
+    ) -> None:
         convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
         norm = nn.BatchNorm2d(after, eps=EPSILON, momentum=0.01)
         super().__init__(convolution, norm, *([nn.ReLU6(inplace=True)] if bend else []))
@@ -64,7 +74,7 @@ def rooted(embedding: Tensor) -> Tensor:
 class PlaceNet(nn.Module):
     """(B, 1, 225, 225) -> logits (B, classes), embedding (B, 3840). 3.4 M parameters."""
 
-    frozen = ("stem.", *(f"blocks.{index}." for index in range(EARLY)))      # the names of what training leaves as it is
+    frozen = ("stem.", *(f"blocks.{index}." for index in range(EARLY)))  # the names of what training leaves as it is
 
     def __init__(self, classes: int, *, dropout: float = 0.2) -> None:
         super().__init__()
@@ -80,16 +90,16 @@ class PlaceNet(nn.Module):
         self.head = nn.Linear(len(BANDS) * TOP, classes)
 
     def early(self, x: Tensor) -> Tensor:
-        x = self.stem(x)                                    # (B, 32, 113, 113)
+        x = self.stem(x)  # (B, 32, 113, 113)
         for block in self.blocks[:EARLY]:
             x = block(x)
-        return x                                            # (B, 192, 8, 8)
+        return x  # (B, 192, 8, 8)
 
     def late(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for block in self.blocks[EARLY:]:
-            x = block(x)                                    # (B, 320, 8, 8)
-        x = self.top(x)                                     # (B, 1280, 8, 8)
-        embedding = torch.cat([x[:, :, begin:end].mean(dim=(2, 3)) for begin, end in BANDS], dim=1)      # (B, 3840)
+            x = block(x)  # (B, 320, 8, 8)
+        x = self.top(x)  # (B, 1280, 8, 8)
+        embedding = torch.cat([x[:, :, begin:end].mean(dim=(2, 3)) for begin, end in BANDS], dim=1)  # (B, 3840)
         return self.head(self.dropout(rooted(embedding))), embedding
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,9 +123,16 @@ def start_net(classes: int, weights: Path | None = None) -> PlaceNet:
     path = weights or assets.path(START)
     stored = torch.load(path, weights_only=True, map_location="cpu")
     net = PlaceNet(classes)
-    theirs = [value for name, value in stored.items() if not name.startswith("_fc") and not name.endswith("num_batches_tracked")]
-    ours = [(name, value) for name, value in net.state_dict().items()
-            if not name.startswith("head") and not name.endswith("num_batches_tracked")]      # both in the order of the layers
+    theirs = [
+        value
+        for name, value in stored.items()
+        if not name.startswith("_fc") and not name.endswith("num_batches_tracked")
+    ]
+    ours = [
+        (name, value)
+        for name, value in net.state_dict().items()
+        if not name.startswith("head") and not name.endswith("num_batches_tracked")
+    ]  # both in the order of the layers
     # All three colours were scaled alike, so a grey picture's answer is that of the filters' sum over them.
     theirs[0] = theirs[0].sum(dim=1, keepdim=True)
     if [value.shape for value in theirs] != [value.shape for _, value in ours]:

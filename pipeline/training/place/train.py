@@ -37,14 +37,16 @@ from pipeline.training.place.net import PlaceNet, rooted, start_net
 BATCH = 32
 PEAK_LR, WARMUP = 1e-4, 0.1
 WEIGHT_DECAY = 0.02
-EMA_DECAY = 0.97               # over the last epoch or so
-HEAD_RIDGE = 1e-2              # of the head's start
-PLAIN = 0.5                    # share of the pictures that are met as they are
-TUNED = 0.5                    # how far from its start towards the tuned weights the net that answers lies
-VIEWS = 5                      # of each picture: as it is, and four varied
+EMA_DECAY = 0.97  # over the last epoch or so
+HEAD_RIDGE = 1e-2  # of the head's start
+PLAIN = 0.5  # share of the pictures that are met as they are
+TUNED = 0.5  # how far from its start towards the tuned weights the net that answers lies
+VIEWS = 5  # of each picture: as it is, and four varied
 
 
-def early_views(places: Places, net: PlaceNet, folder: Path, *, seed: int, views: int = VIEWS) -> list[npt.NDArray[np.float16]]:
+def early_views(
+    places: Places, net: PlaceNet, folder: Path, *, seed: int, views: int = VIEWS
+) -> list[npt.NDArray[np.float16]]:
     """[view] -> (n, 192, 8, 8) float16: what the frozen blocks say of each picture; [0] as it is, the others varied.
 
     Each is kept in `folder`, where a resumed run finds it.
@@ -62,7 +64,10 @@ def early_views(places: Places, net: PlaceNet, folder: Path, *, seed: int, views
             whole = path.with_suffix(".new.npy")
             np.save(whole, np.stack(said))
             whole.replace(path)
-            print(f"place: view {view + 1}/{views} of {len(places)} pictures, {time.monotonic() - began_s:.0f} s", flush=True)
+            print(
+                f"place: view {view + 1}/{views} of {len(places)} pictures, {time.monotonic() - began_s:.0f} s",
+                flush=True,
+            )
         found.append(np.asarray(np.load(path)))
     return found
 
@@ -72,8 +77,11 @@ def start_head(net: PlaceNet, embeddings: Tensor, labels: Tensor) -> None:
     less, and keeps more of what they know of other pictures (Kumar 2022)."""
     embeddings = rooted(embeddings)
     mean, scale = embeddings.mean(0), embeddings.std()
-    x = (embeddings - mean) / scale                                                     # (n, 3840)
-    weight, bias = torch.zeros(len(net.head.bias), x.shape[1], requires_grad=True), torch.zeros(len(net.head.bias), requires_grad=True)
+    x = (embeddings - mean) / scale  # (n, 3840)
+    weight, bias = (
+        torch.zeros(len(net.head.bias), x.shape[1], requires_grad=True),
+        torch.zeros(len(net.head.bias), requires_grad=True),
+    )
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -88,26 +96,43 @@ def start_head(net: PlaceNet, embeddings: Tensor, labels: Tensor) -> None:
         net.head.bias.copy_(bias - weight @ mean / scale)
 
 
-def learn(net: PlaceNet, early: Sequence[npt.NDArray[np.float16]], labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *,
-          epochs: int, seed: int, name: str) -> PlaceNet:
+def learn(
+    net: PlaceNet,
+    early: Sequence[npt.NDArray[np.float16]],
+    labels: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    *,
+    epochs: int,
+    seed: int,
+    name: str,
+) -> PlaceNet:
     """Train the late blocks on `rows` for a fixed number of epochs. Returns the net half way between its start and the average
     of the trained weights over time: as good on pictures like these as its start, and better on worse ones (Wortsman 2022).
 
     early: [view] -> (n, 192, 8, 8). The norms keep ImageNet's statistics: a batch of 32 says less than a million pictures.
     """
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)                                                             # dropout draws from the global one
+    torch.manual_seed(seed)  # dropout draws from the global one
     net = net.eval().to(memory_format=torch.channels_last)
     net.dropout.train()
     trained = [p for name, p in net.named_parameters() if not name.startswith(net.frozen)]
     average = copy.deepcopy(net)
     begun = [p.detach().clone() for p in trained]
     averaged = [p for name, p in average.named_parameters() if not name.startswith(net.frozen)]
-    optimiser = torch.optim.AdamW([{"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
-                                   {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}], lr=PEAK_LR)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=PEAK_LR,
+    )
     steps, began_s = len(rows) // BATCH, time.monotonic()
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_LR, total_steps=epochs * steps, pct_start=WARMUP, cycle_momentum=False)
-    views = torch.stack([torch.randperm(len(early), generator=generator) for _ in range(len(labels))])    # (n, views): own order
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, PEAK_LR, total_steps=epochs * steps, pct_start=WARMUP, cycle_momentum=False
+    )
+    views = torch.stack(
+        [torch.randperm(len(early), generator=generator) for _ in range(len(labels))]
+    )  # (n, views): own order
     for epoch in range(epochs):
         losses = []
         order = torch.from_numpy(rows)[torch.randperm(len(rows), generator=generator)]
@@ -115,8 +140,10 @@ def learn(net: PlaceNet, early: Sequence[npt.NDArray[np.float16]], labels: npt.N
             batch = order[step * BATCH : (step + 1) * BATCH]
             plain = torch.rand(len(batch), generator=generator) < PLAIN
             view = torch.where(plain, 0, views[batch, epoch % len(early)])
-            x = torch.from_numpy(np.stack([early[v][i] for v, i in zip(view, batch, strict=True)]).astype(np.float32))   # (B, 192, 8, 8)
-            logits, _ = net.late(x.contiguous(memory_format=torch.channels_last))                          # (B, 15)
+            x = torch.from_numpy(
+                np.stack([early[v][i] for v, i in zip(view, batch, strict=True)]).astype(np.float32)
+            )  # (B, 192, 8, 8)
+            logits, _ = net.late(x.contiguous(memory_format=torch.channels_last))  # (B, 15)
             loss = F.cross_entropy(logits, torch.from_numpy(labels)[batch])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -128,8 +155,11 @@ def learn(net: PlaceNet, early: Sequence[npt.NDArray[np.float16]], labels: npt.N
                     slow.lerp_(fast, 1 - min(EMA_DECAY, (1 + done) / (10 + done)))
             losses.append(loss.item())
         epoch_s = (time.monotonic() - began_s) / (epoch + 1)
-        print(f"{name}: epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  {epoch_s:.0f} s an epoch, "
-              f"{epoch_s * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
+        print(
+            f"{name}: epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  {epoch_s:.0f} s an epoch, "
+            f"{epoch_s * (epochs - epoch - 1) / 60:.0f} min left",
+            flush=True,
+        )
     with torch.no_grad():
         for end, begin in zip(averaged, begun, strict=True):
             end.lerp_(begin, 1 - TUNED)
@@ -140,13 +170,22 @@ def learn(net: PlaceNet, early: Sequence[npt.NDArray[np.float16]], labels: npt.N
 def answer(net: PlaceNet, early: npt.NDArray[np.float16]) -> tuple[Tensor, Tensor]:
     """early: (n, 192, 8, 8). Returns logits (n, 15) and embeddings (n, 3840)."""
     net = net.eval().to(memory_format=torch.channels_last)
-    said = [net.late(torch.from_numpy(early[i : i + 64].astype(np.float32)).contiguous(memory_format=torch.channels_last))
-            for i in range(0, len(early), 64)]
+    said = [
+        net.late(torch.from_numpy(early[i : i + 64].astype(np.float32)).contiguous(memory_format=torch.channels_last))
+        for i in range(0, len(early), 64)
+    ]
     return torch.cat([logits for logits, _ in said]), torch.cat([embedding for _, embedding in said])
 
 
-def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4, seed: int = 7, resume: bool = False,
-          runs: Path = Path("runs/place")) -> None:
+def train(
+    *,
+    data: Path | None = None,
+    out: Path = PLACE_MODEL,
+    epochs: int = 4,
+    seed: int = 7,
+    resume: bool = False,
+    runs: Path = Path("runs/place"),
+) -> None:
     """Five folds, the figures from what each answered on the pictures kept from it, then the net that ships.
 
     runs: the folder of the frozen blocks' answers, of fold-N.npz (logits of the rows kept out) and all.pt.
@@ -157,7 +196,7 @@ def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4,
     places = load_places(folder / "scenes" / "fifteen", PLACES)
     start = start_net(len(PLACES))
     early = early_views(places, start, runs, seed=seed)
-    embeddings = answer(start, early[0])[1]                                             # (n, 3840), before any training
+    embeddings = answer(start, early[0])[1]  # (n, 3840), before any training
     command = f"python run_pipeline.py train place --epochs {epochs} --seed {seed}"
 
     def trained(rows: npt.NDArray[np.int64], number: int, name: str) -> PlaceNet:
@@ -189,15 +228,29 @@ def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4,
         torch.save({"net": net.state_dict(), "command": command}, whole)
     export_place(net, out)
     manifest = Manifest(
-        name="place", task="place",
-        inputs=(TensorInfo("place", ("n", 1, PLACE_PX, PLACE_PX), "float32", "features.place_tensor: the picture's grey middle, -1 to 1"),),
-        outputs=(TensorInfo("logits", ("n", len(PLACES)), "float32", "divide by the temperature, then softmax"),
-                 TensorInfo("embedding", ("n", net.head.in_features), "float32", "of whose square roots the logits are a linear map")),
-        labels=PLACES, temperature=evaluate.fit_temperature(logits, places.labels),
+        name="place",
+        task="place",
+        inputs=(
+            TensorInfo(
+                "place",
+                ("n", 1, PLACE_PX, PLACE_PX),
+                "float32",
+                "features.place_tensor: the picture's grey middle, -1 to 1",
+            ),
+        ),
+        outputs=(
+            TensorInfo("logits", ("n", len(PLACES)), "float32", "divide by the temperature, then softmax"),
+            TensorInfo(
+                "embedding", ("n", net.head.in_features), "float32", "of whose square roots the logits are a linear map"
+            ),
+        ),
+        labels=PLACES,
+        temperature=evaluate.fit_temperature(logits, places.labels),
         training_data="fifteen-scene set, 100 grey pictures a class; start weights: EfficientNet-Lite0 on ImageNet",
         licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); the pictures "
-                "for research use, without a licence file",
-        made_by=command, metrics=metrics,
+        "for research use, without a licence file",
+        made_by=command,
+        metrics=metrics,
     )
     manifest.write(out)
     if (folder / "scenes" / "intel").is_dir():
@@ -207,7 +260,9 @@ def train(*, data: Path | None = None, out: Path = PLACE_MODEL, epochs: int = 4,
     print(f"{out}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
 
 
-def cross_validated(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], fold_of: npt.NDArray[np.int64]) -> dict[str, float]:
+def cross_validated(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], fold_of: npt.NDArray[np.int64]
+) -> dict[str, float]:
     """Figures of (n, 15) logits that were all given out of fold. The calibration error is measured with each fold's temperature
     fitted on the other four."""
     scaled = np.zeros_like(logits)

@@ -20,8 +20,19 @@ from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, log_mel
 from pipeline.tasks.sounds import DECIDE_COLUMNS, LEAST_COLUMNS, OTHER, loudness_db, silent
 from pipeline.training.data.speech import EMODB, SPEEDS, Speech, cached, sound
 
-LABELS = ("baby_cry", "chainsaw", "clock_tick", "dog_bark", "fire_crackling", "helicopter", "person_sneeze", "rain",
-          "rooster", "sea_waves", OTHER)
+LABELS = (
+    "baby_cry",
+    "chainsaw",
+    "clock_tick",
+    "dog_bark",
+    "fire_crackling",
+    "helicopter",
+    "person_sneeze",
+    "rain",
+    "rooster",
+    "sea_waves",
+    OTHER,
+)
 FOLDS = 4
 
 
@@ -66,10 +77,14 @@ def of_files(named: list[tuple[Path, str, str]], speeds: tuple[float, ...] = (1.
                 due.append(decisions(mel))
     count = np.array(counts, np.int64).reshape(len(named), len(speeds))
     return Speech(
-        np.concatenate(mels), np.concatenate([[0], np.cumsum(counts)[:-1]]).reshape(count.shape), count,
+        np.concatenate(mels),
+        np.concatenate([[0], np.cumsum(counts)[:-1]]).reshape(count.shape),
+        count,
         np.array([LABELS.index(label) for _, label, _ in named], np.int64),
-        np.array([recording for _, _, recording in named]), np.array([path.stem for path, _, _ in named]),
-        np.concatenate(due), np.repeat(np.arange(len(named)), [len(d) for d in due]),
+        np.array([recording for _, _, recording in named]),
+        np.array([path.stem for path, _, _ in named]),
+        np.concatenate(due),
+        np.repeat(np.arange(len(named)), [len(d) for d in due]),
     )
 
 

@@ -29,13 +29,14 @@ from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.sound.clips import FOLDS, clips_of, fold_of
 
-CHUNK = 1600                      # 0.1 s
-ONE_IN = 7                        # of RAVDESS's clips, in the order of their names: every actor, sentence and mood is among them
+CHUNK = 1600  # 0.1 s
+ONE_IN = 7  # of RAVDESS's clips, in the order of their names: every actor, sentence and mood is among them
 CHUNK_NS = CHUNK * NS // VOICE_RATE_HZ
 
 
-def evaluate_sound(*, model: Path = MODEL, data: Path | None = None, out: Path = Path("runs/sound/evaluated.json"),
-                   seed: int = 1) -> dict[str, dict[str, Scores]]:
+def evaluate_sound(
+    *, model: Path = MODEL, data: Path | None = None, out: Path = Path("runs/sound/evaluated.json"), seed: int = 1
+) -> dict[str, dict[str, Scores]]:
     """Prints a table of clips and windows and what was reported; `out`: a JSON file, and a picture beside it."""
     told, folder = Manifest.read(model), data_folder(data)
     engine = load(model, backend="onnxruntime")
@@ -44,18 +45,29 @@ def evaluate_sound(*, model: Path = MODEL, data: Path | None = None, out: Path =
     clips = [(path, label, recording) for path, label, recording in clips_of(folder) if label != OTHER]
     for trained, what in ((False, "ESC-10, recordings never heard"), (True, "ESC-10, RECORDINGS IT WAS TRAINED ON")):
         asked = [clip for clip in clips if (fold_of(clip[2]) <= FOLDS) == trained]
-        played_clips = [(played(Ears(engine, told), path), told.labels.index(label), recording) for path, label, recording in asked]
+        played_clips = [
+            (played(Ears(engine, told), path), told.labels.index(label), recording) for path, label, recording in asked
+        ]
         answered = [(heard, label, recording) for (heard, _), label, recording in played_clips if heard]
         if not answered:
             continue
         windows += (here := sum(len(heard) for heard, _, _ in answered))
         reported = [(name, told.labels[label]) for (_, names), label, _ in played_clips for name in names]
         right = sum(name == label for name, label in reported) / max(1, len(reported))
-        print(f"{what}: an event was reported in {len(reported) / here:.1%} of the windows, rightly in {right:.1%} of these")
+        print(
+            f"{what}: an event was reported in {len(reported) / here:.1%} of the windows, rightly in {right:.1%} of these"
+        )
         each = [(answer, label, recording) for heard, label, recording in answered for answer in heard]
         whole = [(np.mean(heard, axis=0), label, recording) for heard, label, recording in answered]
-        table[what] = {per: score(np.stack([a for a, _, _ in rows]), np.array([b for _, b, _ in rows]), np.array([c for _, _, c in rows]),
-                                  seed=seed) for per, rows in (("clip", whole), ("window", each))}
+        table[what] = {
+            per: score(
+                np.stack([a for a, _, _ in rows]),
+                np.array([b for _, b, _ in rows]),
+                np.array([c for _, _, c in rows]),
+                seed=seed,
+            )
+            for per, rows in (("clip", whole), ("window", each))
+        }
     print(f"{told.id}\n{markdown(table)}")
     speech = sorted((folder / "speech" / "ravdess").glob("03-01-*.*"))
     _in_error(engine, told, f"RAVDESS's speech, one clip in {ONE_IN}", speech[::ONE_IN])
@@ -64,7 +76,9 @@ def evaluate_sound(*, model: Path = MODEL, data: Path | None = None, out: Path =
     except AssetError as error:
         print(error)
     if windows:
-        print(f"{(time.thread_time() - began_s) * 1000 / windows:.1f} ms of CPU a window, reading of the files included")
+        print(
+            f"{(time.thread_time() - began_s) * 1000 / windows:.1f} ms of CPU a window, reading of the files included"
+        )
     write(table, out, title=told.id)
     return table
 
@@ -78,7 +92,9 @@ def _in_error(engine: Engine, told: Manifest, what: str, files: list[Path]) -> N
         reported.update(reports)
     if files:
         named = ", ".join(f"{label} {count}" for label, count in reported.most_common()) or "none"
-        print(f"{what}: {len(files)} clips, {windows} windows that were not silent, {reported.total()} reported in error: {named}")
+        print(
+            f"{what}: {len(files)} clips, {windows} windows that were not silent, {reported.total()} reported in error: {named}"
+        )
 
 
 def played(ears: Ears, path: Path) -> tuple[list[np.ndarray], list[str]]:

@@ -38,30 +38,47 @@ from pipeline.training.sound.net import SoundAnalysis, SoundNet
 from pipeline.training.voice.voice_export import clip_means
 from pipeline.training.voice.windows import Mishaps, draw
 
-COPIES = 12                # windows drawn of each clip
+COPIES = 12  # windows drawn of each clip
 LABEL_SMOOTHING = 0.1
 MEMBERS = 6
 CHOSEN_ON = (1, 2, 3)
 # Further than a voice's: a helicopter is near or far, in a valley or a street, and comes through any microphone.
-MISHAPS = Mishaps(pace=(0.85, 1.18), warp=(0.88, 1.13), tilt_db=8.0, bumps_db=4.0, noisy=0.4, noise_db=(10.0, 40.0), room=0.3, short=0.2)
-SPEECH = len(LABELS) - 1   # the label that means "none of these"
+MISHAPS = Mishaps(
+    pace=(0.85, 1.18),
+    warp=(0.88, 1.13),
+    tilt_db=8.0,
+    bumps_db=4.0,
+    noisy=0.4,
+    noise_db=(10.0, 40.0),
+    room=0.3,
+    short=0.2,
+)
+SPEECH = len(LABELS) - 1  # the label that means "none of these"
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-LICENCE = "weights Apache-2.0; trained on ESC-10 (CC BY 3.0, K. J. Piczak, clips of Freesound.org's users) and EmoDB (CC0)"
+LICENCE = (
+    "weights Apache-2.0; trained on ESC-10 (CC BY 3.0, K. J. Piczak, clips of Freesound.org's users) and EmoDB (CC0)"
+)
 
 
-def train(*, data: Path | None = None, out: Path = MODEL, epochs: int = 16, seed: int = 7, runs: Path = Path("runs/sound")) -> None:
+def train(
+    *, data: Path | None = None, out: Path = MODEL, epochs: int = 16, seed: int = 7, runs: Path = Path("runs/sound")
+) -> None:
     """Draw and measure windows, train every network, print the figures and ship `out`. runs: the folder of the clips as they
     were read, scores.json and out_of_fold.npz. Raises ConfigError when the data is missing."""
     torch.set_num_threads(1)
     clips = load_sounds(data_folder(data), cache=runs)
     fold = np.array([fold_of(recording) for recording in clips.speakers])
     if set(range(1, FOLDS + 1)) - set(fold[clips.labels != SPEECH].tolist()):
-        raise ConfigError(f"sound: the clips are of the folds {sorted(set(fold.tolist()))}; all of 1 to {FOLDS} are needed.")
+        raise ConfigError(
+            f"sound: the clips are of the folds {sorted(set(fold.tolist()))}; all of 1 to {FOLDS} are needed."
+        )
     analysis = SoundAnalysis()
-    drawn = torch.stack([measured(clips, analysis, seed * 1009 + copy) for copy in range(COPIES)])       # (copies, n, measures)
-    asked = windows_asked(clips, analysis)                                                               # (windows, measures)
+    drawn = torch.stack(
+        [measured(clips, analysis, seed * 1009 + copy) for copy in range(COPIES)]
+    )  # (copies, n, measures)
+    asked = windows_asked(clips, analysis)  # (windows, measures)
 
     def ask(train_rows: npt.NDArray[np.bool_], test_rows: npt.NDArray[np.bool_], what: str) -> tuple[Floats, Ints]:
         began_s = time.monotonic()
@@ -90,24 +107,35 @@ def measured(clips: Speech, analysis: SoundAnalysis, seed: int) -> Tensor:
 @torch.no_grad()
 def windows_asked(clips: Speech, analysis: SoundAnalysis) -> Tensor:
     """(windows, measures): what the live task would ask about the clips as they are."""
+
     def window(index: int) -> Floats:
         mel = clips.columns(int(clips.due_clip[index]), int(clips.due[index]), VOICE_FRAMES)
-        return voice_columns(mel, np.ones(mel.shape[1], bool))                                           # (2, 64, 300)
+        return voice_columns(mel, np.ones(mel.shape[1], bool))  # (2, 64, 300)
 
-    return torch.cat([analysis(torch.from_numpy(np.stack([window(int(i)) for i in rows])))
-                      for rows in torch.arange(len(clips.due)).split(64)])
+    return torch.cat(
+        [
+            analysis(torch.from_numpy(np.stack([window(int(i)) for i in rows])))
+            for rows in torch.arange(len(clips.due)).split(64)
+        ]
+    )
 
 
 def fit(drawn: Tensor, labels: Ints, rows: Ints, *, epochs: int, seed: int) -> Panel:
     """drawn: (copies, n, measures). Train on the clips `rows`, each label equally often."""
     torch.manual_seed(seed)
     net = Panel(drawn.shape[2], len(LABELS), members=MEMBERS)
-    x = drawn[:, torch.from_numpy(rows)].flatten(0, 1)                                                   # (N, measures)
-    target = torch.from_numpy(labels[rows]).repeat(drawn.shape[0])                                       # (N,)
+    x = drawn[:, torch.from_numpy(rows)].flatten(0, 1)  # (N, measures)
+    target = torch.from_numpy(labels[rows]).repeat(drawn.shape[0])  # (N,)
     wanted = (1 - LABEL_SMOOTHING) * F.one_hot(target, len(LABELS)) + LABEL_SMOOTHING / len(LABELS)
     steps = max(1, int((target != SPEECH).sum()) * 11 // 10 // BATCH)  # an epoch hears every event's window about once
-    fit_panel(net, x, target, lambda logits, batch: -(wanted[batch] * torch.log_softmax(logits, -1)).sum(-1).mean(),
-              steps=steps, epochs=epochs)
+    fit_panel(
+        net,
+        x,
+        target,
+        lambda logits, batch: -(wanted[batch] * torch.log_softmax(logits, -1)).sum(-1).mean(),
+        steps=steps,
+        epochs=epochs,
+    )
     return net
 
 
@@ -117,9 +145,20 @@ def answer(net: Panel, measures: Tensor) -> Floats:
     return np.asarray(net(measures)[0].numpy())
 
 
-def ship(clips: Speech, fold: Ints, of_folds: list[tuple[Floats, Ints]], strangers: list[tuple[Floats, Ints]], net: SoundNet, out: Path,
-         runs: Path, *, command: str, seed: int) -> None:
+def ship(
+    clips: Speech,
+    fold: Ints,
+    of_folds: list[tuple[Floats, Ints]],
+    strangers: list[tuple[Floats, Ints]],
+    net: SoundNet,
+    out: Path,
+    runs: Path,
+    *,
+    command: str,
+    seed: int,
+) -> None:
     """Print and write the figures; export the network with them in its manifest."""
+
     def temperature(of: list[tuple[Floats, Ints]]) -> float:
         return fit_temperature(np.concatenate([a for a, _ in of]), clips.labels[np.concatenate([c for _, c in of])])
 
@@ -128,8 +167,11 @@ def ship(clips: Speech, fold: Ints, of_folds: list[tuple[Floats, Ints]], strange
     logits, clip = np.concatenate(scaled), np.concatenate([clip for _, clip in of_folds])
     events, table = clips.labels != SPEECH, {}
     fresh = ~np.isin(fold, CHOSEN_ON)
-    for what, which in (("ESC-10, four folds", events), ("ESC-10, fold 4, which chose nothing", events & fresh),
-                        ("speech is none of them (EmoDB)", ~events)):
+    for what, which in (
+        ("ESC-10, four folds", events),
+        ("ESC-10, fold 4, which chose nothing", events & fresh),
+        ("speech is none of them (EmoDB)", ~events),
+    ):
         table[what] = scored(clips, logits, clip, np.flatnonzero(which), seed=seed)
     print(markdown(table))
     shipped = temperature(of_folds)
@@ -138,23 +180,38 @@ def ship(clips: Speech, fold: Ints, of_folds: list[tuple[Floats, Ints]], strange
     told, event = best >= REPORT_ABOVE, label != SPEECH
     strange = np.concatenate([softmax(said / shipped)[:, :SPEECH].max(1) for said, _ in strangers]) >= REPORT_ABOVE
     figures = {
-        "windows_reported": float(told[event].mean()), "reported_right": float((which == label)[told & event].mean()),
-        "speech_windows_reported": float(told[~event].mean()), "unknown_sound_windows_reported": float(strange.mean()),
+        "windows_reported": float(told[event].mean()),
+        "reported_right": float((which == label)[told & event].mean()),
+        "speech_windows_reported": float(told[~event].mean()),
+        "unknown_sound_windows_reported": float(strange.mean()),
     }
-    print(f"reported where an event is at least {REPORT_ABOVE:.0%} sure: {figures['windows_reported']:.1%} of the windows with one, "
-          f"{figures['reported_right']:.1%} of these rightly; {figures['speech_windows_reported']:.2%} of the windows with unheard "
-          f"speakers; {figures['unknown_sound_windows_reported']:.1%} of those with a class that the network never heard of")
+    print(
+        f"reported where an event is at least {REPORT_ABOVE:.0%} sure: {figures['windows_reported']:.1%} of the windows with one, "
+        f"{figures['reported_right']:.1%} of these rightly; {figures['speech_windows_reported']:.2%} of the windows with unheard "
+        f"speakers; {figures['unknown_sound_windows_reported']:.1%} of those with a class that the network never heard of"
+    )
     for (said, _), name in zip(strangers, LABELS, strict=False):
         probs = softmax(said / shipped)
         loud = probs[:, :SPEECH].max(1) >= REPORT_ABOVE
         taken = np.bincount(probs[loud, :SPEECH].argmax(1), minlength=SPEECH)
         print(f"  never heard {name}: {loud.mean():.0%} reported, mostly as {LABELS[int(taken.argmax())]}")
     write(table, runs / "scores.json", title="Sound events, clips never heard")
-    np.savez(runs / "out_of_fold.npz", logits=logits, clip=clip, label=clips.labels, recording=clips.speakers, name=clips.names)
+    np.savez(
+        runs / "out_of_fold.npz",
+        logits=logits,
+        clip=clip,
+        label=clips.labels,
+        recording=clips.speakers,
+        name=clips.names,
+    )
     export_sound(net, out)
     short = {"ESC-10, four folds": "esc10", "ESC-10, fold 4, which chose nothing": "esc10_fold4"}
-    metrics = {f"{name}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
-               for what, name in short.items() for per in ("clip", "window") for measure in ("accuracy", "uar", "ece")}
+    metrics = {
+        f"{name}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
+        for what, name in short.items()
+        for per in ("clip", "window")
+        for measure in ("accuracy", "uar", "ece")
+    }
     manifest(shipped, net, command, metrics | {name: round(value, 4) for name, value in figures.items()}).write(out)
     print(f"{out}: temperature {shipped:.2f}", flush=True)
 
@@ -162,17 +219,33 @@ def ship(clips: Speech, fold: Ints, of_folds: list[tuple[Floats, Ints]], strange
 def scored(clips: Speech, logits: npt.NDArray[np.floating], clip: Ints, rows: Ints, *, seed: int) -> dict[str, Scores]:
     """A clip's answer is the mean log-probability over its windows. Intervals are over the recordings that clips were cut from."""
     inside = np.isin(clip, rows)
-    return {"clip": score(clip_means(logits, clip, rows), clips.labels[rows], clips.speakers[rows], seed=seed),
-            "window": score(logits[inside].astype(np.float32), clips.labels[clip[inside]], clips.speakers[clip[inside]], seed=seed)}
+    return {
+        "clip": score(clip_means(logits, clip, rows), clips.labels[rows], clips.speakers[rows], seed=seed),
+        "window": score(
+            logits[inside].astype(np.float32), clips.labels[clip[inside]], clips.speakers[clip[inside]], seed=seed
+        ),
+    }
 
 
 def manifest(temperature: float, net: SoundNet, command: str, metrics: dict[str, float]) -> Manifest:
     embedding = sum(head.in_features for head in net.panel.heads if isinstance(head, torch.nn.Linear))
     return Manifest(
-        name=MODEL.stem, task="sounds",
-        inputs=(TensorInfo("sound", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "features.voice_tensor of the last 3 s"),),
-        outputs=(TensorInfo("logits", ("n", len(LABELS)), "float32", "divide by the temperature, then softmax"),
-                 TensorInfo("embedding", ("n", embedding), "float32", "what the logits are a linear map of")),
-        labels=LABELS, temperature=temperature, training_data="ESC-10 folds 1 to 4, EmoDB", licence=LICENCE, made_by=command,
-        windows_ms={"sound": VOICE_FRAMES * 10}, metrics=metrics,
+        name=MODEL.stem,
+        task="sounds",
+        inputs=(
+            TensorInfo(
+                "sound", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "features.voice_tensor of the last 3 s"
+            ),
+        ),
+        outputs=(
+            TensorInfo("logits", ("n", len(LABELS)), "float32", "divide by the temperature, then softmax"),
+            TensorInfo("embedding", ("n", embedding), "float32", "what the logits are a linear map of"),
+        ),
+        labels=LABELS,
+        temperature=temperature,
+        training_data="ESC-10 folds 1 to 4, EmoDB",
+        licence=LICENCE,
+        made_by=command,
+        windows_ms={"sound": VOICE_FRAMES * 10},
+        metrics=metrics,
     )

@@ -19,25 +19,27 @@ from pipeline import assets
 from pipeline.preprocessing import VOICE_BANDS, VOICE_RANGE_DB, VOICE_RATE_HZ, VOICE_WINDOW
 
 ASSET = "speaker-encoder"
-BANDS, WINDOW = 40, 400             # of the encoder: bands, and samples of its spectra
-SOUNDS = 1e-3                       # columns further than 30 dB below the loudest one do not count for the level
-LEVEL = 1e-3                        # mean square that the encoder is used to: -30 dB of full scale
+BANDS, WINDOW = 40, 400  # of the encoder: bands, and samples of its spectra
+SOUNDS = 1e-3  # columns further than 30 dB below the loudest one do not count for the level
+LEVEL = 1e-3  # mean square that the encoder is used to: -30 dB of full scale
 
 
 class SpeakerEncoder(nn.Module):
     """The window's last columns as the encoder's own input, and of each layer the last state and the mean over time."""
 
-    COLUMNS, WIDTH, LAYERS = 48, 256, 3      # of 300 columns as many as 10 ms a decision leave time for
+    COLUMNS, WIDTH, LAYERS = 48, 256, 3  # of 300 columns as many as 10 ms a decision leave time for
     MEASURES = 2 * LAYERS * WIDTH
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.LSTM(BANDS if i == 0 else self.WIDTH, self.WIDTH, batch_first=True) for i in range(self.LAYERS))
+        self.layers = nn.ModuleList(
+            nn.LSTM(BANDS if i == 0 else self.WIDTH, self.WIDTH, batch_first=True) for i in range(self.LAYERS)
+        )
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         to_encoder, shares = _bands()
-        self.register_buffer("to_encoder", torch.from_numpy(to_encoder), persistent=False)             # (40, 64)
-        self.register_buffer("shares", torch.from_numpy(shares)[:, None], persistent=False)                # (64, 1)
+        self.register_buffer("to_encoder", torch.from_numpy(to_encoder), persistent=False)  # (40, 64)
+        self.register_buffer("shares", torch.from_numpy(shares)[:, None], persistent=False)  # (64, 1)
 
     @classmethod
     def published(cls) -> SpeakerEncoder:
@@ -50,20 +52,20 @@ class SpeakerEncoder(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """(B, 2, 64, 300) -> (B, MEASURES)"""
-        x = self.powers(windows)[:, -self.COLUMNS :]                        # (B, COLUMNS, 40)
+        x = self.powers(windows)[:, -self.COLUMNS :]  # (B, COLUMNS, 40)
         found = []
         for layer in self.layers:
-            x, _ = layer(x)                                                 # (B, COLUMNS, 256)
+            x, _ = layer(x)  # (B, COLUMNS, 256)
             found += [x[:, -1], x.mean(1)]
         return torch.cat(found, 1)
 
     def powers(self, windows: Tensor) -> Tensor:
         """(B, 2, 64, 300) -> (B, 300, 40): mel powers as the encoder's own front end gives them, 0 where nothing was heard."""
-        heard = windows[:, 1, :1]                                           # (B, 1, 300)
-        power = torch.exp((windows[:, 0] - 1) * (VOICE_RANGE_DB / 10 * math.log(10))) * heard           # (B, 64, 300)
-        square = (power * self.shares).sum(1, keepdim=True)                   # (B, 1, 300) mean square of the sound
+        heard = windows[:, 1, :1]  # (B, 1, 300)
+        power = torch.exp((windows[:, 0] - 1) * (VOICE_RANGE_DB / 10 * math.log(10))) * heard  # (B, 64, 300)
+        square = (power * self.shares).sum(1, keepdim=True)  # (B, 1, 300) mean square of the sound
         sounds = (square > SOUNDS * square.amax(2, keepdim=True)).float() * heard
-        level = (square * sounds).sum(2, keepdim=True) / sounds.sum(2, keepdim=True).clamp(min=1)       # (B, 1, 1)
+        level = (square * sounds).sum(2, keepdim=True) / sounds.sum(2, keepdim=True).clamp(min=1)  # (B, 1, 1)
         return (self.to_encoder @ power * (LEVEL / level.clamp(min=1e-9))).transpose(1, 2)
 
 
@@ -73,6 +75,7 @@ def _bands() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     Between the centres of our bands the spectrum is taken as straight; the encoder's triangles, of area 1 in Hz, are laid over
     it. The factors undo that our taper gives a full-scale sine power 1 and the encoder's gives what a Hann window gives.
     """
+
     def mel(hz: float) -> float:
         return hz * 3 / 200 if hz < 1000 else 15 + math.log(hz / 1000) * 27 / math.log(6.4)
 
@@ -84,10 +87,13 @@ def _bands() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     hz = np.arange(step_hz / 2, VOICE_RATE_HZ / 2, step_hz)[:, None]
     ours, theirs = edges(50.0, VOICE_BANDS), edges(0.0, BANDS)
     rising = (hz - theirs[:-2]) / (theirs[1:-1] - theirs[:-2])
-    triangles = np.maximum(0, np.minimum(rising, (theirs[2:] - hz) / (theirs[2:] - theirs[1:-1])))          # (hz, 40)
-    straight = np.stack([np.interp(hz[:, 0], ours[1:-1], one) for one in np.eye(VOICE_BANDS)], 1)      # (hz, 64)
+    triangles = np.maximum(0, np.minimum(rising, (theirs[2:] - hz) / (theirs[2:] - theirs[1:-1])))  # (hz, 40)
+    straight = np.stack([np.interp(hz[:, 0], ours[1:-1], one) for one in np.eye(VOICE_BANDS)], 1)  # (hz, 64)
     # A Hann window's squares add up to 3/8 of its samples, and its values to half: ours is divided by a quarter of them.
-    our_noise, their_noise = 3 / 8 * VOICE_WINDOW / (VOICE_WINDOW / 4) ** 2, 3 / 8 * WINDOW      # in a bin, of mean square 1
+    our_noise, their_noise = (
+        3 / 8 * VOICE_WINDOW / (VOICE_WINDOW / 4) ** 2,
+        3 / 8 * WINDOW,
+    )  # in a bin, of mean square 1
     to_encoder = (triangles / triangles.sum(0)).T @ straight * (their_noise / our_noise * WINDOW / VOICE_RATE_HZ)
     # A band stands for as many of the bins, of which half as many as the window has samples make up the mean square.
     share = straight.sum(0) * step_hz * VOICE_WINDOW / VOICE_RATE_HZ / (VOICE_WINDOW / 2) / our_noise

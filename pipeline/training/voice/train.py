@@ -32,14 +32,15 @@ from pipeline.training.voice import voice_export
 from pipeline.training.voice.speaker_encoder import SpeakerEncoder
 from pipeline.training.voice.windows import draw
 
-COPIES = 12                # windows drawn of each clip
-LABEL_SMOOTHING = 0.2      # acted speech is understood by people in two cases of three
+COPIES = 12  # windows drawn of each clip
+LABEL_SMOOTHING = 0.2  # acted speech is understood by people in two cases of three
 FOLDS = 5
 
 # What is seen of a window, how many numbers that is, and how it is made.
 MEASURED, ENCODED = "measured", "encoded"
 VIEWS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
-    MEASURED: (VoiceAnalysis.MEASURES, VoiceAnalysis), ENCODED: (SpeakerEncoder.MEASURES, SpeakerEncoder.published),
+    MEASURED: (VoiceAnalysis.MEASURES, VoiceAnalysis),
+    ENCODED: (SpeakerEncoder.MEASURES, SpeakerEncoder.published),
 }
 
 Ints = npt.NDArray[np.int64]
@@ -70,7 +71,9 @@ def parts(speech: Speech) -> list[Part]:
     everybody, rows = np.ones(len(speech), bool), np.flatnonzero
 
     def folds(name: str, labels: tuple[str, ...], who: npt.NDArray[np.bool_]) -> list[Part]:
-        return [Part(f"{name}-{k}", labels, rows(who & (fold != k)), rows(who & (fold == k))) for k in np.unique(fold[who])]
+        return [
+            Part(f"{name}-{k}", labels, rows(who & (fold != k)), rows(who & (fold == k))) for k in np.unique(fold[who])
+        ]
 
     found = folds("voice", FACE_CLASSES, everybody)
     if emodb.any():
@@ -81,8 +84,16 @@ def parts(speech: Speech) -> list[Part]:
     return [*found, Part("voice", FACE_CLASSES, rows(everybody), rows(everybody)[:0])]
 
 
-def train(*, data: Path | None = None, out: Path = voice_export.MODEL, epochs: int = 10, seed: int = 7, resume: bool = False,
-          runs: Path = Path("runs/voice"), copies: int = COPIES) -> None:
+def train(
+    *,
+    data: Path | None = None,
+    out: Path = voice_export.MODEL,
+    epochs: int = 10,
+    seed: int = 7,
+    resume: bool = False,
+    runs: Path = Path("runs/voice"),
+    copies: int = COPIES,
+) -> None:
     """Measure windows of every clip, train every part on them, and ship `out` and, beside it, …-emodb.onnx.
 
     runs: the folder of what was measured and trained so far (what --resume goes on from), out_of_fold.npz (what the fusion is
@@ -92,15 +103,22 @@ def train(*, data: Path | None = None, out: Path = voice_export.MODEL, epochs: i
     folder = data_folder(data)
     speech = load_speech(folder, cache=runs)
     todo = parts(speech)
-    print(f"voice: {len(speech)} clips of {len(set(speech.speakers))} speakers, {len(todo)} networks to train", flush=True)
+    print(
+        f"voice: {len(speech)} clips of {len(set(speech.speakers))} speakers, {len(todo)} networks to train", flush=True
+    )
     seen = {name: make() for name, (_, make) in VIEWS.items()}
     drawn, asked = {}, {}
     for name, view in seen.items():
-        drawn[name] = torch.cat([measured(speech, name, view, runs, seed, copy, resume=resume) for copy in range(copies)])
-        asked[name] = decisions(speech, name, view, runs, resume=resume)     # (decisions, measures)
+        drawn[name] = torch.cat(
+            [measured(speech, name, view, runs, seed, copy, resume=resume) for copy in range(copies)]
+        )
+        asked[name] = decisions(speech, name, view, runs, resume=resume)  # (decisions, measures)
     nets, answers = {}, {}
     for part in todo:
-        panels = [trained(speech, drawn[view], part, view, runs, epochs=epochs, seed=seed, resume=resume) for view in part.views]
+        panels = [
+            trained(speech, drawn[view], part, view, runs, epochs=epochs, seed=seed, resume=resume)
+            for view in part.views
+        ]
         if len(part.test):
             inside = np.isin(speech.due_clip, part.test)
             said = [answer(panel, asked[view][inside]) for view, panel in zip(part.views, panels, strict=True)]
@@ -115,19 +133,28 @@ def measured(speech: Speech, name: str, view: nn.Module, runs: Path, seed: int, 
     """(n, measures): one window of each clip, another for every copy; from the file of an earlier run if asked."""
     generator = torch.Generator().manual_seed(seed * 1009 + copy)
     batches = torch.arange(len(speech)).split(64)
-    return _kept(runs / f"{name}-{seed}-{copy}.npy", (len(speech), VIEWS[name][0]), resume,
-                 lambda: torch.cat([view(draw(speech, clips, generator)) for clips in batches]))
+    return _kept(
+        runs / f"{name}-{seed}-{copy}.npy",
+        (len(speech), VIEWS[name][0]),
+        resume,
+        lambda: torch.cat([view(draw(speech, clips, generator)) for clips in batches]),
+    )
 
 
 def decisions(speech: Speech, name: str, view: nn.Module, runs: Path, *, resume: bool) -> Tensor:
     """(decisions, measures): what the live task would be asked about the clips as they are."""
+
     def window(decision: int) -> npt.NDArray[np.float32]:
         mel = speech.columns(int(speech.due_clip[decision]), int(speech.due[decision]), VOICE_FRAMES)
-        return voice_columns(mel, np.ones(mel.shape[1], bool))                                      # (2, 64, 300)
+        return voice_columns(mel, np.ones(mel.shape[1], bool))  # (2, 64, 300)
 
     batches = torch.arange(len(speech.due)).split(64)
-    return _kept(runs / f"{name}-decisions.npy", (len(speech.due), VIEWS[name][0]), resume, lambda: torch.cat(
-        [view(torch.from_numpy(np.stack([window(int(i)) for i in batch]))) for batch in batches]))
+    return _kept(
+        runs / f"{name}-decisions.npy",
+        (len(speech.due), VIEWS[name][0]),
+        resume,
+        lambda: torch.cat([view(torch.from_numpy(np.stack([window(int(i)) for i in batch]))) for batch in batches]),
+    )
 
 
 @torch.no_grad()
@@ -139,12 +166,14 @@ def _kept(kept: Path, shape: tuple[int, int], resume: bool, make: Callable[[], T
     began_s, found = time.monotonic(), make()
     whole = kept.with_suffix(".new.npy")
     np.save(whole, found.numpy())
-    whole.replace(kept)                                  # a killed run leaves whole files, never half of one
+    whole.replace(kept)  # a killed run leaves whole files, never half of one
     print(f"voice: {kept.stem}, {len(found)} windows, {time.monotonic() - began_s:.0f} s", flush=True)
     return found
 
 
-def trained(speech: Speech, drawn: Tensor, part: Part, view: str, runs: Path, *, epochs: int, seed: int, resume: bool) -> Panel:
+def trained(
+    speech: Speech, drawn: Tensor, part: Part, view: str, runs: Path, *, epochs: int, seed: int, resume: bool
+) -> Panel:
     """The part's panel for this view, from its checkpoint if asked and there."""
     kept = runs / f"{part.name}-{view}.pt"
     run = {"seed": seed, "epochs": epochs, "windows": len(drawn), "clips": len(part.train)}
@@ -157,7 +186,10 @@ def trained(speech: Speech, drawn: Tensor, part: Part, view: str, runs: Path, *,
         return panel.eval()
     began_s = time.monotonic()
     panel, loss = fit(speech, drawn, part, epochs=epochs, seed=seed)
-    print(f"{part.name:<10} {view}: {len(part.train)} clips  loss {loss:.3f}  {time.monotonic() - began_s:.0f} s", flush=True)
+    print(
+        f"{part.name:<10} {view}: {len(part.train)} clips  loss {loss:.3f}  {time.monotonic() - began_s:.0f} s",
+        flush=True,
+    )
     whole = kept.with_suffix(".new")
     torch.save({"net": panel.state_dict(), "run": run}, whole)
     whole.replace(kept)
@@ -170,11 +202,19 @@ def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) ->
     net = Panel(drawn.shape[1], len(part.labels))
     rows = torch.from_numpy(part.train)
     clips = rows.repeat(len(drawn) // len(speech))
-    x = drawn[torch.cat([rows + first for first in range(0, len(drawn), len(speech))])]              # (N, measures)
-    target = torch.tensor([part.labels.index(label) if label in part.labels else -1 for label in FACE_CLASSES])[speech.labels][clips]
-    known = known_labels(speech, part.labels)[clips]                                                 # (N, labels)
-    loss = fit_panel(net, x, target, lambda logits, batch: cross_entropy(logits, target[batch], known[batch]),
-                     steps=max(1, len(x) // BATCH), epochs=epochs)
+    x = drawn[torch.cat([rows + first for first in range(0, len(drawn), len(speech))])]  # (N, measures)
+    target = torch.tensor([part.labels.index(label) if label in part.labels else -1 for label in FACE_CLASSES])[
+        speech.labels
+    ][clips]
+    known = known_labels(speech, part.labels)[clips]  # (N, labels)
+    loss = fit_panel(
+        net,
+        x,
+        target,
+        lambda logits, batch: cross_entropy(logits, target[batch], known[batch]),
+        steps=max(1, len(x) // BATCH),
+        epochs=epochs,
+    )
     return net, loss
 
 
@@ -195,7 +235,7 @@ def known_labels(speech: Speech, labels: tuple[str, ...]) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     """Among the labels that the clip's set has: a set without fear does not teach that its speakers are never afraid."""
-    logs = torch.log_softmax(logits.masked_fill(~known, -1e4), -1)                                   # (members, B, labels)
+    logs = torch.log_softmax(logits.masked_fill(~known, -1e4), -1)  # (members, B, labels)
     even = known.float() / known.sum(1, keepdim=True)
     wanted = (1 - LABEL_SMOOTHING) * F.one_hot(labels, logits.shape[-1]) + LABEL_SMOOTHING * even
     return -(wanted * logs).sum(-1).mean()

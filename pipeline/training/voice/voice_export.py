@@ -37,13 +37,13 @@ CHOSEN_ON = (*(f"ravdess-{actor:02d}" for actor in (1, 2, 6, 7, 11, 12, 16, 17))
 
 LICENCES = {
     "ravdess": "weights CC BY-NC-SA 4.0, as RAVDESS, on which they were trained: not for commercial use; the speaker encoder "
-               "inside is Resemblyzer's, Apache-2.0",
+    "inside is Resemblyzer's, Apache-2.0",
     "emodb": "weights Apache-2.0; trained on EmoDB alone, which its publisher gives away as CC0",
 }
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Answers = Mapping[str, tuple[Floats, Ints]]      # part → (decisions, labels) logits, (decisions,) of which clip
+Answers = Mapping[str, tuple[Floats, Ints]]  # part → (decisions, labels) logits, (decisions,) of which clip
 
 
 def clip_means(logits: npt.NDArray[np.floating], clip: Ints, rows: Ints) -> Floats:
@@ -59,13 +59,15 @@ def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tup
     def temperature(of: list[tuple[Floats, Ints]]) -> float:
         logits, clip = np.concatenate([a for a, _ in of]), np.concatenate([c for _, c in of])
         of_decisions = evaluate.fit_temperature(logits, labels[clip])
-        if name == "emodb":             # its few hundred clips fit a worse one than its decisions do
+        if name == "emodb":  # its few hundred clips fit a worse one than its decisions do
             return of_decisions
         rows = np.unique(clip)
         return math.sqrt(of_decisions * evaluate.fit_temperature(clip_means(logits, clip, rows), labels[rows]))
 
     if len(folds) < 2:
-        raise ConfigError(f"voice: {len(set(speech.speakers))} speakers are too few to ask about people never heard. Give more clips.")
+        raise ConfigError(
+            f"voice: {len(set(speech.speakers))} speakers are too few to ask about people never heard. Give more clips."
+        )
     scaled = [logits / temperature([other for other in folds if other[1] is not clip]) for logits, clip in folds]
     return np.concatenate(scaled), np.concatenate([clip for _, clip in folds]), temperature(folds)
 
@@ -93,7 +95,13 @@ def judged(speech: Speech, answers: Answers, *, seed: int) -> dict[str, dict[str
         logits, clip = answers["ravdess"]
         add("RAVDESS → EmoDB, among its 4 labels", logits[:, four] / temperature, clip, rows[emodb], short)
         if (fresh & emodb).any():
-            add("RAVDESS → EmoDB, speakers that chose nothing", logits[:, four] / temperature, clip, rows[emodb & fresh], short)
+            add(
+                "RAVDESS → EmoDB, speakers that chose nothing",
+                logits[:, four] / temperature,
+                clip,
+                rows[emodb & fresh],
+                short,
+            )
         add("RAVDESS → EmoDB, among all 7", logits / temperature, clip, rows[emodb], speech.labels)
         logits, clip, _ = calibrated(speech, answers, "voice", speech.labels)
         add("EmoDB too, among its 4 labels", logits[:, four], clip, rows[emodb], short)
@@ -102,7 +110,9 @@ def judged(speech: Speech, answers: Answers, *, seed: int) -> dict[str, dict[str
     return table
 
 
-def ship(speech: Speech, answers: Answers, nets: Mapping[str, VoiceNet], out: Path, runs: Path, *, command: str, seed: int) -> None:
+def ship(
+    speech: Speech, answers: Answers, nets: Mapping[str, VoiceNet], out: Path, runs: Path, *, command: str, seed: int
+) -> None:
     """Print and write the figures, and export the networks with their own in the manifests."""
     table = judged(speech, answers, seed=seed)
     print(markdown(table))
@@ -113,45 +123,90 @@ def ship(speech: Speech, answers: Answers, nets: Mapping[str, VoiceNet], out: Pa
         labels = FACE_CLASSES if name == "voice" else tuple(FACE_CLASSES[i] for i in np.unique(speech.labels[emodb]))
         known = np.array([labels.index(label) if label in labels else -1 for label in FACE_CLASSES])[speech.labels]
         _, _, temperature = calibrated(speech, answers, name, known)
-        figures = {"EmoDB alone, 4 labels": "emodb"} if name == "emodb" else {
-            "RAVDESS, 7 labels": "ravdess", "RAVDESS, 7 labels, actors that chose nothing": "ravdess_fresh",
-            "RAVDESS → EmoDB, among its 4 labels": "ravdess_to_emodb"}
+        figures = (
+            {"EmoDB alone, 4 labels": "emodb"}
+            if name == "emodb"
+            else {
+                "RAVDESS, 7 labels": "ravdess",
+                "RAVDESS, 7 labels, actors that chose nothing": "ravdess_fresh",
+                "RAVDESS → EmoDB, among its 4 labels": "ravdess_to_emodb",
+            }
+        )
         heard = speech.speakers if name == "voice" else speech.speakers[emodb]
         export_voice(net, path)
         embedding = sum(head.in_features for panel in net.panels for head in panel.heads)
-        manifest(path, labels, embedding, temperature, sorted(set(heard)), command, {
-            f"{short}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
-            for what, short in figures.items() if what in table for per in ("clip", "decision")
-            for measure in ("uar", "accuracy", "macro_f1", "ece")}).write(path)
+        manifest(
+            path,
+            labels,
+            embedding,
+            temperature,
+            sorted(set(heard)),
+            command,
+            {
+                f"{short}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
+                for what, short in figures.items()
+                if what in table
+                for per in ("clip", "decision")
+                for measure in ("uar", "accuracy", "macro_f1", "ece")
+            },
+        ).write(path)
         print(f"{path}: temperature {temperature:.2f}", flush=True)
     logits, clip, _ = calibrated(speech, answers, "voice", speech.labels)
     rows = np.unique(clip)
-    np.savez(runs / "out_of_fold.npz", decision_logits=logits, decision_clip=clip, clip_log_probs=clip_means(logits, clip, rows),
-             clip_label=speech.labels[rows], clip_speaker=speech.speakers[rows], clip_name=speech.names[rows])
-
-
-def manifest(path: Path, labels: tuple[str, ...], embedding: int, temperature: float, speakers: list[str], command: str,
-             metrics: dict[str, float]) -> Manifest:
-    nc = any(name.startswith("ravdess") for name in speakers)
-    return Manifest(
-        name=path.stem, task="emotion",
-        inputs=(TensorInfo("voice", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "features.voice_tensor of the last 3 s"),),
-        outputs=(TensorInfo("logits", ("n", len(labels)), "float32", "divide by the temperature, then softmax"),
-                 TensorInfo("embedding", ("n", embedding), "float32", "what the logits are a linear map of")),
-        labels=labels, temperature=temperature, training_data=f"acted speech of {' '.join(speakers)}",
-        licence=LICENCES["ravdess" if nc else "emodb"], made_by=command,
-        windows_ms={"voice": VOICE_FRAMES * 10}, metrics=metrics,
+    np.savez(
+        runs / "out_of_fold.npz",
+        decision_logits=logits,
+        decision_clip=clip,
+        clip_log_probs=clip_means(logits, clip, rows),
+        clip_label=speech.labels[rows],
+        clip_speaker=speech.speakers[rows],
+        clip_name=speech.names[rows],
     )
 
 
-def evaluate_voice(*, model: Path = MODEL, data: Path | None = None, out: Path = Path("runs/voice/evaluated.json"),
-                   seed: int = 1) -> dict[str, dict[str, Scores]]:
+def manifest(
+    path: Path,
+    labels: tuple[str, ...],
+    embedding: int,
+    temperature: float,
+    speakers: list[str],
+    command: str,
+    metrics: dict[str, float],
+) -> Manifest:
+    nc = any(name.startswith("ravdess") for name in speakers)
+    return Manifest(
+        name=path.stem,
+        task="emotion",
+        inputs=(
+            TensorInfo(
+                "voice", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "features.voice_tensor of the last 3 s"
+            ),
+        ),
+        outputs=(
+            TensorInfo("logits", ("n", len(labels)), "float32", "divide by the temperature, then softmax"),
+            TensorInfo("embedding", ("n", embedding), "float32", "what the logits are a linear map of"),
+        ),
+        labels=labels,
+        temperature=temperature,
+        training_data=f"acted speech of {' '.join(speakers)}",
+        licence=LICENCES["ravdess" if nc else "emodb"],
+        made_by=command,
+        windows_ms={"voice": VOICE_FRAMES * 10},
+        metrics=metrics,
+    )
+
+
+def evaluate_voice(
+    *, model: Path = MODEL, data: Path | None = None, out: Path = Path("runs/voice/evaluated.json"), seed: int = 1
+) -> dict[str, dict[str, Scores]]:
     """A shipped model on every clip of `data`, through the live engine; speakers it was trained on apart from the others,
     for only these say how right it is."""
     told = Manifest.read(model)
     if not set(told.labels) <= set(FACE_CLASSES) or [tensor.name for tensor in told.inputs] != ["voice"]:
-        raise ConfigError(f"{model}: not a voice model: its inputs are {[t.name for t in told.inputs]}, its labels {told.labels}. "
-                          "Give one that train voice made.")
+        raise ConfigError(
+            f"{model}: not a voice model: its inputs are {[t.name for t in told.inputs]}, its labels {told.labels}. "
+            "Give one that train voice made."
+        )
     speech = load_speech(data_folder(data), speeds=(1.0,))
     logits = voice_logits(model, speech) / told.temperature
     trained_on = np.isin(speech.speakers, told.training_data.split())
@@ -160,7 +215,9 @@ def evaluate_voice(*, model: Path = MODEL, data: Path | None = None, out: Path =
         for heard, said in ((False, "speakers never heard"), (True, "SPEAKERS IT WAS TRAINED ON")):
             rows = np.flatnonzero(speech.of(corpus) & (trained_on == heard))
             here = [i for i, label in enumerate(told.labels) if FACE_CLASSES.index(label) in speech.labels[rows]]
-            known = np.array([told.labels.index(label) if label in told.labels else -1 for label in FACE_CLASSES])[speech.labels]
+            known = np.array([told.labels.index(label) if label in told.labels else -1 for label in FACE_CLASSES])[
+                speech.labels
+            ]
             rows = rows[known[rows] >= 0]
             if not len(rows):
                 continue
@@ -168,7 +225,9 @@ def evaluate_voice(*, model: Path = MODEL, data: Path | None = None, out: Path =
             clip = speech.due_clip[decisions]
             short = np.searchsorted(here, known)
             table[f"{corpus}, {said}, {len(here)} labels"] = {
-                "clip": score(clip_means(logits[decisions][:, here], clip, rows), short[rows], speech.speakers[rows], seed=seed),
+                "clip": score(
+                    clip_means(logits[decisions][:, here], clip, rows), short[rows], speech.speakers[rows], seed=seed
+                ),
                 "decision": score(logits[decisions][:, here], short[clip], speech.speakers[clip], seed=seed),
             }
     print(f"{told.id}\n{markdown(table)}")

@@ -337,8 +337,6 @@ def test_in_proof_mode_every_set_is_what_an_offline_matcher_finds_best(streams, 
         assert [f.seq for f in aligned.frames.get("microphone", ())] == inside
 
 
-
-
 # --- a stream's own rhythm --------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,11 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.testing import Stage
 
-PICK = {"microphone": {"policy": "window", "before_ms": 100}, "imu": {"policy": "nearest"}, "pose": {"policy": "interpolate"}}
+PICK = {
+    "microphone": {"policy": "window", "before_ms": 100},
+    "imu": {"policy": "nearest"},
+    "pose": {"policy": "interpolate"},
+}
 
 
 def align(path: Path, **options) -> Align:
@@ -38,7 +42,9 @@ def arrivals(seed_gaps_ms: list[int]) -> list[tuple[str, Frame, int]]:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(0, 60), max_size=120), st.sampled_from([0, 25, 60, None]), st.sampled_from(["ready", "now"]))
+@given(
+    st.lists(st.integers(0, 60), max_size=120), st.sampled_from([0, 25, 60, None]), st.sampled_from(["ready", "now"])
+)
 def test_every_set_of_any_run_follows_from_its_event_log(tmp_path, gaps_ms, max_wait_ms, emit):
     path = tmp_path / "events.jsonl"
     node = align(path, max_wait_ms=max_wait_ms, emit=emit)
@@ -77,7 +83,11 @@ def test_set_that_was_altered_is_named(log):
 
 
 def test_arrival_that_was_removed_is_noticed(log):
-    alter(log, "Told", lambda lines, i: lines.pop(next(j for j in range(i, len(lines)) if lines[j][:2] == ["Told", "camera"])))
+    alter(
+        log,
+        "Told",
+        lambda lines, i: lines.pop(next(j for j in range(i, len(lines)) if lines[j][:2] == ["Told", "camera"])),
+    )
     assert verify(log).differences
 
 

@@ -12,7 +12,12 @@ from pipeline.frame import FOREVER_NS, Frame
 def at(*times_ms: float, lasting_ms: float = 0, clock_error_ms: float = 0) -> list[Frame]:
     return [
         Frame(
-            "s", seq, round(t * MS), "series_f32", duration_ns=round(lasting_ms * MS), clock_error_ns=round(clock_error_ms * MS)
+            "s",
+            seq,
+            round(t * MS),
+            "series_f32",
+            duration_ns=round(lasting_ms * MS),
+            clock_error_ns=round(clock_error_ms * MS),
         )
         for seq, t in enumerate(times_ms)
     ]

@@ -122,12 +122,16 @@ def test_another_chessboard_is_named(asked: str, chess_picture: tuple[np.ndarray
     assert words is not None and words.endswith("write --board 9x6")
 
 
-def test_a_charuco_board_in_place_of_a_chessboard_is_named(charuco_pictures: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_a_charuco_board_in_place_of_a_chessboard_is_named(
+    charuco_pictures: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
     words = Detector(CHESS).mismatch([gray for gray, _ in charuco_pictures])
     assert words is not None and "show a ChArUco board of 8×6 squares" in words
 
 
-def test_a_board_cut_off_by_the_edge_is_not_taken_for_a_smaller_one(chess_picture: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_board_cut_off_by_the_edge_is_not_taken_for_a_smaller_one(
+    chess_picture: tuple[np.ndarray, np.ndarray],
+) -> None:
     cut = chess_picture[0].copy()
     cut[:, : int(simulate.true_corners(CHESS, LENS, chess_picture[1]).pixels[:, 0].min()) + 12] = 110
     assert Detector(CHESS).mismatch([cut, chess_picture[0], cut]) is None

@@ -178,8 +178,10 @@ def test_views_that_are_all_alike_do_not_pass() -> None:
 def test_most_views_contradicting_each_other_fails() -> None:
     given = views(count=9)
     rng = np.random.default_rng(0)
-    given[:5] = [replace(v, sight=Sight(v.sight.points_m, v.sight.pixels + rng.normal(size=v.sight.pixels.shape) * s))
-                 for v, s in zip(given[:5], (4, 6, 9, 13, 20), strict=True)]  # fmt: skip
+    given[:5] = [
+        replace(v, sight=Sight(v.sight.points_m, v.sight.pixels + rng.normal(size=v.sight.pixels.shape) * s))
+        for v, s in zip(given[:5], (4, 6, 9, 13, 20), strict=True)
+    ]
     verdict = judged(estimate_lens(given, LENS.size, model="radtan4"))
     assert verdict.level is Level.FAIL
 

@@ -105,7 +105,10 @@ def test_the_node_tells_a_drift_as_a_fact(driving, tmp_path):
 
 
 def test_the_node_says_unknown_for_pictures_of_another_size(tmp_path):
-    rigs.save(rigs.Rig({"camera": LENS}).with_pose(rigs.Pose("camera", "lidar", rigid(np.eye(3), (0, 0, 0)))), tmp_path / "rig.yaml")
+    rigs.save(
+        rigs.Rig({"camera": LENS}).with_pose(rigs.Pose("camera", "lidar", rigid(np.eye(3), (0, 0, 0)))),
+        tmp_path / "rig.yaml",
+    )
     stage = Stage(DriftNode(rig=str(tmp_path / "rig.yaml")), inputs=["camera", "lidar"])
     stage.give("camera", Frame("camera", 0, 0, "bgr8", np.zeros((50, 50, 3), np.uint8)))
     stage.give("lidar", Frame("lidar", 0, 0, "points_xyzi_f32", np.ones((5, 4), np.float32)))

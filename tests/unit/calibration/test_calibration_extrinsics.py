@@ -82,7 +82,8 @@ def test_a_start_that_is_wrong_is_refined(scene):
 def test_pictures_and_clouds_of_other_moments_are_refused(scene):
     clouds = [scene.views[(7 * i + 5) % 12] for i in range(12)]
     swapped = [
-        dataclasses.replace(v, points_m=c.points_m, edge_rays=c.edge_rays) for v, c in zip(scene.views, clouds, strict=True)
+        dataclasses.replace(v, points_m=c.points_m, edge_rays=c.edge_rays)
+        for v, c in zip(scene.views, clouds, strict=True)
     ]
     with pytest.raises(ConfigError, match="Does each picture belong to its cloud"):
         calibrate(swapped, scene.intrinsics)
@@ -141,7 +142,10 @@ def test_the_command_reads_a_folder_and_writes_the_pose_into_the_rig(capture, tm
 
 
 def test_a_depth_camera_is_placed_by_its_pictures(tmp_path):
-    s, depth_lens = LidarScene(9, views=5, lens=HALF, spread_m=0.4), Intrinsics("radtan", 320, 240, 250, 250, 159.5, 119.5)
+    s, depth_lens = (
+        LidarScene(9, views=5, lens=HALF, spread_m=0.4),
+        Intrinsics("radtan", 320, 240, 250, 250, 159.5, 119.5),
+    )
     camera_from_depth = moved(np.eye(4), np.array([0.01, -0.02, 0.015, 0.06, 0.01, -0.02]))
     v, u = np.mgrid[:240, :320]
     rays = depth_lens.rays(np.column_stack([u.ravel(), v.ravel()]))
@@ -195,7 +199,10 @@ def test_ten_real_boards_predict_the_centres_of_the_ten_others(posed):
         order = draw.permutation(20)
         first, second = ([posed[i] for i in half] for half in (order[:10], order[10:]))
         a, b = board_poses.calibrate(first), board_poses.calibrate(second)
-        errors += [board_poses.centre_rms_m(a.camera_from_lidar, second), board_poses.centre_rms_m(b.camera_from_lidar, first)]
+        errors += [
+            board_poses.centre_rms_m(a.camera_from_lidar, second),
+            board_poses.centre_rms_m(b.camera_from_lidar, first),
+        ]
         apart.append(difference(a.camera_from_lidar, b.camera_from_lidar))
     assert np.median(errors) <= 0.013
     assert (np.median(apart, axis=0) <= (0.45, 0.013 * 1.25)).all()  # six halves: benchmarks/calibration.py takes 100

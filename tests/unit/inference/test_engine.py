@@ -24,8 +24,10 @@ def doubling(tmp_path: Path) -> Path:
     """x (n, 3) → doubled (n, 3) and total (n,)."""
     two = numpy_helper.from_array(np.float32(2), "two")
     axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
-    nodes = [helper.make_node("Mul", ["x", "two"], ["doubled"]),
-             helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=0)]  # fmt: skip
+    nodes = [
+        helper.make_node("Mul", ["x", "two"], ["doubled"]),
+        helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=0),
+    ]
     x, doubled = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "doubled"))
     total = helper.make_tensor_value_info("total", TensorProto.FLOAT, ["n"])
     graph = helper.make_graph(nodes, "doubling", [x], [doubled, total], [two, axis])
@@ -98,8 +100,10 @@ def test_auto_logs_what_it_chose_and_why_it_passed_over_the_others(
         assert isinstance(load(doubling), Idle)
         load(doubling)
     assert [record.message for record in caplog.records] == [
-        "not on absent: no driver. Install one", "doubling.onnx runs on idle, 1 threads", "doubling.onnx runs on idle, 1 threads",
-    ]  # fmt: skip
+        "not on absent: no driver. Install one",
+        "doubling.onnx runs on idle, 1 threads",
+        "doubling.onnx runs on idle, 1 threads",
+    ]
 
 
 def test_auto_without_any_usable_backend_says_why(doubling: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,17 @@ import pytest
 from pipeline.inference.cache import KEEP_ENTRIES, Cache, Key
 
 ROOT = Path(__file__).resolve().parents[3]
-KEY = Key(onnx_sha256="ab" * 32, backend="tensorrt", version="11.1", gpu="L4", capability="8.9", driver="13.0",
-          precision="fp16", profiles="[]", flags="no TF32")  # fmt: skip
+KEY = Key(
+    onnx_sha256="ab" * 32,
+    backend="tensorrt",
+    version="11.1",
+    gpu="L4",
+    capability="8.9",
+    driver="13.0",
+    precision="fp16",
+    profiles="[]",
+    flags="no TF32",
+)
 
 
 @pytest.fixture
@@ -61,14 +70,18 @@ def test_a_note_that_cannot_be_read_or_is_another_engines_is_refused(cache: Cach
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 @pytest.mark.parametrize("which", ["engine", "json", "folder"])
-def test_what_others_could_have_written_is_not_loaded(cache: Cache, which: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_others_could_have_written_is_not_loaded(
+    cache: Cache, which: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = built(cache)
     target = cache.folder if which == "folder" else path.with_suffix(f".{which}")
     target.chmod(0o777)
     assert cache.get(KEY) is None and "can be written by others" in caplog.text
 
 
-@pytest.mark.skipif(os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(
+    os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away"
+)
 def test_what_belongs_to_another_user_is_not_loaded(cache: Cache) -> None:
     os.chown(built(cache), 65534, -1)
     assert cache.get(KEY) is None

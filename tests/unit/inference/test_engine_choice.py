@@ -56,7 +56,9 @@ def test_the_first_that_can_run_is_taken(machine: Any, gpu: Gpu, packages: tuple
 def test_without_a_driver_nothing_of_nvidias_is_taken_whatever_is_installed(machine: Any) -> None:
     machine(NO_DRIVER, "tensorrt", "tensorrt_rtx", "cuda.bindings")
     name, _, passed_over = best()
-    assert name == "onnxruntime" and passed_over == [f"not on {b}: {NO_DRIVER.missing}" for b in ("tensorrt", "tensorrt_rtx")]
+    assert name == "onnxruntime" and passed_over == [
+        f"not on {b}: {NO_DRIVER.missing}" for b in ("tensorrt", "tensorrt_rtx")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,10 @@ def test_every_reason_names_the_fix(machine: Any, gpu: Gpu, packages: tuple[str,
 
 def test_rtx_says_which_gpus_it_serves(machine: Any) -> None:
     machine(Gpus("13.0", (H100,)), "tensorrt_rtx", "cuda.bindings")
-    assert "9.0; TensorRT-RTX serves 7.5, 8.0, 8.6, 8.9, 12.0, 12.1. Use TensorRT: scripts/setup gpu" in TensorrtRtx.unusable()
+    assert (
+        "9.0; TensorRT-RTX serves 7.5, 8.0, 8.6, 8.9, 12.0, 12.1. Use TensorRT: scripts/setup gpu"
+        in TensorrtRtx.unusable()
+    )
 
 
 class Driver:
@@ -112,7 +117,12 @@ class Driver:
 
 @pytest.mark.parametrize(
     ("driver", "missing"),
-    [(Driver(), ""), (Driver(init=100), "answers 100 (no device)"), (Driver(init=803), "answers 803"), (Driver(count=0), "sees no GPU")],
+    [
+        (Driver(), ""),
+        (Driver(init=100), "answers 100 (no device)"),
+        (Driver(init=803), "answers 803"),
+        (Driver(count=0), "sees no GPU"),
+    ],
 )
 def test_the_driver_is_asked_what_there_is(driver: Driver, missing: str) -> None:
     found = cuda._ask(driver)
@@ -122,8 +132,10 @@ def test_the_driver_is_asked_what_there_is(driver: Driver, missing: str) -> None
 
 
 def test_choosing_loads_nothing_of_nvidias() -> None:
-    says = ("import sys; from pipeline.inference.engine import best; best(); "
-            "print([m for m in sys.modules if m.startswith(('tensorrt', 'cuda'))])")  # fmt: skip
+    says = (
+        "import sys; from pipeline.inference.engine import best; best(); "
+        "print([m for m in sys.modules if m.startswith(('tensorrt', 'cuda'))])"
+    )
     done = subprocess.run([sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n" or not cuda.probe().missing
 
@@ -143,4 +155,11 @@ def test_a_precision_that_does_not_exist_names_those_that_do() -> None:
 
 
 def test_the_detector_is_built_for_the_usual_cameras_upright_and_across() -> None:
-    assert [shape[INPUT][2:] for shape in detector_shapes(320)] == [(96, 96), (192, 320), (256, 320), (320, 320), (320, 192), (320, 256)]
+    assert [shape[INPUT][2:] for shape in detector_shapes(320)] == [
+        (96, 96),
+        (192, 320),
+        (256, 320),
+        (320, 320),
+        (320, 192),
+        (320, 256),
+    ]

@@ -58,5 +58,7 @@ def test_without_a_driver_the_check_says_so_and_opens_nothing() -> None:
     if not cuda.probe().missing:
         pytest.skip("this machine has a GPU")
     says = "from benchmarks import gpu; r = gpu.Report(); gpu.backends(r); print(r.failed)"
-    done = subprocess.run([sys.executable, "-c", says], cwd=FACE.parent.parent, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", says], cwd=FACE.parent.parent, capture_output=True, text=True, timeout=100
+    )
     assert done.stdout.count("not run") == 2 and "no NVIDIA driver" in done.stdout and done.stdout.endswith("False\n")

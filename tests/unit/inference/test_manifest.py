@@ -13,9 +13,16 @@ from pipeline.errors import ConfigError
 from pipeline.inference.manifest import METADATA_KEY, Manifest, TensorInfo
 
 MANIFEST = Manifest(
-    name="doubler", task="test", inputs=(TensorInfo("x", ("n", 2), "float32", "anything"),),
-    outputs=(TensorInfo("y", ("n", 2), "float32", "twice x"),), labels=("low", "high"), temperature=1.5,
-    training_data="none", licence="Apache-2.0", made_by="tests/unit/inference/test_manifest.py", windows_ms={"x": 1000},
+    name="doubler",
+    task="test",
+    inputs=(TensorInfo("x", ("n", 2), "float32", "anything"),),
+    outputs=(TensorInfo("y", ("n", 2), "float32", "twice x"),),
+    labels=("low", "high"),
+    temperature=1.5,
+    training_data="none",
+    licence="Apache-2.0",
+    made_by="tests/unit/inference/test_manifest.py",
+    windows_ms={"x": 1000},
     metrics={"held_back_accuracy": 0.5},
 )
 
@@ -23,7 +30,8 @@ MANIFEST = Manifest(
 def write_model(path: Path, *, factor: float = 2.0) -> None:
     """An ONNX file that multiplies its input; no manifest in it."""
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Mul", ["x", "factor"], ["y"])], "doubler",
+        [onnx.helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "doubler",
         [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 2])],
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 2])],
         [onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor")],

@@ -63,7 +63,9 @@ def test_an_engine_is_held_to_the_bound_of_its_precision(precision: str, engine:
 
 @pytest.mark.parametrize(("precision", "flipped", "passes"), [("int8", 5, True), ("int8", 6, False)])
 def test_labels_must_agree_where_the_answer_is_sure(precision: str, flipped: int, passes: bool) -> None:
-    near = [{"x": np.tile(np.array([[1.2, 1.0, -9]], np.float32), (256, 1))}]  # sure enough, and close enough to pass by value
+    near = [
+        {"x": np.tile(np.array([[1.2, 1.0, -9]], np.float32), (256, 1))}
+    ]  # sure enough, and close enough to pass by value
     verdict = compare(Scores(flipped=flipped), Scores(), near, precision=precision)
     assert (verdict.refusal == "") is passes and verdict.agreement == 1 - flipped / 256
     if not passes:
@@ -88,13 +90,17 @@ def test_every_shipped_model_has_at_least_256_samples_that_are_the_same_every_ti
         pytest.skip(str(error))
     first, again = list(parity_samples.of(path)), list(parity_samples.of(path))
     names = [value.name for value in OnnxFile.read(path).inputs]
-    assert sum(len(batch[names[0]]) for batch in first) >= 256 and all(sorted(batch) == sorted(names) for batch in first)
+    assert sum(len(batch[names[0]]) for batch in first) >= 256 and all(
+        sorted(batch) == sorted(names) for batch in first
+    )
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in names)
 
 
 def test_faces_to_compare_on_are_varied_and_of_full_contrast() -> None:
     try:
-        faces = np.concatenate([batch["face"] for batch in parity_samples.of(MODELS[0].with_name("face-expression.onnx"))])
+        faces = np.concatenate(
+            [batch["face"] for batch in parity_samples.of(MODELS[0].with_name("face-expression.onnx"))]
+        )
     except AssetError as error:
         pytest.skip(str(error))
     assert faces.shape == (256, 1, FACE_PX, FACE_PX) and np.unique(faces.reshape(256, -1), axis=0).shape[0] == 256

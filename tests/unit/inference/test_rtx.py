@@ -26,7 +26,9 @@ if importlib.util.find_spec("tensorrt_rtx") is None:
 import tensorrt_rtx as trt
 
 ROOT = Path(__file__).resolve().parents[3]
-MODELS = sorted(path for path in (ROOT / "models").glob("*.onnx") if path.stem.rpartition(".")[2] not in ("fp16", "int8"))
+MODELS = sorted(
+    path for path in (ROOT / "models").glob("*.onnx") if path.stem.rpartition(".")[2] not in ("fp16", "int8")
+)
 TARGETS = [(8, 0), (8, 6), (8, 9), (12, 0)]
 L4 = {"name": "NVIDIA L4", "capability": [8, 9], "driver": "13.0"}
 
@@ -72,11 +74,21 @@ def test_rtx_builds_the_face_detector_for_windows_and_pictures() -> None:
 
 
 def test_rtx_refuses_unknown_operators_by_their_names(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Det", ["x"], ["y"], name="the_det"), helper.make_node("Unique", ["y"], ["z"], name="the_set")]
-    x, z = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 3]), helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
-    model = helper.make_model(helper.make_graph(nodes, "odd", [x], [z]), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    nodes = [
+        helper.make_node("Det", ["x"], ["y"], name="the_det"),
+        helper.make_node("Unique", ["y"], ["z"], name="the_set"),
+    ]
+    x, z = (
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 3]),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, None),
+    )
+    model = helper.make_model(
+        helper.make_graph(nodes, "odd", [x], [z]), opset_imports=[helper.make_opsetid("", 20)], ir_version=9
+    )
     onnx.save(model, str(tmp_path / "odd.onnx"))
-    with pytest.raises(EngineError, match=r"odd\.onnx.*does not know the operators Det, Unique \(the_det, the_set\).*Export"):
+    with pytest.raises(
+        EngineError, match=r"odd\.onnx.*does not know the operators Det, Unique \(the_det, the_set\).*Export"
+    ):
         build(trt, tmp_path / "odd.onnx", profiles_of(tmp_path / "odd.onnx", []), capabilities=[(8, 9)])
 
 
@@ -84,7 +96,9 @@ def test_rtx_refuses_a_gpu_that_it_does_not_serve_by_name() -> None:
     face = ROOT / "models" / "face-expression.onnx"
     with pytest.raises(EngineError, match=r"does not build for compute capability 9\.0"):
         build(trt, face, profiles_of(face, []), capabilities=[(9, 0)])
-    assert "9.0" in TensorrtRtx.lacks(cuda.Gpu("NVIDIA H100", (9, 0), 0)) and not TensorrtRtx.lacks(cuda.Gpu("NVIDIA L4", (8, 9), 0))
+    assert "9.0" in TensorrtRtx.lacks(cuda.Gpu("NVIDIA H100", (9, 0), 0)) and not TensorrtRtx.lacks(
+        cuda.Gpu("NVIDIA L4", (8, 9), 0)
+    )
 
 
 def test_rtx_knows_the_targets_that_we_say_it_knows() -> None:
@@ -99,7 +113,9 @@ def test_rtx_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_rtx_two_processes_that_build_at_once_build_once_and_agree(tmp_path: Path) -> None:
-    order = json.dumps({"backend": "tensorrt_rtx", "model": str(ROOT / "models/face-expression.onnx"), "shapes": [], "gpu": L4})
+    order = json.dumps(
+        {"backend": "tensorrt_rtx", "model": str(ROOT / "models/face-expression.onnx"), "shapes": [], "gpu": L4}
+    )
     environment = os.environ | {"SENSORIUM_CACHE": str(tmp_path)}
     command = [sys.executable, "-m", "pipeline.inference.build"]
     running = [subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, text=True) for _ in range(2)]
@@ -119,7 +135,9 @@ def test_rtx_builder_that_fails_says_why_in_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path))
     face, h100 = str(ROOT / "models/face-expression.onnx"), L4 | {"capability": [9, 0]}
     order = {"backend": "tensorrt_rtx", "model": face, "shapes": [], "gpu": h100}
-    with pytest.raises(EngineError, match=r"building failed: tensorrt_rtx .* does not build for compute capability 9\.0"):
+    with pytest.raises(
+        EngineError, match=r"building failed: tensorrt_rtx .* does not build for compute capability 9\.0"
+    ):
         run_builder(order)
 
 
@@ -143,5 +161,7 @@ import tensorrt_rtx
 def test_rtx_asked_for_by_name_without_a_gpu_says_the_fix() -> None:
     if not cuda.probe().missing:
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ConfigError, match="backend 'tensorrt_rtx' cannot run here: no NVIDIA driver.*install its driver"):
+    with pytest.raises(
+        ConfigError, match="backend 'tensorrt_rtx' cannot run here: no NVIDIA driver.*install its driver"
+    ):
         load(ROOT / "models" / "face-expression.onnx", backend="tensorrt_rtx")

@@ -20,13 +20,20 @@ from pipeline.inference.runner import Runner, ShapeError
 @pytest.fixture
 def doubling(tmp_path: Path) -> Path:
     """x (n, 3) → doubled (n, 3) and total (n,)."""
-    constants = [numpy_helper.from_array(np.float32(2), "two"), numpy_helper.from_array(np.array([1], np.int64), "axis")]
-    nodes = [helper.make_node("Mul", ["x", "two"], ["doubled"]),
-             helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=0)]  # fmt: skip
+    constants = [
+        numpy_helper.from_array(np.float32(2), "two"),
+        numpy_helper.from_array(np.array([1], np.int64), "axis"),
+    ]
+    nodes = [
+        helper.make_node("Mul", ["x", "two"], ["doubled"]),
+        helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=0),
+    ]
     x, doubled = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "doubled"))
     total = helper.make_tensor_value_info("total", TensorProto.FLOAT, ["n"])
     graph = helper.make_graph(nodes, "doubling", [x], [doubled, total], constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "d.onnx"))
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "d.onnx")
+    )
     return tmp_path / "d.onnx"
 
 
@@ -55,7 +62,11 @@ def test_any_batch_is_answered_row_by_row(stage: Stage, rows: int) -> None:
 def test_an_answer_depends_on_its_own_input_alone(stage: Stage) -> None:
     stage.double(4, value=7.0)
     assert stage.double(3, value=1.0).tolist() == [[2, 2, 2]] * 3
-    assert stage.gpu.at(next(iter(stage.plan.contexts[0].addresses.values()))).view(np.float32)[9:12].tolist() == [0, 0, 0]
+    assert stage.gpu.at(next(iter(stage.plan.contexts[0].addresses.values()))).view(np.float32)[9:12].tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_outputs_stay_as_they_were_when_it_runs_again(stage: Stage) -> None:
@@ -67,7 +78,11 @@ def test_outputs_stay_as_they_were_when_it_runs_again(stage: Stage) -> None:
 def test_one_graph_serves_every_batch_that_is_filled_up_to_the_same_size(stage: Stage) -> None:
     for rows in (3, 4, 3, 4):
         stage.double(rows)
-    assert stage.gpu.calls.count("begin_capture") == 1 and stage.runner.graph_launches == 4 and stage.runner.plain_enqueues == 0
+    assert (
+        stage.gpu.calls.count("begin_capture") == 1
+        and stage.runner.graph_launches == 4
+        and stage.runner.plain_enqueues == 0
+    )
 
 
 def test_addresses_are_set_once_whatever_is_run(stage: Stage) -> None:
@@ -113,7 +128,9 @@ def test_each_thread_has_a_context_and_a_stream_of_its_own(stage: Stage) -> None
 
 
 @pytest.mark.parametrize("call", ["begin_capture", "end_capture", "launch"])
-def test_where_no_graph_can_be_captured_it_is_enqueued_plainly(stage: Stage, call: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_no_graph_can_be_captured_it_is_enqueued_plainly(
+    stage: Stage, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     stage.gpu.fails.add(call)
     assert stage.double(2).tolist() == [[2, 2, 2]] * 2 and stage.runner.plain_enqueues == 1
     assert f"enqueued plainly instead: {call}: the GPU's driver answers 719" in caplog.text
@@ -135,7 +152,9 @@ def test_an_output_that_the_engine_left_unwritten_is_an_error(stage: Stage) -> N
         stage.double(1)
 
 
-@pytest.mark.parametrize("call", ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"])
+@pytest.mark.parametrize(
+    "call", ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
+)
 def test_every_answer_of_the_runtime_is_checked(stage: Stage, call: str) -> None:
     stage.plan.refuses.add(call)
     with pytest.raises(EngineError):
@@ -167,9 +186,7 @@ def test_pictures_of_two_sizes_take_their_own_profiles_and_one_between_them_a_th
     assert [p.admits({"x": (1, 1, 6, 5)}) for p in profiles] == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("free", "hint"), [(("n", 3), (1, 4)), (("n", 3), (1, 3, 3)), ((2, 3), (1, 3))]
-)
+@pytest.mark.parametrize(("free", "hint"), [(("n", 3), (1, 4)), (("n", 3), (1, 3, 3)), ((2, 3), (1, 3))])
 def test_a_hint_that_is_no_shape_of_the_model_is_refused(free: tuple[int | str, ...], hint: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="is no case of"):
         derive({"x": free}, [{"x": hint}])

@@ -31,7 +31,9 @@ def doubling(tmp_path: Path) -> Path:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "logits"))
     two = numpy_helper.from_array(np.float32(2), "two")
     graph = helper.make_graph([helper.make_node("Mul", ["x", "two"], ["logits"])], "doubling", [x], [y], [two])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "d.onnx"))
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "d.onnx")
+    )
     return tmp_path / "d.onnx"
 
 
@@ -72,7 +74,9 @@ class Rehearsed(Built):
         if not self.built:
             self.build(model_path, shapes)
         self.gpu = FakeGpu()
-        self.runner = Runner(FakePlan(model_path, self.gpu, wrong=self.wrong), self.gpu, profiles_of(model_path, shapes))
+        self.runner = Runner(
+            FakePlan(model_path, self.gpu, wrong=self.wrong), self.gpu, profiles_of(model_path, shapes)
+        )
         self.description = "Rehearsed 1.0"
         self.made.append(self)
 
@@ -108,7 +112,9 @@ def backend() -> type[Rehearsed]:
 
 
 @pytest.fixture
-def auto(monkeypatch: pytest.MonkeyPatch, backend: type[Rehearsed], doubling: Path) -> Callable[..., tuple[Engine, list[str]]]:
+def auto(
+    monkeypatch: pytest.MonkeyPatch, backend: type[Rehearsed], doubling: Path
+) -> Callable[..., tuple[Engine, list[str]]]:
     monkeypatch.setattr(engines, "backends", lambda: {"rehearsed": backend})
     told: list[str] = []
 
@@ -130,7 +136,9 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within 5 s")
 
 
-def test_onnx_runtime_answers_while_the_engine_is_built_and_the_page_says_so(auto: Any, backend: type[Rehearsed]) -> None:
+def test_onnx_runtime_answers_while_the_engine_is_built_and_the_page_says_so(
+    auto: Any, backend: type[Rehearsed]
+) -> None:
     backend.may_build.clear()
     engine, told = auto()
     assert double(engine) == 2.0 and engine.state == "build"
@@ -140,7 +148,9 @@ def test_onnx_runtime_answers_while_the_engine_is_built_and_the_page_says_so(aut
     assert double(engine) == 2.0 and backend.made[0].runner.graph_launches > 0 and told[-1] == "Rehearsed 1.0"
 
 
-def test_every_state_on_the_way_is_told_in_its_order(auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture) -> None:
+def test_every_state_on_the_way_is_told_in_its_order(
+    auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         engine, told = auto()
         until(lambda: engine.state == "run")
@@ -167,7 +177,9 @@ def test_an_engine_that_answers_otherwise_is_refused_with_the_figures(
     assert "stays on ONNX Runtime" in caplog.text and backend.verdict == {}
 
 
-def test_an_engine_that_cannot_be_built_leaves_onnx_runtime_with_the_reason(auto: Any, backend: type[Rehearsed]) -> None:
+def test_an_engine_that_cannot_be_built_leaves_onnx_runtime_with_the_reason(
+    auto: Any, backend: type[Rehearsed]
+) -> None:
     backend.build_error = "d.onnx: tensorrt 11 does not know the operator Unique (the_unique)"
     engine, told = auto()
     until(lambda: engine.state == "refused")
@@ -205,7 +217,9 @@ def test_a_shape_outside_what_was_built_is_answered_by_onnx_runtime_and_costs_th
 ) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "w"]) for name in ("x", "logits"))
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["logits"])], "relu", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "r.onnx"))
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "r.onnx")
+    )
     monkeypatch.setattr(engines, "backends", lambda: {"rehearsed": backend})
     backend.verdict = {"samples": 256}
     engine = load(tmp_path / "r.onnx", warm_up=SHAPES, log=LOG)
@@ -213,7 +227,9 @@ def test_a_shape_outside_what_was_built_is_answered_by_onnx_runtime_and_costs_th
     assert engine.run({"x": np.ones((1, 5), np.float32)})["logits"].shape == (1, 5) and engine.state == "run"
 
 
-def test_by_name_it_is_built_before_the_first_frame(doubling: Path, backend: type[Rehearsed], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_name_it_is_built_before_the_first_frame(
+    doubling: Path, backend: type[Rehearsed], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "find", lambda *args, **options: backend)
     told: list[str] = []
     engine = load(doubling, backend="rehearsed", warm_up=SHAPES, tell=told.append, log=LOG)

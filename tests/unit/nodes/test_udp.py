@@ -44,7 +44,15 @@ def address(inbox: socket.socket) -> str:
 def scene(cells: int = 0, capture_ns: int = 7) -> Prediction:
     grid = FreeSpace(np.ones((cells, cells), np.uint8), 0.2, (0.0, 0.0)) if cells else None
     around = Surroundings(free_space=grid, sounds=(Sound("rain", 0.9),))
-    return Prediction("scene", capture_ns, ("street", "forest"), np.array([0.75, 0.25], np.float32), "street", "m@1", surroundings=around)
+    return Prediction(
+        "scene",
+        capture_ns,
+        ("street", "forest"),
+        np.array([0.75, 0.25], np.float32),
+        "street",
+        "m@1",
+        surroundings=around,
+    )
 
 
 def received(inbox: socket.socket) -> dict[str, Any]:
@@ -139,8 +147,13 @@ def test_config_and_command_of_the_page_send_what_they_promise(inbox: socket.soc
     (config,), (command,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("yaml", "sh"))
     (tmp_path / "robot.yaml").write_text(config)
     words = command.replace("robot.yaml", str(tmp_path / "robot.yaml")).replace("10s", "3s").split()[2:]
-    told = subprocess.run([sys.executable, ROOT / "run_pipeline.py", *words, "--set", f"nodes.robot.address={address(inbox)}"],
-                          capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, ROOT / "run_pipeline.py", *words, "--set", f"nodes.robot.address={address(inbox)}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert received(inbox)["task"] == "emotion" and "unaccounted: none" in told.stdout
 
 
@@ -150,7 +163,9 @@ def test_receiver_of_the_page_prints_what_is_sent(inbox: socket.socket) -> None:
     assert len(program.splitlines()) == 3
     where, port = address(inbox), inbox.getsockname()[1]
     inbox.close()
-    receiver = subprocess.Popen([sys.executable, "-c", program.replace("9870", str(port))], stdout=subprocess.PIPE, text=True)
+    receiver = subprocess.Popen(
+        [sys.executable, "-c", program.replace("9870", str(port))], stdout=subprocess.PIPE, text=True
+    )
     try:
         with Stage(Udp(address=where), inputs=["scene"]) as stage:
             for _ in range(600):  # it takes a moment to start

@@ -160,7 +160,7 @@ def test_ssd_as_trained_is_decoded_from_its_priors(tmp_path: Path, engines: Engi
         px, py, pw, ph = priors[i * 7]
         offsets[i * 7] = (x - px) / pw / 0.1, (y - py) / ph / 0.1, np.log(width / pw) / 0.2, np.log(height / ph) / 0.2
         logits[i * 7, 0], logits[i * 7, 1 + kind] = -20, np.log(score)
-        logits[i * 7, 1:1 + kind] = logits[i * 7, 2 + kind:] = np.log((1 - score) / 79)
+        logits[i * 7, 1 : 1 + kind] = logits[i * 7, 2 + kind :] = np.log((1 - score) / 79)
     outputs = {"conf": logits[None], "loc": offsets[None], "priors": priors[None]}
     detector = Detector.load(str(constant(tmp_path / "raw.onnx", outputs, size=(1, 3, SIZE, SIZE))), engines, LOG)
     assert detector is not None and detector.layout == "ssd_raw"
@@ -193,14 +193,17 @@ def test_outputs_in_no_layout_are_listed_with_what_was_expected(tmp_path: Path, 
         Detector.load(str(path), engines, LOG)
 
 
-@pytest.mark.parametrize(("option", "said"), [
-    ({"file": "x.onnx", "layuot": "ssd"}, "unknown key 'layuot'.*Did you mean 'layout'"),
-    ({"file": "x.onnx", "layout": "yolo"}, r"detector\.layout: found 'yolo'.*yolox"),
-    ({"layout": "ssd"}, r"detector\.file: missing"),
-    ({"file": "x.onnx", "std": [0, 1, 1]}, "std above 0"),
-    ("nowhere.onnx", r"nowhere\.onnx: no such model"),
-    ("yolox-tyni", "no asset called 'yolox-tyni'.*Did you mean 'yolox-tiny'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"file": "x.onnx", "layuot": "ssd"}, "unknown key 'layuot'.*Did you mean 'layout'"),
+        ({"file": "x.onnx", "layout": "yolo"}, r"detector\.layout: found 'yolo'.*yolox"),
+        ({"layout": "ssd"}, r"detector\.file: missing"),
+        ({"file": "x.onnx", "std": [0, 1, 1]}, "std above 0"),
+        ("nowhere.onnx", r"nowhere\.onnx: no such model"),
+        ("yolox-tyni", "no asset called 'yolox-tyni'.*Did you mean 'yolox-tiny'"),
+    ],
+)
 def test_a_wrong_description_is_refused_with_the_fix(option: object, said: str, engines: Engines) -> None:
     with pytest.raises(ConfigError, match=said):
         Detector.load(option, engines, LOG)  # type: ignore[arg-type]
@@ -234,7 +237,11 @@ def test_a_pinned_detector_is_of_a_known_layout(name: str, engines: Engines) -> 
     if assets.local(assets.entry(name)) is None:
         pytest.skip(f"{name} is not here: {assets.PULL} {name}")
     detector = Detector.load(name, engines, LOG)
-    assert detector is not None and (detector.layout, detector.input_px, len(detector.labels)) == ("yolox", (416, 416), 80)
+    assert detector is not None and (detector.layout, detector.input_px, len(detector.labels)) == (
+        "yolox",
+        (416, 416),
+        80,
+    )
     assert detector.find(picture(1242, 375)) == []
 
 
@@ -251,7 +258,9 @@ def test_an_engine_built_for_a_detector_has_pictures_to_be_compared_on(tmp_path:
 
 
 def test_boxes_are_read_from_json_and_from_kitti_labels() -> None:
-    told = json.dumps([{"label": "car", "box_px": [1, 2, 30, 40], "score": 0.5}, {"label": "dog", "box_px": [5, 6, 7, 8]}])
+    told = json.dumps(
+        [{"label": "car", "box_px": [1, 2, 30, 40], "score": 0.5}, {"label": "dog", "box_px": [5, 6, 7, 8]}]
+    )
     assert read_detections(told) == [Detection("car", 0.5, (1, 2, 30, 40)), Detection("dog", 1.0, (5, 6, 7, 8))]
     line = "Car 0.00 0 -1.59 556.06 185.21 714.24 334.53 1.49 1.60 3.83 0.21 1.67 9.30 -1.57"
     (car,) = read_detections(f"{line}\nDontCare -1 -1 -10 601.42 168.24 663.17 184.06 -1 -1 -1 -1000 -1000 -1000 -10\n")
@@ -259,8 +268,17 @@ def test_boxes_are_read_from_json_and_from_kitti_labels() -> None:
     assert read_detections("[]") == read_detections("") == []
 
 
-@pytest.mark.parametrize("text", ['[{"label": "car"}]', "[1]", "[{", "a car", '[{"label": "x", "box_px": [0, 0, 0, 5]}]',
-                                  '[{"label": "x", "box_px": [0, 0, NaN, 5]}]'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"label": "car"}]',
+        "[1]",
+        "[{",
+        "a car",
+        '[{"label": "x", "box_px": [0, 0, 0, 5]}]',
+        '[{"label": "x", "box_px": [0, 0, NaN, 5]}]',
+    ],
+)
 def test_boxes_that_are_none_are_refused_with_what_was_found(text: str) -> None:
     with pytest.raises(ValueError, match="found|area"):
         read_detections(text)

@@ -190,7 +190,9 @@ def test_five_people_are_five_faces_with_eyes_above_their_mouths(detector: FaceD
         left_eye, right_eye, nose, left_mouth, right_mouth = face.landmarks_px
         assert left_eye[0] < right_eye[0] and left_mouth[0] < right_mouth[0]
         assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
-        assert np.all(face.landmarks_px > face.box_px[:2]) and np.all(face.landmarks_px < face.box_px[:2] + face.box_px[2:])
+        assert np.all(face.landmarks_px > face.box_px[:2]) and np.all(
+            face.landmarks_px < face.box_px[:2] + face.box_px[2:]
+        )
 
 
 def test_window_finds_the_face_where_the_whole_picture_does(detector: FaceDetector) -> None:

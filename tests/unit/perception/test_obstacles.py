@@ -35,7 +35,9 @@ def told(around: Around, k: int):
 
 
 @pytest.mark.parametrize("lidar", [HDL64, VLP16, DEPTH], ids=["64 beams", "16 beams", "depth camera"])
-@pytest.mark.parametrize(("slope", "bump_m"), [((0, 0), 0), ((0.08, -0.03), 0), ((0.02, 0), 0.06)], ids=["flat", "slope", "bumps"])
+@pytest.mark.parametrize(
+    ("slope", "bump_m"), [((0, 0), 0), ((0.08, -0.03), 0), ((0.02, 0), 0.06)], ids=["flat", "slope", "bumps"]
+)
 def test_ground_is_told_from_what_stands_on_it(lidar, slope, bump_m):
     boxes = room().boxes if lidar is DEPTH else street().boxes
     recall, precision = ground_figures(lidar, World(boxes, slope, bump_m if lidar is not DEPTH else bump_m / 4))
@@ -88,7 +90,14 @@ def test_a_box_is_told_by_its_near_faces_its_height_and_its_rest():
 
 
 def test_neighbours_are_not_one_and_a_car_at_a_slant_is_not_two():
-    row = World((Box(15, 3.5, 4.2, 1.8, 1.5), Box(20.2, 3.5, 4.2, 1.8, 1.5), Box(9, -3, 0.5, 0.5, 1.7), Box(9, -4.1, 0.5, 0.5, 1.7)))
+    row = World(
+        (
+            Box(15, 3.5, 4.2, 1.8, 1.5),
+            Box(20.2, 3.5, 4.2, 1.8, 1.5),
+            Box(9, -3, 0.5, 0.5, 1.7),
+            Box(9, -4.1, 0.5, 0.5, 1.7),
+        )
+    )
     obstacles = told(watch(row, lidar=HDL64), 0).obstacles
     assert len(obstacles) == 4
     assert max(obstacles, key=lambda o: o.points).size_m[0] == pytest.approx(4.2, abs=0.3)
@@ -113,7 +122,11 @@ def test_a_wall_that_people_walk_along_does_not_move():
     around, moving = Around(), []
     for k in range(12):
         watch(world, around=around, start=k)
-        moving += [o for o in told(around, k).obstacles if o.range_m > 4.5 and o.velocity_mps and np.hypot(*o.velocity_mps) > 0.5]
+        moving += [
+            o
+            for o in told(around, k).obstacles
+            if o.range_m > 4.5 and o.velocity_mps and np.hypot(*o.velocity_mps) > 0.5
+        ]
     assert moving == []
 
 

@@ -25,7 +25,9 @@ def view(*, end_ns: int = NS, seen_to_m: float = 40.0, stands=NOTHING, why: str 
     """Free from 4 m to seen_to_m, all across."""
     cells = np.full((150, 100), UNKNOWN, np.uint8)
     cells[60 : round((seen_to_m + 20) / 0.4)] = FREE
-    return View(stream, end_ns, np.asarray(stands, np.float32).reshape(-1, 2), FreeSpace(cells, 0.4, (-20.0, -20.0)), why)
+    return View(
+        stream, end_ns, np.asarray(stands, np.float32).reshape(-1, 2), FreeSpace(cells, 0.4, (-20.0, -20.0)), why
+    )
 
 
 def test_a_way_that_is_freshly_seen_free_is_clear_and_says_from_where_to_where():

@@ -16,7 +16,9 @@ from pipeline.rig.rig import rigid, rotation_from_vector
 
 LENS = Intrinsics("radtan", 1200, 400, 700, 700, 599.5, 199.5)
 CAMERA_M = (0.3, 0.0, 0.0)  # a hand's breadth before the lidar, which stands at the origin 1.7 m above the ground
-CAMERA_FROM_BASE = rigid(np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), (0, 0, 0)) @ rigid(np.eye(3), [-v for v in CAMERA_M])
+CAMERA_FROM_BASE = rigid(np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), (0, 0, 0)) @ rigid(
+    np.eye(3), [-v for v in CAMERA_M]
+)
 GROUND_M = -1.7
 STEP_S = 0.1
 
@@ -26,9 +28,9 @@ Box = tuple[Sequence[float], Sequence[float]]  # its two corners, x, y, z
 def sweep(*boxes: Box, seed: int = 0, noise_m: float = 0.02) -> np.ndarray:
     """(n, 3) where the rays of a 64-line lidar first meet a box or the ground."""
     bearing, height = np.meshgrid(np.radians(np.arange(-45, 45, 0.2)), np.radians(np.linspace(-24, 4, 64)))
-    rays = np.column_stack([
-        (np.cos(height) * np.cos(bearing)).ravel(), (np.cos(height) * np.sin(bearing)).ravel(), np.sin(height).ravel()
-    ])  # fmt: skip
+    rays = np.column_stack(
+        [(np.cos(height) * np.cos(bearing)).ravel(), (np.cos(height) * np.sin(bearing)).ravel(), np.sin(height).ravel()]
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         nearest = np.where(rays[:, 2] < 0, GROUND_M / rays[:, 2], np.inf)
         for low, high in boxes:
@@ -112,7 +114,9 @@ def test_a_thing_that_gives_no_echo_has_no_range_rather_than_the_walls() -> None
     assert "around it" in found.reason
 
 
-@pytest.mark.parametrize(("count", "said"), [(0, "no point falls into it"), (2, "2 points above the ground fall into it, 3 are needed")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "no point falls into it"), (2, "2 points above the ground fall into it, 3 are needed")]
+)
 def test_too_few_points_give_no_range_and_say_so(count: int, said: str) -> None:
     points = np.array([[10.0, 0.0, 0.5], [10.0, 0.05, 0.5]])[:count]
     (found,) = ranged(np.vstack([points, [[20.0, 8.0, 0.0]]]), (560, 150, 80, 60))
@@ -163,7 +167,9 @@ def test_points_that_are_no_numbers_count_for_nothing() -> None:
 # ---- closing speeds
 
 
-def drive(tracker: ObjectTracker, ranges_m: Sequence[float | None], *, begin_ns: int = 0, sweeps: int = 1) -> list[float | None]:
+def drive(
+    tracker: ObjectTracker, ranges_m: Sequence[float | None], *, begin_ns: int = 0, sweeps: int = 1
+) -> list[float | None]:
     """One box, its range of each sweep; `sweeps`: pictures a sweep."""
     told: list[float | None] = []
     for i, range_m in enumerate(ranges_m):
@@ -221,8 +227,12 @@ def test_two_that_pass_each_other_in_the_picture_keep_their_ids_by_their_ranges(
     tracker, ids = ObjectTracker(), []
     for i in range(11):
         near, far = (300 + 30 * i, 150, 120, 90), (600 - 30 * i, 150, 110, 85)
-        tracks = tracker.update([Detection("car", 0.9, near), Detection("car", 0.8, far)], [Ranged(8.0), Ranged(25.0)],
-                                i * 100_000_000, i * 100_000_000)  # fmt: skip
+        tracks = tracker.update(
+            [Detection("car", 0.9, near), Detection("car", 0.8, far)],
+            [Ranged(8.0), Ranged(25.0)],
+            i * 100_000_000,
+            i * 100_000_000,
+        )
         ids.append([t.id for t in tracks])
     assert ids == [[1, 2]] * 11
 

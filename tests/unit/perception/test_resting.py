@@ -59,6 +59,8 @@ def test_baseline_is_judged_on_speakers_that_fitted_nothing() -> None:
     logits = habit + 2.0 * np.eye(3)[label] + random.normal(0, 0.5, (600, 3))
     probs = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32)
     given = Modality("probs", probs, np.ones(600, bool), np.zeros(600, np.int64))
-    rows = Rows(("happy", "sad", "neutral"), label, np.array([f"p{i}" for i in person]), np.arange(600), {"voice": given})
+    rows = Rows(
+        ("happy", "sad", "neutral"), label, np.array([f"p{i}" for i in person]), np.arange(600), {"voice": given}
+    )
     shown = baseline.judge(rows, "voice", seed=1)
     assert shown["after"].accuracy > shown["before"].accuracy + 0.1 and shown["after"].count == 600 - 20

@@ -16,7 +16,9 @@ def probs(label: int, sure: float = 0.6) -> np.ndarray:
 
 def told(labels: list[int], *, lag_ms: float, every_ms: float = 40.0, sure: float = 0.6) -> list[int]:
     smoother = FixedLag(3, lag_ms=lag_ms)
-    return [int(smoother.update(probs(label, sure), round(i * every_ms * MS)).argmax()) for i, label in enumerate(labels)]
+    return [
+        int(smoother.update(probs(label, sure), round(i * every_ms * MS)).argmax()) for i, label in enumerate(labels)
+    ]
 
 
 def test_flicker_of_a_few_frames_is_stilled() -> None:

@@ -25,7 +25,14 @@ def chunks(samples: np.ndarray[Any, Any], first_seq: int = 0, rate_hz: int = SAM
     """`samples` as a microphone sends them: 20 ms a frame, stamped from 0."""
     size = rate_hz // 50
     return [
-        Frame("microphone", first_seq + i, (first_seq + i) * 20 * MS, "pcm_f32", samples[i * size : (i + 1) * size], 20 * MS)
+        Frame(
+            "microphone",
+            first_seq + i,
+            (first_seq + i) * 20 * MS,
+            "pcm_f32",
+            samples[i * size : (i + 1) * size],
+            20 * MS,
+        )
         for i in range(len(samples) // size)
     ]
 
@@ -77,7 +84,10 @@ def test_microphone_that_starts_again_at_zero_is_heard() -> None:
     ear = Ear()
     activity = VoiceActivity(ear)  # type: ignore[arg-type]
     activity.update(chunks(np.zeros(8 * CHUNK, np.float32), first_seq=100))
-    later = [Frame("microphone", seq, (200 + seq) * 20 * MS, "pcm_f32", np.zeros(CHUNK, np.float32), 20 * MS) for seq in range(8)]
+    later = [
+        Frame("microphone", seq, (200 + seq) * 20 * MS, "pcm_f32", np.zeros(CHUNK, np.float32), 20 * MS)
+        for seq in range(8)
+    ]
     activity.update(later)
     assert len(ear.states) == 10
 
@@ -135,7 +145,8 @@ def test_wandering_stamps_neither_tear_nor_double_a_sample() -> None:
     samples = np.arange(100 * CHUNK, dtype=np.float32)
     wander_ns = np.random.default_rng(1).integers(-500_000, 500_000, 100)
     frames = tuple(
-        Frame("microphone", f.seq, f.capture_ns + int(wander_ns[f.seq]), "pcm_f32", f.data, f.duration_ns) for f in chunks(samples)
+        Frame("microphone", f.seq, f.capture_ns + int(wander_ns[f.seq]), "pcm_f32", f.data, f.duration_ns)
+        for f in chunks(samples)
     )
     window, heard = audio_window(frames, 1_500 * MS, before_ns=1_000 * MS, sample_rate_hz=16_000)
     assert heard.all() and np.array_equal(np.diff(window), np.ones(15_999))

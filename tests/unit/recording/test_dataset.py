@@ -16,7 +16,9 @@ def rows(n=3, *, group="anna", labels=("happy", "sad")):
     face = Modality("embedding", np.ones((n, 4), np.float32), np.ones(n, bool), np.zeros(n, np.int64))
     voice = Modality("probs", np.zeros((n, 2), np.float32), np.zeros(n, bool), np.zeros(n, np.int64))
     label = np.arange(n, dtype=np.int64) % 3 - 1
-    return Rows(labels, label, np.full(n, group), np.arange(n, dtype=np.int64) * 10, {"face": face, "voice": voice}, "a test")
+    return Rows(
+        labels, label, np.full(n, group), np.arange(n, dtype=np.int64) * 10, {"face": face, "voice": voice}, "a test"
+    )
 
 
 def test_a_data_set_comes_back_as_it_was_saved(tmp_path):
@@ -30,7 +32,11 @@ def test_a_data_set_comes_back_as_it_was_saved(tmp_path):
 
 def test_the_rows_of_two_recordings_are_joined_and_keep_their_groups():
     both = dataset.joined([rows(2, group="anna"), rows(3, group="ben")])
-    assert len(both) == 5 and list(both.group) == ["anna"] * 2 + ["ben"] * 3 and both.modalities["face"].values.shape == (5, 4)
+    assert (
+        len(both) == 5
+        and list(both.group) == ["anna"] * 2 + ["ben"] * 3
+        and both.modalities["face"].values.shape == (5, 4)
+    )
 
 
 def test_rows_of_other_labels_are_not_joined():

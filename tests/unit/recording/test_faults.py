@@ -31,7 +31,9 @@ def spoilt(recorded, text):
 
 def test_all_faults_of_a_stream_are_parsed():
     fault = parse("microphone: delay=120ms, drop=5%, noise=10dB, drift=80ppm, cut=3s@10s, cut=500ms@1min, offset=-40ms")
-    assert fault == Fault("microphone", 120 * MS, -40 * MS, 80.0, 0.05, 10.0, ((10 * S, 13 * S), (60 * S, 60 * S + 500 * MS)))
+    assert fault == Fault(
+        "microphone", 120 * MS, -40 * MS, 80.0, 0.05, 10.0, ((10 * S, 13 * S), (60 * S, 60 * S + 500 * MS))
+    )
     assert parse(str(fault)) == fault
 
 
@@ -76,7 +78,9 @@ def test_lost_frames_leave_gaps_and_are_the_same_ones_wherever_replay_begins():
     recorded = [sound(i) for i in range(400)]
     kept = [r.message.seq for r in spoilt(recorded, "microphone: drop=25%, seed=3")]
     assert 0.19 < 1 - len(kept) / 400 < 0.31
-    assert [r.message.seq for r in spoilt(recorded[200:], "microphone: drop=25%, seed=3")] == [s for s in kept if s >= 200]
+    assert [r.message.seq for r in spoilt(recorded[200:], "microphone: drop=25%, seed=3")] == [
+        s for s in kept if s >= 200
+    ]
     assert kept != [r.message.seq for r in spoilt(recorded, "microphone: drop=25%, seed=4")]
 
 

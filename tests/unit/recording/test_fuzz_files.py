@@ -26,7 +26,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "db3": lambda folder: importing.ros2_bag(folder / "x") / "x.db3",
     "ros-mcap": lambda folder: importing.ros2_mcap(folder / "x.mcap"),
     "foxglove": lambda folder: importing.foxglove_mcap(folder / "x.mcap"),
-    "pcap": lambda folder: importing.pcap(folder / "x.pcap", [importing.udp_packet(bytes(60), id=i) for i in range(20)]),
+    "pcap": lambda folder: importing.pcap(
+        folder / "x.pcap", [importing.udp_packet(bytes(60), id=i) for i in range(20)]
+    ),
     "mp4": lambda folder: importing.video(folder / "x.mp4", 8),
     "mkv": lambda folder: importing.video(folder / "x.mkv", 8, codec="mjpeg"),
 }
@@ -92,8 +94,12 @@ def test_a_file_that_only_calls_itself_so_is_refused(tmp_path, name):
             list(open_source(tmp_path / f"x{suffix}").frames)
 
 
-TABLES = {"euroc": ("mav0/imu0/data.csv", importing.euroc), "tum": ("rgb.txt", importing.tum),
-          "kitti": ("image_02/timestamps.txt", importing.kitti_raw), "pictures": ("timestamps.txt", importing.pictures)}  # fmt: skip
+TABLES = {
+    "euroc": ("mav0/imu0/data.csv", importing.euroc),
+    "tum": ("rgb.txt", importing.tum),
+    "kitti": ("image_02/timestamps.txt", importing.kitti_raw),
+    "pictures": ("timestamps.txt", importing.pictures),
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -119,7 +125,9 @@ def recorded(tmp_path_factory):
         writer.stream(StreamInfo("camera", "bgr8", 10.0))
         writer.stream(StreamInfo("imu", "imu_f64", 100.0))
         for i in range(40):
-            writer.write("camera", Frame("camera", i, i * 10**8, "bgr8", importing.shade(i % 20, width=160, height=160)))
+            writer.write(
+                "camera", Frame("camera", i, i * 10**8, "bgr8", importing.shade(i % 20, width=160, height=160))
+            )
             writer.write("imu", Frame("imu", i, i * 10**8, "imu_f64", np.full(6, i, np.float64)))
         writer.note("finished", {"dropped": {}})
     return path

@@ -39,20 +39,28 @@ def bag_packets(folder: Path) -> list[tuple[int, bytes]]:
                 more = "\nuint32 size" if package == "pandar_msgs" else ""
                 fields = f"builtin_interfaces/Time stamp\nuint8[{size[package]}] data{more}"
                 store.register(get_types_from_msg(fields, f"{package}/msg/{packet}"))
-                store.register(get_types_from_msg(f"std_msgs/Header header\n{package}/{packet}[] packets", connection.msgtype))
+                store.register(
+                    get_types_from_msg(f"std_msgs/Header header\n{package}/{packet}[] packets", connection.msgtype)
+                )
             for p in store.deserialize_cdr(raw, connection.msgtype).packets:
                 data = p.data.tobytes()[: getattr(p, "size", None)]
                 found.append((p.stamp.sec * 10**9 + p.stamp.nanosec, data))
     return found
 
 
-@pytest.mark.parametrize(("bag", "count", "size"), [("lidar/velodyne_bag/vlp16", 603, 1206), ("lidar/hesai_bag/xt32", 2000, 1080)])
+@pytest.mark.parametrize(
+    ("bag", "count", "size"), [("lidar/velodyne_bag/vlp16", 603, 1206), ("lidar/hesai_bag/xt32", 2000, 1080)]
+)
 def test_every_packet_of_a_real_bag_is_there_byte_for_byte_with_its_stamp(data_dir, tmp_path, bag, count, size):
     folder = next(p.parent for p in (data_dir / bag).glob("*/metadata.yaml"))
     brought(folder, tmp_path / "out.mcap")
     frames = imported(tmp_path / "out.mcap")
     assert [(f.capture_ns, f.data.tobytes()) for f in frames] == bag_packets(folder)
-    assert len(frames) == count and {f.data.size for f in frames} == {size} and [f.seq for f in frames] == list(range(count))
+    assert (
+        len(frames) == count
+        and {f.data.size for f in frames} == {size}
+        and [f.seq for f in frames] == list(range(count))
+    )
 
 
 def test_every_packet_of_real_captures_is_there_byte_for_byte_with_its_metadata(data_dir, tmp_path):
@@ -73,12 +81,16 @@ def test_the_kitti_sequence_is_there_to_the_bit(data_dir, tmp_path):
     folder = data_dir / "driving/kitti_sequence"
     said = brought(folder, tmp_path / "out.mcap", "image_02=camera", "velodyne=lidar")
     pictures, sweeps = imported(tmp_path / "out.mcap", "camera"), imported(tmp_path / "out.mcap", "lidar")
-    assert [f.data.tobytes() for f in pictures] == [cv2.imread(str(p)).tobytes() for p in sorted((folder / "image_02").glob("*.png"))]
+    assert [f.data.tobytes() for f in pictures] == [
+        cv2.imread(str(p)).tobytes() for p in sorted((folder / "image_02").glob("*.png"))
+    ]
     assert [f.data.tobytes() for f in sweeps] == [p.read_bytes() for p in sorted((folder / "velodyne").glob("*.bin"))]
     assert [f.capture_ns for f in sweeps] == [i * 100_000_000 for i in range(10)] == [f.capture_ns for f in pictures]
     assert imported(tmp_path / "out.mcap", "calibration/calib")[0].data.tobytes() == (folder / "calib.txt").read_bytes()
     boxes = imported(tmp_path / "out.mcap", "boxes")
-    assert [(f.capture_ns, f.data.tobytes()) for f in boxes] == [(700_000_000, (folder / "label_2/0000000007.txt").read_bytes())]
+    assert [(f.capture_ns, f.data.tobytes()) for f in boxes] == [
+        (700_000_000, (folder / "label_2/0000000007.txt").read_bytes())
+    ]
     assert any("no timestamps.txt" in line and "10 Hz" in line for line in said)
 
 

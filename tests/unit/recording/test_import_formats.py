@@ -116,10 +116,16 @@ def test_a_picture_that_is_broken_is_told_and_the_rest_is_there(tmp_path, out):
 
 @pytest.mark.parametrize(
     ("text", "ns"),
-    [("12.5", 12_500 * MS), ("1305031453.359684", 1305031453_359684_000), ("1403636579763555584", 1403636579763555584),
-     ("1700000000123", 1700000000_123_000_000), ("1700000000123456", 1700000000_123456_000),
-     ("2011-09-26 13:02:25.964389445", 1317042145_964389445), ("2011-09-26T15:02:25+02:00", 1317042145 * NS)],
-)  # fmt: skip
+    [
+        ("12.5", 12_500 * MS),
+        ("1305031453.359684", 1305031453_359684_000),
+        ("1403636579763555584", 1403636579763555584),
+        ("1700000000123", 1700000000_123_000_000),
+        ("1700000000123456", 1700000000_123456_000),
+        ("2011-09-26 13:02:25.964389445", 1317042145_964389445),
+        ("2011-09-26T15:02:25+02:00", 1317042145 * NS),
+    ],
+)
 def test_times_are_read_exactly_however_people_write_them(text, ns):
     assert time_ns(text, where="here") == ns
 
@@ -138,7 +144,9 @@ def test_a_video_has_picture_and_sound_on_one_time_line(tmp_path, out):
     pictures, sound = imported(out, "camera"), imported(out, "microphone")
     assert [f.capture_ns for f in pictures] == [i * 40 * MS for i in range(25)] and pictures[0].encoding == "bgr8"
     assert sound[0].duration_ns == 20 * MS and len(sound[0].data) == 320
-    assert sum(f.duration_ns for f in sound) == pytest.approx(NS, abs=70 * MS) and sound[20].data.mean() == pytest.approx(0.25, abs=0.02)
+    assert sum(f.duration_ns for f in sound) == pytest.approx(NS, abs=70 * MS) and sound[
+        20
+    ].data.mean() == pytest.approx(0.25, abs=0.02)
     assert "emotion" in load(out.with_suffix(".yaml")).nodes
 
 
@@ -159,7 +167,10 @@ def test_a_fragmented_packet_is_put_together_and_one_that_lacks_a_part_is_told(t
     body = bytes(range(256)) * 12
     udp = importing.udp_packet(body)[34:]  # without Ethernet and IPv4
     parts = [(0, udp[:1480], True), (1480, udp[1480:2960], True), (2960, udp[2960:], False)]
-    whole = [b"\0" * 12 + b"\x08\x00" + importing.ip_packet(p, id=7, offset=o, more=m) for o, p, m in (parts[2], parts[0], parts[1])]
+    whole = [
+        b"\0" * 12 + b"\x08\x00" + importing.ip_packet(p, id=7, offset=o, more=m)
+        for o, p, m in (parts[2], parts[0], parts[1])
+    ]
     lost = b"\0" * 12 + b"\x08\x00" + importing.ip_packet(udp[:1480], id=8, more=True)
     said = brought(importing.pcap(tmp_path / "x.pcap", [*whole, lost, importing.udp_packet(b"abc", port=9999)]), out)
     assert [f.data.tobytes() for f in imported(out, "lidar")] == [body]
@@ -225,7 +236,9 @@ def test_bag_scans_imu_texts_and_calibration(ros):
 
 def test_packets_of_a_type_that_only_the_bag_knows_are_kept_with_their_stamps(ros):
     frames = imported(ros[1], "fleet")
-    assert [(f.capture_ns - START_NS, f.data.tobytes()) for f in frames] == [(100 + i, bytes([i] * 5)) for i in range(3)]
+    assert [(f.capture_ns - START_NS, f.data.tobytes()) for f in frames] == [
+        (100 + i, bytes([i] * 5)) for i in range(3)
+    ]
     assert frames[0].publish_ns == START_NS + 7 * MS  # when the bag got them
 
 

@@ -27,12 +27,25 @@ def picture(seq):
 
 
 def prediction(seq, *, embedding=True, voice=0.8):
-    face = Opinion("face", "camera", 0.9, (0.75, 0.25), "", np.float32([seq, 1, 2]) if embedding else np.empty(0, np.float32))
-    heard = Opinion("voice", "microphone", voice, (0.5, 0.5), "", np.float32([7, seq]) if embedding else np.empty(0, np.float32))
+    face = Opinion(
+        "face", "camera", 0.9, (0.75, 0.25), "", np.float32([seq, 1, 2]) if embedding else np.empty(0, np.float32)
+    )
+    heard = Opinion(
+        "voice", "microphone", voice, (0.5, 0.5), "", np.float32([7, seq]) if embedding else np.empty(0, np.float32)
+    )
     receipts = (Receipt("camera", "exact", (seq,)), Receipt("microphone", "partial", (seq,), skew_ns=-3 * MS))
     at_ns = START_NS + seq * 100 * MS
-    return Prediction("emotion", at_ns, ("happy", "sad"), np.float32([0.75, 0.25]), "happy", "m@1", receipts=receipts,
-                      timing_ns={"total": 1}, opinions=(face, heard))  # fmt: skip
+    return Prediction(
+        "emotion",
+        at_ns,
+        ("happy", "sad"),
+        np.float32([0.75, 0.25]),
+        "happy",
+        "m@1",
+        receipts=receipts,
+        timing_ns={"total": 1},
+        opinions=(face, heard),
+    )
 
 
 @pytest.fixture
@@ -43,7 +56,12 @@ def talk(tmp_path):
 def recorded(path, **options):
     """Two seconds: a picture, a chunk of sound and a prediction ten times a second, IMU and text."""
     with Writer(path, about={"run": path.stem, "utc_offset_ns": 7}) as writer:
-        for name, encoding in (("camera", "bgr8"), ("microphone", "pcm_f32"), ("imu", "imu_f64"), ("said", "text_utf8")):
+        for name, encoding in (
+            ("camera", "bgr8"),
+            ("microphone", "pcm_f32"),
+            ("imu", "imu_f64"),
+            ("said", "text_utf8"),
+        ):
             writer.stream(StreamInfo(name, encoding, 10.0))
         writer.stream(StreamInfo("emotion", ""))
         for seq in range(20):
@@ -53,7 +71,9 @@ def recorded(path, **options):
             writer.write("microphone", Frame("microphone", seq, at_ns, "pcm_f32", sound, 100 * MS, at_ns + 100 * MS))
             writer.write("imu", Frame("imu", seq, at_ns, "imu_f64", np.arange(6.0) + seq, publish_ns=at_ns))
             writer.write("emotion", prediction(seq, voice=0.8 if seq >= 5 else 0.0, **options))
-        writer.write("said", Frame("said", 0, START_NS, "text_utf8", np.frombuffer(b'he said "no",\nthen left', np.uint8)))
+        writer.write(
+            "said", Frame("said", 0, START_NS, "text_utf8", np.frombuffer(b'he said "no",\nthen left', np.uint8))
+        )
         writer.note("finished", {"dropped": {}})
     return path
 
@@ -74,7 +94,11 @@ def test_a_csv_of_intervals_becomes_a_stream_and_the_rest_is_as_it_was(talk, tmp
         assert [(m.stream, m.log_ns) for m in old] == [(m.stream, m.log_ns) for m in new] and len(new) == 81
         payloads = [[m.message.data.tobytes() for m in told if isinstance(m.message, Frame)] for told in (old, new)]
         assert payloads[0] == payloads[1]
-        assert after.notes == before.notes and after.about["utc_offset_ns"] == 7 and after.about["labelled_with"] == "talk.csv"
+        assert (
+            after.notes == before.notes
+            and after.about["utc_offset_ns"] == 7
+            and after.about["labelled_with"] == "talk.csv"
+        )
         held = Labels.read(after)
     at = [held.at(START_NS + round(s * S)) for s in (0, 0.49, 0.5, 0.99, 1.0, 1.9)]
     assert at == ["sad", "sad", "", "", "happy", "happy"] and held.at(0) == ""
@@ -82,7 +106,9 @@ def test_a_csv_of_intervals_becomes_a_stream_and_the_rest_is_as_it_was(talk, tmp
 
 def test_a_label_without_a_length_holds_until_the_next_and_an_empty_one_ends_it():
     pressed = [(0, "sad"), (10, "happy"), (20, "")]
-    held = Labels.of(Frame("label", i, at, "label", np.frombuffer(text.encode(), np.uint8)) for i, (at, text) in enumerate(pressed))
+    held = Labels.of(
+        Frame("label", i, at, "label", np.frombuffer(text.encode(), np.uint8)) for i, (at, text) in enumerate(pressed)
+    )
     assert [held.at(t) for t in (-1, 0, 9, 10, 19, 20, 99)] == ["", "sad", "sad", "happy", "happy", "", ""]
     assert held.names == ("sad", "happy")
 
@@ -126,7 +152,9 @@ def test_seconds_count_from_the_first_picture(talk):
 
 def labelled(folder, name, **options):
     recorded(folder / f"raw-{name}.mcap", **options)
-    add_labels(folder / f"raw-{name}.mcap", table(folder / "x.csv", "0,0.5,sad\n1,1.5,happy\n"), folder / f"{name}.mcap")
+    add_labels(
+        folder / f"raw-{name}.mcap", table(folder / "x.csv", "0,0.5,sad\n1,1.5,happy\n"), folder / f"{name}.mcap"
+    )
     return folder / f"{name}.mcap"
 
 
@@ -167,7 +195,15 @@ def test_a_recording_becomes_films_sounds_and_tables(talk, tmp_path):
 
     export_recording(talk, tmp_path / "out", say=lambda line: None)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["camera.csv", "camera.mp4", "emotion.jsonl", "imu.csv", "microphone.csv", "microphone.wav", "said.csv"]
+    assert names == [
+        "camera.csv",
+        "camera.mp4",
+        "emotion.jsonl",
+        "imu.csv",
+        "microphone.csv",
+        "microphone.wav",
+        "said.csv",
+    ]
     with av.open(str(tmp_path / "out/camera.mp4")) as film:
         pictures = list(film.decode(video=0))
     assert [round(float(p.time), 3) for p in pictures] == [round(i * 0.1, 3) for i in range(20)]
@@ -188,7 +224,9 @@ def test_where_sound_is_missing_the_file_is_silent(tmp_path):
     with Writer(tmp_path / "x.mcap", about={}) as writer:
         writer.stream(StreamInfo("mic", "pcm_f32", 10.0))
         for at_ms in (0, 100, 300):
-            writer.write("mic", Frame("mic", 0, at_ms * MS, "pcm_f32", np.full(800, 0.5, np.float32), 100 * MS, at_ms * MS + 1))
+            writer.write(
+                "mic", Frame("mic", 0, at_ms * MS, "pcm_f32", np.full(800, 0.5, np.float32), 100 * MS, at_ms * MS + 1)
+            )
     export_recording(tmp_path / "x.mcap", tmp_path / "out", say=lambda line: None)
     with av.open(str(tmp_path / "out/mic.wav")) as sound:
         samples = np.concatenate([f.to_ndarray()[0] for f in sound.decode(audio=0)])
@@ -199,11 +237,16 @@ def test_packets_leave_as_a_capture_that_comes_back_the_same(tmp_path):
     with Writer(tmp_path / "x.mcap", about={}) as writer:
         writer.stream(StreamInfo("lidar", "packet"))
         for i in range(3):
-            writer.write("lidar", Frame("lidar", i, START_NS + i, "packet", np.full(1206, i, np.uint8), publish_ns=START_NS + i))
+            writer.write(
+                "lidar", Frame("lidar", i, START_NS + i, "packet", np.full(1206, i, np.uint8), publish_ns=START_NS + i)
+            )
     export_recording(tmp_path / "x.mcap", tmp_path / "out", say=lambda line: None)
     import_source(tmp_path / "out/lidar.pcap", tmp_path / "again.mcap", say=lambda line: None)
     with Reader(tmp_path / "x.mcap") as one, Reader(tmp_path / "again.mcap") as other:
-        told = [[(m.message.capture_ns, m.message.data.tobytes()) for m in reader.messages(["lidar"])] for reader in (one, other)]
+        told = [
+            [(m.message.capture_ns, m.message.data.tobytes()) for m in reader.messages(["lidar"])]
+            for reader in (one, other)
+        ]
     assert told[0] == told[1] and len(told[0]) == 3
 
 

@@ -64,7 +64,10 @@ def test_so_is_a_microphone(tmp_path):
 
 
 def test_files_and_generated_streams_need_nobodys_consent(tmp_path):
-    files = {"camera": {"use": "camera", "device": "clip.mp4"}, "microphone": {"use": "microphone", "device": "clip.mp4"}}
+    files = {
+        "camera": {"use": "camera", "device": "clip.mp4"},
+        "microphone": {"use": "microphone", "device": "clip.mp4"},
+    }
     node = recorder(LIVE | files, tmp_path / "a.mcap")
     assert [edge.source for edge in node.inputs] == ["camera", "microphone", "align.events", "emotion", "health"]
 
@@ -214,7 +217,11 @@ def test_frames_that_the_recorded_aligner_never_heard_are_passed_over_and_counte
 def test_a_frame_that_is_not_in_the_recording_keeps_its_place_without_its_payload():
     retold = Retold(iter([aligner_rules(), *arrivals(picture(0), picture(1), picture(2))]))
     sets = [s for seq in (0, 2) for s in retold.add(picture(seq))] + retold.ended("camera") + retold.finish()
-    assert [(s.frames["camera"][0].seq, s.frames["camera"][0].data.size) for s in sets] == [(0, 14400), (1, 0), (2, 14400)]
+    assert [(s.frames["camera"][0].seq, s.frames["camera"][0].data.size) for s in sets] == [
+        (0, 14400),
+        (1, 0),
+        (2, 14400),
+    ]
     assert dict(retold.counts) == {("camera", NOT_RECORDED): 1}
 
 
@@ -263,9 +270,15 @@ def recorded_run(path: Path, *, without: int | None = None, events_dropped: int 
         for i in (i for i in range(10) if i != without):
             writer.write("camera", picture(i))
         for i, text in enumerate(journal[: len(journal) - events_dropped]):
-            writer.write("align.events", Frame("align.events", i, i, "text_utf8", np.frombuffer(text, np.uint8), publish_ns=i * 40 * MS))
+            writer.write(
+                "align.events",
+                Frame("align.events", i, i, "text_utf8", np.frombuffer(text, np.uint8), publish_ns=i * 40 * MS),
+            )
         for s in sets:
-            writer.write("memory", Prediction("memory", s.anchor_ns, ("a",), np.ones(1, np.float32), "a", "m", receipts=s.receipts))
+            writer.write(
+                "memory",
+                Prediction("memory", s.anchor_ns, ("a",), np.ones(1, np.float32), "a", "m", receipts=s.receipts),
+            )
         dropped = {"align.events": {"disk full": events_dropped}} if events_dropped else {}
         writer.note("finished", {"dropped": dropped, "written": {}})
         writer.note("summary", {"dropped": {"record": dropped}})
@@ -289,7 +302,10 @@ def test_what_the_recorder_dropped_of_the_aligners_last_events_is_no_fault_of_th
     recorded_run(tmp_path / "a.mcap", events_dropped=4)
     audit_report(tmp_path / "a.mcap")
     said = capsys.readouterr().out
-    assert "not derived again: the recorder dropped a part" in said and "dropped by the recorder: 4 of align.events" in said
+    assert (
+        "not derived again: the recorder dropped a part" in said
+        and "dropped by the recorder: 4 of align.events" in said
+    )
 
 
 def test_a_prediction_too_few_is_an_error(tmp_path):
@@ -310,12 +326,24 @@ def test_a_tape_says_why_its_answers_may_differ(tmp_path):
         writer.note("finished", {"dropped": {"camera": {"reader too slow": 2}}})
     config = parse({"nodes": {"camera": {"use": "camera", "device": "x.mp4"}}}, "graph.yaml")
     reasons = "; ".join(Tape(path, from_s=0.01).differs_because(config))
-    for told in ("only a part", "kept as JPEG", "recorder dropped 2 messages of 'camera'", "cpu: recorded on another one"):
+    for told in (
+        "only a part",
+        "kept as JPEG",
+        "recorder dropped 2 messages of 'camera'",
+        "cpu: recorded on another one",
+    ):
         assert told in reasons
 
 
-RECORD = {"task": "t", "capture_ns": 1, "label": "a", "probs": {"a": 0.9, "b": 0.1}, "subjects": [], "timing_ms": {"total": 1.0},
-          "receipts": [{"stream": "camera", "seq": [7], "state": "exact", "reason": "", "age_ns": 5}]}  # fmt: skip
+RECORD = {
+    "task": "t",
+    "capture_ns": 1,
+    "label": "a",
+    "probs": {"a": 0.9, "b": 0.1},
+    "subjects": [],
+    "timing_ms": {"total": 1.0},
+    "receipts": [{"stream": "camera", "seq": [7], "state": "exact", "reason": "", "age_ns": 5}],
+}
 
 
 def test_predictions_that_differ_in_age_and_timing_alone_are_alike():

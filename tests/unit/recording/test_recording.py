@@ -62,11 +62,15 @@ def every_kind() -> list[tuple[str, object]]:
         Frame("microphone", 2, 10 * NS + 6, "pcm_f32", np.concatenate([NAN, audio16[1:]]), 20_000_000),
         Frame("depth", 1, 10 * NS, "depth_u16_mm", RNG.integers(0, 65536, (20, 30), np.uint16)),
         Frame("depth", 2, 10 * NS + 1, "depth_png", RNG.integers(0, 256, 100, np.uint8)),
-        Frame("lidar/top", 1, 10 * NS, "points_xyzi_f32", RNG.standard_normal((100, 4)).astype(np.float32), 100_000_000),
+        Frame(
+            "lidar/top", 1, 10 * NS, "points_xyzi_f32", RNG.standard_normal((100, 4)).astype(np.float32), 100_000_000
+        ),
         Frame("lidar/top", 2, 10 * NS + 1, "points_xyzi_f32", np.empty((0, 4), np.float32)),
         Frame("lidar/top", 3, 10 * NS + 2, "points_zlib", RNG.integers(0, 256, 100, np.uint8)),
         Frame("imu", 1, 10 * NS, "imu_f64", np.array([1, 2, np.nan, np.inf, -0.0, 1e-300])),
-        Frame("pose", 1, 10 * NS, "series_f32", np.concatenate([NAN, NAN * 0, RNG.standard_normal(4).astype(np.float32)])),
+        Frame(
+            "pose", 1, 10 * NS, "series_f32", np.concatenate([NAN, NAN * 0, RNG.standard_normal(4).astype(np.float32)])
+        ),
         Frame("words", 1, 10 * NS, "text_utf8", np.frombuffer("grüße".encode(), np.uint8)),
         Frame("words", 2, 10 * NS, "text_utf8", np.frombuffer(b"\xff\xfe not UTF-8", np.uint8)),
         Frame("mark", 1, 10 * NS, "label", np.frombuffer(b"happy", np.uint8), NS),
@@ -74,11 +78,24 @@ def every_kind() -> list[tuple[str, object]]:
     ]
     aligned = AlignedSet("camera", 10 * NS, {"camera": (foxglove_bare(frames[0]),)}, (RECEIPT,), ("microphone",), 5, 6)
     prediction = Prediction(
-        "emotion", 10 * NS, ("sad", "happy"), np.array([0.1, 0.9], np.float32), "happy", "m@1",
-        (Subject(1, (1.1, 2.2, 3.3, 4.4), (1 / 3, 2 / 3), 0.7, "own"),), ("camera",), ("microphone",), (RECEIPT,), None,
-        {"wait": 3}, (Opinion("face", "camera", 1 / 3, (0.5, 0.5), "blurred"),), True,
-    )  # fmt: skip
-    health = Health(10 * NS, (NodeHealth("camera", "running", "", 1, 0, 0.5, 3, {}, {"a": {"b": 1}}, {"t": {"p50": 0.1}}),))
+        "emotion",
+        10 * NS,
+        ("sad", "happy"),
+        np.array([0.1, 0.9], np.float32),
+        "happy",
+        "m@1",
+        (Subject(1, (1.1, 2.2, 3.3, 4.4), (1 / 3, 2 / 3), 0.7, "own"),),
+        ("camera",),
+        ("microphone",),
+        (RECEIPT,),
+        None,
+        {"wait": 3},
+        (Opinion("face", "camera", 1 / 3, (0.5, 0.5), "blurred"),),
+        True,
+    )
+    health = Health(
+        10 * NS, (NodeHealth("camera", "running", "", 1, 0, 0.5, 3, {}, {"a": {"b": 1}}, {"t": {"p50": 0.1}}),)
+    )
     told = [(f.stream, f) for f in frames]
     return [*told, ("align", aligned), ("emotion", prediction), ("health", health)]
 
@@ -89,6 +106,7 @@ def foxglove_bare(frame: Frame) -> Frame:
 
 def same(a: object, b: object) -> bool:
     """To the bit: NaNs and their payloads too."""
+
     def parts(value: object) -> object:
         if isinstance(value, np.ndarray):
             return value.dtype.str, value.shape, value.tobytes()
@@ -133,9 +151,16 @@ def test_foxgloves_own_schemas_and_the_mcap_library_read_every_message(tmp_path)
         writer.calibration("camera", width_px=80, height_px=60, matrix=np.eye(3), distortion=np.zeros(5))
         for stream, message in every_kind():
             writer.write(stream, message)
-    known = {m.DESCRIPTOR.full_name: m for m in (
-        CompressedImage_pb2.CompressedImage, RawImage_pb2.RawImage, RawAudio_pb2.RawAudio, PointCloud_pb2.PointCloud,
-        CameraCalibration_pb2.CameraCalibration)}  # fmt: skip
+    known = {
+        m.DESCRIPTOR.full_name: m
+        for m in (
+            CompressedImage_pb2.CompressedImage,
+            RawImage_pb2.RawImage,
+            RawAudio_pb2.RawAudio,
+            PointCloud_pb2.PointCloud,
+            CameraCalibration_pb2.CameraCalibration,
+        )
+    }
     seen = set()
     with path.open("rb") as file:
         reader = make_reader(file, validate_crcs=True, decoder_factories=[DecoderFactory()])
@@ -148,7 +173,12 @@ def test_foxgloves_own_schemas_and_the_mcap_library_read_every_message(tmp_path)
             if channel.message_encoding == "protobuf" and "camera" not in channel.metadata:
                 own = decoded if schema.name == schemas.FRAME else decoded.sensorium
                 assert own.stream == channel.metadata["stream"]
-    assert seen >= known.keys() | {"sensorium.Frame", "sensorium.Prediction", "sensorium.AlignedSet", "sensorium.Health"}
+    assert seen >= known.keys() | {
+        "sensorium.Frame",
+        "sensorium.Prediction",
+        "sensorium.AlignedSet",
+        "sensorium.Health",
+    }
 
 
 def _decoded(reader):
@@ -183,7 +213,9 @@ def pictures(count: int, side: int = 200) -> list[tuple[str, Frame]]:
     for i in range(count):
         at_ns = i * 40_000_000
         out.append(("camera", Frame("camera", i, at_ns, "bgr8", image, publish_ns=at_ns)))
-        out.append(("microphone", Frame("microphone", i, at_ns, "pcm_f32", np.zeros(640, np.float32), 40_000_000, at_ns + 1)))
+        out.append(
+            ("microphone", Frame("microphone", i, at_ns, "pcm_f32", np.zeros(640, np.float32), 40_000_000, at_ns + 1))
+        )
     return out
 
 
@@ -236,7 +268,10 @@ def test_a_damaged_chunk_is_named_and_never_taken_for_data(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[200_000] ^= 1
     path.write_bytes(raw)
-    with Reader(path) as reader, pytest.raises(ConfigError, match=r"a\.mcap: broken: the chunk at byte \d+ cannot be read: crc"):
+    with (
+        Reader(path) as reader,
+        pytest.raises(ConfigError, match=r"a\.mcap: broken: the chunk at byte \d+ cannot be read: crc"),
+    ):
         list(reader.messages())
 
 
@@ -330,8 +365,11 @@ def test_a_gigabyte_opens_in_less_than_a_second(tmp_path):
     chunk = McapReader(path, unclosed=True).index.chunks[0]
     for i in range(2, 15_000):  # 1 GB
         at = chunk.chunk_start_offset + i * chunk.chunk_length
-        file.index.keep(dataclasses.replace(chunk, chunk_start_offset=at, message_start_time=UTC_NS + i * NS,
-                                            message_end_time=UTC_NS + i * NS))  # fmt: skip
+        file.index.keep(
+            dataclasses.replace(
+                chunk, chunk_start_offset=at, message_start_time=UTC_NS + i * NS, message_end_time=UTC_NS + i * NS
+            )
+        )
         file.index.counts[1] += 1
     file.index.end = at + chunk.chunk_length
     file._stream.seek(file.index.end)

@@ -198,7 +198,10 @@ POSE = "version: 1\nposes: [{target: base, source: lidar, "
         ("version: 1\nintrinsic: {}", "Did you mean 'intrinsics'?"),
         (CAMERA.replace("fx_px", "fx") + "}}", "intrinsics.camera: unknown key 'fx'"),
         (CAMERA.replace("fx_px: 500, ", "") + "}}", "intrinsics.camera.fx_px: missing"),
-        (CAMERA.replace("fx_px: 500", "fx_px: wide") + "}}", "intrinsics.camera.fx_px: found str 'wide', expected a number"),
+        (
+            CAMERA.replace("fx_px: 500", "fx_px: wide") + "}}",
+            "intrinsics.camera.fx_px: found str 'wide', expected a number",
+        ),
         (CAMERA.replace("fx_px: 500", "fx_px: -500") + "}}", "expected more than 0"),
         (CAMERA.replace("radtan", "radtam") + "}}", "Did you mean 'radtan'?"),
         (CAMERA + ", distortion: [0.1, 0.2]}}", "intrinsics.camera.distortion: found a list of 2, expected 5 numbers"),
@@ -206,13 +209,19 @@ POSE = "version: 1\nposes: [{target: base, source: lidar, "
         (POSE + "translation_m: [1, 2]}]", "poses[0].translation_m: found a list of 2, expected 3 numbers"),
         (POSE + "matrix: [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]}]", "poses[0]: not a rigid motion"),
         (POSE + "translation_m: [0, 0, 0], quaternion_xyzw: [0, 0, 0, 0]}]", "a quaternion of length 0"),
-        (POSE + "translation_m: [0, 0, 0], quaternion_xyzw: [0, 0, 0, 1], roll_pitch_yaw_deg: [0, 0, 0]}]", "both give the rotation"),
-        (POSE + "translation_m: [0, 0, 0]}, {target: lidar, source: base, translation_m: [0, 0, 0]}]", "poses[1]: lidar_from_base closes"),
+        (
+            POSE + "translation_m: [0, 0, 0], quaternion_xyzw: [0, 0, 0, 1], roll_pitch_yaw_deg: [0, 0, 0]}]",
+            "both give the rotation",
+        ),
+        (
+            POSE + "translation_m: [0, 0, 0]}, {target: lidar, source: base, translation_m: [0, 0, 0]}]",
+            "poses[1]: lidar_from_base closes",
+        ),
         ("version: 1\ntime_offsets: {microphone: {reference: camera, offset: 3}}", "Did you mean 'offset_ms'?"),
         ("version: 1\nposes: {a: 1}", "poses: found dict"),
         ("version: 1\nposes: [{target: [}", "not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_rig_file_is_told_with_its_place(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "rig.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"rig\.yaml") as caught:

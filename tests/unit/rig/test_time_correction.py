@@ -121,7 +121,9 @@ def test_a_session_with_flashes_offers_the_correction_at_its_end(capsys):
         stage.give("camera", Frame("camera", k, k * 10**9 // 30, "bgr8", picture))
         chunk = sound[k * 533 : k * 533 + 533].copy()
         at_ns = k * 533 * 10**9 // 16000
-        stage.give("microphone", Frame("microphone", k, at_ns, "pcm_f32", chunk, duration_ns=len(chunk) * 10**9 // 16000))
+        stage.give(
+            "microphone", Frame("microphone", k, at_ns, "pcm_f32", chunk, duration_ns=len(chunk) * 10**9 // 16000)
+        )
     stage.end()
     out = capsys.readouterr().out
     assert "leads the picture" in out

@@ -16,8 +16,16 @@ CONFIGS = ROOT / "tests" / "configs"
 
 # file → what its error must say, in this order
 INVALID = {
-    "unknown-node": ["nodes.microphone.use: no node called 'microphne'", "Known: align, auto_time, camera", "Did you mean 'microphone'?"],
-    "unknown-key": ["nodes.camera: unknown key 'width_pix'", "Camera takes: device, width_px", "Did you mean 'width_px'?"],
+    "unknown-node": [
+        "nodes.microphone.use: no node called 'microphne'",
+        "Known: align, auto_time, camera",
+        "Did you mean 'microphone'?",
+    ],
+    "unknown-key": [
+        "nodes.camera: unknown key 'width_pix'",
+        "Camera takes: device, width_px",
+        "Did you mean 'width_px'?",
+    ],
     "unknown-top-key": ["unknown key 'node'", "Known here: nodes, hosts, portable", "Did you mean 'nodes'?"],
     "wrong-type": ["nodes.camera.rate_hz: found 'fast', expected float"],
     "missing-option": ["nodes.file: 'path' is missing"],
@@ -29,11 +37,18 @@ INVALID = {
     "input-key": ["nodes.align.inputs[0]: unknown key 'kep'", "Known here: from, keep", "Did you mean 'keep'?"],
     "input-not-a-name": ["nodes.align.inputs[0]: found 3", "{from: camera, keep: latest}"],
     "inputs-not-a-list": ["nodes.align.inputs: found str 'camera'", "a list such as"],
-    "unknown-input": ["nodes.align.inputs[0]: no node called 'mikrophone'", "Nodes here: microphone", "Did you mean 'microphone'?"],
+    "unknown-input": [
+        "nodes.align.inputs[0]: no node called 'mikrophone'",
+        "Nodes here: microphone",
+        "Did you mean 'microphone'?",
+    ],
     "missing-inputs": ["nodes.align.inputs: missing", "Here: camera"],
     "source-with-inputs": ["nodes.microphone.inputs: 'synthetic' is a source", "Remove the key"],
     "sink-as-input": ["nodes.align.inputs[0]: 'console' sends nothing: it is a sink"],
-    "frames-to-infer": ["nodes.emotion.inputs[0]: 'camera' sends Frame, but infer reads AlignedSet", "Put an align node between"],
+    "frames-to-infer": [
+        "nodes.emotion.inputs[0]: 'camera' sends Frame, but infer reads AlignedSet",
+        "Put an align node between",
+    ],
     "cycle": ["nodes.first.inputs: a cycle: first → second → first"],
     "reads-itself": ["nodes.first.inputs: a cycle: first → first"],
     "optional": ["nodes.camera.optional: found 'maybe', expected true or false"],
@@ -69,8 +84,11 @@ INVALID = {
     "asset-sound": ["nodes.microphone: no asset called 'demo-clp'", "Did you mean 'demo-clip'?"],
     "option-of-a-task": ["nodes.emotion: unknown key 'voice'", "one level below: options: {voice: …}"],
     "task": ["nodes.emotion: no task called 'emotoin'", "Did you mean 'emotion'?"],
-    "task-option": ["nodes.mood: options of task 'third_party:Mood': unknown key 'treshold'", "Did you mean 'threshold'?"],
-}  # fmt: skip
+    "task-option": [
+        "nodes.mood: options of task 'third_party:Mood': unknown key 'treshold'",
+        "Did you mean 'threshold'?",
+    ],
+}
 
 
 def verify(path: Path, overrides: tuple[str, ...] = ()) -> None:
@@ -109,7 +127,10 @@ def test_a_module_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
 
 
 def test_set_reaches_below_a_node_what_its_table_does_not_hold_yet() -> None:
-    config = load(ROOT / "configs/emotion-demo.yaml", ["nodes.emotion.options.voice=none", "nodes.align.pick.camera.policy=latest"])
+    config = load(
+        ROOT / "configs/emotion-demo.yaml",
+        ["nodes.emotion.options.voice=none", "nodes.align.pick.camera.policy=latest"],
+    )
     assert config.nodes["emotion"].options["options"] == {"voice": "none"}
     assert config.nodes["align"].options["pick"]["camera"] == {"policy": "latest"}
     with pytest.raises(ConfigError, match="there is no 'nodes.emotoin' in the config. Did you mean 'emotion'?"):
@@ -135,7 +156,11 @@ def test_configs_that_ship_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("configs/emotion-lif.yaml", "configs/emotion-live.yaml"), ("emotion-live", "configs/emotion-live.yaml"), ("porhc.yml", "porch.yaml")],
+    [
+        ("configs/emotion-lif.yaml", "configs/emotion-live.yaml"),
+        ("emotion-live", "configs/emotion-live.yaml"),
+        ("porhc.yml", "porch.yaml"),
+    ],
 )
 def test_missing_file_names_what_was_looked_for_and_the_nearest(
     given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,7 +216,9 @@ def test_set_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
 
 
 def test_set_of_an_unknown_node_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--set nodes.camra.device=1: there is no 'nodes.camra'.*Did you mean 'camera'"):
+    with pytest.raises(
+        ConfigError, match=r"--set nodes.camra.device=1: there is no 'nodes.camra'.*Did you mean 'camera'"
+    ):
         load(a_config(tmp_path), ["nodes.camra.device=1"])
 
 

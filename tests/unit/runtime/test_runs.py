@@ -26,7 +26,9 @@ def announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def announce(announced: Path, name: str, streams: dict[str, str], pid: int | None = None) -> None:
     (announced / name).mkdir(parents=True)
-    (announced / name / "graph.json").write_text(json.dumps({"pid": pid or os.getpid(), "config": "", "streams": streams}))
+    (announced / name / "graph.json").write_text(
+        json.dumps({"pid": pid or os.getpid(), "config": "", "streams": streams})
+    )
 
 
 def test_without_a_run_the_error_says_how_to_start_one(announced: Path) -> None:
@@ -36,7 +38,9 @@ def test_without_a_run_the_error_says_how_to_start_one(announced: Path) -> None:
 
 def test_unknown_stream_names_the_nearest(announced: Path) -> None:
     announce(announced, "1-a", {"emotion": "ipc:///a", "camera": "ipc:///b"})
-    with pytest.raises(ConfigError, match="no running node is called 'emotoin'. Running: camera, emotion. Did you mean 'emotion'"):
+    with pytest.raises(
+        ConfigError, match="no running node is called 'emotoin'. Running: camera, emotion. Did you mean 'emotion'"
+    ):
         find_run("emotoin")
 
 
@@ -81,7 +85,9 @@ def test_subscription_ends_when_the_pipeline_was_killed(
     announce(announced, "1-a", {"emotion": address})
     publisher = Publisher(address, INFO)
     predictions = subscribe("emotion")
-    publishing = threading.Thread(target=lambda: [publisher.service(50) or publisher.send(PREDICTION) for _ in range(20)])
+    publishing = threading.Thread(
+        target=lambda: [publisher.service(50) or publisher.send(PREDICTION) for _ in range(20)]
+    )
     publishing.start()
     assert next(predictions).label == "happy"
     publishing.join()

@@ -82,7 +82,11 @@ def test_looped_file_goes_on_where_it_ended(tmp_path: Path) -> None:
 
 def test_file_larger_than_asked_is_scaled_down_and_a_smaller_one_left_alone(tmp_path: Path) -> None:
     path = str(write_film(tmp_path / "film.mp4", n=3))
-    for options, shape in (({"width_px": 96}, (48, 96, 3)), ({"width_px": 1280}, (96, 192, 3)), ({"height_px": 24}, (24, 48, 3))):
+    for options, shape in (
+        ({"width_px": 96}, (48, 96, 3)),
+        ({"width_px": 1280}, (96, 192, 3)),
+        ({"height_px": 24}, (24, 48, 3)),
+    ):
         node = camera(device=path, **options)
         node.open()
         assert next(iter(node.frames(node.context.clock))).data.shape == shape

@@ -24,7 +24,9 @@ cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup"
 class FakeCapture:
     """A webcam that gives `pictures` pictures and is then unplugged. stamp_ms: what the driver says, given now in ms."""
 
-    def __init__(self, *, pictures: int = 5, opens: bool = True, stamp_ms: Callable[[float], float] = lambda now_ms: now_ms - 12):
+    def __init__(
+        self, *, pictures: int = 5, opens: bool = True, stamp_ms: Callable[[float], float] = lambda now_ms: now_ms - 12
+    ):
         self.left, self.opens, self.stamp_ms = pictures, opens, stamp_ms
         self.asked: dict[int, float] = {}
         self.released = False
@@ -93,7 +95,11 @@ def test_pictures_are_decoded_into_borrowed_memory(monkeypatch: pytest.MonkeyPat
 
     plug_in(monkeypatch, FakeCapture(pictures=5))
     film = str(write_film(tmp_path / "film.mp4", n=5))
-    usb = [p.image for p in islice(capture.usb(0, (None, None), None, LiveClock(), "camera", borrow), 3) if not isinstance(p, str)]
+    usb = [
+        p.image
+        for p in islice(capture.usb(0, (None, None), None, LiveClock(), "camera", borrow), 3)
+        if not isinstance(p, str)
+    ]
     assert all(image is array for image, array in zip(usb[1:], lent, strict=True))
     lent.clear()
     node = camera(device=film)
@@ -103,7 +109,9 @@ def test_pictures_are_decoded_into_borrowed_memory(monkeypatch: pytest.MonkeyPat
     assert all(image is array for image, array in zip(file, lent, strict=True))
 
 
-@pytest.mark.parametrize("stamp_ms", [lambda now: 0.0, lambda now: now + 90_000, lambda now: 1.7e12], ids=["0", "ahead", "UTC"])
+@pytest.mark.parametrize(
+    "stamp_ms", [lambda now: 0.0, lambda now: now + 90_000, lambda now: 1.7e12], ids=["0", "ahead", "UTC"]
+)
 def test_usb_stamp_of_another_clock_is_not_believed(monkeypatch: pytest.MonkeyPatch, stamp_ms: Any) -> None:
     plug_in(monkeypatch, FakeCapture(pictures=200, stamp_ms=stamp_ms))
     clock = LiveClock()

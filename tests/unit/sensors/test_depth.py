@@ -61,7 +61,14 @@ class Soft:
 
     def _stream(self, kind: Any, uid: int, form: Any, bytes_a_pixel: int, focal_px: float) -> Any:
         lens = self.sdk.intrinsics()
-        lens.width, lens.height, lens.ppx, lens.ppy, lens.fx, lens.fy = WIDE, HIGH, WIDE / 2, HIGH / 2, focal_px, focal_px
+        lens.width, lens.height, lens.ppx, lens.ppy, lens.fx, lens.fy = (
+            WIDE,
+            HIGH,
+            WIDE / 2,
+            HIGH / 2,
+            focal_px,
+            focal_px,
+        )
         lens.model, lens.coeffs = self.sdk.distortion.brown_conrady, [0.0] * 5
         stream = self.sdk.video_stream()
         stream.type, stream.index, stream.uid, stream.fmt, stream.bpp = kind, 0, uid, form, bytes_a_pixel
@@ -78,7 +85,9 @@ class Soft:
             self.sent[number] = stamp_ms
             depth = np.zeros((HIGH, WIDE), np.uint16)
             depth[20:28, 28:36] = round(1.0 / self.unit_m)  # a board in the middle, 1 m away
-            for (sensor, profile, size), pixels in zip(self.parts, (depth, np.full((HIGH, WIDE, 3), number % 200, np.uint8)), strict=True):
+            for (sensor, profile, size), pixels in zip(
+                self.parts, (depth, np.full((HIGH, WIDE, 3), number % 200, np.uint8)), strict=True
+            ):
                 frame = self.sdk.software_video_frame()
                 frame.pixels, frame.bpp, frame.stride, frame.frame_number = pixels, size, WIDE * size, number
                 frame.timestamp, frame.domain, frame.profile = stamp_ms, self.domain, profile.as_video_stream_profile()
@@ -152,7 +161,9 @@ def test_capture_time_is_the_cameras_own_stamp_on_the_monotonic_clock(soft: Soft
 
 
 @pytest.mark.parametrize("domain", ["hardware_clock", "global_time"])
-def test_stamps_of_another_epoch_are_tied_to_their_arrival(sdk: Any, monkeypatch: pytest.MonkeyPatch, domain: str) -> None:
+def test_stamps_of_another_epoch_are_tied_to_their_arrival(
+    sdk: Any, monkeypatch: pytest.MonkeyPatch, domain: str
+) -> None:
     soft = Soft(sdk, domain=domain, offset_ms=-time.time() * 1000 + 7_000)  # counts from its own start
     monkeypatch.setattr(realsense, "devices", lambda _: [soft.device])
     node = opened(depth_node(), "depth")
@@ -201,7 +212,9 @@ def test_pulled_camera_is_lost_and_comes_back(soft: Soft) -> None:
     node = opened(depth_node(), "depth")
     take(node, 2)
     soft.going.clear()
-    with pytest.raises(DeviceError, match="depth camera 'depth': Soft 1234 has sent no picture for 2 s. Was it unplugged") as lost:
+    with pytest.raises(
+        DeviceError, match="depth camera 'depth': Soft 1234 has sent no picture for 2 s. Was it unplugged"
+    ) as lost:
         take(node, 200)
     assert lost.value.retry
     node.close()
@@ -233,7 +246,10 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
 
 def test_lens_goes_into_the_rig_beside_what_it_holds(soft: Soft, tmp_path: Path) -> None:
     path = tmp_path / "rig.yaml"
-    for name, node in (("depth", depth_node(save_rig=str(path))), ("camera", depth_node(save_rig=str(path), colour=True))):
+    for name, node in (
+        ("depth", depth_node(save_rig=str(path))),
+        ("camera", depth_node(save_rig=str(path), colour=True)),
+    ):
         opened(node, name).close()
     made = rig.load(path)
     assert made.intrinsics["depth"] == made.intrinsics["camera"]
@@ -254,7 +270,9 @@ def test_lens_models_of_the_sdk_become_ours_to_a_tenth_of_a_pixel(sdk: Any, mode
             back = sdk.rs2_deproject_pixel_to_point(said, list(map(float, pixel)), 1.0)
             assert np.abs(np.array(back) - point).max() * 610 < 0.15
         else:
-            assert np.abs(ours.project(np.array([point]))[0][0] - sdk.rs2_project_point_to_pixel(said, point)).max() < 0.1
+            assert (
+                np.abs(ours.project(np.array([point]))[0][0] - sdk.rs2_project_point_to_pixel(said, point)).max() < 0.1
+            )
 
 
 def test_other_depth_units_become_millimetres() -> None:
@@ -268,7 +286,10 @@ def test_recorded_depth_replays_to_the_millimetre(tmp_path: Path) -> None:
     with Writer(tmp_path / "rec.mcap", about={}) as writer:
         writer.stream(StreamInfo("depth", "depth_u16_mm", 30.0, 1, "depth"))
         for seq in range(3):
-            writer.write("depth", Frame("depth", seq, seq * 33_000_000, "depth_u16_mm", depth + seq, publish_ns=seq * 33_000_000 + 1))
+            writer.write(
+                "depth",
+                Frame("depth", seq, seq * 33_000_000, "depth_u16_mm", depth + seq, publish_ns=seq * 33_000_000 + 1),
+            )
     frames = play(Replay(path=str(tmp_path / "rec.mcap"), stream="depth", speed=0), count=3)
     assert [f.capture_ns for f in frames] == [0, 33_000_000, 66_000_000]
     assert all(np.array_equal(f.data, depth + f.seq) and f.data.dtype == np.uint16 for f in frames)

@@ -31,7 +31,11 @@ def pose_at(seconds: np.ndarray, turn: np.ndarray = TURN, drive: np.ndarray = DR
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     turned = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
     ratio = np.linalg.norm(turn)
-    along = seconds[:, None, None] * np.eye(3) + (1 - np.cos(angle)) / ratio * cross + (angle - np.sin(angle)) / ratio * (cross @ cross)
+    along = (
+        seconds[:, None, None] * np.eye(3)
+        + (1 - np.cos(angle)) / ratio * cross
+        + (angle - np.sin(angle)) / ratio * (cross @ cross)
+    )
     return turned, along @ drive
 
 
@@ -97,7 +101,8 @@ def test_a_turn_and_its_vector_agree():
 
 
 @pytest.mark.parametrize(
-    ("times", "turning"), [([0, 0], np.zeros((2, 3))), ([1, 0], np.zeros((2, 3))), ([], np.zeros((0, 3))), ([0, 1], np.zeros((2, 2)))]
+    ("times", "turning"),
+    [([0, 0], np.zeros((2, 3))), ([1, 0], np.zeros((2, 3))), ([], np.zeros((0, 3))), ([0, 1], np.zeros((2, 2)))],
 )
 def test_rates_that_are_none_are_refused(times, turning):
     with pytest.raises(ValueError, match="times"):
@@ -144,7 +149,12 @@ def test_a_sweep_waits_for_the_motion_to_its_end_and_no_longer():
         assert stage.give("lidar", sweep(0, NS, skewed(points)), at_ns=NS + SWEEP_NS) == []
         told(stage, 1090, 1110)
     [frame] = stage.emitted
-    assert isinstance(frame, Frame) and (frame.stream, frame.seq, frame.encoding, frame.reason) == ("still", 0, "points_xyzi_f32", "")
+    assert isinstance(frame, Frame) and (frame.stream, frame.seq, frame.encoding, frame.reason) == (
+        "still",
+        0,
+        "points_xyzi_f32",
+        "",
+    )
     assert (frame.capture_ns, frame.duration_ns) == (NS, SWEEP_NS)
     assert np.linalg.norm(frame.data[:, :3] - points, axis=1).max() < 1e-3
 
@@ -182,7 +192,10 @@ def test_silences_are_passed_on_and_order_is_kept():
     with Stage(Deskew(), inputs=["lidar", "imu"], name="still") as stage:
         stage.give("lidar", sweep(0, 0, skewed(world(100))), at_ns=SWEEP_NS)
         sent = stage.give("lidar", silence("lidar", NS, "unplugged"), at_ns=NS)
-    assert [(f.encoding, f.capture_ns, f.seq) for f in sent if isinstance(f, Frame)] == [("points_xyzit_f32", 0, 0), ("none", NS, 1)]
+    assert [(f.encoding, f.capture_ns, f.seq) for f in sent if isinstance(f, Frame)] == [
+        ("points_xyzit_f32", 0, 0),
+        ("none", NS, 1),
+    ]
 
 
 def test_a_deskew_without_motion_in_its_inputs_is_refused():

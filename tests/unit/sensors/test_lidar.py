@@ -71,7 +71,9 @@ def test_sweeps_are_cut_at_the_azimuth_that_was_asked_for(turns, cut_deg):
     turn_ns = 900 * 110_592  # 360° / 0.4° a block
     for before, after in pairwise(sweeps[1:]):
         assert abs(before.duration_ns - turn_ns) < 2000
-        assert abs(after.capture_ns - before.capture_ns - before.duration_ns) < 2000  # they leave no gap and do not overlap
+        assert (
+            abs(after.capture_ns - before.capture_ns - before.duration_ns) < 2000
+        )  # they leave no gap and do not overlap
     for sweep in sweeps[1:-1]:
         assert sweep.reason == "" and len(sweep.data) == 900 * 32
         azimuth_deg = -np.degrees(np.arctan2(sweep.data[:, 1], sweep.data[:, 0])) % 360
@@ -220,8 +222,10 @@ def test_packets_with_flipped_bytes_end_nothing(turns, frames, sensor):
     assert decoder.good + lost["malformed packets"] >= len(bent)
 
 
-@pytest.mark.parametrize(("byte", "flags", "model"), [(0x21, 1, "HDL32E"), (0x24, 1, "PuckHiRes"), (0x28, 1, "VLP32C"), (0xA1, 4, "VLS128"),
-                                                       (0x55, 2, "HDL64E_S3")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("byte", "flags", "model"),
+    [(0x21, 1, "HDL32E"), (0x24, 1, "PuckHiRes"), (0x28, 1, "VLP32C"), (0xA1, 4, "VLS128"), (0x55, 2, "HDL64E_S3")],
+)
 def test_packets_of_the_other_models_become_whole_sweeps(turns, byte, flags, model):
     import velodyne_decoder
 
@@ -233,7 +237,10 @@ def test_packets_of_the_other_models_become_whole_sweeps(turns, byte, flags, mod
         raw[:, 100 * block + 2 : 100 * block + 4] = raw[:, first + 2 : first + 4]
     options = {}
     if model == "HDL64E_S3":
-        options = {"model": model, "calibration": f"{velodyne_decoder.__path__[0]}/calibrations/HDL-64E_S3-VeloView.yml"}
+        options = {
+            "model": model,
+            "calibration": f"{velodyne_decoder.__path__[0]}/calibrations/HDL-64E_S3-VeloView.yml",
+        }
         with pytest.raises(ConfigError, match="calibration"):
             decoded([], model=model)
     sweeps, lost, decoder = decoded(sent([packet.tobytes() for packet in raw]), cut_deg=0.0, **options)
@@ -251,7 +258,9 @@ def test_a_first_packet_that_claims_another_model_is_outvoted(turns):
 
 def test_a_packet_of_the_right_form_with_a_wrong_time_is_left_out(turns):
     good = sent(turns[0])
-    foreign = [(raw, good[10 * k + 5][1]) for k, raw in enumerate(vlp16(30, from_deg=77.0, since_hour_ns=2000 * NS)[0][::2])]
+    foreign = [
+        (raw, good[10 * k + 5][1]) for k, raw in enumerate(vlp16(30, from_deg=77.0, since_hour_ns=2000 * NS)[0][::2])
+    ]
     mixed = sorted([*good, *foreign], key=lambda packet: packet[1])
     sweeps, lost, _ = decoded(mixed, cut_deg=0.0)
     assert lost == Counter({"malformed packets": 15}) and not any("jumped" in sweep.reason for sweep in sweeps)

@@ -22,7 +22,9 @@ from pipeline.recording.importers.importer import open_source
 from pipeline.sensors.lidar.packet_decoder import Sweep, make
 from pipeline.testing import play
 
-VLP16_OFFSET_M = np.array([11.2, 9.7, 8.1, 6.6, 5.1, 3.7, 2.2, 0.7, -0.7, -2.2, -3.7, -5.1, -6.6, -8.1, -9.7, -11.2]) / 1000  # by ring
+VLP16_OFFSET_M = (
+    np.array([11.2, 9.7, 8.1, 6.6, 5.1, 3.7, 2.2, 0.7, -0.7, -2.2, -3.7, -5.1, -6.6, -8.1, -9.7, -11.2]) / 1000
+)  # by ring
 POINT = {"F4": "<f4", "U1": "u1", "U2": "<u2", "U4": "<u4"}
 
 
@@ -47,7 +49,9 @@ def xyz_of(cloud: np.ndarray) -> np.ndarray:
 
 def nearest_m(points: np.ndarray, among: np.ndarray) -> np.ndarray:
     """(n,) distance of each point to the nearest one among others; exact."""
-    tree = cv2.flann_Index(np.ascontiguousarray(among, np.float32), {"algorithm": 4, "leaf_max_size": 10})  # one k-d tree
+    tree = cv2.flann_Index(
+        np.ascontiguousarray(among, np.float32), {"algorithm": 4, "leaf_max_size": 10}
+    )  # one k-d tree
     _, squared = tree.knnSearch(np.ascontiguousarray(points, np.float32), 1, params={"checks": -1})
     return np.sqrt(squared[:, 0])
 
@@ -148,13 +152,19 @@ def test_an_ouster_s_frame_has_the_digest_that_its_maker_gives(lidars, capture):
     seen = {}
     clear, decoder._clear = decoder._clear, lambda: seen.update(decoder._ranges | decoder._brightness)  # type: ignore[attr-defined]
     [sweep] = decoder.feed(packets[-1].data.tobytes(), packets[-1].capture_ns)
-    assert {name: hashlib.md5(field.tobytes()).hexdigest() for name, field in seen.items() if name.startswith("RANGE")} == {
-        name: digest[name] for name in seen if name.startswith("RANGE")
-    }
-    assert sweep.reason == "" and len(sweep.data) == sum((seen[name] > 0).sum() for name in seen if name.startswith("RANGE")) and clear
+    assert {
+        name: hashlib.md5(field.tobytes()).hexdigest() for name, field in seen.items() if name.startswith("RANGE")
+    } == {name: digest[name] for name in seen if name.startswith("RANGE")}
+    assert (
+        sweep.reason == ""
+        and len(sweep.data) == sum((seen[name] > 0).sum() for name in seen if name.startswith("RANGE"))
+        and clear
+    )
 
 
-@pytest.mark.parametrize("capture", ["OS-0-32-U1_v2.2.0_1024x10", "OS-1-32-G_v2.1.1_1024x10", "OS-1-128_v2.3.0_1024x10_lb_n3"])
+@pytest.mark.parametrize(
+    "capture", ["OS-0-32-U1_v2.2.0_1024x10", "OS-1-32-G_v2.1.1_1024x10", "OS-1-128_v2.3.0_1024x10_lb_n3"]
+)
 def test_an_ouster_s_points_follow_its_manual(lidars, capture):
     pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
     import ouster.sdk.core as sdk
@@ -179,7 +189,9 @@ def test_an_ouster_s_imu_tells_its_own_gravity(lidars):
     steps_ns = np.diff([s.capture_ns for s in samples])
     assert np.abs(steps_ns[1:] - 10_000_000).max() < 1_000_000  # 100 Hz
     data = np.stack([s.data for s in samples])
-    assert np.abs(np.linalg.norm(data[:, :3], axis=1) - 9.81).max() < 0.4 and np.abs(data[:, 3:]).max() < 0.05  # it stood on a table
+    assert (
+        np.abs(np.linalg.norm(data[:, :3], axis=1) - 9.81).max() < 0.4 and np.abs(data[:, 3:]).max() < 0.05
+    )  # it stood on a table
     assert data[:, 2].min() > 9.5
 
 

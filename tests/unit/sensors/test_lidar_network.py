@@ -138,7 +138,10 @@ def test_a_packet_is_stamped_when_it_came_not_when_it_was_read(udp_port):
     clock = LiveClock()
     receiver = Receiver(udp_port, clock=clock, where="lidar")
     try:
-        with receiver._changed, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:  # the thread cannot go on to read
+        with (
+            receiver._changed,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):  # the thread cannot go on to read
             sender.sendto(b"first", ("127.0.0.1", udp_port))
             time.sleep(0.05)
             before_ns = clock.now_ns()
@@ -181,7 +184,10 @@ def test_only_the_sensor_that_was_named_is_listened_to(udp_port):
     node = Lidar(sensor="velodyne", port=udp_port, source="127.0.0.1")
     with sending(udp_port, endless(20)), opened(node) as frames:
         assert next(frames).encoding == "points_xyzit_f32"
-    with Receiver(udp_port, clock=LiveClock(), where="lidar", source="10.9.8.7") as receiver, sending(udp_port, endless(1)):
+    with (
+        Receiver(udp_port, clock=LiveClock(), where="lidar", source="10.9.8.7") as receiver,
+        sending(udp_port, endless(1)),
+    ):
         assert receiver.take(0.3) == []
 
 
@@ -219,8 +225,14 @@ def test_an_ouster_is_asked_for_its_metadata(udp_port, tmp_path):
 
 @pytest.mark.paced
 def test_a_lidar_runs_in_a_graph_and_its_sweeps_are_recorded(udp_port, folder):
-    config = a_file(folder, f"lidar: {{use: lidar, sensor: velodyne, port: {udp_port}}}\nconsole: {{use: console, inputs: [health]}}")
-    with sending(udp_port, endless(150)), running(folder, "record", config, "drive.mcap", "--for", "3s", "--no-dashboard") as run:
+    config = a_file(
+        folder,
+        f"lidar: {{use: lidar, sensor: velodyne, port: {udp_port}}}\nconsole: {{use: console, inputs: [health]}}",
+    )
+    with (
+        sending(udp_port, endless(150)),
+        running(folder, "record", config, "drive.mcap", "--for", "3s", "--no-dashboard") as run,
+    ):
         assert run.wait() == 0, run.err
     with Reader(folder / "drive.mcap") as recording:
         frames = [m.message for m in recording.messages(["lidar"])]

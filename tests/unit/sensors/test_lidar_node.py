@@ -62,13 +62,19 @@ def test_recorded_packets_give_the_same_sweeps_as_the_network(turns):
     frames = [f for f in stage.emitted if isinstance(f, Frame)]
     assert [f.seq for f in frames] == list(range(len(expected))) and all(f.stream == "points" for f in frames)
     for frame, sweep in zip(frames, expected, strict=True):
-        assert frame.capture_ns == sweep.capture_ns and np.array_equal(frame.data, sweep.data) and frame.reason == sweep.reason
+        assert (
+            frame.capture_ns == sweep.capture_ns
+            and np.array_equal(frame.data, sweep.data)
+            and frame.reason == sweep.reason
+        )
 
 
 def test_recorded_packets_of_an_ouster_wait_for_their_metadata(frames):
     metadata, raw, _ = frames
     with Stage(Sweeps(sensor="ouster"), inputs=["lidar", "lidar/metadata"], name="points") as stage:
-        stage.give("lidar/metadata", Frame("lidar/metadata", 0, 0, "calibration", np.frombuffer(metadata.encode(), np.uint8)))
+        stage.give(
+            "lidar/metadata", Frame("lidar/metadata", 0, 0, "calibration", np.frombuffer(metadata.encode(), np.uint8))
+        )
         for k, (packet, at_ns) in enumerate(sent(raw, every_ns=OUSTER_NS)):
             stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(packet, np.uint8)), at_ns=at_ns)
         stage.end()
@@ -91,7 +97,10 @@ def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(turns):
 
 
 def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
-    for node in (Lidar(sensor="ouster"), Lidar(sensor="ouster", device=str(write_pcap(tmp_path / "a.pcap", sent(frames[1][:9]), 7502)))):
+    for node in (
+        Lidar(sensor="ouster"),
+        Lidar(sensor="ouster", device=str(write_pcap(tmp_path / "a.pcap", sent(frames[1][:9]), 7502))),
+    ):
         with pytest.raises(ConfigError, match="api/v1/sensor/metadata.*options: {metadata: "):
             play(node, count=1)
     with pytest.raises(ConfigError, match=r"inputs: \[lidar, lidar/metadata\]"):

@@ -32,7 +32,9 @@ class FakeCard:
 
     paFloat32, paInputOverflow, paContinue = 1, 2, 0
 
-    def __init__(self, *, rate_hz: int = 16000, channels: int = 1, names: tuple[str, ...] = ("Built-in", "USB Audio")) -> None:
+    def __init__(
+        self, *, rate_hz: int = 16000, channels: int = 1, names: tuple[str, ...] = ("Built-in", "USB Audio")
+    ) -> None:
         self.rate_hz, self.channels, self.names = rate_hz, channels, names
         self.opened_with: tuple[Any, ...] = ()
         self.active = True
@@ -61,7 +63,9 @@ class FakeCard:
             raise ValueError("Invalid sample rate")
         return True
 
-    def open(self, rate: int, channels: int, *_: Any, input_device_index: int, stream_callback: Any, **__: Any) -> FakeCard:
+    def open(
+        self, rate: int, channels: int, *_: Any, input_device_index: int, stream_callback: Any, **__: Any
+    ) -> FakeCard:
         self.opened_with = (rate, channels, input_device_index)
         self.callback = stream_callback
         return self
@@ -100,7 +104,9 @@ def test_device_is_found_by_a_part_of_its_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_device_names_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DeviceError, match="no microphone 'rode'. Microphones here: 0: Built-in, 1: USB Audio") as caught:
+    with pytest.raises(
+        DeviceError, match="no microphone 'rode'. Microphones here: 0: Built-in, 1: USB Audio"
+    ) as caught:
         with_card(monkeypatch, FakeCard(), device="rode")
     assert caught.value.retry
 

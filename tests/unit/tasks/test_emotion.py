@@ -47,9 +47,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
     tensors = [TensorInfo(name, ("n", 7), "float32", "") for name in ("logits", "embedding")]
     Manifest(
-        name="random", task="emotion", inputs=(TensorInfo("face", ("n", 1, 48, 48), "float32", ""),), outputs=tuple(tensors),
-        labels=LABELS, temperature=1.5, training_data="none", licence="Apache-2.0", made_by="this test",
-    ).write(path)  # fmt: skip
+        name="random",
+        task="emotion",
+        inputs=(TensorInfo("face", ("n", 1, 48, 48), "float32", ""),),
+        outputs=tuple(tensors),
+        labels=LABELS,
+        temperature=1.5,
+        training_data="none",
+        licence="Apache-2.0",
+        made_by="this test",
+    ).write(path)
     return path
 
 
@@ -102,7 +109,10 @@ def aligned(*frames: Frame, missing: tuple[str, ...] = (), anchor_ns: int | None
 
 
 def sound(first_seq: int, count: int) -> list[Frame]:
-    return [Frame("mic", i, i * 20 * MS, "pcm_f32", np.zeros(320, np.float32), 20 * MS) for i in range(first_seq, first_seq + count)]
+    return [
+        Frame("mic", i, i * 20 * MS, "pcm_f32", np.zeros(320, np.float32), 20 * MS)
+        for i in range(first_seq, first_seq + count)
+    ]
 
 
 def test_face_in_the_picture_gives_probabilities_and_a_subject(task: Emotion) -> None:
@@ -267,7 +277,9 @@ def test_engine_of_each_model_is_told(weights: Path) -> None:
 # --- the shipped model
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="models/face-expression.onnx is not there: run_pipeline.py train face")
+@pytest.mark.skipif(
+    not SHIPPED.is_file(), reason="models/face-expression.onnx is not there: run_pipeline.py train face"
+)
 def test_woman_of_the_demo_clip_turns_happy_and_is_not_happy_before() -> None:
     task = opened(SHIPPED)
     labels = [(i * PERIOD_NS / 1e9, task.predict(aligned(camera(i, image))).label) for i, image in clip(0, 472, step=2)]

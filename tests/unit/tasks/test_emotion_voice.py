@@ -28,8 +28,16 @@ from pipeline.tasks.emotion import Emotion
 RATE = 16_000
 
 
-def made(folder: Path, *, says: str, labels: Sequence[str] = LABELS, shape: tuple[int, ...] = (2, 64, 300), sure: float = 6.0,
-         name: str = "voice", licence: str = "CC BY-NC-SA 4.0: not for commercial use") -> Path:  # fmt: skip
+def made(
+    folder: Path,
+    *,
+    says: str,
+    labels: Sequence[str] = LABELS,
+    shape: tuple[int, ...] = (2, 64, 300),
+    sure: float = 6.0,
+    name: str = "voice",
+    licence: str = "CC BY-NC-SA 4.0: not for commercial use",
+) -> Path:
     """A voice network that says `says`, whatever it hears."""
     flat = int(np.prod(shape))
     bias = np.float32([sure if label == says else 0.0 for label in labels])
@@ -40,15 +48,24 @@ def made(folder: Path, *, says: str, labels: Sequence[str] = LABELS, shape: tupl
     ]
     heard = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
     out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(labels)])
-    stored = [numpy_helper.from_array(np.zeros((flat, len(labels)), np.float32), "matrix"), numpy_helper.from_array(bias, "bias")]
+    stored = [
+        numpy_helper.from_array(np.zeros((flat, len(labels)), np.float32), "matrix"),
+        numpy_helper.from_array(bias, "bias"),
+    ]
     path = folder / f"says-{says}-{len(labels)}-{name}.onnx"
     graph = helper.make_graph(nodes, "stand-in", [heard], [out], stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
     Manifest(
-        name="stand-in", task="emotion", inputs=(TensorInfo(name, ("n", *shape), "float32", ""),),
-        outputs=(TensorInfo("logits", ("n", len(labels)), "float32", ""),), labels=tuple(labels), temperature=1.0,
-        training_data="none", licence=licence, made_by="this test",
-    ).write(path)  # fmt: skip
+        name="stand-in",
+        task="emotion",
+        inputs=(TensorInfo(name, ("n", *shape), "float32", ""),),
+        outputs=(TensorInfo("logits", ("n", len(labels)), "float32", ""),),
+        labels=tuple(labels),
+        temperature=1.0,
+        training_data="none",
+        licence=licence,
+        made_by="this test",
+    ).write(path)
     return path
 
 
@@ -80,8 +97,10 @@ def speech(first_seq: int, count: int, *, gain: float = 0.1, noise: float = 1e-4
     at = np.arange(first_seq * 320, (first_seq + count) * 320)
     buzz = np.sign(np.sin(2 * np.pi * 120 * at / RATE)) * (np.sin(2 * np.pi * 4 * at / RATE) > 0)
     samples = (gain * buzz + np.random.default_rng(first_seq).normal(0, noise, len(at))).clip(-1, 1).astype(np.float32)
-    return [Frame("mic", first_seq + i, (first_seq + i) * 20 * MS, "pcm_f32", samples[i * 320 : (i + 1) * 320], 20 * MS)
-            for i in range(count)]
+    return [
+        Frame("mic", first_seq + i, (first_seq + i) * 20 * MS, "pcm_f32", samples[i * 320 : (i + 1) * 320], 20 * MS)
+        for i in range(count)
+    ]
 
 
 def watch(task: Emotion, images: Sequence[np.ndarray[Any, Any]], **sound: Any) -> list[Prediction]:
@@ -99,7 +118,9 @@ def face() -> np.ndarray[Any, Any]:
     return next(clip(0, 1))[1]
 
 
-def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(
+    hearing: Open, face: np.ndarray[Any, Any]
+) -> None:
     silent = watch(hearing(speaking=False), [face])[-1]
     spoken = watch(hearing(speaking=True), [face])[-1]
     assert silent.used == ("webcam",) and spoken.used == ("webcam", "mic")
@@ -107,12 +128,16 @@ def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(hearing:
     assert spoken.probs[angry] > silent.probs[angry] + 0.3 and spoken.probs.sum() == pytest.approx(1, abs=1e-5)
     assert spoken.subjects[0].voice == "own" and silent.subjects[0].voice == ""
     voice = spoken.opinions[1]
-    assert (voice.modality, voice.stream, voice.weight) == ("voice", "mic", 1.0) and max(voice.probs) == voice.probs[angry]
+    assert (voice.modality, voice.stream, voice.weight) == ("voice", "mic", 1.0) and max(voice.probs) == voice.probs[
+        angry
+    ]
     assert silent.opinions[1].weight == 0 and silent.opinions[1].reason == "nobody speaks"
     assert spoken.record()["opinions"][1]["probs"]["angry"] == pytest.approx(voice.probs[angry], abs=1e-5)
 
 
-def test_without_speech_the_answer_is_the_faces_to_the_bit(hearing: Open, weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+def test_without_speech_the_answer_is_the_faces_to_the_bit(
+    hearing: Open, weights: Path, face: np.ndarray[Any, Any]
+) -> None:  # noqa: F811
     plain = watch(opened(weights, voice="none"), [face])
     quiet = watch(hearing(speaking=False), [face])
     assert all(np.array_equal(a.probs, b.probs) for a, b in zip(plain, quiet, strict=True))
@@ -126,7 +151,9 @@ def test_camera_away_the_voice_answers_alone(hearing: Open) -> None:
     assert prediction.subjects == ()
 
 
-def test_run_that_loses_camera_then_microphone_keeps_predicting_and_recovers(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+def test_run_that_loses_camera_then_microphone_keeps_predicting_and_recovers(
+    hearing: Open, face: np.ndarray[Any, Any]
+) -> None:
     task, told = hearing("sad"), []
     for i in range(120):  # five seconds: both, no camera, both, no microphone, both
         last, seeing, listening = 50 + int(i * 1000 / 24 / 20), not 24 <= i < 48, not 72 <= i < 96
@@ -134,7 +161,13 @@ def test_run_that_loses_camera_then_microphone_keeps_predicting_and_recovers(hea
         missing = tuple(name for name, here in (("webcam", seeing), ("mic", listening)) if not here)
         told.append(task.predict(aligned(*frames, missing=missing, anchor_ns=i * 1001 * 1_000_000 * 1000 // 24000)))
     assert all(p.label is not None for p in told)
-    assert [told[i].used for i in (23, 47, 71, 95, 119)] == [("webcam", "mic"), ("mic",), ("webcam", "mic"), ("webcam",), ("webcam", "mic")]
+    assert [told[i].used for i in (23, 47, 71, 95, 119)] == [
+        ("webcam", "mic"),
+        ("mic",),
+        ("webcam", "mic"),
+        ("webcam",),
+        ("webcam", "mic"),
+    ]
     assert told[47].missing == ("webcam",) and told[95].missing == ("mic",) and told[119].missing == ()
     assert told[47].label == "sad" and told[119].probs[LABELS.index("sad")] > told[95].probs[LABELS.index("sad")]
 
@@ -273,18 +306,25 @@ def test_licence_of_the_voice_is_said_at_the_start(hearing: Open, caplog: pytest
 
 
 def test_voice_model_of_another_kind_and_missing_models_are_refused(
-    hearing: Open, weights: Path, tmp_path: Path  # noqa: F811
+    hearing: Open,
+    weights: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     with pytest.raises(ConfigError, match="expected one input, 'voice'"):
         hearing(shape=(5,), name="text")
     with pytest.raises(AssetError, match="train voice"):
         Emotion(model=str(weights), voice=str(tmp_path / "none.onnx")).open("auto")
     with pytest.raises(AssetError, match="train fusion"):
-        Emotion(model=str(weights), voice=str(made(tmp_path, says="sad")), fusion=str(tmp_path / "none.onnx")).open("auto")
+        Emotion(model=str(weights), voice=str(made(tmp_path, says="sad")), fusion=str(tmp_path / "none.onnx")).open(
+            "auto"
+        )
 
 
 def test_voice_without_a_trained_fusion_does_not_take_part(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: F811
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,  # noqa: F811
 ) -> None:
     centerface, vad = asset("centerface"), asset("silero-vad")
     monkeypatch.setattr("pipeline.assets.path", lambda name: {"centerface": centerface, "silero-vad": vad}[name])
@@ -301,8 +341,6 @@ def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
     assert fusion.fuse(face, voice, np.float32([[1, 0.25]])) == pytest.approx(np.float32([[0.68, 0.32]]))
     assert np.array_equal(fusion.fuse(face, voice, np.float32([[0, 1]])), np.exp(voice))
     assert disagree(np.exp(face[0]), np.exp(voice[0])) and not disagree(np.exp(face[0]), np.float32([0.45, 0.55][::-1]))
-
-
 
 
 def test_embeddings_are_sent_only_when_asked_for(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811

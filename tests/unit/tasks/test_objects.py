@@ -28,10 +28,13 @@ from pipeline.tasks.objects import ObjectFinder, Objects, View, told_apart
 # The board straight ahead of it lies on the middle of a cell of the network, so that one cell alone answers.
 LENS = Intrinsics("radtan", 256, 256, 256, 256, 135.5, 135.5)
 # A camera that looks along the base's x, 0.2 m before the lidar, which is half a metre above the base.
-RIG = Rig({"front": LENS}, (
-    Pose("front", "base", rigid(np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), (0, 0.5, -0.2))),
-    Pose("base", "lidar", rigid(np.eye(3), (0, 0, 0.5))),
-))  # fmt: skip
+RIG = Rig(
+    {"front": LENS},
+    (
+        Pose("front", "base", rigid(np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), (0, 0.5, -0.2))),
+        Pose("base", "lidar", rigid(np.eye(3), (0, 0, 0.5))),
+    ),
+)
 MS = 1_000_000
 
 
@@ -40,7 +43,10 @@ def board(range_m: float, colour: str = "red", *, side_m: float = 2.0) -> tuple[
     image = np.full((256, 256, 3), 90, np.uint8)
     half = round(256 * side_m / 2 / range_m)
     image[136 - half : 136 + half, 136 - half : 136 + half] = BGR[colour]
-    y, z = (v.ravel() for v in np.meshgrid(np.linspace(-side_m / 2, side_m / 2, 30), np.linspace(-side_m / 2, side_m / 2, 30)))
+    y, z = (
+        v.ravel()
+        for v in np.meshgrid(np.linspace(-side_m / 2, side_m / 2, 30), np.linspace(-side_m / 2, side_m / 2, 30))
+    )
     on_board = np.column_stack([np.full_like(y, range_m + 0.2), y, z])
     y, z = (v.ravel() for v in np.meshgrid(np.linspace(-8, 8, 80), np.linspace(-1, 6, 40)))
     behind = np.column_stack([np.full_like(y, 20.0), y, z])
@@ -52,7 +58,11 @@ def board(range_m: float, colour: str = "red", *, side_m: float = 2.0) -> tuple[
 
 
 def aligned(anchor_ms: int, **frames: tuple[Encoding, np.ndarray] | None) -> AlignedSet:
-    given = {n: (Frame(n, anchor_ms // 100, anchor_ms * MS, f[0], np.array(f[1])),) for n, f in frames.items() if f is not None}
+    given = {
+        n: (Frame(n, anchor_ms // 100, anchor_ms * MS, f[0], np.array(f[1])),)
+        for n, f in frames.items()
+        if f is not None
+    }
     receipts = tuple(Receipt(n, "exact" if n in given else "absent") for n in frames)
     return AlignedSet("front", anchor_ms * MS, given, receipts, tuple(n for n in frames if n not in given))
 
@@ -121,7 +131,9 @@ nodes:
   objects: {use: infer, task: objects, inputs: [align], process: align, options: {detector: none, rig: rig.yaml}}
 """)
     assert finished(folder, "import", str(drive), "drive.mcap", timeout_s=120).returncode == 0
-    played = finished(folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=240)
+    played = finished(
+        folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=240
+    )
     told = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
     predictions = [one for one in told if "task" in one]
     assert len(predictions) == 10, played.stderr
@@ -178,8 +190,13 @@ def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
     def seen(label: str, score: float, *position_m: float) -> Subject:
         return Subject(1, (0, 0, 9, 9), (), score, label=label, range_m=10.0, position_m=position_m)
 
-    subjects = [seen("car", 0.9, 10.0, 0.2, 0.5), seen("truck", 0.4, 10.1, 0.0, 0.5), seen("van", 0.5, 12.0, 4.1, 0.5),
-                seen("dog", 0.9, 20.0, 0.0, 0.2), Subject(9, (0, 0, 9, 9), (), label="cat")]  # fmt: skip
+    subjects = [
+        seen("car", 0.9, 10.0, 0.2, 0.5),
+        seen("truck", 0.4, 10.1, 0.0, 0.5),
+        seen("van", 0.5, 12.0, 4.1, 0.5),
+        seen("dog", 0.9, 20.0, 0.0, 0.2),
+        Subject(9, (0, 0, 9, 9), (), label="cat"),
+    ]
     labels, others = told_apart(subjects, [ahead, turned, nothing])
     assert labels == {1: ("car", 0.9), 2: ("van", 0.5)}
     assert [subject.label for subject in others] == ["dog"]
@@ -210,7 +227,11 @@ def test_the_same_sets_give_the_same_predictions_again(opened: Any) -> None:
     def run() -> list[Prediction]:
         task = opened()
         return [
-            task.predict(aligned(100 * i, front=("bgr8", board(9 - 0.2 * i)[0]), lidar=("points_xyzi_f32", board(9 - 0.2 * i)[1])))
+            task.predict(
+                aligned(
+                    100 * i, front=("bgr8", board(9 - 0.2 * i)[0]), lidar=("points_xyzi_f32", board(9 - 0.2 * i)[1])
+                )
+            )
             for i in range(5)
         ]
 
@@ -230,7 +251,9 @@ def test_a_depth_picture_ranges_as_a_lidar_does(opened: Any) -> None:
     depth = np.full((256, 256), 20_000, np.uint16)
     depth[104:168, 104:168] = 8000
     depth[:4] = 0  # no reading
-    prediction = opened(sensors={"depth": "front"}).predict(aligned(0, front=("bgr8", image), depth=("depth_u16_mm", depth)))
+    prediction = opened(sensors={"depth": "front"}).predict(
+        aligned(0, front=("bgr8", image), depth=("depth_u16_mm", depth))
+    )
     assert prediction.subjects[0].range_m == pytest.approx(8.0, abs=0.05) and prediction.used == ("front", "depth")
 
 
@@ -258,11 +281,14 @@ def test_boxes_that_cannot_be_read_leave_nobody_who_tells_what_things_are(opened
     assert opened(detector="none", sensors={"boxes": "front"}).predict(sent).missing == ("boxes", "detector")
 
 
-@pytest.mark.parametrize(("stream", "frame", "said"), [
-    ("boxes", ("text_utf8", np.frombuffer(b"nonsense", np.uint8)), "expected JSON"),
-    ("front", ("bgr8", np.zeros((256, 256, 3), np.uint8)), "dark"),
-    ("lidar", ("points_xyzi_f32", np.zeros(7, np.float32)), "shape (7,)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stream", "frame", "said"),
+    [
+        ("boxes", ("text_utf8", np.frombuffer(b"nonsense", np.uint8)), "expected JSON"),
+        ("front", ("bgr8", np.zeros((256, 256, 3), np.uint8)), "dark"),
+        ("lidar", ("points_xyzi_f32", np.zeros(7, np.float32)), "shape (7,)"),
+    ],
+)
 def test_what_cannot_be_used_is_missing_with_the_reason(stream: str, frame: Any, said: str, opened: Any) -> None:
     image, points = board(8.0)
     given = {"front": ("bgr8", image), "lidar": ("points_xyzi_f32", points), stream: frame}
@@ -272,10 +298,14 @@ def test_what_cannot_be_used_is_missing_with_the_reason(stream: str, frame: Any,
     assert said in reason
 
 
-def test_pictures_of_another_size_than_the_rigs_have_no_ranges_and_the_log_says_why(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_pictures_of_another_size_than_the_rigs_have_no_ranges_and_the_log_says_why(
+    opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     image, points = board(8.0)
     with caplog.at_level(logging.WARNING):
-        prediction = opened().predict(aligned(0, front=("bgr8", np.repeat(image, 2, axis=1)), lidar=("points_xyzi_f32", points)))
+        prediction = opened().predict(
+            aligned(0, front=("bgr8", np.repeat(image, 2, axis=1)), lidar=("points_xyzi_f32", points))
+        )
     assert "rig" in prediction.missing and all(s.range_m is None for s in prediction.subjects)
     assert "intrinsics.front are of pictures of 256×256, found 512×256" in caplog.text
 
@@ -286,9 +316,13 @@ def test_without_a_rig_there_are_boxes_and_missing_says_rig(opened: Any) -> None
     assert [s.range_m for s in prediction.subjects] == [None] and prediction.missing == ("rig",)
 
 
-def test_a_camera_the_rig_does_not_know_has_no_ranges_and_the_log_names_the_nearest(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_camera_the_rig_does_not_know_has_no_ranges_and_the_log_names_the_nearest(
+    opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     image, points = board(8.0)
     with caplog.at_level(logging.WARNING):
-        prediction = opened(sensors={"front": "frnot"}).predict(aligned(0, front=("bgr8", image), lidar=("points_xyzi_f32", points)))
+        prediction = opened(sensors={"front": "frnot"}).predict(
+            aligned(0, front=("bgr8", image), lidar=("points_xyzi_f32", points))
+        )
     assert "rig" in prediction.missing and all(s.range_m is None for s in prediction.subjects)
     assert "no camera called 'frnot'" in caplog.text and "Did you mean 'front'" in caplog.text

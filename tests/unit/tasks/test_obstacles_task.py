@@ -34,14 +34,18 @@ FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 
 def lidar_frame(k: int, sweep: Sweep, *, timed: bool = True, stream: str = "lidar") -> Frame:
     own = sweep.points_m - np.array(sweep.origin_m, np.float32)
-    rows = np.column_stack([own, np.zeros(len(own)), sweep.seconds] if timed else [own, np.zeros(len(own))]).astype(np.float32)
+    rows = np.column_stack([own, np.zeros(len(own)), sweep.seconds] if timed else [own, np.zeros(len(own))]).astype(
+        np.float32
+    )
     return Frame(stream, k, NS + k * TURN_NS, "points_xyzit_f32" if timed else "points_xyzi_f32", rows, TURN_NS)
 
 
 def aligned(k: int, *frames: Frame, missing: tuple[str, ...] = (), late_ns: int = 0) -> AlignedSet:
     receipts = [Receipt(f.stream, "exact", (f.seq,)) for f in frames] + [Receipt(s, "absent") for s in missing]
     anchor_ns = NS + k * TURN_NS
-    return AlignedSet("lidar", anchor_ns, {f.stream: (f,) for f in frames}, tuple(receipts), missing, anchor_ns + late_ns)
+    return AlignedSet(
+        "lidar", anchor_ns, {f.stream: (f,) for f in frames}, tuple(receipts), missing, anchor_ns + late_ns
+    )
 
 
 def opened(**options) -> Obstacles:
@@ -51,7 +55,9 @@ def opened(**options) -> Obstacles:
 
 
 def drive(task: Obstacles, world: World, sweeps: int = 4, **kind):
-    return [task.predict(aligned(k, lidar_frame(k, cast(LIDAR, world, at_s=k / 10, seed=k), **kind))) for k in range(sweeps)]
+    return [
+        task.predict(aligned(k, lidar_frame(k, cast(LIDAR, world, at_s=k / 10, seed=k), **kind))) for k in range(sweeps)
+    ]
 
 
 def test_its_label_is_the_way_ahead_and_its_record_is_what_the_schema_says():
@@ -96,7 +102,9 @@ def test_sets_that_all_arrive_late_are_not_clear_where_arrivals_are_asked():
 
 def depth_frame(k: int, world: World) -> Frame:
     """What DEPTH sees, as a picture: its rays fall on the pixels of LENS."""
-    sweep = cast(dataclasses.replace(DEPTH, azimuths=400, elevations_deg=tuple(np.linspace(-29, 29, 300))), world, seed=k)
+    sweep = cast(
+        dataclasses.replace(DEPTH, azimuths=400, elevations_deg=tuple(np.linspace(-29, 29, 300))), world, seed=k
+    )
     down = np.radians(DEPTH.pitch_deg)
     camera = (sweep.points_m - np.array(sweep.origin_m)) @ rig_turn(down)
     pixels, seen = LENS.project(camera)
@@ -114,8 +122,15 @@ def rig_turn(down_rad: float) -> np.ndarray:
 def test_a_depth_camera_is_placed_by_the_rig(tmp_path):
     pose = Pose("base", "depth_camera", rigid(rig_turn(np.radians(DEPTH.pitch_deg)), (0, 0, DEPTH.height_m)))
     save(Rig({"depth_camera": LENS}, (pose,)), tmp_path / "rig.yaml")
-    task = opened(rig=str(tmp_path / "rig.yaml"), sensors={"depth": "depth_camera"}, width_m=0.6, length_m=3.0, stop_m=1.0,
-                  blind_m=1.0, every_px=1)  # fmt: skip
+    task = opened(
+        rig=str(tmp_path / "rig.yaml"),
+        sensors={"depth": "depth_camera"},
+        width_m=0.6,
+        length_m=3.0,
+        stop_m=1.0,
+        blind_m=1.0,
+        every_px=1,
+    )
     box = Box(2.2, 0.8, 0.5, 0.5, 0.9)
     for k in range(5):
         last = task.predict(aligned(k, depth_frame(k, World((box,)))))
@@ -130,7 +145,9 @@ def test_a_depth_picture_without_a_known_lens_is_bad_and_the_lidar_carries_on():
         picture = Frame("depth", k, NS + k * TURN_NS, "depth_u16_mm", np.ones((240, 320), np.uint16))
         last = task.predict(aligned(k, lidar_frame(k, cast(LIDAR, STREET, seed=k)), picture))
     assert last.used == ("lidar",) and last.missing == ("depth",) and last.label == "clear"
-    assert any("the lens of 'depth' is not known: name a rig file" in reason for reason in last.surroundings.ahead.because)
+    assert any(
+        "the lens of 'depth' is not known: name a rig file" in reason for reason in last.surroundings.ahead.because
+    )
 
 
 def test_only_the_streams_that_are_named_are_looked_at():

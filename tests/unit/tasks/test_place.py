@@ -28,24 +28,37 @@ from pipeline.tasks.place import Place
 MS = 1_000_000
 LABELS = ("bright", "dim", "flat")
 SHIPPED = assets.MODELS / "place.onnx"
-shipped = pytest.mark.skipif(not SHIPPED.is_file(), reason="models/place.onnx is not there: run_pipeline.py train place")
+shipped = pytest.mark.skipif(
+    not SHIPPED.is_file(), reason="models/place.onnx is not there: run_pipeline.py train place"
+)
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """place (n, 1, 225, 225) → logits (n, 3): 6 × the mean level for "bright", its opposite for "dim", 0 for "flat"."""
-    nodes = [helper.make_node("GlobalAveragePool", ["place"], ["level"]), helper.make_node("Flatten", ["level"], ["flat"]),
-             helper.make_node("MatMul", ["flat", "matrix"], ["logits"])]  # fmt: skip
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["place"], ["level"]),
+        helper.make_node("Flatten", ["level"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
+    ]
     place = helper.make_tensor_value_info("place", TensorProto.FLOAT, ["n", 1, PLACE_PX, PLACE_PX])
     out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
-    graph = helper.make_graph(nodes, "level", [place], [out], [numpy_helper.from_array(np.array([[6, -6, 0]], np.float32), "matrix")])
+    graph = helper.make_graph(
+        nodes, "level", [place], [out], [numpy_helper.from_array(np.array([[6, -6, 0]], np.float32), "matrix")]
+    )
     path = tmp_path_factory.mktemp("models") / "level.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
     Manifest(
-        name="level", task="place", inputs=(TensorInfo("place", ("n", 1, PLACE_PX, PLACE_PX), "float32", ""),),
-        outputs=(TensorInfo("logits", ("n", 3), "float32", ""),), labels=LABELS, temperature=1.5, training_data="none",
-        licence="Apache-2.0", made_by="this test",
-    ).write(path)  # fmt: skip
+        name="level",
+        task="place",
+        inputs=(TensorInfo("place", ("n", 1, PLACE_PX, PLACE_PX), "float32", ""),),
+        outputs=(TensorInfo("logits", ("n", 3), "float32", ""),),
+        labels=LABELS,
+        temperature=1.5,
+        training_data="none",
+        licence="Apache-2.0",
+        made_by="this test",
+    ).write(path)
     return path
 
 
@@ -64,9 +77,13 @@ def picture(level: int, *, at_ms: int, encoding: str = "bgr8") -> Frame:
 
 
 def aligned(*frames: Frame, missing: tuple[str, ...] = (), at_ms: int | None = None) -> AlignedSet:
-    receipts = [Receipt(frame.stream, "exact", (frame.seq,)) for frame in frames] + [Receipt(stream, "late") for stream in missing]
+    receipts = [Receipt(frame.stream, "exact", (frame.seq,)) for frame in frames] + [
+        Receipt(stream, "late") for stream in missing
+    ]
     at_ns = frames[0].capture_ns if at_ms is None else at_ms * MS
-    return AlignedSet("front", at_ns, {f.stream: (f,) for f in frames}, tuple(receipts), missing, arrival_ns=5 * MS, sent_ns=7 * MS)
+    return AlignedSet(
+        "front", at_ns, {f.stream: (f,) for f in frames}, tuple(receipts), missing, arrival_ns=5 * MS, sent_ns=7 * MS
+    )
 
 
 # --- what the network sees
@@ -77,7 +94,9 @@ def test_a_colour_picture_and_its_grey_copy_are_the_same_place() -> None:
     grey = cv2.cvtColor(colour, cv2.COLOR_BGR2GRAY)
     tensor = place_tensor(colour)
     assert tensor.shape == (1, PLACE_PX, PLACE_PX) and tensor.dtype == np.float32
-    assert np.array_equal(tensor, place_tensor(grey)) and np.array_equal(tensor, place_tensor(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)))
+    assert np.array_equal(tensor, place_tensor(grey)) and np.array_equal(
+        tensor, place_tensor(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+    )
 
 
 @pytest.mark.parametrize("shape", [(100, 100, 3), (375, 1242, 3), (720, 1280, 3), (1280, 720, 3), (16, 16, 3)])
@@ -88,7 +107,7 @@ def test_any_size_becomes_a_square_from_black_to_white(shape: tuple[int, ...]) -
 
 def test_the_sides_of_a_wide_picture_are_left_out_and_nothing_of_one_that_is_three_to_two() -> None:
     wide = np.zeros((200, 600, 3), np.uint8)
-    wide[:, :145] = wide[:, 455:] = 255                     # what is kept is 300 wide: columns 150 to 449
+    wide[:, :145] = wide[:, 455:] = 255  # what is kept is 300 wide: columns 150 to 449
     assert place_tensor(wide).max() < -0.9
     usual = np.zeros((200, 300, 3), np.uint8)
     usual[:, :20] = usual[:, 280:] = 255
@@ -100,8 +119,17 @@ def test_the_sides_of_a_wide_picture_are_left_out_and_nothing_of_one_that_is_thr
 
 def test_place_is_told_with_its_receipt_and_what_it_rests_on(weights: Path) -> None:
     prediction = opened(weights).predict(aligned(picture(220, at_ms=100)))
-    assert (prediction.task, prediction.label, prediction.used, prediction.missing) == ("place", "bright", ("front",), ())
-    assert prediction.labels == LABELS and prediction.probs.dtype == np.float32 and prediction.probs.sum() == pytest.approx(1)
+    assert (prediction.task, prediction.label, prediction.used, prediction.missing) == (
+        "place",
+        "bright",
+        ("front",),
+        (),
+    )
+    assert (
+        prediction.labels == LABELS
+        and prediction.probs.dtype == np.float32
+        and prediction.probs.sum() == pytest.approx(1)
+    )
     assert prediction.receipts == (Receipt("front", "exact", (10,)),) and prediction.model.startswith("level@")
     assert prediction.opinions[0].weight == 1 and prediction.opinions[0].reason == ""
 
@@ -124,7 +152,9 @@ def test_between_two_looks_the_answer_is_held_and_says_how_old_it_is(weights: Pa
 def test_covered_lens_gives_no_label_and_is_told_as_missing(weights: Path) -> None:
     task = opened(weights, every_ms=0)
     task.predict(aligned(picture(220, at_ms=0)))
-    covered = Frame("front", 1, 100 * MS, "bgr8", np.random.default_rng(0).integers(0, 12, (120, 160, 3)).astype(np.uint8))
+    covered = Frame(
+        "front", 1, 100 * MS, "bgr8", np.random.default_rng(0).integers(0, 12, (120, 160, 3)).astype(np.uint8)
+    )
     prediction = task.predict(aligned(covered))
     assert (prediction.label, prediction.used, prediction.missing) == (None, (), ("front",))
     assert prediction.receipts[0].state == "bad" and prediction.receipts[0].reason == "picture is dark: covered lens?"
@@ -158,7 +188,9 @@ def test_smoothing_follows_the_time_between_pictures_and_a_second_time_over_begi
 def test_the_same_sets_give_the_same_predictions(weights: Path) -> None:
     def run() -> list[bytes]:
         task = opened(weights, smoothing_ms=500, every_ms=90)
-        return [msgspec.json.encode(task.predict(aligned(picture(40 + 7 * i, at_ms=33 * i))).record()) for i in range(20)]
+        return [
+            msgspec.json.encode(task.predict(aligned(picture(40 + 7 * i, at_ms=33 * i))).record()) for i in range(20)
+        ]
 
     assert run() == run()
 

@@ -46,9 +46,13 @@ def moment(i: int, *without: str, **instead: Frame) -> AlignedSet:
 
 def scene(**options: object) -> Scene:
     task = Scene(
-        rig="configs/rigs/rendered.yaml", sounds="none", detector="none", own_m=[-2.2, 2.2, -1.0, 1.0],
-        corridor={"front_m": 2.2, "length_m": 12}, **{"by_arrival": True} | options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        rig="configs/rigs/rendered.yaml",
+        sounds="none",
+        detector="none",
+        own_m=[-2.2, 2.2, -1.0, 1.0],
+        corridor={"front_m": 2.2, "length_m": 12},
+        **{"by_arrival": True} | options,  # type: ignore[arg-type]
+    )
     task.open("onnxruntime")
     return task
 
@@ -80,7 +84,9 @@ def test_without_a_place_model_the_label_is_the_way_ahead():
 
 
 def test_without_lidar_the_depth_camera_carries_on_and_the_lidar_is_missing():
-    predictions = told([*(moment(i) for i in range(5)), *(moment(i, "lidar") for i in range(5, 12)), moment(12), moment(13)])
+    predictions = told(
+        [*(moment(i) for i in range(5)), *(moment(i, "lidar") for i in range(5, 12)), moment(12), moment(13)]
+    )
     cut = predictions[11]
     assert "lidar" in cut.missing and "depth" in cut.used
     assert cut.surroundings.obstacles or cut.surroundings.free_space is not None
@@ -90,7 +96,9 @@ def test_without_lidar_the_depth_camera_carries_on_and_the_lidar_is_missing():
 
 
 def test_without_any_points_the_way_is_unknown_though_the_camera_sees():
-    predictions = told([*(moment(i) for i in range(5)), *(moment(i, "lidar", "depth") for i in range(5, 12)), moment(12)])
+    predictions = told(
+        [*(moment(i) for i in range(5)), *(moment(i, "lidar", "depth") for i in range(5, 12)), moment(12)]
+    )
     assert ahead(predictions)[8:12] == ["unknown"] * 4
     assert predictions[11].used == ("camera",)
     assert predictions[11].surroundings.obstacles == ()  # carried on for a moment, then gone
@@ -111,11 +119,15 @@ def test_frozen_points_are_not_clear(broken: tuple[str, ...]):
         old, new = (next(f for f in sweep(k) if f.stream == name) for k in (4, i))
         return msgspec.structs.replace(old, seq=new.seq, capture_ns=new.capture_ns)
 
-    predictions = told([*(moment(i) for i in range(5)), *(moment(i, **{n: again(n, i) for n in broken}) for i in range(5, 10))])
+    predictions = told(
+        [*(moment(i) for i in range(5)), *(moment(i, **{n: again(n, i) for n in broken}) for i in range(5, 10))]
+    )
     assert ahead(predictions)[4] == "clear"
     assert ahead(predictions)[6:] == ["unknown"] * 4
     assert any("frozen" in why for why in predictions[-1].surroundings.ahead.because)
-    assert {o.stream: o.weight for o in predictions[-1].opinions if o.modality == "points"} == dict.fromkeys(broken, 0.0)
+    assert {o.stream: o.weight for o in predictions[-1].opinions if o.modality == "points"} == dict.fromkeys(
+        broken, 0.0
+    )
 
 
 def test_points_that_come_half_a_second_late_are_not_clear():
@@ -132,7 +144,9 @@ def test_when_a_thread_sent_a_set_which_no_recording_knows_changes_no_answer():
 
 
 def test_a_set_of_a_tick_is_not_taken_for_earlier_than_its_newest_cloud():
-    sets = [moment(i, *(("lidar",) if i > 4 else ())) for i in range(9)]  # the last sweep ended at 500 ms, the last depth is of 840
+    sets = [
+        moment(i, *(("lidar",) if i > 4 else ())) for i in range(9)
+    ]  # the last sweep ended at 500 ms, the last depth is of 840
     ticked = [msgspec.structs.replace(one, arrival_ns=one.anchor_ns) for one in sets]
     assert ahead(told(ticked))[7:] == ahead(told(sets, by_arrival=False))[7:] == ["clear", "unknown"]
 
@@ -162,7 +176,9 @@ def with_boxes(i: int, text: Callable[[int], str]) -> AlignedSet:
     return msgspec.structs.replace(one, frames={**one.frames, "boxes": (boxes,)})
 
 
-def test_a_jpeg_that_place_and_objects_look_at_is_decoded_once_and_not_where_nobody_looks(monkeypatch: pytest.MonkeyPatch):
+def test_a_jpeg_that_place_and_objects_look_at_is_decoded_once_and_not_where_nobody_looks(
+    monkeypatch: pytest.MonkeyPatch,
+):
     decoded: list[int] = []
 
     def counted(data: np.ndarray, flags: int, decode: Callable[..., np.ndarray] = cv2.imdecode) -> np.ndarray:
@@ -172,7 +188,9 @@ def test_a_jpeg_that_place_and_objects_look_at_is_decoded_once_and_not_where_nob
     def as_jpeg(one: AlignedSet) -> AlignedSet:
         (frame,) = one.frames["camera"]
         data = cv2.imencode(".jpg", frame.data)[1].ravel()
-        return msgspec.structs.replace(one, frames=one.frames | {"camera": (msgspec.structs.replace(frame, encoding="jpeg", data=data),)})
+        return msgspec.structs.replace(
+            one, frames=one.frames | {"camera": (msgspec.structs.replace(frame, encoding="jpeg", data=data),)}
+        )
 
     monkeypatch.setattr(cv2, "imdecode", counted)
     task = scene(place_every_ms=500.0)
@@ -186,8 +204,10 @@ def test_a_jpeg_that_place_and_objects_look_at_is_decoded_once_and_not_where_nob
 
 def test_a_box_of_another_program_names_the_obstacle_it_lies_on():
     at_ns = FREE_ROAD_NS + 5 * PERIOD_NS + AHEAD_NS
-    car = min((t for t in DRIVE.truth(at_ns) if t.kind == "car" and t.centre_m[0] > 5 and abs(t.centre_m[1]) < 12),
-              key=lambda t: t.centre_m[0])  # fmt: skip
+    car = min(
+        (t for t in DRIVE.truth(at_ns) if t.kind == "car" and t.centre_m[0] > 5 and abs(t.centre_m[1]) < 12),
+        key=lambda t: t.centre_m[0],
+    )
 
     def seen(i: int) -> str:
         box = box_of(next(t for t in DRIVE.truth(FREE_ROAD_NS + i * PERIOD_NS + AHEAD_NS) if t.id == car.id))

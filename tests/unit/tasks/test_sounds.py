@@ -31,7 +31,14 @@ def chunks(samples: np.ndarray[Any, Any], *, first_seq: int = 0, rate_hz: int = 
     """`samples` as a microphone sends them: 20 ms a frame, stamped from 0."""
     size = rate_hz // 50
     return [
-        Frame("microphone", first_seq + i, (first_seq + i) * 20 * MS, "pcm_f32", samples[i * size : (i + 1) * size], 20 * MS)
+        Frame(
+            "microphone",
+            first_seq + i,
+            (first_seq + i) * 20 * MS,
+            "pcm_f32",
+            samples[i * size : (i + 1) * size],
+            20 * MS,
+        )
         for i in range(len(samples) // size)
     ]
 
@@ -57,7 +64,9 @@ class Net:
 
 def listen(ears: Ears, frames: list[Frame]) -> list[tuple[str, ...]]:
     """What is heard after every chunk, given with the chunks of the second before it."""
-    return [tuple(s.label for s in ears.hear(frames[max(0, i - 50) : i + 1], frames[i].end_ns)) for i in range(len(frames))]
+    return [
+        tuple(s.label for s in ears.hear(frames[max(0, i - 50) : i + 1], frames[i].end_ns)) for i in range(len(frames))
+    ]
 
 
 def test_decides_twice_a_second_from_the_first_second_on(manifest: Manifest) -> None:
@@ -96,7 +105,9 @@ def test_microphone_that_falls_silent_is_told_after_two_seconds_and_back_at_once
     frames = chunks(hiss(4.0))
     listen(ears, frames)
     assert ears.hear(None, 5_400 * MS) and not ears.hear(None, 5_600 * MS) and ears.reason == "no sound"
-    later = [Frame("microphone", 300 + i, (300 + i) * 20 * MS, "pcm_f32", f.data, 20 * MS) for i, f in enumerate(frames)]
+    later = [
+        Frame("microphone", 300 + i, (300 + i) * 20 * MS, "pcm_f32", f.data, 20 * MS) for i, f in enumerate(frames)
+    ]
     assert listen(ears, later)[-1] == ("rain",)
 
 
@@ -132,7 +143,9 @@ def test_task_says_silence_names_its_model_and_refuses_another_rate() -> None:
     assert answers[-1].probs.sum() == pytest.approx(1)
     slow = chunks(np.zeros(32_000, np.float32), rate_hz=8_000)
     refused = task.predict(aligned(slow, 60))
-    assert refused.missing == ("microphone",) and refused.receipts[0].reason == "not at 16 kHz" and refused.label is None
+    assert (
+        refused.missing == ("microphone",) and refused.receipts[0].reason == "not at 16 kHz" and refused.label is None
+    )
     deaf = task.predict(AlignedSet("", 0, {}, (), ("microphone",)))
     assert deaf.label is None and deaf.missing == ("microphone",) and deaf.surroundings is not None
     task.close()

@@ -26,7 +26,9 @@ def recorded(path: Path, samples: np.ndarray) -> Path:
 
 
 def test_names_of_the_sets_tell_label_and_speaker() -> None:
-    calm, song, angry = (Path(f"03-{kind}-{emotion}-01-02-01-12.wav") for kind, emotion in (("01", "02"), ("02", "05"), ("01", "05")))
+    calm, song, angry = (
+        Path(f"03-{kind}-{emotion}-01-02-01-12.wav") for kind, emotion in (("01", "02"), ("02", "05"), ("01", "05"))
+    )
     assert ravdess(calm) == Clip(calm, "neutral", "actor 12") and ravdess(song) is None
     assert ravdess(angry) == Clip(angry, "angry", "actor 12")
     fear, bored = Path("03a01Aa.wav"), Path("03a01Lb.wav")
@@ -40,13 +42,20 @@ def test_clips_become_rows_of_what_the_live_task_says_of_them(tmp_path: Path, mo
     monkeypatch.setattr("pipeline.tasks.emotion.VoiceActivity.update", lambda self, frames: True)
     said = np.concatenate([frame.data for frame in speech(0, 100)])
     recorded(tmp_path / "1001" / "1001_DFA_ANG_XX.wav", said)
-    recorded(tmp_path / "1002" / "1002_DFA_SAD_XX.wav", said[: RATE // 4])     # too short for a decision
-    rows = clip_sets.rows_of(clips(tmp_path, "crema-d"), made_by="test",
-                             options={"voice": str(made(tmp_path, says="angry")), "embeddings": False})
+    recorded(tmp_path / "1002" / "1002_DFA_SAD_XX.wav", said[: RATE // 4])  # too short for a decision
+    rows = clip_sets.rows_of(
+        clips(tmp_path, "crema-d"),
+        made_by="test",
+        options={"voice": str(made(tmp_path, says="angry")), "embeddings": False},
+    )
     assert list(rows.group) == ["actor 1001", "actor 1002"] and [rows.labels[i] for i in rows.label] == ["angry", "sad"]
-    assert set(rows.modalities) == {"voice"}                                   # nobody is to be seen in a .wav
+    assert set(rows.modalities) == {"voice"}  # nobody is to be seen in a .wav
     voice = rows.modalities["voice"]
-    assert voice.present.tolist() == [True, False] and voice.values[0].argmax() == 0 and voice.values[0].sum() == pytest.approx(1)
+    assert (
+        voice.present.tolist() == [True, False]
+        and voice.values[0].argmax() == 0
+        and voice.values[0].sum() == pytest.approx(1)
+    )
 
 
 def test_folder_without_clips_says_what_they_are_called(tmp_path: Path) -> None:

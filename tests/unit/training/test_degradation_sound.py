@@ -10,7 +10,7 @@ from pipeline.training.evaluation.degradation_sound import Moment, noisy, until
 
 def test_noise_is_as_far_below_the_speech_as_was_asked() -> None:
     at = np.arange(32_000)
-    speech = (0.2 * np.sin(at / 5) * (at % 16_000 < 8_000)).astype(np.float32)       # half of it is silence
+    speech = (0.2 * np.sin(at / 5) * (at % 16_000 < 8_000)).astype(np.float32)  # half of it is silence
     added = noisy(speech, 10, seed=1) - speech
     assert 10 * np.log10(0.2**2 / 2 / (added**2).mean()) == pytest.approx(10, abs=0.5)
 

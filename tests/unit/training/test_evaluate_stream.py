@@ -12,8 +12,10 @@ from pipeline.training.evaluation.stream import evaluate_stream, measure
 
 
 def run(labels: list[str | None], every_s: float = 1.0) -> list[dict[str, Any]]:
-    return [{"label": label, "capture_ns": 5_000_000_000 + round(i * every_s * 1e9), "used": ["camera"] if label else []}
-            for i, label in enumerate(labels)]
+    return [
+        {"label": label, "capture_ns": 5_000_000_000 + round(i * every_s * 1e9), "used": ["camera"] if label else []}
+        for i, label in enumerate(labels)
+    ]
 
 
 def test_flips_are_counted_between_sure_answers_only() -> None:

@@ -35,7 +35,10 @@ def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
     assert verdict.refusal == "" and verdict.agreement == 1 and made.stat().st_size < 0.52 * face.stat().st_size
     assert {value.dtype for value in (*OnnxFile.read(made).inputs, *OnnxFile.read(made).outputs)} == {"float32"}
     manifest = Manifest.read(made)
-    assert (manifest.precision, manifest.made_from) == ("fp16", Manifest.read(face).sha256) and manifest.name == "face-expression-fp16"
+    assert (manifest.precision, manifest.made_from) == (
+        "fp16",
+        Manifest.read(face).sha256,
+    ) and manifest.name == "face-expression-fp16"
     engine = load(face, precision="fp16")
     assert engine.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["logits"].dtype == np.float32
 
@@ -43,18 +46,27 @@ def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
 def test_int8_is_a_quarter_of_the_size(face: Path) -> None:
     verdict = export.export(str(face), precision="int8")
     made = face.with_name("face-expression.int8.onnx")
-    assert verdict.agreement >= 0.98 and made.stat().st_size < 0.3 * face.stat().st_size and Manifest.read(made).precision == "int8"
+    assert (
+        verdict.agreement >= 0.98
+        and made.stat().st_size < 0.3 * face.stat().st_size
+        and Manifest.read(made).precision == "int8"
+    )
 
 
 def test_what_the_gate_refuses_is_not_written(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "judge_file", lambda *args: Verdict(256, {"logits": 0.5}, 200, 0.9, "labels agree in 90.0%"))
+    monkeypatch.setattr(
+        export, "judge_file", lambda *args: Verdict(256, {"logits": 0.5}, 200, 0.9, "labels agree in 90.0%")
+    )
     with pytest.raises(ConfigError, match=r"face-expression\.fp16\.onnx is not written: labels agree in 90"):
         export.export(str(face), precision="fp16")
     assert [path.name for path in face.parent.iterdir()] == [face.name]
 
 
 def test_a_precision_that_was_never_exported_says_how(face: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such model. Make it with: python run_pipeline.py export face-expression --precision int8"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no such model. Make it with: python run_pipeline.py export face-expression --precision int8",
+    ):
         load(face, precision="int8")
     with pytest.raises(ConfigError, match="expected one of fp32, fp16, int8"):
         load(face, precision="bf16")
@@ -70,8 +82,13 @@ def test_a_file_made_from_an_earlier_model_is_refused(face: Path) -> None:
 def test_layer_normalisation_stays_one_operator_in_fp16(tmp_path: Path) -> None:
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 8]) for name in "xy")
     scale = onnx.numpy_helper.from_array(np.ones(8, np.float32), "scale")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("LayerNormalization", ["x", "scale"], ["y"])], "norm", [x], [y], [scale])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "n.onnx"))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("LayerNormalization", ["x", "scale"], ["y"])], "norm", [x], [y], [scale]
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9),
+        str(tmp_path / "n.onnx"),
+    )
     export.WRITERS["fp16"](tmp_path / "n.onnx", tmp_path / "n16.onnx")
     nodes = onnx.load(str(tmp_path / "n16.onnx")).graph.node
     norm = next(node for node in nodes if node.op_type == "LayerNormalization")

@@ -26,14 +26,24 @@ def csd(path: Path, name: str, segments: dict[str, tuple[Any, Any]]) -> None:
 
 
 def test_mosei_rows_are_utterances_with_the_mean_of_what_lies_inside(tmp_path: Path) -> None:
-    csd(tmp_path / "CMU_MOSEI_Labels.csd", "All Labels", {
-        "abc": ([[0, 2], [2, 4]], [[1, 2, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0, 0]]), "xyz": ([[0, 4]], [[0, 0, 0, 3, 0, 0, 1]])})
+    csd(
+        tmp_path / "CMU_MOSEI_Labels.csd",
+        "All Labels",
+        {
+            "abc": ([[0, 2], [2, 4]], [[1, 2, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0, 0]]),
+            "xyz": ([[0, 4]], [[0, 0, 0, 3, 0, 0, 1]]),
+        },
+    )
     csd(tmp_path / "COVAREP.csd", "COVAREP", {"abc": ([[0, 1], [1, 2], [2, 3]], [[1, 5], [3, 5], [-np.inf, 7]])})
     rows = load_rows(tmp_path, "cmu-csd")
-    assert [rows.labels[i] for i in rows.label] == ["happy", "neutral", "angry"] and list(rows.group) == ["abc", "abc", "xyz"]
+    assert [rows.labels[i] for i in rows.label] == ["happy", "neutral", "angry"] and list(rows.group) == [
+        "abc",
+        "abc",
+        "xyz",
+    ]
     voice = rows.modalities["COVAREP"]
     assert voice.values.tolist() == [[2, 5], [0, 7], [0, 0]] and voice.present.tolist() == [True, True, False]
-    assert voice.offset_ns[1] == -500_000_000                           # heard in the first half of its two seconds
+    assert voice.offset_ns[1] == -500_000_000  # heard in the first half of its two seconds
 
 
 def test_mosi_labels_are_the_sign_of_the_sentiment(tmp_path: Path) -> None:
@@ -46,27 +56,44 @@ def test_mosi_labels_are_the_sign_of_the_sentiment(tmp_path: Path) -> None:
 def test_pickled_splits_of_arrays_become_one_set_grouped_by_video(tmp_path: Path) -> None:
     def split(ids: list[str], labels: list[float]) -> dict[str, Any]:
         audio = np.zeros((len(ids), 3, 2), np.float32)
-        audio[:, 0] = [2, 4]                                             # the other two time steps are padding
-        return {"text": RANDOM.normal(size=(len(ids), 3, 4)).astype(np.float32), "audio": audio, "id": ids,
-                "raw_text": ["hm"] * len(ids), "regression_labels": np.array(labels, np.float32)}
+        audio[:, 0] = [2, 4]  # the other two time steps are padding
+        return {
+            "text": RANDOM.normal(size=(len(ids), 3, 4)).astype(np.float32),
+            "audio": audio,
+            "id": ids,
+            "raw_text": ["hm"] * len(ids),
+            "regression_labels": np.array(labels, np.float32),
+        }
 
     path = tmp_path / "unaligned.pkl"
     path.write_bytes(pickle.dumps({"train": split(["v1$_$1", "v1$_$2"], [1.5, -1]), "test": split(["v2$_$7"], [0])}))
     rows = load_rows(path, "arrays")
-    assert list(rows.group) == ["v1", "v1", "v2"] and [rows.labels[i] for i in rows.label] == ["positive", "negative", "neutral"]
+    assert list(rows.group) == ["v1", "v1", "v2"] and [rows.labels[i] for i in rows.label] == [
+        "positive",
+        "negative",
+        "neutral",
+    ]
     assert rows.modalities["voice"].values.tolist() == [[2, 4]] * 3 and rows.modalities["text"].dim == 4
 
 
 def test_plain_archive_of_arrays_is_read_too(tmp_path: Path) -> None:
-    np.savez(tmp_path / "own.npz", face=np.ones((4, 3), np.float32), label=np.array([0, 1, 3, 1]), id=np.array(["a", "b", "a", "b"]))
+    np.savez(
+        tmp_path / "own.npz",
+        face=np.ones((4, 3), np.float32),
+        label=np.array([0, 1, 3, 1]),
+        id=np.array(["a", "b", "a", "b"]),
+    )
     rows = load_rows(tmp_path / "own.npz", "arrays")
     assert rows.labels == ("class 0", "class 1", "class 2", "class 3") and list(rows.group) == ["a", "b", "a", "b"]
 
 
-@pytest.mark.parametrize(("name", "dialogue", "group", "labels"), [
-    ("IEMOCAP_features.pkl", "Ses03M_impro02", "Ses03", ["angry", "happy"]),
-    ("MELD_features_raw.pkl", 17, "dialogue 17", ["sad", "neutral"]),
-])
+@pytest.mark.parametrize(
+    ("name", "dialogue", "group", "labels"),
+    [
+        ("IEMOCAP_features.pkl", "Ses03M_impro02", "Ses03", ["angry", "happy"]),
+        ("MELD_features_raw.pkl", 17, "dialogue 17", ["sad", "neutral"]),
+    ],
+)
 def test_dialogues_of_iemocap_and_meld(tmp_path: Path, name: str, dialogue: Any, group: str, labels: list[str]) -> None:
     vectors = [{dialogue: [RANDOM.normal(size=width) for _ in range(2)]} for width in (5, 3, 4)]
     named = [{dialogue: ["u1", "u2"]}, {dialogue: ["M", "F"]}, {dialogue: [3, 0]}]

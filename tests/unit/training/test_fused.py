@@ -17,12 +17,16 @@ Array = np.ndarray
 LABELS = 3
 
 
-def saved(path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], weights: dict[str, Array]) -> Path:
+def saved(
+    path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], weights: dict[str, Array]
+) -> Path:
     graph = helper.make_graph(
-        nodes, path.stem, [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", LABELS])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
     return path
 
@@ -36,11 +40,13 @@ def fusion(path: Path, names: tuple[str, str, str] = ("face", "voice", "present"
     """Each opinion times its presence, added."""
     face, voice, present = names
     nodes = [
-        helper.make_node("Squeeze", [face, "one"], ["f"]), helper.make_node("Squeeze", [voice, "one"], ["v"]),
+        helper.make_node("Squeeze", [face, "one"], ["f"]),
+        helper.make_node("Squeeze", [voice, "one"], ["v"]),
         helper.make_node("Split", [present], ["pf", "pv"], axis=1, num_outputs=2),
-        helper.make_node("Mul", ["f", "pf"], ["wf"]), helper.make_node("Mul", ["v", "pv"], ["wv"]),
+        helper.make_node("Mul", ["f", "pf"], ["wf"]),
+        helper.make_node("Mul", ["v", "pv"], ["wv"]),
         helper.make_node("Add", ["wf", "wv"], ["logits"]),
-    ]  # fmt: skip
+    ]
     shapes: dict[str, list[int | str]] = {face: ["n", 1, LABELS], voice: ["n", 1, LABELS], present: ["n", 2]}
     return saved(path, nodes, shapes, {"one": np.array([1], np.int64)})
 

@@ -123,7 +123,9 @@ def test_transformer_reads_when_things_happened() -> None:
         flipped = random.random(count) < 0.5  # the order on the wire is not the order in the world
         times = np.where(flipped[:, None], times[:, ::-1], times)
         offset_s = np.concatenate([times, np.zeros((count, 1))], axis=1)
-        return Examples.of(events, (content, np.zeros((count, 1))), (swapped ^ flipped).astype(np.int64), offset_s=offset_s)
+        return Examples.of(
+            events, (content, np.zeros((count, 1))), (swapped ^ flipped).astype(np.int64), offset_s=offset_s
+        )
 
     figures = {}
     for family in ("transformer", "attention"):

@@ -31,14 +31,25 @@ def made_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> 
     views = np.random.default_rng(9).normal(0, 1, (2, 3, width))
 
     def seen(which: int, symbol: np.ndarray, kind: str, size: int, scale: float) -> Modality:
-        values = (views[which][symbol][:, :size] * scale + 10 * scale + random.normal(0, 0.3 * scale, (count, size))).astype(np.float32)
+        values = (
+            views[which][symbol][:, :size] * scale + 10 * scale + random.normal(0, 0.3 * scale, (count, size))
+        ).astype(np.float32)
         present = random.random(count) > 0.1
         values[~present] = 0
         return Modality(kind, values, present, np.zeros(count, np.int64))  # type: ignore[arg-type]
 
-    modalities = {"face": seen(0, first, "embedding", width, 1.0), "belt": seen(1, second if interacting else first, "series", 4, 50.0)}
-    return Rows(MOODS, label.astype(np.int64), np.array([f"person {i % 8}" for i in range(count)]),
-                np.arange(count, dtype=np.int64), modalities, "made up")
+    modalities = {
+        "face": seen(0, first, "embedding", width, 1.0),
+        "belt": seen(1, second if interacting else first, "series", 4, 50.0),
+    }
+    return Rows(
+        MOODS,
+        label.astype(np.int64),
+        np.array([f"person {i % 8}" for i in range(count)]),
+        np.arange(count, dtype=np.int64),
+        modalities,
+        "made up",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +75,13 @@ def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shippe
     _, image = next(clip(0, 1))
     belt = Frame("chest/belt", 1, 0, "series_f32", np.float32([500, 480, 510, 495]))
     both = task.predict(aligned(camera(0, image), belt))
-    assert both.labels == MOODS and both.label in (*MOODS, "uncertain") and both.probs.sum() == pytest.approx(1, abs=1e-5)
-    assert [(o.modality, o.stream, o.weight) for o in both.opinions] == [("face", "webcam", 1.0), ("belt", "chest/belt", 1.0)]
+    assert (
+        both.labels == MOODS and both.label in (*MOODS, "uncertain") and both.probs.sum() == pytest.approx(1, abs=1e-5)
+    )
+    assert [(o.modality, o.stream, o.weight) for o in both.opinions] == [
+        ("face", "webcam", 1.0),
+        ("belt", "chest/belt", 1.0),
+    ]
     assert both.used == ("webcam", "chest/belt") and len(both.subjects[0].probs) == 3
 
     without = task.predict(aligned(camera(1, image)))
@@ -75,7 +91,9 @@ def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shippe
     alone = task.predict(aligned(belt, anchor_ns=0))
     assert alone.used == ("chest/belt",) and alone.subjects == () and alone.label is not None
     torn = task.predict(aligned(Frame("chest/belt", 2, 0, "series_f32", np.float32([1, 2])), anchor_ns=0))
-    assert torn.label is None and torn.opinions[1].reason == "'chest/belt' gave 2 numbers, the fusion wants 4 finite ones"
+    assert (
+        torn.label is None and torn.opinions[1].reason == "'chest/belt' gave 2 numbers, the fusion wants 4 finite ones"
+    )
 
 
 def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, weights: Path) -> None:  # noqa: F811

@@ -38,8 +38,10 @@ def drawn_votes(count: int = 600) -> Votes:
     random = np.random.default_rng(0)
     labels = random.integers(0, 6, count)
     senses = {"voice": 0.3, "face": 0.5, "both": 0.6}
-    counts = {sense: np.stack([random.multinomial(10, p) for p in np.exp(opinions(labels, right=r, classes=6, seed=i))])
-              for i, (sense, r) in enumerate(senses.items())}
+    counts = {
+        sense: np.stack([random.multinomial(10, p) for p in np.exp(opinions(labels, right=r, classes=6, seed=i))])
+        for i, (sense, r) in enumerate(senses.items())
+    }
     return Votes({k: v.astype(np.float32) for k, v in counts.items()}, labels, np.arange(count) // 20)
 
 
@@ -72,10 +74,14 @@ def test_absent_modality_leaves_the_others_own_opinion_and_a_weight_lies_between
     def probs(face_weight: float, voice_weight: float) -> np.ndarray:
         return np.exp(bridge.answer(face, voice, np.tile(np.float32([face_weight, voice_weight]), (4, 1))))
 
-    assert probs(1, 0) == pytest.approx(np.exp(face), abs=1e-5) and probs(0, 1) == pytest.approx(np.exp(voice), abs=1e-5)
+    assert probs(1, 0) == pytest.approx(np.exp(face), abs=1e-5) and probs(0, 1) == pytest.approx(
+        np.exp(voice), abs=1e-5
+    )
     assert probs(1, 0.25) == pytest.approx(0.75 * np.exp(face) + 0.25 * probs(1, 1), abs=1e-5)
     torn = np.full_like(voice, np.nan)
-    assert np.exp(bridge.answer(face, torn, np.tile(np.float32([1, 0]), (4, 1)))) == pytest.approx(np.exp(face), abs=1e-5)
+    assert np.exp(bridge.answer(face, torn, np.tile(np.float32([1, 0]), (4, 1)))) == pytest.approx(
+        np.exp(face), abs=1e-5
+    )
 
 
 def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path: Path) -> None:
@@ -83,10 +89,16 @@ def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path:
     export_bridge(bridge, path, 7)  # raises above 1e-4
     opinion = [TensorInfo(name, ("n", 1, 7), "float32", "") for name in ("face", "voice")]
     Manifest(
-        name="fusion", task="emotion", inputs=(*opinion, TensorInfo("present", ("n", 2), "float32", "")),
-        outputs=(TensorInfo("logits", ("n", 7), "float32", ""),), labels=FACE_CLASSES, temperature=1.0,
-        training_data="drawn", licence="Apache-2.0", made_by="this test",
-    ).write(path)  # fmt: skip
+        name="fusion",
+        task="emotion",
+        inputs=(*opinion, TensorInfo("present", ("n", 2), "float32", "")),
+        outputs=(TensorInfo("logits", ("n", 7), "float32", ""),),
+        labels=FACE_CLASSES,
+        temperature=1.0,
+        training_data="drawn",
+        licence="Apache-2.0",
+        made_by="this test",
+    ).write(path)
     live = Fusion(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES)
     face, voice = (opinions(np.arange(5), right=0.5, classes=7, seed=i) for i in (1, 2))
     present = np.float32([[1, 1], [1, 0], [0, 1], [0.5, 0.2], [0.05, 1]])
@@ -99,8 +111,14 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bri
     random = np.random.default_rng(0)
     labels = random.integers(0, 7, 800)
     speakers = np.array([f"actor {i % 10}" for i in range(800)])
-    pairs = fusion.pseudo_pairs(opinions(labels, right=0.7, classes=7, seed=1), labels, opinions(labels[:100], right=0.7,
-                                classes=7, seed=2), labels[:100], speakers[:100], seed=1)  # fmt: skip
+    pairs = fusion.pseudo_pairs(
+        opinions(labels, right=0.7, classes=7, seed=1),
+        labels,
+        opinions(labels[:100], right=0.7, classes=7, seed=2),
+        labels[:100],
+        speakers[:100],
+        seed=1,
+    )
     assert fusion.agreement_auc(pairs, seed=1) > fusion.LEAST_AGREEMENT_AUC
     telling = Bridge(bridge.core, FACE_CLASSES)
     telling.coordinated = fusion.taught("coordinated", pairs, seed=1)
@@ -108,11 +126,22 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bri
     opinion = [TensorInfo(name, ("n", 1, 7), "float32", "") for name in ("face", "voice")]
     outputs = (TensorInfo("logits", ("n", 7), "float32", ""), TensorInfo("agreement", ("n", 1), "float32", ""))
     Manifest(
-        name="fusion", task="emotion", inputs=(*opinion, TensorInfo("present", ("n", 2), "float32", "")), outputs=outputs,
-        labels=FACE_CLASSES, temperature=1.0, training_data="drawn", licence="Apache-2.0", made_by="this test",
-    ).write(tmp_path / "fusion.onnx")  # fmt: skip
-    live = Fusion(Onnxruntime(tmp_path / "fusion.onnx", threads=1), Manifest.read(tmp_path / "fusion.onnx"), FACE_CLASSES)
-    happy, sad = (opinions(np.array([FACE_CLASSES.index(label)]), right=2, classes=7, seed=3)[0] for label in ("happy", "sad"))
+        name="fusion",
+        task="emotion",
+        inputs=(*opinion, TensorInfo("present", ("n", 2), "float32", "")),
+        outputs=outputs,
+        labels=FACE_CLASSES,
+        temperature=1.0,
+        training_data="drawn",
+        licence="Apache-2.0",
+        made_by="this test",
+    ).write(tmp_path / "fusion.onnx")
+    live = Fusion(
+        Onnxruntime(tmp_path / "fusion.onnx", threads=1), Manifest.read(tmp_path / "fusion.onnx"), FACE_CLASSES
+    )
+    happy, sad = (
+        opinions(np.array([FACE_CLASSES.index(label)]), right=2, classes=7, seed=3)[0] for label in ("happy", "sad")
+    )
     fits, differs = live.agreement(happy, happy), live.agreement(happy, sad)
     assert fits is not None and differs is not None and 1 >= fits > differs + 0.3
     assert Fusion().agreement(happy, sad) is None
@@ -125,8 +154,14 @@ def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
     random = np.random.default_rng(0)
     face_labels, voice_labels = random.integers(0, 7, 400), random.integers(0, 7, 110)
     speakers = np.array([f"ravdess {i % 10:02}" for i in range(110)])
-    pairs = fusion.pseudo_pairs(opinions(face_labels, right=0.5, classes=7, seed=1), face_labels,
-                                opinions(voice_labels, right=0.4, classes=7, seed=2), voice_labels, speakers, seed=1)
+    pairs = fusion.pseudo_pairs(
+        opinions(face_labels, right=0.5, classes=7, seed=1),
+        face_labels,
+        opinions(voice_labels, right=0.4, classes=7, seed=2),
+        voice_labels,
+        speakers,
+        seed=1,
+    )
     assert len(pairs.labels) == 880 and (face_labels[pairs.face_row] == pairs.labels).all()
     table = fusion.judge(pairs, bridge.core, seed=1)
     fused = table[fusion.BRIDGE]["both"]
@@ -189,7 +224,9 @@ def test_one_network_serves_every_situation_on_unseen_actors(votes: Votes) -> No
 
     def best(*senses: str) -> float:
         x = np.concatenate([votes.opinions(sense) for sense in senses], 1)
-        return float((judge_votes.logistic(x[train], votes.labels[train])(x[test]).argmax(1) == votes.labels[test]).mean())
+        return float(
+            (judge_votes.logistic(x[train], votes.labels[train])(x[test]).argmax(1) == votes.labels[test]).mean()
+        )
 
     assert accuracy("face", "voice") > best("face", "voice") - 0.01
     assert accuracy("face") > best("face") - 0.015 and accuracy("voice") > best("voice") - 0.015

@@ -39,8 +39,12 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "faces").mkdir()
     for part, count, seed in (("train48", 310, 0), ("publictest48", 35, 1)):
         images, labels = made_up_faces(count, seed)
-        np.savez(tmp_path / "faces" / f"fer2013_{part}.npz", images=images, labels=labels,
-                 classes=np.array(datasets.FACE_CLASSES))
+        np.savez(
+            tmp_path / "faces" / f"fer2013_{part}.npz",
+            images=images,
+            labels=labels,
+            classes=np.array(datasets.FACE_CLASSES),
+        )
     return tmp_path
 
 
@@ -61,15 +65,19 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def test_training_ships_a_model_with_its_manifest_and_figures(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.onnx"
-    train(data=data, out=out, epochs=4, seed=1, runs=tmp_path / "runs", lr=0.02)    # eight steps: no time to recover from 0.1
+    train(
+        data=data, out=out, epochs=4, seed=1, runs=tmp_path / "runs", lr=0.02
+    )  # eight steps: no time to recover from 0.1
     manifest = Manifest.read(out)
     assert manifest.labels == datasets.FACE_CLASSES and manifest.inputs[0].shape == ("n", 1, 48, 48)
     assert "--epochs 4 --seed 1" in manifest.made_by
-    assert {"held_back_accuracy", "held_back_ece", "publictest_accuracy", "publictest_macro_f1"} <= set(manifest.metrics)
+    assert {"held_back_accuracy", "held_back_ece", "publictest_accuracy", "publictest_macro_f1"} <= set(
+        manifest.metrics
+    )
     losses = [json.loads(line)["loss"] for line in (tmp_path / "runs" / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[3] < losses[0]
     out.unlink()
-    train(data=data, out=out, seed=1, runs=tmp_path / "runs", ship=True)            # no training, the same file again
+    train(data=data, out=out, seed=1, runs=tmp_path / "runs", ship=True)  # no training, the same file again
     assert Manifest.read(out) == manifest
     with pytest.raises(ConfigError, match="Give --seed 1"):
         train(data=data, out=out, seed=2, runs=tmp_path / "runs", ship=True)
@@ -85,19 +93,21 @@ def test_training_goes_on_from_a_shipped_file_with_the_answers_it_had(tmp_path: 
     net, (images, _) = FaceNet().train(), made_up_faces(64, 0)
     with torch.no_grad():
         for _ in range(20):
-            net(torch.from_numpy(face_tensor(images)))                  # batch-norm leaves its starting figures
+            net(torch.from_numpy(face_tensor(images)))  # batch-norm leaves its starting figures
     export_face(net, tmp_path / "face.onnx")
     again, faces = face_net_from(tmp_path / "face.onnx", images), torch.from_numpy(face_tensor(images))
     with torch.no_grad():
         assert torch.allclose(again(faces)[0], net.eval()(faces)[0], atol=1e-4)
         before = again(faces)[0]
         again.dropout.p = 0.0
-        assert torch.allclose(again.train()(faces)[0], before, atol=1e-2)    # its norms know what faces are like
+        assert torch.allclose(again.train()(faces)[0], before, atol=1e-2)  # its norms know what faces are like
     with pytest.raises(ConfigError, match="--start wants the ONNX file of a face network"):
         face_net_from(tmp_path / "none.onnx", images)
 
 
-def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
+    data: Path, tmp_path: Path, monkeypatch
+) -> None:
     # Full precision and one step per weight update: what is left of a difference is the order of float additions.
     monkeypatch.setattr("pipeline.training.face.train.bf16_is_fast", lambda: False)
     train(data=data, out=tmp_path / "whole.onnx", epochs=2, seed=1, runs=tmp_path / "whole")
@@ -108,7 +118,7 @@ def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(data: Pa
         raise PowerCut
 
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr("pipeline.training.face.train.Path.open", cut)          # the log line after the first epoch's checkpoint
+        patch.setattr("pipeline.training.face.train.Path.open", cut)  # the log line after the first epoch's checkpoint
         train(data=data, out=tmp_path / "cut.onnx", epochs=2, seed=1, runs=tmp_path / "cut")
     train(data=data, out=tmp_path / "cut.onnx", epochs=2, seed=1, resume=True, runs=tmp_path / "cut")
 
@@ -126,7 +136,7 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = FaceNet().train()
     with torch.no_grad():
-        net(torch.randn(8, 1, 48, 48))                                  # batch-norm leaves its starting figures
+        net(torch.randn(8, 1, 48, 48))  # batch-norm leaves its starting figures
     export_face(net, tmp_path / "face.onnx")
     assert largest_difference(MirroredFaceNet(net), tmp_path / "face.onnx", torch.randn(5, 1, 48, 48)) <= 1e-4
 
@@ -152,13 +162,13 @@ def test_augmented_faces_stay_faces() -> None:
     grey = torch.from_numpy(made_up_faces(64, 0)[0]).float()
     twice = [augment(grey, torch.Generator().manual_seed(3)) for _ in range(2)]
     assert twice[0].shape == grey.shape and 0 <= twice[0].min() and twice[0].max() <= 255
-    assert torch.equal(*twice)                                          # the generator alone decides
+    assert torch.equal(*twice)  # the generator alone decides
     assert not torch.equal(twice[0], grey)
 
 
 def test_twins_never_stand_on_both_sides_of_the_split() -> None:
     images, _ = made_up_faces(40, 0)
-    images = np.concatenate([images, images[:20, :, ::-1], (images[20:] * 0.8).astype(np.uint8)])   # mirrored, darker
+    images = np.concatenate([images, images[:20, :, ::-1], (images[20:] * 0.8).astype(np.uint8)])  # mirrored, darker
     groups = datasets.near_duplicate_groups(images)
     train_rows, held_rows = datasets.split_by_group(groups, fraction=0.3, seed=0)
     assert len(np.unique(groups)) == 40

@@ -24,7 +24,9 @@ from pipeline.training.place.net import PlaceNet, start_net  # noqa: E402
 def made_up_places(count: int) -> Places:
     """Soft noise, a picture each, in three classes."""
     random = np.random.default_rng(4)
-    images = [cv2.GaussianBlur(random.integers(0, 256, (60, 60, 3)).astype(np.uint8), (0, 0), 1.5) for _ in range(count)]
+    images = [
+        cv2.GaussianBlur(random.integers(0, 256, (60, 60, 3)).astype(np.uint8), (0, 0), 1.5) for _ in range(count)
+    ]
     return Places(images, np.arange(count) % 3)
 
 
@@ -35,7 +37,7 @@ def random_net(classes: int = 3) -> PlaceNet:
 
 def test_folds_test_every_picture_once_with_classes_spread_and_copies_together() -> None:
     places = made_up_places(60)
-    copies = [cv2.convertScaleAbs(image[:, ::-1], alpha=0.8) for image in places.images[:10]]     # mirrored and darker
+    copies = [cv2.convertScaleAbs(image[:, ::-1], alpha=0.8) for image in places.images[:10]]  # mirrored and darker
     places = Places(places.images + copies, np.concatenate([places.labels, places.labels[:10]]))
     parts = folds(places, seed=1)
     fold_of = {int(row): number for number, (_, kept) in enumerate(parts) for row in kept}
@@ -48,7 +50,12 @@ def test_folds_test_every_picture_once_with_classes_spread_and_copies_together()
 def test_variations_depend_on_the_generator_alone_and_are_pictures() -> None:
     image = made_up_places(1).images[0]
     a, b, c = (vary(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert np.array_equal(a, b) and a.dtype == np.uint8 and a.ndim == 3 and not np.array_equal(place_tensor(a), place_tensor(c))
+    assert (
+        np.array_equal(a, b)
+        and a.dtype == np.uint8
+        and a.ndim == 3
+        and not np.array_equal(place_tensor(a), place_tensor(c))
+    )
 
 
 def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> None:
@@ -60,9 +67,11 @@ def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> 
     after = trained.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and not any(name.startswith(PlaceNet.frozen) for name in changed)
-    assert not any("running" in name for name in changed)                   # ImageNet's statistics stay
-    losses = [float(torch.nn.functional.cross_entropy(train.answer(n, early[0])[0], torch.from_numpy(places.labels)))
-              for n in (random_net(), trained)]
+    assert not any("running" in name for name in changed)  # ImageNet's statistics stay
+    losses = [
+        float(torch.nn.functional.cross_entropy(train.answer(n, early[0])[0], torch.from_numpy(places.labels)))
+        for n in (random_net(), trained)
+    ]
     assert losses[1] < losses[0]
 
 
@@ -88,7 +97,7 @@ def test_start_weights_fill_every_layer_but_the_head_and_another_file_is_refused
     except AssetError as error:
         pytest.skip(str(error))
     embedding = net(torch.from_numpy(np.stack([place_tensor(image) for image in made_up_places(2).images])))[1]
-    assert 0.1 < float(embedding.detach().mean()) < 2                       # random or misplaced weights die out or explode
+    assert 0.1 < float(embedding.detach().mean()) < 2  # random or misplaced weights die out or explode
     assert float(net.head.weight.detach().abs().max()) == 0
 
 
@@ -99,16 +108,17 @@ def test_missing_class_names_the_folder(tmp_path: Path) -> None:
 
 def test_intel_answer_is_the_group_with_the_most_probability_and_a_glacier_is_a_mountain() -> None:
     probs = np.full((3, 15), 1e-4)
-    probs[0, PLACES.index("insidecity")] = probs[0, PLACES.index("tallbuilding")] = 0.3   # together more than the street
+    probs[0, PLACES.index("insidecity")] = probs[0, PLACES.index("tallbuilding")] = 0.3  # together more than the street
     probs[0, PLACES.index("street")] = 0.39
-    probs[1, PLACES.index("mountain")] = probs[2, PLACES.index("bedroom")] = 0.9          # a room: means none of the six
+    probs[1, PLACES.index("mountain")] = probs[2, PLACES.index("bedroom")] = 0.9  # a room: means none of the six
     probs[2, PLACES.index("coast")] = 0.05
     labels = np.array([INTEL.index("buildings"), INTEL.index("glacier"), INTEL.index("sea")])
     manifest = Manifest("m", "place", (), (), PLACES, 1.0, "", "", "")
     found = evaluate.intel_of(np.log(probs).astype(np.float32), labels, manifest)
     assert found["intel_accuracy"] == 1 and found["intel_accuracy_of_all_labels"] == pytest.approx(1 / 3)
-    assert sorted(name for names in MEANT.values() for name in names) == sorted(set(PLACES) - {
-        "bedroom", "kitchen", "livingroom", "office", "store", "opencountry"})
+    assert sorted(name for names in MEANT.values() for name in names) == sorted(
+        set(PLACES) - {"bedroom", "kitchen", "livingroom", "office", "store", "opencountry"}
+    )
 
 
 def test_pictures_reach_the_network_at_the_size_whose_halves_are_whole() -> None:

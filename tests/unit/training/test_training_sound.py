@@ -43,9 +43,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for fold in range(1, FOLDS + 1):
         for i, label in enumerate(LABELS[:-1]):
             tone = 0.3 * np.sin(2 * np.pi * 150 * 1.4**i * at) + random.normal(0, 0.01, len(at))
-            write(folder / f"sounds/esc10/{label}/{fold}-{100 + i}-A.ogg", tone)  # the bytes say what they are, not the name
+            write(
+                folder / f"sounds/esc10/{label}/{fold}-{100 + i}-A.ogg", tone
+            )  # the bytes say what they are, not the name
     for speaker in ("03", "08"):
-        write(folder / f"speech/emodb/angry/{speaker}a01Wa.wav", random.normal(0, 0.1, 2 * RATE_HZ) * (np.sin(2 * np.pi * 3 * at) > 0))
+        write(
+            folder / f"speech/emodb/angry/{speaker}a01Wa.wav",
+            random.normal(0, 0.1, 2 * RATE_HZ) * (np.sin(2 * np.pi * 3 * at) > 0),
+        )
     return folder
 
 
@@ -75,7 +80,11 @@ def test_training_ships_a_model_that_the_live_task_and_evaluate_can_read(
     out = tmp_path / "sound-events.onnx"
     training.train(data=data, out=out, epochs=2, runs=tmp_path)
     manifest = Manifest.read(out)
-    assert manifest.labels == LABELS and manifest.made_by.endswith("--epochs 2 --seed 7") and "CC BY 3.0" in manifest.licence
+    assert (
+        manifest.labels == LABELS
+        and manifest.made_by.endswith("--epochs 2 --seed 7")
+        and "CC BY 3.0" in manifest.licence
+    )
     assert {"esc10_clip_accuracy", "esc10_window_ece", "unknown_sound_windows_reported"} <= set(manifest.metrics)
     printed = capsys.readouterr().out
     assert "ESC-10, fold 4, which chose nothing" in printed and "never heard rain" in printed

@@ -149,7 +149,9 @@ def test_training_ships_two_models_with_licences_and_evidence_for_the_fusion(tra
     assert main.outputs[1].shape == ("n", 1024) and free.outputs[1].shape == ("n", 512)
     assert len(free.labels) == 4 and "ravdess" not in free.training_data and "CC0" in free.licence
     assert "ravdess-01" in main.training_data and "--epochs 1 --seed 1" in main.made_by
-    assert {"ravdess_clip_uar", "ravdess_decision_uar", "ravdess_clip_ece", "ravdess_to_emodb_clip_uar"} <= set(main.metrics)
+    assert {"ravdess_clip_uar", "ravdess_decision_uar", "ravdess_clip_ece", "ravdess_to_emodb_clip_uar"} <= set(
+        main.metrics
+    )
     with np.load(cache / "out_of_fold.npz", allow_pickle=False) as rows:
         assert rows["clip_log_probs"].shape == (43, 7) and len(rows["clip_label"]) == len(rows["clip_speaker"]) == 43
     assert (cache / "scores.json").is_file() and (cache / "scores.svg").is_file()
@@ -186,7 +188,9 @@ def test_evaluation_keeps_speakers_of_the_training_apart(trained: Path, data: Pa
     write_buzz(tmp_path / "speech/emodb/angry/16a01Wa.wav", 100)
     for path in (data / "speech" / "emodb").rglob("*.wav"):
         (tmp_path / "speech" / "emodb" / path.name).write_bytes(path.read_bytes())
-    table = voice_export.evaluate_voice(model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json")
+    table = voice_export.evaluate_voice(
+        model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json"
+    )
     counts = {what: row["clip"].count for what, row in table.items()}
     assert counts == {"emodb, speakers never heard, 1 labels": 1, "emodb, SPEAKERS IT WAS TRAINED ON, 4 labels": 8}
 

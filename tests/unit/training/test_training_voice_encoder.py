@@ -37,13 +37,15 @@ def own_front_end(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mels - 15)))
     hz = np.fft.rfftfreq(WINDOW, 1 / RATE_HZ)[:, None]
     rising, falling = (hz - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - hz) / (edges[2:] - edges[1:-1])
-    return np.abs(np.fft.rfft(columns)) ** 2 @ (np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2]))
+    return np.abs(np.fft.rfft(columns)) ** 2 @ (
+        np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
+    )
 
 
 def test_powers_are_those_of_the_encoders_own_front_end_within_a_decibel() -> None:
     ours = SpeakerEncoder().powers(windows(sound()))[0].numpy()
     theirs = own_front_end(sound())
-    for begin in range(0, 300, 50):                     # noise flutters: what is compared is its mean over the half second
+    for begin in range(0, 300, 50):  # noise flutters: what is compared is its mean over the half second
         columns = slice(begin + 5, begin + 45)
         db = 10 * np.log10(ours[columns].mean(axis=0) / theirs[columns].mean(axis=0))
         assert np.abs(np.median(db)) < 0.5 and np.percentile(np.abs(db), 90) < 2
@@ -73,7 +75,9 @@ def test_states_are_those_of_the_published_network() -> None:
     except AssetError as error:
         pytest.skip(f"the encoder cannot be fetched: {error}")
     published = torch.nn.LSTM(BANDS, 256, 3, batch_first=True)
-    published.load_state_dict({name.removeprefix("lstm."): one for name, one in stored.items() if name.startswith("lstm.")})
+    published.load_state_dict(
+        {name.removeprefix("lstm."): one for name, one in stored.items() if name.startswith("lstm.")}
+    )
     encoder, seen = SpeakerEncoder.published(), windows(sound())
     with torch.no_grad():
         over_time, (last, _) = published(encoder.powers(seen)[:, -encoder.COLUMNS :])

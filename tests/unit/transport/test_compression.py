@@ -51,7 +51,12 @@ def test_everything_else_travels_as_it_is() -> None:
 def test_frames_of_a_set_are_packed_and_unpacked() -> None:
     aligned = AlignedSet("depth", 1, {"depth": (DEPTH,), "lidar": (POINTS, POINTS), "microphone": (SOUND,)}, ())
     sent = packed(aligned)
-    assert [f.encoding for many in sent.frames.values() for f in many] == ["depth_png", "points_zlib", "points_zlib", "pcm_f32"]
+    assert [f.encoding for many in sent.frames.values() for f in many] == [
+        "depth_png",
+        "points_zlib",
+        "points_zlib",
+        "pcm_f32",
+    ]
     received = unpacked(sent)
     assert np.array_equal(received.frames["lidar"][1].data, POINTS.data)
     assert not is_packed(received)

@@ -37,7 +37,9 @@ class Network:
         return local_ns - self.offset_ns + round((local_ns - 10_000 * NS) * self.ppm * 1e-6)
 
     def ping(self) -> None:
-        there_ns, back_ns = (round((least + self.random.exponential(self.jitter_ms)) * MS) for least in (self.there_ms, self.back_ms))
+        there_ns, back_ns = (
+            round((least + self.random.exponential(self.jitter_ms)) * MS) for least in (self.there_ms, self.back_ms)
+        )
         arrives_ns = self.now_ns + there_ns
         leaves_ns = arrives_ns + round(self.random.exponential(50 * US))
         self.clock.exchange(self.now_ns, self.remote(arrives_ns), self.remote(leaves_ns), leaves_ns + back_ns)
@@ -113,7 +115,9 @@ def test_a_better_estimate_is_approached_and_not_jumped_to(seed: int, ppm: float
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([-3600 * NS, -NS, -30 * MS, 30 * MS, NS, 3600 * NS]), st.floats(-50, 50))
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([-3600 * NS, -NS, -30 * MS, 30 * MS, NS, 3600 * NS]), st.floats(-50, 50)
+)
 def test_a_jump_of_the_other_clock_is_told_and_survived(seed: int, jump_ns: int, ppm: float) -> None:
     network = Network(seed, ppm, jitter_ms=1)
     list(network.run(3))
@@ -179,12 +183,16 @@ def test_the_end_of_time_is_the_same_everywhere() -> None:
 def test_sets_and_predictions_carry_the_error_in_every_receipt() -> None:
     receipts = (Receipt("camera", "exact", clock_error_ns=10 * US), Receipt("microphone", "silent"))
     frames = {"camera": (Frame("camera", 1, 20 * NS, "label"),)}
-    aligned = moved(AlignedSet("camera", 20 * NS, frames, receipts, arrival_ns=21 * NS, sent_ns=22 * NS), five_seconds_ago)
+    aligned = moved(
+        AlignedSet("camera", 20 * NS, frames, receipts, arrival_ns=21 * NS, sent_ns=22 * NS), five_seconds_ago
+    )
     assert isinstance(aligned, AlignedSet)
     assert (aligned.anchor_ns, aligned.arrival_ns, aligned.sent_ns) == (15 * NS, 16 * NS, 17 * NS)
     assert aligned.frames["camera"][0].capture_ns == 15 * NS
     assert [r.clock_error_ns for r in aligned.receipts] == [110 * US, 100 * US]
-    prediction = moved(Prediction("emotion", 20 * NS, ("a",), np.ones(1, np.float32), "a", "m", receipts=receipts), five_seconds_ago)
+    prediction = moved(
+        Prediction("emotion", 20 * NS, ("a",), np.ones(1, np.float32), "a", "m", receipts=receipts), five_seconds_ago
+    )
     assert isinstance(prediction, Prediction)
     assert prediction.capture_ns == 15 * NS
     assert [r.clock_error_ns for r in prediction.receipts] == [110 * US, 100 * US]

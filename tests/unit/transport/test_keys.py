@@ -68,7 +68,9 @@ def test_folder_that_others_can_write_to_is_refused_with_the_fix(folder: Path, n
         Keyring.load("front", folder)
 
 
-@pytest.mark.parametrize("text", ["", "hello", "sensorium-public short front", "-----BEGIN OPENSSH PRIVATE KEY-----\n\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "hello", "sensorium-public short front", "-----BEGIN OPENSSH PRIVATE KEY-----\n\x00"]
+)
 def test_file_that_is_no_key_says_what_was_expected(folder: Path, text: str) -> None:
     made(folder, "front")
     (folder / "front.secret").write_text(text)

@@ -85,7 +85,9 @@ def test_intruder_gets_nothing_and_the_allowed_reader_gets_all(
     outside: str, keyrings: Callable[..., Keyring], caplog: pytest.LogCaptureFixture
 ) -> None:
     front, brain = keyrings("front", allows=("brain",)), keyrings("brain", allows=("front",))
-    publisher = Publisher(f"inproc://{secrets.token_hex(4)}", StreamInfo("camera", "label"), network=outside, keyring=front)
+    publisher = Publisher(
+        f"inproc://{secrets.token_hex(4)}", StreamInfo("camera", "label"), network=outside, keyring=front
+    )
     intruders = (
         raw(outside),  # speaks no CURVE at all
         raw(outside, server_key=front.public, keys=new_keys()),  # a key nobody knows
@@ -129,7 +131,9 @@ def test_a_host_that_refuses_our_key_is_named_with_the_fix(
     line = ClockLine("front", outside, keyrings("brain", allows=("front",)))
     server.start()
     line.start()
-    wait_for(lambda: "host 'front' does not answer: it refuses our key. Put brain.public into" in caplog.text, "the fix")
+    wait_for(
+        lambda: "host 'front' does not answer: it refuses our key. Put brain.public into" in caplog.text, "the fix"
+    )
     line.stop()
     server.stop()
     assert not line.clock.known
@@ -232,7 +236,9 @@ def test_clock_of_another_process_is_known_at_once(server: tuple[OtherClock, int
     found = checks(line, other, 3)
     line.stop()
     assert all(error_ns <= bound_ns for error_ns, bound_ns in found)
-    assert sorted(error for error, _ in found)[len(found) // 2] < 1 * MS  # benchmarks/clocks.py has the figure of a quiet machine
+    assert (
+        sorted(error for error, _ in found)[len(found) // 2] < 1 * MS
+    )  # benchmarks/clocks.py has the figure of a quiet machine
     assert found[-1][1] < 5 * MS
 
 
@@ -288,7 +294,13 @@ def test_garbage_on_the_clock_line_harms_nobody(server: tuple[OtherClock, int]) 
     other, port = server
     stranger = network.context().socket(zmq.DEALER)
     stranger.connect(f"tcp://127.0.0.1:{port}")
-    for parts in ([b""], [b"\x00" * 100], [b"a", b"b", b"c"], Codec().encode(0, 0, Hello("x")), Codec().encode(0, 0, Ping(1))[:1]):
+    for parts in (
+        [b""],
+        [b"\x00" * 100],
+        [b"a", b"b", b"c"],
+        Codec().encode(0, 0, Hello("x")),
+        Codec().encode(0, 0, Ping(1))[:1],
+    ):
         stranger.send_multipart(parts)
     line = listening(f"tcp://127.0.0.1:{port}")
     assert all(error_ns <= bound_ns for error_ns, bound_ns in checks(line, other, 0.2))

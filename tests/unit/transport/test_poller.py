@@ -16,7 +16,9 @@ from pipeline.transport.wire import Connection, Publisher
 
 
 @pytest.mark.parametrize("has_poll", [True, False])
-def test_streams_are_heard_whichever_way_there_is_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_poll: bool) -> None:
+def test_streams_are_heard_whichever_way_there_is_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_poll: bool
+) -> None:
     if not has_poll:
         monkeypatch.delattr(select, "poll")
     addresses = {name: runs.free_address(tmp_path, name, portable=True) for name in ("left", "right")}

@@ -225,7 +225,13 @@ def test_missing_memory_is_told_once_and_the_payload_goes_another_way(ring, monk
 
 @pytest.mark.parametrize(
     "place",
-    [Place("../etc/passwd", 0, 1), Place("passwd", 0, 1), Place("{}", -1, 1), Place("{}", 6, 1), Place("not.ring", 0, 1)],
+    [
+        Place("../etc/passwd", 0, 1),
+        Place("passwd", 0, 1),
+        Place("{}", -1, 1),
+        Place("{}", 6, 1),
+        Place("not.ring", 0, 1),
+    ],
 )
 def test_place_that_cannot_be_is_refused(ring, folder, place):
     made = put(ring, 1)

@@ -206,7 +206,14 @@ def test_publisher_ignores_what_is_not_a_greeting(address: str, connect: Callabl
     publisher, reader = Publisher(address, INFO), connect()
     stranger = a_socket(zmq.DEALER)
     stranger.connect(address)
-    for parts in ([b""], [b"GET / HTTP/1.1"], [b"", b""], [message(["Credit", -5])], [message(["End"])], [message(["Hello", 7])]):
+    for parts in (
+        [b""],
+        [b"GET / HTTP/1.1"],
+        [b"", b""],
+        [message(["Credit", -5])],
+        [message(["End"])],
+        [message(["Hello", 7])],
+    ):
         stranger.send_multipart(parts)
     reader.join(publisher)
     publisher.send(number(0))

@@ -20,7 +20,9 @@ from pipeline.transport.wire_format import Bye, Codec, Credit, End, Fault, Hello
 
 PICTURE = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
 FRAME = Frame("camera", 7, 1_000, "bgr8", PICTURE, 33, 1_040, 5)
-NODE = NodeHealth("camera", "running", "note", 12, 1, 0.5, 3, {"a": 1}, {"a": {"why": 2}}, {"total": {"p50": 1.0}}, {"k": "v"})
+NODE = NodeHealth(
+    "camera", "running", "note", 12, 1, 0.5, 3, {"a": 1}, {"a": {"why": 2}}, {"total": {"p50": 1.0}}, {"k": "v"}
+)
 
 EVERY_MESSAGE: list[Value] = [
     FRAME,
@@ -193,14 +195,23 @@ def test_any_bytes_are_refused_and_do_nothing_else(parts: list[bytes]) -> None:
 
 
 JSON_LIKE = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=12,
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(index=st.integers(0, len(EVERY_MESSAGE) - 1), path=st.lists(st.integers(0, 20), min_size=1, max_size=5), new=JSON_LIKE)
+@given(
+    index=st.integers(0, len(EVERY_MESSAGE) - 1),
+    path=st.lists(st.integers(0, 20), min_size=1, max_size=5),
+    new=JSON_LIKE,
+)
 def test_a_message_with_anything_in_any_place_decodes_or_is_refused(index: int, path: list[int], new: Any) -> None:
     header, *parts = (bytes(part) for part in Codec().encode(1, 1, EVERY_MESSAGE[index]))
     tree = msgspec.msgpack.decode(header)
@@ -216,8 +227,12 @@ def test_a_message_with_anything_in_any_place_decodes_or_is_refused(index: int, 
 
 
 @settings(max_examples=300, deadline=None)
-@given(index=st.integers(0, len(EVERY_MESSAGE) - 1), at=st.integers(0, 400), byte=st.integers(0, 255), cut=st.booleans())
-def test_a_message_with_a_changed_or_missing_byte_decodes_or_is_refused(index: int, at: int, byte: int, cut: bool) -> None:
+@given(
+    index=st.integers(0, len(EVERY_MESSAGE) - 1), at=st.integers(0, 400), byte=st.integers(0, 255), cut=st.booleans()
+)
+def test_a_message_with_a_changed_or_missing_byte_decodes_or_is_refused(
+    index: int, at: int, byte: int, cut: bool
+) -> None:
     header, *parts = (bytes(part) for part in Codec().encode(1, 1, EVERY_MESSAGE[index]))
     changed = bytearray(header)
     changed[at % len(header)] = byte

@@ -183,7 +183,9 @@ def caught_up(here: Line) -> Line:
     here.connection._next_hello_s = 0
     here.connection.greet()
     readers = here.publisher._readers
-    wait_for(lambda: here.publisher.service() or all(r.on_zeromq is None for r in readers.values()), "the reader's hello")
+    wait_for(
+        lambda: here.publisher.service() or all(r.on_zeromq is None for r in readers.values()), "the reader's hello"
+    )
     return here
 
 
@@ -195,7 +197,9 @@ def test_reader_that_keeps_up_gets_small_messages_on_the_short_way_alone(
     assert [here.pass_on(number(seq)).seq for seq in range(3)] == [0, 1, 2]
 
 
-def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = caught_up(line())
     with monkeypatch.context() as full:
         (reader,) = here.publisher._readers.values()
@@ -208,7 +212,9 @@ def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(line: Callable[.
     assert isinstance(value, Frame) and (value.seq, lost) == (1, 1)
 
 
-def test_reader_held_up_between_its_two_looks_reads_in_order(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_held_up_between_its_two_looks_reads_in_order(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is held up in its first look at the short way, which finds nothing, and meanwhile much is sent on both."""
     here = caught_up(line())
     express = here.connection._express

@@ -43,7 +43,9 @@ def prediction(seq: int = 0) -> Prediction:
 
 
 def health(state: str = "running", note: str = "") -> Health:
-    return Health(1, (NodeHealth("camera", state, note, dropped={"camera": {"device": 2}}), NodeHealth("microphone", "running")))  # type: ignore[arg-type]
+    return Health(
+        1, (NodeHealth("camera", state, note, dropped={"camera": {"device": 2}}), NodeHealth("microphone", "running"))
+    )  # type: ignore[arg-type]
 
 
 class Running:
@@ -226,7 +228,9 @@ def test_mute_and_stop_reach_the_launcher_and_nonsense_is_answered(run: Callable
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example:8080"}])
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example:8080"}]
+)
 def test_other_sites_reach_neither_page_nor_socket(run: Callable[..., Running], headers: dict[str, str]) -> None:
     dashboard = run()
     status, words, _ = dashboard.get(**headers)
@@ -274,7 +278,9 @@ def test_a_taken_port_is_named_with_the_next_one(run: Callable[..., Running]) ->
     second = Dashboard(port=first.port)
     second.context = Context("page")
     threads = threading.active_count()
-    with pytest.raises(ConfigError, match=rf"nodes\.page\.port: port {first.port} .*--set nodes\.page\.port={first.port + 1}"):
+    with pytest.raises(
+        ConfigError, match=rf"nodes\.page\.port: port {first.port} .*--set nodes\.page\.port={first.port + 1}"
+    ):
         second.open()
     second.close()
     assert threading.active_count() <= threads
@@ -302,7 +308,9 @@ def test_a_browser_that_does_not_read_costs_the_pipeline_nothing(run: Callable[.
     assert dashboard.node._server is not None
     (client,) = dashboard.node._server._clients
     waiting = len(client._waiting) + len(client._newest)
-    print(f"consume of a picture and a prediction: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms; waiting {waiting}")
+    print(
+        f"consume of a picture and a prediction: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms; waiting {waiting}"
+    )
     assert np.median(took_ms) < 5 and np.percentile(took_ms, 95) < 40
     assert waiting <= MAX_WAITING + 4 and client._missed > 0
     began = time.monotonic()

@@ -27,14 +27,22 @@ class Performance(Show):
     every_s = 0.04
 
     def __init__(self, port: int = 0) -> None:
-        self.nodes: dict[str, tuple[NodeState, str]] = {name: ("running", "") for name in ("camera", "microphone", "infer")}
+        self.nodes: dict[str, tuple[NodeState, str]] = {
+            name: ("running", "") for name in ("camera", "microphone", "infer")
+        }
         super().__init__(Dashboard(port=port))
 
     def show(self, seq: int, now_ns: int) -> None:
         here = {name: state == "running" for name, (state, _) in self.nodes.items()}
         for source, message in (
-            ("camera", self.picture(seq, now_ns) if here["camera"] else silence("camera", now_ns, self.nodes["camera"][1])),
-            ("microphone", tone(seq, now_ns) if here["microphone"] else silence("microphone", now_ns, "no input device")),
+            (
+                "camera",
+                self.picture(seq, now_ns) if here["camera"] else silence("camera", now_ns, self.nodes["camera"][1]),
+            ),
+            (
+                "microphone",
+                tone(seq, now_ns) if here["microphone"] else silence("microphone", now_ns, "no input device"),
+            ),
             ("infer", self.prediction(seq, now_ns, here) if here["infer"] else None),
             ("health", self.health(now_ns) if seq % 5 == 0 else None),
         ):
@@ -69,7 +77,9 @@ class Performance(Show):
         )
 
     def health(self, now_ns: int) -> Health:
-        nodes = [NodeHealth(name, state, note, produced=5, received={"x": 1}) for name, (state, note) in self.nodes.items()]
+        nodes = [
+            NodeHealth(name, state, note, produced=5, received={"x": 1}) for name, (state, note) in self.nodes.items()
+        ]
         nodes[-1] = NodeHealth("infer", *self.nodes["infer"], dropped={"camera": {"overload": 2}}, restarts=1)
         return Health(now_ns, tuple(nodes))
 
@@ -95,7 +105,9 @@ def page(performance: Performance, opened: Callable[..., Any]) -> Any:
 def test_the_numbers_move_and_the_words_are_the_predictions(page: Any) -> None:
     for selector in ("#percent", ".bars li:nth-child(4) .number", "#level-words", "#nodes, #streams .receipt"):
         before = page.inner_text(selector)
-        page.wait_for_function("([s, t]) => document.querySelector(s).innerText !== t", arg=[selector, before], timeout=10_000)
+        page.wait_for_function(
+            "([s, t]) => document.querySelector(s).innerText !== t", arg=[selector, before], timeout=10_000
+        )
     says(page, "#label", "happy")
     says(page, "#who", "Face 7")
     says(page, "#stream-camera", "exact frame")
@@ -209,7 +221,9 @@ def test_the_page_says_that_the_run_stopped_and_comes_back_with_it(page: Any, pe
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [320, 390, 768, 1280, 1920])
-def test_no_width_needs_sideways_scrolling(opened: Callable[..., Any], performance: Performance, width_px: int, scheme: str) -> None:
+def test_no_width_needs_sideways_scrolling(
+    opened: Callable[..., Any], performance: Performance, width_px: int, scheme: str
+) -> None:
     performance.nodes["microphone"] = ("silent", "no-input-device-with-a-name-that-does-not-break-anywhere-" * 3)
     page = opened(performance.page.url, ONE_FACE, width_px=width_px, height_px=844, color_scheme=scheme)
     says(page, "#banner", "no-input-device")
@@ -217,14 +231,23 @@ def test_no_width_needs_sideways_scrolling(opened: Callable[..., Any], performan
     assert page.evaluate("document.documentElement.scrollWidth") <= width_px
 
 
-def test_faces_are_told_apart_and_one_can_be_chosen(page: Any, performance: Performance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faces_are_told_apart_and_one_can_be_chosen(
+    page: Any, performance: Performance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = performance.prediction
 
     def two(seq: int, now_ns: int, here: dict[str, bool]) -> Prediction:
         one = alone(seq, now_ns, here)
         other = Subject(9, (20.0, 40.0, 90.0, 110.0), (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0))
         return Prediction(
-            one.task, one.capture_ns, one.labels, one.probs, one.label, one.model, (*one.subjects, other), receipts=one.receipts
+            one.task,
+            one.capture_ns,
+            one.labels,
+            one.probs,
+            one.label,
+            one.model,
+            (*one.subjects, other),
+            receipts=one.receipts,
         )
 
     monkeypatch.setattr(performance, "prediction", two)

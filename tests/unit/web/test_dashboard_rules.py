@@ -31,7 +31,9 @@ def test_impossible_options_are_refused_by_name(options: dict[str, object]) -> N
 
 @pytest.mark.parametrize("options", [{"camera": "camra"}, {"points": ["lida"]}])
 def test_a_stream_it_does_not_read_is_named_with_the_nearest(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"{next(iter(options))}: .*is not one of its inputs.*Did you mean '(camera|lidar)'"):
+    with pytest.raises(
+        ConfigError, match=rf"{next(iter(options))}: .*is not one of its inputs.*Did you mean '(camera|lidar)'"
+    ):
         Dashboard(port=0, **options).check_inputs(("camera", "lidar"))
 
 
@@ -90,7 +92,15 @@ def test_another_name_for_this_machine_is_refused(host: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["http://evil.example", "null", "", "http://localhost:3000", "http://127.0.0.1:8080.evil.example", "http://[", "file://"],
+    [
+        "http://evil.example",
+        "null",
+        "",
+        "http://localhost:3000",
+        "http://127.0.0.1:8080.evil.example",
+        "http://[",
+        "file://",
+    ],
 )
 def test_the_page_of_another_site_is_refused(origin: str) -> None:
     refused = refusal({"host": "127.0.0.1:8080", "origin": origin}, given="", token=None)
@@ -99,5 +109,10 @@ def test_the_page_of_another_site_is_refused(origin: str) -> None:
 
 def test_with_a_token_the_token_decides_and_the_origin_still_counts() -> None:
     assert refusal({"host": "rig.lan"}, given="a long secret", token="a long secret") is None
-    assert refusal({"host": "rig.lan"}, given="", token="a long secret") == refusal({"host": "rig.lan"}, given="ä", token="a long secret")
-    assert refusal({"host": "rig.lan", "origin": "http://evil.example"}, given="a long secret", token="a long secret") is not None
+    assert refusal({"host": "rig.lan"}, given="", token="a long secret") == refusal(
+        {"host": "rig.lan"}, given="ä", token="a long secret"
+    )
+    assert (
+        refusal({"host": "rig.lan", "origin": "http://evil.example"}, given="a long secret", token="a long secret")
+        is not None
+    )

@@ -65,9 +65,19 @@ class Drive(Show):
         probs = np.array([0.8, 0.15, 0.05], np.float32)
         receipts = (Receipt("camera", "exact", (seq,)), Receipt("lidar", "nearest", (seq,), 100 * MS, -50 * MS))
         return Prediction(
-            "scene", capture_ns, ("street", "highway", "forest"), probs, "street", "made-up@00000000", subjects,
-            ("camera", "lidar"), (), receipts, timing_ns={"total": 60 * MS}, surroundings=around,
-        )  # fmt: skip
+            "scene",
+            capture_ns,
+            ("street", "highway", "forest"),
+            probs,
+            "street",
+            "made-up@00000000",
+            subjects,
+            ("camera", "lidar"),
+            (),
+            receipts,
+            timing_ns={"total": 60 * MS},
+            surroundings=around,
+        )
 
 
 @pytest.fixture
@@ -206,7 +216,9 @@ def test_the_scene_view_shows_the_way_ahead_the_place_the_sounds_and_the_obstacl
 @pytest.mark.system
 def test_points_and_boxes_stand_on_the_picture_where_they_are(page: Any) -> None:
     page.wait_for_function("() => Number(document.getElementById('boxes').dataset.points) > 2000", timeout=10_000)
-    deadline = time.monotonic() + 20  # on a busy machine points may be grey for a while: too far from the picture in time
+    deadline = (
+        time.monotonic() + 20
+    )  # on a busy machine points may be grey for a while: too far from the picture in time
     while not any(max(c) - min(c) > 80 for c in colours(page, "boxes", 0.6, 0.5)):  # the wall: 12 m ahead of the camera
         assert time.monotonic() < deadline
         page.wait_for_timeout(100)
@@ -235,7 +247,9 @@ def test_every_state_has_its_word_and_its_sign(page: Any, drive: Drive, state: s
     drive.state = state
     says(page, "#ahead-word", state.upper())
     says(page, "#ahead-sign", sign)
-    page.wait_for_function("s => document.getElementById('ahead-spoken').textContent === s", arg=f"Way ahead: {state}", timeout=10_000)
+    page.wait_for_function(
+        "s => document.getElementById('ahead-spoken').textContent === s", arg=f"Way ahead: {state}", timeout=10_000
+    )
 
 
 @pytest.mark.system
@@ -283,12 +297,17 @@ def test_when_the_run_stops_nothing_is_known_and_the_next_run_is_shown_in_the_sa
 
 
 @pytest.mark.system
-def test_a_label_is_words_and_never_markup(watched: Callable[[Drive], Any], drives: Callable[..., Drive], rig_file: Path) -> None:
+def test_a_label_is_words_and_never_markup(
+    watched: Callable[[Drive], Any], drives: Callable[..., Drive], rig_file: Path
+) -> None:
     page = watched(drives(rig_file, label="<img src=x onerror='document.title=\"taken\"'>"))
     says(page, "#obstacles", "<img src=x")
     says(page, "#ahead-because", "<b><img src=x")
     page.wait_for_function("() => document.getElementById('boxes').dataset.subjects === '1'", timeout=10_000)
-    assert page.title() == "Sensorium" and page.query_selector("main img, main b:not(.sign):not([id]), #around img") is None
+    assert (
+        page.title() == "Sensorium"
+        and page.query_selector("main img, main b:not(.sign):not([id]), #around img") is None
+    )
 
 
 @pytest.mark.system

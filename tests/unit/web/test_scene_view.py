@@ -26,13 +26,21 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 
 def shown(view: SceneView, frame: Frame, **more: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     sensor = more.pop("sensor", frame.stream)
-    return unpacked(view.message(view.take(frame, sensor=sensor), **{"camera": "camera", "camera_sensor": "camera", **more}))
+    return unpacked(
+        view.message(view.take(frame, sensor=sensor), **{"camera": "camera", "camera_sensor": "camera", **more})
+    )
 
 
 def test_a_point_lands_on_the_pixel_and_the_spot_where_it_is() -> None:
     # 10 m ahead of the camera, 2 m to the left and 1 m down: 80 px left of the middle and 40 px below it.
     head, top, on_picture = shown(SceneView(RIG), sweep([(10.5, 2.0, -1.0)], seq=7, capture_ns=5))
-    assert (head["kind"], head["stream"], head["seq"], head["capture_ns"], head["duration_ns"]) == ("points", "lidar", 7, 5, 100 * MS)
+    assert (head["kind"], head["stream"], head["seq"], head["capture_ns"], head["duration_ns"]) == (
+        "points",
+        "lidar",
+        7,
+        5,
+        100 * MS,
+    )
     assert (head["frame"], head["camera"], head["reason"]) == ("base", "camera", "")
     assert on_picture == pytest.approx(np.array([[239.5, 219.5, np.sqrt(105)]]), abs=0.01)
     assert top == pytest.approx(np.array([[10.5, 2.0, 0.5]]), abs=0.006)
@@ -83,7 +91,12 @@ def test_depth_becomes_points_through_the_rigs_lens() -> None:
     depth_mm[219, 239] = 10_000
     frame = Frame("depth", 0, 0, "depth_u16_mm", depth_mm)
     _, top, on_picture = shown(SceneView(RIG), frame, sensor="camera")
-    assert top == pytest.approx(np.array([[10.5, 2.01, 0.51]]), abs=0.02) and on_picture[0, 0] == pytest.approx(239, abs=0.1)
+    assert top == pytest.approx(np.array([[10.5, 2.01, 0.51]]), abs=0.02) and on_picture[0, 0] == pytest.approx(
+        239, abs=0.1
+    )
     assert "no rig: the depth of camera" in shown(SceneView(), frame, sensor="camera")[0]["reason"]
     small = Frame("depth", 0, 0, "depth_u16_mm", np.ones((90, 160), np.uint16))
-    assert "depth of 160×90, but the rig's lens is of 640×360" in shown(SceneView(RIG), small, sensor="camera")[0]["reason"]
+    assert (
+        "depth of 160×90, but the rig's lens is of 640×360"
+        in shown(SceneView(RIG), small, sensor="camera")[0]["reason"]
+    )

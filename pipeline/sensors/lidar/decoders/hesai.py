@@ -39,7 +39,12 @@ class Hesai(Rotating):
     wrap_ns = 1 << 62  # it sends the date too
 
     def __init__(
-        self, *, cut_deg: float = 180.0, calibration: str | None = None, min_range_m: float = 0.1, max_range_m: float = 200.0
+        self,
+        *,
+        cut_deg: float = 180.0,
+        calibration: str | None = None,
+        min_range_m: float = 0.1,
+        max_range_m: float = 200.0,
     ) -> None:
         super().__init__(cut_deg)
         if not 0 <= min_range_m < max_range_m:
@@ -56,13 +61,27 @@ class Hesai(Rotating):
         return f"Hesai XT32, {Path(self._calibration).name if self._calibration else 'nominal angles'}"
 
     def head(self, packet: bytes) -> Head | None:
-        if len(packet) != PACKET_BYTES or packet[:4] != _START or packet[6] != LASERS or packet[7] != BLOCKS or not packet[_UNIT_AT]:
+        if (
+            len(packet) != PACKET_BYTES
+            or packet[:4] != _START
+            or packet[6] != LASERS
+            or packet[7] != BLOCKS
+            or not packet[_UNIT_AT]
+        ):
             return None
-        first, last = (int.from_bytes(packet[at : at + 2], "little") for at in (12, 12 + (BLOCKS - 1) * _BLOCK.itemsize))
+        first, last = (
+            int.from_bytes(packet[at : at + 2], "little") for at in (12, 12 + (BLOCKS - 1) * _BLOCK.itemsize)
+        )
         since_second_us = int.from_bytes(packet[_US_AT : _US_AT + 4], "little")
         second_ns = self._second_ns(packet[_DATE_AT : _DATE_AT + 6])
         turned = (last - first) % 36000
-        if first >= 36000 or last >= 36000 or turned > _TURN_IN_PACKET or since_second_us >= 1_000_000 or second_ns is None:
+        if (
+            first >= 36000
+            or last >= 36000
+            or turned > _TURN_IN_PACKET
+            or since_second_us >= 1_000_000
+            or second_ns is None
+        ):
             return None
         moments = BLOCKS if packet[_MODE_AT] in _SINGLE else BLOCKS // 2
         stamp_ns = second_ns + since_second_us * 1000 + _LAST_BLOCK_NS - (moments - 1) * _BLOCK_NS
@@ -76,7 +95,11 @@ class Hesai(Rotating):
         reflectance = blocks["returns"]["reflectance"] * np.float32(1 / 255)
         single = np.isin(raw["tail"][:, _MODE_AT - PACKET_BYTES], _SINGLE)
         moment = np.where(single[:, None], np.arange(BLOCKS), np.arange(BLOCKS) // 2)
-        since_s = (np.array(offsets_ns)[:, None] + moment * _BLOCK_NS)[..., None] / NS + _LASER_S * np.arange(LASERS) + _FIRST_LASER_S
+        since_s = (
+            (np.array(offsets_ns)[:, None] + moment * _BLOCK_NS)[..., None] / NS
+            + _LASER_S * np.arange(LASERS)
+            + _FIRST_LASER_S
+        )
         seen = (range_m >= max(self._range_m[0], 1e-3)) & (range_m <= self._range_m[1])
         # Of two returns that are one, the second block repeats the first.
         distance = blocks["returns"]["distance"]
@@ -105,7 +128,11 @@ def _angles(path: Path, where: str) -> tuple[npt.NDArray[np.float64], npt.NDArra
         rows = [row for row in csv.reader(path.read_text().splitlines()) if row and row[0].strip().isdecimal()]
         angles = np.array([[float(row[1]), float(row[2])] for row in sorted(rows, key=lambda row: int(row[0]))])
     except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
-        raise ConfigError(f"{where}: calibration {path}: cannot be read: {error}. Expected lines of: Laser id,Elevation,Azimuth") from error
+        raise ConfigError(
+            f"{where}: calibration {path}: cannot be read: {error}. Expected lines of: Laser id,Elevation,Azimuth"
+        ) from error
     if angles.shape != (LASERS, 2) or not np.isfinite(angles).all():
-        raise ConfigError(f"{where}: calibration {path}: {len(angles)} lines of angles, expected {LASERS}: it is another sensor's")
+        raise ConfigError(
+            f"{where}: calibration {path}: {len(angles)} lines of angles, expected {LASERS}: it is another sensor's"
+        )
     return angles[:, 0], angles[:, 1]

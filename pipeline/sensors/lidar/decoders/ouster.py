@@ -57,7 +57,9 @@ class OusterPackets(PacketDecoder):
             try:
                 self.take_metadata(Path(self._metadata).read_text())
             except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{self.where}: metadata {self._metadata}: cannot be read: {error}. {GET_METADATA}") from error
+                raise ConfigError(
+                    f"{self.where}: metadata {self._metadata}: cannot be read: {error}. {GET_METADATA}"
+                ) from error
         elif self._address is not None:
             self.take_metadata(self._ask(self._address))
 
@@ -73,7 +75,11 @@ class OusterPackets(PacketDecoder):
         return f"Ouster {self.sensor.prod_line} {self.sensor.fw_rev}" if self.sensor else "Ouster"
 
     def needs_metadata(self) -> str:
-        return "" if self.sensor is not None else f"an Ouster's packets cannot be read without the sensor's metadata. {GET_METADATA}"
+        return (
+            ""
+            if self.sensor is not None
+            else f"an Ouster's packets cannot be read without the sensor's metadata. {GET_METADATA}"
+        )
 
     def _ask(self, address: str) -> str:
         """From the sensor itself. Not through the SDK, whose request stops every thread of the process until it is answered."""
@@ -108,7 +114,12 @@ class Ouster(OusterPackets):
     port = 7502
 
     def __init__(
-        self, *, metadata: str | None = None, address: str | None = None, min_range_m: float = 0.1, max_range_m: float = 500.0
+        self,
+        *,
+        metadata: str | None = None,
+        address: str | None = None,
+        min_range_m: float = 0.1,
+        max_range_m: float = 500.0,
     ) -> None:
         super().__init__(metadata, address)
         if not 0 <= min_range_m < max_range_m:
@@ -129,15 +140,21 @@ class Ouster(OusterPackets):
         self.rate_hz = float(told.fps) if told.fps else None
         first, last = told.column_window
         columns = np.arange(self.sensor.w)
-        self._window = (columns >= first) & (columns <= last) if first <= last else (columns >= first) | (columns <= last)
+        self._window = (
+            (columns >= first) & (columns <= last) if first <= last else (columns >= first) | (columns <= last)
+        )
         self._per_packet = int(told.columns_per_packet)
         self._whole = len(np.unique(columns[self._window] // self._per_packet))  # packets of a frame
         self._lut = self.sdk.XYZLutFloat(self.sensor, False)
         self._id, self._width = int(self.sensor.init_id), int(self.sensor.w)  # legacy packets tell no id
         fields = set(self.format.fields)
-        self._returns = [(r, i) for r, i in (("RANGE", "REFLECTIVITY"), ("RANGE2", "REFLECTIVITY2")) if {r, i} <= fields]
+        self._returns = [
+            (r, i) for r, i in (("RANGE", "REFLECTIVITY"), ("RANGE2", "REFLECTIVITY2")) if {r, i} <= fields
+        ]
         if not self._returns:
-            raise ConfigError(f"{self.where}: the sensor's profile {told.udp_profile_lidar} holds no ranges. Choose another on its page")
+            raise ConfigError(
+                f"{self.where}: the sensor's profile {told.udp_profile_lidar} holds no ranges. Choose another on its page"
+            )
         self._clear()
 
     def _clear(self) -> None:
@@ -177,7 +194,9 @@ class Ouster(OusterPackets):
         if self.sensor is None or len(packet) != self.format.lidar_packet_size:
             return None
         head, buffer = self.sdk.ColHeader, np.frombuffer(packet, np.uint8)
-        ids = self.format.packet_header(head.MEASUREMENT_ID, buffer).tolist()  # sixteen numbers: lists are faster than arrays
+        ids = self.format.packet_header(
+            head.MEASUREMENT_ID, buffer
+        ).tolist()  # sixteen numbers: lists are faster than arrays
         if ids[0] % self._per_packet or ids[-1] >= self._width or ids != list(range(ids[0], ids[0] + len(ids))):
             return None
         if self._id and self.format.init_id(buffer) not in (0, self._id):
@@ -187,7 +206,9 @@ class Ouster(OusterPackets):
         told = [at_ns for at_ns, is_valid in zip(times_ns, valid, strict=True) if is_valid]
         if told and (told[0] <= 0 or told[-1] > MOST_NS or told != sorted(told) or told[-1] - told[0] > SILENCE_NS):
             return None
-        return _Columns(int(self.format.frame_id(buffer)), ids[0], times_ns, valid, (told[0], told[-1]) if told else None)
+        return _Columns(
+            int(self.format.frame_id(buffer)), ids[0], times_ns, valid, (told[0], told[-1]) if told else None
+        )
 
     def _ahead(self, frame: int, of: int) -> int:
         """By how many frames, across the wrap of their number; negative: older."""
@@ -198,7 +219,9 @@ class Ouster(OusterPackets):
         newest = self._frame if self._frame is not None else self._sent
         if newest is not None and abs(self._ahead(columns.frame, newest)) > NEAR_FRAMES:
             return False
-        return self._newest_ns is None or columns.span_ns is None or abs(columns.span_ns[1] - self._newest_ns) < SILENCE_NS
+        return (
+            self._newest_ns is None or columns.span_ns is None or abs(columns.span_ns[1] - self._newest_ns) < SILENCE_NS
+        )
 
     def _pair(self, first: _Columns, second: _Columns) -> bool:
         if abs(self._ahead(second.frame, first.frame)) > 1:

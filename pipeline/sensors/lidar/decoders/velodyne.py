@@ -38,9 +38,14 @@ class Velodyne(Rotating):
     port = 2368
 
     def __init__(
-        self, *, cut_deg: float = 180.0, model: str | None = None, calibration: str | None = None,
-        min_range_m: float = 0.1, max_range_m: float = 300.0,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        cut_deg: float = 180.0,
+        model: str | None = None,
+        calibration: str | None = None,
+        min_range_m: float = 0.1,
+        max_range_m: float = 300.0,
+    ) -> None:
         super().__init__(cut_deg)
         if not 0 <= min_range_m < max_range_m:
             raise ValueError(f"min_range_m must lie from 0 to max_range_m, found {min_range_m} and {max_range_m}.")
@@ -62,7 +67,9 @@ class Velodyne(Rotating):
             self._decoder = velodyne_decoder.ScanDecoder(self._config(self._model))
         except RuntimeError as error:
             fix = "Give it as options: {calibration: file.yml}, of the ROS driver's or VeloView's form"
-            raise ConfigError(f"{self.where}: {self._model} cannot be decoded without its sensor's calibration ({error}). {fix}") from error
+            raise ConfigError(
+                f"{self.where}: {self._model} cannot be decoded without its sensor's calibration ({error}). {fix}"
+            ) from error
 
     def _config(self, model: str | None) -> Any:
         package = self._package
@@ -73,9 +80,12 @@ class Velodyne(Rotating):
             except Exception as error:  # whatever the file leads the library to
                 raise ConfigError(f"{self.where}: calibration {self._calibration}: cannot be read: {error}") from error
         return package.Config(
-            model=None if model is None else package.Model.__members__[model], calibration=calibration,
-            min_range=self._range_m[0], max_range=self._range_m[1], timestamp_first_packet=True,
-        )  # fmt: skip
+            model=None if model is None else package.Model.__members__[model],
+            calibration=calibration,
+            min_range=self._range_m[0],
+            max_range=self._range_m[1],
+            timestamp_first_packet=True,
+        )
 
     def describe(self) -> str:
         return f"Velodyne {self._model or _MODELS.get(self._said_model, '')}".strip()
