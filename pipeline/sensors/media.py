@@ -112,7 +112,9 @@ def open_file(name: str, kind: Literal["video", "audio"], *, where: str) -> Open
     if not path.is_file():
         raise ConfigError(f"{where}: {_missing(path)}")
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        # Tags that are not UTF-8 must not refuse a file; PyAV 19 always replaces what it cannot decode.
+        lenient = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+        container = av.open(str(path), **lenient)
     except (av.error.FFmpegError, OSError) as error:
         raise ConfigError(
             f"{where}: {path} cannot be read as {kind}: {reason(error)}. Does it play elsewhere? Then convert it."

@@ -303,10 +303,15 @@ def ros1_bag(path: Path) -> Path:
 
 def ros2_bag(path: Path) -> Path:
     """A folder with metadata.yaml and a .db3."""
+    from inspect import signature
+
     from rosbags.rosbag2 import Writer
 
     store = ros_store(ros1=False)
-    with Writer(path) as writer:
+    version: dict[str, Any] = (
+        {"version": 8} if "version" in signature(Writer).parameters else {}
+    )  # rosbags 0.9 writes 8 only
+    with Writer(path, **version) as writer:
         for i, (topic, kind, message) in enumerate(ros_messages(store, ros1=False)):
             connection = writer.add_connection(topic, kind, typestore=store)
             writer.write(connection, START_NS + i * MS, bytes(store.serialize_cdr(message, kind)))

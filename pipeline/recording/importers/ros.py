@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, missing_package
 from pipeline.frame import Frame, StreamInfo
+from pipeline.recording.importers.mcap_topics import topics_of
 from pipeline.recording.importers.ros_messages import DRIVER_TYPES, PCM, Topic, converter
 from pipeline.recording.importers.source import Opened, numbered, stream_name
 
@@ -93,15 +93,17 @@ def _reader(path: Path, stack: contextlib.ExitStack) -> tuple[Any, bool]:
 
     if path.suffix == ".bag":
         return stack.enter_context(rosbag1.Reader(path)), False
-    folder = path if path.is_dir() else _with_metadata(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-    return stack.enter_context(rosbag2.Reader(folder)), True
+    # rosbags opens a bag's file without its metadata.yaml from 0.11 on.
+    if not path.is_dir() and path.suffix not in rosbag2.Reader.STORAGE_PLUGINS:
+        path = _with_metadata(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    return stack.enter_context(rosbag2.Reader(path)), True
 
 
 def _with_metadata(path: Path, folder: Path) -> Path:
     """A ROS 2 bag's file alone, made a bag: a link to it beside the metadata.yaml that it came without."""
     import yaml
 
-    topics, storage = (_topics_of_db3(path), "sqlite3") if path.suffix == ".db3" else (_topics_of_mcap(path), "mcap")
+    topics, storage = (_topics_of_db3(path), "sqlite3") if path.suffix == ".db3" else (topics_of(path), "mcap")
     (folder / path.name).symlink_to(path.resolve())
     told = {
         "version": 5,
@@ -135,23 +137,6 @@ def _topics_of_db3(path: Path) -> list[tuple[str, str, int]]:
         return [(str(name), str(kind), int(count)) for name, kind, count in database.execute(query)]
 
 
-def _topics_of_mcap(path: Path) -> list[tuple[str, str, int]]:
-    from rosbags.rosbag2.storage_mcap import MCAPFile
-
-    file = MCAPFile(path)
-    file.open()
-    try:
-        if not file.channels:
-            file.meta_scan()
-        counts: defaultdict[int, int] = defaultdict(int)
-        for chunk in file.chunks:
-            for channel, count in chunk.channel_count.items():
-                counts[channel] += count
-        return [(c.topic, c.schema, counts[id]) for id, c in file.channels.items()]
-    finally:
-        file.close()
-
-
 def _types(reader: Any, is_ros2: bool) -> Any:
     """The bag's own definitions; for what has none, those of ROS 2 Humble and of the drivers."""
     from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
@@ -162,29 +147,35 @@ def _types(reader: Any, is_ros2: bool) -> Any:
         for name, definition in DRIVER_TYPES.items():
             found |= get_types_from_msg(definition, name)
     for connection in reader.connections:
-        if not connection.msgdef:
+        # Text in rosbags 0.9, (format, text) from 0.10 on.
+        definition = connection.msgdef if isinstance(connection.msgdef, str) else connection.msgdef.data
+        if not definition:
             continue
         separator = "=" * 80 + "\n"
-        if connection.msgdef.startswith(f"{separator}IDL: "):
-            for part in connection.msgdef.split(separator)[1:]:
+        if definition.startswith(f"{separator}IDL: "):
+            for part in definition.split(separator)[1:]:
                 found |= get_types_from_idl(part.split("\n", 1)[1])
         else:
-            found |= get_types_from_msg(connection.msgdef, connection.msgtype)
+            found |= get_types_from_msg(definition, connection.msgtype)
     try:
         store.register(found)
         return store
     except TypesysError:  # a type that both have, with other fields: an older ROS wrote them, so the bag's are right
         fresh = get_typestore(Stores.EMPTY)
-        fresh.register({**store.FIELDDEFS, **found})
+        fresh.register({**_definitions(store), **found})
         return fresh
 
 
+def _definitions(store: Any) -> dict[str, Any]:
+    """Each known type's (constants, fields). rosbags 0.9 spells the attribute in capitals."""
+    definitions: dict[str, Any] = store.fielddefs if hasattr(store, "fielddefs") else store.FIELDDEFS
+    return definitions
+
+
 def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, Any]]:
-    topics = {}
+    topics, definitions = {}, _definitions(store)
     for name, info in reader.topics.items():
-        fields = (
-            [str(field[0]) for field in store.FIELDDEFS[info.msgtype][1]] if info.msgtype in store.FIELDDEFS else []
-        )
+        fields = [str(field[0]) for field in definitions[info.msgtype][1]] if info.msgtype in definitions else []
         found = converter(info.msgtype, fields) if info.msgtype else None
         if info.msgtype == AUDIO_INFO:
             found = None

@@ -31,11 +31,13 @@ def bag_packets(folder: Path) -> list[tuple[int, bytes]]:
 
     size = {"velodyne_msgs": 1206, "pandar_msgs": 1500}
     store, found = get_typestore(Stores.ROS2_HUMBLE), []
+    registered: set[str] = set()
     with Bag(folder) as bag:
         for connection, _, raw in bag.messages():
             package, _, scan = connection.msgtype.split("/")
             packet = scan.replace("Scan", "Packet")
-            if connection.msgtype not in store.FIELDDEFS:
+            if connection.msgtype not in registered:
+                registered.add(connection.msgtype)
                 more = "\nuint32 size" if package == "pandar_msgs" else ""
                 fields = f"builtin_interfaces/Time stamp\nuint8[{size[package]}] data{more}"
                 store.register(get_types_from_msg(fields, f"{package}/msg/{packet}"))
