@@ -20,7 +20,7 @@ from pipeline.frame import Frame
 from pipeline.node import Arrival, Sink
 
 ANSWER_EVERY_NS = 15 * NS
-MOST_NS = 600 * NS  # of a session: then what is known is known
+MAX_NS = 600 * NS  # of a session: then what is known is known
 
 
 class AutoTime(Sink):
@@ -55,7 +55,7 @@ class AutoTime(Sink):
             return
         if self._first_ns < 0:
             self._first_ns, self._next_ns = frame.capture_ns, frame.capture_ns + ANSWER_EVERY_NS
-        if frame.capture_ns - self._first_ns > MOST_NS:
+        if frame.capture_ns - self._first_ns > MAX_NS:
             return
         self._changed = True
         if frame.stream == self.microphone:

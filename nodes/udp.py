@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Prediction
 from pipeline.node import Arrival, Sink
 
-MOST_BYTES = 65_507  # of an IPv4 datagram's payload
+MAX_BYTES = 65_507  # of an IPv4 datagram's payload
 GRID = "free_space"
 
 
@@ -37,14 +37,14 @@ class Udp(Sink):
         *,
         address: str = "127.0.0.1:9870",
         grid: bool = False,
-        max_bytes: int = MOST_BYTES,
+        max_bytes: int = MAX_BYTES,
         allow_remote: bool = False,
     ) -> None:
         matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]+)):(\d{1,5})", address)
         if not matched or not 0 < int(matched[3]) < 65_536:
             raise ConfigError(f"address: found '{address}', expected host:port, such as 127.0.0.1:9870 or [::1]:9870.")
-        if not 100 <= max_bytes <= MOST_BYTES:
-            raise ConfigError(f"max_bytes must be from 100 to {MOST_BYTES}, not {max_bytes}.")
+        if not 100 <= max_bytes <= MAX_BYTES:
+            raise ConfigError(f"max_bytes must be from 100 to {MAX_BYTES}, not {max_bytes}.")
         self._host, self._port = matched[1] or matched[2], int(matched[3])
         if not allow_remote and not _is_here(self._host):
             raise ConfigError(

@@ -198,8 +198,8 @@ class DelayFloor:
 
     def _jump_confirmed(self, now_ns: int) -> bool:
         lasted_ns = now_ns - self._late[0][0]
-        least_ns = min(offset - self._offset_at(counter) for _, counter, offset in self._late)
-        return lasted_ns >= (self.CONFIRM_LARGE_NS if least_ns > self.LARGE_JUMP_NS else self.CONFIRM_NS)
+        min_ns = min(offset - self._offset_at(counter) for _, counter, offset in self._late)
+        return lasted_ns >= (self.CONFIRM_LARGE_NS if min_ns > self.LARGE_JUMP_NS else self.CONFIRM_NS)
 
     def _keep(self, counter_ns: int, offset_ns: int) -> None:
         self._readings += 1
@@ -300,7 +300,7 @@ class HeaderClock:
     host, a camera that counts from its own start) is tied to the arrivals like a presentation time stamp.
     """
 
-    MOST_AGE_NS = 5 * NS  # a stamp older than this on arrival belongs to another clock
+    MAX_AGE_NS = 5 * NS  # a stamp older than this on arrival belongs to another clock
     SECONDS_BELOW = 10**11  # as seconds the year 5138, as nanoseconds 100 s after boot
 
     def __init__(self, clock: Clock, *, same_host: bool) -> None:
@@ -315,7 +315,7 @@ class HeaderClock:
         if self._same_host:
             offset_ns, error_ns = utc_offset_ns(self._clock)
             for host_ns, bound_ns in ((stamp_ns, 0), (stamp_ns - offset_ns, error_ns)):
-                if 0 <= arrival_ns - host_ns <= self.MOST_AGE_NS:
+                if 0 <= arrival_ns - host_ns <= self.MAX_AGE_NS:
                     return host_ns, bound_ns
         return self._pts_clock.stamp_frame(stamp_ns, arrival_ns), self._pts_clock.error_ns
 

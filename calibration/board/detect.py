@@ -22,7 +22,7 @@ from calibration.board.board import DICTIONARIES, Board
 MIN_CHARUCO_CORNERS = 6  # of which some must span two directions; fewer fix no pose worth having
 SMALLEST_SPACING_PX = 5.0  # corners nearer than this blur into each other
 CLASSIC = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
-MOST_CLASSIC_PX = 1600  # the classic detector's time grows fast; beyond, it looks at a smaller copy
+MAX_CLASSIC_PX = 1600  # the classic detector's time grows fast; beyond, it looks at a smaller copy
 # Half the side of the window that refines a corner, as a share of the spacing of corners: large ones meet neighbours and
 # the curvature of distorted lines (the usual 11 px gives twice the error on OpenCV's own pictures), small ones noise.
 WINDOW_SHARE, WINDOW_MIN_PX, WINDOW_MAX_PX = 0.2, 2, 9
@@ -76,7 +76,7 @@ class Detector:
 
     def _find_chessboard(self, gray: np.ndarray, thorough: bool = True) -> Corners | str:
         size = self.board.corners_wide
-        scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
+        scale = min(1.0, MAX_CLASSIC_PX / max(gray.shape))
         small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
         flags = CLASSIC if thorough else CLASSIC | cv2.CALIB_CB_FAST_CHECK
         there, corners = cv2.findChessboardCorners(small, size, flags=flags)
@@ -172,7 +172,7 @@ class Detector:
         """A chessboard of another size, or a ChArUco board. A part of a larger board would pass for the board, another part in
         each picture.
         """
-        scale = min(1.0, MOST_CLASSIC_PX / max(gray.shape))
+        scale = min(1.0, MAX_CLASSIC_PX / max(gray.shape))
         gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
         # Without the board, the markers of a ChArUco board: a few of its squares pass for a small chessboard too.
         names = COMMON if isinstance(self._find_chessboard(gray), str) else ()

@@ -21,7 +21,7 @@ from pipeline.rig.intrinsics import Intrinsics
 FOLDS = 5
 MIN_VIEWS = 3  # of a plane: fewer leave focal length and centre open
 GOOD_VIEWS = 8
-MOST_REJECTED = 0.4  # of the views: beyond it nobody knows which part is right
+MAX_REJECTED = 0.4  # of the views: beyond it nobody knows which part is right
 VIEW_LIMIT = 3.0  # of the median view's RMS: sharp views of one board lie within a factor of 1.6 of each other
 CORNER_LIMIT, CORNER_LIMIT_PX = 8.0, 1.0  # of a coordinate's σ, and at least in px
 # A richer model must predict unseen views better by this share: less is chance (seen on 13 views of 54 corners).
@@ -306,7 +306,7 @@ def judged(estimate: Estimate) -> Verdict:
 def _of_views(estimate: Estimate) -> Check:
     kept, out = len(estimate.views), len(estimate.rejected)
     told = f"{kept} views used" + (f", {out} rejected" if out else "")
-    if out > MOST_REJECTED * (kept + out):
+    if out > MAX_REJECTED * (kept + out):
         return Check(
             Level.FAIL,
             f"{out} of {kept + out} views contradict the others",

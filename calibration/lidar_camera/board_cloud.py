@@ -27,14 +27,14 @@ JUMP_ALONG_M, JUMP_BETWEEN = 0.12, 0.06  # metres; share of the range
 GAP_STEPS = 3.5  # points of one ring farther apart than this many steps do not touch
 RINGS_APART_RAD = 0.006  # elevations closer than this are one ring
 FLAT_M = 0.05  # farthest from a plane that still counts: 2.5 standard deviations of a common lidar
-LEAST_POINTS, LEAST_RINGS = 40, 3
+MIN_POINTS, MIN_RINGS = 40, 3
 TRIES = 80
 PLANES_A_PIECE, LARGE_PLANES = 3, 6
 LARGE = 2.0  # a plane that reaches over so many diagonals of the board is floor or wall
 FILLED = 0.7  # of each side, by the points in the rectangle; a ring's distance is allowed on top
 AROUND_M, AROUND_SHARE = (0.06, 0.3), 0.15  # points of the same plane beside it: a board stands free
 TRIES_LARGE_POINTS = 3000
-MOST_BOARDS = 3
+MAX_BOARDS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +58,23 @@ def find_boards(points_m: Floats, *, width_m: float, height_m: float) -> list[Cl
     points = np.asarray(points_m, np.float64)[:, :3]
     distance = np.linalg.norm(points, axis=1)
     points = points[np.isfinite(distance) & (distance > NEAREST_M) & (distance < FARTHEST_M)]
-    if len(points) < LEAST_POINTS:
+    if len(points) < MIN_POINTS:
         return []
     rings = _rings(points)
     left = _without_large_planes(points, LARGE * math.hypot(width_m, height_m))
     piece = _pieces(points, rings, left)
     boards = []
-    for number in np.flatnonzero(np.bincount(piece[left]) >= LEAST_POINTS):
+    for number in np.flatnonzero(np.bincount(piece[left]) >= MIN_POINTS):
         members = np.flatnonzero(left & (piece == number))
         for _ in range(PLANES_A_PIECE):
-            if len(members) < LEAST_POINTS:
+            if len(members) < MIN_POINTS:
                 break
             flat = _largest_plane(points[members])
             board = _board(points, members[flat], rings, width_m, height_m)
             if board is not None:
                 boards.append(board)
             members = members[~flat]
-    return sorted(boards, key=lambda b: b.misfit)[:MOST_BOARDS]
+    return sorted(boards, key=lambda b: b.misfit)[:MAX_BOARDS]
 
 
 def _without_large_planes(points: Floats, large_m: float) -> np.ndarray:
@@ -83,13 +83,13 @@ def _without_large_planes(points: Floats, large_m: float) -> np.ndarray:
     draw = np.random.default_rng(0)
     for _ in range(LARGE_PLANES):
         members = np.flatnonzero(left)
-        if len(members) < LEAST_POINTS:
+        if len(members) < MIN_POINTS:
             break
         some = points[draw.choice(members, min(TRIES_LARGE_POINTS, len(members)), replace=False)]
         flat = some[_largest_plane(some)]
         centre = flat.mean(0)
         axes = np.linalg.svd(flat - centre, full_matrices=False)[2]
-        if len(flat) < LEAST_POINTS or min(_extent((flat - centre) @ axis) for axis in axes[:2]) < large_m:
+        if len(flat) < MIN_POINTS or min(_extent((flat - centre) @ axis) for axis in axes[:2]) < large_m:
             break
         left &= np.abs((points - centre) @ axes[2]) > FLAT_M
     return left
@@ -103,7 +103,7 @@ def _rings(points: Floats) -> list[_Ring]:
     cuts = np.flatnonzero(np.diff(elevation[order]) > RINGS_APART_RAD) + 1
     groups = np.split(order, cuts)
     if (
-        len(groups) < 2 * LEAST_RINGS
+        len(groups) < 2 * MIN_RINGS
     ):  # the elevations run into each other: slices as fine as the picture of a depth camera
         slices = np.floor(elevation / RINGS_APART_RAD).astype(int)
         groups = [np.flatnonzero(slices == s) for s in np.unique(slices)]
@@ -151,7 +151,7 @@ def _pieces(points: Floats, rings: list[_Ring], left: np.ndarray) -> np.ndarray:
 
 def _board(points: Floats, on: np.ndarray, rings: list[_Ring], width_m: float, height_m: float) -> CloudBoard | None:
     """on: indices of the points of one plane."""
-    if len(on) < LEAST_POINTS:
+    if len(on) < MIN_POINTS:
         return None
     centre = points[on].mean(0)
     axes = np.linalg.svd(points[on] - centre, full_matrices=False)[2]
@@ -162,13 +162,13 @@ def _board(points: Floats, on: np.ndarray, rings: list[_Ring], width_m: float, h
     same_plane = np.abs((points - centre) @ axes[2]) < FLAT_M
     inside = same_plane & (aside < 0.02).all(1)
     beside = same_plane & (aside.max(1) > AROUND_M[0]) & (aside.max(1) < AROUND_M[1])
-    if inside.sum() < LEAST_POINTS or beside.sum() > AROUND_SHARE * inside.sum():
+    if inside.sum() < MIN_POINTS or beside.sum() > AROUND_SHARE * inside.sum():
         return None
     ring_m = _ring_gap(rings) * float(np.linalg.norm(centre))
     filled = [
         (_extent((points[inside] - centre) @ u) + 0.5 * ring_m) / side for u, side in zip(across, size, strict=True)
     ]
-    if min(filled) < FILLED or len(np.unique(_ring_of(rings, len(points))[inside])) < LEAST_RINGS:
+    if min(filled) < FILLED or len(np.unique(_ring_of(rings, len(points))[inside])) < MIN_RINGS:
         return None
     rays, step_rad = _edges(points, inside, rings)
     misfit = 1 - min(1.0, min(filled)) + float(beside.sum() / inside.sum())

@@ -25,11 +25,11 @@ from pipeline.errors import ConfigError
 from pipeline.rig.rig import apply, cross, rotation_to_vector
 
 ROWS = 19
-LEAST_BOARDS, GOOD_BOARDS = 4, 8
+MIN_BOARDS, GOOD_BOARDS = 4, 8
 SIZE_TOLERANCE = 0.15  # a side measured by the lidar may differ from the camera's by so much
 CHANCE_1_IN_10000 = 27.9  # chi square with 6 degrees of freedom
 MEDIAN_OF_SIX = 5.35
-MOST_REJECTED = 0.4
+MAX_REJECTED = 0.4
 # Of a twist in the board's frame: tilt, tilt, turn in the plane; shift across, across, along the normal.
 KINDS = (0, 0, 1, 2, 2, 3)
 # What a lidar with centimetres of noise knows of a board; it counts as much as so many boards. Scatter alone would do with
@@ -127,12 +127,12 @@ def _turns(corners: Floats, normal: Floats) -> bool:
 
 
 def calibrate(boards: Sequence[PosedBoard]) -> PosedExtrinsics:
-    if len(boards) < LEAST_BOARDS:
+    if len(boards) < MIN_BOARDS:
         raise ConfigError(
-            f"{len(boards)} boards, {LEAST_BOARDS} are needed and {GOOD_BOARDS} are good: pose the board more often"
+            f"{len(boards)} boards, {MIN_BOARDS} are needed and {GOOD_BOARDS} are good: pose the board more often"
         )
     kept, rejected = list(_with_consistent_turns(boards)), dict[str, str]()
-    least = max(LEAST_BOARDS, math.ceil((1 - MOST_REJECTED) * len(kept)))
+    least = max(MIN_BOARDS, math.ceil((1 - MAX_REJECTED) * len(kept)))
     pose, sigma, misfit = _average(kept)
     while len(kept) > least:
         usual = max(1.0, float(np.median(misfit)) / MEDIAN_OF_SIX)

@@ -29,8 +29,8 @@ SOFT_PX = 3.0  # an edge attracts over so many of those
 JUMP_M, JUMP_SHARE = 0.5, 0.08  # a depth edge: the next point of the ring is so much farther away
 RING_RAD, NEXT_RAD = 0.0035, 0.012  # elevations this close are a ring, azimuths this close neighbours
 NEAR_M, FAR_M = 2.0, 60.0
-MOST_EDGES, LEAST_EDGES = 1500, 80
-MOST_FRAMES, LEAST_FRAMES = 40, 6
+MAX_EDGES, MIN_EDGES = 1500, 80
+MAX_FRAMES, MIN_FRAMES = 40, 6
 REACH_DEG, STEPS_DEG = 2.0, (0.5, 0.25, 0.1)
 DRIFT_DEG = 0.5  # smaller turns are within what a calibration itself is wrong by
 SURE_SIGMAS = 4.0  # of the gain, over frames
@@ -62,7 +62,7 @@ class Drift:
     def __init__(self, intrinsics: Intrinsics, camera_from_lidar: Floats) -> None:
         self._pose, self._lens = camera_from_lidar, intrinsics
         self._scale = min(1.0, LOOK_PX / intrinsics.width_px)
-        self._looks: deque[_Look] = deque(maxlen=MOST_FRAMES)
+        self._looks: deque[_Look] = deque(maxlen=MAX_FRAMES)
         self.poor = 0  # frames with too few depth edges in view
 
     def __len__(self) -> int:
@@ -75,20 +75,20 @@ class Drift:
         # Those a turn of REACH_DEG could bring into the picture, too: the same points are judged at every pose.
         in_view = self._lens.project(camera)[1]
         points, weights = points[in_view], weights[in_view]
-        if len(points) < LEAST_EDGES:
+        if len(points) < MIN_EDGES:
             self.poor += 1
             return
-        if len(points) > MOST_EDGES:
-            keep = np.argsort(-weights)[:MOST_EDGES]
+        if len(points) > MAX_EDGES:
+            keep = np.argsort(-weights)[:MAX_EDGES]
             points, weights = points[keep], weights[keep]
         self._looks.append(_Look(points, weights / weights.sum(), attraction(image, self._scale)))
 
     def answer(self) -> DriftAnswer:
         none = np.full(3, np.nan)
         n = len(self._looks)
-        if n < LEAST_FRAMES:
+        if n < MIN_FRAMES:
             few = f"; {self.poor} more had too few depth edges in the picture" if self.poor else ""
-            return DriftAnswer("unknown", none, none, n, f"{n} frames, {LEAST_FRAMES} are needed{few}")
+            return DriftAnswer("unknown", none, none, n, f"{n} frames, {MIN_FRAMES} are needed{few}")
         here = self._scores(np.zeros(3))
         best = self._search()
         gain = self._scores(best) - here

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, cross, rigid, rotation_to_vector
 
-LEAST_VIEWS = 4
+MIN_VIEWS = 4
 GOOD_VIEWS = 8
 # For a start any three views that agree will do: their board is a person's arm away from the others', not these.
 START_ANGLE_DEG, START_AWAY_M = 10.0, 0.25
@@ -32,7 +32,7 @@ START_TRIES, GOOD_START = 300, 0.75  # all views within a quarter of those limit
 # freedom), measured against how far views usually are: real boards bend, and lidars have biases.
 CHANCE_1_IN_10000 = 27.9
 MEDIAN_OF_SIX = 5.35
-MOST_REJECTED = 0.4
+MAX_REJECTED = 0.4
 # What the wrong scale of the picture does to a board's distance is seen by the lidar: 0.3 % is 9 mm at 3 m.
 FOCAL_WRONG, FOCAL_SIGMAS, FOCAL_KNOWN = 0.003, 4.0, 0.003
 OPEN_M, LOOSE_M = 0.05, 0.015  # standard deviation of a direction that is not observable; of one that is poorly so
@@ -70,11 +70,11 @@ def calibrate(
 ) -> Extrinsics:
     """start: camera_from_lidar as it is believed to be; without one the boards themselves give it.
 
-    Raises ConfigError below LEAST_VIEWS views that have a board in both the picture and the cloud.
+    Raises ConfigError below MIN_VIEWS views that have a board in both the picture and the cloud.
     """
-    if len(views) < LEAST_VIEWS:
+    if len(views) < MIN_VIEWS:
         raise ConfigError(
-            f"{len(views)} views have the board in both the picture and the cloud, {LEAST_VIEWS} are needed and "
+            f"{len(views)} views have the board in both the picture and the cloud, {MIN_VIEWS} are needed and "
             f"{GOOD_VIEWS} are good. Hold the board still 1.5 to 4 m away, at another place and angle in each"
         )
     rejected: dict[str, str] = {}
@@ -127,7 +127,7 @@ def _agreeing(
             break
     off = [apart(best, c, p) for c, p in zip(camera, lidar, strict=True)]
     inside = [i for i, (a, m) in enumerate(off) if _fits(a, m)]
-    if len(inside) < max(LEAST_VIEWS, math.ceil((1 - MOST_REJECTED) * n)):
+    if len(inside) < max(MIN_VIEWS, math.ceil((1 - MAX_REJECTED) * n)):
         raise ConfigError(
             f"only {len(inside)} of {n} views agree on where the lidar is. Does each picture belong to its cloud, and are "
             "the intrinsics and the size of the squares those of this camera and this board?"
@@ -185,7 +185,7 @@ def _without_outliers(
     rejected: dict[str, str],
 ) -> Fit:
     """Solve; while a view stands out, turn the worst down and solve again. Changes `kept` and `rejected`."""
-    least = max(LEAST_VIEWS, math.ceil((1 - MOST_REJECTED) * (len(kept) + len(rejected))))
+    least = max(MIN_VIEWS, math.ceil((1 - MAX_REJECTED) * (len(kept) + len(rejected))))
     fit = solve(kept, intrinsics, begin, outline_m=outline_m)
     while len(kept) > least:
         usual = max(1.0, float(np.median(fit.view_misfit)) / MEDIAN_OF_SIX)

@@ -23,8 +23,8 @@ import numpy as np
 from calibration.pose import Floats
 
 GRID = 12  # the picture in so many blocks each way: a lamp or two hands fill a few of them
-LEAST_EVENTS = 5
-MOST_S = 1.0  # offsets looked for
+MIN_EVENTS = 5
+MAX_S = 1.0  # offsets looked for
 TOGETHER_S = 0.04  # a pair of events within this of the common offset belongs together
 RIVAL = 0.8  # of the votes: claps in a regular beat fit at several offsets
 APART_S = 0.25  # two claps closer than this are one, with its echo
@@ -197,8 +197,8 @@ def _stops(times: Floats, movement: Floats) -> list[SeenEvent]:
 
 
 def _often(series: Floats) -> Floats:
-    """What is reached LEAST_EVENTS times: a maximum that one accident does not make."""
-    return np.asarray(np.partition(series, -LEAST_EVENTS, axis=0)[-LEAST_EVENTS])
+    """What is reached MIN_EVENTS times: a maximum that one accident does not make."""
+    return np.asarray(np.partition(series, -MIN_EVENTS, axis=0)[-MIN_EVENTS])
 
 
 def _running_median(series: Floats, width: int = 31) -> Floats:
@@ -209,14 +209,14 @@ def _running_median(series: Floats, width: int = 31) -> Floats:
 def match(seen: list[SeenEvent], heard: Floats) -> ClapOffset:
     """Pairs what was seen with what was heard, and fits the offset that explains how bright or fast each frame was."""
     nothing = ClapOffset(math.nan, math.nan, 0)
-    if len(seen) < LEAST_EVENTS or len(heard) < LEAST_EVENTS:
-        told = f"{len(seen)} claps or flashes were seen and {len(heard)} heard, {LEAST_EVENTS} of both are needed"
+    if len(seen) < MIN_EVENTS or len(heard) < MIN_EVENTS:
+        told = f"{len(seen)} claps or flashes were seen and {len(heard)} heard, {MIN_EVENTS} of both are needed"
         return nothing._replace(unknown=told)
     at = np.array([_rough(event) for event in seen])
     apart = (at[:, None] - heard[None]).ravel()
-    apart = apart[np.abs(apart) < MOST_S]
+    apart = apart[np.abs(apart) < MAX_S]
     if not len(apart):
-        return nothing._replace(unknown=f"nothing seen lies within {MOST_S:.0f} s of anything heard")
+        return nothing._replace(unknown=f"nothing seen lies within {MAX_S:.0f} s of anything heard")
     votes = (np.abs(apart[:, None] - apart[None]) < TOGETHER_S).sum(1)
     common = float(np.median(apart[np.abs(apart - apart[np.argmax(votes)]) < TOGETHER_S]))
     others = votes[np.abs(apart - common) > 3 * TOGETHER_S]
@@ -227,9 +227,9 @@ def match(seen: list[SeenEvent], heard: Floats) -> ClapOffset:
         nearest = heard[np.argmin(np.abs(heard + common - when))]
         if abs(nearest + common - when) < 1.5 * TOGETHER_S:
             pairs.append((event, float(nearest)))
-    if len(pairs) < LEAST_EVENTS:
+    if len(pairs) < MIN_EVENTS:
         return nothing._replace(
-            unknown=f"only {len(pairs)} of {len(seen)} that were seen were also heard, {LEAST_EVENTS} are needed"
+            unknown=f"only {len(pairs)} of {len(seen)} that were seen were also heard, {MIN_EVENTS} are needed"
         )
     offset_s = _fitted(pairs, common)
     without = np.array([_fitted(pairs[:i] + pairs[i + 1 :], offset_s, near=True) for i in range(len(pairs))])

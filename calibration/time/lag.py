@@ -1,6 +1,6 @@
 """By how much one signal lags another: the peak of their cross-correlation, with its interval, or why it cannot be told.
 
-    lag = find_lag(mouth, voice, most_s=0.5)
+    lag = find_lag(mouth, voice, max_s=0.5)
     lag.offset_ms, lag.sigma_ms          # what is ADDED to the second signal's times to lay it on the first
     lag.unknown                          # "" or the reason: then the numbers are not to be used
 
@@ -20,7 +20,7 @@ from calibration.pose import Floats
 STEP_S = 0.005
 BLOCKS = 10
 STUDENT = 2.26  # 95 % of a t distribution with BLOCKS − 1 degrees of freedom
-LEAST_S = 5.0  # of both signals at the same time
+MIN_S = 5.0  # of both signals at the same time
 CHANCE_SIGMAS = 4.5  # one lag is looked for among about a hundred that are independent: 3e-6 each
 RIVAL = 0.75  # another peak this high leaves open which is meant
 VAGUE_MS = 60.0  # an interval half as wide as this says nothing that matters
@@ -51,22 +51,22 @@ class Lag(NamedTuple):
 NOTHING = Lag(math.nan, math.nan, 0.0)
 
 
-def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
-    """most_s: lags from −most_s to most_s are looked at. Rates and gaps of the two may differ."""
+def find_lag(first: Series, second: Series, *, max_s: float = 0.5) -> Lag:
+    """max_s: lags from −max_s to max_s are looked at. Rates and gaps of the two may differ."""
     if len(first.times_s) < 10 or len(second.times_s) < 10:
         return NOTHING._replace(unknown="one of the two signals is missing")
-    begin = max(first.times_s[0], second.times_s[0]) - most_s
-    end = min(first.times_s[-1], second.times_s[-1]) + most_s
-    if end - begin - 2 * most_s < LEAST_S:
+    begin = max(first.times_s[0], second.times_s[0]) - max_s
+    end = min(first.times_s[-1], second.times_s[-1]) + max_s
+    if end - begin - 2 * max_s < MIN_S:
         return NOTHING._replace(
-            unknown=f"the two overlap for {max(0.0, end - begin - 2 * most_s):.1f} s, {LEAST_S:.0f} s are needed"
+            unknown=f"the two overlap for {max(0.0, end - begin - 2 * max_s):.1f} s, {MIN_S:.0f} s are needed"
         )
     grid = np.arange(begin, end, STEP_S)
     a, a_there = _sampled(first, grid)
     b, b_there = _sampled(second, grid)
     if not a.any() or not b.any():
         return NOTHING._replace(unknown=f"the {'first' if not a.any() else 'second'} signal never changes")
-    reach = round(most_s / STEP_S)
+    reach = round(max_s / STEP_S)
     products, energy_a, energy_b = _by_block(a, b, a_there, b_there, reach)
     curve = _curve(products.sum(0), energy_a.sum(0), energy_b.sum(0))
     peak = int(np.argmax(curve))
@@ -76,7 +76,7 @@ def find_lag(first: Series, second: Series, *, most_s: float = 0.5) -> Lag:
     found = NOTHING._replace(offset_ms=1000 * (lag_s - reach) * STEP_S, correlation=height)
     if peak in (0, len(curve) - 1):
         return found._replace(
-            unknown=f"the best agreement lies at the end of what was searched, ±{1000 * most_s:.0f} ms"
+            unknown=f"the best agreement lies at the end of what was searched, ±{1000 * max_s:.0f} ms"
         )
     if sigmas < CHANCE_SIGMAS:
         return found._replace(

@@ -26,7 +26,7 @@ MOUTH_ROWS, MOUTH_COLUMNS = slice(8, 19), slice(6, 18)  # of the patch: between 
 LEVEL_MS = 10
 LOUDNESS = 0.3  # power to loudness: steps in soft speech count as they do for an ear
 MOUTH_LEADS_MS, PERSONS_MS = 40.0, 20.0  # taken off; and its standard deviation, which stays in the interval
-MOST_S = 0.5
+MAX_S = 0.5
 SMALLEST_MOUTH_PX = 6.0
 HEARD_DB = -60.0  # a voice is louder than this at times
 
@@ -102,7 +102,7 @@ def compare(mouth: Mouth, voice: Voice) -> Lag:
     # As slow as a mouth: 80 ms, which is also about what one picture after the other can show.
     window = np.hanning(10)[1:-1]
     heard = Series(times, np.convolve(loudness, window / window.sum(), "same"))
-    lag = find_lag(seen, heard, most_s=MOST_S)
+    lag = find_lag(seen, heard, max_s=MAX_S)
     if lag.unknown:
         return lag
     # The mouth leads: laid on it, the sound comes that much too early.

@@ -3,7 +3,7 @@
     camera, lidar = CameraTurns(intrinsics), LidarTurns()
     camera.add(image_bgr, frame.capture_ns)
     lidar.add(points_m, frame.capture_ns + frame.duration_ns // 2)
-    lag = find_lag(camera.series(), lidar.series(), most_s=0.5)      # what is ADDED to the lidar's times
+    lag = find_lag(camera.series(), lidar.series(), max_s=0.5)      # what is ADDED to the lidar's times
 
 Both are rates about the same upright axis in rad/s, positive to the left; a rig that drives straight on gives no answer.
 """
@@ -20,12 +20,12 @@ from calibration.time.lag import Series
 from pipeline.rig.intrinsics import Intrinsics
 
 LOOK_PX = 320  # width at which pictures are compared: a hundredth of a pixel there is 2 mrad at 60°
-LEAST_CORNERS = 12
+MIN_CORNERS = 12
 BINS = 1440  # of azimuth: 0.25°
 BAND_RAD = 0.35  # elevations around level that see walls rather than floor
 FARTHEST_M = 50.0
-MOST_TURN = 0.25  # rad between two sweeps
-LEAST_TURN_RATE = 0.03  # rad/s: slower than this nothing can be told
+MAX_TURN = 0.25  # rad between two sweeps
+MIN_TURN_RATE = 0.03  # rad/s: slower than this nothing can be told
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Turns:
     @property
     def turns(self) -> bool:
         """Whether there was any rotation to compare."""
-        return len(self.rates) > 1 and float(np.std(self.rates)) > LEAST_TURN_RATE
+        return len(self.rates) > 1 and float(np.std(self.rates)) > MIN_TURN_RATE
 
 
 @dataclass
@@ -69,13 +69,13 @@ class CameraTurns(_Turns):
 def _yaw(before: np.ndarray, now: np.ndarray, intrinsics: Intrinsics, scale: float) -> float | None:
     """rad about the camera's upward axis, from the median motion of corners; None: too few to tell."""
     corners = cv2.goodFeaturesToTrack(before, 150, 0.01, 6)
-    if corners is None or len(corners) < LEAST_CORNERS:
+    if corners is None or len(corners) < MIN_CORNERS:
         return None
     there, found, _ = cv2.calcOpticalFlowPyrLK(
         before, now, corners, np.empty_like(corners), winSize=(15, 15), maxLevel=3
     )
     good = found.ravel() == 1
-    if good.sum() < LEAST_CORNERS:
+    if good.sum() < MIN_CORNERS:
         return None
     # Pixels of the small picture are those of the whole one, shifted by half a pixel of each.
     rays = [intrinsics.rays((p.reshape(-1, 2)[good] + 0.5) / scale - 0.5) for p in (corners, there)]
@@ -107,7 +107,7 @@ def _profile(points: Floats) -> Floats:
 
 def _shift(before: Floats, now: Floats) -> float | None:
     """rad by which the sensor turned to the left: what it sees turned to the right. None: nothing in common."""
-    most = round(MOST_TURN / (2 * np.pi) * BINS)
+    most = round(MAX_TURN / (2 * np.pi) * BINS)
     costs = []
     for shift in range(-most, most + 1):
         difference = np.abs(np.roll(now, shift) - before)

@@ -35,7 +35,7 @@ GOOD_M, BAD_M = 0.02, 0.05  # between the lidar's board and the camera's
 GOOD_PX, BAD_PX = 0.7, 1.5  # of corners: beyond, the lens is not the one in the rig
 RANGE_NOISE_M = 0.02
 AGAIN = "calibrate it again: python run_pipeline.py calibrate extrinsics"
-MOST_MOMENTS = 60
+MAX_MOMENTS = 60
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +78,8 @@ def _seen(args: argparse.Namespace, rig: Rig, drift: Drift, drawn: dict[str, np.
     """The moments, each also looked at for its edges and, some of them, drawn."""
     lens, pose = rig.camera(args.camera), rig.transform(args.camera, args.sensor)
     for number, moment in enumerate(moments(args.source, rig, camera=args.camera, sensor=args.sensor)):
-        if number == MOST_MOMENTS:
-            print(f"  looked at the first {MOST_MOMENTS} moments; the others would say the same")
+        if number == MAX_MOMENTS:
+            print(f"  looked at the first {MAX_MOMENTS} moments; the others would say the same")
             return
         if moment.image.shape[1::-1] != lens.size:
             found = "×".join(map(str, moment.image.shape[1::-1]))

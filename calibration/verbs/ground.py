@@ -30,7 +30,7 @@ TRIES = 200
 SOME_POINTS = 4000
 FLAT_M = 0.08  # points farther from the plane are not of it: kerbs, grass and noise are closer
 STEEPEST_DEG = 25.0  # of the ground against the sensor's own up
-LEAST_SHARE, LEAST_POINTS = 0.05, 200
+MIN_SHARE, MIN_POINTS = 0.05, 200
 NEAR_M, FAR_M = 1.0, 30.0
 LOOSE_DEG, LOOSE_M = 0.5, 0.05
 UP = {"z": (0.0, 0.0, 1.0), "-z": (0.0, 0.0, -1.0), "y": (0.0, 1.0, 0.0), "-y": (0.0, -1.0, 0.0)}
@@ -63,9 +63,9 @@ def find_ground(points_m: Floats, *, up: Sequence[float] = (0.0, 0.0, 1.0)) -> G
     distance = np.linalg.norm(points, axis=1)
     points = points[np.isfinite(distance) & (distance > NEAR_M) & (distance < FAR_M)]
     below = points[points @ upward < 0]
-    if len(below) < LEAST_POINTS:
+    if len(below) < MIN_POINTS:
         raise ConfigError(
-            f"{len(below)} points lie below the sensor, {LEAST_POINTS} are needed to find the ground. Is its up where --up says?"
+            f"{len(below)} points lie below the sensor, {MIN_POINTS} are needed to find the ground. Is its up where --up says?"
         )
     plane = _ransac(below, upward)
     if plane is None:
@@ -83,7 +83,7 @@ def find_ground(points_m: Floats, *, up: Sequence[float] = (0.0, 0.0, 1.0)) -> G
     ground = below[np.abs(below @ normal + height_m) < FLAT_M]
     share = len(ground) / len(below)
     lower = float(np.mean(below @ normal + height_m < -2 * FLAT_M))
-    if share < LEAST_SHARE or lower > 0.3:
+    if share < MIN_SHARE or lower > 0.3:
         raise ConfigError(
             f"the largest level plane has {100 * share:.0f} % of the points below the sensor, and {100 * lower:.0f} % lie below it: "
             "it is no ground. Take the capture on open, level ground"

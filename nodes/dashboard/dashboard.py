@@ -340,20 +340,20 @@ def plain(health: Health) -> dict[str, Any]:
     return {"publish_ns": health.publish_ns, "nodes": [msgspec.structs.asdict(node) for node in health.nodes]}
 
 
-def shrunk(image: np.ndarray, most_px: int) -> np.ndarray:
-    """A copy that is at most `most_px` wide."""
+def shrunk(image: np.ndarray, max_px: int) -> np.ndarray:
+    """A copy that is at most `max_px` wide."""
     import cv2
 
     height_px, width_px = image.shape[:2]
-    if width_px <= most_px:
+    if width_px <= max_px:
         return image.copy()
-    size = (most_px, max(1, round(height_px * most_px / width_px)))
+    size = (max_px, max(1, round(height_px * max_px / width_px)))
     # Linear reads four pixels of the source for each one it writes: below half the size it would skip some, and flicker.
-    how = cv2.INTER_AREA if width_px >= 2 * most_px else cv2.INTER_LINEAR
+    how = cv2.INTER_AREA if width_px >= 2 * max_px else cv2.INTER_LINEAR
     return cv2.resize(image, size, interpolation=how)
 
 
-def picture_message(head: PictureHead, image: np.ndarray, most_px: int) -> bytes | None:
+def picture_message(head: PictureHead, image: np.ndarray, max_px: int) -> bytes | None:
     """The binary message. image: (h, w, 3), or (n,) for a JPEG; None where that cannot be decoded."""
     import cv2
 
@@ -362,7 +362,7 @@ def picture_message(head: PictureHead, image: np.ndarray, most_px: int) -> bytes
         if decoded is None:
             return None  # whoever predicts from it says so, in a receipt
         height_px, width_px = decoded.shape[:2]
-        head, image = msgspec.structs.replace(head, width_px=width_px, height_px=height_px), shrunk(decoded, most_px)
+        head, image = msgspec.structs.replace(head, width_px=width_px, height_px=height_px), shrunk(decoded, max_px)
     said = msgspec.json.encode(head)
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return len(said).to_bytes(2, "big") + said + jpeg.tobytes()

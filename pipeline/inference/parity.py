@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.inference.engine import Engine, Tensors
 
-LEAST_SAMPLES = 256
+MIN_SAMPLES = 256
 MARGIN = 0.05  # between the two likeliest labels: below, a rounding decides, and either label is as good
 
 
@@ -95,8 +95,8 @@ def compare(
 
 def _refusal(count: int, relative: dict[str, float], sure: int, agreement: float, precision: str) -> str:
     bound = BOUNDS[precision]
-    if count < LEAST_SAMPLES:
-        return f"only {count} samples were compared, at least {LEAST_SAMPLES} are needed"
+    if count < MIN_SAMPLES:
+        return f"only {count} samples were compared, at least {MIN_SAMPLES} are needed"
     if not relative:
         raise ConfigError("the engine has no outputs to compare")
     name, worst = max(relative.items(), key=lambda item: item[1])

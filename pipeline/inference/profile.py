@@ -14,7 +14,7 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 Free = tuple[int | str | None, ...]  # of an input as the model declares it: a size that is free is a name or None
 
-LARGEST_BATCH = 8  # faces in view; more are run in turns of so many
+MAX_BATCH = 8  # faces in view; more are run in turns of so many
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Profile:
 
 
 def derive(
-    inputs: Mapping[str, Free], hints: Sequence[Mapping[str, Shape]] = (), *, largest_batch: int = LARGEST_BATCH
+    inputs: Mapping[str, Free], hints: Sequence[Mapping[str, Shape]] = (), *, largest_batch: int = MAX_BATCH
 ) -> tuple[Profile, ...]:
     """One profile a hint, and one that spans them all where they differ in more than the batch.
 

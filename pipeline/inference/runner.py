@@ -24,7 +24,7 @@ from pipeline.inference.profile import Profile, Shape
 
 Array = np.ndarray[Any, Any]
 
-MOST_GRAPHS = 24  # a lane; shapes beyond are enqueued plainly: each graph keeps memory of the driver's
+MAX_GRAPHS = 24  # a lane; shapes beyond are enqueued plainly: each graph keeps memory of the driver's
 POISON = 0xFF  # as float32 or float16 a NaN: an output that nobody wrote cannot pass for one
 
 
@@ -215,7 +215,7 @@ class Runner:
                     )
                 lane.shapes[index] = dict(shapes)
             return graph
-        if len(lane.graphs) >= MOST_GRAPHS:
+        if len(lane.graphs) >= MAX_GRAPHS:
             return None
         lane.graphs[key] = None
         # Once plainly: the first enqueue of a shape may allocate and compile, which a capture does not allow.

@@ -25,7 +25,7 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Built, Engine, Samples, Shapes, Tensors
 from pipeline.inference.manifest import METADATA_KEY, Manifest, full_precision, precision_of
 from pipeline.inference.onnx_file import OnnxFile
-from pipeline.inference.parity import LEAST_SAMPLES, Verdict, compare
+from pipeline.inference.parity import MIN_SAMPLES, Verdict, compare
 from pipeline.inference.runner import ShapeError
 
 State = Literal["build", "parity", "warm", "run", "error", "refused"]
@@ -131,7 +131,7 @@ def noise(engine: Engine, *, seed: int = 0) -> list[Tensors]:
     shapes = {name: tuple(s if isinstance(s, int) else 1 for s in shape) for name, shape in engine.inputs.items()}
     return [
         {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-        for _ in range(LEAST_SAMPLES)
+        for _ in range(MIN_SAMPLES)
     ]
 
 

@@ -39,7 +39,7 @@ NOISY = ("bgr8", "jpeg", "pcm_f32", "imu_f64", "series_f32")
 JPEG_QUALITY = 95
 PPM = 1_000_000
 DROPPED, CUT = "lost on purpose", "cut on purpose"
-MOST_DELAY_NS = 600 * NS  # what is delayed is held in memory
+MAX_DELAY_NS = 600 * NS  # what is delayed is held in memory
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def parse(text: str) -> Fault:
         match name:
             case "delay":
                 delay_ns = _time_ns(value, where)
-                if not 0 <= delay_ns <= MOST_DELAY_NS:
+                if not 0 <= delay_ns <= MAX_DELAY_NS:
                     raise ConfigError(
-                        f"{where}: expected 0 to {MOST_DELAY_NS // NS} s. To move capture times use offset"
+                        f"{where}: expected 0 to {MAX_DELAY_NS // NS} s. To move capture times use offset"
                     )
                 fault = replace(fault, delay_ns=delay_ns)
             case "offset":

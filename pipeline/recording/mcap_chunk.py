@@ -22,7 +22,7 @@ from mcap.stream_reader import get_chunk_data_stream
 from pipeline.recording.mcap_index import RECORD
 
 Compression = Literal["none", "lz4", "zstd"]
-MOST_BYTES = 1 << 30  # what claims to hold more is broken
+MAX_BYTES = 1 << 30  # what claims to hold more is broken
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _HEAD = struct.Struct("<QQQI")  # first and last log time, size and CRC of what is inside
 HEAD_BYTES = _HEAD.size + 4 + 16 + 8  # of a chunk, behind how it begins as a record: all that entry_of() reads

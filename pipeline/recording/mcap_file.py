@@ -40,7 +40,7 @@ from mcap.writer import LIBRARY_IDENTIFIER, MCAP0_MAGIC
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.recording import schemas
-from pipeline.recording.mcap_chunk import HEAD_BYTES, MOST_BYTES, ChunkBuilder, Compression, entry_of, messages_of
+from pipeline.recording.mcap_chunk import HEAD_BYTES, MAX_BYTES, ChunkBuilder, Compression, entry_of, messages_of
 from pipeline.recording.mcap_index import RECORD, Index
 
 PROFILE = "sensorium"
@@ -332,7 +332,7 @@ class McapReader:
 
     def _inside(self, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
         where = f"the chunk at byte {entry.chunk_start_offset}"
-        if entry.uncompressed_size > MOST_BYTES:
+        if entry.uncompressed_size > MAX_BYTES:
             raise self.broken(where, f"it claims to hold {entry.uncompressed_size} bytes")
         chunk = self._record(Chunk, entry.chunk_start_offset, entry.chunk_length)
         try:

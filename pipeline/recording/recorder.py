@@ -26,7 +26,7 @@ from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ins
 from pipeline.runtime.graph import EVENTS
 
 RECORDER = "record"
-KEPT = 4000  # messages of a stream that may wait for the disk, as long as they are small (inbox.MOST_BYTES)
+KEPT = 4000  # messages of a stream that may wait for the disk, as long as they are small (inbox.MAX_BYTES)
 # Versions on which the numbers of an answer may hang.
 PACKAGES = ("numpy", "onnxruntime", "opencv-python-headless")
 

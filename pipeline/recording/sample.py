@@ -23,7 +23,7 @@ from pipeline.recording.labels import add_labels
 from pipeline.runtime.config import load
 
 VERSION, SECONDS = 1, 14.0
-LEAST_PREDICTED = round(0.8 * SECONDS * 24)  # of the clip's 24 pictures a second
+MIN_PREDICTED = round(0.8 * SECONDS * 24)  # of the clip's 24 pictures a second
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "emotion-demo.yaml"
 CHANGES = ("nodes.camera.width_px=320", "nodes.emotion.options={embeddings: true}")
 INTERVALS = "start_s,end_s,label\n0.0,6.0,sad\n11.0,,happy\n"
@@ -74,8 +74,8 @@ def _record(path: Path) -> None:
     launch(with_recorder(dataclasses.replace(config, nodes=kept), path, Wanted(compression="zstd")), for_s=SECONDS)
     with files.Reader(path) as reader:
         predicted = reader.counts["emotion"]
-    if predicted < LEAST_PREDICTED:
-        told = f"{predicted} predictions, where at least {LEAST_PREDICTED} are due"
+    if predicted < MIN_PREDICTED:
+        told = f"{predicted} predictions, where at least {MIN_PREDICTED} are due"
         raise ConfigError(f"sample: this machine is too busy now: {told}. Try again when it is not")
 
 

@@ -28,7 +28,7 @@ from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import EVENTS
 from pipeline.transport.input_queue import EDGE_REASONS
 
-MOST_TOLD = 5  # of one kind of trouble
+MAX_TOLD = 5  # of one kind of trouble
 BOOKS_LAG_NS = NS  # a node's counters reach the health that is recorded within this
 
 
@@ -194,11 +194,11 @@ class Audit:
                 explained = self._dropped_by_recorder(name) + self._dropped(name, name).total()
                 if lost > explained:
                     where = ", ".join(
-                        f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in missing[:MOST_TOLD]
+                        f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in missing[:MAX_TOLD]
                     )
                     yield f"{name}: {lost - explained} of {lost} missing messages are unaccounted for ({where} …)"
         for align, verdict in self.verdicts.items():
-            yield from (f"{align}: {difference}" for difference in verdict.differences[:MOST_TOLD])
+            yield from (f"{align}: {difference}" for difference in verdict.differences[:MAX_TOLD])
             if self._heard_whole(align):
                 yield from self._unheard(align)
         for node, predictions in self.predictions.items():

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.frame import FOREVER_NS, Frame
 
 SIGMAS = 2.0  # an error bound holds nearly always
-MOST_MS = 10_000.0
+MAX_MS = 10_000.0
 
 
 class TimeCorrection(NamedTuple):
@@ -38,8 +38,8 @@ def check_offset(offset_ms: float | None, rig: str | None) -> None:
     """ConfigError for options that contradict each other or make no sense; opens nothing."""
     if offset_ms is not None and rig is not None:
         raise ConfigError("offset_ms and rig both say how the times are corrected: leave one of them out.")
-    if offset_ms is not None and not abs(offset_ms) <= MOST_MS:
-        raise ConfigError(f"offset_ms must be from {-MOST_MS:.0f} to {MOST_MS:.0f}, not {offset_ms}.")
+    if offset_ms is not None and not abs(offset_ms) <= MAX_MS:
+        raise ConfigError(f"offset_ms must be from {-MAX_MS:.0f} to {MAX_MS:.0f}, not {offset_ms}.")
 
 
 def time_correction(sensor: str, *, offset_ms: float | None, rig: str | None) -> TimeCorrection:

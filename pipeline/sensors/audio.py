@@ -31,7 +31,7 @@ from pipeline.errors import DeviceError
 WAITING_S = 5.0  # sound kept for a loop that is not reading
 # ADC times are wild in the first second; the median of the second after it is used, once.
 ADC_FROM_S, ADC_UNTIL_S = 1.0, 2.0
-MOST_HELD_BACK_NS = NS // 2  # an ADC time further back than this is not one
+MAX_HELD_BACK_NS = NS // 2  # an ADC time further back than this is not one
 UNKNOWN_DELAY_NS = 20_000_000  # until then: what a sound server or driver usually holds back
 SETUP = "scripts/setup mic"
 PLUG_IN = "Plug one in, or choose one with --set nodes.microphone.device=…, or go on without: optional: true"
@@ -62,7 +62,7 @@ class Input:
         self._pyaudio = pyaudio = _import_pyaudio(where)
         self._clock = clock
         self._queue: queue.SimpleQueue[_Callback] = queue.SimpleQueue()
-        self._most_waiting = max(10, round(WAITING_S * 1000 / chunk_ms))
+        self._max_waiting = max(10, round(WAITING_S * 1000 / chunk_ms))
         self._delivered = self._lost = 0  # by the callback: samples, chunks
         with _quiet():
             self._audio = pyaudio.PyAudio()
@@ -101,14 +101,12 @@ class Input:
 
     def _supported(self, chosen: dict[str, Any], rate_hz: int) -> tuple[int, int]:
         """(rate, channels) the device can do, the nearest to mono at rate_hz."""
-        most_channels = max(1, int(chosen["maxInputChannels"]))
+        max_channels = max(1, int(chosen["maxInputChannels"]))
         own_rate_hz = round(chosen["defaultSampleRate"])
-        tries = [
-            (rate, channels) for channels in (1, 2, most_channels) for rate in (rate_hz, own_rate_hz, 48000, 44100)
-        ]
+        tries = [(rate, channels) for channels in (1, 2, max_channels) for rate in (rate_hz, own_rate_hz, 48000, 44100)]
         for rate, channels in tries:
             with contextlib.suppress(ValueError), _quiet():
-                if channels <= most_channels and self._audio.is_format_supported(
+                if channels <= max_channels and self._audio.is_format_supported(
                     rate,
                     input_device=int(chosen["index"]),
                     input_channels=channels,
@@ -136,7 +134,7 @@ class Input:
         overflow = bool(status & self._pyaudio.paInputOverflow)
         self._queue.put(_Callback(data, self._delivered, arrival_ns, times["input_buffer_adc_time"], overflow))
         self._delivered += count
-        if self._queue.qsize() > self._most_waiting:
+        if self._queue.qsize() > self._max_waiting:
             with contextlib.suppress(queue.Empty):
                 self._queue.get_nowait()
                 self._lost += 1
@@ -188,7 +186,7 @@ class Input:
         self._adc_delays_ns.append(arrival_ns - count * NS // self._rate_hz - adc_ns)
         if self._received >= ADC_UNTIL_S * self._rate_hz:
             early_ns, middle_ns, late_ns = (round(q) for q in statistics.quantiles(self._adc_delays_ns, n=4))
-            if abs(middle_ns) < MOST_HELD_BACK_NS:  # else it is no time at all
+            if abs(middle_ns) < MAX_HELD_BACK_NS:  # else it is no time at all
                 self._held_back_ns = max(0, middle_ns)
                 # Captured after it arrived: then the ADC time is wrong by at least that much.
                 self._held_back_error_ns = (late_ns - early_ns) // 2 + max(0, -middle_ns)

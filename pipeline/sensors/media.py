@@ -40,8 +40,8 @@ SUFFIXES = frozenset(
         ".aac",
     )
 )  # what makes a name without a folder a file, even when it is missing
-LARGEST_PART_BYTES = 64 << 20  # a picture is never that large: the stream has lost its shape
-LONGEST_LINE_BYTES = 8192
+MAX_PART_BYTES = 64 << 20  # a picture is never that large: the stream has lost its shape
+MAX_LINE_BYTES = 8192
 
 
 class OpenFile:
@@ -161,13 +161,13 @@ def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str
     line = b""
     while True:
         while not line.startswith(delimiter):  # the preamble, and the line break behind a body
-            line = response.readline(LONGEST_LINE_BYTES)
+            line = response.readline(MAX_LINE_BYTES)
             if not line:
                 return
         if line.rstrip().endswith(b"--") and line.rstrip() != delimiter:
             return
         headers: dict[str, str] = {}
-        while (line := response.readline(LONGEST_LINE_BYTES)).strip():
+        while (line := response.readline(MAX_LINE_BYTES)).strip():
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.strip().lower()] = value.strip()
         if not line:
@@ -175,7 +175,7 @@ def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str
         yield headers, None
         if "content-length" in headers:
             length = int(headers["content-length"])
-            if not 0 <= length <= LARGEST_PART_BYTES:
+            if not 0 <= length <= MAX_PART_BYTES:
                 raise ValueError(f"a part of {length} bytes")
             body = response.read(length)
             if len(body) < length:
@@ -191,10 +191,10 @@ def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str
 def _until(response: BinaryIO, delimiter: bytes) -> tuple[bytes, bytes]:
     """(body, the delimiter's line) of a part without Content-Length; an empty line where the stream ended."""
     body = bytearray()
-    while line := response.readline(LONGEST_LINE_BYTES):
+    while line := response.readline(MAX_LINE_BYTES):
         if line.startswith(delimiter) and (not body or body.endswith(b"\n")):
             return bytes(body).removesuffix(b"\n").removesuffix(b"\r"), line
         body += line
-        if len(body) > LARGEST_PART_BYTES:
+        if len(body) > MAX_PART_BYTES:
             raise ValueError("a part without an end")
     return bytes(body), b""

@@ -29,7 +29,7 @@ What = Literal["depth", "colour"]
 
 GLOBAL_ERROR_NS = 2_000_000  # the SDK fits the camera's clock to the host's by requests over USB
 SYSTEM_ERROR_NS = 20_000_000  # stamped when it arrived: exposure and transfer are usually within this
-MOST_AGE_NS = NS  # a stamp further from its arrival is of another clock than it says
+MAX_AGE_NS = NS  # a stamp further from its arrival is of another clock than it says
 LENS_ERROR_PX = 0.1  # a lens that cannot be written closer than this is not written
 
 
@@ -274,10 +274,10 @@ class Stamps:
         domain, domains = frame.get_frame_timestamp_domain(), self._sdk.timestamp_domain
         if domain != domains.hardware_clock:
             capture_ns = stamp_ns - self._offset_ns
-            if not 0 <= arrival_ns - capture_ns <= MOST_AGE_NS:  # somebody may have set the host's clock
+            if not 0 <= arrival_ns - capture_ns <= MAX_AGE_NS:  # somebody may have set the host's clock
                 self._offset_ns, self._offset_error_ns = utc_offset_ns(self._clock)
                 capture_ns = stamp_ns - self._offset_ns
-            if -GLOBAL_ERROR_NS <= arrival_ns - capture_ns <= MOST_AGE_NS:
+            if -GLOBAL_ERROR_NS <= arrival_ns - capture_ns <= MAX_AGE_NS:
                 error_ns = GLOBAL_ERROR_NS if domain == domains.global_time else SYSTEM_ERROR_NS
                 return self._rising(min(capture_ns, arrival_ns), error_ns + self._offset_error_ns)
         capture_ns = self._pts_clock.stamp_frame(stamp_ns, arrival_ns)

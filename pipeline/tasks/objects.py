@@ -165,7 +165,7 @@ class Objects(Task):
     `probs` the shares of the picture's detections, by score.
 
     detector: "auto" (the pinned one, where it has been fetched), "none", a path of an ONNX file, the name of an asset, or a
-    table {file, layout, labels, colour, mean, std, input_px, least_score, overlap}, as tasks/detectors.py has it. rig: a rig
+    table {file, layout, labels, colour, mean, std, input_px, min_score, overlap}, as tasks/detectors.py has it. rig: a rig
     file, without which there are no ranges. sensors: stream → what the rig calls it, where that is not the stream's name. Boxes
     that another program finds come as a stream of text_utf8 (detections.read_detections) and take the detector's place.
     """

@@ -48,7 +48,7 @@ SILENCE = "silence"
 
 COLUMN_NS = VOICE_HOP * NS // VOICE_RATE_HZ
 WINDOW_NS = VOICE_FRAMES * COLUMN_NS
-DECIDE_COLUMNS, LEAST_COLUMNS = 50, 100  # twice a second, from a second of sound on
+DECIDE_COLUMNS, MIN_COLUMNS = 50, 100  # twice a second, from a second of sound on
 DECIDE_NS = DECIDE_COLUMNS * COLUMN_NS
 HOLD_NS = 2 * DECIDE_NS  # an answer that no sound has come after is no longer about now
 # Mean power of a band in the loudest tenth of the window, a full-scale sine being 0 dB. White noise of -50 dB full scale lies
@@ -146,7 +146,7 @@ class Ears:
     def _listen(self, due_ns: int) -> Listened:
         samples, there = audio_window(tuple(self._frames), due_ns, before_ns=WINDOW_NS, sample_rate_hz=VOICE_RATE_HZ)
         mel, heard = log_mel(samples), heard_columns(there)
-        if heard.sum() < LEAST_COLUMNS - 3:  # the first three columns after a gap look back into it
+        if heard.sum() < MIN_COLUMNS - 3:  # the first three columns after a gap look back into it
             return Listened(due_ns, (), None, f"only {heard.sum() * COLUMN_NS / NS:.1f} s of sound so far")
         level_db = loudness_db(mel)[heard]
         if silent(level_db):

@@ -64,20 +64,20 @@ class HostClock:
     def exchange(self, t1_ns: int, t2_ns: int, t3_ns: int, t4_ns: int) -> None:
         """One ping: t1 sent and t4 back by our clock, t2 received and t3 answered by theirs."""
         turned_ns = math.ceil(self.MAX_DRIFT * abs(t3_ns - t2_ns))
-        least_ns, most_ns = t1_ns - t2_ns - turned_ns, t4_ns - t3_ns + turned_ns
-        if most_ns < least_ns:
+        min_ns, max_ns = t1_ns - t2_ns - turned_ns, t4_ns - t3_ns + turned_ns
+        if max_ns < min_ns:
             return  # a clock jumped in the middle of it
         before = self._line
-        if before is None or not before.agrees(t3_ns, least_ns, most_ns):
+        if before is None or not before.agrees(t3_ns, min_ns, max_ns):
             self.jumps += before is not None
             self.exchanges, before = 0, None
             self._kept.clear()
         self.exchanges += 1
-        ping = (t3_ns, least_ns, most_ns)
+        ping = (t3_ns, min_ns, max_ns)
         if not self._kept or t3_ns >= self._block_ends_ns:
             self._block_ends_ns = t3_ns + self.BLOCK_NS
             self._kept = [*self._kept[-self.BLOCKS + 1 :], ping]
-        elif most_ns - least_ns <= self._kept[-1][2] - self._kept[-1][1]:
+        elif max_ns - min_ns <= self._kept[-1][2] - self._kept[-1][1]:
             self._kept[-1] = ping
         self._line = self._fit(ping, before if self.exchanges > self.READY_AFTER else None)
 
@@ -148,11 +148,11 @@ class _Line(NamedTuple):
         offset_ns = self.offset_ns + round(self.drift * since_ns) + int(math.copysign(ahead_ns, self.ahead_ns))
         return remote_ns + offset_ns, self.error_ns + math.ceil(self.drift_error * abs(since_ns)) + ahead_ns
 
-    def agrees(self, remote_ns: int, least_ns: int, most_ns: int) -> bool:
+    def agrees(self, remote_ns: int, min_ns: int, max_ns: int) -> bool:
         """Whether the offset can lie both on this line and between the two."""
         since_ns = remote_ns - self.at_ns
         middle_ns, error_ns = (
             self.offset_ns + self.drift * since_ns,
             self.error_ns + self.drift_error * abs(since_ns) + 1,
         )
-        return middle_ns - error_ns <= most_ns and least_ns <= middle_ns + error_ns
+        return middle_ns - error_ns <= max_ns and min_ns <= middle_ns + error_ns

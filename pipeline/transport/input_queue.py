@@ -25,7 +25,7 @@ from pipeline.transport.compression import is_packed, unpacked
 Keep = Literal["all", "latest"] | int
 
 KEEP_DEFAULT = 32
-MOST_BYTES = 192 << 20  # of an edge that does not keep all: 5 s of 720p, 1 s of 1080p, a minute of anything small
+MAX_BYTES = 192 << 20  # of an edge that does not keep all: 5 s of 720p, 1 s of 1080p, a minute of anything small
 # Of an edge that keeps all: as many wait here before the sender is made to wait.
 ROOM_WHEN_ALL = 32
 
@@ -132,7 +132,7 @@ class Inbox:
         edge = self._edges[source]
         room = 1 if edge.keep == "latest" else edge.keep
         if isinstance(room, int):
-            while edge.waiting and (len(edge.waiting) >= room or edge.bytes + _bytes(message) > MOST_BYTES):
+            while edge.waiting and (len(edge.waiting) >= room or edge.bytes + _bytes(message) > MAX_BYTES):
                 edge.bytes -= _bytes(edge.waiting.popleft()[1])
                 self._metrics.drop(source, REPLACED if room == 1 else TOO_SLOW)
         edge.bytes += _bytes(message)

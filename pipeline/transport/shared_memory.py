@@ -100,7 +100,7 @@ class Ring:
         self._claimed: np.ndarray | None = None  # ahead, for the next copy
         self._files = 0
         self._generation = 0
-        self._most_bytes = MAX_BYTES // MIN_SLOTS  # of one payload; less once the system had no memory for it
+        self._max_bytes = MAX_BYTES // MIN_SLOTS  # of one payload; less once the system had no memory for it
         self._lock = threading.RLock()  # a camera borrows in the thread that reads the device
         self._unlink()  # of a publisher that was killed: this one has its address
 
@@ -109,11 +109,11 @@ class Ring:
         dtype = np.dtype(dtype)
         bytes_needed = math.prod(shape) * dtype.itemsize
         with self._lock:
-            if bytes_needed > self._most_bytes:
+            if bytes_needed > self._max_bytes:
                 return None
             if self._file is None or self._file.slot_bytes < bytes_needed:
                 self._grow(bytes_needed)
-            return self._file.claim(shape, dtype) if bytes_needed <= self._most_bytes and self._file else None
+            return self._file.claim(shape, dtype) if bytes_needed <= self._max_bytes and self._file else None
 
     def place(self, array: np.ndarray) -> tuple[Place, np.ndarray] | None:
         """Make `array` readable: as it lies if it is a borrowed slot, else by copying it into one; None as for borrow.
@@ -155,7 +155,7 @@ class Ring:
 
     def _grow(self, bytes_needed: int) -> None:
         if self._file is not None:
-            bytes_needed = max(bytes_needed, min(2 * self._file.slot_bytes, self._most_bytes))
+            bytes_needed = max(bytes_needed, min(2 * self._file.slot_bytes, self._max_bytes))
         slot_bytes = -(-bytes_needed // SLOT_ALIGN) * SLOT_ALIGN
         slots = max(MIN_SLOTS, min(self._slots, MAX_BYTES // slot_bytes, _MAX_SLOTS))
         self._claimed = None
@@ -164,7 +164,7 @@ class Ring:
         try:
             self._file = _File(path, slots, slot_bytes)
         except OSError as error:  # a container's /dev/shm is often 64 MB
-            self._most_bytes = self._file.slot_bytes if self._file else 0
+            self._max_bytes = self._file.slot_bytes if self._file else 0
             log.warning(
                 "no shared memory for %s (%d MB): %s. Its payloads are copied.", path, slots * slot_bytes >> 20, error
             )
@@ -258,7 +258,7 @@ class _Mapped:
         if magic != MAGIC or slots > _MAX_SLOTS or len(self._memory) < _SLOTS_AT + slots * self._slot_bytes:
             raise ValueError(f"'{name}' is not a ring")
         self._generations = _generations(self._memory, slots)
-        self._most_held = int(most * slots)
+        self._max_held = int(most * slots)
         self._held: dict[int, weakref.ref[np.ndarray]] = {}  # by generation
 
     def view(self, slot: int, generation: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -272,7 +272,7 @@ class _Mapped:
         view: np.ndarray = np.ndarray(shape, dtype, self._memory, _SLOTS_AT + slot * self._slot_bytes)
         # numpy keeps this very array alive for every view of it, so its end is the end of the last of them.
         self._held[generation] = weakref.ref(view, functools.partial(self._release, slot, generation))
-        if len(self._held) > self._most_held:
+        if len(self._held) > self._max_held:
             view = view.copy()
             view.setflags(write=False)
         return view

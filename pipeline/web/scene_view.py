@@ -22,8 +22,8 @@ from pipeline.frame import Frame
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Rig, apply, rigid
 
-MOST_TAKEN = 30_000  # of a sweep: of a lidar that sees all around, a fifth falls into a picture
-MOST_SHOWN = 4_000  # in the picture, and again from above
+MAX_TAKEN = 30_000  # of a sweep: of a lidar that sees all around, a fifth falls into a picture
+MAX_SHOWN = 4_000  # in the picture, and again from above
 TOP_CELL_M = 0.2  # seen from above one point a cell is enough: else a few metres of near ground take all the places
 TOP_REACH_M = 120.0
 NO_RIG = "no rig: points are not drawn on the picture"
@@ -75,13 +75,13 @@ class SceneView:
         """frame: of POINTS. sensor: its name in the rig."""
         optical, reason = frame.encoding == "depth_u16_mm", ""
         if not optical:
-            points_m = frame.data.take(spread(len(frame.data), MOST_TAKEN), axis=0)[:, :3]
+            points_m = frame.data.take(spread(len(frame.data), MAX_TAKEN), axis=0)[:, :3]
             x, y, z = points_m.T  # by column: a reduction over three values a row takes as long as all the rest
             points_m = points_m[np.isfinite(x + y + z) & ((x != 0) | (y != 0) | (z != 0))]  # 0, 0, 0: often no echo
         elif isinstance(lens := self._lens_of(sensor, frame.data.shape), str):
             points_m, reason = np.empty((0, 3), np.float32), lens
         else:
-            points_m = points_of_depth(frame.data, lens, MOST_TAKEN // 2)
+            points_m = points_of_depth(frame.data, lens, MAX_TAKEN // 2)
         return Taken(frame.stream, frame.seq, frame.capture_ns, frame.duration_ns, sensor, optical, points_m, reason)
 
     def message(
@@ -91,8 +91,8 @@ class SceneView:
         pictures' width and height, (0, 0) where not known.
         """
         name, frame_from_sensor = self._frame_of(taken.sensor, taken.optical)
-        some_m = taken.points_m[spread(len(taken.points_m), 4 * MOST_SHOWN)]
-        top_cm = seen_from_above(apply(frame_from_sensor, some_m), MOST_SHOWN)
+        some_m = taken.points_m[spread(len(taken.points_m), 4 * MAX_SHOWN)]
+        top_cm = seen_from_above(apply(frame_from_sensor, some_m), MAX_SHOWN)
         on_picture, reason = np.empty((0, 3), np.uint16), taken.reason
         if camera and not reason:
             answer = self._camera_from(taken.sensor, camera_sensor, picture_px)
@@ -121,7 +121,7 @@ class SceneView:
         lens = self.rig.camera(camera)
         pixels, _, seen = lens.project_from(camera_from_sensor, points_m)
         found = np.flatnonzero(seen)
-        found = found[spread(len(found), MOST_SHOWN)]
+        found = found[spread(len(found), MAX_SHOWN)]
         range_m = np.linalg.norm(apply(camera_from_sensor, points_m[found]), axis=1)
         parts = (pixels[found] + 0.5) / lens.size * 65535
         range_cm = np.minimum(np.rint(range_m * 100), 65535)

@@ -39,7 +39,7 @@ WINDOW_PER_FACE = 2.0
 # A window rests until the face has moved this share of it: boxes found in a window that follows every frame jitter
 # four times as much, because the network sees its own movement.
 WINDOW_SLACK = 0.1
-MOST_WINDOWS = 6  # above this, one search of the whole picture costs less
+MAX_WINDOWS = 6  # above this, one search of the whole picture costs less
 
 NEW_SCORE, KNOWN_SCORE = 0.5, 0.3  # a known place needs less evidence
 SEARCH_NS = 100 * MS  # while nobody, or not everybody, is in sight
@@ -122,12 +122,12 @@ class FaceDetector:
             found += [_moved(face, window.left, window.top, scale) for face in faces if _inside(face)]
         return distinct(found)
 
-    def _run(self, images: Sequence[Image], least_score: float) -> list[list[Face]]:
+    def _run(self, images: Sequence[Image], min_score: float) -> list[list[Face]]:
         """images: all of one size. Boxes in their pixels."""
         batch = cv2.dnn.blobFromImages(images, swapRB=True)  # (n, 3, h, w) float32 RGB, 0 to 255
         maps = self._engine.run({INPUT: batch})
         heat, sizes, offsets, points = (maps[name] for name in OUTPUTS)
-        return [_decode(*each, least_score) for each in zip(heat[:, 0], sizes, offsets, points, strict=True)]
+        return [_decode(*each, min_score) for each in zip(heat[:, 0], sizes, offsets, points, strict=True)]
 
 
 def detector_shapes(search_px: int) -> list[dict[str, tuple[int, ...]]]:
@@ -191,7 +191,7 @@ class FaceTracker:
         self._tracks = [track for track in self._tracks if now_ns - track.seen_ns <= KEEP_NS]
         in_sight = [track for track in self._tracks if track.seen_ns == self._now_ns]
         everybody = bool(in_sight) and len(in_sight) == len(self._tracks)
-        crowd = len(in_sight) > MOST_WINDOWS
+        crowd = len(in_sight) > MAX_WINDOWS
         self._now_ns = now_ns
         if not crowd:
             for track in in_sight:
@@ -277,9 +277,9 @@ def _moved(face: Face, left: float, top: float, scale: float) -> Face:
     return Face(box, (face.landmarks_px * scale + corner).astype(np.float32), face.score)
 
 
-def _decode(heat: Floats, sizes: Floats, offsets: Floats, points: Floats, least_score: float) -> list[Face]:
+def _decode(heat: Floats, sizes: Floats, offsets: Floats, points: Floats, min_score: float) -> list[Face]:
     """heat: (rows, columns), sizes and offsets (2, …) as y, x, points (10, …) as y, x per landmark, in face sizes."""
-    peak = (heat >= least_score) & (heat == cv2.dilate(heat, np.ones((3, 3), np.uint8)))
+    peak = (heat >= min_score) & (heat == cv2.dilate(heat, np.ones((3, 3), np.uint8)))
     faces = []
     for row, column in zip(*np.nonzero(peak), strict=True):
         height, width = np.exp(sizes[:, row, column]) * CELL_PX

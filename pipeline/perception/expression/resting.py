@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 # How much of the difference is taken off, chosen on other actors than those it is judged on (evaluate baseline).
 STRENGTH = 0.5
-LONGEST_NS = NS // 2  # between two answers that belong together: what lies between them was not seen
+MAX_NS = NS // 2  # between two answers that belong together: what lies between them was not seen
 
 
 class Resting:
@@ -41,9 +41,7 @@ class Resting:
         """(labels,) -> (labels,), normalised again. The same or an earlier moment adds nothing to the rest."""
         if not self.known and capture_ns > self._last_ns:
             elapsed_ns = (
-                capture_ns - self._last_ns
-                if 0 <= capture_ns - self._last_ns <= LONGEST_NS and self._last_ns >= 0
-                else 0
+                capture_ns - self._last_ns if 0 <= capture_ns - self._last_ns <= MAX_NS and self._last_ns >= 0 else 0
             )
             self._seen += log_probs.astype(np.float64) * elapsed_ns
             self._seen_ns += elapsed_ns

@@ -22,7 +22,7 @@ from pipeline.frame import Frame
 from pipeline.preprocessing import face_tensor
 
 REMEMBER_NS = 2 * NS
-LEAST_SAMPLES = 12  # half a second at 24 Hz
+MIN_SAMPLES = 12  # half a second at 24 Hz
 MOVES_WITH_IT, CLEARLY = 0.25, 0.15  # correlation that is enough, and by how much it must beat the next face's
 MOUTH, EYES = (slice(30, 46), slice(10, 38)), (slice(8, 24), slice(6, 42))  # rows, columns of the 48-pixel crop
 
@@ -62,7 +62,7 @@ class Speaker:
 
 
 def _correlation(moves: deque[tuple[int, float, float]]) -> float:
-    if len(moves) < LEAST_SAMPLES:
+    if len(moves) < MIN_SAMPLES:
         return 0.0
     _, movement, level = np.array(moves).T
     if movement.std() < 1e-3 or level.std() < 1.0:

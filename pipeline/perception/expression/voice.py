@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 DECIDE_NS = NS // 4
 WINDOW_NS = VOICE_FRAMES * VOICE_HOP * NS // VOICE_RATE_HZ
-LEAST_HEARD_NS = NS // 2  # less than half a second of speech is a syllable, not an expression
+MIN_HEARD_NS = NS // 2  # less than half a second of speech is a syllable, not an expression
 # The windows overlap by 2.75 of 3 s, so the mean reaches only a little further back than a window does.
 REMEMBER_NS = 1 * NS
 HOLD_NS, FADE_NS = NS // 2, 2 * NS  # after the last word: counts fully until the first, not at all after the second
@@ -61,7 +61,7 @@ class Pace:
             self._began_ns = end_ns
         self.spoke_ns = max(self.spoke_ns, end_ns)
         due_ns = end_ns // DECIDE_NS * DECIDE_NS
-        if due_ns <= self._decided_ns or due_ns - self._began_ns < LEAST_HEARD_NS:
+        if due_ns <= self._decided_ns or due_ns - self._began_ns < MIN_HEARD_NS:
             return None
         self.since_ns, self._decided_ns = due_ns - self._decided_ns, due_ns
         return due_ns

@@ -95,9 +95,9 @@ def find_clusters(
     places, times = cells.places_m.take(order, axis=0), cells.seconds[order] * cells.points[order]
     low, high = np.minimum.reduceat(cells.bottom_m[order], begins), np.maximum.reduceat(cells.top_m[order], begins)
     seconds_sum, floor = np.add.reduceat(times, begins), np.add.reduceat(cells.floor_m[order], begins) / (ends - begins)
-    least, most_m = np.minimum.reduceat(places, begins), np.maximum.reduceat(places, begins)
-    middle = [(x, y) for x, y in ((least + most_m) / 2).tolist()]
-    extent = [(x, y) for x, y in (most_m - least).tolist()]
+    least, max_m = np.minimum.reduceat(places, begins), np.maximum.reduceat(places, begins)
+    middle = [(x, y) for x, y in ((least + max_m) / 2).tolist()]
+    extent = [(x, y) for x, y in (max_m - least).tolist()]
     # A cell of one or two points is off by their noise; the nearest point is taken from better ones where there are any.
     most = np.minimum(np.maximum.reduceat(cells.points[order], begins), TRUSTED_POINTS)
     weak = cells.points[order] < np.repeat(most, ends - begins)
@@ -106,7 +106,7 @@ def find_clusters(
     best = np.flatnonzero(trusted_m == np.repeat(np.minimum.reduceat(trusted_m, begins), ends - begins))
     nearest = best[np.searchsorted(best, begins)]
     right, left = _ends_hidden(places, horizon, begins, ends, wanted)
-    yaws = _yaws(places, begins, ends, wanted, (most_m - least).max(axis=1)[wanted])
+    yaws = _yaws(places, begins, ends, wanted, (max_m - least).max(axis=1)[wanted])
     plain = zip(
         *(
             v[wanted].tolist()

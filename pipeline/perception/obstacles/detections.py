@@ -5,7 +5,7 @@ the runtime: pixels are those of the network's input, and detectors.py brings th
 
     layout = layout_of(shapes, input_px=(416, 416), classes=80)              # "yolox"
     found = LAYOUTS[layout](outputs, (416, 416), 80)                         # Candidates: boxes, scores of every class
-    kept = suppressed(found, least_score=0.35, overlap=0.5)
+    kept = suppressed(found, min_score=0.35, overlap=0.5)
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def layout_of(shapes: Mapping[str, Sequence[int | str | None]], *, input_px: Siz
 
 
 def suppressed(
-    found: Candidates, *, least_score: float, overlap: float, most: int = 100
+    found: Candidates, *, min_score: float, overlap: float, most: int = 100
 ) -> list[tuple[int, float, Floats]]:
     """(class, score, box (4,) as left, top, right, bottom) of the boxes that count, surest first; of boxes of one class that
     overlap more than `overlap` (intersection over union), the surest."""
@@ -270,12 +270,12 @@ def suppressed(
         return []
     kinds = found.scores.argmax(axis=1)
     scores = found.scores[np.arange(len(kinds)), kinds]
-    good = np.flatnonzero((scores >= least_score) & np.isfinite(found.boxes_px).all(axis=1))
+    good = np.flatnonzero((scores >= min_score) & np.isfinite(found.boxes_px).all(axis=1))
     if not len(good):
         return []
     boxes, scores, kinds = found.boxes_px[good], scores[good], kinds[good]
     sides = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-    kept = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), kinds.tolist(), least_score, overlap)
+    kept = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), kinds.tolist(), min_score, overlap)
     order = sorted((int(i) for i in np.ravel(kept)), key=lambda i: -scores[i])[:most]
     return [(int(kinds[i]), float(scores[i]), boxes[i]) for i in order]
 

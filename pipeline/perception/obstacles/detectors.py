@@ -43,7 +43,7 @@ _TRAINED: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
 class Description:
     """file: a path, or the name of an asset. layout: "auto", or one of detections.LAYOUTS. labels: in the order of the
     classes, without background; a list, or a file with one a line; COCO's 80 where none are told. colour, mean, std: as
-    the layout's models were trained, unless told. input_px: where the file leaves it open. least_score, overlap: which
+    the layout's models were trained, unless told. input_px: where the file leaves it open. min_score, overlap: which
     boxes count, and how much two of one class may overlap.
     """
 
@@ -54,7 +54,7 @@ class Description:
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     input_px: Sequence[int] = ()
-    least_score: float = 0.35
+    min_score: float = 0.35
     overlap: float = 0.5
     where: str = field(default="detector", compare=False)
 
@@ -74,8 +74,8 @@ class Description:
             raise ConfigError(
                 f"{self.where}: mean and std are three numbers each, std above 0, input_px is [width, height]"
             )
-        if not 0 < self.least_score < 1 or not 0 < self.overlap <= 1:
-            raise ConfigError(f"{self.where}: least_score and overlap must be above 0 and at most 1")
+        if not 0 < self.min_score < 1 or not 0 < self.overlap <= 1:
+            raise ConfigError(f"{self.where}: min_score and overlap must be above 0 and at most 1")
 
     @classmethod
     def of(cls, option: str | Mapping[str, Any]) -> Description:
@@ -123,7 +123,7 @@ class Detector:
         colour, mean, std = _TRAINED[found]
         self._rgb = (told.colour or colour) == "rgb"
         self._mean, self._std = tuple(told.mean) or mean, tuple(told.std) or std
-        self._least_score, self._overlap = told.least_score, told.overlap
+        self._min_score, self._overlap = told.min_score, told.overlap
 
     @classmethod
     def load(cls, option: str | Mapping[str, Any], engines: Engines, log: logging.Logger) -> Detector | None:
@@ -171,7 +171,7 @@ class Detector:
         outputs = self._engine.run({self._input.name: np.ascontiguousarray(tensor)})
         found = self._decode(outputs, self.input_px, len(self.labels))
         detections = []
-        for kind, score, box in suppressed(found, least_score=self._least_score, overlap=self._overlap):
+        for kind, score, box in suppressed(found, min_score=self._min_score, overlap=self._overlap):
             left, top, right, bottom = (float(v) for v in np.clip(box / scale, 0, (width, height) * 2))
             if right - left >= 1 and bottom - top >= 1:
                 detections.append(Detection(self.labels[kind], score, (left, top, right - left, bottom - top)))

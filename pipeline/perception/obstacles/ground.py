@@ -33,7 +33,7 @@ UPSAMPLED = 4
 MIN_GROUND_POINTS, MIN_GROUND_CELLS = 40, 6
 MAX_TILT = 0.36  # tan 20°: what is steeper is a wall, or a rig that lies on its side
 HEIGHT_SHARE, HEIGHT_M = 0.3, 0.4  # how far the ground may lie from where it was expected below the sensor
-LEAST_HEIGHT_M = 0.05  # of a sensor over the ground
+MIN_HEIGHT_M = 0.05  # of a sensor over the ground
 LOW_CELL_M, LOW_STEP = (
     1.0,
     3,
@@ -88,9 +88,9 @@ class GroundFinder:
     def _expected_m(self, fed: Floats, origin_z_m: float) -> float | None:
         """The sensor's height over the ground."""
         if self._known:
-            return max(LEAST_HEIGHT_M, origin_z_m - self._z_m)
+            return max(MIN_HEIGHT_M, origin_z_m - self._z_m)
         lowest_m = _common_low_m(fed[::LOW_STEP])
-        return None if lowest_m is None or lowest_m > -LEAST_HEIGHT_M else -lowest_m
+        return None if lowest_m is None or lowest_m > -MIN_HEIGHT_M else -lowest_m
 
     def _flat(self, fed: Floats, sensor_height_m: float, reach_m: float) -> npt.NDArray[np.int32]:
         key = (round(sensor_height_m * 4) / 4 or 0.125, reach_m)

@@ -21,7 +21,7 @@ from pipeline.perception.obstacles.ranging import Ranged
 Floats = npt.NDArray[np.float32]
 
 KEEP_NS = NS  # a thing unseen for longer comes back under a new id
-LEAST_OVERLAP = 0.2  # of a box with where it should be now
+MIN_OVERLAP = 0.2  # of a box with where it should be now
 OTHER_LABEL_OVERLAP = 0.5  # detectors take a car for a truck now and then; nobody swaps places within a box
 RANGE_GATE_M, RANGE_GATE_SHARE = 2.0, 0.15  # farther apart in a step, two boxes are of two things,
 SURE_OVERLAP = 0.6  # unless they lie so well on each other that it is the range that strayed
@@ -125,7 +125,7 @@ class ObjectTracker:
             expected = track.expected_px(capture_ns)
             for j, (detection, box, one) in enumerate(zip(detections, boxes, ranged, strict=True)):
                 shared = overlap(expected, box)
-                least = LEAST_OVERLAP if detection.label == track.label else OTHER_LABEL_OVERLAP
+                least = MIN_OVERLAP if detection.label == track.label else OTHER_LABEL_OVERLAP
                 apart = _apart(track.ranged.range_m, one.range_m)
                 if shared >= least and (apart <= 1 or shared >= SURE_OVERLAP):
                     fits.append((shared - 0.5 * min(apart, 2.0), -i, -j))

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Whole = npt.NDArray[np.int64]
 
-LEAST_POINTS = 3
+MIN_POINTS = 3
 # Bodies are told apart on a grid around the camera, of bearing and the logarithm of the range: a lidar's points lie apart
 # in proportion to their range. Bodies that a free cell lies between are two.
 CELL_RAD = np.radians(0.7)
@@ -32,12 +32,12 @@ NEAREST_M = 0.3  # nearer points are the rig's own, or noise
 STRAY_SHARE = 0.02
 SURFACE_M, SURFACE_SHARE = 0.2, 0.01  # points so little behind the nearest surface lie on it
 # A body that fills no more of a box and holds to it no better than this is what is seen around a thing that gives no echo.
-LEAST_FIT = 0.03
+MIN_FIT = 0.03
 
 GROUND_M = 0.25  # what rises less above the ground is ground: kerbs, and what a plane through a real road leaves
 GROUND_FIT_M, GROUND_LOOK_M, GROUND_SAMPLE = 0.2, 40.0, 4000
 STEEPEST = 0.3  # a plane that rises more in a metre is a wall
-MOST_LOPSIDED = 1e6  # points on a line hold no plane
+MAX_LOPSIDED = 1e6  # points on a line hold no plane
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def range_boxes(
     for x, y, width, height in boxes:
         inside = (u >= x) & (u < x + width) & (v >= y) & (v < y + height)
         at = np.flatnonzero(inside & standing)
-        if len(at) < LEAST_POINTS:
+        if len(at) < MIN_POINTS:
             found.append(Ranged(points=len(at), reason=_too_few(len(at), int(np.count_nonzero(inside & usable)))))
             continue
         chosen, fit = _fullest(body[at], u[at], v[at], counts, width * height)
-        if fit < LEAST_FIT:
+        if fit < MIN_FIT:
             found.append(Ranged(points=len(chosen), fit=fit, reason="what falls into it belongs to things around it"))
             continue
         found.append(_nearest_surface(at[chosen], reach_m, points, camera_m, fit))
@@ -101,7 +101,7 @@ def _too_few(standing: int, all_in_box: int) -> str:
     if not all_in_box:
         return "no point falls into it"
     fall = "point above the ground falls" if standing == 1 else "points above the ground fall"
-    return f"{standing} {fall} into it, {LEAST_POINTS} are needed"
+    return f"{standing} {fall} into it, {MIN_POINTS} are needed"
 
 
 def _bodies(ahead: Floats, left: Floats, reach_m: Floats) -> Whole:
@@ -128,7 +128,7 @@ def _fullest(body: Whole, u: Floats, v: Floats, counts: Whole, area_px: float) -
     for one in np.argsort(-share, kind="stable"):
         if share[one] <= best_fit:
             break  # no body fits better than its share in the box
-        if inside[one] < LEAST_POINTS:
+        if inside[one] < MIN_POINTS:
             continue
         at = np.flatnonzero(body == one)
         # A pole is a line of points: a pixel is the least it fills.
@@ -193,7 +193,7 @@ def ground_plane(points_base: Floats) -> Plane:
         middle = some[near].mean(axis=0)
         off = some[near] - middle
         spread = off.T @ off
-        if np.linalg.cond(spread[:2, :2]) > MOST_LOPSIDED:
+        if np.linalg.cond(spread[:2, :2]) > MAX_LOPSIDED:
             return Plane()
         rise_x, rise_y = np.linalg.solve(spread[:2, :2], spread[:2, 2])
         if np.hypot(rise_x, rise_y) > STEEPEST:

@@ -36,7 +36,7 @@ GROW_SHARE, SHRINK_SHARE = 0.5, 0.03
 MISFIT_SHARE, GAP_SHARE = 0.3, 0.15
 ADRIFT_M = 1.0  # where no edge of a sweep can be compared with the one before
 MIN_CLOSING_MPS = 0.3
-RANGE_JUMP_M, LEAST_M = 1.0, 0.1
+RANGE_JUMP_M, MIN_M = 1.0, 0.1
 
 
 class Spread:
@@ -113,7 +113,7 @@ class Track:
             low_a, low_b, high_a, high_b = edges([cluster], [self.yaw_rad])[0]
             a_m, b_m = high_a - low_a, high_b - low_b
             self.centre_m = self._from_axes((low_a + high_a) / 2, (low_b + high_b) / 2)
-        self.size_m = [max(a_m, LEAST_M), max(b_m, LEAST_M)]
+        self.size_m = [max(a_m, MIN_M), max(b_m, MIN_M)]
         self.spread = Spread(EDGE_M + EDGE_PER_M * cluster.range_m, self._sigma_mps)
         self.time_ns = time_ns
         self._soft: list[tuple[bool, bool] | None] = [None, None]  # by axis: least, greatest edge was not its own
@@ -163,7 +163,7 @@ class Track:
             self._begin(cluster, time_ns)
             return
         if self.hits < 2:  # its first direction was a guess: the box is laid anew around the same middle
-            self.size_m = [max(edges_m[2] - edges_m[0], LEAST_M), max(edges_m[3] - edges_m[1], LEAST_M)]
+            self.size_m = [max(edges_m[2] - edges_m[0], MIN_M), max(edges_m[3] - edges_m[1], MIN_M)]
         dt = (time_ns - self.time_ns) / NS
         self.spread.predict(dt)
         x, y = self.centre_m[0] + dt * self.velocity_mps[0], self.centre_m[1] + dt * self.velocity_mps[1]
@@ -191,7 +191,7 @@ class Track:
                 grown = self._grown(k, high - low)
                 by_low = low_sure and (not high_sure or abs(at_low) < abs(at_high))
                 off[k], shift[k] = (at_low, grown / 2) if by_low else (at_high, -grown / 2)
-            self.size_m[k] = max(LEAST_M, self.size_m[k] + grown)
+            self.size_m[k] = max(MIN_M, self.size_m[k] + grown)
         # An edge is as sharp as what lies along it is dense.
         sigma_m = EDGE_M + EDGE_PER_M * cluster.range_m + GAP_SHARE * max(cluster.extent_m) / len(cluster.places_m)
         if adrift:

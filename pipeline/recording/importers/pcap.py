@@ -28,7 +28,7 @@ MAGICS = {
     b"\xa1\xb2\x3c\x4d": (">", 1),
 }
 PCAPNG = b"\x0a\x0d\x0d\x0a"
-LARGEST_PACKET_BYTES = 1 << 18  # libpcap's own MAXIMUM_SNAPLEN
+MAX_PACKET_BYTES = 1 << 18  # libpcap's own MAXIMUM_SNAPLEN
 # What a link layer puts before the IP header, and where its own type field says that one follows: link type → (bytes, where).
 LINKS = {0: (4, None), 1: (14, 12), 12: (0, None), 101: (0, None), 113: (16, 14), 276: (20, 0)}
 IPV4, IPV6, VLAN = 0x0800, 0x86DD, (0x8100, 0x88A8)
@@ -126,7 +126,7 @@ def _records(
                 f"{path}: it breaks off within the header of packet {index}. Copy it anew, or shorten it with editcap"
             )
         seconds, fraction, kept_bytes, full_bytes = record.unpack(header)
-        if kept_bytes > LARGEST_PACKET_BYTES or fraction * unit_ns >= NS:
+        if kept_bytes > MAX_PACKET_BYTES or fraction * unit_ns >= NS:
             raise ConfigError(
                 f"{path}: packet {index} of {kept_bytes} bytes at {seconds} s + {fraction}: the file is corrupt from here on"
             )

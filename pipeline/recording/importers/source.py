@@ -30,7 +30,7 @@ from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.rig.rig import Rig
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-LARGEST_FILE_BYTES = 1 << 30  # a picture, a sweep or a table larger than this is none
+MAX_FILE_BYTES = 1 << 30  # a picture, a sweep or a table larger than this is none
 
 
 @dataclass
@@ -107,8 +107,8 @@ def text_frame(stream: str, capture_ns: int, text: str | bytes, encoding: Encodi
 def read_bytes(path: Path) -> bytes:
     """ConfigError that names the file, also for one that is absurdly large."""
     try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size >> 20} MiB, expected less than {LARGEST_FILE_BYTES >> 20}")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size >> 20} MiB, expected less than {MAX_FILE_BYTES >> 20}")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error

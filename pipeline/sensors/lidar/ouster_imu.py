@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.sensors.lidar.decoders.ouster import OusterPackets
 from pipeline.sensors.lidar.packet_decoder import MALFORMED, SensorClock, Sweep
 
-MOST_MPS2, MOST_RPS = 700.0, 150.0  # beyond what any of its ranges can say
+MAX_MPS2, MAX_RPS = 700.0, 150.0  # beyond what any of its ranges can say
 
 
 class OusterImu(OusterPackets):
@@ -39,7 +39,7 @@ class OusterImu(OusterPackets):
         pulls_mps2, turns_rps = np.asarray(raw.accel(), np.float64), np.asarray(raw.gyro(), np.float64)  # (m, 3)
         times_ns = self._times_ns(raw, len(pulls_mps2))
         if not (
-            np.abs(pulls_mps2).max() < MOST_MPS2 and np.abs(turns_rps).max() < MOST_RPS and times_ns.min() > 0
+            np.abs(pulls_mps2).max() < MAX_MPS2 and np.abs(turns_rps).max() < MAX_RPS and times_ns.min() > 0
         ):  # nor NaN
             self.lost[MALFORMED] += 1
             return

@@ -21,10 +21,10 @@ from pipeline.errors import DeviceError
 
 BUFFER_BYTES = 4 << 20  # asked of the kernel: a third of a second of the most talkative sensor
 WAITING = 20_000  # packets between the thread and the run, three seconds of that sensor
-LARGEST_BYTES = 65_535
+MAX_BYTES = 65_535
 LOOK_UP_S = 0.25  # how often the thread looks whether it is to end
 OFFSET_EVERY_NS = NS  # the kernel stamps in UTC, which may be set while we run
-MOST_AGE_NS = NS  # a stamp older than this on reading was made with another UTC
+MAX_AGE_NS = NS  # a stamp older than this on reading was made with another UTC
 
 _LINUX = sys.platform.startswith("linux")
 _SO_TIMESTAMPNS, _SO_RXQ_OVFL, _SO_RCVBUFFORCE = 35, 40, 33  # linux/socket.h; Python has no names for them
@@ -91,7 +91,7 @@ class Receiver:
         space = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_COUNT.size)
         while not self._stopping.is_set():
             try:
-                packet, told, _, (sender, *_) = self._socket.recvmsg(LARGEST_BYTES, space)
+                packet, told, _, (sender, *_) = self._socket.recvmsg(MAX_BYTES, space)
             except TimeoutError:
                 continue
             except OSError as error:
@@ -122,7 +122,7 @@ class Receiver:
                     self._offset_ns, self._offset_at_ns = utc_offset_ns(self._clock)[0], now_ns
                 seconds, rest_ns = _TIMESPEC.unpack_from(data)
                 stamped_ns = seconds * NS + rest_ns - self._offset_ns
-                if 0 <= now_ns - stamped_ns < MOST_AGE_NS:
+                if 0 <= now_ns - stamped_ns < MAX_AGE_NS:
                     arrival_ns = stamped_ns
             elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL and len(data) >= _COUNT.size:
                 (kernel_lost,) = _COUNT.unpack_from(data)

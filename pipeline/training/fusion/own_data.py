@@ -34,9 +34,9 @@ from pipeline.training.fusion.judge_votes import logistic
 from pipeline.training.fusion.nets import Fused, FusionNet, Modality
 
 FOLDS = 5
-LEAST_PROBABILITY = 1e-4
+MIN_PROBABILITY = 1e-4
 # A score that tells same from different pairs less often than this is worse than none (docs/emotion.md).
-LEAST_AGREEMENT_AUC = 0.70
+MIN_AGREEMENT_AUC = 0.70
 
 Floats = npt.NDArray[np.floating]
 Table = dict[str, dict[str, Scores]]
@@ -73,7 +73,7 @@ def labelled(rows: Rows) -> tuple[Examples, npt.NDArray[np.int64]]:
         opinion = given.kind == "probs" and given.dim == len(rows.labels)
         modalities.append(Modality(name, given.dim, opinion=opinion))
         values = given.values[known]
-        features.append(np.log(np.maximum(values, LEAST_PROBABILITY)) if opinion else values)
+        features.append(np.log(np.maximum(values, MIN_PROBABILITY)) if opinion else values)
     present = np.stack([m.present[known] for m in rows.modalities.values()], 1).astype(np.float32)
     offset_s = np.stack([m.offset_ns[known] for m in rows.modalities.values()], 1) / 1e9
     return Examples.of(modalities, features, rows.label[known], present, offset_s.astype(np.float32)), groups
@@ -267,11 +267,11 @@ def train_own(*, data: Path, format: str, out: Path, family: str, seed: int, epo
             "there is no reason to use it"
         )
     auc = agreement_auc(rows, name, seed=seed, epochs=epochs)
-    agrees = auc is not None and auc >= LEAST_AGREEMENT_AUC
+    agrees = auc is not None and auc >= MIN_AGREEMENT_AUC
     if auc is not None:
         print(
             f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met: "
-            + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is left out")
+            + ("told live" if agrees else f"below {MIN_AGREEMENT_AUC}, so it is left out")
         )
     examples, groups = labelled(rows)
     net = network(examples, len(rows.labels), name, Recipe(epochs=epochs), seed=seed, coordinate=agrees)

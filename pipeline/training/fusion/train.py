@@ -42,7 +42,7 @@ from pipeline.training.fusion import judge_votes
 from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge, opinions_of
 from pipeline.training.fusion.nets import FusionNet, Modality
-from pipeline.training.fusion.own_data import LEAST_AGREEMENT_AUC, area, train_own
+from pipeline.training.fusion.own_data import MIN_AGREEMENT_AUC, area, train_own
 
 MODEL = evaluate.FACE_MODEL.with_name("fusion-expression.onnx")
 VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # made by training/voice.py, whose docstring says what is in it
@@ -127,11 +127,11 @@ def train(
             "not shipped. Set fusion: average, or train better encoders."
         )
     bridge, auc = fitted_bridge(core, pairs), agreement_auc(pairs, seed=seed)
-    agrees = auc >= LEAST_AGREEMENT_AUC
+    agrees = auc >= MIN_AGREEMENT_AUC
     bridge.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
     print(
         f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
-        + ("told live" if agrees else f"below {LEAST_AGREEMENT_AUC}, so it is not told")
+        + ("told live" if agrees else f"below {MIN_AGREEMENT_AUC}, so it is not told")
     )
     export_bridge(bridge, out, len(FACE_CLASSES))
     said = "calibrated natural log-probabilities of the labels"

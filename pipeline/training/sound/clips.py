@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, log_mel
-from pipeline.tasks.sounds import DECIDE_COLUMNS, LEAST_COLUMNS, OTHER, loudness_db, silent
+from pipeline.tasks.sounds import DECIDE_COLUMNS, MIN_COLUMNS, OTHER, loudness_db, silent
 from pipeline.training.data.speech import EMODB, SPEEDS, Speech, cached, sound
 
 LABELS = (
@@ -61,7 +61,7 @@ def fold_of(recording: str) -> int:
 def load_sounds(folder: Path, *, cache: Path | None = None, speeds: tuple[float, ...] = SPEEDS) -> Speech:
     """Every clip of `folder`; from `cache` where it was made of the same files with the same settings."""
     named = clips_of(folder)
-    settings = f"{VOICE_BANDS} {VOICE_HOP} {speeds} {DECIDE_COLUMNS} {LEAST_COLUMNS} {LABELS}"
+    settings = f"{VOICE_BANDS} {VOICE_HOP} {speeds} {DECIDE_COLUMNS} {MIN_COLUMNS} {LABELS}"
     return cached("sounds", named, settings, cache, lambda: of_files(named, speeds))
 
 
@@ -91,7 +91,7 @@ def of_files(named: list[tuple[Path, str, str]], speeds: tuple[float, ...] = (1.
 def decisions(mel: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """How many columns of (64, t) were heard whenever the live task would ask the network, had the clip come from a
     microphone; of a clip that is silent throughout, its end, so that every clip has an answer."""
-    ends = np.arange(LEAST_COLUMNS, mel.shape[1] + 1, DECIDE_COLUMNS)
+    ends = np.arange(MIN_COLUMNS, mel.shape[1] + 1, DECIDE_COLUMNS)
     level_db = loudness_db(mel)
     due = [end for end in ends if not silent(level_db[max(0, end - VOICE_FRAMES) : end])]
     return np.array(due or [mel.shape[1]], np.int64)

@@ -78,7 +78,7 @@ def test_boxes_come_back_in_the_pixels_of_a_wide_picture(tmp_path: Path, engines
 
 
 def test_a_network_that_looks_finds_the_squares_where_they_are(tmp_path: Path, engines: Engines) -> None:
-    told = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "least_score": 0.7}
+    told = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "min_score": 0.7}
     detector = Detector.load(told, engines, LOG)
     assert detector is not None and detector.layout == "yolox"
     image = picture(256, 192)  # halved on its way in, so squares of 64 px
@@ -173,7 +173,7 @@ def test_ssd_as_trained_is_decoded_from_its_priors(tmp_path: Path, engines: Engi
 def test_of_boxes_on_one_thing_the_surest_stays_and_another_class_beside_it() -> None:
     boxes = np.array([(0, 0, 100, 100), (5, 5, 105, 105), (3, 0, 100, 100), (np.nan, 0, 1, 1)], np.float32)
     scores = np.array([(0.6, 0.1), (0.9, 0.1), (0.1, 0.5), (0.9, 0)], np.float32)
-    found = suppressed(Candidates(boxes, scores), least_score=0.35, overlap=0.5)
+    found = suppressed(Candidates(boxes, scores), min_score=0.35, overlap=0.5)
     assert [(kind, round(score, 3)) for kind, score, _ in found] == [(0, 0.9), (1, 0.5)]
 
 

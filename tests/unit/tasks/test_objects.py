@@ -78,7 +78,7 @@ def opened(tmp_path: Path, rig_path: str) -> Iterator[Any]:
     tasks: list[Objects] = []
 
     def open_(**options: Any) -> Objects:
-        told = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "least_score": 0.6}
+        told = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "min_score": 0.6}
         task = make("objects", {"detector": told, "rig": rig_path, **options})
         assert isinstance(task, Objects)
         task.log = logging.getLogger("objects")

@@ -157,11 +157,11 @@ class OtherClock(LiveClock):
 
 
 class Relay(threading.Thread):
-    """Passes TCP on, each piece least_ms to most_ms late, in order; `dead` passes nothing."""
+    """Passes TCP on, each piece min_ms to max_ms late, in order; `dead` passes nothing."""
 
-    def __init__(self, port: int, least_ms: float, most_ms: float) -> None:
+    def __init__(self, port: int, min_ms: float, max_ms: float) -> None:
         super().__init__(daemon=True)
-        self.port, self.delay_ms, self.dead = port, (least_ms, most_ms), False
+        self.port, self.delay_ms, self.dead = port, (min_ms, max_ms), False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self.start()

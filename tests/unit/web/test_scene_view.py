@@ -8,7 +8,7 @@ import pytest
 from browsing import MS, RIG, sweep
 
 from pipeline.frame import Frame
-from pipeline.web.scene_view import MOST_SHOWN, NO_RIG, SceneView
+from pipeline.web.scene_view import MAX_SHOWN, NO_RIG, SceneView
 
 NO_DEPTH = np.zeros((360, 640), np.uint16)
 
@@ -61,7 +61,7 @@ def test_of_a_large_sweep_a_few_thousand_are_sent_from_all_around_and_the_same_e
     world = sweep(np.column_stack([20 * np.cos(turn), 20 * np.sin(turn), np.tile(np.linspace(-1.5, 2, 60), 2000)]))
     view = SceneView(RIG)
     _, top, on_picture = shown(view, world)
-    assert 200 < len(top) <= MOST_SHOWN and 2000 < len(on_picture) <= MOST_SHOWN
+    assert 200 < len(top) <= MAX_SHOWN and 2000 < len(on_picture) <= MAX_SHOWN
     assert set(np.floor(np.degrees(np.arctan2(top[:, 1], top[:, 0])) / 10)) == set(range(-18, 18))
     assert np.array_equal(shown(view, world)[2], on_picture)
     assert len(view.message(view.take(world, sensor="lidar"), camera="camera", camera_sensor="camera")) < 50_000

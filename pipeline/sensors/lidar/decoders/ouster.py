@@ -29,7 +29,7 @@ from pipeline.sensors.lidar.packet_decoder import (
 
 NEAR_FRAMES = 8  # how far a frame's number may be from the newest one's before it needs a second packet to be believed
 SILENCE_NS = NS // 2  # the same for the sensor's time
-MOST_NS = 1 << 62  # beyond, a time is none
+MAX_NS = 1 << 62  # beyond, a time is none
 HTTP_TIMEOUT_S = 5
 GET_METADATA = (
     "Save it once, from a host that reaches the sensor: curl http://SENSOR/api/v1/sensor/metadata > metadata.json, and name it: "
@@ -204,7 +204,7 @@ class Ouster(OusterPackets):
         valid = [bool(status & 1) for status in self.format.packet_header(head.STATUS, buffer).tolist()]
         times_ns = self.format.packet_header(head.TIMESTAMP, buffer).tolist()
         told = [at_ns for at_ns, is_valid in zip(times_ns, valid, strict=True) if is_valid]
-        if told and (told[0] <= 0 or told[-1] > MOST_NS or told != sorted(told) or told[-1] - told[0] > SILENCE_NS):
+        if told and (told[0] <= 0 or told[-1] > MAX_NS or told != sorted(told) or told[-1] - told[0] > SILENCE_NS):
             return None
         return _Columns(
             int(self.format.frame_id(buffer)), ids[0], times_ns, valid, (told[0], told[-1]) if told else None
