@@ -1,8 +1,9 @@
 """Ten frames of a real drive with their published calibration (KITTI raw, 2011_09_26_0052), for the drift monitor's figures.
 
-rig = kitti_rig(data_folder)
-for image, points_m in kitti_frames(data_folder): ...
-for name, points_m, boxes in kitti_labelled(data_folder): boxes[0].outline_m      # of frame 7 and three others
+Example:
+    rig = kitti_rig(data_folder)
+    for image, points_m in kitti_frames(data_folder): ...
+    for name, points_m, boxes in kitti_labelled(data_folder): boxes[0].outline_m      # of frame 7 and three others
 """
 
 from __future__ import annotations

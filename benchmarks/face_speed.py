@@ -1,6 +1,7 @@
 """How long one face takes on one processor thread in ONNX Runtime: crop, tensor, network.
 
-python -m benchmarks.face_speed [--model models/face-expression.onnx] [--json OUT.json]
+Example:
+    python -m benchmarks.face_speed [--model models/face-expression.onnx] [--json OUT.json]
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Lidar sweeps of a made-up world with exact truth, for obstacle figures and tests: a ground, boxes, walls (thin boxes), noise.
 
-world = World(boxes=(Box(10, 0, 4, 1.8, 1.5, velocity_mps=(-5, 0)),), slope=(0.03, 0.0), bump_m=0.05)
-sweep = cast(HDL64, world, at_s=0.2, seed=3)     # .points_m (n, 3) in the base frame, .hit: GROUND or the box's index
+Example:
+    world = World(boxes=(Box(10, 0, 4, 1.8, 1.5, velocity_mps=(-5, 0)),), slope=(0.03, 0.0), bump_m=0.05)
+    sweep = cast(HDL64, world, at_s=0.2, seed=3)     # .points_m (n, 3) in the base frame, .hit: GROUND or the box's index
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Frames of several streams → aligned sets. A thin shell around pipeline.alignment.aligner.Aligner.
 
-align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
-        pick: {microphone: {policy: window, before_ms: 1000}}}
+Example:
+    align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
+            pick: {microphone: {policy: window, before_ms: 1000}}}
 """
 
 from __future__ import annotations

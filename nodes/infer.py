@@ -1,7 +1,8 @@
 """Runs a task on every aligned set: AlignedSet → Prediction.
 
-emotion: {use: infer, task: emotion, inputs: [align], process: align, backend: auto}
-mood:    {use: infer, task: "mood:Mood", inputs: [align], options: {smoothing_ms: 500}}
+Example:
+    emotion: {use: infer, task: emotion, inputs: [align], process: align, backend: auto}
+    mood:    {use: infer, task: "mood:Mood", inputs: [align], options: {smoothing_ms: 500}}
 """
 
 from __future__ import annotations

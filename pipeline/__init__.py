@@ -1,8 +1,9 @@
 """Sensorium: a streaming, real-time, multimodal perception pipeline.
 
-import pipeline
-for prediction in pipeline.subscribe("emotion"):
-    print(prediction.label, prediction.missing)
+Example:
+    import pipeline
+    for prediction in pipeline.subscribe("emotion"):
+        print(prediction.label, prediction.missing)
 """
 
 from __future__ import annotations

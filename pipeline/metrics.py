@@ -1,8 +1,9 @@
 """Counting: what came in, what went out, what was dropped and why, and how long things took. Bounded memory, no I/O.
 
-metrics.drop("camera", "overload", 3)
-metrics.latency("total").add(elapsed_ns)
-metrics.latency("total").percentiles_ms()      # {"p50": 12.1, "p95": 20.4, "p99": 31.0}
+Example:
+    metrics.drop("camera", "overload", 3)
+    metrics.latency("total").add(elapsed_ns)
+    metrics.latency("total").percentiles_ms()      # {"p50": 12.1, "p95": 20.4, "p99": 31.0}
 """
 
 from __future__ import annotations

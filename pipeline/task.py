@@ -1,10 +1,11 @@
 """A task turns an AlignedSet into a Prediction. One file a task, with a class called like it; yours is "module:Name".
 
-class Mood(Task):
-    labels = ("good", "bad")
-    def __init__(self, *, smoothing_ms: float = 300.0): ...      # its options in the YAML, under `options:`
-    def open(self, backend): self.model = "mood@1"
-    def predict(self, aligned): return self.prediction(aligned, probs, used=("camera",))
+Example:
+    class Mood(Task):
+        labels = ("good", "bad")
+        def __init__(self, *, smoothing_ms: float = 300.0): ...      # its options in the YAML, under `options:`
+        def open(self, backend): self.model = "mood@1"
+        def predict(self, aligned): return self.prediction(aligned, probs, used=("camera",))
 """
 
 from __future__ import annotations

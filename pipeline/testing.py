@@ -1,10 +1,11 @@
 """A stage for one node: feed it messages, read what it emits. No sockets, no threads, no waiting.
 
-stage = Stage(Align(anchor="camera"), inputs=["camera", "microphone"])
-stage.give("camera", frame, at_ns=1_000)
-stage.emitted                                 # [AlignedSet(…)]
+Example:
+    stage = Stage(Align(anchor="camera"), inputs=["camera", "microphone"])
+    stage.give("camera", frame, at_ns=1_000)
+    stage.emitted                                 # [AlignedSet(…)]
 
-frames = play(Camera(device="clip.mp4"), count=10)
+    frames = play(Camera(device="clip.mp4"), count=10)
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Small charts as SVG text, in the colours of the report's page; no library, no script.
 
-bars(["left01", "left02"], [0.18, 0.22], unit="px", limit=0.5)
-scatter(dx_px, dy_px, unit="px", reach=1.0)
-heat(grid, unit="px", marks=corners, size=(640, 480))
-lines(x, {"measured": y}, x_label="s", y_label="ms")
+Example:
+    bars(["left01", "left02"], [0.18, 0.22], unit="px", limit=0.5)
+    scatter(dx_px, dy_px, unit="px", reach=1.0)
+    heat(grid, unit="px", marks=corners, size=(640, 480))
+    lines(x, {"measured": y}, x_label="s", y_label="ms")
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """calibrate camera live: the guide on a live camera, in the terminal and on a page of this machine.
 
-Thin: the camera is pipeline/sensors/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web/server.py. Ends when
-the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
+Thin: the camera is pipeline/sensors/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web/server.py.
+Ends when the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`run CONFIG --auto-time`: a graph and beside it a node that measures how far its sound and its picture are apart.
 
-config = with_auto_time(config, host="")
+Example:
+    config = with_auto_time(config, host="")
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What works on this machine and what to do about the rest. Opens nothing for longer than it takes to look.
 
-for finding in examine(): print(finding.works, finding.what, finding.fix)
+Example:
+    for finding in examine(): print(finding.works, finding.what, finding.fix)
 """
 
 from __future__ import annotations

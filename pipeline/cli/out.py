@@ -1,7 +1,8 @@
 """`run CONFIG --out P.jsonl`: a graph and beside it a node that writes its predictions; the run's summary is the last line.
 
-config = with_out(config, "p.jsonl", host="")
-add_summary("p.jsonl", launch(config))
+Example:
+    config = with_out(config, "p.jsonl", host="")
+    add_summary("p.jsonl", launch(config))
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a run tells whoever started it: what to tell the people in view, where the page is, and at the end the summary.
 
-print_notice(config, stored="me.mcap")
-summary = launch(config, on_begin=lambda plan: print_page(plan, open_it=False))
-print_summary(summary)
+Example:
+    print_notice(config, stored="me.mcap")
+    summary = launch(config, on_begin=lambda plan: print_page(plan, open_it=False))
+    print_summary(summary)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The parity gate: an engine is refused unless it answers as ONNX Runtime does in fp32.
 
-verdict = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
-verdict.refusal                  # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
+Example:
+    verdict = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
+    verdict.refusal                  # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
 """
 
 from __future__ import annotations

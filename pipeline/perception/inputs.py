@@ -1,7 +1,8 @@
 """What a set gives a task: its pictures, sounds and points, told apart by their encoding, not by their stream's name.
 
-frames = first(aligned, PICTURES)
-image, wrong = picture(frames[-1]) if frames else (None, "")
+Example:
+    frames = first(aligned, PICTURES)
+    image, wrong = picture(frames[-1]) if frames else (None, "")
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The engines of one task: loaded alike, told about alike, closed together.
 
-engines = task.open_engines("auto", threads=1)                           # in a task's open(): its precision, log and metrics
-engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
+Example:
+    engines = task.open_engines("auto", threads=1)                           # in a task's open(): its precision, log and metrics
+    engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Messages ↔ one chunk of an MCAP file. Bytes and values; no file.
 
-builder = ChunkBuilder(); builder.add(channel, sequence, log_time, publish_time, data)
-parts, entry = builder.built(at=4096, compression="lz4")   # to be written at that byte; what the index keeps of them
-messages_of(chunk, entry, {channel})                       # [(log time, channel, data), …]
+Example:
+    builder = ChunkBuilder(); builder.add(channel, sequence, log_time, publish_time, data)
+    parts, entry = builder.built(at=4096, compression="lz4")   # to be written at that byte; what the index keeps of them
+    messages_of(chunk, entry, {channel})                       # [(log time, channel, data), …]
 """
 
 from __future__ import annotations

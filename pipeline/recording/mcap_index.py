@@ -1,9 +1,10 @@
 """What is known of an MCAP file without reading its messages, and the summary that ends the file. Bytes and values; no file.
 
-index = Index(packed=True)
-index.keep(record)                  # each schema, channel, chunk index … as it is written
-index.summary()                     # the bytes that close the file
-Index.read(summary).chunks          # where they are, and what times each spans
+Example:
+    index = Index(packed=True)
+    index.keep(record)                  # each schema, channel, chunk index … as it is written
+    index.summary()                     # the bytes that close the file
+    Index.read(summary).chunks          # where they are, and what times each spans
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A graph and a recorder of it: what `record` adds to a config, what it asks before, and what it says at the end.
 
-config = with_recorder(load("configs/emotion-demo.yaml"), Path("out.mcap"), Wanted())
-print(told(Path("out.mcap"), launch(config)))
+Example:
+    config = with_recorder(load("configs/emotion-demo.yaml"), Path("out.mcap"), Wanted())
+    print(told(Path("out.mcap"), launch(config)))
 """
 
 from __future__ import annotations

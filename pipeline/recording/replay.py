@@ -1,8 +1,9 @@
 """A recording in place of a graph's sources: the config that plays it, and whether its answers are those of the recorded run.
 
-tape = Tape(Path("rec.mcap"))
-config = tape.replayed(load("configs/emotion-demo.yaml"), speed=0)
-summary = launch(config); reasons = tape.differs_because(config, summary)     # () : every answer must be the same
+Example:
+    tape = Tape(Path("rec.mcap"))
+    config = tape.replayed(load("configs/emotion-demo.yaml"), speed=0)
+    summary = launch(config); reasons = tape.differs_because(config, summary)     # () : every answer must be the same
 """
 
 from __future__ import annotations

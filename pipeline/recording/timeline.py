@@ -1,6 +1,7 @@
 """A recording's timeline as an SVG picture: when each stream was there, its gaps and silences, and what was predicted. Pure.
 
-Path("timeline.svg").write_text(draw(Audit(Path("rec.mcap"))))
+Example:
+    Path("timeline.svg").write_text(draw(Audit(Path("rec.mcap"))))
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The books of a run: what every node says it sent, read and dropped → one summary, and whether it balances. Pure.
 
-summary = summarise(plan, health.nodes, ran_ns)
-summary["frames_in"], summary["dropped"], summary["unaccounted"]     # {} when every message is accounted for
+Example:
+    summary = summarise(plan, health.nodes, ran_ns)
+    summary["frames_in"], summary["dropped"], summary["unaccounted"]     # {} when every message is accounted for
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Plan → processes on this host: start them, begin together, watch, restart what dies, stop, and account for everything.
 
-summary = Launch(plan, run_folder).run(for_s=10)
-summary["frames_in"], summary["dropped"], summary["unaccounted"]
+Example:
+    summary = Launch(plan, run_folder).run(for_s=10)
+    summary["frames_in"], summary["dropped"], summary["unaccounted"]
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The runs on this host: where each says what it publishes, and how any program reads it.
 
-for prediction in pipeline.subscribe("emotion"): ...
-find_run("emotion")                     # "ipc:///run/user/1000/sensorium/…/emotion.sock"
+Example:
+    for prediction in pipeline.subscribe("emotion"): ...
+    find_run("emotion")                     # "ipc:///run/user/1000/sensorium/…/emotion.sock"
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Frames that are made up, delivered as a device would: each once it is complete or later, and some lost on the way.
 
-def frames(self, clock):
-    return delivered(self, clock, self._made(clock), realtime=True)         # _made yields Made(frame, delay_ns, lost)
+Example:
+    def frames(self, clock):
+        return delivered(self, clock, self._made(clock), realtime=True)         # _made yields Made(frame, delay_ns, lost)
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The networks we train ourselves. Shapes stand beside the maths; B is the batch.
 
-logits, embedding = FaceNet()(faces)      # (B, 1, 48, 48) -> (B, 7), (B, 256)
-net = VoiceNet([VoiceAnalysis(), SpeakerEncoder.published()], panels)
-logits, embedding = net(windows)          # (B, 2, 64, 300) -> (B, 7), (B, 1024)
+Example:
+    logits, embedding = FaceNet()(faces)      # (B, 1, 48, 48) -> (B, 7), (B, 256)
+    net = VoiceNet([VoiceAnalysis(), SpeakerEncoder.published()], panels)
+    logits, embedding = net(windows)          # (B, 2, 64, 300) -> (B, 7), (B, 1024)
 """
 
 from __future__ import annotations

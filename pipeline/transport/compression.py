@@ -1,12 +1,13 @@
 """Large frames for a network: as small as their use allows, and back.
 
-bgr8             → jpeg          and stays one: who looks at pictures reads both
-depth_u16_mm     → depth_png     16-bit PNG, to the millimetre what it was
-points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), zlib; to the bit
-points_xyzit_f32 → points_t_zlib the same
+Example:
+    bgr8             → jpeg          and stays one: who looks at pictures reads both
+    depth_u16_mm     → depth_png     16-bit PNG, to the millimetre what it was
+    points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), zlib; to the bit
+    points_xyzit_f32 → points_t_zlib the same
 
-sent = packed(frame)             # Frame, AlignedSet; anything else as it is
-frame = unpacked(sent)           # lossless encodings only
+    sent = packed(frame)             # Frame, AlignedSet; anything else as it is
+    frame = unpacked(sent)           # lossless encodings only
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The line between the launcher and its node processes: begin and stop one way, reports and faults the other.
 
-server = ControlServer(address)                      # the launcher's
-client = ControlClient(address, "align")             # of the process of that name
-client.send(report); server.receive(timeout_ms=50)
-server.send("align", Request("stop", "")); client.receive(timeout_ms=50)
+Example:
+    server = ControlServer(address)                      # the launcher's
+    client = ControlClient(address, "align")             # of the process of that name
+    client.send(report); server.receive(timeout_ms=50)
+    server.send("align", Request("stop", "")); client.receive(timeout_ms=50)
 """
 
 from __future__ import annotations

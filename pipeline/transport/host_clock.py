@@ -1,8 +1,9 @@
 """Another host's clock: its times → this host's, with a bound on the error. Pure: wire.py sends the pings.
 
-host_clock = HostClock()
-host_clock.exchange(t1_ns, t2_ns, t3_ns, t4_ns)          # a ping's four stamps, again and again
-capture_ns, error_ns = host_clock.to_local(frame.capture_ns)
+Example:
+    host_clock = HostClock()
+    host_clock.exchange(t1_ns, t2_ns, t3_ns, t4_ns)          # a ping's four stamps, again and again
+    capture_ns, error_ns = host_clock.to_local(frame.capture_ns)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Waits for the first of several connections that has something to receive.
 
-bells = Bells([left, right])
-for connection in bells.wait(timeout_ms=50): value, lost = connection.receive()
+Example:
+    bells = Bells([left, right])
+    for connection in bells.wait(timeout_ms=50): value, lost = connection.receive()
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Small ONNX detectors whose answers are known: constants in a published layout, and one that really looks.
 
-path = squares(tmp_path / "squares.onnx")           # YOLOX's layout; finds red, green and blue squares of 32 px
+Example:
+    path = squares(tmp_path / "squares.onnx")           # YOLOX's layout; finds red, green and blue squares of 32 px
 """
 
 from __future__ import annotations

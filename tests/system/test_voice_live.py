@@ -89,7 +89,7 @@ nodes:
 def test_camera_then_microphone_drop_out_and_both_come_back(
     folder: Path,
     clip: Path,
-    lens: FailingCamera,  # noqa: F811
+    lens: FailingCamera,
 ) -> None:
     with av.open(str(clip)) as container:
         resampler = av.AudioResampler("flt", "mono", RATE_HZ)

@@ -1,7 +1,8 @@
 """Frames of points and depth → points of the rig's base frame: which sensor a stream is, where it sits, what it sees of the rig.
 
-clouds = Clouds(rig, height_m=1.7)
-cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError where it cannot be used
+Example:
+    clouds = Clouds(rig, height_m=1.7)
+    cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError where it cannot be used
 """
 
 from __future__ import annotations

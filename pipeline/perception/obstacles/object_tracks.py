@@ -1,8 +1,9 @@
 """Which box is which from one picture to the next, and how fast the range of each shrinks.
 
-tracker = ObjectTracker()
-for track in tracker.update(detections, ranged, capture_ns, ranged_ns):     # in the order of the detections
-    track.id, track.closing_mps                                             # None until it is known well enough
+Example:
+    tracker = ObjectTracker()
+    for track in tracker.update(detections, ranged, capture_ns, ranged_ns):     # in the order of the detections
+        track.id, track.closing_mps                                             # None until it is known well enough
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """An Ouster's IMU, as `imu_f64` in the axes of its lidar: what nodes/deskew.py needs, from the sensor itself.
 
-imu: {use: lidar, sensor: ouster_imu, options: {metadata: os1.json}}
+Example:
+    imu: {use: lidar, sensor: ouster_imu, options: {metadata: os1.json}}
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The rendered street's ground: a gently uneven road between kerbs, pavements and lawns; what it looks like, and where a ray meets it.
 
-z_m = height(x_m)                                    # of the road; pavements lie KERB_M above it
-t = meet(origin, direction, slopes, farthest_m=80)   # how far along each ray
-ground = Paint(seed, shadows); ground.reflectance(x_m, y_m)
+Example:
+    z_m = height(x_m)                                    # of the road; pavements lie KERB_M above it
+    t = meet(origin, direction, slopes, farthest_m=80)   # how far along each ray
+    ground = Paint(seed, shadows); ground.reflectance(x_m, y_m)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The picture that a camera in the rendered street takes: sky, ground, shadows, and things from far to near.
 
-scene = Scene(things, seed)
-scene.take(lens, camera, t_s, out)           # (h, w, 3) uint8 BGR, filled
+Example:
+    scene = Scene(things, seed)
+    scene.take(lens, camera, t_s, out)           # (h, w, 3) uint8 BGR, filled
 """
 
 from __future__ import annotations

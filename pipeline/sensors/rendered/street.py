@@ -1,6 +1,7 @@
 """The rendered street: houses, fences, trees, lamps, parked cars, and who drives and walks there.
 
-things = street(seed=0)          # the same seed builds the same street
+Example:
+    things = street(seed=0)          # the same seed builds the same street
 """
 
 from __future__ import annotations

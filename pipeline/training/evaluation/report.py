@@ -1,6 +1,7 @@
 """A table of scores as people and programs want it: markdown, JSON and a picture (SVG, drawn here: no plotting package).
 
-write(table, Path("runs/fusion/votes.json"), title="Human votes")        # and runs/fusion/votes.svg beside it
+Example:
+    write(table, Path("runs/fusion/votes.json"), title="Human votes")        # and runs/fusion/votes.svg beside it
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The figures of a classifier with how sure they are: intervals by bootstrap over speakers, not over clips.
 
-scores = score(logits, labels, speakers, seed=1)
-scores.accuracy, scores.interval["accuracy"]         # 0.77, (0.75, 0.79)
-print(markdown({"hybrid": {"both": scores}}))
+Example:
+    scores = score(logits, labels, speakers, seed=1)
+    scores.accuracy, scores.interval["accuracy"]         # 0.77, (0.75, 0.79)
+    print(markdown({"hybrid": {"both": scores}}))
 """
 
 from __future__ import annotations

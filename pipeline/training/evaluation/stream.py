@@ -1,7 +1,8 @@
 """How steady a run's answers are, from the file that --out wrote, without knowing what was right; and with it, how late.
 
-python run_pipeline.py evaluate stream --model predictions.jsonl
-measure(lines, truth=[(0.0, "sad"), (9.5, "happy")])["delay_s"]       # [0.4]: the change at 9.5 s was told after 0.4 s
+Example:
+    python run_pipeline.py evaluate stream --model predictions.jsonl
+    measure(lines, truth=[(0.0, "sad"), (9.5, "happy")])["delay_s"]       # [0.4]: the change at 9.5 s was told after 0.4 s
 """
 
 from __future__ import annotations

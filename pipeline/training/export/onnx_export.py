@@ -1,6 +1,7 @@
 """A trained network becomes the ONNX file that ships, and is compared with it before anybody may use it.
 
-export_face(net, Path("models/face-expression.onnx"))
+Example:
+    export_face(net, Path("models/face-expression.onnx"))
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The sound-event network: fixed measures of a log-mel window, and small perceptrons on them. B is the batch.
 
-logits, embedding = SoundNet(SoundAnalysis(), panel)(windows)      # (B, 2, 64, 300) -> (B, labels), (B, 128 a member)
+Example:
+    logits, embedding = SoundNet(SoundAnalysis(), panel)(windows)      # (B, 2, 64, 300) -> (B, labels), (B, 128 a member)
 """
 
 from __future__ import annotations

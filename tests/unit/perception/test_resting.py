@@ -36,7 +36,7 @@ def test_time_in_which_nothing_was_seen_is_no_rest() -> None:
     assert not resting.known
 
 
-def test_task_moves_a_faces_answers_only_once_its_rest_is_known(weights: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_task_moves_a_faces_answers_only_once_its_rest_is_known(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neutral_"):
         opened(weights, voice="none", baseline_s=3.0)
     copy = tmp_path / "random.onnx"

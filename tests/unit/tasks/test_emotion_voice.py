@@ -83,7 +83,7 @@ Open = Callable[..., Emotion]
 
 
 @pytest.fixture
-def hearing(weights: Path, tmp_path: Path) -> Open:  # noqa: F811
+def hearing(weights: Path, tmp_path: Path) -> Open:
     def hearing(says: str = "angry", *, speaking: bool = True, fusion: str = "average", **kind: Any) -> Emotion:
         task = opened(weights, voice=str(made(tmp_path, says=says, **kind)), fusion=fusion)
         task._activity = Told(speaking)  # type: ignore[assignment]
@@ -137,7 +137,7 @@ def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(
 
 def test_without_speech_the_answer_is_the_faces_to_the_bit(
     hearing: Open, weights: Path, face: np.ndarray[Any, Any]
-) -> None:  # noqa: F811
+) -> None:
     plain = watch(opened(weights, voice="none"), [face])
     quiet = watch(hearing(speaking=False), [face])
     assert all(np.array_equal(a.probs, b.probs) for a, b in zip(plain, quiet, strict=True))
@@ -200,13 +200,13 @@ def test_two_sure_opinions_that_differ_are_told(hearing: Open, face: np.ndarray[
     assert len(prediction.opinions) == 2
 
 
-def test_unsure_answer_is_called_uncertain(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+def test_unsure_answer_is_called_uncertain(weights: Path, face: np.ndarray[Any, Any]) -> None:
     task = opened(weights, uncertain_below=0.99)
     prediction = task.predict(aligned(camera(0, face)))
     assert prediction.label == "uncertain" and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_smoothed_label_says_how_much_later_it_is(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+def test_smoothed_label_says_how_much_later_it_is(weights: Path, face: np.ndarray[Any, Any]) -> None:
     task = opened(weights, lag_ms=200)
     for i in range(10):
         prediction = task.predict(aligned(camera(i, face)))
@@ -308,7 +308,7 @@ def test_licence_of_the_voice_is_said_at_the_start(hearing: Open, caplog: pytest
 def test_voice_model_of_another_kind_and_missing_models_are_refused(
     hearing: Open,
     weights: Path,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(ConfigError, match="expected one input, 'voice'"):
         hearing(shape=(5,), name="text")
@@ -324,7 +324,7 @@ def test_voice_without_a_trained_fusion_does_not_take_part(
     weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     centerface, vad = asset("centerface"), asset("silero-vad")
     monkeypatch.setattr("pipeline.assets.path", lambda name: {"centerface": centerface, "silero-vad": vad}[name])
@@ -343,7 +343,7 @@ def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
     assert disagree(np.exp(face[0]), np.exp(voice[0])) and not disagree(np.exp(face[0]), np.float32([0.45, 0.55][::-1]))
 
 
-def test_embeddings_are_sent_only_when_asked_for(weights: Path, face: np.ndarray[Any, Any]) -> None:  # noqa: F811
+def test_embeddings_are_sent_only_when_asked_for(weights: Path, face: np.ndarray[Any, Any]) -> None:
     silent, asked = opened(weights, voice="none"), opened(weights, voice="none", embeddings=True)
     assert silent.predict(aligned(camera(0, face))).opinions == ()
     opinion = asked.predict(aligned(camera(0, face))).opinions[0]
@@ -357,7 +357,7 @@ def test_an_opinion_has_no_embedding_in_its_record_unless_asked(hearing: Open, f
     assert all("embedding" not in o for o in record["opinions"])
 
 
-def test_embeddings_of_a_network_that_has_none_are_refused(weights: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_embeddings_of_a_network_that_has_none_are_refused(weights: Path, tmp_path: Path) -> None:
     voice = made(tmp_path, says="sad")
     with pytest.raises(ConfigError, match="stand-in.*no output 'embedding'.*voice: none"):
         opened(weights, voice=str(voice), fusion="average", embeddings=True)

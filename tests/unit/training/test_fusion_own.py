@@ -70,7 +70,7 @@ def test_trained_family_says_what_it_reached_on_groups_it_never_met(shipped: Pat
     assert "--family cross --epochs 25 --seed 1" in manifest.made_by and "8 groups" in manifest.training_data
 
 
-def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shipped: Path, weights: Path) -> None:  # noqa: F811
+def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shipped: Path, weights: Path) -> None:
     task = opened(weights, voice="none", fusion=str(shipped), sources={"belt": "chest/belt"})
     _, image = next(clip(0, 1))
     belt = Frame("chest/belt", 1, 0, "series_f32", np.float32([500, 480, 510, 495]))
@@ -96,7 +96,7 @@ def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shippe
     )
 
 
-def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, weights: Path) -> None:  # noqa: F811
+def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, weights: Path) -> None:
     _, image = next(clip(0, 1))
     own = opened(weights, voice="none", fusion=str(shipped))
     embedding = own._classifier.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["embedding"][0]
