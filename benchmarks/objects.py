@@ -29,8 +29,8 @@ from pipeline import assets
 from pipeline.metrics import Metrics
 from pipeline.perception.expression.faces import overlap
 from pipeline.perception.model_loader import Engines
-from pipeline.perception.obstacles.detections import Detection
-from pipeline.perception.obstacles.detectors import PINNED, Detector
+from pipeline.perception.objects.detections import Detection
+from pipeline.perception.objects.detector import PINNED, Detector
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.rig.rig_formats import read_kitti

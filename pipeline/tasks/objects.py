@@ -25,11 +25,11 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Frame, Prediction, Subject
 from pipeline.perception.inputs import PICTURES, latest, picture
+from pipeline.perception.objects.detections import Detection, read_detections
+from pipeline.perception.objects.detector import Detector
+from pipeline.perception.objects.object_tracks import ObjectTracker
+from pipeline.perception.objects.ranging import Ranged, range_boxes
 from pipeline.perception.obstacles.clouds import Clouds
-from pipeline.perception.obstacles.detections import Detection, read_detections
-from pipeline.perception.obstacles.detectors import Detector
-from pipeline.perception.obstacles.object_tracks import ObjectTracker
-from pipeline.perception.obstacles.ranging import Ranged, range_boxes
 from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Rig
@@ -165,7 +165,7 @@ class Objects(Task):
     `probs` the shares of the picture's detections, by score.
 
     detector: "auto" (the pinned one, where it has been fetched), "none", a path of an ONNX file, the name of an asset, or a
-    table {file, layout, labels, colour, mean, std, input_px, min_score, overlap}, as tasks/detectors.py has it. rig: a rig
+    table {file, layout, labels, colour, mean, std, input_px, min_score, overlap}, as perception/objects/detector.py has it. rig: a rig
     file, without which there are no ranges. sensors: stream → what the rig calls it, where that is not the stream's name. Boxes
     that another program finds come as a stream of text_utf8 (detections.read_detections) and take the detector's place.
     """

@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
 from pipeline.perception.inputs import PICTURES, SOUNDS, Picture, first, latest
+from pipeline.perception.objects.detections import Detection, read_detections
+from pipeline.perception.objects.detector import NONE, Detector
 from pipeline.perception.obstacles.clouds import Cloud, Clouds
-from pipeline.perception.obstacles.detections import Detection, read_detections
-from pipeline.perception.obstacles.detectors import NONE, Detector
 from pipeline.perception.obstacles.path_clearance import STATES, Corridor, Thing, one_hot
 from pipeline.perception.obstacles.scene_model import UNUSABLE, Around, warm_up
 from pipeline.rig import rig as rigs

@@ -17,8 +17,8 @@ from pipeline import assets
 from pipeline.errors import ConfigError
 from pipeline.metrics import Metrics
 from pipeline.perception.model_loader import Engines
-from pipeline.perception.obstacles.detections import COCO, Candidates, Detection, layout_of, read_detections, suppressed
-from pipeline.perception.obstacles.detectors import Detector
+from pipeline.perception.objects.detections import COCO, Candidates, Detection, layout_of, read_detections, suppressed
+from pipeline.perception.objects.detector import Detector
 from pipeline.preprocessing import letterbox
 
 LOG = logging.getLogger("test")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.clock import NS
-from pipeline.perception.obstacles.detections import Detection
-from pipeline.perception.obstacles.object_tracks import Closing, ObjectTracker
-from pipeline.perception.obstacles.ranging import Ranged, range_boxes
+from pipeline.perception.objects.detections import Detection
+from pipeline.perception.objects.object_tracks import Closing, ObjectTracker
+from pipeline.perception.objects.ranging import Ranged, range_boxes
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import rigid, rotation_from_vector
 

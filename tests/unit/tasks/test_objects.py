@@ -17,7 +17,7 @@ from detector_graphs import BGR, COLOURS, squares
 from running import finished
 
 from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
-from pipeline.perception.obstacles.detections import Detection
+from pipeline.perception.objects.detections import Detection
 from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid

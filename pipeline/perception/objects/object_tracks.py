@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.perception.expression.faces import overlap
-from pipeline.perception.obstacles.detections import Detection
-from pipeline.perception.obstacles.ranging import Ranged
+from pipeline.perception.objects.detections import Detection
+from pipeline.perception.objects.ranging import Ranged
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,7 +1,7 @@
 """What a detector's output tensors say: numbers as published → boxes with classes and scores. Pure functions of arrays.
 
 Owns the layouts of YOLOX, NanoDet and SSD, which of them some outputs are, and suppression. Knows neither the picture nor
-the runtime: pixels are those of the network's input, and detectors.py brings them back to the camera's.
+the runtime: pixels are those of the network's input, and detector.py brings them back to the camera's.
 
     layout = layout_of(shapes, input_px=(416, 416), classes=80)              # "yolox"
     found = LAYOUTS[layout](outputs, (416, 416), 80)                         # Candidates: boxes, scores of every class

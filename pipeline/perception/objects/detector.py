@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.inference.engine import Engine
 from pipeline.inference.onnx_file import OnnxFile, Value
 from pipeline.perception.model_loader import Engines
-from pipeline.perception.obstacles.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
+from pipeline.perception.objects.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
 from pipeline.preprocessing import letterbox
 
 PINNED = "yolox-nano"  # of models/assets.toml; yolox-tiny sees more, and takes four times as long
