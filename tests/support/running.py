@@ -29,11 +29,9 @@ def wait_for(true: Callable[[], Any], what: str, *, give_up_s: float = 30.0) -> 
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    return (
-        os.environ
-        | {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT / "tests" / "support"), "PYTHONUNBUFFERED": "1"}
-        | more
-    )
+    """Nodes of the tests' own (`use: "voices:Speech"`) lie in tests/support/ and beside the system tests."""
+    own_nodes = os.pathsep.join(str(ROOT / "tests" / part) for part in ("support", "system"))
+    return os.environ | {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": own_nodes, "PYTHONUNBUFFERED": "1"} | more
 
 
 def finished(folder: Path, *arguments: str, timeout_s: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
