@@ -167,7 +167,7 @@ def label(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    from pipeline.recording.sample import make_sample
+    from pipeline.cli.sample import make_sample
 
     make_sample(args.out)
 

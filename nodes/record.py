@@ -20,7 +20,7 @@ from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
 from pipeline.recording.files import Writer
 from pipeline.recording.labels import STREAM, heard_labels
-from pipeline.recording.mcap_chunk import Compression
+from pipeline.recording.mcap.chunk import Compression
 from pipeline.runtime.accounting import engines
 from pipeline.transport.compression import packed
 

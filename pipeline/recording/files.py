@@ -1,6 +1,6 @@
-"""Streams ↔ MCAP files, through mcap_file.py. Foxglove and the MCAP tools open what is written here.
+"""Streams ↔ MCAP files, through mcap/file.py. Foxglove and the MCAP tools open what is written here.
 
-A file holds streams of messages (pipeline/recording/schemas.py says as which bytes), `about` (one JSON object: how it came to be),
+A file holds streams of messages (pipeline/recording/mcap/schemas.py says as which bytes), `about` (one JSON object: how it came to be),
 notes, calibrations and attachments. All times that this module takes and gives are the rig's monotonic clock, as in
 frame.py; in the file they are UTC, by about["utc_offset_ns"]. A message's log time is `log_ns`, by default when it left
 its node.
@@ -33,9 +33,9 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Message, StreamInfo, left_ns
-from pipeline.recording import schemas
-from pipeline.recording.mcap_chunk import Compression
-from pipeline.recording.mcap_file import McapReader, McapWriter
+from pipeline.recording.mcap import schemas
+from pipeline.recording.mcap.chunk import Compression
+from pipeline.recording.mcap.file import McapReader, McapWriter
 
 VERSION = "1"
 

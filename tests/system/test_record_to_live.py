@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.sample import cached_sample
 from pipeline.errors import ConfigError
 from pipeline.recording import dataset
-from pipeline.recording.sample import cached_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))

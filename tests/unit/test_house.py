@@ -108,7 +108,7 @@ def test_zmq_is_imported_by_the_transport_only() -> None:
 
 
 def test_mcap_is_imported_by_the_files_named_for_it_only() -> None:
-    allowed = ("pipeline/recording/mcap_", "pipeline/recording/importers/mcap_")
+    allowed = ("pipeline/recording/mcap/", "pipeline/recording/importers/mcap_")
     assert outside(importers("mcap", *LIVE) + importers("mcap_protobuf", *LIVE), *allowed) == []
 
 

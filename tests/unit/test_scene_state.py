@@ -7,7 +7,7 @@ import jsonschema
 import numpy as np
 
 from pipeline.frame import Frame, Prediction, Subject
-from pipeline.recording import schemas
+from pipeline.recording.mcap import schemas
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
 from pipeline.transport.compression import packed, unpacked
 

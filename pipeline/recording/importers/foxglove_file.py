@@ -16,11 +16,11 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
-from pipeline.recording import schemas
 from pipeline.recording.importers import ros_messages
 from pipeline.recording.importers.ros_messages import Topic
 from pipeline.recording.importers.source import Opened, numbered, stream_name
-from pipeline.recording.mcap_file import McapReader
+from pipeline.recording.mcap import schemas
+from pipeline.recording.mcap.file import McapReader
 
 ROS2 = "ros2"
 # PackedElementField.NumericType → sensor_msgs/PointField, so that one reader of clouds does for both.

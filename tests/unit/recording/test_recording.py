@@ -37,9 +37,9 @@ from pipeline.frame import (
     Subject,
     silence,
 )
-from pipeline.recording import schemas
 from pipeline.recording.files import Reader, Writer, part_path, repair
-from pipeline.recording.mcap_file import McapReader
+from pipeline.recording.mcap import schemas
+from pipeline.recording.mcap.file import McapReader
 
 RNG = np.random.default_rng(6)
 UTC_NS = 1_700_000_000 * NS

@@ -20,7 +20,7 @@ from mcap.opcode import Opcode
 from mcap.records import Chunk, ChunkIndex, MessageIndex
 from mcap.stream_reader import get_chunk_data_stream
 
-from pipeline.recording.mcap_index import RECORD
+from pipeline.recording.mcap.index import RECORD
 
 Compression = Literal["none", "lz4", "zstd"]
 MAX_BYTES = 1 << 30  # what claims to hold more is broken

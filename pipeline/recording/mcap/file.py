@@ -1,6 +1,6 @@
 """MCAP files, record by record: written in chunks that can be written out when wanted, read by index, walked where there is none.
 
-Owns the file and its faults (mcap_chunk.py: what is inside a chunk; mcap_index.py: what ends a file); knows nothing of what a
+Owns the file and its faults (chunk.py: what is inside a chunk; index.py: what ends a file); knows nothing of what a
 message holds. With the MCAP library's records; its own writer has one open chunk, which it writes out when full and not when
 asked to, and its readers want a file that was closed.
 
@@ -39,9 +39,9 @@ from mcap.writer import LIBRARY_IDENTIFIER, MCAP0_MAGIC
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
-from pipeline.recording import schemas
-from pipeline.recording.mcap_chunk import HEAD_BYTES, MAX_BYTES, ChunkBuilder, Compression, entry_of, messages_of
-from pipeline.recording.mcap_index import RECORD, Index
+from pipeline.recording.mcap import schemas
+from pipeline.recording.mcap.chunk import HEAD_BYTES, MAX_BYTES, ChunkBuilder, Compression, entry_of, messages_of
+from pipeline.recording.mcap.index import RECORD, Index
 
 PROFILE = "sensorium"
 LARGE_BYTES = 64 << 10  # a message of this size has a chunk of its own
