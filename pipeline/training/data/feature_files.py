@@ -38,10 +38,6 @@ Numbers = npt.NDArray[np.floating]
 def cmu_csd(path: Path) -> Rows:
     """A folder of computational sequences. Each is one modality, called as its file is; the one whose name holds "label" is
     what was annotated: seven columns are MOSEI's and give emotions, one is MOSI's sentiment and gives its sign."""
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise missing_package("h5py", "reading .csd files", "train") from error
     files = sorted(path.glob("*.csd"))
     told = [file for file in files if "label" in file.stem.lower()]
     if len(told) != 1 or len(files) < 2:
@@ -49,6 +45,10 @@ def cmu_csd(path: Path) -> Rows:
             f"{path}: {len(files)} .csd files, {len(told)} of them with labels; expected one with 'label' in its name "
             "and at least one of features. Fetch them with the CMU Multimodal SDK (mmsdk) and give their folder."
         )
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise missing_package("h5py", "reading .csd files", "train") from error
 
     def segments(file: Path) -> dict[str, tuple[Numbers, Numbers]]:
         """segment → intervals (k, 2) in seconds, features (k, d)."""
