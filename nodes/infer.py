@@ -7,7 +7,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ import msgspec
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.inference.manifest import PRECISIONS
 from pipeline.node import Arrival, Transform
-from pipeline.task import make
+from pipeline.task import find_task, make
 
 if TYPE_CHECKING:
     from pipeline.recording.arrival_replay import Shed
@@ -51,6 +51,12 @@ class Infer(Transform):
         self._backend, self.task.precision = backend, precision
         self._replay, self._unclosed = replay, replay_unclosed
         self._shed: Shed | None = None
+
+    @classmethod
+    def nested_options(cls, options: Mapping[str, Any]) -> Iterable[tuple[str, type | None]]:
+        """`options` are the task's. A task of somebody's own is imported in the node's process alone."""
+        name = options.get("task", "emotion")
+        yield "options", find_task(name) if isinstance(name, str) and ":" not in name else None
 
     def open(self) -> None:
         self.task.log, self.task.metrics = self.context.log, self.context.metrics

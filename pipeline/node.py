@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import numpy as np
@@ -82,6 +82,11 @@ class Node:
     @classmethod
     def doctor(cls) -> Iterable[Finding]:
         """What of this kind works on this machine, and what to do about the rest."""
+        return ()
+
+    @classmethod
+    def nested_options(cls, options: Mapping[str, Any]) -> Iterable[tuple[str, type | None]]:
+        """(option, the class whose options it holds), for each such option. None: a class that is not known here."""
         return ()
 
     def named_inputs(self) -> Iterable[tuple[str, str]]:

@@ -17,12 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Opinion, Prediction, Receipt, Subject
 from pipeline.metrics import Metrics
 from pipeline.perception.model_loader import Engines
-from pipeline.plugins import find
-from pipeline.runtime.config import check_options
+from pipeline.plugins import construct, find
 
 UNCERTAIN = "uncertain"
 
@@ -116,11 +114,11 @@ def _refused(receipt: Receipt, reason: str | None) -> Receipt:
     )
 
 
+def find_task(name: str) -> type[Task]:
+    """The class of the task `name`. Raises ConfigError for an unknown one, with the nearest."""
+    return find(name, Task, "pipeline.tasks", what="task")
+
+
 def make(name: str, options: dict[str, Any] | None = None) -> Task:
     """The task called `name`, not yet open. Raises ConfigError for an unknown name or option, with the nearest."""
-    kind = find(name, Task, "pipeline.tasks", what="task")
-    where = f"options of task '{name}'"
-    try:
-        return kind(**check_options(kind, options or {}, where))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+    return construct(find_task(name), options or {}, f"options of task '{name}'")

@@ -19,8 +19,7 @@ import msgspec
 
 from pipeline.errors import nearest
 from pipeline.frame import FOREVER_NS, Frame, ReceiptState
-from pipeline.plugins import find
-from pipeline.runtime.config import check_options
+from pipeline.plugins import check_options, find
 
 MS = 1_000_000
 # Chunks are stamped by a fitted sample clock; neighbours may disagree by its error without a sample being missing.

@@ -9,18 +9,14 @@ keyword arguments with their types; there is no other schema.
 
 from __future__ import annotations
 
-import inspect
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline.errors import ConfigError, closest, nearest
 from pipeline.node import Node
-from pipeline.plugins import all_named, find
+from pipeline.plugins import all_named, check_options, construct, find, renamed_key
 from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
 
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
@@ -46,7 +42,7 @@ class NodeConfig:
     shared: bool = False  # programs on other hosts may subscribe to it
     restart: bool = True
     optional: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # converted to the types of its constructor
 
 
 @dataclass(frozen=True)
@@ -181,8 +177,8 @@ def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int
     inputs = node.get("inputs", [])
     if not isinstance(inputs, list):
         raise ConfigError(f"{where}.inputs: found {_a(inputs)}, expected a list such as [camera, microphone]")
-    options = {str(key): value for key, value in node.items() if key not in RESERVED}
-    check_options(resolve(use, where), options, where)
+    given = {str(key): value for key, value in node.items() if key not in RESERVED}
+    options = check_options(resolve(use, where), given, where, reserved=RESERVED)
     return NodeConfig(
         name,
         use,
@@ -204,6 +200,8 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
         raise ConfigError(f"{where}: found {entry!r}, expected a node's name or {{from: camera, keep: latest}}")
     for key in entry:
         if key not in ("from", "keep"):
+            if renamed := renamed_key(str(key), ("from", "keep"), where):
+                raise renamed
             raise ConfigError(
                 f"{where}: unknown key '{key}'. Known here: from, keep.{nearest(str(key), ['from', 'keep'])}"
             )
@@ -226,40 +224,15 @@ def resolve(use: str, where: str) -> type[Node]:
         raise ConfigError(f"{where}.use: {error}") from error
 
 
-def check_options(kind: type, options: dict[str, Any], where: str) -> dict[str, Any]:
-    """`options` converted to the types of the constructor of `kind`. Raises ConfigError for what does not fit."""
-    parameters = {name: p for name, p in inspect.signature(kind).parameters.items()}
-    hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
-    converted = {}
-    for key, value in options.items():
-        if key not in parameters:
-            known = [*parameters, *RESERVED]
-            meant = nearest(key, known)
-            if not meant and "task" in parameters:
-                meant = f" What its task takes stands one level below: options: {{{key}: …}}"
-            raise ConfigError(f"{where}: unknown key '{key}'. {kind.__name__} takes: {', '.join(parameters)}.{meant}")
-        try:
-            converted[key] = msgspec.convert(value, hints.get(key, Any), strict=True)
-        except (msgspec.ValidationError, TypeError):
-            expected = inspect.formatannotation(hints.get(key, Any)).replace("typing.", "")
-            raise ConfigError(f"{where}.{key}: found {value!r}, expected {expected}") from None
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise ConfigError(f"{where}: '{name}' is missing. {kind.__name__} needs it")
-    return converted
-
-
 def instantiate(use: str, options: dict[str, Any], *, where: str, inputs: Sequence[str] | None = None) -> Node:
     """inputs: the nodes it will read from, which its options must fit; None: not known here."""
-    kind = resolve(use, where)
-    converted = check_options(kind, options, where)
-    try:
-        node = kind(**converted)
-        if inputs is not None:
+    node = construct(resolve(use, where), options, where, reserved=RESERVED)
+    if inputs is not None:
+        try:
             node.check_inputs(inputs)
-        return node
-    except (ConfigError, ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return node
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -26,9 +26,9 @@ from pipeline.perception.objects.detector import NONE, Detector
 from pipeline.perception.obstacles.clouds import Cloud, Clouds
 from pipeline.perception.obstacles.path_clearance import STATES, Corridor, Thing, one_hot
 from pipeline.perception.obstacles.scene_model import UNUSABLE, Around, warm_up
+from pipeline.plugins import check_options
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig
-from pipeline.runtime.config import check_options
 from pipeline.scene_state import Sound, Surroundings
 from pipeline.task import Task
 from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart

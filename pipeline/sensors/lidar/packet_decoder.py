@@ -27,10 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import DelayFloor
-from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame
-from pipeline.plugins import find
-from pipeline.runtime.config import check_options
+from pipeline.plugins import construct, find
 
 # Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these, once.
 MALFORMED = "malformed packets"
@@ -132,10 +130,7 @@ class SensorClock(DelayFloor):
 def make(sensor: str, options: dict[str, Any] | None, *, where: str) -> PacketDecoder:
     """The decoder called `sensor`, not yet open. ConfigError for an unknown name or option, with the nearest."""
     kind = find(sensor, PacketDecoder, "pipeline.sensors.lidar.decoders", what="lidar")
-    try:
-        decoder = kind(**check_options(kind, options or {}, f"{where}: options of '{sensor}'"))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: options of '{sensor}': {error}") from error
+    decoder = construct(kind, options or {}, f"{where}: options of '{sensor}'")
     decoder.where = where
     return decoder
 
