@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clock import NS, SampleClock
-from pipeline.transport.network import ClockLine, ClockServer
+from pipeline.transport.network import ClockClient, ClockServer
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ, CHUNK = 16000, 320
@@ -52,7 +52,7 @@ def other_host(seconds: float, *, relayed: bool) -> dict[str, float]:
     if relayed:
         serving.append(serve("--relay", str(relay_port), str(port)))
     began_s = time.monotonic()
-    line = ClockLine("other", f"tcp://127.0.0.1:{relay_port if relayed else port}", None)
+    line = ClockClient("other", f"tcp://127.0.0.1:{relay_port if relayed else port}", None)
     line.start()
     known_s = 0.0
     rows: list[tuple[float, int, int]] = []

@@ -24,7 +24,7 @@ import psutil
 from nodes.synthetic import picture_number
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.task import Task
-from pipeline.transport.shared_memory import rings_folder
+from pipeline.transport.shared_memory import shared_memory_root
 
 CAMERAS = 4
 LOOK_EVERY_S = 2.0
@@ -64,7 +64,7 @@ def megabytes(run: psutil.Process) -> tuple[float, float]:
             own += memory.rss - memory.shared
         except psutil.NoSuchProcess:
             continue
-    base = rings_folder()
+    base = shared_memory_root()
     rings = sum(path.stat().st_blocks * 512 for path in base.glob(f"{run.pid}-*/*.ring")) if base else 0
     return own / 1e6, rings / 1e6
 

@@ -63,7 +63,7 @@ class Receiver(Protocol):
 class SensoriumSender:
     def __init__(self, address: str, payload: str, borrowed: bool) -> None:
         from pipeline.frame import Frame, StreamInfo
-        from pipeline.transport.wire import Publisher
+        from pipeline.transport.publisher import Publisher
 
         self._publisher = Publisher(address, StreamInfo(Path(address).stem, "", 30.0))
         self._kind, self._payload, self._borrowed, self._seq = Frame, payload, borrowed, 0
@@ -89,28 +89,29 @@ class SensoriumReceiver:
 
     def __init__(self, addresses: list[str], flat_out: bool) -> None:
         from pipeline.frame import Frame
-        from pipeline.transport.poller import Bells
-        from pipeline.transport.wire import CREDITS, Connection
+        from pipeline.transport.credits import INITIAL_CREDITS
+        from pipeline.transport.poller import Poller
+        from pipeline.transport.subscriber import Subscriber
 
         self._kind, self._flat_out = Frame, flat_out
-        self._connections = [Connection(a, "bench", credits=CREDITS if flat_out else None) for a in addresses]
-        self._bells = Bells(self._connections)
+        self._connections = [Subscriber(a, "bench", credits=INITIAL_CREDITS if flat_out else None) for a in addresses]
+        self._bells = Poller(self._connections)
 
     @property
     def ready(self) -> bool:
         self.receive()
-        return all(connection.welcome for connection in self._connections)
+        return all(connection.info for connection in self._connections)
 
     def receive(self) -> list[np.ndarray]:
         for connection in self._connections:
-            connection.greet()
+            connection.keep_alive()
         arrays = []
         for connection in self._bells.wait(50):
             value, _ = connection.receive()
             if isinstance(value, self._kind):
                 arrays.append(value.data)
                 if self._flat_out:
-                    connection.grant(1)
+                    connection.grant_credits(1)
         return arrays
 
 
@@ -392,10 +393,10 @@ class run_folder:
     """Where a run's sockets lie, and the folder beside it for its rings, as launch.py makes them."""
 
     def __enter__(self) -> Path:
-        from pipeline.transport.shared_memory import rings_folder
+        from pipeline.transport.shared_memory import shared_memory_root
 
         self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-"))
-        base = rings_folder()
+        base = shared_memory_root()
         assert base is not None, "this benchmark needs /dev/shm"
         self._rings = base / self._folder.name
         self._rings.parent.mkdir(

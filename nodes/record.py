@@ -22,7 +22,7 @@ from pipeline.recording.files import Writer
 from pipeline.recording.labels import STREAM, heard_labels
 from pipeline.recording.mcap.chunk import Compression
 from pipeline.runtime.accounting import engines
-from pipeline.transport.compression import packed
+from pipeline.transport.compression import compress
 
 TELL_EVERY_NS = NS // 4
 TRY_AGAIN_NS = NS  # on a full disk: somebody may make room
@@ -148,7 +148,7 @@ class Record(Sink):
 
     def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
         if source in self._jpeg and isinstance(message, Frame) and message.encoding == "bgr8":
-            message = packed(message)
+            message = compress(message)
         # A prediction does not say when it was made, only of what moment it is.
         writer.write(source, message, log_ns=arrival_ns if isinstance(message, Prediction) else None)
 

@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, DeviceError, nearest
 from pipeline.frame import ENCODINGS, AlignedSet, Frame, Health, Message, NodeState, Prediction, StreamInfo, silence
 from pipeline.metrics import Metrics
 from pipeline.rig.time_correction import TimeCorrection, check_offset, time_correction
-from pipeline.transport.input_queue import Arrival, Ended, Inbox
+from pipeline.transport.input_queue import Arrival, Ended, InputQueue
 
 __all__ = ["Arrival", "Context", "Finding", "Node", "Sink", "Source", "Transform", "run"]
 
@@ -205,7 +205,7 @@ class Sink(Node):
 
 def run(
     node: Node,
-    inbox: Inbox,
+    inbox: InputQueue,
     send: Callable[[Message], None],
     *,
     sources: Iterable[str] = (),
@@ -296,7 +296,7 @@ def _try_open(node: Source) -> DeviceError | None:
     return None
 
 
-def _run_transform(node: Transform, inbox: Inbox, send: Callable[[Message], None], open_sources: set[str]) -> None:
+def _run_transform(node: Transform, inbox: InputQueue, send: Callable[[Message], None], open_sources: set[str]) -> None:
     context = node.context
 
     def publish(messages: Iterable[Message]) -> None:
@@ -320,7 +320,7 @@ def _run_transform(node: Transform, inbox: Inbox, send: Callable[[Message], None
         publish(node.finish())
 
 
-def _run_sink(node: Sink, inbox: Inbox, open_sources: set[str]) -> None:
+def _run_sink(node: Sink, inbox: InputQueue, open_sources: set[str]) -> None:
     context = node.context
     context.tell("running", "")
     while not context.stopping.is_set() and open_sources:

@@ -49,7 +49,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def shared_memory(tmp_path: Path) -> Iterator[Path]:
     """The folder for the rings of a run in tmp_path, as the launcher makes it."""
-    base = ring.rings_folder()
+    base = ring.shared_memory_root()
     if base is None:
         pytest.skip("no shared memory here: /dev/shm cannot be written to")
     folder = base / tmp_path.name

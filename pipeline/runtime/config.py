@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import ConfigError, closest, nearest
 from pipeline.node import Node
 from pipeline.plugins import all_named, check_options, construct, find, renamed_key
-from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
+from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
@@ -28,7 +28,7 @@ HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
 @dataclass(frozen=True)
 class InputConfig:
     source: str
-    keep: Keep | None  # None: not said
+    keep: QueueDepth | None  # None: not said
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
             raise ConfigError(
                 f"{where}: unknown key '{key}'. Known here: from, keep.{nearest(str(key), ['from', 'keep'])}"
             )
-    keep = entry.get("keep", KEEP_DEFAULT)
+    keep = entry.get("keep", DEFAULT_QUEUE_DEPTH)
     if keep not in ("all", "latest") and not (isinstance(keep, int) and not isinstance(keep, bool) and keep > 0):
         raise ConfigError(
             f"{where}.keep: found {keep!r}, expected all, latest, or how many messages may wait, such as 8"

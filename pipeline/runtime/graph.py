@@ -19,7 +19,7 @@ from pipeline.frame import Frame, Health
 from pipeline.node import Sink, Source
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.runs import free_address
-from pipeline.transport.input_queue import KEEP_DEFAULT, Keep
+from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
 MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
 EVENTS = (
@@ -29,7 +29,7 @@ EVENTS = (
 
 class EdgePlan(msgspec.Struct):
     source: str
-    keep: Keep
+    keep: QueueDepth
     address: str
     host: str = ""  # where the source runs, if on another host
 
@@ -128,10 +128,10 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
         edges = []
         for edge in node.inputs:
             # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
-            keep: Keep = (
+            keep: QueueDepth = (
                 "all"
                 if edge.source.removesuffix(EVENTS) in waits and edge.keep != "latest"
-                else edge.keep or KEEP_DEFAULT
+                else edge.keep or DEFAULT_QUEUE_DEPTH
             )
             if edge.source in addresses:
                 edges.append(EdgePlan(edge.source, keep, addresses[edge.source]))

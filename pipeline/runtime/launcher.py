@@ -31,8 +31,8 @@ from pipeline.runtime.runs import process_runs, runs_folder
 from pipeline.transport.control import ControlServer
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import ClockServer
-from pipeline.transport.shared_memory import rings_folder
-from pipeline.transport.wire import Publisher
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.shared_memory import shared_memory_root
 from pipeline.transport.wire_format import Fault, Report, Request
 
 log = logging.getLogger("launch")
@@ -364,7 +364,7 @@ def _run_folder() -> Iterator[Path]:
     """A folder for this run's sockets, and one of the same name for its rings; what killed runs left is cleared away."""
     bases = [runs_folder()]
     _claim(bases[0])
-    if (rings := rings_folder()) is not None:
+    if (rings := shared_memory_root()) is not None:
         try:
             _claim(rings)
             bases.append(rings)

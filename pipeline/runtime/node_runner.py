@@ -36,12 +36,14 @@ from pipeline.metrics import Metrics
 from pipeline.node import Context, Node, Source, run
 from pipeline.runtime.config import HEALTH, instantiate
 from pipeline.runtime.graph import EVENTS, NodePlan
-from pipeline.transport.input_queue import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, Inbox
+from pipeline.transport.credits import INITIAL_CREDITS
+from pipeline.transport.input_queue import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, InputQueue
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import ClockLine
-from pipeline.transport.receiver import Drain
-from pipeline.transport.shared_memory import SPAN_S
-from pipeline.transport.wire import CREDITS, Connection, Gone, Publisher
+from pipeline.transport.network import ClockClient
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.receiver import Receiver
+from pipeline.transport.shared_memory import DEFAULT_SPAN_S
+from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import End, Fault, Payloads, Request, Value
 
 RECORDED_S = 1.0  # a recorder on a busy machine may not run for longer than an aligner may
@@ -61,8 +63,8 @@ class NodeThread:
     ) -> None:
         self.plan, self._keyring = plan, keyring
         self.metrics = Metrics()
-        self.inbox = Inbox(clock, self.metrics)
-        self.connections: dict[str, Connection] = {}
+        self.inbox = InputQueue(clock, self.metrics)
+        self.connections: dict[str, Subscriber] = {}
         self._local: dict[str, NodeThread] = {}
         self._ended_before: set[str] = set()
         self.local_readers: list[NodeThread] = []
@@ -88,30 +90,30 @@ class NodeThread:
         self._journaled = 0
         self.thread = threading.Thread(target=self._main, name=plan.name)
 
-    def connect(self, local: dict[str, NodeThread], drain: Drain, lines: dict[str, ClockLine]) -> None:
+    def connect(self, local: dict[str, NodeThread], drain: Receiver, lines: dict[str, ClockClient]) -> None:
         """Wire the inputs: to a node of this process directly, to others through the drain thread. lines: by host."""
         self._local = local
         for edge in self.plan.inputs:
             if edge.source in local:
                 local[edge.source].local_readers.append(self)
                 continue
-            credits = CREDITS if edge.keep == "all" else None
+            credits = INITIAL_CREDITS if edge.keep == "all" else None
             reader, line = f"{self.plan.name}<-{edge.source}", lines.get(edge.host)
             payloads: Payloads | None = "packed" if line else None
-            connection = Connection(
-                edge.address, reader, credits=credits, payloads=payloads, line=line, keyring=self._keyring
+            connection = Subscriber(
+                edge.address, reader, credits=credits, payloads=payloads, clock_client=line, keyring=self._keyring
             )
             self.connections[edge.source] = connection
             self._attach(drain, edge.source, connection)
 
-    def _attach(self, drain: Drain, source: str, connection: Connection) -> None:
-        other_clock = connection.line.clock if connection.line else None
+    def _attach(self, drain: Receiver, source: str, connection: Subscriber) -> None:
+        other_clock = connection.clock_client.clock if connection.clock_client else None
 
         def lose(count: int, *reason: str) -> None:
             self.metrics.promised[source] += count
             self.inbox.lost(source, count, *reason)
 
-        def deliver(value: Value | Gone | None, lost: int) -> None:
+        def deliver(value: Value | OverwrittenPayload | None, lost: int) -> None:
             if lost:
                 lose(lost)
             if isinstance(value, Frame | AlignedSet | Prediction | Health):
@@ -122,7 +124,7 @@ class NodeThread:
                     value = moved(value, other_clock.to_local)
                 self.metrics.promised[source] += 1
                 self.inbox.put(source, value)
-            elif isinstance(value, Gone):
+            elif isinstance(value, OverwrittenPayload):
                 lose(1, OVERWRITTEN)
             elif isinstance(value, End):
                 self.inbox.end(source)
@@ -131,14 +133,14 @@ class NodeThread:
 
     def source_ended(self, source: str) -> None:
         """`source` was finished before we (started again, perhaps) could connect, so it can neither welcome us nor end."""
-        if source in self.connections and not self.connections[source].welcome and source not in self._ended_before:
+        if source in self.connections and not self.connections[source].info and source not in self._ended_before:
             self._ended_before.add(source)
             self.inbox.end(source)
 
     def leave(self) -> None:
         """The run ends on this host: what other hosts still send is not waited for."""
         for source, connection in self.connections.items():
-            if connection.line is not None:
+            if connection.clock_client is not None:
                 connection.leave()
                 self.inbox.end(source)
 
@@ -146,9 +148,9 @@ class NodeThread:
         metrics = self.metrics
         facts = dict(metrics.facts)
         for source, connection in self.connections.items():
-            if connection.line is not None:
-                here = f"clock {connection.line.describe()}" if connection.welcome else "not here yet"
-                facts[f"{source} on {connection.line.host}"] = here
+            if connection.clock_client is not None:
+                here = f"clock {connection.clock_client.describe()}" if connection.info else "not here yet"
+                facts[f"{source} on {connection.clock_client.host}"] = here
         return NodeHealth(
             self.plan.name,
             self.state,
@@ -178,7 +180,7 @@ class NodeThread:
                 info,
                 network=self.plan.network,
                 keyring=self._keyring,
-                ring_s=RECORDED_S if self.plan.recorded else SPAN_S,
+                span_s=RECORDED_S if self.plan.recorded else DEFAULT_SPAN_S,
             )
             self.context.borrow = self._publisher.borrow
             if self.plan.events:
@@ -227,7 +229,7 @@ class NodeThread:
 
     def _is_settled(self, source: str) -> bool:
         connection = self.connections[source]
-        return bool(connection.welcome or connection.line) or source in self._ended_before
+        return bool(connection.info or connection.clock_client) or source in self._ended_before
 
     def _wait_for_begin(self) -> bool:
         assert self._publisher is not None
@@ -258,7 +260,7 @@ class NodeThread:
 
     def _info_of(self, source: str) -> StreamInfo | None:
         if source in self.connections:
-            return self.connections[source].welcome
+            return self.connections[source].info
         publisher = self._local[source]._publisher if source in self._local else None
         return publisher.info if publisher else None
 

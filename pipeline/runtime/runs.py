@@ -20,10 +20,10 @@ from typing import Any
 from pipeline.clock import LiveClock
 from pipeline.errors import ConfigError, WireError, nearest
 from pipeline.frame import AlignedSet, Frame, Health, Prediction, left_ns, moved
-from pipeline.transport.compression import unpacked
+from pipeline.transport.compression import decompress
 from pipeline.transport.keys import Keyring, leaves_host
-from pipeline.transport.network import ClockLine
-from pipeline.transport.wire import Connection
+from pipeline.transport.network import ClockClient
+from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import End
 
 SILENT_S = 1.0  # after this, a reader looks whether the run still lives
@@ -95,17 +95,17 @@ def subscribe(
     if config is not None:
         connection, here = _to_other_host(config, node, host, reader), False
     else:
-        connection = Connection(address or _wait_for_run(node, wait_s), reader)
+        connection = Subscriber(address or _wait_for_run(node, wait_s), reader)
         here = address is None  # only of a run on this host can we see whether it lives
-    clock, line, heard_s = LiveClock(), connection.line, time.monotonic()
+    clock, line, heard_s = LiveClock(), connection.clock_client, time.monotonic()
     try:
         while True:
-            connection.greet()
+            connection.keep_alive()
             if connection.wait(100):
                 heard_s = time.monotonic()
                 try:
                     value, _ = connection.receive()
-                    message = unpacked(value) if isinstance(value, Frame | AlignedSet | Prediction | Health) else None
+                    message = decompress(value) if isinstance(value, Frame | AlignedSet | Prediction | Health) else None
                 except WireError:
                     continue
                 if isinstance(value, End):
@@ -137,7 +137,7 @@ def _wait_for_run(node: str, wait_s: float) -> str:
             time.sleep(0.1)
 
 
-def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Connection:
+def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Subscriber:
     from pipeline.runtime import graph  # it plans with the addresses of this module
     from pipeline.runtime.config import load
 
@@ -147,8 +147,8 @@ def _to_other_host(config: str | Path, node: str, host: str, reader: str) -> Con
             f"'{node}' is read from {address}: say whose keys to use, such as subscribe('{node}', config=…, host='laptop')"
         )
     keyring = Keyring.for_addresses(host, [address, clock])
-    line = ClockLine(there, clock, keyring)
-    connection = Connection(address, reader, payloads="packed", line=line, keyring=keyring)
+    line = ClockClient(there, clock, keyring)
+    connection = Subscriber(address, reader, payloads="packed", clock_client=line, keyring=keyring)
     line.start()
     return connection
 

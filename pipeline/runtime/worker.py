@@ -26,8 +26,8 @@ from pipeline.runtime.graph import ProcessPlan
 from pipeline.runtime.node_runner import NodeThread
 from pipeline.transport.control import ControlClient
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import ClockLine, context
-from pipeline.transport.receiver import Drain
+from pipeline.transport.network import ClockClient, context
+from pipeline.transport.receiver import Receiver
 from pipeline.transport.wire_format import Fault, Report, Request, Value
 
 REPORT_EVERY_S = 0.25
@@ -54,11 +54,11 @@ def live(plan: ProcessPlan) -> int:
     began = threading.Event()
     outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
     control = ControlClient(plan.control, plan.name)
-    drain = Drain()
+    drain = Receiver()
     try:
         keyring = Keyring.for_addresses(plan.host, [*(each.network for each in plan.nodes), *plan.clocks.values()])
         nodes = {each.name: NodeThread(each, began, outgoing.put, clock, keyring) for each in plan.nodes}
-        lines = {name: ClockLine(name, address, keyring) for name, address in plan.clocks.items()}
+        lines = {name: ClockClient(name, address, keyring) for name, address in plan.clocks.items()}
         for node in nodes.values():
             node.connect(nodes, drain, lines)
     except SensoriumError as error:

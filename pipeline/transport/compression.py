@@ -6,8 +6,8 @@ Example:
     points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), zlib; to the bit
     points_xyzit_f32 → points_t_zlib the same
 
-    sent = packed(frame)             # Frame, AlignedSet; anything else as it is
-    frame = unpacked(sent)           # lossless encodings only
+    sent = compress(frame)             # Frame, AlignedSet; anything else as it is
+    frame = decompress(sent)           # lossless encodings only
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ JPEG_QUALITY = 90  # faces a few dozen pixels wide must not blur
 ZLIB_LEVEL = 1  # a higher one takes twice the time for 3 % (measured on real sweeps)
 
 
-def packed(message: Message) -> Message:
+def compress(message: Message) -> Message:
     """What a reader on another host is sent."""
     if isinstance(message, AlignedSet):
-        return _each(message, packed)
+        return _each(message, compress)
     if not isinstance(message, Frame) or not message.data.size:
         return message
     match message.encoding:
@@ -44,10 +44,10 @@ def packed(message: Message) -> Message:
     return message
 
 
-def unpacked(message: Message) -> Message:
+def decompress(message: Message) -> Message:
     """Depth and points as they were. Raises WireError when they cannot be read."""
     if isinstance(message, AlignedSet):
-        return _each(message, unpacked)
+        return _each(message, decompress)
     if not isinstance(message, Frame):
         return message
     match message.encoding:
@@ -60,10 +60,10 @@ def unpacked(message: Message) -> Message:
     return message
 
 
-def is_packed(message: object) -> bool:
+def is_compressed(message: object) -> bool:
     """Whether `unpacked` would change it."""
     if isinstance(message, AlignedSet):
-        return any(is_packed(frame) for many in message.frames.values() for frame in many)
+        return any(is_compressed(frame) for many in message.frames.values() for frame in many)
     return isinstance(message, Frame) and message.encoding in ("depth_png", "points_zlib", "points_t_zlib")
 
 

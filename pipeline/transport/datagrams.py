@@ -6,8 +6,8 @@ a datagram between two processes; it refuses one when ten wait. Then, and for wh
 ZeroMQ until the reader's hello says that it has read all of that: so nothing overtakes. What must be right stays on
 ZeroMQ: the handshake, flow control, the end.
 
-    receiver = ExpressReceiver(folder)           # its name goes into the reader's Hello
-    ExpressSender(folder, receiver.name).send(header)
+    receiver = DatagramReceiver(folder)           # its name goes into the reader's Hello
+    DatagramSender(folder, receiver.name).send(header)
     receiver.receive()                           # bytes, or None
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 MAX_BYTES = 32 << 10
 
 
-class ExpressSender:
+class DatagramSender:
     """A publisher's end of the way to one reader. Never waits."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -49,7 +49,7 @@ class ExpressSender:
         self._socket.close()
 
 
-class ExpressReceiver:
+class DatagramReceiver:
     """One reader's end."""
 
     def __init__(self, folder: Path) -> None:

@@ -20,14 +20,14 @@ from pipeline.clock import Clock
 from pipeline.errors import WireError
 from pipeline.frame import Frame, Message
 from pipeline.metrics import Metrics
-from pipeline.transport.compression import is_packed, unpacked
+from pipeline.transport.compression import decompress, is_compressed
 
-Keep = Literal["all", "latest"] | int
+QueueDepth = Literal["all", "latest"] | int
 
-KEEP_DEFAULT = 32
+DEFAULT_QUEUE_DEPTH = 32
 MAX_BYTES = 192 << 20  # of an edge that does not keep all: 5 s of 720p, 1 s of 1080p, a minute of anything small
 # Of an edge that keeps all: as many wait here before the sender is made to wait.
-ROOM_WHEN_ALL = 32
+BACKPRESSURE_DEPTH = 32
 
 # Why a message that was sent to a reader never came out of its queue. What a node itself drops, it has read before.
 LOST, MALFORMED, REPLACED, TOO_SLOW = "lost in transport", "malformed", "a newer one came", "reader too slow"
@@ -53,14 +53,14 @@ class Ended:
 
 
 class _Edge:
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, keep: QueueDepth) -> None:
         self.keep = keep
         self.waiting: deque[tuple[int, Arrival | Ended]] = deque()
         self.bytes = 0  # of the payloads that wait
         self.taken = 0  # since the sender was last given credits
 
 
-class Inbox:
+class InputQueue:
     """keep: "all" makes the sender wait, "latest" holds one, n holds the newest n; what is displaced is counted."""
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
@@ -69,7 +69,7 @@ class Inbox:
         self._changed = threading.Condition()
         self._order = 0
 
-    def open(self, source: str, keep: Keep = KEEP_DEFAULT) -> None:
+    def open(self, source: str, keep: QueueDepth = DEFAULT_QUEUE_DEPTH) -> None:
         self._edges[source] = _Edge(keep)
 
     def put(self, source: str, message: Message) -> None:
@@ -80,7 +80,7 @@ class Inbox:
     def put_when_room(self, source: str, message: Message, stopping: threading.Event) -> None:
         edge = self._edges[source]
         with self._changed:
-            while edge.keep == "all" and len(edge.waiting) >= ROOM_WHEN_ALL and not stopping.is_set():
+            while edge.keep == "all" and len(edge.waiting) >= BACKPRESSURE_DEPTH and not stopping.is_set():
                 self._changed.wait(0.05)
             self._put(source, message)
 
@@ -103,9 +103,9 @@ class Inbox:
                 item = self._pop(wants)
             now_ns = self._clock.now_ns()
         # Here and not on arrival: it takes milliseconds, in which the drain thread must not be away.
-        if isinstance(item, Arrival) and is_packed(item.message):
+        if isinstance(item, Arrival) and is_compressed(item.message):
             try:
-                item = Arrival(item.source, unpacked(item.message), item.arrival_ns)
+                item = Arrival(item.source, decompress(item.message), item.arrival_ns)
             except WireError:
                 self.lost(item.source, 1, MALFORMED)
                 return self.take(0, wants)

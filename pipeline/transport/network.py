@@ -6,7 +6,7 @@ is encrypted and authenticated both ways (CURVE), and without a keyring it is no
     bind(socket, "tcp://10.0.0.1:7701", keyring)
     connect(socket, "tcp://10.0.0.2:7701", keyring, "brain")     # only to a `brain` that proves its key
     server = ClockServer("tcp://10.0.0.1:7700", keyring)         # in each host's launcher
-    line = ClockLine("brain", "tcp://10.0.0.2:7700", keyring)    # in each process that reads from `brain`
+    line = ClockClient("brain", "tcp://10.0.0.2:7700", keyring)    # in each process that reads from `brain`
     line.clock.to_local(frame.capture_ns)
 """
 
@@ -29,6 +29,8 @@ from pipeline.transport.wire_format import Codec, Ping, Pong
 log = logging.getLogger("network")
 
 # A partner that was switched off says nothing; without this TCP would wait for it for minutes.
+# Readers are drained by a thread that does nothing else, so a queue this long means that a process stands still.
+QUEUE_MESSAGES = 32
 HEARTBEAT_MS, SILENT_AFTER_MS, CONNECT_MS = 1000, 4000, 1500
 PING_FAST_S, FAST_PINGS, PING_EVERY_S, PATIENCE_S = 0.02, 100, 0.4, 0.5
 # The first ping finds threads and cores asleep, here more than there: it takes 230 µs and is off by 45, the next 90 and 1.
@@ -42,7 +44,7 @@ _door_lock = threading.Lock()
 _door: Any = None  # the thread that answers, for this process's ZeroMQ context, who may connect
 
 
-def poller() -> Any:
+def system_poller() -> Any:
     """What waits for descriptors: the system's, the quickest way there is, or, on Windows, ZeroMQ's, which knows them too."""
     return select.poll() if hasattr(select, "poll") else zmq.Poller()
 
@@ -182,7 +184,7 @@ class ClockServer(threading.Thread):
         self.join(1.0)
 
 
-class ClockLine(threading.Thread):
+class ClockClient(threading.Thread):
     """Keeps `clock`, the HostClock of `host`, by asking it for its time: often at first and after a jump, then steadily."""
 
     def __init__(self, host: str, address: str, keyring: Keyring | None, clock: Clock | None = None) -> None:

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 
 from pipeline.errors import WireError
-from pipeline.transport.poller import Bells
-from pipeline.transport.wire import Connection, Gone
+from pipeline.transport.poller import Poller
+from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import Value
 
 
-class Drain(threading.Thread):
+class Receiver(threading.Thread):
     """Does nothing else.
 
     deliver(value, lost) is called for each message of a connection (value None: a welcome after which some are lost);
@@ -21,14 +21,19 @@ class Drain(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="drain", daemon=True)
         self._edges: list[
-            tuple[Connection, Callable[[Value | Gone | None, int], None], Callable[[], None], Callable[[], int]]
+            tuple[
+                Subscriber,
+                Callable[[Value | OverwrittenPayload | None, int], None],
+                Callable[[], None],
+                Callable[[], int],
+            ]
         ] = []
         self._stopping = threading.Event()
 
     def add(
         self,
-        connection: Connection,
-        deliver: Callable[[Value | Gone | None, int], None],
+        connection: Subscriber,
+        deliver: Callable[[Value | OverwrittenPayload | None, int], None],
         malformed: Callable[[], None],
         taken: Callable[[], int],
     ) -> None:
@@ -36,16 +41,16 @@ class Drain(threading.Thread):
         self._edges.append((connection, deliver, malformed, taken))
 
     def run(self) -> None:
-        bells = Bells([edge[0] for edge in self._edges])
+        bells = Poller([edge[0] for edge in self._edges])
         edges = {edge[0]: edge for edge in self._edges}
-        credited = any(connection.credited for connection in edges)
+        credited = any(connection.uses_credits for connection in edges)
         # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
         timeout_ms = 2 if credited else 50
         while not self._stopping.is_set():
             for connection, _, _, taken in self._edges:
-                connection.greet()
-                if connection.credited and (count := taken()):
-                    connection.grant(count)
+                connection.keep_alive()
+                if connection.uses_credits and (count := taken()):
+                    connection.grant_credits(count)
             for connection in bells.wait(timeout_ms):
                 _, deliver, malformed, _ = edges[connection]
                 try:

@@ -4,16 +4,16 @@ A publisher writes a payload into a slot, or lends the slot to the source that f
 where it lies. A reader gets a read-only view of the slot, and the slot is not written to for as long as any reader
 holds that view, or any view of it. Owns the files and who may touch which slot; knows nothing of messages.
 
-    ring = Ring(folder, "camera", rate_hz=30)                    # publisher
+    ring = SharedMemoryWriter(folder, "camera", rate_hz=30)                    # publisher
     image = ring.borrow((1080, 1920, 3), np.uint8)               # fill it in place …
     place, image = ring.place(image)                             # … and it has not been copied; other arrays are
-    image = RingReader(folder).view(place, (1080, 1920, 3), image.dtype)        # another process, no copy; or Overwritten
+    image = SharedMemoryReader(folder).view(place, (1080, 1920, 3), image.dtype)        # another process, no copy; or SlotOverwritten
 
 Why no frame is ever torn. Each slot has a generation, and one byte of the file stands for it in the kernel's locks.
     write   take the byte's write lock (it fails while a reader has it), set the generation to 0, let the lock go; then
             fill the slot; then set a new generation, and tell the readers.
     read    take the byte's read lock; if the generation is the one that was told, the view is good until the lock goes,
-            and it goes when the view's last user is gone; else the slot was written to first: Overwritten, and counted.
+            and it goes when the view's last user is gone; else the slot was written to first: SlotOverwritten, and counted.
 The lock decides who came first, so there is no moment in which a frame must be checked again after its use, and none in
 which an unlucky reader copies half of two frames. And the kernel takes the locks of a process that dies, so no reader,
 however it ends, keeps a slot. A publisher that dies in the middle of writing leaves the generation 0, which nobody is
@@ -41,13 +41,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-if sys.platform == "linux":  # elsewhere rings_folder() is None, and nothing of this is used
+if sys.platform == "linux":  # elsewhere shared_memory_root() is None, and nothing of this is used
     import fcntl
 
 log = logging.getLogger("ring")
 
 # What is held at a time: the aligner's max_wait, the window, and what inference takes. What needs more is copied.
-SPAN_S = 0.25
+DEFAULT_SPAN_S = 0.25
 MIN_SLOTS, MAX_BYTES = 4, 128 << 20
 DEFAULT_RATE_HZ = 30.0
 SLOT_ALIGN = mmap.PAGESIZE
@@ -60,11 +60,11 @@ _MAX_SLOTS = (_SLOTS_AT - _GENERATIONS_AT) // 8
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class Overwritten(Exception):
+class SlotOverwritten(Exception):
     """The slot holds a later frame, or none: whoever asks for this one came too late."""
 
 
-class Place(NamedTuple):
+class SlotAddress(NamedTuple):
     """Where a payload lies."""
 
     file: str
@@ -72,24 +72,29 @@ class Place(NamedTuple):
     generation: int
 
 
-def rings_folder() -> Path | None:
+def shared_memory_root() -> Path | None:
     """Where the runs of this user keep their rings, one folder a run; None where there is no shared memory to see."""
     if not sys.platform.startswith("linux") or not os.access(SHARED_MEMORY, os.W_OK):
         return None
     return SHARED_MEMORY / f"sensorium-{os.getuid()}"
 
 
-def folder_of(run_folder: Path) -> Path | None:
+def shared_memory_folder(run_folder: Path) -> Path | None:
     """The folder for the rings of a run, if the run has made one that belongs to this user."""
-    base = rings_folder()
+    base = shared_memory_root()
     folder = base / run_folder.name if base else None
     return folder if folder and folder.is_dir() and folder.stat().st_uid == os.getuid() else None
 
 
-class Ring:
+def folder_for_address(address: str) -> Path | None:
+    """The folder for the rings of the run that publishes at this address; None for TCP addresses and other hosts."""
+    return shared_memory_folder(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
+
+
+class SharedMemoryWriter:
     """A publisher's end: one stream's slots. Made when the first payload tells how large a slot must be."""
 
-    def __init__(self, folder: Path, stream: str, rate_hz: float | None = None, span_s: float = SPAN_S) -> None:
+    def __init__(self, folder: Path, stream: str, rate_hz: float | None = None, span_s: float = DEFAULT_SPAN_S) -> None:
         """span_s: so much of the stream has room, up to MAX_BYTES."""
         self._folder, self._stream = folder, stream.replace("/", "-")
         self._slots = math.ceil((rate_hz or DEFAULT_RATE_HZ) * span_s) + 2
@@ -115,7 +120,7 @@ class Ring:
                 self._grow(bytes_needed)
             return self._file.claim(shape, dtype) if bytes_needed <= self._max_bytes and self._file else None
 
-    def place(self, array: np.ndarray) -> tuple[Place, np.ndarray] | None:
+    def place(self, array: np.ndarray) -> tuple[SlotAddress, np.ndarray] | None:
         """Make `array` readable: as it lies if it is a borrowed slot, else by copying it into one; None as for borrow.
 
         The slot is not used again while the returned array, or a view of it, lives in this process.
@@ -136,7 +141,7 @@ class Ring:
             assert self._file is not None and slot is not None
             self._generation += 1
             self._file.generations[slot] = self._generation
-            return Place(self._file.name, slot, self._generation), array
+            return SlotAddress(self._file.name, slot, self._generation), array
 
     def prepare(self) -> None:
         """Where payloads are copied, claim the next one's slot now, while nobody waits for it."""
@@ -219,7 +224,7 @@ class _File:
         return None
 
 
-class RingReader:
+class SharedMemoryReader:
     """A reader's end of one publisher's rings. Each reader has its own: its locks are its own."""
 
     def __init__(self, folder: Path, *, waited_for: bool = False) -> None:
@@ -227,10 +232,10 @@ class RingReader:
         self._folder, self._most = folder, 1.0 if waited_for else 0.5
         self._mapped: _Mapped | None = None
 
-    def view(self, place: Place, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def view(self, place: SlotAddress, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """The payload, read-only, which stays as it is while anything refers to it.
 
-        Raises Overwritten, and ValueError for a place that cannot be.
+        Raises SlotOverwritten, and ValueError for a place that cannot be.
         """
         if self._mapped is None or self._mapped.name != place.file:
             self._mapped = _Mapped(self._folder, place.file, self._most)
@@ -247,7 +252,7 @@ class _Mapped:
         try:
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as error:
-            raise Overwritten from error  # its publisher is gone, or has made a larger one
+            raise SlotOverwritten from error  # its publisher is gone, or has made a larger one
         self._descriptor = descriptor
         weakref.finalize(
             self, os.close, descriptor
@@ -265,10 +270,10 @@ class _Mapped:
         if not 0 <= slot < len(self._generations) or not 0 <= math.prod(shape) * dtype.itemsize <= self._slot_bytes:
             raise ValueError(f"slot {slot} of '{self.name}' cannot hold {shape} of {dtype}")
         if not _lock(self._descriptor, fcntl.F_RDLCK, slot):
-            raise Overwritten
+            raise SlotOverwritten
         if self._generations[slot] != generation:
             _lock(self._descriptor, fcntl.F_UNLCK, slot)
-            raise Overwritten
+            raise SlotOverwritten
         view: np.ndarray = np.ndarray(shape, dtype, self._memory, _SLOTS_AT + slot * self._slot_bytes)
         # numpy keeps this very array alive for every view of it, so its end is the end of the last of them.
         self._held[generation] = weakref.ref(view, functools.partial(self._release, slot, generation))

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, StreamInfo
-from pipeline.transport.shared_memory import Place
+from pipeline.transport.shared_memory import SlotAddress
 
 VERSION = 1
 # A chunk of sound travels in the header. Above, a ring takes half the time of a message part: 54 µs, not 106, at 12 KiB.
@@ -28,8 +28,8 @@ INLINE_BYTES = 8 << 10
 # How a reader wants large arrays: "inline" as parts of the message, which every reader understands; "ring" in shared
 # memory; "packed" as parts again, but compressed for a network (packing.py).
 Payloads = Literal["inline", "ring", "packed"]
-PlaceArray = Callable[[np.ndarray], Place | None]
-FetchArray = Callable[[Place, tuple[int, ...], np.dtype], np.ndarray]
+PlaceArray = Callable[[np.ndarray], SlotAddress | None]
+FetchArray = Callable[[SlotAddress, tuple[int, ...], np.dtype], np.ndarray]
 # Numbers only: an object dtype would mean running code that came in a message.
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -156,7 +156,7 @@ class Codec:
     def decode(self, parts: Sequence[Any]) -> Envelope:
         """Arrays are read-only views of `parts`, or of the ring.
 
-        Raises WireError for anything that is not ours, and ring.Overwritten for what is, and comes too late.
+        Raises WireError for anything that is not ours, and ring.SlotOverwritten for what is, and comes too late.
         """
         self._parts = list(parts[1:])
         try:
@@ -175,7 +175,7 @@ class Codec:
             return None
         return numbered.session, numbered.seq
 
-    def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int | Place]:
+    def _encode_array(self, array: Any) -> tuple[str, tuple[int, ...], bytes | int | SlotAddress]:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"cannot send a {type(array).__name__}")
         if (dtype := _NAMES.get(array.dtype)) is None:
@@ -198,7 +198,7 @@ class Codec:
             if self._fetch is None:
                 raise ValueError("a payload in a ring, for a reader that did not ask for it")
             file, slot, generation = where
-            return self._fetch(Place(str(file), int(slot), int(generation)), tuple(shape), DTYPES[dtype])
+            return self._fetch(SlotAddress(str(file), int(slot), int(generation)), tuple(shape), DTYPES[dtype])
         if isinstance(where, int) and where < 0:  # and lists to this
             raise ValueError("a negative part")
         array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])

@@ -13,8 +13,9 @@ import zmq
 
 from pipeline.errors import WireError
 from pipeline.frame import Frame, Prediction, Receipt, StreamInfo, Subject
-from pipeline.transport import wire
-from pipeline.transport.wire import Connection, Gone, Publisher
+from pipeline.transport.network import context
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import End
 
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
@@ -44,14 +45,14 @@ def number(seq: int) -> Frame:
 
 
 def a_socket(kind: int) -> zmq.Socket[bytes]:
-    socket = wire.context().socket(kind)
+    socket = context().socket(kind)
     socket.setsockopt(zmq.LINGER, 200)
     return socket
 
 
 @dataclasses.dataclass
 class Reader:
-    connection: Connection
+    connection: Subscriber
     seqs: list[int] = dataclasses.field(default_factory=list)
     lost: int = 0
     ended: bool = False
@@ -62,18 +63,18 @@ class Reader:
         end_s = time.monotonic() + give_up_s
         while not until():
             assert time.monotonic() < end_s, f"waited in vain: {self}"
-            self.connection.greet()
+            self.connection.keep_alive()
             if self.connection.wait(5):
                 try:
                     value, lost = self.connection.receive()
                 except WireError:
                     self.malformed += 1
                     continue
-                self.lost += lost + isinstance(value, Gone)
+                self.lost += lost + isinstance(value, OverwrittenPayload)
                 if isinstance(value, Frame):
                     self.seqs.append(value.seq)
                 self.ended = self.ended or isinstance(value, End)
 
     def join(self, publisher: Publisher) -> None:
         """Until the publisher has welcomed it; both belong to this thread."""
-        self.read(lambda: publisher.service() or self.connection.welcome is not None)
+        self.read(lambda: publisher.service() or self.connection.info is not None)

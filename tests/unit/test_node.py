@@ -17,7 +17,7 @@ from pipeline.frame import AlignedSet, Frame, Prediction, StreamInfo
 from pipeline.metrics import Metrics
 from pipeline.node import Arrival, Context, Sink, Source, Transform, run
 from pipeline.testing import Stage, play
-from pipeline.transport.input_queue import Inbox
+from pipeline.transport.input_queue import InputQueue
 
 
 class Flaky(Source):
@@ -53,7 +53,7 @@ def run_source(
         source.context.muted.set()
     if lost is None:
         source.open()
-    run(source, Inbox(source.context.clock, Metrics()), sent.append, lost=lost)
+    run(source, InputQueue(source.context.clock, Metrics()), sent.append, lost=lost)
     return sent, told
 
 
@@ -126,7 +126,7 @@ def test_absent_source_keeps_saying_so_until_it_is_stopped():
     told: list[tuple] = []
     source.context = Context("microphone", Stopping(), tell=lambda *t: told.append(t))
     lost = DeviceError("microphone: PortAudio is missing.", retry=False)
-    run(source, Inbox(source.context.clock, Metrics()), sent.append, lost=lost)
+    run(source, InputQueue(source.context.clock, Metrics()), sent.append, lost=lost)
     assert source.opened == 0
     assert {f.encoding for f in sent} == {"none"}
     until = [f.capture_ns for f in sent]
@@ -170,7 +170,7 @@ class Double(Transform):
 def test_transform_ends_when_all_its_inputs_have_and_sends_what_it_still_held():
     node = Double()
     node.context = Context("emotion", ManualClock(start_ns=100), ("a", "b"))
-    inbox = Inbox(node.context.clock, node.context.metrics)
+    inbox = InputQueue(node.context.clock, node.context.metrics)
     for source in ("a", "b"):
         inbox.open(source)
     inbox.put("a", Frame("a", 0, 0, "none"))
@@ -185,7 +185,7 @@ def test_transform_ends_when_all_its_inputs_have_and_sends_what_it_still_held():
 def test_prediction_carries_its_total_latency_and_what_was_neither_data_nor_model():
     node = Double()
     node.context = Context("emotion", ManualClock(start_ns=5 * MS), ("a",))
-    inbox = Inbox(node.context.clock, node.context.metrics)
+    inbox = InputQueue(node.context.clock, node.context.metrics)
     inbox.open("a")
     inbox.put("a", Frame("a", 0, 0, "none"))
     inbox.end("a")
@@ -207,7 +207,7 @@ def test_sink_sees_everything_then_the_end():
 
     node = Keep()
     node.context = Context("keep", ManualClock(), ("a",), stopping=threading.Event())
-    inbox = Inbox(node.context.clock, node.context.metrics)
+    inbox = InputQueue(node.context.clock, node.context.metrics)
     inbox.open("a")
     inbox.put("a", Frame("a", 0, 0, "none"))
     inbox.end("a")

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.frame import Frame, Prediction, Subject
 from pipeline.recording.mcap import schemas
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
-from pipeline.transport.compression import packed, unpacked
+from pipeline.transport.compression import compress, decompress
 
 SCHEMA = Path(__file__).parents[2] / "docs/prediction.schema.json"
 
@@ -60,8 +60,8 @@ def test_its_json_is_what_the_schema_says_and_a_grid_is_a_picture_of_letters():
 def test_points_with_their_times_pass_a_network_and_a_recording_to_the_bit():
     points = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
     frame = Frame("lidar", 1, 2, "points_xyzit_f32", points, 100)
-    sent = packed(frame)
+    sent = compress(frame)
     assert sent.encoding == "points_t_zlib"
-    assert unpacked(sent).data.tobytes() == points.tobytes()
+    assert decompress(sent).data.tobytes() == points.tobytes()
     assert schemas.kind_of(frame) == schemas.POINTS
     assert schemas.decode(schemas.POINTS, schemas.encode(frame, 0, "lidar")).data.tobytes() == points.tobytes()

@@ -18,7 +18,7 @@ from pipeline.rig import rig as rigs
 from pipeline.rig.time_correction import TimeCorrection, time_correction
 from pipeline.runtime.config import load
 from pipeline.testing import Stage, play
-from pipeline.transport.input_queue import Inbox
+from pipeline.transport.input_queue import InputQueue
 
 
 @pytest.fixture
@@ -142,6 +142,6 @@ def test_the_loop_that_runs_a_source_applies_it(tone):
     microphone = Microphone(device=tone, realtime=False, offset_ms=-30.0)
     microphone.context = Context("microphone", ManualClock(0))
     microphone.open()
-    run(microphone, Inbox(microphone.context.clock, Metrics()), sent.append)
+    run(microphone, InputQueue(microphone.context.clock, Metrics()), sent.append)
     microphone.close()
     assert sent[0].capture_ns == -30_000_000

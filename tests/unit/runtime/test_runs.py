@@ -14,7 +14,7 @@ from wires import INFO, PREDICTION, a_socket
 from pipeline.errors import ConfigError
 from pipeline.runtime import runs
 from pipeline.runtime.runs import find_run, subscribe
-from pipeline.transport.wire import Publisher
+from pipeline.transport.publisher import Publisher
 from pipeline.transport.wire_format import Codec, End
 
 

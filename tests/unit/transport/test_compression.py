@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Prediction
-from pipeline.transport.compression import is_packed, packed, unpacked
+from pipeline.transport.compression import compress, decompress, is_compressed
 
 RANDOM = np.random.default_rng(0)
 DEPTH = Frame("depth", 1, 1, "depth_u16_mm", (1500 + RANDOM.normal(0, 3, (48, 64))).astype(np.uint16))
@@ -18,9 +18,9 @@ SOUND = Frame("microphone", 3, 3, "pcm_f32", RANDOM.normal(0, 0.1, 320).astype(n
 
 @pytest.mark.parametrize("frame", [DEPTH, POINTS], ids=["depth", "points"])
 def test_depth_and_points_come_back_to_the_bit(frame: Frame) -> None:
-    sent = packed(frame)
-    assert is_packed(sent) and sent.data.nbytes < frame.data.nbytes
-    received = unpacked(sent)
+    sent = compress(frame)
+    assert is_compressed(sent) and sent.data.nbytes < frame.data.nbytes
+    received = decompress(sent)
     assert (received.encoding, received.data.dtype) == (frame.encoding, frame.data.dtype)
     assert np.array_equal(received.data, frame.data)
     assert not received.data.flags.writeable
@@ -28,7 +28,7 @@ def test_depth_and_points_come_back_to_the_bit(frame: Frame) -> None:
 
 def test_no_points_are_still_points() -> None:
     sweep = msgspec.structs.replace(POINTS, data=np.empty((0, 4), np.float32))
-    assert unpacked(packed(sweep)).data.shape == (0, 4)
+    assert decompress(compress(sweep)).data.shape == (0, 4)
 
 
 def test_picture_becomes_a_jpeg_that_looks_the_same_and_stays_one() -> None:
@@ -36,34 +36,34 @@ def test_picture_becomes_a_jpeg_that_looks_the_same_and_stays_one() -> None:
 
     gradient = np.linspace(0, 255, 320).astype(np.uint8)
     picture = Frame("camera", 0, 0, "bgr8", np.broadcast_to(gradient[None, :, None], (240, 320, 3)).copy())
-    sent = packed(picture)
-    assert sent.encoding == "jpeg" and unpacked(sent) is sent
+    sent = compress(picture)
+    assert sent.encoding == "jpeg" and decompress(sent) is sent
     seen = cv2.imdecode(sent.data, cv2.IMREAD_COLOR)
     assert np.abs(seen.astype(int) - picture.data).max() < 6
 
 
 def test_everything_else_travels_as_it_is() -> None:
     prediction = Prediction("t", 0, ("a",), np.ones(1, np.float32), "a", "m@1")
-    assert packed(SOUND) is SOUND
-    assert packed(prediction) is prediction
+    assert compress(SOUND) is SOUND
+    assert compress(prediction) is prediction
 
 
 def test_frames_of_a_set_are_packed_and_unpacked() -> None:
     aligned = AlignedSet("depth", 1, {"depth": (DEPTH,), "lidar": (POINTS, POINTS), "microphone": (SOUND,)}, ())
-    sent = packed(aligned)
+    sent = compress(aligned)
     assert [f.encoding for many in sent.frames.values() for f in many] == [
         "depth_png",
         "points_zlib",
         "points_zlib",
         "pcm_f32",
     ]
-    received = unpacked(sent)
+    received = decompress(sent)
     assert np.array_equal(received.frames["lidar"][1].data, POINTS.data)
-    assert not is_packed(received)
+    assert not is_compressed(received)
 
 
 @pytest.mark.parametrize("encoding", ["depth_png", "points_zlib"])
-@pytest.mark.parametrize("data", [b"", b"nonsense", packed(POINTS).data.tobytes()[:-5]])
+@pytest.mark.parametrize("data", [b"", b"nonsense", compress(POINTS).data.tobytes()[:-5]])
 def test_what_cannot_be_read_is_malformed(encoding: str, data: bytes) -> None:
     with pytest.raises(WireError):
-        unpacked(Frame("x", 0, 0, encoding, np.frombuffer(data, np.uint8)))
+        decompress(Frame("x", 0, 0, encoding, np.frombuffer(data, np.uint8)))

@@ -46,7 +46,7 @@ class Network:
         self.now_ns = leaves_ns + back_ns
 
     def run(self, seconds: float) -> Iterator[tuple[int, int]]:
-        """Pings as ClockLine sends them; between two of them (error, stated bound) of a frame captured 20 ms ago."""
+        """Pings as ClockClient sends them; between two of them (error, stated bound) of a frame captured 20 ms ago."""
         until_ns = self.now_ns + round(seconds * NS)
         while self.now_ns < until_ns:
             self.ping()

@@ -9,23 +9,23 @@ import numpy as np
 from pipeline.clock import ManualClock
 from pipeline.frame import Frame
 from pipeline.metrics import Metrics
-from pipeline.transport.compression import packed
-from pipeline.transport.input_queue import ROOM_WHEN_ALL, Arrival, Ended, Inbox, Keep
+from pipeline.transport.compression import compress
+from pipeline.transport.input_queue import BACKPRESSURE_DEPTH, Arrival, Ended, InputQueue, QueueDepth
 
 
 def frame(seq: int) -> Frame:
     return Frame("camera", seq, seq, "none")
 
 
-def an_inbox(**keeps: Keep) -> tuple[Inbox, ManualClock, Metrics]:
+def an_inbox(**keeps: QueueDepth) -> tuple[InputQueue, ManualClock, Metrics]:
     clock, metrics = ManualClock(0), Metrics()
-    inbox = Inbox(clock, metrics)
+    inbox = InputQueue(clock, metrics)
     for source, keep in keeps.items():
         inbox.open(source, keep)
     return inbox, clock, metrics
 
 
-def waiting(inbox: Inbox) -> list[int | str]:
+def waiting(inbox: InputQueue) -> list[int | str]:
     """What comes out: a frame's seq, or the name of a source that ended."""
     found: list[int | str] = []
     while (item := inbox.take(0)[0]) is not None:
@@ -126,7 +126,7 @@ def test_a_neighbour_in_the_same_process_waits_for_room() -> None:
     stopping, all_put = threading.Event(), threading.Event()
 
     def write() -> None:
-        for seq in range(3 * ROOM_WHEN_ALL):
+        for seq in range(3 * BACKPRESSURE_DEPTH):
             inbox.put_when_room("camera", frame(seq), stopping)
         all_put.set()
 
@@ -134,19 +134,19 @@ def test_a_neighbour_in_the_same_process_waits_for_room() -> None:
     writer.start()
     assert not all_put.wait(0.1)  # it stands still, with a third delivered
     taken = []
-    while len(taken) < 3 * ROOM_WHEN_ALL:
+    while len(taken) < 3 * BACKPRESSURE_DEPTH:
         item, _ = inbox.take(5)
         assert isinstance(item, Arrival) and isinstance(item.message, Frame)
         taken.append(item.message.seq)
     writer.join(5)
-    assert taken == list(range(3 * ROOM_WHEN_ALL))
+    assert taken == list(range(3 * BACKPRESSURE_DEPTH))
     assert metrics.dropped() == {}
 
 
 def test_a_neighbour_that_waits_for_room_is_let_go_at_the_stop() -> None:
     inbox, _, _ = an_inbox(camera="all")
     stopping = threading.Event()
-    for seq in range(ROOM_WHEN_ALL):
+    for seq in range(BACKPRESSURE_DEPTH):
         inbox.put("camera", frame(seq))
     writer = threading.Thread(target=lambda: inbox.put_when_room("camera", frame(99), stopping))
     writer.start()
@@ -178,7 +178,7 @@ def test_packed_frame_is_unpacked_when_it_is_taken_and_the_replaced_one_never() 
     inbox, _, metrics = an_inbox(lidar="latest")
     points = np.ones((20, 4), np.float32)
     for seq in range(3):
-        inbox.put("lidar", packed(Frame("lidar", seq, seq, "points_xyzi_f32", points * seq)))
+        inbox.put("lidar", compress(Frame("lidar", seq, seq, "points_xyzi_f32", points * seq)))
     item, _ = inbox.take(0)
     assert isinstance(item, Arrival) and isinstance(item.message, Frame)
     assert item.message.encoding == "points_xyzi_f32" and np.array_equal(item.message.data, points * 2)

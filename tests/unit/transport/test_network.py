@@ -23,8 +23,9 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.transport import network
 from pipeline.transport.keys import Keyring, write_new
-from pipeline.transport.network import ClockLine, ClockServer, new_keys
-from pipeline.transport.wire import Connection, Publisher
+from pipeline.transport.network import ClockClient, ClockServer, new_keys
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import Codec, Hello, Ping
 
 pytestmark = pytest.mark.system
@@ -113,14 +114,14 @@ def test_nothing_opens_on_the_network_without_a_key(outside: str, free_port: int
     with pytest.raises(ConfigError, match="keys new NAME"):
         Publisher(f"tcp://127.0.0.1:{free_port}", StreamInfo("camera", "label"), network=outside)
     with pytest.raises(ConfigError, match="keys new NAME"):
-        Connection(outside, "reader")
+        Subscriber(outside, "reader")
     with pytest.raises(ConfigError, match="keys new NAME"):
         ClockServer(outside, None)
 
 
 def test_host_without_its_key_here_is_not_connected_to(outside: str, keyrings: Callable[..., Keyring]) -> None:
     with pytest.raises(ConfigError, match="copy its front.public"):
-        ClockLine("front", outside, keyrings("brain"))
+        ClockClient("front", outside, keyrings("brain"))
 
 
 def test_a_host_that_refuses_our_key_is_named_with_the_fix(
@@ -128,7 +129,7 @@ def test_a_host_that_refuses_our_key_is_named_with_the_fix(
 ) -> None:
     monkeypatch.setattr(network, "NO_ANSWER_S", 1.0)
     server = ClockServer(outside, keyrings("front"))
-    line = ClockLine("front", outside, keyrings("brain", allows=("front",)))
+    line = ClockClient("front", outside, keyrings("brain", allows=("front",)))
     server.start()
     line.start()
     wait_for(
@@ -208,8 +209,8 @@ def server(free_port: int) -> Iterator[tuple[OtherClock, int]]:
     answering.stop()
 
 
-def listening(address: str) -> ClockLine:
-    line = ClockLine("front", address, None)
+def listening(address: str) -> ClockClient:
+    line = ClockClient("front", address, None)
     line.start()
     until_s = time.monotonic() + 5
     while not line.clock.ready:
@@ -218,7 +219,7 @@ def listening(address: str) -> ClockLine:
     return line
 
 
-def checks(line: ClockLine, other: OtherClock, seconds: float) -> list[tuple[int, int]]:
+def checks(line: ClockClient, other: OtherClock, seconds: float) -> list[tuple[int, int]]:
     """(error, stated bound) of the present, every 5 ms."""
     found, until_s = [], time.monotonic() + seconds
     while time.monotonic() < until_s:

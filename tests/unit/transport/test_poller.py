@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.frame import Frame, StreamInfo
 from pipeline.runtime import runs
-from pipeline.transport.poller import Bells
-from pipeline.transport.wire import Connection, Publisher
+from pipeline.transport.poller import Poller
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.subscriber import Subscriber
 
 
 @pytest.mark.parametrize("has_poll", [True, False])
@@ -23,15 +24,15 @@ def test_streams_are_heard_whichever_way_there_is_to_wait(
         monkeypatch.delattr(select, "poll")
     addresses = {name: runs.free_address(tmp_path, name, portable=True) for name in ("left", "right")}
     publishers = [Publisher(address, StreamInfo(name, "series_f32")) for name, address in addresses.items()]
-    connections = [Connection(address, f"reader of {name}") for name, address in addresses.items()]
-    bells = Bells(connections)
+    connections = [Subscriber(address, f"reader of {name}") for name, address in addresses.items()]
+    bells = Poller(connections)
     heard: set[str] = set()
     give_up_s = time.monotonic() + 10
     while heard != {"left", "right"} and time.monotonic() < give_up_s:
         for publisher in publishers:
             publisher.send(Frame(publisher.info.stream, 0, 1, "series_f32", np.zeros(3, np.float32)))
         for connection in connections:
-            connection.greet()
+            connection.keep_alive()
         for connection in bells.wait(20):
             value, _ = connection.receive()
             if isinstance(value, Frame):

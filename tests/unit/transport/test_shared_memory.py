@@ -17,12 +17,22 @@ import numpy as np
 import pytest
 
 from pipeline.runtime import launcher
-from pipeline.transport.shared_memory import MAX_BYTES, Overwritten, Place, Ring, RingReader, folder_of, rings_folder
+from pipeline.transport.shared_memory import (
+    MAX_BYTES,
+    SharedMemoryReader,
+    SharedMemoryWriter,
+    SlotAddress,
+    SlotOverwritten,
+    shared_memory_folder,
+    shared_memory_root,
+)
 
 SHAPE = (100, 1000)
 U8 = np.dtype(np.uint8)
 
-pytestmark = pytest.mark.skipif(rings_folder() is None, reason="no shared memory here: /dev/shm cannot be written to")
+pytestmark = pytest.mark.skipif(
+    shared_memory_root() is None, reason="no shared memory here: /dev/shm cannot be written to"
+)
 
 
 @pytest.fixture
@@ -31,8 +41,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ring(folder: Path) -> Iterator[Ring]:
-    made = Ring(folder, "camera", rate_hz=16)  # 6 slots
+def ring(folder: Path) -> Iterator[SharedMemoryWriter]:
+    made = SharedMemoryWriter(folder, "camera", rate_hz=16)  # 6 slots
     yield made
     made.close()
 
@@ -41,7 +51,7 @@ def filled(number: int) -> np.ndarray:
     return np.full(SHAPE, number, np.uint8)
 
 
-def put(ring: Ring, number: int) -> Place:
+def put(ring: SharedMemoryWriter, number: int) -> SlotAddress:
     placed = ring.place(filled(number))
     assert placed is not None
     return placed[0]
@@ -64,11 +74,11 @@ def line(process: subprocess.Popen[str]) -> str:
 def test_reader_sees_what_was_placed(ring, folder):
     image = np.arange(12, dtype=np.float32).reshape(3, 4)
     place, _ = ring.place(image)
-    assert np.array_equal(RingReader(folder).view(place, (3, 4), np.dtype(np.float32)), image)
+    assert np.array_equal(SharedMemoryReader(folder).view(place, (3, 4), np.dtype(np.float32)), image)
 
 
 def test_slot_claimed_ahead_is_the_next_copys(ring, folder):
-    reader = RingReader(folder)
+    reader = SharedMemoryReader(folder)
     first = put(ring, 1)
     ring.prepare()
     second = put(ring, 2)
@@ -80,11 +90,11 @@ def test_slot_claimed_ahead_in_a_ring_that_has_grown_since_is_let_go(ring, folde
     put(ring, 1)
     ring.prepare()
     ring.borrow((1000, 1000), np.uint8)
-    assert RingReader(folder).view(put(ring, 2), SHAPE, U8).max() == 2
+    assert SharedMemoryReader(folder).view(put(ring, 2), SHAPE, U8).max() == 2
 
 
 def test_view_cannot_be_written_to(ring, folder):
-    view = RingReader(folder).view(put(ring, 1), SHAPE, U8)
+    view = SharedMemoryReader(folder).view(put(ring, 1), SHAPE, U8)
     with pytest.raises(ValueError, match="read-only"):
         view[0] = 2
     with pytest.raises(ValueError, match="WRITEABLE"):
@@ -96,7 +106,7 @@ def test_borrowed_slot_is_placed_without_a_copy(ring, folder):
     image.fill(7)
     place, placed = ring.place(image)
     assert placed is image
-    assert (RingReader(folder).view(place, SHAPE, U8) == 7).all()
+    assert (SharedMemoryReader(folder).view(place, SHAPE, U8) == 7).all()
 
 
 def test_part_of_a_borrowed_slot_is_copied_if_it_does_not_begin_there(ring, folder):
@@ -104,7 +114,7 @@ def test_part_of_a_borrowed_slot_is_copied_if_it_does_not_begin_there(ring, fold
     image[:] = np.arange(100, dtype=np.uint8)[:, None]
     place, placed = ring.place(image[1:])
     assert not np.shares_memory(placed, image)
-    assert RingReader(folder).view(place, (99, 1000), U8)[0, 0] == 1
+    assert SharedMemoryReader(folder).view(place, (99, 1000), U8)[0, 0] == 1
 
 
 def test_frame_sent_twice_lies_in_two_slots_because_each_is_announced_once(ring):
@@ -118,7 +128,7 @@ def test_frame_sent_twice_lies_in_two_slots_because_each_is_announced_once(ring)
 
 
 def test_slot_is_not_written_to_while_a_reader_holds_a_view(ring, folder):
-    reader = RingReader(folder)
+    reader = SharedMemoryReader(folder)
     held = reader.view(put(ring, 1), SHAPE, U8)
     for number in range(2, 40):
         put(ring, number)
@@ -126,7 +136,7 @@ def test_slot_is_not_written_to_while_a_reader_holds_a_view(ring, folder):
 
 
 def test_view_of_a_view_keeps_the_slot_too(ring, folder):
-    corner = RingReader(folder).view(put(ring, 1), SHAPE, U8)[10:20, 10:20].reshape(-1)[::2]
+    corner = SharedMemoryReader(folder).view(put(ring, 1), SHAPE, U8)[10:20, 10:20].reshape(-1)[::2]
     for number in range(2, 20):
         put(ring, number)
     assert (corner == 1).all()
@@ -134,7 +144,7 @@ def test_view_of_a_view_keeps_the_slot_too(ring, folder):
 
 def test_slot_is_used_again_when_its_last_view_is_gone(ring, folder):
     place = put(ring, 1)
-    view = RingReader(folder).view(place, SHAPE, U8)
+    view = SharedMemoryReader(folder).view(place, SHAPE, U8)
     part = view[5:]
     del view
     assert place.slot not in {put(ring, 2).slot for _ in range(20)}
@@ -146,16 +156,16 @@ def test_frame_that_was_written_over_is_refused_and_never_shown(ring, folder):
     place = put(ring, 1)
     for number in range(2, 20):
         put(ring, number)
-    with pytest.raises(Overwritten):
-        RingReader(folder).view(place, SHAPE, U8)
+    with pytest.raises(SlotOverwritten):
+        SharedMemoryReader(folder).view(place, SHAPE, U8)
 
 
 def test_frame_is_refused_while_its_slot_is_being_filled(ring, folder):
     place = put(ring, 1)
     lent = [ring.borrow(SHAPE, np.uint8) for _ in range(6)]
     assert len(lent) == 6
-    with pytest.raises(Overwritten):
-        RingReader(folder).view(place, SHAPE, U8)
+    with pytest.raises(SlotOverwritten):
+        SharedMemoryReader(folder).view(place, SHAPE, U8)
 
 
 def test_slot_lent_to_a_source_is_given_back_when_it_is_dropped(ring):
@@ -167,7 +177,7 @@ def test_slot_lent_to_a_source_is_given_back_when_it_is_dropped(ring):
 
 
 def test_reader_that_holds_half_the_ring_is_given_copies_so_the_publisher_goes_on(ring, folder):
-    reader = RingReader(folder)
+    reader = SharedMemoryReader(folder)
     views = [reader.view(put(ring, number), SHAPE, U8) for number in range(50)]
     assert [int(view[0, 0]) for view in views] == list(range(50))
     assert sum(view.base is not None for view in views) == 3
@@ -176,7 +186,7 @@ def test_reader_that_holds_half_the_ring_is_given_copies_so_the_publisher_goes_o
 
 def test_two_readers_of_one_process_do_not_let_go_of_each_others_slots(ring, folder):
     place = put(ring, 1)
-    one, other = RingReader(folder), RingReader(folder)
+    one, other = SharedMemoryReader(folder), SharedMemoryReader(folder)
     first, second = one.view(place, SHAPE, U8), other.view(place, SHAPE, U8)
     del first
     for number in range(2, 20):
@@ -185,7 +195,7 @@ def test_two_readers_of_one_process_do_not_let_go_of_each_others_slots(ring, fol
 
 
 def test_views_outlive_their_reader_and_the_ring(ring, folder):
-    reader = RingReader(folder)
+    reader = SharedMemoryReader(folder)
     view = reader.view(put(ring, 1), SHAPE, U8)
     del reader
     gc.collect()
@@ -199,7 +209,7 @@ def test_views_outlive_their_reader_and_the_ring(ring, folder):
 
 
 def test_larger_payload_makes_a_larger_ring_and_the_old_one_goes(ring, folder):
-    reader = RingReader(folder)
+    reader = SharedMemoryReader(folder)
     old = reader.view(put(ring, 1), SHAPE, U8)
     place, _ = ring.place(np.full((500, 1000), 2, np.uint8))
     assert (reader.view(place, (500, 1000), U8) == 2).all()
@@ -226,23 +236,23 @@ def test_missing_memory_is_told_once_and_the_payload_goes_another_way(ring, monk
 @pytest.mark.parametrize(
     "place",
     [
-        Place("../etc/passwd", 0, 1),
-        Place("passwd", 0, 1),
-        Place("{}", -1, 1),
-        Place("{}", 6, 1),
-        Place("not.ring", 0, 1),
+        SlotAddress("../etc/passwd", 0, 1),
+        SlotAddress("passwd", 0, 1),
+        SlotAddress("{}", -1, 1),
+        SlotAddress("{}", 6, 1),
+        SlotAddress("not.ring", 0, 1),
     ],
 )
 def test_place_that_cannot_be_is_refused(ring, folder, place):
     made = put(ring, 1)
     (folder / "not.ring").write_bytes(bytes(8192))
     with pytest.raises(ValueError):
-        RingReader(folder).view(place._replace(file=place.file.format(made.file)), SHAPE, U8)
+        SharedMemoryReader(folder).view(place._replace(file=place.file.format(made.file)), SHAPE, U8)
 
 
 def test_payload_larger_than_its_slot_is_refused(ring, folder):
     with pytest.raises(ValueError, match="cannot hold"):
-        RingReader(folder).view(put(ring, 1), (1000, 1000), U8)
+        SharedMemoryReader(folder).view(put(ring, 1), (1000, 1000), U8)
 
 
 # --- processes ----------------------------------------------------------------------------------------------------------
@@ -251,8 +261,8 @@ FLAT_OUT = """
     import sys
     import numpy as np
     from pathlib import Path
-    from pipeline.transport.shared_memory import Ring
-    ring = Ring(Path(sys.argv[1]), "camera", rate_hz=16)
+    from pipeline.transport.shared_memory import SharedMemoryWriter
+    ring = SharedMemoryWriter(Path(sys.argv[1]), "camera", rate_hz=16)
     number = 0
     while True:
         image = np.full((200, 1000, 3), number % 256, np.uint8) if number % 2 else ring.borrow((200, 1000, 3), np.uint8)
@@ -269,7 +279,7 @@ FLAT_OUT = """
 
 @pytest.mark.system
 def test_no_frame_is_torn_when_the_publisher_never_waits_and_the_reader_is_slow(folder):
-    writer, reader = child(FLAT_OUT, folder), RingReader(folder)
+    writer, reader = child(FLAT_OUT, folder), SharedMemoryReader(folder)
     shape = (200, 1000, 3)
     seen = late = 0
     held: list[tuple[int, np.ndarray]] = []
@@ -277,8 +287,8 @@ def test_no_frame_is_torn_when_the_publisher_never_waits_and_the_reader_is_slow(
     while time.monotonic() < end_s:
         file, slot, generation, shown = line(writer).split()
         try:
-            view = reader.view(Place(file, int(slot), int(generation)), shape, U8)
-        except Overwritten:
+            view = reader.view(SlotAddress(file, int(slot), int(generation)), shape, U8)
+        except SlotOverwritten:
             late += 1
             continue
         held.append((int(shown), view))
@@ -296,13 +306,13 @@ HOLDER = """
     import sys, time
     import numpy as np
     from pathlib import Path
-    from pipeline.transport.shared_memory import Place, RingReader
-    readers = [RingReader(Path(sys.argv[1])) for _ in range(2)]
+    from pipeline.transport.shared_memory import SlotAddress, SharedMemoryReader
+    readers = [SharedMemoryReader(Path(sys.argv[1])) for _ in range(2)]
     held = []
     for text in sys.stdin:
         file, slot, generation = text.split()
         reader = readers[len(held) // 3]
-        held.append(reader.view(Place(file, int(slot), int(generation)), (100, 1000), np.dtype(np.uint8)))
+        held.append(reader.view(SlotAddress(file, int(slot), int(generation)), (100, 1000), np.dtype(np.uint8)))
         print("held", flush=True)
 """
 
@@ -324,8 +334,8 @@ DIES_WRITING = """
     import os, signal, sys
     import numpy as np
     from pathlib import Path
-    from pipeline.transport.shared_memory import Ring
-    ring = Ring(Path(sys.argv[1]), "camera", rate_hz=16)
+    from pipeline.transport.shared_memory import SharedMemoryWriter
+    ring = SharedMemoryWriter(Path(sys.argv[1]), "camera", rate_hz=16)
     for number in range(6):
         place = ring.place(np.full((100, 1000), number, np.uint8))[0]
         if number in (0, 5):
@@ -338,14 +348,14 @@ DIES_WRITING = """
 
 @pytest.mark.system
 def test_publisher_killed_while_writing_leaves_no_torn_frame_and_its_successor_clears_its_file_away(folder):
-    publisher, reader = child(DIES_WRITING, folder), RingReader(folder)
-    half_written, whole = (Place(f, int(s), int(g)) for f, s, g in (line(publisher).split() for _ in range(2)))
+    publisher, reader = child(DIES_WRITING, folder), SharedMemoryReader(folder)
+    half_written, whole = (SlotAddress(f, int(s), int(g)) for f, s, g in (line(publisher).split() for _ in range(2)))
     kept = reader.view(whole, SHAPE, U8)
     publisher.communicate("go\n")
-    with pytest.raises(Overwritten):
+    with pytest.raises(SlotOverwritten):
         reader.view(half_written, SHAPE, U8)
     assert (kept == 5).all()
-    successor = Ring(folder, "camera", rate_hz=16)
+    successor = SharedMemoryWriter(folder, "camera", rate_hz=16)
     place = put(successor, 7)
     assert (reader.view(place, SHAPE, U8) == 7).all()
     assert (kept == 5).all()
@@ -357,14 +367,14 @@ def test_publisher_killed_while_writing_leaves_no_torn_frame_and_its_successor_c
 def test_late_reader_sees_the_newest_frame(ring, folder):
     for number in range(100):
         place = put(ring, number)
-    assert (RingReader(folder).view(place, SHAPE, U8) == 99).all()
+    assert (SharedMemoryReader(folder).view(place, SHAPE, U8) == 99).all()
 
 
 # --- a run's folder ---------------------------------------------------------------------------------------------------
 
 
 def test_rings_of_a_run_go_with_the_run_and_those_of_a_killed_one_with_the_next():
-    base = rings_folder()
+    base = shared_memory_root()
     assert base is not None
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -373,7 +383,7 @@ def test_rings_of_a_run_go_with_the_run_and_those_of_a_killed_one_with_the_next(
     base.chmod(0o700)
     (stale / "camera.1-0.ring").write_bytes(bytes(100))
     with launcher._run_folder() as run_folder:
-        rings = folder_of(run_folder)
+        rings = shared_memory_folder(run_folder)
         assert rings is not None and rings.is_dir()
         assert not stale.exists()
     assert not rings.exists()

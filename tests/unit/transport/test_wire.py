@@ -16,9 +16,12 @@ from wires import INFO, Reader, a_socket, message, number
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.runtime import runs
-from pipeline.transport import wire
-from pipeline.transport.receiver import Drain
-from pipeline.transport.wire import CREDITS, QUEUE_MESSAGES, Connection, Publisher
+from pipeline.transport import publisher as publisher_module
+from pipeline.transport.credits import INITIAL_CREDITS
+from pipeline.transport.network import QUEUE_MESSAGES
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.receiver import Receiver
+from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import Codec, End, Value, Welcome
 
 
@@ -34,7 +37,7 @@ def connect(address: str) -> Iterator[Callable[..., Reader]]:
     readers: list[Reader] = []
 
     def make(**options: Any) -> Reader:
-        readers.append(Reader(Connection(address, f"reader {len(readers)}", **options)))
+        readers.append(Reader(Subscriber(address, f"reader {len(readers)}", **options)))
         return readers[-1]
 
     yield make
@@ -57,7 +60,7 @@ def test_reader_learns_what_the_stream_is(address: str, connect: Callable[..., R
     publisher, reader = Publisher(address, INFO), connect()
     reader.join(publisher)
     publisher.close(ended=True)
-    assert reader.connection.welcome == INFO
+    assert reader.connection.info == INFO
 
 
 def test_late_reader_gets_everything_from_its_welcome_on(address: str, connect: Callable[..., Reader]) -> None:
@@ -74,7 +77,7 @@ def test_late_reader_gets_everything_from_its_welcome_on(address: str, connect: 
 
 def test_reader_may_be_there_before_the_publisher(address: str, connect: Callable[..., Reader]) -> None:
     reader = connect()
-    reader.connection.greet()
+    reader.connection.keep_alive()
     publisher = Publisher(address, INFO)
     reader.join(publisher)
     publisher.send(number(0))
@@ -121,7 +124,7 @@ def test_slow_reader_does_not_hold_up_the_publisher(address: str, connect: Calla
 
 
 def test_reader_that_grants_credits_loses_nothing(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect(credits=CREDITS)
+    publisher, reader = Publisher(address, INFO), connect(credits=INITIAL_CREDITS)
     reader.join(publisher)
 
     def send_all() -> None:
@@ -136,7 +139,7 @@ def test_reader_that_grants_credits_loses_nothing(address: str, connect: Callabl
     while not reader.ended:
         taken = len(reader.seqs)
         reader.read(lambda taken=taken: len(reader.seqs) > taken or reader.ended)
-        reader.connection.grant(1)
+        reader.connection.grant_credits(1)
     sending.join()
     assert (reader.seqs, reader.lost) == (list(range(500)), 0)
 
@@ -157,7 +160,7 @@ def test_publisher_that_waits_for_credits_is_let_go_at_the_stop(address: str, co
 def test_publisher_does_not_wait_for_a_reader_that_died(
     address: str, connect: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "FORGET_READER_S", 0.3)
+    monkeypatch.setattr(publisher_module, "FORGET_READER_S", 0.3)
     publisher, reader = Publisher(address, INFO), connect(credits=1)
     reader.join(publisher)
     for seq in range(3):  # the reader says nothing more
@@ -173,7 +176,7 @@ def test_reader_notices_a_restarted_publisher_and_reads_on(address: str, connect
     publisher.close(ended=False)  # as if it had been killed
 
     again = publisher_as_soon_as_it_is_free(address)
-    reader.read(lambda: again.service() or reader.connection.restarts == 1)
+    reader.read(lambda: again.service() or reader.connection.publisher_restarts == 1)
     again.send(number(100))
     again.close(ended=True)
     reader.read(lambda: reader.ended)
@@ -227,7 +230,7 @@ def test_reader_counts_a_malformed_message_once_and_reads_on(address: str, conne
     reader = connect()
     impostor = a_socket(zmq.ROUTER)
     impostor.bind(address)
-    reader.connection.greet()
+    reader.connection.keep_alive()
     identity, _ = impostor.recv_multipart()
     codec = Codec()
     impostor.send_multipart([identity, *codec.encode(9, 0, Welcome(INFO))])
@@ -244,7 +247,7 @@ def test_reader_counts_a_malformed_message_once_and_reads_on(address: str, conne
 
 
 def test_drain_takes_messages_while_nobody_asks_for_them(address: str) -> None:
-    publisher, drain = Publisher(address, INFO), Drain()
+    publisher, drain = Publisher(address, INFO), Receiver()
     delivered: list[Any] = []
     ended = threading.Event()
 
@@ -253,10 +256,10 @@ def test_drain_takes_messages_while_nobody_asks_for_them(address: str) -> None:
         if isinstance(value, End):
             ended.set()
 
-    connection = Connection(address, "reader")
+    connection = Subscriber(address, "reader")
     drain.add(connection, deliver, lambda: delivered.append("malformed"), lambda: 0)
     drain.start()
-    while connection.welcome is None:
+    while connection.info is None:
         publisher.service(timeout_ms=20)
     for seq in range(3):
         publisher.send(number(seq))

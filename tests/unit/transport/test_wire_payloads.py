@@ -18,7 +18,8 @@ from wires import INFO, Reader, number
 
 from pipeline.frame import Frame
 from pipeline.runtime import runs
-from pipeline.transport.wire import Connection, Gone, Publisher
+from pipeline.transport.publisher import Publisher
+from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import VERSION, Codec, Hello, Value
 
 
@@ -27,12 +28,12 @@ class Line:
     """One publisher and one reader in one thread, over shared memory."""
 
     publisher: Publisher
-    connection: Connection
+    connection: Subscriber
 
-    def receive(self) -> Value | Gone:
+    def receive(self) -> Value | OverwrittenPayload:
         end_s = time.monotonic() + 5
         while time.monotonic() < end_s:
-            self.connection.greet()
+            self.connection.keep_alive()
             self.publisher.service()
             if self.connection.wait(5):
                 value, _ = self.connection.receive()
@@ -53,7 +54,7 @@ def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Line]]:
 
     def make(**options: Any) -> Line:
         address = runs.free_address(tmp_path, "camera", portable=False)
-        made.append(Line(Publisher(address, INFO), Connection(address, "reader", **options)))
+        made.append(Line(Publisher(address, INFO), Subscriber(address, "reader", **options)))
         Reader(made[-1].connection).join(made[-1].publisher)
         return made[-1]
 
@@ -123,7 +124,7 @@ def test_frame_that_a_reader_came_too_late_for_is_gone_and_counted_apart(line: C
     for seq in range(20):
         here.publisher.send(picture(seq))
     values = [here.receive() for _ in range(20)]
-    gone = [isinstance(value, Gone) for value in values]
+    gone = [isinstance(value, OverwrittenPayload) for value in values]
     assert any(gone) and not gone[-1]
     assert all(value.seq == seq for seq, value in enumerate(values) if isinstance(value, Frame))
 
@@ -136,12 +137,12 @@ def test_reader_that_is_waited_for_finds_every_frame_in_the_ring(line: Callable[
     while len(seqs) < 60:
         if here.connection.wait(50):
             value, lost = here.connection.receive()
-            assert not lost and not isinstance(value, Gone)
+            assert not lost and not isinstance(value, OverwrittenPayload)
             if isinstance(value, Frame):
                 assert in_ring(value.data)
                 seqs.append(value.seq)
-                here.connection.grant(1)
-        here.connection.greet()
+                here.connection.grant_credits(1)
+        here.connection.keep_alive()
     publishing.join()
     assert seqs == list(range(60))
 
@@ -181,7 +182,7 @@ def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_t
 def caught_up(here: Line) -> Line:
     """A line whose reader has said that it has read all that went over ZeroMQ."""
     here.connection._next_hello_s = 0
-    here.connection.greet()
+    here.connection.keep_alive()
     readers = here.publisher._readers
     wait_for(
         lambda: here.publisher.service() or all(r.on_zeromq is None for r in readers.values()), "the reader's hello"
