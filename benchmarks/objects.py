@@ -31,10 +31,10 @@ from pipeline.perception.expression.faces import overlap
 from pipeline.perception.model_loader import Engines
 from pipeline.perception.objects.detections import Detection
 from pipeline.perception.objects.detector import PINNED, Detector
+from pipeline.perception.objects.object_finder import CameraView, ObjectFinder
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.rig.rig_formats import read_kitti
-from pipeline.tasks.objects import ObjectFinder, View
 
 DEFAULT_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 CAMERA, LIDAR = "camera_2", "lidar"
@@ -59,7 +59,7 @@ class Moment(NamedTuple):
     name: str
     image: np.ndarray
     points_m: np.ndarray  # (n, 3) float32 in the lidar's frame, which is the base frame here
-    view: View
+    view: CameraView
     objects: list[Labelled]
 
 
@@ -94,7 +94,7 @@ def _moment(name: str, picture: Path, sweep: Path, labels: Path, calib: Path) ->
     camera_from_label = rig.transform(CAMERA, "camera_0") if "camera_0" in rig.frames else np.eye(4)
     rig = rig.with_pose(Pose("base", LIDAR, np.eye(4)))
     points = np.fromfile(sweep, np.float32).reshape(-1, 4)[:, :3]
-    view = View.of(rig, CAMERA)
+    view = CameraView.of(rig, CAMERA)
     objects = []
     for line in labels.read_text().splitlines():
         words = line.split()

@@ -21,19 +21,20 @@ import numpy.typing as npt
 
 from pipeline.frame import POINTS, AlignedSet, Opinion, Prediction, Subject
 from pipeline.perception.inputs import PICTURES, SOUNDS, Picture, first, latest
-from pipeline.perception.objects.detections import Detection, read_detections
-from pipeline.perception.objects.detector import NONE, Detector
+from pipeline.perception.objects.detections import DETECTION_ENCODINGS, Detection, read_detections
+from pipeline.perception.objects.detector import NO_DETECTOR, NONE, Detector
+from pipeline.perception.objects.object_finder import CameraViews, ObjectFinder
+from pipeline.perception.objects.subject_matching import match_subjects
 from pipeline.perception.obstacles.clouds import Cloud, Clouds
 from pipeline.perception.obstacles.path_clearance import STATES, Corridor, Thing, one_hot
 from pipeline.perception.obstacles.scene_model import UNUSABLE, Around, warm_up
+from pipeline.perception.place import PlaceEstimator, PlaceModel
+from pipeline.perception.sound_events import SoundEventDetector, load_detector
 from pipeline.plugins import check_options
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig
 from pipeline.scene_state import Sound, Surroundings
 from pipeline.task import Task
-from pipeline.tasks.objects import NO_DETECTOR, TEXTS, ObjectFinder, Views, told_apart
-from pipeline.tasks.place import PlaceModel, PlaceWatch
-from pipeline.tasks.sounds import Ears, open_ears
 
 
 class Scene(Task):
@@ -89,21 +90,23 @@ class Scene(Task):
         warm_up()
         self.metrics.facts["corridor"] = str(self._corridor)
         models = []
-        self._watch: PlaceWatch | None = None
+        self._place_estimator: PlaceEstimator | None = None
         if self._place_wanted != NONE:
             place = PlaceModel.open(engines, self._place_wanted)
-            self._watch = PlaceWatch(place, smoothing_ms=self._smoothing_ms, every_ms=self._place_every_ms)
+            self._place_estimator = PlaceEstimator(
+                place, smoothing_ms=self._smoothing_ms, every_ms=self._place_every_ms
+            )
             models.append(place.id)
-        self.labels = place.labels if self._watch is not None else STATES
-        self._ears: Ears | None = None
+        self.labels = place.labels if self._place_estimator is not None else STATES
+        self._detector: SoundEventDetector | None = None
         if self._sounds_wanted != NONE:
-            self._ears, manifest = open_ears(engines, model=self._sounds_wanted)
+            self._detector, manifest = load_detector(engines, model=self._sounds_wanted)
             models.append(manifest.id)
         detector = Detector.load(self._detector_wanted, engines, self.log)
         self._detects, self._finder = detector is not None, ObjectFinder(detector)
         models += [detector.name] if detector is not None else []
         self.model = " + ".join(models)
-        self._views = Views(self._clouds, self.log)
+        self._views = CameraViews(self._clouds, self.log)
 
     def _load_rig(self) -> Rig:
         give_up_s = time.monotonic() + self._rig_wait_s
@@ -125,7 +128,7 @@ class Scene(Task):
         used = [c.stream for c in clouds] + [o.stream for o in (*places, *heard) if o.weight > 0] + looked
         prediction = self.prediction(
             aligned,
-            one_hot(around.ahead) if self._watch is None else probs,
+            one_hot(around.ahead) if self._place_estimator is None else probs,
             subjects=subjects,
             used=tuple(dict.fromkeys(used)),
             bad=bad,
@@ -168,7 +171,7 @@ class Scene(Task):
     def _surroundings(
         self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]
     ) -> Surroundings:
-        labels, others = told_apart(subjects, self._around.obstacles(at_ns)) if subjects else ({}, [])
+        labels, others = match_subjects(subjects, self._around.obstacles(at_ns)) if subjects else ({}, [])
         things = [
             Thing(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others
         ]
@@ -188,7 +191,7 @@ class Scene(Task):
     ) -> tuple[list[Subject], list[str]]:
         """Boxes of the detector, or of another program's stream, with the ranges that the points give them; and the streams
         that were looked at for it."""
-        sent = latest(aligned, TEXTS)
+        sent = latest(aligned, DETECTION_ENCODINGS)
         boxes: list[Detection] | None = None
         if sent is not None:
             try:
@@ -218,10 +221,10 @@ class Scene(Task):
     def _place(
         self, picture: Picture | None, bad: dict[str, str]
     ) -> tuple[list[Opinion], npt.NDArray[np.float32] | None]:
-        if self._watch is None or picture is None:
+        if self._place_estimator is None or picture is None:
             return [], None
         stream = picture.frame.stream
-        probs, wrong, age_ns = self._watch.update(picture)
+        probs, wrong, age_ns = self._place_estimator.update(picture)
         if probs is None:
             bad[stream] = wrong
             return [Opinion("place", stream, 0.0, (), wrong)], None
@@ -233,10 +236,10 @@ class Scene(Task):
 
     def _sounds(self, aligned: AlignedSet, bad: dict[str, str]) -> tuple[list[Opinion], tuple[Sound, ...]]:
         frames = first(aligned, SOUNDS)
-        if self._ears is None or not frames:
+        if self._detector is None or not frames:
             return [], ()
-        sounds = self._ears.hear(frames, aligned.anchor_ns)
-        stream, reason = frames[-1].stream, self._ears.reason
+        sounds = self._detector.update(frames, aligned.anchor_ns)
+        stream, reason = frames[-1].stream, self._detector.reason
         if reason.startswith("not at"):
             bad[stream] = reason
         told = reason or ", ".join(f"{sound.label} {sound.prob:.0%}" for sound in sounds)

@@ -29,6 +29,7 @@ YOLOX_STRIDES_PX = ((8, 16, 32), (8, 16, 32, 64))  # the usual heads; those with
 # Cells of NanoDet-Plus (4 levels) stand at multiples of the stride; those of the first NanoDet (3) half a stride further.
 NANODET_STRIDES_PX = {4: ((8, 16, 32, 64), 0.0), 3: ((8, 16, 32), 0.5)}
 NANODET_BINS = 8  # a distance is a distribution over 0 … 7 strides (reg_max 7, in every published model)
+DETECTION_ENCODINGS = ("text_utf8",)  # of frames that hold boxes of another program
 SSD_VARIANCES = (0.1, 0.2)  # of centre and size: Liu et al. 2016, as their code and all that followed has it
 
 COCO = (

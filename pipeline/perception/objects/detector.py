@@ -29,6 +29,7 @@ from pipeline.preprocessing import letterbox
 
 PINNED = "yolox-nano"  # of models/assets.toml; yolox-tiny sees more, and takes four times as long
 NONE = "none"
+NO_DETECTOR = "detector"  # in a prediction's `missing`
 
 # Colour order, mean and standard deviation (of 0 to 255) the published models were trained with.
 _TRAINED: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
+from pipeline.perception.sound_events import DECIDE_COLUMNS, MIN_COLUMNS, OTHER, loudness_db, silent
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, VOICE_HOP, log_mel
-from pipeline.tasks.sounds import DECIDE_COLUMNS, MIN_COLUMNS, OTHER, loudness_db, silent
 from pipeline.training.data.speech import EMODB, SPEEDS, Speech, cached, sound
 
 LABELS = (

@@ -21,8 +21,8 @@ from pipeline.errors import AssetError
 from pipeline.frame import Frame
 from pipeline.inference.engine import Engine, load
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.sound_events import MODEL, OTHER, SILENCE, SoundEventDetector
 from pipeline.preprocessing import VOICE_RATE_HZ
-from pipeline.tasks.sounds import MODEL, OTHER, SILENCE, Ears
 from pipeline.training.data.datasets import data_folder
 from pipeline.training.data.speech import sound
 from pipeline.training.evaluation.report import write
@@ -46,7 +46,8 @@ def evaluate_sound(
     for trained, what in ((False, "ESC-10, recordings never heard"), (True, "ESC-10, RECORDINGS IT WAS TRAINED ON")):
         asked = [clip for clip in clips if (fold_of(clip[2]) <= FOLDS) == trained]
         played_clips = [
-            (played(Ears(engine, told), path), told.labels.index(label), recording) for path, label, recording in asked
+            (played(SoundEventDetector(engine, told), path), told.labels.index(label), recording)
+            for path, label, recording in asked
         ]
         answered = [(heard, label, recording) for (heard, _), label, recording in played_clips if heard]
         if not answered:
@@ -87,7 +88,7 @@ def _in_error(engine: Engine, told: Manifest, what: str, files: list[Path]) -> N
     reported: Counter[str] = Counter()
     windows = 0
     for path in files:
-        heard, reports = played(Ears(engine, told), path)
+        heard, reports = played(SoundEventDetector(engine, told), path)
         windows += len(heard)
         reported.update(reports)
     if files:
@@ -97,17 +98,17 @@ def _in_error(engine: Engine, told: Manifest, what: str, files: list[Path]) -> N
         )
 
 
-def played(ears: Ears, path: Path) -> tuple[list[np.ndarray], list[str]]:
+def played(detector: SoundEventDetector, path: Path) -> tuple[list[np.ndarray], list[str]]:
     """Log-probabilities of every window that was not silent, and the events that were reported."""
     samples = sound(path)
     heard, reports, before = [], [], -1
     for seq in range(len(samples) // CHUNK):
         frame = Frame("microphone", seq, seq * CHUNK_NS, "pcm_f32", samples[seq * CHUNK : (seq + 1) * CHUNK], CHUNK_NS)
-        said = ears.hear((frame,), frame.end_ns)
-        if ears.decided_ns == before:
+        said = detector.update((frame,), frame.end_ns)
+        if detector.decided_ns == before:
             continue
-        before = ears.decided_ns
-        if ears.probs is not None:
-            heard.append(np.log(np.maximum(ears.probs, 1e-7)))
+        before = detector.decided_ns
+        if detector.probs is not None:
+            heard.append(np.log(np.maximum(detector.probs, 1e-7)))
             reports += [event.label for event in said if event.label not in (OTHER, SILENCE)]
     return heard, reports

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.perception.sound_events import MODEL, REPORT_ABOVE
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
-from pipeline.tasks.sounds import MODEL, REPORT_ABOVE
 from pipeline.training.data.datasets import data_folder
 from pipeline.training.data.speech import Speech
 from pipeline.training.evaluation.evaluate import fit_temperature, softmax

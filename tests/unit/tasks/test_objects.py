@@ -18,12 +18,14 @@ from running import finished
 
 from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Subject
 from pipeline.perception.objects.detections import Detection
+from pipeline.perception.objects.object_finder import CameraView, ObjectFinder
+from pipeline.perception.objects.subject_matching import match_subjects
 from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.scene_state import Obstacle
 from pipeline.task import make
-from pipeline.tasks.objects import ObjectFinder, Objects, View, told_apart
+from pipeline.tasks.objects import Objects
 
 # The board straight ahead of it lies on the middle of a cell of the network, so that one cell alone answers.
 LENS = Intrinsics("radtan", 256, 256, 256, 256, 135.5, 135.5)
@@ -175,11 +177,11 @@ def test_boxes_from_elsewhere_are_ranged_without_a_detector_or_a_picture() -> No
     finder = ObjectFinder()
     points_base = rigs.apply(RIG.transform("base", "lidar"), points[:, :3])
     box = Detection("sign", 0.7, (104, 104, 64, 64))
-    (found,) = finder.find(None, points_base, 0, View.of(RIG, "front"), boxes=[box])
+    (found,) = finder.find(None, points_base, 0, CameraView.of(RIG, "front"), boxes=[box])
     assert (found.label, found.score, found.box_px) == ("sign", 0.7, (104, 104, 64, 64))
     assert found.range_m == pytest.approx(8.0, abs=0.05)
     assert found.position_m == pytest.approx((8.2, 0, 0.5), abs=0.1)
-    assert finder.find(None, points_base, MS, View.of(RIG, "front")) == []
+    assert finder.find(None, points_base, MS, CameraView.of(RIG, "front")) == []
 
 
 def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
@@ -197,10 +199,10 @@ def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
         seen("dog", 0.9, 20.0, 0.0, 0.2),
         Subject(9, (0, 0, 9, 9), (), label="cat"),
     ]
-    labels, others = told_apart(subjects, [ahead, turned, nothing])
+    labels, others = match_subjects(subjects, [ahead, turned, nothing])
     assert labels == {1: ("car", 0.9), 2: ("van", 0.5)}
     assert [subject.label for subject in others] == ["dog"]
-    assert [subject.label for subject in told_apart(subjects, [])[1]] == ["truck", "van", "car", "dog"]
+    assert [subject.label for subject in match_subjects(subjects, [])[1]] == ["truck", "van", "car", "dog"]
 
 
 # ---- the task

@@ -1,4 +1,4 @@
-"""Sound events: when the ears listen, what they say when there is nothing to say, and real barks and rain."""
+"""Sound events: when the detector listen, what they say when there is nothing to say, and real barks and rain."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.engine import Tensors
 from pipeline.inference.manifest import Manifest
+from pipeline.perception.sound_events import MODEL, SoundEventDetector
 from pipeline.task import make
-from pipeline.tasks.sounds import MODEL, Ears
 
 MS = 1_000_000
 CHUNK = 320  # samples in 20 ms
@@ -62,16 +62,17 @@ class Net:
         return {"logits": self.logits}
 
 
-def listen(ears: Ears, frames: list[Frame]) -> list[tuple[str, ...]]:
+def listen(detector: SoundEventDetector, frames: list[Frame]) -> list[tuple[str, ...]]:
     """What is heard after every chunk, given with the chunks of the second before it."""
     return [
-        tuple(s.label for s in ears.hear(frames[max(0, i - 50) : i + 1], frames[i].end_ns)) for i in range(len(frames))
+        tuple(s.label for s in detector.update(frames[max(0, i - 50) : i + 1], frames[i].end_ns))
+        for i in range(len(frames))
     ]
 
 
 def test_decides_twice_a_second_from_the_first_second_on(manifest: Manifest) -> None:
     net = Net(manifest)
-    said = listen(Ears(net, manifest), chunks(hiss(3.0)))  # type: ignore[arg-type]
+    said = listen(SoundEventDetector(net, manifest), chunks(hiss(3.0)))  # type: ignore[arg-type]
     assert len(net.inputs) == 5  # after 1, 1.5, 2, 2.5 and 3 s
     assert said[48] == () and said[49] == ("rain",)
     assert net.inputs[0][0, 1, 0].sum() == 97 and net.inputs[-1][0, 1, 0].sum() == 297  # heard columns
@@ -79,49 +80,49 @@ def test_decides_twice_a_second_from_the_first_second_on(manifest: Manifest) -> 
 
 def test_what_is_heard_does_not_depend_on_how_often_it_is_asked_for(manifest: Manifest) -> None:
     frames, often, seldom = chunks(hiss(4.0)), Net(manifest), Net(manifest)
-    listen(Ears(often, manifest), frames)  # type: ignore[arg-type]
-    ears = Ears(seldom, manifest)  # type: ignore[arg-type]
+    listen(SoundEventDetector(often, manifest), frames)  # type: ignore[arg-type]
+    detector = SoundEventDetector(seldom, manifest)  # type: ignore[arg-type]
     for end in range(25, len(frames) + 1, 25):
-        ears.hear(frames[end - 25 : end], frames[end - 1].end_ns)
+        detector.update(frames[end - 25 : end], frames[end - 1].end_ns)
     assert len(often.inputs) == len(seldom.inputs) and all(map(np.array_equal, often.inputs, seldom.inputs))
 
 
 def test_silence_and_a_quiet_room_are_not_judged(manifest: Manifest) -> None:
     for level in (0.0, 0.001):  # digital silence; a microphone's hiss, 60 dB below full scale
         net = Net(manifest)
-        ears = Ears(net, manifest)  # type: ignore[arg-type]
-        assert listen(ears, chunks(hiss(2.0, level)))[-1] == ("silence",)
-        assert not net.inputs and ears.reason.startswith("silence: -")
+        detector = SoundEventDetector(net, manifest)  # type: ignore[arg-type]
+        assert listen(detector, chunks(hiss(2.0, level)))[-1] == ("silence",)
+        assert not net.inputs and detector.reason.startswith("silence: -")
 
 
 def test_unsure_answer_is_other_with_the_reason(manifest: Manifest) -> None:
-    ears = Ears(Net(manifest, sure=1.0), manifest)  # type: ignore[arg-type]
-    assert listen(ears, chunks(hiss(2.0)))[-1] == ("other",)
-    assert "most like rain" in ears.reason
+    detector = SoundEventDetector(Net(manifest, sure=1.0), manifest)  # type: ignore[arg-type]
+    assert listen(detector, chunks(hiss(2.0)))[-1] == ("other",)
+    assert "most like rain" in detector.reason
 
 
 def test_microphone_that_falls_silent_is_told_after_two_seconds_and_back_at_once(manifest: Manifest) -> None:
-    ears = Ears(Net(manifest), manifest)  # type: ignore[arg-type]
+    detector = SoundEventDetector(Net(manifest), manifest)  # type: ignore[arg-type]
     frames = chunks(hiss(4.0))
-    listen(ears, frames)
-    assert ears.hear(None, 5_400 * MS) and not ears.hear(None, 5_600 * MS) and ears.reason == "no sound"
+    listen(detector, frames)
+    assert detector.update(None, 5_400 * MS) and not detector.update(None, 5_600 * MS) and detector.reason == "no sound"
     later = [
         Frame("microphone", 300 + i, (300 + i) * 20 * MS, "pcm_f32", f.data, 20 * MS) for i, f in enumerate(frames)
     ]
-    assert listen(ears, later)[-1] == ("rain",)
+    assert listen(detector, later)[-1] == ("rain",)
 
 
 def test_gap_in_the_stream_is_masked_not_filled(manifest: Manifest) -> None:
     net = Net(manifest)
     frames = [f for f in chunks(hiss(3.0)) if not 50 <= f.seq < 60]
-    listen(Ears(net, manifest), frames)  # type: ignore[arg-type]
+    listen(SoundEventDetector(net, manifest), frames)  # type: ignore[arg-type]
     mask = net.inputs[-1][0, 1, 0]
     assert not mask[100:123].any() and mask[123:].all() and mask[3:100].all()
 
 
 def test_another_rate_is_refused_in_words(manifest: Manifest) -> None:
-    ears = Ears(Net(manifest), manifest)  # type: ignore[arg-type]
-    assert listen(ears, chunks(hiss(2.0), rate_hz=8_000))[-1] == () and ears.reason == "not at 16 kHz"
+    detector = SoundEventDetector(Net(manifest), manifest)  # type: ignore[arg-type]
+    assert listen(detector, chunks(hiss(2.0), rate_hz=8_000))[-1] == () and detector.reason == "not at 16 kHz"
 
 
 # --- the task, with the shipped network

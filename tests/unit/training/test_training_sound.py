@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
-from pipeline.tasks.sounds import MODEL, OTHER, Ears  # noqa: E402
+from pipeline.perception.sound_events import MODEL, OTHER, SoundEventDetector  # noqa: E402
 from pipeline.training.data.datasets import data_folder  # noqa: E402
 from pipeline.training.export.onnx_export import MAX_DIFFERENCE, export_sound, largest_difference  # noqa: E402
 from pipeline.training.nets import Panel  # noqa: E402
@@ -122,7 +122,7 @@ def test_shipped_model_knows_its_own_clips_and_its_folds_reached_88_percent(data
     engine, manifest = Onnxruntime(MODEL, threads=1), Manifest.read(MODEL)
     right = 0
     for path, label, _ in clips:
-        heard, _ = played(Ears(engine, manifest), path)
+        heard, _ = played(SoundEventDetector(engine, manifest), path)
         right += bool(heard) and manifest.labels[int(np.mean(heard, axis=0).argmax())] == label
     assert right >= 0.95 * len(clips)
     assert manifest.metrics["esc10_clip_accuracy"] >= 0.88
