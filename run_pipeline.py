@@ -127,7 +127,7 @@ def check(args: argparse.Namespace) -> None:
     for node in config.nodes.values():
         instantiate(node.use, node.options, where=node.where, inputs=[e.source for e in node.inputs])
     for node in config.nodes.values():
-        inputs = ", ".join(f"{e.source}{f' (keep: {e.keep})' if e.keep else ''}" for e in node.inputs)
+        inputs = ", ".join(f"{e.source}{f' (queue: {e.queue})' if e.queue else ''}" for e in node.inputs)
         optional = "  optional" if node.optional else ""
         optional += f"  on {node.host}" if node.host else ""
         print(f"  {node.name:<12} {node.use:<12} {'← ' + inputs if inputs else ''}{optional}")

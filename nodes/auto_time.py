@@ -1,6 +1,6 @@
 """Measures during a live session how far sound and picture are apart; `run CONFIG --auto-time` adds it to any graph.
 
-    auto-time: {use: auto_time, inputs: [{from: camera, keep: 8}, microphone]}
+    auto-time: {use: auto_time, inputs: [{from: camera, queue: 8}, microphone]}
 
 Clap a few times in view, or let one person talk: at the end it offers the correction. Keeps no picture and no sound, only
 how bright, how much moved, how open a mouth was and how loud it was.

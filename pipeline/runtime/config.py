@@ -20,6 +20,7 @@ from pipeline.plugins import all_named, check_options, construct, find, renamed_
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
+INPUT_KEYS = ("from", "queue")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
@@ -28,7 +29,7 @@ HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
 @dataclass(frozen=True)
 class InputConfig:
     source: str
-    keep: QueueDepth | None  # None: not said
+    queue: QueueDepth | None  # None: the default
 
 
 @dataclass(frozen=True)
@@ -197,20 +198,20 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
     if isinstance(entry, str):
         return InputConfig(entry, None)
     if not isinstance(entry, dict) or not isinstance(entry.get("from"), str):
-        raise ConfigError(f"{where}: found {entry!r}, expected a node's name or {{from: camera, keep: latest}}")
+        raise ConfigError(f"{where}: found {entry!r}, expected a node's name or {{from: camera, queue: latest}}")
     for key in entry:
-        if key not in ("from", "keep"):
-            if renamed := renamed_key(str(key), ("from", "keep"), where):
+        if key not in INPUT_KEYS:
+            if renamed := renamed_key(str(key), INPUT_KEYS, where):
                 raise renamed
             raise ConfigError(
-                f"{where}: unknown key '{key}'. Known here: from, keep.{nearest(str(key), ['from', 'keep'])}"
+                f"{where}: unknown key '{key}'. Known here: {', '.join(INPUT_KEYS)}.{nearest(str(key), INPUT_KEYS)}"
             )
-    keep = entry.get("keep", DEFAULT_QUEUE_DEPTH)
-    if keep not in ("all", "latest") and not (isinstance(keep, int) and not isinstance(keep, bool) and keep > 0):
+    queue = entry.get("queue", DEFAULT_QUEUE_DEPTH)
+    if queue not in ("all", "latest") and not (isinstance(queue, int) and not isinstance(queue, bool) and queue > 0):
         raise ConfigError(
-            f"{where}.keep: found {keep!r}, expected all, latest, or how many messages may wait, such as 8"
+            f"{where}.queue: found {queue!r}, expected all, latest, or how many messages may wait, such as 8"
         )
-    return InputConfig(entry["from"], keep)
+    return InputConfig(entry["from"], queue)
 
 
 # --- names → classes ------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ EVENTS = (
 
 class EdgePlan(msgspec.Struct):
     source: str
-    keep: QueueDepth
+    queue: QueueDepth
     address: str
     host: str = ""  # where the source runs, if on another host
 
@@ -118,7 +118,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
     addresses = {node.name: address(node.name) for node in here} | {HEALTH: address(HEALTH)}
     journals = {e.source for node in here for e in node.inputs if e.source.endswith(EVENTS)}
     addresses |= {name: address(name) for name in sorted(journals)}
-    recorded = {e.source for n in here for e in n.inputs if isinstance(e.keep, int) and e.keep >= MANY}
+    recorded = {e.source for n in here for e in n.inputs if isinstance(e.queue, int) and e.queue >= MANY}
     network, clocks = _network_addresses(config), _clock_addresses(config)
     read_elsewhere = {e.source for node in config.nodes.values() if node.host != host for e in node.inputs}
     waits = _fed_by_unpaced(config)
@@ -128,15 +128,15 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
         edges = []
         for edge in node.inputs:
             # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
-            keep: QueueDepth = (
+            queue: QueueDepth = (
                 "all"
-                if edge.source.removesuffix(EVENTS) in waits and edge.keep != "latest"
-                else edge.keep or DEFAULT_QUEUE_DEPTH
+                if edge.source.removesuffix(EVENTS) in waits and edge.queue != "latest"
+                else edge.queue or DEFAULT_QUEUE_DEPTH
             )
             if edge.source in addresses:
-                edges.append(EdgePlan(edge.source, keep, addresses[edge.source]))
+                edges.append(EdgePlan(edge.source, queue, addresses[edge.source]))
             else:
-                edges.append(EdgePlan(edge.source, keep, network[edge.source], config.nodes[edge.source].host))
+                edges.append(EdgePlan(edge.source, queue, network[edge.source], config.nodes[edge.source].host))
         plan = NodePlan(
             node.name,
             node.use,

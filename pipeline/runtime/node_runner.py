@@ -84,7 +84,7 @@ class NodeThread:
             info=self._info_of,
         )
         for edge in plan.inputs:
-            self.inbox.open(edge.source, edge.keep)
+            self.inbox.open(edge.source, edge.queue)
         self._publisher: Publisher | None = None
         self._journal: Publisher | None = None
         self._journaled = 0
@@ -97,7 +97,7 @@ class NodeThread:
             if edge.source in local:
                 local[edge.source].local_readers.append(self)
                 continue
-            credits = INITIAL_CREDITS if edge.keep == "all" else None
+            credits = INITIAL_CREDITS if edge.queue == "all" else None
             reader, line = f"{self.plan.name}<-{edge.source}", lines.get(edge.host)
             payloads: Payloads | None = "packed" if line else None
             connection = Subscriber(

@@ -3,7 +3,7 @@
 Stamps arrivals and hands them out in the order of arrival. `take` reads the clock under the same lock that stamps, so
 when it says "nothing until now_ns", nothing with an earlier stamp can follow: the aligner's deadlines rest on this.
 
-    inbox.open("camera", keep="latest")
+    inbox.open("camera", queue="latest")
     inbox.put("camera", frame)                 # any thread
     item, now_ns = inbox.take(timeout_s=0.1)   # Arrival | Ended | None
 """
@@ -53,15 +53,15 @@ class Ended:
 
 
 class _Edge:
-    def __init__(self, keep: QueueDepth) -> None:
-        self.keep = keep
+    def __init__(self, queue: QueueDepth) -> None:
+        self.queue = queue
         self.waiting: deque[tuple[int, Arrival | Ended]] = deque()
         self.bytes = 0  # of the payloads that wait
         self.taken = 0  # since the sender was last given credits
 
 
 class InputQueue:
-    """keep: "all" makes the sender wait, "latest" holds one, n holds the newest n; what is displaced is counted."""
+    """queue: "all" makes the sender wait, "latest" holds one, n holds the newest n; what is displaced is counted."""
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock, self._metrics = clock, metrics
@@ -69,18 +69,18 @@ class InputQueue:
         self._changed = threading.Condition()
         self._order = 0
 
-    def open(self, source: str, keep: QueueDepth = DEFAULT_QUEUE_DEPTH) -> None:
-        self._edges[source] = _Edge(keep)
+    def open(self, source: str, queue: QueueDepth = DEFAULT_QUEUE_DEPTH) -> None:
+        self._edges[source] = _Edge(queue)
 
     def put(self, source: str, message: Message) -> None:
-        """From the drain thread or from a node of the same process; the latter uses put_when_room for `keep: all`."""
+        """From the drain thread or from a node of the same process; the latter uses put_when_room for `queue: all`."""
         with self._changed:
             self._put(source, message)
 
     def put_when_room(self, source: str, message: Message, stopping: threading.Event) -> None:
         edge = self._edges[source]
         with self._changed:
-            while edge.keep == "all" and len(edge.waiting) >= BACKPRESSURE_DEPTH and not stopping.is_set():
+            while edge.queue == "all" and len(edge.waiting) >= BACKPRESSURE_DEPTH and not stopping.is_set():
                 self._changed.wait(0.05)
             self._put(source, message)
 
@@ -130,7 +130,7 @@ class InputQueue:
 
     def _put(self, source: str, message: Message) -> None:
         edge = self._edges[source]
-        room = 1 if edge.keep == "latest" else edge.keep
+        room = 1 if edge.queue == "latest" else edge.queue
         if isinstance(room, int):
             while edge.waiting and (len(edge.waiting) >= room or edge.bytes + _bytes(message) > MAX_BYTES):
                 edge.bytes -= _bytes(edge.waiting.popleft()[1])

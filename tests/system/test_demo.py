@@ -120,7 +120,7 @@ nodes:
     anchor: camera
     max_wait_ms: 60
     pick: {{microphone: {{policy: window, before_ms: 500}}}}
-  emotion:    {{use: infer, inputs: [{{from: align, keep: 2}}], process: align}}
+  emotion:    {{use: infer, inputs: [{{from: align, queue: 2}}], process: align}}
 """
 
 

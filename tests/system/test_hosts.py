@@ -35,7 +35,7 @@ CONFIG = """
 hosts: {front: FRONT, brain: BRAIN}
 nodes:
   camera:     {use: synthetic, host: front, shared: true, encoding: bgr8, rate_hz: 30, width_px: 96, height_px: 32, count: COUNT}
-  told:       {use: "two_hosts:Stamps", host: front, inputs: [{from: camera, keep: 2000}], path: "TOLD"}
+  told:       {use: "two_hosts:Stamps", host: front, inputs: [{from: camera, queue: 2000}], path: "TOLD"}
   microphone: {use: synthetic, host: brain, encoding: pcm_f32, rate_hz: 50}
   align:
     use: align
@@ -45,7 +45,7 @@ nodes:
     max_wait_ms: 500  # a loaded machine may wake the microphone late: that is not what is tested here
     pick: {microphone: {policy: window, before_ms: 100}}
   pairs:      {use: "two_hosts:Pairs", host: brain, inputs: [align], process: align}
-  seen:       {use: "two_hosts:Stamps", host: brain, inputs: [{from: camera, keep: 2000}], path: "SEEN"}
+  seen:       {use: "two_hosts:Stamps", host: brain, inputs: [{from: camera, queue: 2000}], path: "SEEN"}
 """
 
 NODES = '''

@@ -23,10 +23,10 @@ camera: {use: synthetic, encoding: depth_u16_mm, width_px: 64, height_px: 48, co
 microphone: {use: synthetic, encoding: pcm_f32, rate_hz: 50, count: 125, delay_jitter_ms: 40, seed: 3, process: sensors}
 imu: {use: synthetic, encoding: imu_f64, rate_hz: 100, count: 250, delay_ms: 5, delay_jitter_ms: 20, seed: 4, process: sensors}
 align: {use: align, inputs: [camera, microphone, imu], anchor: camera, max_wait_ms: 20, pick: {microphone: {policy: window, before_ms: 99}}}
-memory: {use: infer, task: "laboratory:Memory", inputs: [{from: align, keep: 2}], process: align, options: {takes_ms: 130}}
+memory: {use: infer, task: "laboratory:Memory", inputs: [{from: align, queue: 2}], process: align, options: {takes_ms: 130}}
 """
 # The same without a reason to shed anything.
-UNHURRIED = LATE.replace("takes_ms: 130", "takes_ms: 0").replace("keep: 2", "keep: 500")
+UNHURRIED = LATE.replace("takes_ms: 130", "takes_ms: 0").replace("queue: 2", "queue: 500")
 
 
 def run(folder: Path, *arguments: str | Path, code: int = 0, timeout_s: float = 120) -> str:

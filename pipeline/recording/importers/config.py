@@ -75,17 +75,17 @@ def config_text(
     )  # depth needs its lens
     if around:
         known = f", rig: {quoted(str(rig.resolve()))}" if rig else ""
-        shown = ", ".join(f"{{from: {keys[name]}, keep: latest}}" for name in (*pictures, *points))
+        shown = ", ".join(f"{{from: {keys[name]}, queue: latest}}" for name in (*pictures, *points))
         lines += [
             f"  {own['scene']}:",
-            f"    {{use: infer, task: scene, inputs: [{{from: {own['align']}, keep: 2}}], "
+            f"    {{use: infer, task: scene, inputs: [{{from: {own['align']}, queue: 2}}], "
             f"process: {own['align']}{f', options: {{{known[2:]}}}' if rig else ''}}}",
             f"  {own['page']}: {{use: dashboard, inputs: [{own['scene']}, health, {shown}]{known}}}",
         ]
     elif pictures and sounds:  # a picture and a sound track: people are looked for
         lines += [
             f"  {own['emotion']}:",
-            f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, keep: 2}}], "
+            f"    {{use: infer, task: emotion, inputs: [{{from: {own['align']}, queue: 2}}], "
             f"process: {own['align']}, backend: auto}}",
         ]
     predicting = [own["scene"]] if around else [own["emotion"]] if pictures and sounds else []

@@ -72,23 +72,23 @@ def test_folder_too_deep_for_a_socket_says_what_to_set() -> None:
         plan(Path("/tmp") / ("deep" * 30), camera=CAMERA, align=ALIGN)
 
 
-def test_keep_is_32_unless_it_is_given(tmp_path: Path) -> None:
-    align = {**ALIGN, "inputs": ["camera", {"from": "sound", "keep": "latest"}, {"from": "imu", "keep": 8}]}
+def test_queue_depth_is_32_unless_another_is_set(tmp_path: Path) -> None:
+    align = {**ALIGN, "inputs": ["camera", {"from": "sound", "queue": "latest"}, {"from": "imu", "queue": 8}]}
     made = plan(tmp_path, camera=CAMERA, sound=CAMERA, imu=CAMERA, align=align)
-    assert [e.keep for e in node(made, "align").inputs] == [32, "latest", 8]
+    assert [e.queue for e in node(made, "align").inputs] == [32, "latest", 8]
 
 
 def test_behind_a_source_that_is_not_paced_nothing_is_dropped(tmp_path: Path) -> None:
     camera = {"use": "synthetic", "realtime": False}
     smoother = {"use": "third_party:Smoother", "inputs": ["camera"]}
     made = plan(tmp_path, camera=camera, smooth=smoother, align={**ALIGN, "inputs": ["smooth"], "anchor": "smooth"})
-    assert [e.keep for e in node(made, "smooth").inputs + node(made, "align").inputs] == ["all", "all"]
+    assert [e.queue for e in node(made, "smooth").inputs + node(made, "align").inputs] == ["all", "all"]
 
 
 def test_a_reader_that_wants_the_latest_gets_it_even_from_a_source_that_can_wait(tmp_path: Path) -> None:
-    align = {**ALIGN, "inputs": [{"from": "camera", "keep": "latest"}]}
+    align = {**ALIGN, "inputs": [{"from": "camera", "queue": "latest"}]}
     made = plan(tmp_path, camera={"use": "synthetic", "realtime": False}, align=align)
-    assert node(made, "align").inputs[0].keep == "latest"
+    assert node(made, "align").inputs[0].queue == "latest"
 
 
 def test_a_node_of_an_unread_stream_is_no_error(tmp_path: Path) -> None:
@@ -200,6 +200,6 @@ def test_a_node_that_keeps_no_journal_has_no_events_to_read(tmp_path: Path) -> N
 
 
 def test_what_is_recorded_has_more_room_in_shared_memory(tmp_path: Path) -> None:
-    record = {"use": "record", "path": "a.mcap", "inputs": [{"from": "camera", "keep": 4000}]}
+    record = {"use": "record", "path": "a.mcap", "inputs": [{"from": "camera", "queue": 4000}]}
     made = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
     assert (node(made, "camera").recorded, node(made, "align").recorded) == (True, False)

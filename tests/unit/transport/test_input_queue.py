@@ -17,11 +17,11 @@ def frame(seq: int) -> Frame:
     return Frame("camera", seq, seq, "none")
 
 
-def an_inbox(**keeps: QueueDepth) -> tuple[InputQueue, ManualClock, Metrics]:
+def an_inbox(**queues: QueueDepth) -> tuple[InputQueue, ManualClock, Metrics]:
     clock, metrics = ManualClock(0), Metrics()
     inbox = InputQueue(clock, metrics)
-    for source, keep in keeps.items():
-        inbox.open(source, keep)
+    for source, queue in queues.items():
+        inbox.open(source, queue)
     return inbox, clock, metrics
 
 
@@ -33,7 +33,7 @@ def waiting(inbox: InputQueue) -> list[int | str]:
     return found
 
 
-def test_latest_keeps_the_newest_and_counts_the_others() -> None:
+def test_latest_queues_the_newest_and_counts_the_others() -> None:
     inbox, _, metrics = an_inbox(camera="latest")
     for seq in range(5):
         inbox.put("camera", frame(seq))
@@ -41,7 +41,7 @@ def test_latest_keeps_the_newest_and_counts_the_others() -> None:
     assert metrics.dropped() == {"camera": {"a newer one came": 4}}
 
 
-def test_a_number_keeps_that_many_of_the_newest_and_counts_the_others() -> None:
+def test_a_number_queues_that_many_of_the_newest_and_counts_the_others() -> None:
     inbox, _, metrics = an_inbox(camera=3)
     for seq in range(5):
         inbox.put("camera", frame(seq))
