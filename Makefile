@@ -1,7 +1,11 @@
 # Each target sets up what it needs (scripts/setup) and says what it does. Arguments: scripts/demo --for 10s
-.PHONY: demo live test check bench
+# PYTHON=python3.13 make test chooses the interpreter.
+.PHONY: demo live test test-newest test-lowest check bench lock
 demo: ; @scripts/demo
 live: ; @scripts/live
 test: ; @scripts/test
+test-newest: ; @VERSIONS=newest VENV=.cache/venv-newest scripts/test
+test-lowest: ; @VERSIONS=lowest VENV=.cache/venv-lowest scripts/test
 check: ; @scripts/check
 bench: ; @scripts/bench
+lock: ; @scripts/setup core && .venv/bin/python scripts/lock
