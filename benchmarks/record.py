@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipeline.recording.files import Reader, part_path
+from pipeline.recording.part import part_path
+from pipeline.recording.reader import Reader
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ, CHUNKS_HZ = 30, 50

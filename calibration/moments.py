@@ -79,7 +79,7 @@ def points_of(frame: Frame, rig: Rig, sensor: str) -> Floats | None:
 
 def _recorded(path: Path, rig: Rig, camera: str, sensor: str) -> Iterator[Moment]:
     """Each cloud with the nearest picture."""
-    from pipeline.recording.files import Reader
+    from pipeline.recording.reader import Reader
 
     pictures: deque[Frame] = deque(maxlen=8)
     clouds: deque[Frame] = deque(maxlen=8)

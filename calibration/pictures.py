@@ -96,7 +96,7 @@ def _of_media(path: Path) -> Iterator[Picture]:
 
 
 def _of_recording(path: Path, stream: str | None) -> Iterator[Picture]:
-    from pipeline.recording.files import Reader
+    from pipeline.recording.reader import Reader
 
     with Reader(path, unclosed=True) as reader:
         cameras = [n for n, info in reader.streams.items() if info.encoding in ("bgr8", "jpeg")]

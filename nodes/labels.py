@@ -13,8 +13,8 @@ from typing import ClassVar
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
-from pipeline.recording.files import Writer
 from pipeline.recording.labels import STREAM, heard_labels
+from pipeline.recording.writer import Writer
 
 
 class Labels(Sink):

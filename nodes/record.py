@@ -1,4 +1,4 @@
-"""What it reads → an MCAP file (pipeline/recording/files.py), in a process of its own. `record CONFIG OUT.mcap` adds this node.
+"""What it reads → an MCAP file (pipeline/recording/writer.py), in a process of its own. `record CONFIG OUT.mcap` adds this node.
 
     record: {use: record, path: out.mcap, inputs: [camera, microphone, emotion, align.events, health]}
     record: {use: record, path: out.mcap, jpeg: [camera], split_mb: 1000, inputs: [camera, emotion, health]}
@@ -18,9 +18,9 @@ import numpy as np
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
 from pipeline.node import Arrival, Sink
-from pipeline.recording.files import Writer
 from pipeline.recording.labels import STREAM, heard_labels
 from pipeline.recording.mcap.chunk import Compression
+from pipeline.recording.writer import Writer
 from pipeline.runtime.accounting import engines
 from pipeline.transport.compression import compress
 

@@ -16,7 +16,7 @@ from pipeline.clock import Clock, ReplayClock
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Source
 from pipeline.recording import faults
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 
 
 class Replay(Source):

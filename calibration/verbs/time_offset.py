@@ -71,7 +71,7 @@ def _is_sound(args: argparse.Namespace) -> bool:
     """Everything but a recording's stream of points is sound."""
     if args.source.suffix != ".mcap":
         return True
-    from pipeline.recording.files import Reader
+    from pipeline.recording.reader import Reader
 
     with Reader(args.source) as reader:
         info = reader.streams.get(args.sensor)
@@ -132,7 +132,7 @@ def _resampled(resampler: Any, frame: Any) -> Iterator[Any]:
 
 
 def _frames(path: Path, *streams: str) -> Iterator[Frame]:
-    from pipeline.recording.files import Reader
+    from pipeline.recording.reader import Reader
 
     with Reader(path) as reader:
         for _, frame, _ in reader.messages(list(streams)):

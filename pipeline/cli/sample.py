@@ -18,8 +18,10 @@ from pathlib import Path
 
 from pipeline import assets
 from pipeline.errors import ConfigError
-from pipeline.recording import files
+from pipeline.recording import part as recording_format
 from pipeline.recording.labels import add_labels
+from pipeline.recording.part import refuse_existing
+from pipeline.recording.reader import Reader
 from pipeline.runtime.config import load
 
 VERSION, SECONDS = 1, 14.0
@@ -31,8 +33,7 @@ INTERVALS = "start_s,end_s,label\n0.0,6.0,sad\n11.0,,happy\n"
 
 def make_sample(out: Path, *, say: Callable[[str], None] = print) -> None:
     """Write `out`, from the cache where it is there. Raises ConfigError when it cannot be made, or `out` is there already."""
-    if out.exists():
-        raise ConfigError(f"{out}: it is there already. Choose another name, or remove it")
+    refuse_existing(out)
     made = cached_sample(say=say)
     try:
         shutil.copyfile(made, out)
@@ -72,7 +73,7 @@ def _record(path: Path) -> None:
     config = load(CONFIG, CHANGES)
     kept = {name: node for name, node in config.nodes.items() if node.use not in ("console", "dashboard")}
     launch(with_recorder(dataclasses.replace(config, nodes=kept), path, Wanted(compression="zstd")), for_s=SECONDS)
-    with files.Reader(path) as reader:
+    with Reader(path) as reader:
         predicted = reader.counts["emotion"]
     if predicted < MIN_PREDICTED:
         told = f"{predicted} predictions, where at least {MIN_PREDICTED} are due"
@@ -81,7 +82,7 @@ def _record(path: Path) -> None:
 
 def _fingerprint() -> str:
     """Of all that the recording's content hangs on."""
-    told = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {files.VERSION}".encode())
+    told = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {recording_format.VERSION}".encode())
     for path in (CONFIG, *sorted(assets.MODELS.glob("*-expression.onnx"))):
         told.update(path.read_bytes())
     return told.hexdigest()[:12]

@@ -22,7 +22,7 @@ from pipeline.alignment.event_log import Event, Finished, Rules, Sent, Told
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Prediction
 from pipeline.recording import faults
 from pipeline.recording.faults import Fault
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 from pipeline.runtime.graph import EVENTS
 
 NOT_RECORDED, NOT_HEARD = "not in the recording", "not heard in the recorded run"

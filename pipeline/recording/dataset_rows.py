@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Opinion, Prediction
 from pipeline.recording import dataset
 from pipeline.recording.dataset import UNLABELLED, Kind, Modality, Rows
-from pipeline.recording.files import Reader
 from pipeline.recording.labels import Labels
+from pipeline.recording.reader import Reader
 
 PREDICTION = "sensorium.Prediction"
 EMBEDDINGS = "record with --set 'nodes.emotion.options={embeddings: true}'"

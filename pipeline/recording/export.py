@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Message, Prediction
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 
 TIMES = ("seq", "capture_ns", "duration_ns", "publish_ns", "clock_error_ns")
 FILM_HZ = 90_000  # ticks a second of an MP4: every usual frame rate falls on them

@@ -30,7 +30,8 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo
-from pipeline.recording.files import Reader, Writer
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import Writer
 
 STREAM = "label"
 PICTURES = ("bgr8", "jpeg")

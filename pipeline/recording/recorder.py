@@ -21,7 +21,9 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.node import Source
-from pipeline.recording.files import Reader, Writer, part_path, repair
+from pipeline.recording.part import part_path, refuse_existing, repair
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import Writer
 from pipeline.rig.rig import found
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
 from pipeline.runtime.graph import EVENTS
@@ -47,8 +49,7 @@ class Wanted:
 
 def with_recorder(config: Config, path: Path, wanted: Wanted, host: str = "") -> Config:
     """`config` with one more node. Raises ConfigError where consent is missing, or the file is there already."""
-    if part_path(path, 0).exists():
-        raise ConfigError(f"{path}: it is there already. Choose another name, or remove it")
+    refuse_existing(path)
     if any(resolve(node.use, node.where).__name__ == "Record" for node in config.nodes.values()):
         raise ConfigError(f"{config.path}: it records already: it has a node of its own for it. Use: run {config.path}")
     known = list(_streams(config, host))

@@ -25,8 +25,8 @@ from pipeline.recording import fault_report
 from pipeline.recording.arrival_replay import NOT_RECORDED, events_of
 from pipeline.recording.diff import Differing, compare, read_predictions
 from pipeline.recording.faults import parse_all
-from pipeline.recording.files import Reader
 from pipeline.recording.labels import Labels
+from pipeline.recording.reader import Reader
 from pipeline.recording.recorder import KEPT, dropped_by_recorder, machine
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.graph import EVENTS

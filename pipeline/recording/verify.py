@@ -22,7 +22,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.recording.arrival_replay import events_of
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 from pipeline.recording.recorder import dropped_by_recorder
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import EVENTS

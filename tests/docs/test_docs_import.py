@@ -14,7 +14,7 @@ import pytest
 from pipeline.cli.sample import cached_sample
 from pipeline.errors import ConfigError
 from pipeline.recording import dataset, faults
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "import.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from pipeline.frame import Frame
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 
 NS, MS = 1_000_000_000, 1_000_000
 START_NS = 1_700_000_000 * NS

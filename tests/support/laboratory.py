@@ -10,7 +10,7 @@ import numpy as np
 
 from nodes.record import Record
 from pipeline.frame import AlignedSet, Message, Prediction
-from pipeline.recording.files import Writer
+from pipeline.recording.writer import Writer
 from pipeline.task import Task
 
 

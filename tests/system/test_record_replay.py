@@ -13,7 +13,8 @@ from running import ROOT, a_file, finished, running, wait_for
 from pipeline import assets
 from pipeline.errors import AssetError
 from pipeline.frame import Prediction
-from pipeline.recording.files import Reader, part_path
+from pipeline.recording.part import part_path
+from pipeline.recording.reader import Reader
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]  # on a busy machine a run takes half a minute to start
 

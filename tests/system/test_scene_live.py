@@ -11,7 +11,7 @@ from running import ROOT, finished
 
 from pipeline.clock import NS
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.files import Writer
+from pipeline.recording.writer import Writer
 from pipeline.sensors.rendered.drive import AHEAD_NS, Drive
 
 pytest.importorskip("pypatchworkpp", reason="needs the extra 'lidar': scripts/setup lidar")

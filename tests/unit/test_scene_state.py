@@ -7,7 +7,9 @@ import jsonschema
 import numpy as np
 
 from pipeline.frame import Frame, Prediction, Subject
-from pipeline.recording.mcap import schemas
+from pipeline.recording.mcap.decode import decode
+from pipeline.recording.mcap.encode import encode, kind_of
+from pipeline.recording.mcap.schemas import POINTS
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
 from pipeline.transport.compression import compress, decompress
 
@@ -45,7 +47,7 @@ def test_a_cell_is_found_by_its_place_and_what_lies_outside_is_unknown():
 
 
 def test_what_is_around_comes_back_from_a_recording_as_it_was():
-    again = schemas.decode("sensorium.Prediction", schemas.encode(SAID, 0, "scene"))
+    again = decode("sensorium.Prediction", encode(SAID, 0, "scene"))
     assert again.record() == SAID.record()
     assert again.surroundings.free_space.cells.tolist() == GRID.cells.tolist()
 
@@ -63,5 +65,5 @@ def test_points_with_their_times_pass_a_network_and_a_recording_to_the_bit():
     sent = compress(frame)
     assert sent.encoding == "points_t_zlib"
     assert decompress(sent).data.tobytes() == points.tobytes()
-    assert schemas.kind_of(frame) == schemas.POINTS
-    assert schemas.decode(schemas.POINTS, schemas.encode(frame, 0, "lidar")).data.tobytes() == points.tobytes()
+    assert kind_of(frame) == POINTS
+    assert decode(POINTS, encode(frame, 0, "lidar")).data.tobytes() == points.tobytes()

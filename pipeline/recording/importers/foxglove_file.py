@@ -20,7 +20,8 @@ from pipeline.recording.importers import ros_messages
 from pipeline.recording.importers.ros_messages import Topic
 from pipeline.recording.importers.source import Opened, numbered, stream_name
 from pipeline.recording.mcap import schemas
-from pipeline.recording.mcap.file import McapReader
+from pipeline.recording.mcap.decode import decode_foxglove
+from pipeline.recording.mcap.file_reader import McapReader
 
 ROS2 = "ros2"
 # PackedElementField.NumericType → sensor_msgs/PointField, so that one reader of clouds does for both.
@@ -63,7 +64,7 @@ def _frames(reader: McapReader, topics: dict[int, tuple[Topic, str]], opened: Op
         for log_ns, id, data in reader.messages(topics.keys(), 0, 1 << 64):
             topic, kind = topics[id]
             try:
-                yield from CONVERTERS[kind][0](schemas.parsed(kind, data), topic, log_ns)
+                yield from CONVERTERS[kind][0](decode_foxglove(kind, data), topic, log_ns)
             except ConfigError as error:
                 topic.left_out[str(error)] += 1
             except (ValueError, OverflowError, TypeError) as error:

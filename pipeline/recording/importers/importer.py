@@ -19,9 +19,11 @@ import msgspec
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.files import Reader, Writer
 from pipeline.recording.importers.config import LidarPackets, write_config
 from pipeline.recording.importers.source import Opened, pictures_in
+from pipeline.recording.part import refuse_existing
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import Writer
 from pipeline.rig.rig import save
 from pipeline.runtime.config import HEALTH
 from pipeline.sensors.lidar.packet_decoder import is_ouster, recognise
@@ -89,8 +91,7 @@ def import_source(
     """
     if out.suffix != ".mcap":
         raise ConfigError(f"import: {out} is to be a recording: call it OUT.mcap")
-    if out.exists():
-        raise ConfigError(f"{out}: it is there already. Choose another name, or remove it")
+    refuse_existing(out)
     opened = open_source(source, raw=raw)
     names = _Names(mapping, opened)
     partial = out.with_name(f".{out.stem}.part.mcap")

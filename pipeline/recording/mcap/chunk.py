@@ -2,7 +2,7 @@
 
 Example:
     builder = ChunkBuilder(); builder.add(channel, sequence, log_time, publish_time, data)
-    parts, entry = builder.built(at=4096, compression="lz4")   # to be written at that byte; what the index keeps of them
+    parts, entry = builder.build(at=4096, compression="lz4")   # the bytes for that place; their entry in the index
     messages_of(chunk, entry, {channel})                       # [(log time, channel, data), …]
 """
 
@@ -23,19 +23,19 @@ from mcap.stream_reader import get_chunk_data_stream
 from pipeline.recording.mcap.index import RECORD
 
 Compression = Literal["none", "lz4", "zstd"]
-MAX_BYTES = 1 << 30  # what claims to hold more is broken
+MAX_BYTES = 1 << 30  # a larger size in a file is taken for damage
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
-_HEAD = struct.Struct("<QQQI")  # first and last log time, size and CRC of what is inside
-HEAD_BYTES = _HEAD.size + 4 + 16 + 8  # of a chunk, behind how it begins as a record: all that entry_of() reads
+_HEAD = struct.Struct("<QQQI")  # first and last log time, size and CRC of the uncompressed content
+HEAD_BYTES = _HEAD.size + 4 + 16 + 8  # of a chunk after its record header: all that chunk_index_of() reads
 
 
 class ChunkBuilder:
-    """Messages that will be one chunk."""
+    """Collects the messages of one chunk."""
 
     def __init__(self) -> None:
         self.size = 0
         self._parts: list[bytes] = []
-        self._entries: dict[int, list[tuple[int, int]]] = {}  # by channel: log time, where inside
+        self._entries: dict[int, list[tuple[int, int]]] = {}  # by channel: log time, offset in the chunk
 
     def add(self, channel: int, sequence: int, log_time: int, publish_time: int, data: bytes) -> None:
         self._entries.setdefault(channel, []).append((log_time, self.size))
@@ -49,14 +49,14 @@ class ChunkBuilder:
         """Channel → how many messages."""
         return {channel: len(entries) for channel, entries in self._entries.items()}
 
-    def built(self, *, at: int, compression: Compression) -> tuple[tuple[bytes, ...], ChunkIndex]:
-        """The chunk and its message indexes as they go into the file at byte `at`, and the index's entry of them."""
-        inside = b"".join(self._parts)
-        data = _compressed(inside, compression)
+    def build(self, *, at: int, compression: Compression) -> tuple[tuple[bytes, ...], ChunkIndex]:
+        """The bytes of the chunk and its message indexes, to be written at byte `at`, and their entry in the file's index."""
+        content = b"".join(self._parts)
+        data = _compressed(content, compression)
         times = [log_time for entries in self._entries.values() for log_time, _ in entries]
         name = "" if compression == "none" else compression
         builder = RecordBuilder()
-        head = _HEAD.pack(min(times), max(times), len(inside), zlib.crc32(inside))
+        head = _HEAD.pack(min(times), max(times), len(content), zlib.crc32(content))
         head += struct.pack("<I", len(name)) + name.encode() + struct.pack("<Q", len(data))
         chunk = (RECORD.pack(Opcode.CHUNK, len(head) + len(data)), head, data)
         length = sum(map(len, chunk))
@@ -73,21 +73,21 @@ class ChunkBuilder:
             message_index_length=builder.count,
             message_index_offsets=offsets,
             message_start_time=min(times),
-            uncompressed_size=len(inside),
+            uncompressed_size=len(content),
         )
         return (*chunk, builder.end()), entry
 
 
-def _compressed(data: bytes, how: Compression) -> bytes:
-    if how == "lz4":
+def _compressed(data: bytes, compression: Compression) -> bytes:
+    if compression == "lz4":
         return bytes(lz4.frame.compress(data))
-    return zstandard.ZstdCompressor(level=1).compress(data) if how == "zstd" else data
+    return zstandard.ZstdCompressor(level=1).compress(data) if compression == "zstd" else data
 
 
-def entry_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
-    """What an index would say of the chunk whose record begins at byte `at`, its message indexes left out.
+def chunk_index_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
+    """The index entry of a chunk whose record begins at byte `at`, without its message indexes.
 
-    head: HEAD_BYTES of it, or what there are. Raises struct.error or UnicodeDecodeError where that is no chunk's.
+    head: its first HEAD_BYTES, or fewer at the file's end. Raises struct.error or UnicodeDecodeError when it is not a chunk's.
     """
     first, last, size, _ = _HEAD.unpack_from(head)
     (name_bytes,) = struct.unpack_from("<I", head, _HEAD.size)
@@ -106,21 +106,21 @@ def entry_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
 
 
 def messages_of(chunk: Chunk, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
-    """(log time, channel, data) as they lie in it. Raises ValueError, and what lz4 and zstandard raise, where it is broken."""
+    """(log time, channel, data) in the chunk's order. Raises ValueError, and what lz4 and zstandard raise, when it is broken."""
     if chunk.uncompressed_size != entry.uncompressed_size or chunk.compression not in ("", "lz4", "zstd"):
-        raise ValueError("it is not what the index says")
-    inside = get_chunk_data_stream(chunk, validate_crc=True)[0].read(chunk.uncompressed_size)
-    if len(inside) != chunk.uncompressed_size:
-        raise ValueError("it ends early")
-    at, found = 0, []
-    while at < len(inside):
-        opcode, length = RECORD.unpack_from(inside, at)
+        raise ValueError("its size or compression differs from the index")
+    content = get_chunk_data_stream(chunk, validate_crc=True)[0].read(chunk.uncompressed_size)
+    if len(content) != chunk.uncompressed_size:
+        raise ValueError("its content is shorter than its size")
+    at, messages = 0, []
+    while at < len(content):
+        opcode, length = RECORD.unpack_from(content, at)
         at += RECORD.size
-        if at + length > len(inside):
-            raise ValueError("a message reaches over its end")
+        if at + length > len(content):
+            raise ValueError("a message extends past its end")
         if opcode == Opcode.MESSAGE:
-            channel, _, log_time, _ = _MESSAGE.unpack_from(inside, at)
+            channel, _, log_time, _ = _MESSAGE.unpack_from(content, at)
             if channel in channels:
-                found.append((log_time, channel, inside[at + _MESSAGE.size : at + length]))
+                messages.append((log_time, channel, content[at + _MESSAGE.size : at + length]))
         at += length
-    return found
+    return messages

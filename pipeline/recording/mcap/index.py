@@ -1,10 +1,10 @@
-"""What is known of an MCAP file without reading its messages, and the summary that ends the file. Bytes and values; no file.
+"""The index of an MCAP file: what its chunks hold and where, and the summary that ends the file. Bytes and values; no file.
 
 Example:
     index = Index(packed=True)
-    index.keep(record)                  # each schema, channel, chunk index … as it is written
-    index.summary()                     # the bytes that close the file
-    Index.read(summary).chunks          # where they are, and what times each spans
+    index.add(record)                   # each schema, channel, chunk index … as it is written
+    index.summary()                     # the bytes that end the file
+    Index.read(summary).chunks          # where each is, and which times it spans
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ RECORD = struct.Struct("<BQ")  # how each record begins: opcode, length
 
 
 class Index:
-    """What is known of a file without reading its messages: what its summary says, or what a walk through it finds.
+    """The index of one file, read from its summary, collected by a scan, or growing while the file is written.
 
-    packed: of a file that is written: an entry as it will be written takes a tenth of the memory, and there are 100,000 an hour.
+    Args:
+        packed: Store chunk entries as the bytes that will be written: a tenth of the memory, for the 100,000 entries that an
+            hour of video adds to a file being written. They cannot be listed then.
     """
 
     def __init__(self, *, packed: bool = False) -> None:
@@ -38,9 +40,9 @@ class Index:
         self.metadata: list[MetadataIndex] = []
         self.attachments: list[AttachmentIndex] = []
         self.counts: Counter[int] = Counter()  # messages by channel
-        self.end = 0  # where the last whole record ends
+        self.end = 0  # byte after the last whole record
 
-    def keep(self, record: Any) -> None:
+    def add(self, record: Any) -> None:
         if isinstance(record, Schema):
             self.schemas[record.id] = record
         elif isinstance(record, Channel):
@@ -57,7 +59,7 @@ class Index:
             self.counts.update(record.channel_message_counts)
 
     def pack(self) -> None:
-        """From now on it is of a file that is written."""
+        """Store chunk entries packed from now on: the file will be written."""
         self._packed, chunks, self.chunks = bytearray(), self.chunks, []
         for chunk in chunks:
             self._pack(chunk)
@@ -98,12 +100,12 @@ class Index:
         summary = builder.end()
         footer_head = RECORD.pack(Opcode.FOOTER, 20) + struct.pack("<QQ", start, 0)
         Footer(start, 0, zlib.crc32(footer_head, zlib.crc32(summary))).write(builder)
-        ended: bytes = data_end + summary + builder.end() + MCAP0_MAGIC
-        return ended
+        end: bytes = data_end + summary + builder.end() + MCAP0_MAGIC
+        return end
 
     @classmethod
     def read(cls, summary: bytes) -> Index:
-        """Of the records that end a file, the footer left out. What the library raises for broken ones, it raises."""
+        """From the records that end a file, without the footer. Raises what the library raises for broken records."""
         index = cls()
         kinds: dict[int, Any] = {
             Opcode.SCHEMA: Schema,
@@ -118,7 +120,7 @@ class Index:
             opcode, length = RECORD.unpack(stream.read(RECORD.size))
             end = stream.count + length
             if opcode in kinds:
-                index.keep(kinds[opcode].read(stream))
+                index.add(kinds[opcode].read(stream))
             if end > stream.count:
                 stream.read(end - stream.count)
         return index

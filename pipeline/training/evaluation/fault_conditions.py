@@ -20,8 +20,8 @@ from pipeline.cli.out import with_out
 from pipeline.errors import ConfigError
 from pipeline.recording import fault_report
 from pipeline.recording.diff import read_predictions
-from pipeline.recording.files import Reader
 from pipeline.recording.labels import Labels
+from pipeline.recording.reader import Reader
 from pipeline.recording.replay import Tape
 from pipeline.runtime.config import load, without
 from pipeline.runtime.launcher import launch

@@ -276,7 +276,7 @@ def test_a_rig_is_held_against_pictures(folder_of: Callable[..., Path], left: Es
 
 
 def test_a_recording_is_calibrated_from(tmp_path: Path) -> None:
-    recording = pytest.importorskip("pipeline.recording.files", reason="no recordings in this build")
+    recording = pytest.importorskip("pipeline.recording.writer", reason="no recordings in this build")
     from pipeline.frame import Frame, StreamInfo
 
     board, rng = CHESS, np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, silence
 from pipeline.recording.faults import Fault, apply, parse, parse_all
-from pipeline.recording.files import Recorded
+from pipeline.recording.reader import Recorded
 
 MS, S = 1_000_000, 1_000_000_000
 

@@ -17,8 +17,10 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording import dataset, labels
-from pipeline.recording.files import Reader, Writer, repair
 from pipeline.recording.importers.importer import import_source, open_source
+from pipeline.recording.part import repair
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import Writer
 
 ROUNDS = 15
 MAKERS: dict[str, Callable[[Path], Path]] = {

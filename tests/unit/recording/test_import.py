@@ -12,8 +12,8 @@ import pytest
 from importing import imported
 
 from pipeline.errors import ConfigError
-from pipeline.recording.files import Reader
 from pipeline.recording.importers.importer import import_source
+from pipeline.recording.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -124,5 +124,5 @@ def test_a_name_that_is_not_there_and_an_output_that_is_are_refused_and_nothing_
     brought(folder, tmp_path / "out.mcap", "/velodyne_packets=lidar")
     with Reader(tmp_path / "out.mcap") as reader:
         assert list(reader.streams) == ["lidar"] and reader.about["source"] == folder.name
-    with pytest.raises(ConfigError, match="it is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         brought(folder, tmp_path / "out.mcap")

@@ -13,9 +13,10 @@ from pipeline.frame import Frame, Opinion, Prediction, Receipt, StreamInfo
 from pipeline.recording import dataset
 from pipeline.recording.dataset_rows import export_dataset
 from pipeline.recording.export import export_recording
-from pipeline.recording.files import Reader, Writer
 from pipeline.recording.importers.importer import import_source
 from pipeline.recording.labels import Interval, Labels, add_labels, begin_ns, read_csv
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import Writer
 
 MS, S = 1_000_000, 1_000_000_000
 START_NS = 5 * S

@@ -23,12 +23,13 @@ from pipeline.frame import Frame, Health, NodeHealth, Prediction, StreamInfo
 from pipeline.node import Context
 from pipeline.recording.arrival_replay import NOT_HEARD, NOT_RECORDED, Retold, Shed, afresh
 from pipeline.recording.diff import compare, read_predictions, report
-from pipeline.recording.files import Reader, Writer
 from pipeline.recording.labels import Labels as Marks
+from pipeline.recording.reader import Reader
 from pipeline.recording.recorder import Wanted, with_recorder
 from pipeline.recording.replay import Tape
 from pipeline.recording.verify import Audit
 from pipeline.recording.verify import report as audit_report
+from pipeline.recording.writer import Writer
 from pipeline.rig import rig
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.runtime.config import parse
@@ -93,7 +94,7 @@ def test_an_unknown_stream_and_a_file_that_is_there_are_named(tmp_path):
     with pytest.raises(ConfigError, match="no stream 'camra'.*Did you mean 'camera'"):
         recorder(LIVE, tmp_path / "a.mcap", streams=("camra",), consent="all")
     (tmp_path / "a.mcap").touch()
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         recorder(LIVE, tmp_path / "a.mcap", consent="all")
 
 

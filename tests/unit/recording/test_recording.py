@@ -37,9 +37,12 @@ from pipeline.frame import (
     Subject,
     silence,
 )
-from pipeline.recording.files import Reader, Writer, part_path, repair
 from pipeline.recording.mcap import schemas
-from pipeline.recording.mcap.file import McapReader
+from pipeline.recording.mcap.encode import without_payload
+from pipeline.recording.mcap.file_reader import McapReader
+from pipeline.recording.part import part_path, repair
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import Writer
 
 RNG = np.random.default_rng(6)
 UTC_NS = 1_700_000_000 * NS
@@ -101,7 +104,7 @@ def every_kind() -> list[tuple[str, object]]:
 
 
 def foxglove_bare(frame: Frame) -> Frame:
-    return schemas.without_payload(AlignedSet("", 0, {"x": (frame,)}, ())).frames["x"][0]
+    return without_payload(AlignedSet("", 0, {"x": (frame,)}, ())).frames["x"][0]
 
 
 def same(a: object, b: object) -> bool:
@@ -230,7 +233,7 @@ def written(path: Path, messages, *, close: bool = True, **options) -> Writer:
 
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
     written(tmp_path / "a.mcap", pictures(1))
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         written(tmp_path / "a.mcap", pictures(1))
 
 
@@ -365,7 +368,7 @@ def test_a_gigabyte_opens_in_less_than_a_second(tmp_path):
     chunk = McapReader(path, unclosed=True).index.chunks[0]
     for i in range(2, 15_000):  # 1 GB
         at = chunk.chunk_start_offset + i * chunk.chunk_length
-        file.index.keep(
+        file.index.add(
             dataclasses.replace(
                 chunk, chunk_start_offset=at, message_start_time=UTC_NS + i * NS, message_end_time=UTC_NS + i * NS
             )
@@ -385,7 +388,7 @@ WRITES_UNTIL_KILLED = """
 import sys, numpy as np
 from pathlib import Path
 from pipeline.frame import Frame
-from pipeline.recording.files import Writer
+from pipeline.recording.writer import Writer
 writer = Writer(Path(sys.argv[1]), about={})
 for i in range(10**9):
     writer.write("camera", Frame("camera", i, i * 40_000_000, "bgr8", np.zeros((200, 200, 3), np.uint8), publish_ns=i * 40_000_000))

@@ -18,7 +18,7 @@ from pipeline.clock import LiveClock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Context
-from pipeline.recording.files import Writer
+from pipeline.recording.writer import Writer
 from pipeline.rig import rig
 from pipeline.sensors import realsense
 from pipeline.sensors.realsense import millimetres

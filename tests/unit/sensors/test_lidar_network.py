@@ -23,7 +23,7 @@ from pipeline.clock import NS, LiveClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
 from pipeline.node import Context
-from pipeline.recording.files import Reader
+from pipeline.recording.reader import Reader
 from pipeline.sensors.lidar.udp import NOT_READ, Receiver
 
 pytestmark = pytest.mark.system
