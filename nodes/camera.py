@@ -1,14 +1,18 @@
-"""Camera: pictures from a USB camera, a file or an address, with the time at which the world looked like that.
+"""Camera: pictures from a USB camera, a file or an address, each with the time of its exposure.
 
+Example:
     camera: {use: camera, device: 0, width_px: 1280, rate_hz: 30}
     camera: {use: camera, device: clip.mp4}
     camera: {use: camera, device: "rtsp://192.168.1.20/stream"}
 
 Where `capture_ns` comes from:
-    USB        the driver's stamp (V4L2: CLOCK_MONOTONIC, start of exposure); the arrival where that is implausible
-    file       clock.start_ns + the picture's time in the file: the microphone reading the same file agrees
-    rtsp, udp  the stream's time stamps, tied to their least delayed arrival (clock.PtsClock)
-    MJPEG      the part's header `X-Timestamp`, where there is one (clock.HeaderClock); else the arrival
+
+| device | timestamp |
+|---|---|
+| USB | the driver's (V4L2: CLOCK_MONOTONIC, start of exposure); the arrival where that is implausible |
+| file | clock.start_ns + the picture's time in the file: a microphone that reads the same file agrees |
+| RTSP, UDP, SRT | the stream's, tied to its least delayed arrival (clock.PtsClock) |
+| MJPEG | the part's header `X-Timestamp`, where there is one (clock.HeaderClock); else the arrival |
 """
 
 from __future__ import annotations
@@ -25,21 +29,29 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
-from pipeline.sensors import capture, media
+from pipeline.sensors import media
+from pipeline.sensors.camera.network import network_pictures
+from pipeline.sensors.camera.picture import LOST_AFTER_S, OPEN_TIMEOUT_S, to_bgr
+from pipeline.sensors.camera.reader import PictureReader
+from pipeline.sensors.camera.usb import JOIN_GROUP, list_usb_cameras, usb_path, usb_pictures
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "srt")
-LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
+POLL_S = 0.25  # how often a wait checks whether the run is being stopped
 
 
 class Camera(Source):
     """One camera.
 
-    device: 0 or /dev/video0 (USB) · a path · asset:NAME · an address (rtsp://, http://, udp://, tcp://, srt://).
-    width_px, height_px, rate_hz: asked of a USB camera, which takes the nearest it has. Files and streams keep their
-    rate; what is wider or higher is scaled down, in its own proportions.
-    realtime: false gives a file's pictures as fast as readers take them. loop: begin a file again at its end.
-    offset_ms: added to every capture time, for a delay that no clock sees (measured by `calibrate time`), or rig: a rig file
-    that has it under this node's name.
+    Args:
+        device: 0 or /dev/video0 (USB), a path, asset:NAME, or an address (rtsp://, http://, udp://, tcp://, srt://).
+        width_px: Requested of a USB camera, which delivers the nearest mode it has; files and streams are scaled down to it,
+            aspect ratio kept. Default: as the device delivers.
+        height_px: Likewise for the height.
+        rate_hz: Pictures a second, requested of a USB camera. Files and streams keep their own rate.
+        realtime: Deliver a file's pictures at their own times; false: as fast as readers take them.
+        loop: Start a file again at its end.
+        offset_ms: Added to every capture time, for a delay that no clock sees; `calibrate time` measures it.
+        rig: A rig file that holds this offset under the node's name, in place of offset_ms.
     """
 
     def __init__(
@@ -64,12 +76,12 @@ class Camera(Source):
         self.rate_hz, self.realtime, self.loop = rate_hz, realtime, loop
         scheme = urlsplit(self.device).scheme if isinstance(self.device, str) and "://" in self.device else ""
         if scheme and scheme not in SCHEMES:
-            raise ConfigError(f"device: no way to read '{scheme}://'. Addresses begin with: {', '.join(SCHEMES)}.")
+            raise ConfigError(f"device: '{scheme}://' is not supported. Addresses begin with: {', '.join(SCHEMES)}.")
         self._is_address = bool(scheme)
         self._is_usb = isinstance(self.device, int) or self.device.startswith("/dev/")
         self._file: media.OpenFile | None = None
-        self._first: Any = None  # a file's first picture: decoded at open, which shows that there is one
-        self._reader: capture.Reader | None = None
+        self._first: Any = None  # a file's first picture, decoded at open to check that there is one
+        self._reader: PictureReader | None = None
         self._info: StreamInfo | None = None
 
     @classmethod
@@ -77,7 +89,7 @@ class Camera(Source):
         cameras = list_devices()
         for path, card in cameras:
             usable = os.access(path, os.R_OK | os.W_OK)
-            yield Finding(usable, f"camera {path}: {card}", "" if usable else capture.JOIN_GROUP)
+            yield Finding(usable, f"camera {path}: {card}", "" if usable else JOIN_GROUP)
         if not cameras:
             yield Finding(
                 False, "no USB camera", "Plug one in, or use a file or an address: nodes.camera.device=clip.mp4"
@@ -90,9 +102,7 @@ class Camera(Source):
         else:
             self._file, self._first = self._begin_file()
             rate = self._file.stream.average_rate
-            self._describe(
-                self._file.path.name, capture.to_bgr(self._first, self.within), float(rate) if rate else None
-            )
+            self._describe(self._file.path.name, to_bgr(self._first, self.within), float(rate) if rate else None)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -117,7 +127,7 @@ class Camera(Source):
 
     @property
     def _shown(self) -> str:
-        return capture.usb_path(self.device) if self._is_usb else media.shown(str(self.device))
+        return usb_path(self.device) if self._is_usb else media.without_password(str(self.device))
 
     def _describe(self, what: str, image: np.ndarray, rate_hz: float | None) -> None:
         height_px, width_px = image.shape[:2]
@@ -157,9 +167,8 @@ class Camera(Source):
                 if self.realtime and capture_ns < began_ns - NS:
                     self.dropped(1, "missed while restarting")
                     continue
-                image = capture.to_bgr(
-                    frame, self.within, self.borrow
-                )  # before the wait: decoding is not part of the latency
+                # Decoded before the wait: decoding must not count as latency.
+                image = to_bgr(frame, self.within, self.borrow)
                 if self.realtime and not clock.sleep_until(capture_ns, self.context.stopping):
                     return
                 yield self._frame(image, capture_ns)
@@ -178,37 +187,37 @@ class Camera(Source):
     def _open_live(self) -> None:
         clock = self.context.clock
         if self._is_usb:
-            pictures = capture.usb(self.device, self.within, self.rate_hz, clock, self._where, self.borrow)
+            pictures = usb_pictures(self.device, self.within, self.rate_hz, clock, self._where, self.borrow)
         else:
-            pictures = capture.network(str(self.device), self.within, clock, self._where, self.borrow)
-        self._reader = reader = capture.Reader(pictures)
-        until_ns = clock.now_ns() + round(capture.OPEN_TIMEOUT_S * NS)
-        while not reader.wait(LOOK_UP_S):
+            pictures = network_pictures(str(self.device), self.within, clock, self._where, self.borrow)
+        self._reader = reader = PictureReader(pictures)
+        until_ns = clock.now_ns() + round(OPEN_TIMEOUT_S * NS)
+        while not reader.wait(POLL_S):
             if self.context.stopping.is_set():
                 return
             if clock.now_ns() > until_ns:
-                waited = f"{capture.OPEN_TIMEOUT_S:.0f} s"
+                waited = f"{OPEN_TIMEOUT_S:.0f} s"
                 raise DeviceError(f"{self._where}: {self._shown} sent no picture for {waited}. Is it on?", retry=True)
         self._describe(self._shown, reader.newest().image, self.rate_hz)
 
     def _live_frames(self) -> Iterator[Frame]:
         reader = self._reader
         assert reader is not None, "frames() before open()"
-        reader.forget()  # what was seen while other nodes were still loading
+        reader.clear()  # pictures from while other nodes were still loading
         waited_s = 0.0
         while not self.context.stopping.is_set():
-            there = reader.wait(LOOK_UP_S)
+            arrived = reader.wait(POLL_S)
             for reason, count in reader.take_lost().items():
                 self.dropped(count, reason)
-            if there:
+            if arrived:
                 waited_s = 0.0
                 for picture in reader.take():
                     yield self._frame(*picture)
-            elif (waited_s := waited_s + LOOK_UP_S) >= capture.LOST_AFTER_S:
-                waited = f"{capture.LOST_AFTER_S:.0f} s"
+            elif (waited_s := waited_s + POLL_S) >= LOST_AFTER_S:
+                waited = f"{LOST_AFTER_S:.0f} s"
                 raise DeviceError(f"{self._where}: {self._shown} has sent no picture for {waited}.", retry=True)
 
 
 def list_devices() -> list[tuple[str, str]]:
     """("/dev/video0", "HD Webcam C525") of every USB camera here."""
-    return capture.usb_cameras()
+    return list_usb_cameras()

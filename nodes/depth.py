@@ -21,7 +21,7 @@ from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Finding, Source
 from pipeline.rig.rig import BASE, Pose, Rig, load, rigid, save
 from pipeline.sensors import realsense
-from pipeline.sensors.capture import LOST_AFTER_S
+from pipeline.sensors.camera.picture import LOST_AFTER_S
 
 LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
 # Base (x forward, y left, z up) from camera (x right, y down, z forward), looking straight ahead.
@@ -57,7 +57,7 @@ class Depth(Source):
             if value <= 0:
                 raise ConfigError(f"{option} must be above 0, not {value}.")
         self.serial = str(serial)  # YAML reads digits as a number
-        self.wanted = realsense.Wanted(width_px, height_px, rate_hz)
+        self.mode = realsense.Mode(width_px, height_px, rate_hz)
         self.colour, self.save_rig, self.height_m = colour, save_rig, height_m
         self._tap: realsense.Tap | None = None
 
@@ -88,10 +88,8 @@ class Depth(Source):
     def open(self) -> None:
         super().open()
         where = f"depth camera '{self.name}'"
-        what: realsense.What = "colour" if self.colour else "depth"
-        self._tap = realsense.attach(
-            self.serial, self.wanted, what, self.context.clock, where=where, borrow=self.borrow
-        )
+        kind: realsense.Kind = "colour" if self.colour else "depth"
+        self._tap = realsense.attach(self.serial, self.mode, kind, self.context.clock, where=where, borrow=self.borrow)
         lens = self._tap.lens
         self.context.metrics.facts["device"] = self._tap.description
         self.context.metrics.facts["lens"] = (
@@ -110,7 +108,7 @@ class Depth(Source):
         return True
 
     def info(self) -> StreamInfo:
-        width_px, height_px, rate_hz = self.wanted
+        width_px, height_px, rate_hz = self.mode
         what = f"{self._tap.description}, " if self._tap else ""
         described = f"{what}{width_px}×{height_px} at {rate_hz} Hz"
         return StreamInfo(self.name, self._encoding, float(rate_hz), 3 if self.colour else 1, self.name, described)
@@ -122,7 +120,7 @@ class Depth(Source):
     def frames(self, clock: Clock) -> Iterator[Frame]:
         tap, encoding = self._tap, self._encoding
         assert tap is not None, "frames() before open()"
-        tap.forget()  # what was seen while other nodes were still loading
+        tap.clear()  # what was seen while other nodes were still loading
         waited_s = 0.0
         while not self.context.stopping.is_set():
             there = tap.wait(LOOK_UP_S)

@@ -19,7 +19,7 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Source
-from pipeline.sensors.delivery import Made, delivered
+from pipeline.sensors.delivery import SimulatedFrame, delivered
 
 if TYPE_CHECKING:
     from pipeline.sensors.rendered.drive import Drive
@@ -107,7 +107,7 @@ class Rendered(Source):
     def frames(self, clock: Clock) -> Iterator[Frame]:
         return delivered(self, clock, self._made(clock), realtime=self.realtime)
 
-    def _made(self, clock: Clock) -> Iterator[Made]:
+    def _made(self, clock: Clock) -> Iterator[SimulatedFrame]:
         """The world is known ahead of time, so a frame is ready when its sensor's would be."""
         random = np.random.default_rng([self.seed, 21])
         number = 0
@@ -120,7 +120,9 @@ class Rendered(Source):
                 random.random(late)
                 self.dropped(late, "rendered too slowly")
                 number += late
-            yield Made(self._frame(number, clock.start_ns), self.delay_ns, random.random() * 100 < self.drop_percent)
+            yield SimulatedFrame(
+                self._frame(number, clock.start_ns), self.delay_ns, random.random() * 100 < self.drop_percent
+            )
             number += 1
 
     def _late(self, number: int, clock: Clock) -> int:

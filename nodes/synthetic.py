@@ -19,7 +19,7 @@ from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Source
-from pipeline.sensors.delivery import Made, delivered
+from pipeline.sensors.delivery import SimulatedFrame, delivered
 
 NUMBER_BITS = 24  # half a million seconds at 30 Hz
 SERIES_HZ = 0.5
@@ -81,7 +81,7 @@ class Synthetic(Source):
     def frames(self, clock: Clock) -> Iterator[Frame]:
         return delivered(self, clock, self._made(clock), realtime=self.realtime)
 
-    def _made(self, clock: Clock) -> Iterator[Made]:
+    def _made(self, clock: Clock) -> Iterator[SimulatedFrame]:
         random = np.random.default_rng(self.seed)
         number = 0
         while self.count is None or number < self.count:
@@ -89,7 +89,7 @@ class Synthetic(Source):
                 [-1, 0, 0], [1, 1, 100]
             )  # drawn always, so that options do not shift it
             delay_ns = self.delay_ns + round(delay * self.delay_jitter_ns)
-            yield Made(self._frame(number, clock.start_ns, jitter), delay_ns, fate < self.drop_percent)
+            yield SimulatedFrame(self._frame(number, clock.start_ns, jitter), delay_ns, fate < self.drop_percent)
             number += 1
 
     def _frame(self, number: int, start_ns: int, jitter: float) -> Frame:

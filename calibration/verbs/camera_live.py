@@ -1,6 +1,6 @@
 """calibrate camera live: the guide on a live camera, in the terminal and on a page of this machine.
 
-Thin: the camera is pipeline/sensors/capture.py, the board detect.py, the advice guide.py, the page's server pipeline/web/server.py.
+Thin: the camera is pipeline/sensors/camera/, the board detect.py, the advice guide.py, the page's server pipeline/web/server.py.
 Ends when the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
 """
 
@@ -23,11 +23,14 @@ from calibration.lens.guide import Advice, Guide
 from calibration.lens.views import Seen, add
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
-from pipeline.sensors import capture as cameras
+from pipeline.sensors.camera.network import network_pictures
+from pipeline.sensors.camera.picture import LOST_AFTER_S, OPEN_TIMEOUT_S, fit
+from pipeline.sensors.camera.reader import PictureReader
+from pipeline.sensors.camera.usb import usb_pictures
 from pipeline.web.server import PageServer
 
 WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in the mode it is used in
-PICTURE_WAIT_S = cameras.OPEN_TIMEOUT_S + cameras.LOST_AFTER_S  # beyond it the reader would have said what is wrong
+PICTURE_WAIT_S = OPEN_TIMEOUT_S + LOST_AFTER_S  # the reader raises its own error before that
 SHOWN_WIDTH_PX = 960
 MISMATCH_AFTER = 40  # pictures without the board, before another one is looked for
 HTML = Path(__file__).with_suffix(".html")
@@ -39,11 +42,11 @@ def capture(board: Board, args: argparse.Namespace) -> Seen:
     device: int | str = int(named) if named.isdecimal() else named
     where, clock = f"calibrate: camera {named}", LiveClock()
     if isinstance(device, str) and "://" in device:
-        pictures = cameras.network(device, (None, None), clock, where)
+        pictures = network_pictures(device, (None, None), clock, where)
     else:
-        pictures = cameras.usb(device, (WIDTH_PX, None), None, clock, where)
+        pictures = usb_pictures(device, (WIDTH_PX, None), None, clock, where)
     with ExitStack() as stack:
-        reader = cameras.Reader(pictures)
+        reader = PictureReader(pictures)
         stack.callback(reader.stop)
         page = None
         if args.page is not None:
@@ -54,7 +57,7 @@ def capture(board: Board, args: argparse.Namespace) -> Seen:
         return guided(reader, board, until_px=args.until_px, page=page)
 
 
-def guided(reader: cameras.Reader, board: Board, *, until_px: float, page: Page | None = None) -> Seen:
+def guided(reader: PictureReader, board: Board, *, until_px: float, page: Page | None = None) -> Seen:
     """Until the guide is done, the page says Finish, the camera is lost, or Ctrl-C; raises the last two while nothing is taken."""
     seen, guide, detector = Seen(board), Guide(board, until_px=until_px), Detector(board)
     told, missed, empty_s = "", 0, 0.0
@@ -69,7 +72,7 @@ def guided(reader: cameras.Reader, board: Board, *, until_px: float, page: Page 
                 continue
             empty_s = 0.0
             image = reader.newest().image
-            reader.forget()
+            reader.clear()
             gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
             found = detector.find(gray, thorough=False)
             missed = missed + 1 if isinstance(found, str) else 0
@@ -165,6 +168,6 @@ def state(advice: Advice, size: tuple[int, int], pixels: np.ndarray | None) -> d
 
 
 def _jpeg(image: np.ndarray) -> bytes:
-    size = cameras.fit((image.shape[1], image.shape[0]), (SHOWN_WIDTH_PX, None))
+    size = fit((image.shape[1], image.shape[0]), (SHOWN_WIDTH_PX, None))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if size[0] < image.shape[1] else image
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())

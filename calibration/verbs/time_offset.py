@@ -26,7 +26,7 @@ from pipeline.perception.expression.faces import FaceTracker
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig, TimeOffset
 from pipeline.sensors import media
-from pipeline.sensors.capture import to_bgr
+from pipeline.sensors.camera.picture import to_bgr
 
 SOUND_HZ = 16000
 METHODS = ("auto", "claps")

@@ -1,11 +1,11 @@
-"""Opening what people name: media files with their errors, addresses with their passwords hidden, multipart streams.
+"""Media files through PyAV, with errors that name the fix; addresses with their passwords hidden.
 
-Owns the timeline of a file: its pictures and its sound count from the container's own start, so that two nodes reading
+Owns the timeline of a file: its pictures and its sound count from the container's own start, so that two nodes that read
 one file agree. Knows nothing of nodes, pacing or devices; `av` is imported when a file is opened.
 
-    with media.open_file("clip.mp4", "audio") as opened:
-        opened.time_ns(frame)                      # since the container's start
-    for headers, body in media.multipart(response, boundary): ...
+Example:
+    with media.open_file("clip.mp4", "audio", where="microphone 'microphone'") as file:
+        file.time_ns(frame)                      # since the container's start
 """
 
 from __future__ import annotations
@@ -13,35 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from pipeline import assets
 from pipeline.errors import ConfigError, missing_package, nearest
 
 NS = 1_000_000_000
-SUFFIXES = frozenset(
-    (
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".mpg",
-        ".mpeg",
-        ".mjpeg",
-        ".wav",
-        ".flac",
-        ".mp3",
-        ".ogg",
-        ".opus",
-        ".m4a",
-        ".aac",
-    )
-)  # what makes a name without a folder a file, even when it is missing
-MAX_PART_BYTES = 64 << 20  # a picture is never that large: the stream has lost its shape
-MAX_LINE_BYTES = 8192
+# A name without a folder that ends so is a file, even when the file is missing.
+_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".mjpeg")
+_AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
+SUFFIXES = frozenset((*_VIDEO_SUFFIXES, *_AUDIO_SUFFIXES))
 
 
 class OpenFile:
@@ -52,7 +33,7 @@ class OpenFile:
         self._origin_ns = (container.start_time or 0) * 1000  # AV_TIME_BASE is microseconds
 
     def time_ns(self, frame: Any) -> int | None:
-        """When the frame is shown or heard, from the container's start; None where the file does not say."""
+        """When the frame is presented, from the container's start; None where the file does not hold it."""
         time_ns = pts_ns(frame)
         return None if time_ns is None else time_ns - self._origin_ns
 
@@ -121,9 +102,9 @@ def open_file(name: str, kind: Literal["video", "audio"], *, where: str) -> Open
         ) from error
     stream = next(iter(getattr(container.streams, kind)), None)
     if stream is None:
-        found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         container.close()
-        raise ConfigError(f"{where}: {path} has no {kind} in it, only: {found}. Name another file.")
+        raise ConfigError(f"{where}: {path} has no {kind} in it, only: {kinds}. Name another file.")
     if kind == "video":
         stream.thread_type = "AUTO"  # the delay of frame threads does not matter: files are decoded ahead
     return OpenFile(path, container, stream)
@@ -147,54 +128,6 @@ def looks_like_file(name: str) -> bool:
     return name.startswith((assets.PREFIX, "./", "../", "/", "~")) or path.suffix.lower() in SUFFIXES or path.is_file()
 
 
-def shown(address: str) -> str:
+def without_password(address: str) -> str:
     """The address without its password, for logs and messages."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", address)
-
-
-def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str], bytes | None]]:
-    """Every part of a multipart stream (RFC 2046) twice: (headers, None) when it begins, (headers, body) when it is whole.
-
-    Header names are in lower case. Ends where the stream ends; ValueError when it has lost its shape.
-    """
-    delimiter = b"--" + boundary.strip('"').removeprefix("--").encode()
-    line = b""
-    while True:
-        while not line.startswith(delimiter):  # the preamble, and the line break behind a body
-            line = response.readline(MAX_LINE_BYTES)
-            if not line:
-                return
-        if line.rstrip().endswith(b"--") and line.rstrip() != delimiter:
-            return
-        headers: dict[str, str] = {}
-        while (line := response.readline(MAX_LINE_BYTES)).strip():
-            name, _, value = line.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
-        if not line:
-            return
-        yield headers, None
-        if "content-length" in headers:
-            length = int(headers["content-length"])
-            if not 0 <= length <= MAX_PART_BYTES:
-                raise ValueError(f"a part of {length} bytes")
-            body = response.read(length)
-            if len(body) < length:
-                return
-            line = b""
-        else:
-            body, line = _until(response, delimiter)
-            if not line:
-                return
-        yield headers, body
-
-
-def _until(response: BinaryIO, delimiter: bytes) -> tuple[bytes, bytes]:
-    """(body, the delimiter's line) of a part without Content-Length; an empty line where the stream ended."""
-    body = bytearray()
-    while line := response.readline(MAX_LINE_BYTES):
-        if line.startswith(delimiter) and (not body or body.endswith(b"\n")):
-            return bytes(body).removesuffix(b"\n").removesuffix(b"\r"), line
-        body += line
-        if len(body) > MAX_PART_BYTES:
-            raise ValueError("a part without an end")
-    return bytes(body), b""

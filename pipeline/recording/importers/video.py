@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.importers.source import Opened, numbered
 from pipeline.sensors import media
-from pipeline.sensors.capture import to_bgr
+from pipeline.sensors.camera.picture import to_bgr
 
 CAMERA, MICROPHONE = "camera", "microphone"
 JPEG_QUALITY = 95  # faces a few dozen pixels wide must not blur, and a recording is not a network

@@ -24,7 +24,8 @@ from calibration.verdict import Level
 from pipeline.errors import DeviceError
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, rigid, rotation_from_vector
-from pipeline.sensors import capture
+from pipeline.sensors.camera.picture import Picture
+from pipeline.sensors.camera.reader import PictureReader
 
 CHESS = Board.parse("9x6", square_mm=25)
 LENS = Intrinsics("radtan", 640, 480, 520, 520, 325, 236, (-0.25, 0.08, 0.0008, -0.0005, 0.0))
@@ -111,13 +112,13 @@ def test_a_hint_shows_where_the_board_should_be() -> None:
 # --- live
 
 
-def film(pose: np.ndarray, pictures: int) -> Iterator[capture.Picture | str]:
+def film(pose: np.ndarray, pictures: int) -> Iterator[Picture | str]:
     """A board that is held still, until the camera is pulled out."""
     image = cv2.cvtColor(simulate.Renderer(CHESS, LENS, looks=1).render(pose), cv2.COLOR_GRAY2BGR)
 
-    def shown() -> Iterator[capture.Picture | str]:
+    def shown() -> Iterator[Picture | str]:
         for _ in range(pictures):
-            yield capture.Picture(image, time.monotonic_ns(), 0)
+            yield Picture(image, time.monotonic_ns(), 0)
             time.sleep(0.1)
         raise DeviceError("camera: unplugged")
 
@@ -127,7 +128,7 @@ def film(pose: np.ndarray, pictures: int) -> Iterator[capture.Picture | str]:
 @pytest.mark.system
 def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: pytest.CaptureFixture[str]) -> None:
     page = Page(port=0)
-    reader = capture.Reader(film(place(0.0, 0.4, (0.2, 0.3, 0.0)), 2000))
+    reader = PictureReader(film(place(0.0, 0.4, (0.2, 0.3, 0.0)), 2000))
     result: list[object] = []
     running = threading.Thread(target=lambda: result.append(guided(reader, CHESS, until_px=0.3, page=page)))
     running.start()
@@ -158,7 +159,7 @@ def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: py
 
 
 def test_a_camera_that_is_lost_ends_the_capture() -> None:
-    reader = capture.Reader(film(place(), 0))
+    reader = PictureReader(film(place(), 0))
     with pytest.raises(DeviceError, match="unplugged"):
         guided(reader, CHESS, until_px=0.3)
     reader.stop()

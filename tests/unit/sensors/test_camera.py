@@ -16,7 +16,7 @@ from nodes.synthetic import picture_number
 from pipeline.clock import NS, LiveClock, ManualClock
 from pipeline.errors import ConfigError
 from pipeline.node import Context
-from pipeline.sensors import capture
+from pipeline.sensors.camera.picture import to_bgr
 
 av = pytest.importorskip("av", reason="PyAV is not installed: scripts/setup")
 
@@ -103,7 +103,7 @@ def test_film_of_a_telephone_held_upright_is_turned() -> None:
             image[0, 3] = 255  # top right; turned counterclockwise by 90°: top left
             return av.VideoFrame.from_ndarray(image, format="bgr24")
 
-    image = capture.to_bgr(Turned(), (None, None))
+    image = to_bgr(Turned(), (None, None))
     assert image.shape == (4, 2, 3) and image[0, 0, 0] == 255
 
 

@@ -18,7 +18,8 @@ from nodes.synthetic import picture, picture_number
 from pipeline.clock import NS, LiveClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
-from pipeline.sensors import capture, media
+from pipeline.sensors.camera.mjpeg import multipart
+from pipeline.sensors.camera.picture import ARRIVAL_ERROR_NS
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup")
 
@@ -152,8 +153,8 @@ def test_mjpeg_without_stamps_is_stamped_on_arrival_and_says_how_sure_that_is(se
     node.open()
     frames = list(islice(node.frames(node.context.clock), 10))
     node.close()
-    assert {f.clock_error_ns for f in frames} == {capture.ARRIVAL_ERROR_NS}
-    assert (np.abs(errors_ns(server, frames)) <= capture.ARRIVAL_ERROR_NS).all()
+    assert {f.clock_error_ns for f in frames} == {ARRIVAL_ERROR_NS}
+    assert (np.abs(errors_ns(server, frames)) <= ARRIVAL_ERROR_NS).all()
 
 
 @pytest.mark.system
@@ -242,11 +243,11 @@ def test_multipart_reads_parts_with_and_without_length_after_a_preamble() -> Non
     stream = io.BytesIO(
         b"preamble\r\n--b\r\nContent-Length: 4\r\nX-A: 1\r\n\r\n\r\n--\r\n--b\r\nX-A: 2\r\n\r\nline\r\nbreaks\n\r\n--b--\r\nepilogue"
     )
-    parts = [(headers["x-a"], body) for headers, body in media.multipart(stream, "b") if body is not None]
+    parts = [(headers["x-a"], body) for headers, body in multipart(stream, "b") if body is not None]
     assert parts == [("1", b"\r\n--"), ("2", b"line\r\nbreaks\n")]
 
 
 def test_multipart_refuses_a_part_that_claims_to_be_huge() -> None:
     stream = io.BytesIO(b"--b\r\nContent-Length: 99999999999\r\n\r\n")
     with pytest.raises(ValueError):
-        list(media.multipart(stream, '"b"'))
+        list(multipart(stream, '"b"'))

@@ -16,7 +16,9 @@ from cameras import HEIGHT, MS, WIDTH, camera, write_film
 from nodes.camera import Camera, list_devices
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
-from pipeline.sensors import capture
+from pipeline.sensors.camera import usb
+from pipeline.sensors.camera.picture import ARRIVAL_ERROR_NS, Picture
+from pipeline.sensors.camera.reader import PictureReader
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup")
 
@@ -62,7 +64,7 @@ class FakeCapture:
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, webcam: FakeCapture) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", webcam)
-    monkeypatch.setattr(capture, "_check_v4l2", lambda path, where: None)
+    monkeypatch.setattr(usb, "_check_v4l2", lambda path, where: None)
 
 
 def test_usb_pictures_carry_the_driver_s_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +79,7 @@ def test_usb_pictures_carry_the_driver_s_stamp(monkeypatch: pytest.MonkeyPatch) 
             assert 11 * MS < clock.now_ns() - frame.capture_ns < 60 * MS
             frames.append(frame)
     assert caught.value.retry and webcam.released
-    assert {f.clock_error_ns for f in frames} == {capture.V4L2_ERROR_NS}
+    assert {f.clock_error_ns for f in frames} == {usb.V4L2_ERROR_NS}
     assert webcam.device == 2
     assert (webcam.asked[cv2.CAP_PROP_FRAME_WIDTH], webcam.asked[cv2.CAP_PROP_FRAME_HEIGHT]) == (1280, 720)
     assert webcam.asked[cv2.CAP_PROP_FPS] == 30.0
@@ -95,12 +97,12 @@ def test_pictures_are_decoded_into_borrowed_memory(monkeypatch: pytest.MonkeyPat
 
     plug_in(monkeypatch, FakeCapture(pictures=5))
     film = str(write_film(tmp_path / "film.mp4", n=5))
-    usb = [
+    images = [
         p.image
-        for p in islice(capture.usb(0, (None, None), None, LiveClock(), "camera", borrow), 3)
+        for p in islice(usb.usb_pictures(0, (None, None), None, LiveClock(), "camera", borrow), 3)
         if not isinstance(p, str)
     ]
-    assert all(image is array for image, array in zip(usb[1:], lent, strict=True))
+    assert all(image is array for image, array in zip(images[1:], lent, strict=True))
     lent.clear()
     node = camera(device=film)
     node.context.borrow = borrow
@@ -119,18 +121,18 @@ def test_usb_stamp_of_another_clock_is_not_believed(monkeypatch: pytest.MonkeyPa
     node.open()
     frame = next(iter(node.frames(clock)))
     assert 0 <= clock.now_ns() - frame.capture_ns < 50 * MS
-    assert frame.clock_error_ns == capture.ARRIVAL_ERROR_NS
+    assert frame.clock_error_ns == ARRIVAL_ERROR_NS
     node.close()
 
 
-def test_usb_camera_that_is_busy_says_who_may_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_usb_camera_names_the_command_that_shows_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, FakeCapture(opens=False))
-    with pytest.raises(DeviceError, match="/dev/video0 is busy. See who holds it: fuser /dev/video0") as caught:
+    with pytest.raises(DeviceError, match="/dev/video0 is busy. See which process uses it: fuser /dev/video0") as caught:
         camera(LiveClock()).open()
     assert caught.value.retry
 
 
-@pytest.mark.skipif(not capture.LINUX or bool(list_devices()), reason="this machine has a camera, or is not Linux")
+@pytest.mark.skipif(not usb.LINUX or bool(list_devices()), reason="this machine has a camera, or is not Linux")
 def test_no_camera_says_so_and_is_an_error_of_a_device() -> None:
     with pytest.raises(DeviceError, match="no camera at /dev/video0. Cameras here: none") as caught:
         camera(LiveClock()).open()
@@ -138,7 +140,7 @@ def test_no_camera_says_so_and_is_an_error_of_a_device() -> None:
     assert [f.works for f in Camera.doctor()] == [False]
 
 
-@pytest.mark.skipif(not capture.LINUX, reason="V4L2 is Linux's")
+@pytest.mark.skipif(not usb.LINUX, reason="V4L2 is Linux's")
 def test_device_that_is_no_camera_is_told_from_a_busy_one() -> None:
     with pytest.raises(DeviceError, match="/dev/null is not a camera"):
         camera(LiveClock(), device="/dev/null").open()
@@ -146,10 +148,10 @@ def test_device_that_is_no_camera_is_told_from_a_busy_one() -> None:
 
 
 def test_bug_in_the_reading_thread_is_not_mistaken_for_a_lost_device() -> None:
-    def pictures() -> Iterator[capture.Picture | str]:
+    def pictures() -> Iterator[Picture | str]:
         raise ZeroDivisionError
         yield "unreachable"
 
     with pytest.raises(RuntimeError) as caught:
-        capture.Reader(pictures()).wait(1)
+        PictureReader(pictures()).wait(1)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
