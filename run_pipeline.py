@@ -78,18 +78,18 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def record(args: argparse.Namespace) -> None:
+    from pipeline.cli.record import RecordOptions, finish_recording, repair_recording, with_recorder
     from pipeline.errors import ConfigError
-    from pipeline.recording.recorder import Wanted, repaired, told, with_recorder
 
     if args.repair:
-        return print(repaired(args.repair))
+        return print(repair_recording(args.repair))
     if args.recording is None:
         raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
-    wanted = Wanted(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
+    options = RecordOptions(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
     _, summary = _run(
-        args, lambda config: with_recorder(config, args.recording, wanted, args.host), stored=str(args.recording)
+        args, lambda config: with_recorder(config, args.recording, options, args.host), stored=str(args.recording)
     )
-    print(told(args.recording, summary))
+    print(finish_recording(args.recording, summary))
 
 
 def replay(args: argparse.Namespace) -> None:

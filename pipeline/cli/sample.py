@@ -1,10 +1,10 @@
-"""The sample session: a small real recording, made on demand by our own tools from the packaged clip, and labelled.
+"""The sample session: a small real recording of the packaged clip, made on demand with our own tools, and labelled.
 
-    python run_pipeline.py sample sample.mcap        # then: verify, replay, export, label … with nobody's camera
+    python run_pipeline.py sample sample.mcap        # then: verify, replay, export, label …; no camera needed
 
-`record` runs the demo's graph for 14 s and keeps all that flows: pictures as captured (320 px wide), sound, what the aligner
-decided, predictions with embeddings, health. The labels are what one sees: sad until 6 s, happy from 11 s on, nothing between.
-It is made once for each version of models and code, and kept in the cache.
+The demo's graph is recorded for 14 s with all its streams: pictures as captured (320 px wide), sound, the aligner's event
+log, predictions with embeddings, health. A person labelled it: sad until 6 s, happy from 11 s on, nothing between. It is
+recorded once for each version of models and code, and stored in the cache.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import assets
+from pipeline.cli.record import RecordOptions, with_recorder
 from pipeline.errors import ConfigError
-from pipeline.recording import part as recording_format
 from pipeline.recording.labels import add_labels
+from pipeline.recording.part import VERSION as FORMAT_VERSION
 from pipeline.recording.part import refuse_existing
 from pipeline.recording.reader import Reader
 from pipeline.runtime.config import load
@@ -32,11 +33,11 @@ INTERVALS = "start_s,end_s,label\n0.0,6.0,sad\n11.0,,happy\n"
 
 
 def make_sample(out: Path, *, say: Callable[[str], None] = print) -> None:
-    """Write `out`, from the cache where it is there. Raises ConfigError when it cannot be made, or `out` is there already."""
+    """Write `out`, copied from the cache. Raises ConfigError when it cannot be recorded, or `out` exists already."""
     refuse_existing(out)
-    made = cached_sample(say=say)
+    sample = cached_sample(say=say)
     try:
-        shutil.copyfile(made, out)
+        shutil.copyfile(sample, out)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
     say(f"  {out}: {SECONDS:g} s of the demo clip with its predictions and labels, {out.stat().st_size / 1e6:.0f} MB")
@@ -44,45 +45,45 @@ def make_sample(out: Path, *, say: Callable[[str], None] = print) -> None:
 
 
 def cached_sample(*, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The sample in the cache; made first where it is not there, or was made with other models."""
+    """The sample in the cache; recorded first when it is missing, or was recorded with other models."""
     assets.pull(["demo-clip", "centerface", "silero-vad"])
     folder = assets.cache_folder().parent / "sample"
-    made = folder / f"sample-{_fingerprint()}.mcap"
-    if made.exists():
-        return made
+    sample = folder / f"sample-{_fingerprint()}.mcap"
+    if sample.exists():
+        return sample
     folder.mkdir(parents=True, exist_ok=True)
     say(f"  recording {SECONDS:g} s of the demo clip, in real time …")
-    part, labelled = folder / f"{os.getpid()}.mcap", folder / f"{os.getpid()}-labelled.mcap"
+    unlabelled, labelled = folder / f"{os.getpid()}.mcap", folder / f"{os.getpid()}-labelled.mcap"
     intervals = folder / f"{os.getpid()}.csv"
     try:
-        _record(part)
+        _record(unlabelled)
         intervals.write_text(INTERVALS)
-        add_labels(part, intervals, labelled)
-        labelled.rename(made)  # whole, or not there
+        add_labels(unlabelled, intervals, labelled)
+        labelled.rename(sample)  # at once, so that another process never reads a part of it
     finally:
-        for left in (part, labelled, intervals):
-            left.unlink(missing_ok=True)
-    return made
+        for path in (unlabelled, labelled, intervals):
+            path.unlink(missing_ok=True)
+    return sample
 
 
 def _record(path: Path) -> None:
-    from pipeline.recording.recorder import Wanted, with_recorder
+    """Raises ConfigError when the machine was too busy to predict: the sample stays in the cache for long."""
     from pipeline.runtime.launcher import launch
 
-    """ConfigError when the machine had no time for it: what is kept is kept for long."""
     config = load(CONFIG, CHANGES)
-    kept = {name: node for name, node in config.nodes.items() if node.use not in ("console", "dashboard")}
-    launch(with_recorder(dataclasses.replace(config, nodes=kept), path, Wanted(compression="zstd")), for_s=SECONDS)
+    nodes = {name: node for name, node in config.nodes.items() if node.use not in ("console", "dashboard")}
+    config = dataclasses.replace(config, nodes=nodes)
+    launch(with_recorder(config, path, RecordOptions(compression="zstd")), for_s=SECONDS)
     with Reader(path) as reader:
         predicted = reader.counts["emotion"]
     if predicted < MIN_PREDICTED:
-        told = f"{predicted} predictions, where at least {MIN_PREDICTED} are due"
-        raise ConfigError(f"sample: this machine is too busy now: {told}. Try again when it is not")
+        counts = f"{predicted} predictions, expected at least {MIN_PREDICTED}"
+        raise ConfigError(f"sample: this machine is too busy now: {counts}. Try again when it is idle")
 
 
 def _fingerprint() -> str:
-    """Of all that the recording's content hangs on."""
-    told = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {recording_format.VERSION}".encode())
+    """Of everything that the recording's content depends on."""
+    fingerprint = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {FORMAT_VERSION}".encode())
     for path in (CONFIG, *sorted(assets.MODELS.glob("*-expression.onnx"))):
-        told.update(path.read_bytes())
-    return told.hexdigest()[:12]
+        fingerprint.update(path.read_bytes())
+    return fingerprint.hexdigest()[:12]

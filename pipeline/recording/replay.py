@@ -26,8 +26,9 @@ from pipeline.recording.arrival_replay import NOT_RECORDED, events_of
 from pipeline.recording.diff import Differing, compare, read_predictions
 from pipeline.recording.faults import parse_all
 from pipeline.recording.labels import Labels
+from pipeline.recording.provenance import dropped_by_recorder, machine
 from pipeline.recording.reader import Reader
-from pipeline.recording.recorder import KEPT, dropped_by_recorder, machine
+from pipeline.recording.writer import QUEUE_MESSAGES
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.graph import EVENTS
 
@@ -108,7 +109,7 @@ class Tape:
         if labels and (
             predicting := [n.name for n in nodes.values() if resolve(n.use, n.where).produces is Prediction]
         ):
-            inputs = tuple(InputConfig(name, KEPT) for name in [*predicting, HEALTH])
+            inputs = tuple(InputConfig(name, QUEUE_MESSAGES) for name in [*predicting, HEALTH])
             options = {"path": str(self.path.absolute())}
             nodes["label-keys"] = NodeConfig("label-keys", "labels", f"replay {self.path}", inputs, options=options)
         start_ns = self.notes["run"][0]["start_ns"] if self.notes.get("run") else self.span_ns[0]

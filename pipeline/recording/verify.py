@@ -22,8 +22,8 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.recording.arrival_replay import events_of
+from pipeline.recording.provenance import dropped_by_recorder
 from pipeline.recording.reader import Reader
-from pipeline.recording.recorder import dropped_by_recorder
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import EVENTS
 from pipeline.transport.input_queue import EDGE_REASONS

@@ -34,6 +34,9 @@ from pipeline.recording.mcap.file_writer import McapWriter
 from pipeline.recording.mcap.schemas import CALIBRATION, FRAME, schema
 from pipeline.recording.part import METADATA, VERSION, Part, part_path, refuse_existing
 
+# How many messages of a stream may wait for the disk, as long as they are small (input_queue.MAX_BYTES bounds the large).
+QUEUE_MESSAGES = 4000
+
 
 class Writer:
     """A recording being written.

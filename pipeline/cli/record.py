@@ -1,0 +1,173 @@
+"""The verb `record`: a config with a recorder node, the consent that it needs, and the report at the end of the run.
+
+Example:
+    options = RecordOptions(consent="Ada agreed")
+    config = with_recorder(load("configs/emotion-live.yaml"), Path("out.mcap"), options)
+    print(finish_recording(Path("out.mcap"), launch(config)))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.clock import NS
+from pipeline.errors import ConfigError, nearest
+from pipeline.frame import AlignedSet, Prediction
+from pipeline.node import Source
+from pipeline.recording.part import part_path, refuse_existing, repair
+from pipeline.recording.provenance import DEFAULT_RECORDER, description, dropped_by_recorder
+from pipeline.recording.reader import Reader
+from pipeline.recording.writer import QUEUE_MESSAGES, Writer
+from pipeline.rig.rig import found as rig_path
+from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
+from pipeline.runtime.graph import EVENTS
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """The options of `record`.
+
+    Args:
+        streams: The streams to record. Empty: all.
+        jpeg: The streams whose pictures are recorded as JPEG: a tenth of the size, and a replay is then not identical.
+        consent: Who agreed to what, in words. Required when a live camera or microphone is recorded.
+        features_only: Record embeddings and predictions; no picture, sound or points.
+        compression: Of the file's chunks: none, lz4 or zstd. Default lz4: fast enough for live video on one core.
+        split_mb: Begin another file after this size (MB). null: never.
+        split_s: Begin another file after this time (s). null: never.
+    """
+
+    streams: tuple[str, ...] = ()
+    jpeg: tuple[str, ...] = ()
+    consent: str = ""
+    features_only: bool = False
+    compression: str = "lz4"
+    split_mb: float | None = None
+    split_s: float | None = None
+
+
+def with_recorder(config: Config, path: Path, options: RecordOptions, host: str = "") -> Config:
+    """`config` with a recorder node added, which writes `path`.
+
+    Raises ConfigError when consent is missing, a stream is unknown, the config records already, or the file exists.
+    """
+    refuse_existing(path)
+    recorder = resolve("record", f"record {path}")
+    if any(resolve(node.use, node.where) is recorder for node in config.nodes.values()):
+        raise ConfigError(f"{config.path}: it records already, with a node of its own. Use: run {config.path}")
+    known = list(_streams(config, host))
+    for name in (*options.streams, *options.jpeg):
+        if name not in known:
+            raise ConfigError(f"record: no stream '{name}'. Streams here: {', '.join(known)}.{nearest(name, known)}")
+    streams = [name for name in known if not options.streams or name in options.streams]
+    if options.features_only:
+        config = _with_embeddings(config)
+        streams = [name for name in streams if name not in config.nodes or not _is_source(config, name)]
+    _require_consent(config, streams, options)
+    name = DEFAULT_RECORDER if DEFAULT_RECORDER not in config.nodes else f"{DEFAULT_RECORDER}-out"
+    about = description(config) | {"recorder": name, "kept_as": dict.fromkeys(options.jpeg, "JPEG")}
+    if options.consent:
+        about["consent"] = options.consent
+    node_options = {
+        "path": str(path.absolute()),
+        "jpeg": list(options.jpeg),
+        "features_only": options.features_only,
+        "compression": options.compression,
+        "split_mb": options.split_mb,
+        "split_s": options.split_s,
+        "rigs": _rig_files(config),
+        "about": about,
+    }
+    inputs = tuple(InputConfig(stream, QUEUE_MESSAGES) for stream in streams)
+    node = NodeConfig(name, "record", f"record {path}", inputs, host=host, options=node_options)
+    return dataclasses.replace(config, nodes={**config.nodes, name: node})
+
+
+def _streams(config: Config, host: str) -> Iterator[str]:
+    """The streams that can be recorded: sources, predictions, the aligners' event logs, health.
+
+    Not the aligned sets: the event log holds them without a second copy of every picture.
+    """
+    for node in config.nodes.values():
+        kind = resolve(node.use, node.where)
+        if node.host == host and kind.produces not in (None, AlignedSet):
+            yield node.name
+        if node.host == host and kind.journals:
+            yield node.name + EVENTS
+    yield HEALTH
+
+
+def _is_source(config: Config, name: str) -> bool:
+    node = config.nodes[name]
+    return issubclass(resolve(node.use, node.where), Source)
+
+
+def _with_embeddings(config: Config) -> Config:
+    """Predictions of expressions hold the embeddings that they were made from."""
+    nodes = {}
+    for node in config.nodes.values():
+        if resolve(node.use, node.where).produces is Prediction and node.options.get("task", "emotion") == "emotion":
+            options = {**node.options.get("options", {}), "embeddings": True}
+            node = dataclasses.replace(node, options={**node.options, "options": options})
+        nodes[node.name] = node
+    return dataclasses.replace(config, nodes=nodes)
+
+
+def _require_consent(config: Config, streams: list[str], options: RecordOptions) -> None:
+    if options.consent:
+        return
+    for name in streams:
+        if name in config.nodes and _is_source(config, name):
+            node = config.nodes[name]
+            source = instantiate(node.use, node.options, where=node.where)
+            if isinstance(source, Source) and source.is_live:
+                raise ConfigError(
+                    f"record: '{name}' records the people in front of it. Ask for their consent and state it: "
+                    '--consent "Ada and Bo agreed, for the demo, until May" (it is stored in the file). '
+                    "Or record no picture and no sound: --features-only"
+                )
+
+
+def _rig_files(config: Config) -> list[str]:
+    """The rig files that nodes, or the tasks in them, name. One that does not exist is reported by the node that reads it."""
+    of_nodes = [o for node in config.nodes.values() for o in (node.options, node.options.get("options") or {})]
+    paths = [rig_path(options["rig"]) for options in of_nodes if options.get("rig")]
+    return sorted({str(path.absolute()) for path in paths if path.exists()})
+
+
+def finish_recording(path: Path, summary: dict[str, Any]) -> str:
+    """Store the run's summary in the recording, for `verify`. Returns a report of what was recorded, for people."""
+    try:
+        with Writer.resumed(path) as writer:
+            writer.note("summary", summary)
+    except (ConfigError, OSError) as error:
+        return f"  {error}"
+    with Reader(path, unclosed=True) as reader:
+        first_ns, last_ns = reader.span_ns
+        streams = ", ".join(f"{stream} {count}" for stream, count in reader.counts.items())
+        dropped = {s: n for s, n in dropped_by_recorder(reader.about, reader.notes).items() if s != HEALTH}
+        files = f"{reader.path}" if not part_path(path, 1).exists() else f"{reader.path} and the parts after it"
+        size = f"{files}: {reader.size_bytes / 1e6:.1f} MB, {(last_ns - first_ns) / NS:.1f} s"
+        missing = ", ".join(f"{count} of {stream}" for stream, count in dropped.items()) or "none"
+        unclosed = (
+            "" if reader.closed else f"\n  Not closed. Close it with: python run_pipeline.py record --repair {path}"
+        )
+        return f"  {size}\n  recorded: {streams}\n  dropped by the recorder: {missing}{unclosed}"
+
+
+def repair_recording(path: Path) -> str:
+    """Close a recording, and all its parts, whose writer was killed. Returns a line a file, for people."""
+    lines, part = [], 0
+    while part == 0 or part_path(path, part).exists():
+        messages, torn_bytes = repair(part_path(path, part))
+        torn = f", {torn_bytes} torn bytes cut off" if torn_bytes else ""
+        lines.append(
+            f"{part_path(path, part)}: closed with {messages} messages{torn}. "
+            f"See what is missing: python run_pipeline.py verify {path}"
+        )
+        part += 1
+    return "\n".join(lines)

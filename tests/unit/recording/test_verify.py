@@ -1,0 +1,146 @@
+"""What verify reports of a recording, what diff reports of two runs, and why a replay may differ. Nothing runs here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nodes.align import Align
+from pipeline.alignment.sync_policies import MS
+from pipeline.clock import NS
+from pipeline.errors import ConfigError, DiffersError
+from pipeline.frame import Frame, Prediction, StreamInfo
+from pipeline.recording.diff import compare, read_predictions, report
+from pipeline.recording.replay import Tape
+from pipeline.recording.verify import Audit
+from pipeline.recording.verify import report as audit_report
+from pipeline.recording.writer import Writer
+from pipeline.runtime.config import parse
+from pipeline.testing import Stage
+
+
+def picture(seq: int) -> Frame:
+    return Frame("camera", seq, seq * 40 * MS, "bgr8", np.full((60, 80, 3), seq, np.uint8), publish_ns=seq * 40 * MS)
+
+
+def recorded_run(path: Path, *, without: int | None = None, events_dropped: int = 0) -> None:
+    """Ten pictures, each aligned and predicted from, as `record` keeps them. without: a picture that is missing. events_dropped:
+    so many of the last lines of the aligner's events found no room on the disk, as the recorder says."""
+    journal: list[bytes] = []
+    node = Align(anchor="camera", max_wait_ms=20)
+    about = {"made_by": "record", "nodes": {"memory": {"inputs": ["align"]}}}
+    with Stage(node, inputs=["camera"]) as stage, Writer(path, about=about) as writer:
+        node.context.journal = journal.append
+        writer.stream(StreamInfo("camera", "bgr8", 25.0))
+        sets = [s for i in range(10) for s in stage.give("camera", picture(i), at_ns=i * 40 * MS + MS)] + stage.end()
+        for i in (i for i in range(10) if i != without):
+            writer.write("camera", picture(i))
+        for i, text in enumerate(journal[: len(journal) - events_dropped]):
+            writer.write(
+                "align.events",
+                Frame("align.events", i, i, "text_utf8", np.frombuffer(text, np.uint8), publish_ns=i * 40 * MS),
+            )
+        for s in sets:
+            writer.write(
+                "memory",
+                Prediction("memory", s.anchor_ns, ("a",), np.ones(1, np.float32), "a", "m", receipts=s.receipts),
+            )
+        dropped = {"align.events": {"disk full": events_dropped}} if events_dropped else {}
+        writer.note("finished", {"dropped": dropped, "written": {}})
+        writer.note("summary", {"dropped": {"record": dropped}})
+
+
+def test_a_recording_whose_books_balance_is_said_to_be_whole(tmp_path, capsys):
+    recorded_run(tmp_path / "a.mcap")
+    audit_report(tmp_path / "a.mcap")
+    said = capsys.readouterr().out
+    assert "10 aligned sets, each derived again" in said and "every message is accounted for" in said
+
+
+def test_one_missing_picture_is_an_error_that_names_its_number(tmp_path, capsys):
+    recorded_run(tmp_path / "a.mcap", without=4)
+    with pytest.raises(ConfigError, match="books do not balance"):
+        audit_report(tmp_path / "a.mcap")
+    assert "camera: 1 of 1 missing messages are unaccounted for (#4" in capsys.readouterr().out
+
+
+def test_what_the_recorder_dropped_of_the_aligners_last_events_is_no_fault_of_the_books(tmp_path, capsys):
+    recorded_run(tmp_path / "a.mcap", events_dropped=4)
+    audit_report(tmp_path / "a.mcap")
+    said = capsys.readouterr().out
+    assert (
+        "not derived again: the recorder dropped a part" in said
+        and "dropped by the recorder: 4 of align.events" in said
+    )
+
+
+def test_a_prediction_too_few_is_an_error(tmp_path):
+    path = tmp_path / "a.mcap"
+    recorded_run(path)
+    whole = Audit(path)
+    assert whole.faults == ()
+    whole.predictions["memory"].pop()
+    assert list(whole._faults()) == ["memory: 1 sets of 'align' became no prediction, and it says nothing of them"]
+
+
+def test_a_tape_says_why_its_answers_may_differ(tmp_path):
+    path = tmp_path / "a.mcap"
+    about = {"utc_offset_ns": NS, "machine": {"cpu": "another one"}, "kept_as": {"camera": "JPEG"}, "nodes": {}}
+    with Writer(path, about=about) as writer:
+        for i in range(3):
+            writer.write("camera", picture(i))
+        writer.note("finished", {"dropped": {"camera": {"reader too slow": 2}}})
+    config = parse({"nodes": {"camera": {"use": "camera", "device": "x.mp4"}}}, "graph.yaml")
+    reasons = "; ".join(Tape(path, from_s=0.01).differs_because(config))
+    for told in (
+        "only a part",
+        "kept as JPEG",
+        "recorder dropped 2 messages of 'camera'",
+        "cpu: recorded on another one",
+    ):
+        assert told in reasons
+
+
+RECORD = {
+    "task": "t",
+    "capture_ns": 1,
+    "label": "a",
+    "probs": {"a": 0.9, "b": 0.1},
+    "subjects": [],
+    "timing_ms": {"total": 1.0},
+    "receipts": [{"stream": "camera", "seq": [7], "state": "exact", "reason": "", "age_ns": 5}],
+}
+
+
+def test_predictions_that_differ_in_age_and_timing_alone_are_alike():
+    faster = RECORD | {"timing_ms": {"total": 9.0}, "receipts": [RECORD["receipts"][0] | {"age_ns": 99}]}
+    assert list(compare([RECORD], [faster])) == []
+
+
+def test_what_differs_is_told_with_its_receipts_and_small_differences_pass_where_allowed(tmp_path, capsys):
+    other = RECORD | {"probs": {"a": 0.90005, "b": 0.09995}}
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a.write_text(json.dumps(RECORD) + '\n{"summary": true}\n')
+    b.write_text(json.dumps(other) + "\n" + json.dumps(RECORD | {"capture_ns": 2}) + "\n")
+    assert len(read_predictions(a)) == 1
+    with pytest.raises(DiffersError, match="2 of 1 and 2 predictions differ") as raised:
+        report(a, b)
+    assert raised.value.exit_code == 4
+    assert "t at 1: probs (probabilities by up to 5.0e-05)" in (told := capsys.readouterr().out)
+    assert "camera exact #7" in told and "t at 2: only in B" in told
+    assert list(compare([RECORD], [other], within=1e-4)) == []
+
+
+def test_a_file_that_holds_no_predictions_is_named_with_the_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1: not a prediction, as --out writes them: it has no 'task'"):
+        read_predictions(path)
+    path.write_text('{"summary": true}\n{"task": "mood", "capt')
+    with pytest.raises(ConfigError, match=r"a\.jsonl:2: not a prediction.*ends in the middle of this line"):
+        read_predictions(path)
+    with pytest.raises(ConfigError, match=r"b\.jsonl: cannot be read: No such file or directory$"):
+        read_predictions(tmp_path / "b.jsonl")
