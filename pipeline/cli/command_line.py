@@ -44,7 +44,6 @@ EVALUATED = {
     "voice": ("voice.voice_export", "evaluate_voice"),
     "votes": ("fusion.judge_votes", "judge"),
     "fusion": ("fusion.own_data", "evaluate_own"),
-    "baseline": ("evaluation.baseline", "evaluate_baseline"),
     "faults": ("evaluation.fault_conditions", "evaluate_faults"),
     "place": ("place.evaluate", "report_place"),
     "sound": ("sound.sound_evaluate", "evaluate_sound"),

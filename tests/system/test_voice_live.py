@@ -1,4 +1,4 @@
-"""A voice in the live pipeline, whole: a RAVDESS clip beside the demo clip's face, and senses that drop out one after the other."""
+"""A voice in the whole live pipeline: a RAVDESS clip beside the demo clip's face, and senses that drop out in turn."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from live_runs import FailingCamera, receipt_state, run_to_end, wait_for_prediction
 from running import running
-from test_demo import FailingCamera, lens, models, run, state, wait_for  # noqa: F401
 
 from pipeline.assets import MODELS
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.usefixtures("demo_models"),
     pytest.mark.skipif(
         not (MODELS / "voice-expression.onnx").is_file() or not (MODELS / "fusion-expression.onnx").is_file(),
         reason="no voice or no fusion model: python run_pipeline.py train voice, then train fusion",
@@ -51,7 +52,7 @@ nodes:
 def test_voice_of_a_real_clip_moves_the_answer_its_way_and_both_senses_are_used(tmp_path: Path, clip: Path) -> None:
     config = tmp_path / "live.yaml"
     config.write_text(LIVE.format(clip=clip))
-    predictions, summary = run("run", config, "--for", "7s", out=tmp_path / "out.jsonl")
+    predictions, summary = run_to_end("run", config, "--for", "7s", out=tmp_path / "out.jsonl")
     assert summary["unaccounted"] == {}
     both = [p for p in predictions if p["used"] == ["camera", "microphone"] and p["subjects"]]
     assert len(both) > 50, "the voice takes part while somebody speaks"
@@ -61,9 +62,9 @@ def test_voice_of_a_real_clip_moves_the_answer_its_way_and_both_senses_are_used(
     voice = {label: np.mean([opinion(p, "voice")["probs"][label] for p in both]) for label in both[0]["probs"]}
     face = {label: np.mean([opinion(p, "face")["probs"][label] for p in both]) for label in voice}
     fused = {label: np.mean([p["probs"][label] for p in both]) for label in voice}
-    heard = max(voice, key=lambda label: voice[label] - face[label])
-    assert voice[heard] > face[heard] + 0.1, "the clip says something else than the face does"
-    assert fused[heard] > face[heard]
+    strongest = max(voice, key=lambda label: voice[label] - face[label])
+    assert voice[strongest] > face[strongest] + 0.1, "the voice's label is another than the face's"
+    assert fused[strongest] > face[strongest]
     assert all("voice-expression@" in p["model"] and "fusion-expression@" in p["model"] for p in both)
 
 
@@ -101,25 +102,25 @@ def test_camera_then_microphone_drop_out_and_both_come_back(
     config.write_text(FAILING.format(url=lens.url, samples=folder / "samples.npy", unplugged=unplugged))
     with running(
         folder, "run", str(config), "--no-dashboard", "--out", str(out)
-    ) as live:  # each step waits for the predictions to say so
-        wait_for(
+    ) as live:  # each step waits for the predictions to show it
+        wait_for_prediction(
             out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"], timeout_s=40
         )  # start-up included
         lens.picture = None
-        wait_for(out, lambda p: p["missing"] == ["camera"] and p["used"] == ["microphone"] and p["label"])
+        wait_for_prediction(out, lambda p: p["missing"] == ["camera"] and p["used"] == ["microphone"] and p["label"])
         lens.picture = lens.face
-        wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"])
+        wait_for_prediction(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"])
         unplugged.touch()
-        wait_for(out, lambda p: p["missing"] == ["microphone"] and p["used"] == ["camera"] and p["label"])
+        wait_for_prediction(out, lambda p: p["missing"] == ["microphone"] and p["used"] == ["camera"] and p["label"])
         unplugged.unlink()
-        wait_for(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"])
+        wait_for_prediction(out, lambda p: p["used"] == ["camera", "microphone"] and p["subjects"])
         live.interrupt()
         assert live.wait() == 0, live.err
     *predictions, summary = map(json.loads, out.read_text().splitlines())
     assert summary["unaccounted"] == {}
     deaf = [p for p in predictions if p["missing"] == ["microphone"]]
     blind = [p for p in predictions if p["missing"] == ["camera"]]
-    assert all(state(p, "camera") == "exact" for p in deaf) and {state(p, "camera") for p in blind} <= {
+    assert all(receipt_state(p, "camera") == "exact" for p in deaf) and {receipt_state(p, "camera") for p in blind} <= {
         "silent",
         "absent",
         "late",

@@ -36,7 +36,7 @@ RATE_TOLERANCE = 0.02
 FLOOR = 1e-6
 
 
-class Heard(NamedTuple):
+class VoiceEvidence(NamedTuple):
     """log_probs: (labels,) or None before the first decision. weight: presence times quality. reason: why it is below 1.
     embedding: (d,) float32, of the latest decision; empty where the network gives none."""
 
@@ -46,7 +46,7 @@ class Heard(NamedTuple):
     embedding: Floats = NO_EMBEDDING
 
 
-class Pace:
+class DecisionSchedule:
     """When to decide: every 250 ms of the stream's own time while somebody speaks, from half a second of speech on."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Pace:
         return due_ns
 
 
-class Voice:
+class VoiceClassifier:
     """labels: what the task answers with. A network that knows fewer says nothing about the others; its input is told by
     the manifest: `voice` (features.voice_tensor) or `samples` (n, k), the last k samples at 16 kHz as they are."""
 
@@ -91,12 +91,12 @@ class Voice:
         self._frames.clear()
         self._mean: Floats | None = None
         self._quality, self._reason, self._embedding = 0.0, "", NO_EMBEDDING
-        self._pace = Pace()
+        self._pace = DecisionSchedule()
 
-    def update(self, frames: Sequence[Frame], *, speaking: bool | None) -> Heard:
+    def update(self, frames: Sequence[Frame], *, speaking: bool | None) -> VoiceEvidence:
         """frames: "pcm_f32" at 16 kHz in the order of capture; those already heard are passed over. speaking: at their end."""
         if not frames or speaking is None:
-            return Heard(None, 0.0, "not at 16 kHz" if frames else "no sound")
+            return VoiceEvidence(None, 0.0, "not at 16 kHz" if frames else "no sound")
         end_ns = self._keep(frames)
         if end_ns - self._pace.spoke_ns > FADE_NS:
             self._mean = None  # what is said next is another utterance, perhaps another person's
@@ -132,13 +132,13 @@ class Voice:
         self._mean = now if self._mean is None else np.asarray(self._mean + np.float32(share) * (now - self._mean))
         self._quality, self._reason = voice_quality(samples, heard)
 
-    def _heard(self, end_ns: int) -> Heard:
+    def _heard(self, end_ns: int) -> VoiceEvidence:
         silent_ns = end_ns - self._pace.spoke_ns
         if silent_ns >= FADE_NS:
-            return Heard(None, 0.0, "nobody speaks")
+            return VoiceEvidence(None, 0.0, "nobody speaks")
         if self._mean is None:
-            return Heard(None, 0.0, "somebody has only begun to speak")
+            return VoiceEvidence(None, 0.0, "somebody has only begun to speak")
         log_probs = self._mean - np.log(np.exp(self._mean).sum(dtype=np.float32))
         fade = min(1.0, (FADE_NS - silent_ns) / (FADE_NS - HOLD_NS))
         reason = self._reason or (f"nobody has spoken for {silent_ns / NS:.1f} s" if fade < 1 else "")
-        return Heard(log_probs, self._quality * fade, reason, self._embedding)
+        return VoiceEvidence(log_probs, self._quality * fade, reason, self._embedding)

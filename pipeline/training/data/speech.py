@@ -23,7 +23,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.inference.engine import load
-from pipeline.perception.expression.voice import Pace
+from pipeline.perception.expression.voice import DecisionSchedule
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.preprocessing import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_mel
 from pipeline.training.data.datasets import FACE_CLASSES
@@ -183,6 +183,6 @@ def due_columns(samples: Floats, activity: VoiceActivity) -> Ints:
 
 
 def _due(speaking: list[bool], chunk_ns: int) -> list[int]:
-    pace = Pace()
-    answers = [pace.update((i + 1) * chunk_ns, speaks) for i, speaks in enumerate(speaking)]
+    schedule = DecisionSchedule()
+    answers = [schedule.update((i + 1) * chunk_ns, speaks) for i, speaks in enumerate(speaking)]
     return [due_ns // HOP_NS for due_ns in answers if due_ns is not None]

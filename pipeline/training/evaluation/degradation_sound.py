@@ -22,7 +22,7 @@ from pipeline.clock import NS
 from pipeline.frame import Frame
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
-from pipeline.perception.expression.voice import Voice
+from pipeline.perception.expression.voice import VoiceClassifier
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.training.data.clip_sets import CHUNK, HEARD_NS, clips, sound
 from pipeline.training.data.datasets import FACE_CLASSES
@@ -60,7 +60,7 @@ def heard(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floa
         samples = sound(named[clip].path)
 
         def listen(samples: Floats) -> list[Moment]:
-            return moments(samples, Voice(engine, manifest, FACE_CLASSES), VoiceActivity(silero))
+            return moments(samples, VoiceClassifier(engine, manifest, FACE_CLASSES), VoiceActivity(silero))
 
         # The clip's last moment leaves room for sound that is early.
         last_ns = len(samples) * NS // 16_000 + min(SHIFTS_MS) * 1_000_000
@@ -81,7 +81,7 @@ def heard(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floa
     return chosen, found
 
 
-def moments(samples: Floats, voice: Voice, activity: VoiceActivity) -> list[Moment]:
+def moments(samples: Floats, voice: VoiceClassifier, activity: VoiceActivity) -> list[Moment]:
     """What the voice said after every 20 ms of a clip, where it said something."""
     chunk_ns, told = CHUNK * NS // 16_000, []
     for seq in range(len(samples) // CHUNK):

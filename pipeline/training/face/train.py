@@ -345,10 +345,6 @@ def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path
         f"held_back_{name}": value
         for name, value in evaluate.figures(logits, held_back.labels, temperature=temperature).items()
     }
-    # What people at rest are to this network: the live task's `baseline_s` compares a person's own rest with it.
-    log_probs = np.log(np.maximum(evaluate.softmax(logits / temperature), 1e-6))
-    at_rest = log_probs[held_back.labels == FACE_CLASSES.index("neutral")].mean(axis=0)
-    metrics |= {f"neutral_{label}": round(float(value), 4) for label, value in zip(FACE_CLASSES, at_rest, strict=True)}
     manifest = Manifest(
         name="face-expression",
         task="emotion",

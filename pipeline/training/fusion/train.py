@@ -158,7 +158,6 @@ def train(
         licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
         made_by=f"python run_pipeline.py train fusion --seed {seed}",
         metrics={"agreement_auc": round(auc, 4)}
-        | at_rest(voice, voice_labels)
         | {
             f"pseudo_pairs_{what}_{name}": round(float(getattr(found, name)), 4)
             for what, found in (
@@ -172,12 +171,6 @@ def train(
     manifest.write(out)
     print(f"{out}: {manifest.metrics}", flush=True)
     return table
-
-
-def at_rest(voice: Floats, labels: Rows) -> dict[str, float]:
-    """What neutral voices are to the voice network on average, for the live task's `baseline_s`."""
-    mean = voice[labels == FACE_CLASSES.index("neutral")].mean(axis=0)
-    return {f"neutral_voice_{label}": round(float(value), 4) for label, value in zip(FACE_CLASSES, mean, strict=True)}
 
 
 def voted_core(folder: Path, *, seed: int) -> FusionNet:

@@ -5,114 +5,30 @@ All but the last test run a small network with random weights in place of the tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from emotion_sets import LABELS, MS, PERIOD_NS, aligned, asset, camera, clip, opened, silence
+from onnx import numpy_helper
 
 from nodes.infer import Infer
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
-from pipeline.frame import AlignedSet, Frame, Prediction, Receipt
-from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.frame import AlignedSet, Prediction, Receipt
 from pipeline.node import Arrival
 from pipeline.perception.expression.smoothing import softmax, towards
 from pipeline.task import Task, make
 from pipeline.tasks.emotion import Emotion
 
-MS = 1_000_000
-LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-PERIOD_NS = 1_001 * 1_000 * MS // 24_000
 SHIPPED = assets.MODELS / "face-expression.onnx"
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """face (n, 1, 48, 48) → logits (n, 7), embedding (n, 7): one random matrix, with a manifest."""
-    matrix = np.random.default_rng(3).normal(0, 0.1, (48 * 48, 7)).astype(np.float32)
-    nodes = [
-        helper.make_node("Flatten", ["face"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
-        helper.make_node("Identity", ["logits"], ["embedding"]),
-    ]
-    face = helper.make_tensor_value_info("face", TensorProto.FLOAT, ["n", 1, 48, 48])
-    out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 7]) for name in ("logits", "embedding")]
-    graph = helper.make_graph(nodes, "random", [face], out, [numpy_helper.from_array(matrix, "matrix")])
-    path = tmp_path_factory.mktemp("models") / "random.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
-    tensors = [TensorInfo(name, ("n", 7), "float32", "") for name in ("logits", "embedding")]
-    Manifest(
-        name="random",
-        task="emotion",
-        inputs=(TensorInfo("face", ("n", 1, 48, 48), "float32", ""),),
-        outputs=tuple(tensors),
-        labels=LABELS,
-        temperature=1.5,
-        training_data="none",
-        licence="Apache-2.0",
-        made_by="this test",
-    ).write(path)
-    return path
-
-
-def opened(model: Path, **options: Any) -> Emotion:
-    """Without a voice, unless one is named."""
-    task = Emotion(model=str(model), **{"voice": "none", **options})
-    try:
-        task.open("auto")
-    except AssetError as error:
-        pytest.skip(str(error))
-    return task
-
-
 @pytest.fixture
-def task(weights: Path) -> Emotion:
-    return opened(weights)
-
-
-def asset(name: str) -> Path:
-    try:
-        return assets.path(name)
-    except AssetError as error:
-        pytest.skip(str(error))
-
-
-def clip(first: int, count: int, step: int = 1) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """Index and picture of every `step`-th frame of the demo clip, from `first` on."""
-    import av
-
-    with av.open(str(asset("demo-clip"))) as opened_clip:
-        for i, frame in enumerate(opened_clip.decode(video=0)):
-            if i >= first + count:
-                return
-            if i >= first and (i - first) % step == 0:
-                yield i, frame.to_ndarray(format="bgr24")
-
-
-def camera(seq: int, image: np.ndarray[Any, Any], encoding: str = "bgr8") -> Frame:
-    return Frame("webcam", seq, seq * PERIOD_NS, encoding, image)  # type: ignore[arg-type]
-
-
-def aligned(*frames: Frame, missing: tuple[str, ...] = (), anchor_ns: int | None = None) -> AlignedSet:
-    streams: dict[str, tuple[Frame, ...]] = {}
-    for frame in frames:
-        streams[frame.stream] = (*streams.get(frame.stream, ()), frame)
-    receipts = [Receipt(stream, "exact", tuple(f.seq for f in found)) for stream, found in streams.items()]
-    receipts += [Receipt(stream, "late", reason="nothing until the deadline") for stream in missing]
-    at_ns = frames[0].capture_ns if anchor_ns is None else anchor_ns
-    return AlignedSet("webcam", at_ns, streams, tuple(receipts), missing, arrival_ns=5 * MS, sent_ns=7 * MS)
-
-
-def sound(first_seq: int, count: int) -> list[Frame]:
-    return [
-        Frame("mic", i, i * 20 * MS, "pcm_f32", np.zeros(320, np.float32), 20 * MS)
-        for i in range(first_seq, first_seq + count)
-    ]
+def task(face_model: Path) -> Emotion:
+    return opened(face_model)
 
 
 def test_face_in_the_picture_gives_probabilities_and_a_subject(task: Emotion) -> None:
@@ -149,15 +65,15 @@ def test_covered_lens_is_bad_and_missing_and_the_face_keeps_its_id(task: Emotion
     assert after.subjects[0].id == before.subjects[0].id and after.used == ("webcam",)
 
 
-def test_torn_jpeg_is_bad_and_a_whole_one_is_as_good_as_raw(weights: Path) -> None:
+def test_torn_jpeg_is_bad_and_a_whole_one_is_as_good_as_raw(face_model: Path) -> None:
     import cv2
 
     _, image = next(clip(0, 1))
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel()
-    torn = opened(weights).predict(aligned(camera(0, jpeg[:100].copy(), "jpeg")))
+    torn = opened(face_model).predict(aligned(camera(0, jpeg[:100].copy(), "jpeg")))
     assert torn.missing == ("webcam",) and "JPEG" in torn.receipts[0].reason
-    whole = opened(weights).predict(aligned(camera(0, jpeg, "jpeg")))
-    raw = opened(weights).predict(aligned(camera(0, image)))
+    whole = opened(face_model).predict(aligned(camera(0, jpeg, "jpeg")))
+    raw = opened(face_model).predict(aligned(camera(0, image)))
     assert whole.subjects[0].box_px == pytest.approx(raw.subjects[0].box_px, abs=2)
 
 
@@ -168,14 +84,14 @@ def test_missing_stream_stays_missing_with_its_receipt(task: Emotion) -> None:
     assert prediction.receipts[1] == Receipt("mic", "late", reason="nothing until the deadline")
 
 
-def test_microphone_tells_speaking_but_is_not_used_for_the_expression(task: Emotion) -> None:
+def test_microphone_shows_who_speaks_but_is_not_used_for_the_expression(task: Emotion) -> None:
     _, image = next(clip(0, 1))
-    prediction = task.predict(aligned(camera(0, image), *sound(0, 50)))
+    prediction = task.predict(aligned(camera(0, image), *silence(0, 50)))
     assert prediction.speaking is False and prediction.used == ("webcam",)
 
 
 def test_sound_alone_gives_speaking_and_no_label(task: Emotion) -> None:
-    prediction = task.predict(aligned(*sound(0, 50), missing=("webcam",), anchor_ns=1_000 * MS))
+    prediction = task.predict(aligned(*silence(0, 50), missing=("webcam",), anchor_ns=1_000 * MS))
     assert prediction.label is None and prediction.speaking is False and prediction.used == ()
 
 
@@ -187,20 +103,20 @@ def test_same_frame_in_two_sets_gives_the_same_answer(task: Emotion) -> None:
     assert np.array_equal(once.probs, again.probs) and once.subjects == again.subjects
 
 
-def test_same_sets_give_the_same_predictions(weights: Path) -> None:
+def test_same_sets_give_the_same_predictions(face_model: Path) -> None:
     def run() -> list[bytes]:
-        task = opened(weights)
-        sets = [aligned(camera(i, image), *sound(2 * i, 50)) for i, image in clip(200, 30)]
+        task = opened(face_model)
+        sets = [aligned(camera(i, image), *silence(2 * i, 50)) for i, image in clip(200, 30)]
         return [msgspec.json.encode(task.predict(each).record()) for each in sets]
 
     assert run() == run()
 
 
-def test_five_faces_are_five_subjects_and_the_largest_answers(weights: Path) -> None:
+def test_five_faces_are_five_subjects_and_the_largest_answers(face_model: Path) -> None:
     import cv2
 
     image = cv2.imread(str(asset("five-faces")))
-    prediction = opened(weights).predict(aligned(camera(0, image)))
+    prediction = opened(face_model).predict(aligned(camera(0, image)))
     largest = max(prediction.subjects, key=lambda s: s.box_px[2] * s.box_px[3])
     assert len({s.id for s in prediction.subjects}) == 5
     assert prediction.probs.tolist() == pytest.approx(largest.probs)
@@ -216,8 +132,8 @@ def test_smoothing_depends_on_time_and_not_on_the_number_of_frames() -> None:
     assert towards(sure, other, MS, 0) == pytest.approx(other, abs=1e-6)
 
 
-def test_altered_model_is_refused(weights: Path, tmp_path: Path) -> None:
-    model = onnx.load(str(weights))
+def test_altered_model_is_refused(face_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(face_model))
     matrix = numpy_helper.to_array(model.graph.initializer[0]).copy()
     matrix[0, 0] += 1
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(matrix, "matrix"))
@@ -246,10 +162,10 @@ class Echo(Task):
         return self.prediction(aligned, np.array([0.25, 0.75], np.float32), used=tuple(aligned.frames))
 
 
-def test_task_of_another_module_runs_with_its_options_and_times_are_told() -> None:
+def test_task_of_another_module_runs_with_its_options_and_reports_its_times() -> None:
     node = Infer(task=f"{__name__}:Echo", options={"loud": True})
     node.open()
-    (prediction,) = node.process(Arrival("align", aligned(*sound(0, 1)), 8 * MS))
+    (prediction,) = node.process(Arrival("align", aligned(*silence(0, 1)), 8 * MS))
     assert isinstance(prediction, Prediction)
     assert (prediction.task, prediction.label, prediction.model) == ("echo", "no", "echo@loud")
     assert prediction.timing_ns["wait"] == 2 * MS and prediction.timing_ns["infer"] >= 0
@@ -264,9 +180,9 @@ def test_unknown_task_and_unknown_option_name_the_closest() -> None:
         make("emotion", {"max_faces": 0})
 
 
-def test_engine_of_each_model_is_told(weights: Path) -> None:
+def test_engine_of_each_model_is_a_fact_of_the_node(face_model: Path) -> None:
     asset("centerface"), asset("silero-vad")
-    node = Infer(options={"model": str(weights)}, backend="onnxruntime")
+    node = Infer(options={"model": str(face_model)}, backend="onnxruntime")
     node.context = type(node.context)("emotion")
     node.open()
     facts = node.context.metrics.facts

@@ -1,6 +1,6 @@
-"""The emotion task with a voice: who is fused with whom, what poor evidence counts, and what the prediction says of it.
+"""The emotion task with a voice: who is fused with whom, what poor evidence counts, and what the prediction reports.
 
-A small voice network with known answers stands in for the trained one, and voice activity is told; the face model is random.
+A small voice network with known answers stands in for the trained one, and voice activity is fixed; the face model is random.
 """
 
 from __future__ import annotations
@@ -12,65 +12,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from test_emotion import LABELS, MS, aligned, asset, camera, clip, opened, weights  # noqa: F401
+from emotion_sets import LABELS, MS, aligned, asset, camera, clip, opened, speech, voice_model
 
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Frame, Prediction
-from pipeline.inference.manifest import Manifest, TensorInfo
-from pipeline.perception.expression.fusion import Fusion, disagree
 from pipeline.perception.expression.quality import face_quality, voice_quality
 from pipeline.perception.expression.speaker import Speaker
 from pipeline.tasks.emotion import Emotion
 
-RATE = 16_000
 
-
-def made(
-    folder: Path,
-    *,
-    says: str,
-    labels: Sequence[str] = LABELS,
-    shape: tuple[int, ...] = (2, 64, 300),
-    sure: float = 6.0,
-    name: str = "voice",
-    licence: str = "CC BY-NC-SA 4.0: not for commercial use",
-) -> Path:
-    """A voice network that says `says`, whatever it hears."""
-    flat = int(np.prod(shape))
-    bias = np.float32([sure if label == says else 0.0 for label in labels])
-    nodes = [
-        helper.make_node("Flatten", [name], ["flat"]),
-        helper.make_node("MatMul", ["flat", "matrix"], ["nothing"]),
-        helper.make_node("Add", ["nothing", "bias"], ["logits"]),
-    ]
-    heard = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
-    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(labels)])
-    stored = [
-        numpy_helper.from_array(np.zeros((flat, len(labels)), np.float32), "matrix"),
-        numpy_helper.from_array(bias, "bias"),
-    ]
-    path = folder / f"says-{says}-{len(labels)}-{name}.onnx"
-    graph = helper.make_graph(nodes, "stand-in", [heard], [out], stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
-    Manifest(
-        name="stand-in",
-        task="emotion",
-        inputs=(TensorInfo(name, ("n", *shape), "float32", ""),),
-        outputs=(TensorInfo("logits", ("n", len(labels)), "float32", ""),),
-        labels=tuple(labels),
-        temperature=1.0,
-        training_data="none",
-        licence=licence,
-        made_by="this test",
-    ).write(path)
-    return path
-
-
-class Told:
-    """Voice activity that says what the test says."""
+class FixedActivity:
+    """Voice activity with the answer that the test gives it."""
 
     def __init__(self, speaking: bool) -> None:
         self.speaking = speaking
@@ -83,24 +36,13 @@ Open = Callable[..., Emotion]
 
 
 @pytest.fixture
-def hearing(weights: Path, tmp_path: Path) -> Open:
-    def hearing(says: str = "angry", *, speaking: bool = True, fusion: str = "average", **kind: Any) -> Emotion:
-        task = opened(weights, voice=str(made(tmp_path, says=says, **kind)), fusion=fusion)
-        task._activity = Told(speaking)  # type: ignore[assignment]
+def with_voice(face_model: Path, tmp_path: Path) -> Open:
+    def open_task(label: str = "angry", *, speaking: bool = True, fusion: str = "average", **kind: Any) -> Emotion:
+        task = opened(face_model, voice=str(voice_model(tmp_path, label=label, **kind)), fusion=fusion)
+        task._activity = FixedActivity(speaking)  # type: ignore[assignment]
         return task
 
-    return hearing
-
-
-def speech(first_seq: int, count: int, *, gain: float = 0.1, noise: float = 1e-4) -> list[Frame]:
-    """20 ms chunks: syllables of a buzz, four a second, over a little noise."""
-    at = np.arange(first_seq * 320, (first_seq + count) * 320)
-    buzz = np.sign(np.sin(2 * np.pi * 120 * at / RATE)) * (np.sin(2 * np.pi * 4 * at / RATE) > 0)
-    samples = (gain * buzz + np.random.default_rng(first_seq).normal(0, noise, len(at))).clip(-1, 1).astype(np.float32)
-    return [
-        Frame("mic", first_seq + i, (first_seq + i) * 20 * MS, "pcm_f32", samples[i * 320 : (i + 1) * 320], 20 * MS)
-        for i in range(count)
-    ]
+    return open_task
 
 
 def watch(task: Emotion, images: Sequence[np.ndarray[Any, Any]], **sound: Any) -> list[Prediction]:
@@ -119,10 +61,10 @@ def face() -> np.ndarray[Any, Any]:
 
 
 def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(
-    hearing: Open, face: np.ndarray[Any, Any]
+    with_voice: Open, face: np.ndarray[Any, Any]
 ) -> None:
-    silent = watch(hearing(speaking=False), [face])[-1]
-    spoken = watch(hearing(speaking=True), [face])[-1]
+    silent = watch(with_voice(speaking=False), [face])[-1]
+    spoken = watch(with_voice(speaking=True), [face])[-1]
     assert silent.used == ("webcam",) and spoken.used == ("webcam", "mic")
     angry = LABELS.index("angry")
     assert spoken.probs[angry] > silent.probs[angry] + 0.3 and spoken.probs.sum() == pytest.approx(1, abs=1e-5)
@@ -136,15 +78,15 @@ def test_voice_moves_the_answer_while_somebody_speaks_and_both_are_used(
 
 
 def test_without_speech_the_answer_is_the_faces_to_the_bit(
-    hearing: Open, weights: Path, face: np.ndarray[Any, Any]
+    with_voice: Open, face_model: Path, face: np.ndarray[Any, Any]
 ) -> None:
-    plain = watch(opened(weights, voice="none"), [face])
-    quiet = watch(hearing(speaking=False), [face])
+    plain = watch(opened(face_model, voice="none"), [face])
+    quiet = watch(with_voice(speaking=False), [face])
     assert all(np.array_equal(a.probs, b.probs) for a, b in zip(plain, quiet, strict=True))
 
 
-def test_camera_away_the_voice_answers_alone(hearing: Open) -> None:
-    task = hearing("sad")
+def test_camera_away_the_voice_answers_alone(with_voice: Open) -> None:
+    task = with_voice("sad")
     for last in range(50, 150, 2):
         prediction = task.predict(aligned(*speech(last - 50, 50), missing=("webcam",), anchor_ns=last * 20 * MS))
     assert prediction.label == "sad" and prediction.used == ("mic",) and prediction.missing == ("webcam",)
@@ -152,77 +94,86 @@ def test_camera_away_the_voice_answers_alone(hearing: Open) -> None:
 
 
 def test_run_that_loses_camera_then_microphone_keeps_predicting_and_recovers(
-    hearing: Open, face: np.ndarray[Any, Any]
+    with_voice: Open, face: np.ndarray[Any, Any]
 ) -> None:
-    task, told = hearing("sad"), []
+    task, predictions = with_voice("sad"), []
     for i in range(120):  # five seconds: both, no camera, both, no microphone, both
         last, seeing, listening = 50 + int(i * 1000 / 24 / 20), not 24 <= i < 48, not 72 <= i < 96
         frames = ([camera(i, face)] if seeing else []) + (speech(last - 50, 50) if listening else [])
         missing = tuple(name for name, here in (("webcam", seeing), ("mic", listening)) if not here)
-        told.append(task.predict(aligned(*frames, missing=missing, anchor_ns=i * 1001 * 1_000_000 * 1000 // 24000)))
-    assert all(p.label is not None for p in told)
-    assert [told[i].used for i in (23, 47, 71, 95, 119)] == [
+        predictions.append(
+            task.predict(aligned(*frames, missing=missing, anchor_ns=i * 1001 * 1_000_000 * 1000 // 24000))
+        )
+    assert all(p.label is not None for p in predictions)
+    assert [predictions[i].used for i in (23, 47, 71, 95, 119)] == [
         ("webcam", "mic"),
         ("mic",),
         ("webcam", "mic"),
         ("webcam",),
         ("webcam", "mic"),
     ]
-    assert told[47].missing == ("webcam",) and told[95].missing == ("mic",) and told[119].missing == ()
-    assert told[47].label == "sad" and told[119].probs[LABELS.index("sad")] > told[95].probs[LABELS.index("sad")]
+    assert (
+        predictions[47].missing == ("webcam",)
+        and predictions[95].missing == ("mic",)
+        and predictions[119].missing == ()
+    )
+    assert (
+        predictions[47].label == "sad"
+        and predictions[119].probs[LABELS.index("sad")] > predictions[95].probs[LABELS.index("sad")]
+    )
 
 
-def test_voice_fades_after_the_last_word_and_says_so(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    task = hearing()
+def test_voice_fades_after_the_last_word_and_says_so(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
+    task = with_voice()
     watch(task, [face])
-    task._activity = Told(False)  # type: ignore[assignment]
-    weights_then, reasons = [], []
+    task._activity = FixedActivity(False)  # type: ignore[assignment]
+    weights, reasons = [], []
     for i in range(48, 110):
         last = 50 + int(i * 1000 / 24 / 20)
-        said = task.predict(aligned(camera(i, face), *speech(last - 50, 50))).opinions[1]
-        weights_then.append(said.weight)
-        reasons.append(said.reason)
-    assert weights_then[0] == 1 and weights_then[-1] == 0 and weights_then == sorted(weights_then, reverse=True)
-    assert any(0.3 < w < 0.7 for w in weights_then) and "nobody has spoken for 1" in " ".join(reasons)
+        opinion = task.predict(aligned(camera(i, face), *speech(last - 50, 50))).opinions[1]
+        weights.append(opinion.weight)
+        reasons.append(opinion.reason)
+    assert weights[0] == 1 and weights[-1] == 0 and weights == sorted(weights, reverse=True)
+    assert any(0.3 < w < 0.7 for w in weights) and "nobody has spoken for 1" in " ".join(reasons)
 
 
-def test_same_sets_give_the_same_predictions(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    first, second = watch(hearing(), [face]), watch(hearing(), [face])
+def test_same_sets_give_the_same_predictions(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
+    first, second = watch(with_voice(), [face]), watch(with_voice(), [face])
     assert [p.record() for p in first] == [p.record() for p in second]
 
 
-def test_two_sure_opinions_that_differ_are_told(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    task = hearing("angry")
+def test_two_sure_opinions_that_differ_are_reported(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
+    task = with_voice("angry")
     known = task.predict(aligned(camera(0, face))).label
-    task._temperature = 0.02  # sure of whatever it says
+    task._faces._temperature = 0.02  # sure of whatever it answers
     prediction = watch(task, [face])[-1]
     assert known != "angry" and prediction.disagree and prediction.record()["disagree"] is True
     assert len(prediction.opinions) == 2
 
 
-def test_unsure_answer_is_called_uncertain(weights: Path, face: np.ndarray[Any, Any]) -> None:
-    task = opened(weights, uncertain_below=0.99)
+def test_unsure_answer_is_called_uncertain(face_model: Path, face: np.ndarray[Any, Any]) -> None:
+    task = opened(face_model, uncertain_below=0.99)
     prediction = task.predict(aligned(camera(0, face)))
     assert prediction.label == "uncertain" and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_smoothed_label_says_how_much_later_it_is(weights: Path, face: np.ndarray[Any, Any]) -> None:
-    task = opened(weights, lag_ms=200)
+def test_smoothed_label_says_how_much_later_it_is(face_model: Path, face: np.ndarray[Any, Any]) -> None:
+    task = opened(face_model, lag_ms=200)
     for i in range(10):
         prediction = task.predict(aligned(camera(i, face)))
     assert prediction.record()["timing_ms"]["lag"] == 200 and prediction.probs.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_clipped_and_noisy_sound_counts_less_and_says_why(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    clipped = watch(hearing(), [face], gain=30.0)[-1].opinions[1]
-    noisy = watch(hearing(), [face], gain=0.05, noise=0.05)[-1].opinions[1]
+def test_clipped_and_noisy_sound_counts_less_and_says_why(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
+    clipped = watch(with_voice(), [face], gain=30.0)[-1].opinions[1]
+    noisy = watch(with_voice(), [face], gain=0.05, noise=0.05)[-1].opinions[1]
     assert clipped.weight < 0.2 and "clipped" in clipped.reason
     assert noisy.weight < 0.6 and "noisy" in noisy.reason
 
 
-def test_blurred_face_counts_less_and_says_why(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    blurred = watch(hearing(), [cv2.GaussianBlur(face, (0, 0), 24)])[-1].opinions[0]
-    sharp = watch(hearing(), [face])[-1].opinions[0]
+def test_blurred_face_counts_less_and_says_why(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
+    blurred = watch(with_voice(), [cv2.GaussianBlur(face, (0, 0), 24)])[-1].opinions[0]
+    sharp = watch(with_voice(), [face])[-1].opinions[0]
     assert sharp.weight == 1 and sharp.reason == ""
     assert blurred.weight < 0.3 and "blurred" in blurred.reason
 
@@ -235,7 +186,7 @@ def test_dark_and_small_faces_count_less() -> None:
     assert 0 < weight < 0.2 and reason == "small: 10 px"
 
 
-def test_sound_that_was_not_heard_is_no_evidence() -> None:
+def test_sound_that_is_missing_is_no_evidence() -> None:
     assert voice_quality(np.zeros(48_000, np.float32), np.zeros(48_000, bool)) == (0.0, "too little sound")
 
 
@@ -267,18 +218,18 @@ def test_voice_belongs_to_nobody_when_no_mouth_moves_with_it() -> None:
     assert faces_talking(-1)[0].owner() is None
 
 
-def test_voice_of_a_crowd_is_shared_and_the_prediction_says_so(hearing: Open) -> None:
+def test_voice_of_a_crowd_is_shared_and_the_prediction_says_so(with_voice: Open) -> None:
     image = cv2.imread(str(asset("five-faces")))
-    prediction = watch(hearing(), [image])[-1]
+    prediction = watch(with_voice(), [image])[-1]
     assert {s.voice for s in prediction.subjects} == {"shared"}
     assert "shared by 5 faces" in prediction.opinions[1].reason
 
 
-def test_voice_of_one_face_does_not_touch_the_others(hearing: Open) -> None:
+def test_voice_of_one_face_does_not_touch_the_others(with_voice: Open) -> None:
     image = cv2.imread(str(asset("five-faces")))
-    task = hearing()
+    task = with_voice()
     watch(task, [image])
-    alone = {id: tuple(float(x) for x in p) for id, p in task._probs.items()}
+    alone = {id: tuple(float(x) for x in state.probs) for id, state in task._faces._states.items()}
     smallest = min(task._tracker._tracks, key=lambda t: t.face.side_px).id
     task._speaker.owner = lambda: smallest  # type: ignore[method-assign]
     prediction = task.predict(aligned(camera(48, image), *speech(98, 52), anchor_ns=49 * 42 * MS))
@@ -289,39 +240,39 @@ def test_voice_of_one_face_does_not_touch_the_others(hearing: Open) -> None:
     assert prediction.used == ("webcam",) and "another face's mouth" in prediction.opinions[1].reason
 
 
-def test_another_encoder_is_a_file_named_in_the_config(hearing: Open, face: np.ndarray[Any, Any]) -> None:
+def test_another_encoder_is_a_file_named_in_the_config(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
     """Here one that takes plain samples, and knows four labels only."""
-    task = hearing("sad", labels=("angry", "happy", "neutral", "sad"), shape=(16_000,), name="samples")
+    task = with_voice("sad", labels=("angry", "happy", "neutral", "sad"), shape=(16_000,), name="samples")
     opinion = watch(task, [face])[-1].opinions[1]
     assert opinion.probs[LABELS.index("sad")] > 0.5
     assert opinion.probs[LABELS.index("fear")] == pytest.approx(1 / 7, abs=1e-5)  # it says nothing of fear
 
 
-def test_licence_of_the_voice_is_said_at_the_start(hearing: Open, caplog: pytest.LogCaptureFixture) -> None:
+def test_licence_of_the_voice_is_logged_at_the_start(with_voice: Open, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        task = hearing()
+        task = with_voice()
     assert "not for commercial use" in caplog.text
     assert "not for commercial use" in task.metrics.facts["licence stand-in"]
     assert "stand-in@" in task.model
 
 
 def test_voice_model_of_another_kind_and_missing_models_are_refused(
-    hearing: Open,
-    weights: Path,
+    with_voice: Open,
+    face_model: Path,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ConfigError, match="expected one input, 'voice'"):
-        hearing(shape=(5,), name="text")
+        with_voice(shape=(5,), name="text")
     with pytest.raises(AssetError, match="train voice"):
-        Emotion(model=str(weights), voice=str(tmp_path / "none.onnx")).open("auto")
+        Emotion(model=str(face_model), voice=str(tmp_path / "none.onnx")).open("auto")
     with pytest.raises(AssetError, match="train fusion"):
-        Emotion(model=str(weights), voice=str(made(tmp_path, says="sad")), fusion=str(tmp_path / "none.onnx")).open(
-            "auto"
-        )
+        Emotion(
+            model=str(face_model), voice=str(voice_model(tmp_path, label="sad")), fusion=str(tmp_path / "none.onnx")
+        ).open("auto")
 
 
 def test_voice_without_a_trained_fusion_does_not_take_part(
-    weights: Path,
+    face_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -330,34 +281,25 @@ def test_voice_without_a_trained_fusion_does_not_take_part(
     monkeypatch.setattr("pipeline.assets.path", lambda name: {"centerface": centerface, "silero-vad": vad}[name])
     monkeypatch.setattr("pipeline.assets.MODELS", tmp_path)
     with caplog.at_level(logging.WARNING):
-        task = opened(weights, voice=str(made(tmp_path, says="sad")))
+        task = opened(face_model, voice=str(voice_model(tmp_path, label="sad")))
     assert task._voice is None and "train fusion" in caplog.text and "+" not in task.model
 
 
-def test_average_weighs_by_presence_and_one_alone_is_untouched() -> None:
-    face, voice = np.log(np.float32([[0.8, 0.2]])), np.log(np.float32([[0.2, 0.8]]))
-    fusion = Fusion()
-    assert fusion.fuse(face, voice, np.float32([[1, 1]])) == pytest.approx(np.float32([[0.5, 0.5]]))
-    assert fusion.fuse(face, voice, np.float32([[1, 0.25]])) == pytest.approx(np.float32([[0.68, 0.32]]))
-    assert np.array_equal(fusion.fuse(face, voice, np.float32([[0, 1]])), np.exp(voice))
-    assert disagree(np.exp(face[0]), np.exp(voice[0])) and not disagree(np.exp(face[0]), np.float32([0.45, 0.55][::-1]))
-
-
-def test_embeddings_are_sent_only_when_asked_for(weights: Path, face: np.ndarray[Any, Any]) -> None:
-    silent, asked = opened(weights, voice="none"), opened(weights, voice="none", embeddings=True)
+def test_embeddings_are_sent_only_when_asked_for(face_model: Path, face: np.ndarray[Any, Any]) -> None:
+    silent, asked = opened(face_model, voice="none"), opened(face_model, voice="none", embeddings=True)
     assert silent.predict(aligned(camera(0, face))).opinions == ()
     opinion = asked.predict(aligned(camera(0, face))).opinions[0]
     assert opinion.modality == "face" and opinion.embedding.shape == (7,) and opinion.embedding.dtype == np.float32
     assert len(asked.predict(aligned(camera(1, face))).record()["opinions"][0]["embedding"]) == 7
 
 
-def test_an_opinion_has_no_embedding_in_its_record_unless_asked(hearing: Open, face: np.ndarray[Any, Any]) -> None:
-    record = watch(hearing(), [face])[-1].record()
+def test_an_opinion_has_no_embedding_in_its_record_unless_asked(with_voice: Open, face: np.ndarray[Any, Any]) -> None:
+    record = watch(with_voice(), [face])[-1].record()
     assert [o["modality"] for o in record["opinions"]] == ["face", "voice"]
     assert all("embedding" not in o for o in record["opinions"])
 
 
-def test_embeddings_of_a_network_that_has_none_are_refused(weights: Path, tmp_path: Path) -> None:
-    voice = made(tmp_path, says="sad")
+def test_embeddings_of_a_network_that_has_none_are_refused(face_model: Path, tmp_path: Path) -> None:
+    voice = voice_model(tmp_path, label="sad")
     with pytest.raises(ConfigError, match="stand-in.*no output 'embedding'.*voice: none"):
-        opened(weights, voice=str(voice), fusion="average", embeddings=True)
+        opened(face_model, voice=str(voice), fusion="average", embeddings=True)

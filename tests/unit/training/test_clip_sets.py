@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_emotion import asset
-from test_emotion_voice import RATE, made, speech
+from emotion_sets import RATE_HZ, asset, speech, voice_model
 
 from pipeline.errors import ConfigError
 from pipeline.training.data import clip_sets
@@ -20,7 +19,7 @@ def recorded(path: Path, samples: np.ndarray) -> Path:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE)
+        file.setframerate(RATE_HZ)
         file.writeframes((samples * 32767).astype("<i2").tobytes())
     return path
 
@@ -42,11 +41,11 @@ def test_clips_become_rows_of_what_the_live_task_says_of_them(tmp_path: Path, mo
     monkeypatch.setattr("pipeline.tasks.emotion.VoiceActivity.update", lambda self, frames: True)
     said = np.concatenate([frame.data for frame in speech(0, 100)])
     recorded(tmp_path / "1001" / "1001_DFA_ANG_XX.wav", said)
-    recorded(tmp_path / "1002" / "1002_DFA_SAD_XX.wav", said[: RATE // 4])  # too short for a decision
+    recorded(tmp_path / "1002" / "1002_DFA_SAD_XX.wav", said[: RATE_HZ // 4])  # too short for a decision
     rows = clip_sets.rows_of(
         clips(tmp_path, "crema-d"),
         made_by="test",
-        options={"voice": str(made(tmp_path, says="angry")), "embeddings": False},
+        options={"voice": str(voice_model(tmp_path, label="angry")), "embeddings": False},
     )
     assert list(rows.group) == ["actor 1001", "actor 1002"] and [rows.labels[i] for i in rows.label] == ["angry", "sad"]
     assert set(rows.modalities) == {"voice"}  # nobody is to be seen in a .wav

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[train]'")
 
-from test_emotion import aligned, camera, clip, opened, weights  # noqa: E402, F401
+from emotion_sets import aligned, camera, clip, opened, random_face_model  # noqa: E402
 
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.frame import Frame  # noqa: E402
@@ -53,6 +53,11 @@ def made_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> 
 
 
 @pytest.fixture(scope="module")
+def face_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_face_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train fusion --data FOLDER --family cross --out FILE`, with few epochs."""
     folder = tmp_path_factory.mktemp("own")
@@ -70,8 +75,8 @@ def test_trained_family_says_what_it_reached_on_groups_it_never_met(shipped: Pat
     assert "--family cross --epochs 25 --seed 1" in manifest.made_by and "8 groups" in manifest.training_data
 
 
-def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shipped: Path, weights: Path) -> None:
-    task = opened(weights, voice="none", fusion=str(shipped), sources={"belt": "chest/belt"})
+def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shipped: Path, face_model: Path) -> None:
+    task = opened(face_model, voice="none", fusion=str(shipped), sources={"belt": "chest/belt"})
     _, image = next(clip(0, 1))
     belt = Frame("chest/belt", 1, 0, "series_f32", np.float32([500, 480, 510, 495]))
     both = task.predict(aligned(camera(0, image), belt))
@@ -92,22 +97,22 @@ def test_own_fusion_runs_live_on_our_face_encoder_and_on_a_feature_stream(shippe
     assert alone.used == ("chest/belt",) and alone.subjects == () and alone.label is not None
     torn = task.predict(aligned(Frame("chest/belt", 2, 0, "series_f32", np.float32([1, 2])), anchor_ns=0))
     assert (
-        torn.label is None and torn.opinions[1].reason == "'chest/belt' gave 2 numbers, the fusion wants 4 finite ones"
+        torn.label is None and torn.opinions[1].reason == "'chest/belt' has 2 numbers, the fusion takes 4 finite ones"
     )
 
 
-def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, weights: Path) -> None:
+def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, face_model: Path) -> None:
     _, image = next(clip(0, 1))
-    own = opened(weights, voice="none", fusion=str(shipped))
-    embedding = own._classifier.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["embedding"][0]
-    other = opened(weights, voice="none", fusion=str(shipped), sources={"face": "openface"})
+    own = opened(face_model, voice="none", fusion=str(shipped))
+    embedding = own._faces._engine.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["embedding"][0]
+    other = opened(face_model, voice="none", fusion=str(shipped), sources={"face": "openface"})
     streamed = Frame("openface", 1, 0, "series_f32", np.asarray(embedding, np.float32))
     answer = other.predict(aligned(camera(0, image), streamed))
     assert answer.opinions[0].stream == "openface" and answer.used == ("webcam", "openface")
     with pytest.raises(ConfigError, match="no modality 'bellt'. Did you mean 'belt'"):
-        opened(weights, voice="none", fusion=str(shipped), sources={"bellt": "x"})
+        opened(face_model, voice="none", fusion=str(shipped), sources={"bellt": "x"})
     with pytest.raises(ConfigError, match="only a fusion made by train fusion --family"):
-        opened(weights, voice="none", sources={"belt": "x"})
+        opened(face_model, voice="none", sources={"belt": "x"})
 
 
 def test_table_has_every_set_of_modalities_beside_what_needs_no_training(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[train]'")
 
+from emotion_sets import cases  # noqa: E402
+
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest, TensorInfo  # noqa: E402
@@ -99,12 +101,14 @@ def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path:
         licence="Apache-2.0",
         made_by="this test",
     ).write(path)
-    live = Fusion(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES)
+    live = Fusion.of_model(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES, {})
     face, voice = (opinions(np.arange(5), right=0.5, classes=7, seed=i) for i in (1, 2))
     present = np.float32([[1, 1], [1, 0], [0, 1], [0.5, 0.2], [0.05, 1]])
-    assert live.fuse(face, voice, present) == pytest.approx(np.exp(bridge.answer(face, voice, present)), abs=1e-4)
+    assert live.fuse(cases(live, face, voice, present)).probs == pytest.approx(
+        np.exp(bridge.answer(face, voice, present)), abs=1e-4
+    )
     with pytest.raises(ConfigError, match="as the face model has them"):
-        Fusion(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES[::-1])
+        Fusion.of_model(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES[::-1], {})
 
 
 def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bridge: Bridge, tmp_path: Path) -> None:
@@ -136,15 +140,16 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bri
         licence="Apache-2.0",
         made_by="this test",
     ).write(tmp_path / "fusion.onnx")
-    live = Fusion(
-        Onnxruntime(tmp_path / "fusion.onnx", threads=1), Manifest.read(tmp_path / "fusion.onnx"), FACE_CLASSES
-    )
+    path = tmp_path / "fusion.onnx"
+    live = Fusion.of_model(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES, {})
     happy, sad = (
         opinions(np.array([FACE_CLASSES.index(label)]), right=2, classes=7, seed=3)[0] for label in ("happy", "sad")
     )
-    fits, differs = live.agreement(happy, happy), live.agreement(happy, sad)
+    both = np.ones((1, 2), np.float32)
+    fits, differs = (live.fuse(cases(live, happy[None], voice[None], both)).agreement for voice in (happy, sad))
     assert fits is not None and differs is not None and 1 >= fits > differs + 0.3
-    assert Fusion().agreement(happy, sad) is None
+    average = Fusion(FACE_CLASSES)
+    assert average.fuse(cases(average, happy[None], sad[None], both)).agreement is None
 
 
 def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
