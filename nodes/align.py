@@ -2,7 +2,7 @@
 
 Example:
     align: {use: align, inputs: [camera, microphone], anchor: camera, max_wait_ms: 60,
-            pick: {microphone: {policy: window, before_ms: 1000}}}
+            sync: {microphone: {policy: window, before_ms: 1000}}}
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Align(Transform):
     """anchor: the input every frame of which starts a set; or give anchor_rate_hz for sets at a fixed rate.
     max_wait_ms: how long after the anchor's arrival a set may wait for the others; 0 sends at once; null waits for proof.
     emit: now sends a set as soon as every input has something that fits; ready waits until nothing nearer can come.
-    pick: for each other input its policy (nearest, latest, window, interpolate, or module:Name) and that policy's own
+    sync: for each other input its policy (nearest, latest, window, interpolate, or module:Name) and that policy's own
     options; without one, the nearest frame within half of the stream's own period.
     event_log: a file to write all that decided, from which `run_pipeline.py verify` derives every set again.
     replay: a recording: sets are decided by what arrived when in the recorded run; realign: true decides afresh, as if every
@@ -50,7 +50,7 @@ class Align(Transform):
         anchor_rate_hz: float | None = None,
         max_wait_ms: float | None = 60.0,
         emit: Emit = "ready",
-        pick: dict[str, dict[str, Any]] | None = None,
+        sync: dict[str, dict[str, Any]] | None = None,
         event_log: str | None = None,
         replay: str | None = None,
         realign: bool = False,
@@ -68,9 +68,9 @@ class Align(Transform):
         self._anchor_rate_hz = anchor_rate_hz
         self._max_wait_ns = None if max_wait_ms is None else round(max_wait_ms * MS)
         self._emit: Emit = emit
-        self._rules = pick or {}
+        self._rules = sync or {}
         for stream, rule in self._rules.items():
-            from_rule(rule, f"pick.{stream}")  # said now, not when the first frame arrives
+            from_rule(rule, f"sync.{stream}")  # said now, not when the first frame arrives
         self._event_log_path = event_log
         self._event_log: EventLog | None = None
         self._aligner: Aligner | None = None
@@ -81,7 +81,7 @@ class Align(Transform):
         self._derived = derived
 
     def named_inputs(self) -> Iterable[tuple[str, str]]:
-        yield from ((f"pick.{stream}", stream) for stream in self._rules)
+        yield from ((f"sync.{stream}", stream) for stream in self._rules)
         if self._anchor:
             yield "anchor", self._anchor
 

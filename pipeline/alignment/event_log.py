@@ -35,7 +35,7 @@ class Rules(msgspec.Struct, frozen=True, array_like=True, tag="Rules"):
     start_ns: int
 
     def aligner(self) -> Aligner:
-        picks = {stream: from_rule(rule, f"pick.{stream}") for stream, rule in self.picks.items()}
+        picks = {stream: from_rule(rule, f"sync.{stream}") for stream, rule in self.picks.items()}
         return Aligner(self.anchor, picks, max_wait_ns=self.max_wait_ns, emit=self.emit, start_ns=self.start_ns)
 
 

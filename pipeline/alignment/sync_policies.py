@@ -227,10 +227,10 @@ def from_rule(rule: Mapping[str, Any], where: str) -> Pick:
     policy = options.pop("policy", None)
     if not isinstance(policy, str):
         raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
-    kind: Any = find(policy, object, "pipeline", what="pick rule") if ":" in policy else POLICIES.get(policy)
+    kind: Any = find(policy, object, "pipeline", what="sync policy") if ":" in policy else POLICIES.get(policy)
     if kind is None:
         raise ValueError(
-            f"{where}.policy: no pick rule called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
+            f"{where}.policy: no sync policy called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
         )
     pick: Pick = kind(**check_options(kind, options, where))
     return pick

@@ -50,7 +50,7 @@ nodes:
     inputs: [camera, microphone]
     anchor: camera
     max_wait_ms: 60
-    pick: {{microphone: {{policy: window, before_ms: 500}}}}
+    sync: {{microphone: {{policy: window, before_ms: 500}}}}
   emotion:    {{use: infer, inputs: [{{from: align, queue: 2}}], process: align}}
 """
 

@@ -43,7 +43,7 @@ nodes:
     inputs: [camera, microphone]
     anchor: camera
     max_wait_ms: 500  # a loaded machine may wake the microphone late: that is not what is tested here
-    pick: {microphone: {policy: window, before_ms: 100}}
+    sync: {microphone: {policy: window, before_ms: 100}}
   pairs:      {use: "two_hosts:Pairs", host: brain, inputs: [align], process: align}
   seen:       {use: "two_hosts:Stamps", host: brain, inputs: [{from: camera, queue: 2000}], path: "SEEN"}
 """

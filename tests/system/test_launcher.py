@@ -249,7 +249,7 @@ def test_reader_that_died_after_its_source_had_ended_comes_to_its_end(folder: Pa
 THERMOMETER = """
     camera: {use: synthetic, encoding: series_f32, rate_hz: 50}
     heat: {use: "third_party:Thermometer", device: heat.device, optional: true}
-    align: {use: align, inputs: [camera, heat], anchor: camera, pick: {heat: {policy: latest}}}
+    align: {use: align, inputs: [camera, heat], anchor: camera, sync: {heat: {policy: latest}}}
     mood: {use: infer, task: "third_party:Mood", inputs: [align], process: align}
 """
 

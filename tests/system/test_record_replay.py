@@ -23,7 +23,7 @@ LATE = """
 camera: {use: synthetic, encoding: depth_u16_mm, width_px: 64, height_px: 48, count: 75, jitter_ms: 3, drop_percent: 2, process: sensors}
 microphone: {use: synthetic, encoding: pcm_f32, rate_hz: 50, count: 125, delay_jitter_ms: 40, seed: 3, process: sensors}
 imu: {use: synthetic, encoding: imu_f64, rate_hz: 100, count: 250, delay_ms: 5, delay_jitter_ms: 20, seed: 4, process: sensors}
-align: {use: align, inputs: [camera, microphone, imu], anchor: camera, max_wait_ms: 20, pick: {microphone: {policy: window, before_ms: 99}}}
+align: {use: align, inputs: [camera, microphone, imu], anchor: camera, max_wait_ms: 20, sync: {microphone: {policy: window, before_ms: 99}}}
 memory: {use: infer, task: "laboratory:Memory", inputs: [{from: align, queue: 2}], process: align, options: {takes_ms: 130}}
 """
 # The same without a reason to shed anything.

@@ -36,7 +36,7 @@ SCHEMA = json.loads((ROOT / "docs" / "prediction.schema.json").read_text())
 THIRD_PARTY = """
     camera: {use: synthetic, encoding: series_f32, rate_hz: 40, seed: 1}
     smooth: {use: "third_party:Smoother", inputs: [camera], process: one}
-    align: {use: align, inputs: [camera, smooth], anchor: camera, process: one, pick: {smooth: {policy: "third_party:First"}}}
+    align: {use: align, inputs: [camera, smooth], anchor: camera, process: one, sync: {smooth: {policy: "third_party:First"}}}
     emotion: {use: infer, task: "third_party:Mood", inputs: [align], process: one, options: {threshold: 0.5}}
 """
 

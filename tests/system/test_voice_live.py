@@ -43,7 +43,7 @@ nodes:
     inputs: [camera, microphone]
     anchor: camera
     max_wait_ms: 60
-    pick: {{microphone: {{policy: window, before_ms: 1000}}}}
+    sync: {{microphone: {{policy: window, before_ms: 1000}}}}
   emotion:    {{use: infer, inputs: [{{from: align, queue: 2}}], process: align}}
 """
 
@@ -81,7 +81,7 @@ nodes:
     inputs: [camera, microphone]
     anchor: camera
     max_wait_ms: 60
-    pick: {{microphone: {{policy: window, before_ms: 1000}}}}
+    sync: {{microphone: {{policy: window, before_ms: 1000}}}}
   emotion:    {{use: infer, inputs: [{{from: align, queue: 2}}], process: align}}
 """
 

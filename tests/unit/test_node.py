@@ -220,7 +220,7 @@ def test_sink_sees_everything_then_the_end():
 
 def test_align_node_answers_on_the_stage_without_a_socket():
     with Stage(
-        Align(anchor="camera", pick={"imu": {"policy": "latest", "max_age_ms": 50}}), inputs=["camera", "imu"]
+        Align(anchor="camera", sync={"imu": {"policy": "latest", "max_age_ms": 50}}), inputs=["camera", "imu"]
     ) as stage:
         stage.give("imu", Frame("imu", 0, 10, "imu_f64"), at_ns=20)
         stage.give("camera", Frame("camera", 0, 30, "bgr8"), at_ns=40)
@@ -258,7 +258,7 @@ def test_align_node_refuses_an_anchor_and_a_rate_together():
 
 def test_unknown_pick_rule_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'nearest'"):
-        Align(anchor="camera", pick={"imu": {"policy": "neares"}})
+        Align(anchor="camera", sync={"imu": {"policy": "neares"}})
 
 
 class Disk:

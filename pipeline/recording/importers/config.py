@@ -16,7 +16,7 @@ from pipeline.frame import POINTS
 
 # Encodings in the order in which a stream is taken as the anchor: pictures before sweeps before sound before numbers.
 ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm", "pcm_f32", "imu_f64", "series_f32")
-PICKS = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the nearest frame, by the stream's own rhythm
+SYNC = {"pcm_f32": "{policy: window, before_ms: 1000}"}  # of all others: the nearest frame, by the stream's own rhythm
 
 
 class LidarPackets(NamedTuple):
@@ -65,8 +65,8 @@ def config_text(
             f"    anchor: {keys[aligned[0]]}",
             "    max_wait_ms: null   # each set waits for proof: the same sets at every speed",
         ]
-        picks = [f"{keys[name]}: {PICKS[encodings[name]]}" for name in aligned[1:] if encodings[name] in PICKS]
-        lines += [f"    pick: {{{', '.join(picks)}}}"] if picks else []
+        rules = [f"{keys[name]}: {SYNC[encodings[name]]}" for name in aligned[1:] if encodings[name] in SYNC]
+        lines += [f"    sync: {{{', '.join(rules)}}}"] if rules else []
     pictures = [name for name in aligned if encodings[name] in ("bgr8", "jpeg")]
     sounds = [name for name in aligned if encodings[name] == "pcm_f32"]
     points = [name for name in aligned if encodings[name] in POINTS]

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.testing import Stage
 
-PICK = {
+SYNC = {
     "microphone": {"policy": "window", "before_ms": 100},
     "imu": {"policy": "nearest"},
     "pose": {"policy": "interpolate"},
@@ -24,7 +24,7 @@ PICK = {
 
 
 def align(path: Path, **options) -> Align:
-    return Align(anchor="camera", pick=PICK, event_log=str(path), **options)
+    return Align(anchor="camera", sync=SYNC, event_log=str(path), **options)
 
 
 def arrivals(seed_gaps_ms: list[int]) -> list[tuple[str, Frame, int]]:
@@ -105,6 +105,6 @@ def test_foreign_file_is_refused_with_its_line(tmp_path):
 
 def test_event_log_that_cannot_be_written_names_the_place(tmp_path):
     node = align(tmp_path / "no-such-folder" / "events.jsonl")
-    with pytest.raises(ConfigError, match="no-such-folder"), Stage(node, inputs=["camera", *PICK]) as stage:
+    with pytest.raises(ConfigError, match="no-such-folder"), Stage(node, inputs=["camera", *SYNC]) as stage:
         stage.wait_until(1)
         stage.give("imu", Frame("imu", 0, 0, "series_f32"))

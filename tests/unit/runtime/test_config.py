@@ -36,6 +36,7 @@ INVALID = {
     "queue-nothing": ["nodes.align.inputs[0].queue: found 0", "all, latest, or how many"],
     "input-key": ["nodes.align.inputs[0]: unknown key 'queu'", "Known here: from, queue", "Did you mean 'queue'?"],
     "renamed-input-key": ["nodes.align.inputs[0]: 'keep' is now called 'queue'"],
+    "renamed-sync": ["nodes.align: 'pick' is now called 'sync'"],
     "input-not-a-name": ["nodes.align.inputs[0]: found 3", "{from: camera, queue: latest}"],
     "inputs-not-a-list": ["nodes.align.inputs: found str 'camera'", "a list such as"],
     "unknown-input": [
@@ -76,9 +77,9 @@ INVALID = {
     "no-module": ["nodes.camera.use:", "there is no Python module 'no_such_module'"],
     "no-class": ["nodes.mood.use:", "module 'third_party' has no 'Smother'", "Did you mean 'Smoother'?"],
     "not-a-node": ["nodes.path.use:", "Path is not a subclass of pipeline.node.Node"],
-    "pick-policy": ["nodes.align: pick.sound.policy: no pick rule called 'windw'", "Did you mean 'window'?"],
-    "pick-option": ["nodes.align: pick.sound: unknown key 'before'", "Did you mean 'before_ms'?"],
-    "pick-input": ["nodes.align: pick.sonud: 'sonud' is not one of its inputs: camera, sound", "Did you mean 'sound'?"],
+    "sync-policy": ["nodes.align: sync.sound.policy: no sync policy called 'windw'", "Did you mean 'window'?"],
+    "sync-option": ["nodes.align: sync.sound: unknown key 'before'", "Did you mean 'before_ms'?"],
+    "sync-input": ["nodes.align: sync.sonud: 'sonud' is not one of its inputs: camera, sound", "Did you mean 'sound'?"],
     "anchor": ["nodes.align: anchor: 'camra' is not one of its inputs: camera", "Did you mean 'camera'?"],
     "backend": ["nodes.emotion: no backend called 'tensort'", "Did you mean 'tensorrt'?"],
     "asset": ["nodes.camera: no asset called 'demo-clp'", "Did you mean 'demo-clip'?"],
@@ -130,10 +131,10 @@ def test_a_module_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
 def test_set_reaches_below_a_node_what_its_table_does_not_hold_yet() -> None:
     config = load(
         ROOT / "configs/emotion-demo.yaml",
-        ["nodes.emotion.options.voice=none", "nodes.align.pick.camera.policy=latest"],
+        ["nodes.emotion.options.voice=none", "nodes.align.sync.camera.policy=latest"],
     )
     assert config.nodes["emotion"].options["options"] == {"voice": "none"}
-    assert config.nodes["align"].options["pick"]["camera"] == {"policy": "latest"}
+    assert config.nodes["align"].options["sync"]["camera"] == {"policy": "latest"}
     with pytest.raises(ConfigError, match="there is no 'nodes.emotoin' in the config. Did you mean 'emotion'?"):
         load(ROOT / "configs/emotion-demo.yaml", ["nodes.emotoin.options.voice=none"])
 

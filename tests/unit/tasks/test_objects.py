@@ -129,7 +129,7 @@ nodes:
     inputs: [image_02, velodyne, boxes]
     anchor: image_02
     max_wait_ms: null
-    pick: {boxes: {policy: nearest, within_ms: 20}, velodyne: {policy: nearest, within_ms: 50}}
+    sync: {boxes: {policy: nearest, within_ms: 20}, velodyne: {policy: nearest, within_ms: 50}}
   objects: {use: infer, task: objects, inputs: [align], process: align, options: {detector: none, rig: rig.yaml}}
 """)
     assert finished(folder, "import", str(drive), "drive.mcap", timeout_s=120).returncode == 0
