@@ -1,4 +1,4 @@
-"""A recording's timeline as an SVG picture: when each stream was there, its gaps and silences, and what was predicted. Pure.
+"""A recording's timeline as an SVG picture: when each stream was present, its gaps and silences, and the predictions. Pure.
 
 Example:
     Path("timeline.svg").write_text(draw(Audit(Path("rec.mcap"))))
@@ -12,12 +12,12 @@ from itertools import pairwise
 from statistics import median
 
 from pipeline.clock import NS
-from pipeline.recording.verify import Audit, Stream, time_range
+from pipeline.recording.audit import Audit, StreamAudit, time_range
 from pipeline.runtime.graph import EVENTS
 
 WIDTH, LEFT, ROW, TOP, RIGHT = 1100, 150, 34, 46, 20
-INK, QUIET, THERE, GAP, SILENT = "#15211f", "#566461", "#0b7285", "#b3261e", "#dde3e0"
-# Okabe and Ito's colours, as on the page; a label that is not known takes grey.
+INK, QUIET, PRESENT, GAP, SILENT = "#15211f", "#566461", "#0b7285", "#b3261e", "#dde3e0"
+# Okabe and Ito's colours, as on the page; an unknown label is grey.
 HUES = {
     "angry": "#d55e00",
     "disgust": "#009e73",
@@ -28,38 +28,25 @@ HUES = {
 }
 OTHER = "#8e9a96"
 STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
-Bar = tuple[int, int, str, str]  # from, to (ns), colour, what it is
+Bar = tuple[int, int, str, str]  # from, to (ns), colour, title
 
 
 def draw(audit: Audit) -> str:
     first_ns, last_ns = time_range(audit)
     span_ns = max(1, last_ns - first_ns)
-    rows: list[tuple[str, str, list[Bar]]] = []
-    for name, stream in audit.streams.items():
-        if not name.endswith(EVENTS):
-            rows.append((name, f"{len(stream.captures_ns)} · {stream.encoding}", list(_of_stream(stream))))
-    for align, sets in audit.sent.items():
-        found = (
-            (s.anchor_ns, GAP, f"missing: {', '.join(s.missing)}") if s.missing else (s.anchor_ns, THERE, "whole")
-            for s in sets
-        )
-        rows.append((align, f"{len(sets)} sets", list(_runs(found))))
-    for node, predictions in audit.predictions.items():
-        told = (
-            (p.capture_ns, HUES.get(p.label or "", OTHER if p.label else SILENT), p.label or "no answer")
-            for p in predictions
-        )
-        rows.append((node, f"{len(predictions)} predictions", list(_runs(told))))
+    rows = list(_rows(audit))
     height = TOP + ROW * len(rows) + 40
 
     def x_of(ns: int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (min(max(ns, first_ns), last_ns) - first_ns) / span_ns
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="Inter, Arial, sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="Inter, Arial, sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="16" y="24" font-size="15" font-weight="600" fill="{INK}">{escape(audit.path.name)}</text>',
-        f'<text x="{WIDTH - RIGHT}" y="24" text-anchor="end" fill="{QUIET}">blue: there · red: missing · grey: silent or no answer</text>',
+        f'<text x="{WIDTH - RIGHT}" y="24" text-anchor="end" fill="{QUIET}">'
+        "blue: present · red: missing · grey: silent or no answer</text>",
     ]
     for i, (name, note, bars) in enumerate(rows):
         y = TOP + ROW * i
@@ -81,8 +68,27 @@ def draw(audit: Audit) -> str:
     return "\n".join([*out, "</svg>", ""])
 
 
-def _of_stream(stream: Stream) -> Iterator[Bar]:
-    """Where frames follow each other, one bar; where numbers are missing, a red one; a silence grey."""
+def _rows(audit: Audit) -> Iterator[tuple[str, str, list[Bar]]]:
+    """(name, note, bars) of every stream, aligner and predicting node."""
+    for name, stream in audit.streams.items():
+        if not name.endswith(EVENTS):
+            yield name, f"{len(stream.captures_ns)} · {stream.encoding}", list(_of_stream(stream))
+    for align, sets in audit.sent.items():
+        complete = (
+            (s.anchor_ns, GAP, f"missing: {', '.join(s.missing)}") if s.missing else (s.anchor_ns, PRESENT, "complete")
+            for s in sets
+        )
+        yield align, f"{len(sets)} sets", list(_runs(complete))
+    for node, predictions in audit.predictions.items():
+        labels = (
+            (p.capture_ns, HUES.get(p.label or "", OTHER if p.label else SILENT), p.label or "no answer")
+            for p in predictions
+        )
+        yield node, f"{len(predictions)} predictions", list(_runs(labels))
+
+
+def _of_stream(stream: StreamAudit) -> Iterator[Bar]:
+    """A bar for consecutive frames, a red one for missing numbers, a grey one for a silence."""
     captures = stream.captures_ns
     steps = [b - a for a, b in pairwise(captures)]
     period_ns = round(median(steps)) if steps else NS // 10
@@ -93,14 +99,14 @@ def _of_stream(stream: Stream) -> Iterator[Bar]:
     for i in range(1, len(captures) + 1):
         if i == len(captures) or captures[i] - captures[i - 1] > 3 * period_ns:
             last_ns = captures[i - 1] + period_ns
-            yield captures[began], last_ns, THERE, f"{i - began} frames, #{began} on"
+            yield captures[began], last_ns, PRESENT, f"{i - began} frames, #{began} on"
             began = i
     for seq, count, after_ns in stream.missing:
         yield after_ns - (count + 1) * period_ns, after_ns, GAP, f"{count} missing from #{seq} on"
 
 
 def _runs(points: Iterable[tuple[int, str, str]]) -> Iterator[Bar]:
-    """Neighbours of one colour as one bar; each lasts until the next point."""
+    """Merge neighbours of one colour into one bar; each lasts until the next point."""
     run: Bar | None = None
     last_ns = 0
     for at_ns, colour, what in points:

@@ -37,7 +37,10 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 def altered(whole: bytes, seed: int) -> Iterator[bytes]:
-    """Cut to its first bytes, which nothing reads; then cut anywhere, with bytes flipped, with a run of zeros or of noise, with a part doubled or taken out."""
+    """Cut to its first bytes, which nothing reads; then damaged at random places.
+
+    Cut anywhere, with bytes flipped, with a run of zeros or of noise, with a part doubled or taken out.
+    """
     yield whole[:10]
     chance = random.Random(seed)
     for round in range(ROUNDS):

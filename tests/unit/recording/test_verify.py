@@ -13,9 +13,9 @@ from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.frame import Frame, Prediction, StreamInfo
+from pipeline.recording.audit import Audit
 from pipeline.recording.diff import compare, read_predictions, report
 from pipeline.recording.replay import Tape
-from pipeline.recording.verify import Audit
 from pipeline.recording.verify import report as audit_report
 from pipeline.recording.writer import Writer
 from pipeline.runtime.config import parse
@@ -27,8 +27,10 @@ def picture(seq: int) -> Frame:
 
 
 def recorded_run(path: Path, *, without: int | None = None, events_dropped: int = 0) -> None:
-    """Ten pictures, each aligned and predicted from, as `record` keeps them. without: a picture that is missing. events_dropped:
-    so many of the last lines of the aligner's events found no room on the disk, as the recorder says."""
+    """Ten pictures, each aligned and predicted from, as `record` writes them.
+
+    without: a picture that is missing. events_dropped: how many of the last lines of the event log the recorder dropped.
+    """
     journal: list[bytes] = []
     node = Align(anchor="camera", max_wait_ms=20)
     about = {"made_by": "record", "nodes": {"memory": {"inputs": ["align"]}}}
@@ -53,40 +55,40 @@ def recorded_run(path: Path, *, without: int | None = None, events_dropped: int 
         writer.note("summary", {"dropped": {"record": dropped}})
 
 
-def test_a_recording_whose_books_balance_is_said_to_be_whole(tmp_path, capsys):
+def test_a_recording_without_faults_passes(tmp_path, capsys):
     recorded_run(tmp_path / "a.mcap")
     audit_report(tmp_path / "a.mcap")
-    said = capsys.readouterr().out
-    assert "10 aligned sets, each derived again" in said and "every message is accounted for" in said
+    output = capsys.readouterr().out
+    assert "10 aligned sets, each derived again" in output and "every message is accounted for" in output
 
 
 def test_one_missing_picture_is_an_error_that_names_its_number(tmp_path, capsys):
     recorded_run(tmp_path / "a.mcap", without=4)
-    with pytest.raises(ConfigError, match="books do not balance"):
+    with pytest.raises(ConfigError, match="not every message is accounted for"):
         audit_report(tmp_path / "a.mcap")
     assert "camera: 1 of 1 missing messages are unaccounted for (#4" in capsys.readouterr().out
 
 
-def test_what_the_recorder_dropped_of_the_aligners_last_events_is_no_fault_of_the_books(tmp_path, capsys):
+def test_last_events_that_the_recorder_dropped_are_no_fault(tmp_path, capsys):
     recorded_run(tmp_path / "a.mcap", events_dropped=4)
     audit_report(tmp_path / "a.mcap")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "not derived again: the recorder dropped a part" in said
-        and "dropped by the recorder: 4 of align.events" in said
+        "not derived again: the recorder dropped a part" in output
+        and "dropped by the recorder: 4 of align.events" in output
     )
 
 
-def test_a_prediction_too_few_is_an_error(tmp_path):
+def test_a_missing_prediction_is_an_error(tmp_path):
     path = tmp_path / "a.mcap"
     recorded_run(path)
     whole = Audit(path)
     assert whole.faults == ()
     whole.predictions["memory"].pop()
-    assert list(whole._faults()) == ["memory: 1 sets of 'align' became no prediction, and it says nothing of them"]
+    assert list(whole._faults()) == ["memory: 1 sets of 'align' have no prediction, and were not counted as dropped"]
 
 
-def test_a_tape_says_why_its_answers_may_differ(tmp_path):
+def test_a_replay_says_why_its_predictions_may_differ(tmp_path):
     path = tmp_path / "a.mcap"
     about = {"utc_offset_ns": NS, "machine": {"cpu": "another one"}, "kept_as": {"camera": "JPEG"}, "nodes": {}}
     with Writer(path, about=about) as writer:
@@ -120,7 +122,7 @@ def test_predictions_that_differ_in_age_and_timing_alone_are_alike():
     assert list(compare([RECORD], [faster])) == []
 
 
-def test_what_differs_is_told_with_its_receipts_and_small_differences_pass_where_allowed(tmp_path, capsys):
+def test_differences_are_printed_with_receipts_and_small_ones_pass_where_allowed(tmp_path, capsys):
     other = RECORD | {"probs": {"a": 0.90005, "b": 0.09995}}
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     a.write_text(json.dumps(RECORD) + '\n{"summary": true}\n')
@@ -134,7 +136,7 @@ def test_what_differs_is_told_with_its_receipts_and_small_differences_pass_where
     assert list(compare([RECORD], [other], within=1e-4)) == []
 
 
-def test_a_file_that_holds_no_predictions_is_named_with_the_line(tmp_path):
+def test_a_file_without_predictions_is_refused_with_the_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n")
     with pytest.raises(ConfigError, match=r"a\.jsonl:1: not a prediction, as --out writes them: it has no 'task'"):
