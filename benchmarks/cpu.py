@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.start import session_cpu_s
 from pipeline.frame import Health
-from pipeline.runtime.runs import subscribe
+from pipeline.runtime.subscribe import subscribe
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8174
@@ -51,7 +51,6 @@ def one_run(checkout: Path, *, page: bool, paced: bool) -> dict[str, float]:
             graph = _graph(Path(folder), running)
             seen: list[tuple[Health, float]] = []
             for health in subscribe("health", address=graph["streams"]["health"]):
-                assert isinstance(health, Health)
                 pictures = next(n.produced for n in health.nodes if n.node == "camera")
                 if pictures >= (LAST if seen else FIRST):
                     seen.append((health, session_cpu_s(running.pid)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.runtime.runs import subscribe
+    from pipeline.runtime.subscribe import subscribe
 
 __all__ = ["subscribe"]
 
@@ -19,6 +19,6 @@ __all__ = ["subscribe"]
 def __getattr__(name: str) -> object:
     if name != "subscribe":
         raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
-    from pipeline.runtime.runs import subscribe  # when asked for: it loads numpy and ZeroMQ
+    from pipeline.runtime.subscribe import subscribe  # when asked for: it loads numpy and ZeroMQ
 
     return subscribe

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, Health
 from pipeline.node import Sink, Source
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
-from pipeline.runtime.runs import free_address
+from pipeline.runtime.run_folder import free_address
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
 MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none

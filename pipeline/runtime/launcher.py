@@ -7,12 +7,9 @@ Example:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,12 +24,11 @@ from pipeline.runtime import managed_process as child
 from pipeline.runtime.accounting import add, summarise
 from pipeline.runtime.config import Config
 from pipeline.runtime.graph import EVENTS, Plan, ProcessPlan, plan_graph
-from pipeline.runtime.runs import process_runs, runs_folder
+from pipeline.runtime.run_folder import announce, create_run_folder
 from pipeline.transport.control import ControlServer
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import ClockServer
 from pipeline.transport.publisher import Publisher
-from pipeline.transport.shared_memory import shared_memory_root
 from pipeline.transport.wire_format import Fault, Report, Request
 
 log = logging.getLogger("launch")
@@ -113,17 +109,11 @@ class Launch:
         lines.callback(self._control.close)
         self._health = Publisher(self._plan.health, StreamInfo("health", ""))
         lines.callback(self._health.close, ended=True)
-        self._announce()
+        announce(self._folder, config=self._plan.config, streams=self._plan.streams())
         if self._plan.clock:
             clock = ClockServer(self._plan.clock, self._keyring)
             clock.start()
             lines.callback(clock.stop)
-
-    def _announce(self) -> None:
-        """Say to other programs where the streams are (wire.find_run)."""
-        text = json.dumps({"pid": os.getpid(), "config": self._plan.config, "streams": self._plan.streams()})
-        (self._folder / "graph.part").write_text(text)
-        (self._folder / "graph.part").replace(self._folder / "graph.json")  # never seen half-written
 
     def _interrupt(self) -> None:
         self._interrupts += 1
@@ -323,7 +313,7 @@ def launch(
     host: of a config with hosts, which one this is: its nodes run here. The other hosts' runs are not looked after: their
     streams come and go. warm: see Launch.
     """
-    with _run_folder() as folder:
+    with create_run_folder() as folder:
         plan = plan_graph(config, folder, host)
         warm = warm and not config.portable
         return Launch(plan, folder, warm=warm, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
@@ -357,37 +347,3 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _run_folder() -> Iterator[Path]:
-    """A folder for this run's sockets, and one of the same name for its rings; what killed runs left is cleared away."""
-    bases = [runs_folder()]
-    _claim(bases[0])
-    if (rings := shared_memory_root()) is not None:
-        try:
-            _claim(rings)
-            bases.append(rings)
-        except (ConfigError, OSError) as error:
-            log.warning("%s Until then large payloads are copied through sockets.", error)
-    for base in bases:
-        for old in base.iterdir():
-            pid = old.name.partition("-")[0]
-            if pid.isdigit() and not process_runs(int(pid)):
-                shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=bases[0]))
-    folders = [base / folder.name for base in bases]
-    try:
-        for made in folders[1:]:
-            made.mkdir(mode=0o700)
-        yield folder
-    finally:
-        for made in folders:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-def _claim(base: Path) -> None:
-    """Make `base`, readable by this user only. Raises ConfigError when it is somebody else's."""
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if base.stat().st_mode & 0o077 or (hasattr(os, "getuid") and base.stat().st_uid != os.getuid()):
-        raise ConfigError(f"{base}: must belong to you and be closed to others. Remove it, or: chmod 700 {base}")

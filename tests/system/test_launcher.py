@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from running import Running, a_file, finished, last_line, running, wait_for
 
-from pipeline.frame import Health, NodeHealth
-from pipeline.runtime.runs import subscribe
+from pipeline.frame import NodeHealth
+from pipeline.runtime.subscribe import subscribe
 
 pytestmark = pytest.mark.system
 
@@ -27,7 +27,6 @@ MOOD = """
 def health_until(run: Running, true: Callable[[dict[str, NodeHealth]], Any]) -> dict[str, NodeHealth]:
     """The health of the run, as any program can read it, once it is as asked."""
     for health in subscribe("health", address=run.graph()["streams"]["health"]):
-        assert isinstance(health, Health)
         nodes = {node.node: node for node in health.nodes}
         if true(nodes):
             return nodes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.frame import Frame, StreamInfo
-from pipeline.runtime import runs
+from pipeline.runtime import run_folder
 from pipeline.transport.poller import Poller
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.subscriber import Subscriber
@@ -22,7 +22,7 @@ def test_streams_are_heard_whichever_way_there_is_to_wait(
 ) -> None:
     if not has_poll:
         monkeypatch.delattr(select, "poll")
-    addresses = {name: runs.free_address(tmp_path, name, portable=True) for name in ("left", "right")}
+    addresses = {name: run_folder.free_address(tmp_path, name, portable=True) for name in ("left", "right")}
     publishers = [Publisher(address, StreamInfo(name, "series_f32")) for name, address in addresses.items()]
     connections = [Subscriber(address, f"reader of {name}") for name, address in addresses.items()]
     bells = Poller(connections)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.runtime import launcher
+from pipeline.runtime.run_folder import create_run_folder
 from pipeline.transport.shared_memory import (
     MAX_BYTES,
     SharedMemoryReader,
@@ -382,7 +382,7 @@ def test_rings_of_a_run_go_with_the_run_and_those_of_a_killed_one_with_the_next(
     stale.mkdir(parents=True, mode=0o700)
     base.chmod(0o700)
     (stale / "camera.1-0.ring").write_bytes(bytes(100))
-    with launcher._run_folder() as run_folder:
+    with create_run_folder() as run_folder:
         rings = shared_memory_folder(run_folder)
         assert rings is not None and rings.is_dir()
         assert not stale.exists()

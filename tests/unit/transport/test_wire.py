@@ -15,7 +15,7 @@ from wires import INFO, Reader, a_socket, message, number
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.runtime import runs
+from pipeline.runtime import run_folder
 from pipeline.transport import publisher as publisher_module
 from pipeline.transport.credits import INITIAL_CREDITS
 from pipeline.transport.network import QUEUE_MESSAGES
@@ -29,7 +29,7 @@ from pipeline.transport.wire_format import Codec, End, Value, Welcome
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "shared memory":
         request.getfixturevalue("shared_memory")
-    return runs.free_address(tmp_path, "camera", portable=request.param == "tcp")
+    return run_folder.free_address(tmp_path, "camera", portable=request.param == "tcp")
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_end_is_heard_by_a_reader_whose_queue_is_full(address: str, connect: Cal
 
 
 def test_address_that_is_taken_is_an_error_with_the_stream(tmp_path: Path) -> None:
-    address = runs.free_address(tmp_path, "camera", portable=True)
+    address = run_folder.free_address(tmp_path, "camera", portable=True)
     first = Publisher(address, INFO)
     with pytest.raises(ConfigError, match="stream 'camera': cannot publish at tcp://.*Is it taken"):
         Publisher(address, INFO)

@@ -17,7 +17,7 @@ from running import wait_for
 from wires import INFO, Reader, number
 
 from pipeline.frame import Frame
-from pipeline.runtime import runs
+from pipeline.runtime import run_folder
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import VERSION, Codec, Hello, Value
@@ -53,7 +53,7 @@ def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Line]]:
     made: list[Line] = []
 
     def make(**options: Any) -> Line:
-        address = runs.free_address(tmp_path, "camera", portable=False)
+        address = run_folder.free_address(tmp_path, "camera", portable=False)
         made.append(Line(Publisher(address, INFO), Subscriber(address, "reader", **options)))
         Reader(made[-1].connection).join(made[-1].publisher)
         return made[-1]
