@@ -41,7 +41,7 @@ class Align(Transform):
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
     produces: ClassVar[type | None] = AlignedSet
-    journals: ClassVar[bool] = True
+    publishes_events: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Align(Transform):
             return self._again(self._retold.add(arrival.message))
         return self._add(arrival.message, arrival.arrival_ns)
 
-    def wants(self, source: str) -> bool:
+    def ready_for(self, source: str) -> bool:
         if self._retold is not None:
             return self._retold.wanted in (None, source)
         return self._max_wait_ns is not None or self.aligner.has_room(source)
@@ -140,9 +140,9 @@ class Align(Transform):
             # After a restart the run is old, and ticks for the time before would be about nothing.
             rules = self.rules(clock.start_ns if self._max_wait_ns is None else max(clock.start_ns, clock.now_ns()))
             self._aligner = rules.aligner()
-            if self._event_log_path or self.context.journal:
+            if self._event_log_path or self.context.publish_event:
                 path = Path(self._event_log_path) if self._event_log_path else None
-                self._event_log = EventLog(path, rules, self.context.journal)
+                self._event_log = EventLog(path, rules, self.context.publish_event)
         return self._aligner
 
     def rules(self, start_ns: int) -> Rules:

@@ -27,10 +27,10 @@ class Labels(Sink):
         self._frames: list[Frame] = []
 
     def consume(self, arrival: Arrival) -> None:
-        self._frames += heard_labels(self.context.heard, len(self._frames))
+        self._frames += heard_labels(self.context.commands, len(self._frames))
 
     def close(self) -> None:
-        self._frames += heard_labels(self.context.heard, len(self._frames))
+        self._frames += heard_labels(self.context.commands, len(self._frames))
         if not self._frames:
             return
         try:

@@ -120,7 +120,7 @@ class Record(Sink):
             self.context.log.error(
                 "%s: %s. Nothing is recorded until there is room; the pipeline goes on.", self._path, error.strerror
             )
-            self.context.tell("silent", f"{self._path}: {error.strerror}")
+            self.context.report_state("silent", f"{self._path}: {error.strerror}")
             return
         self._say(writer, arrival.arrival_ns)
 
@@ -170,7 +170,7 @@ class Record(Sink):
 
     def _keep_labels(self, writer: Writer) -> None:
         """What was said on the page, by its number keys."""
-        for frame in heard_labels(self.context.heard, self._labels):
+        for frame in heard_labels(self.context.commands, self._labels):
             if not self._labels:
                 writer.stream(StreamInfo(STREAM, "label", description="from the page's number keys"))
             self._labels += 1
@@ -191,4 +191,4 @@ class Record(Sink):
         self.context.metrics.facts["recording"] = (
             f"{self._path.name} · {writer.size_bytes / 1e6:.1f} MB · {lasted_s:.0f} s"
         )
-        self.context.tell("running", "")
+        self.context.report_state("running", "")

@@ -26,7 +26,7 @@ class Replay(Source):
     fault: what is to be wrong with it, "camera: drop=5%" (pipeline/recording/faults.py). What that takes away is counted.
     """
 
-    numbers: ClassVar[bool] = False
+    assigns_seq: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class Sweeps(Transform):
             fix = "Or read the recording's: inputs: [lidar, lidar/metadata]."
             raise ConfigError(f"sweeps '{self.name}': {self._decoder.needs_metadata()} {fix}")
 
-    def wants(self, source: str) -> bool:
+    def ready_for(self, source: str) -> bool:
         """Packets that come before the metadata stay where they are."""
         info = self.context.info(source) if self._waits else None
         return info is None or info.encoding != "packet"
@@ -71,7 +71,7 @@ class Sweeps(Transform):
 
     def ended(self, source: str, arrival_ns: int) -> Iterable[Frame]:
         self._metadata_from.discard(source)
-        if self._waits and not [s for s in self._metadata_from if self.wants(s)]:
+        if self._waits and not [s for s in self._metadata_from if self.ready_for(s)]:
             raise ConfigError(f"sweeps '{self.name}': none of its inputs held it: {self._decoder.needs_metadata()}")
         return ()
 

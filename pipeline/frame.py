@@ -2,7 +2,7 @@
 
 Owns the meaning of every field; knows nothing of sockets, files or devices. All times are int nanoseconds of the rig's
 monotonic clock. Three of them are never mixed: `capture_ns` (when the world did it), `publish_ns` (when the node sent
-it), and the reader's own `arrival_ns` (see node.Arrival).
+it), and the reader's own `arrival_ns` (see Arrival).
 
     frame = Frame(stream="camera", seq=7, capture_ns=clock.now_ns(), encoding="bgr8", data=image)
     frame.end_ns                      # capture_ns + duration_ns
@@ -14,6 +14,7 @@ Those made for every frame are left out of garbage collection (gc=False): frozen
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -266,6 +267,15 @@ class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
 
 
 Message = Frame | AlignedSet | Prediction | Health
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message as a node received it."""
+
+    source: str  # the node it came from
+    message: Message
+    arrival_ns: int
 
 
 def moved(message: Message, to_local: Callable[[int], tuple[int, int]]) -> Message:

@@ -1,9 +1,9 @@
-"""A stage for one node: feed it messages, read what it emits. No sockets, no threads, no waiting.
+"""Runs one node in a test: send it messages, read what it emits. No sockets, no threads, no waiting.
 
 Example:
-    stage = Stage(Align(anchor="camera"), inputs=["camera", "microphone"])
-    stage.give("camera", frame, at_ns=1_000)
-    stage.emitted                                 # [AlignedSet(…)]
+    harness = NodeHarness(Align(anchor="camera"), inputs=["camera", "microphone"])
+    harness.send("camera", frame, at_ns=1_000)
+    harness.emitted                               # [AlignedSet(…)]
 
     frames = play(Camera(device="clip.mp4"), count=10)
 """
@@ -16,12 +16,22 @@ from types import TracebackType
 import msgspec
 
 from pipeline.clock import ManualClock
-from pipeline.frame import Frame, Message
-from pipeline.node import Arrival, Context, Sink, Source, Transform
+from pipeline.frame import Arrival, Frame, Message
+from pipeline.metrics import Metrics
+from pipeline.node import Context, Sink, Source, Transform
+
+__all__ = ["NodeHarness", "play"]
 
 
-class Stage:
-    """A Transform or a Sink between its open() and its close(), on a clock that only `give` and `wait_until` move."""
+class NodeHarness:
+    """A Transform or a Sink between its open() and its close(), on a clock that only `send` and `wait_until` move.
+
+    Args:
+        node: Constructed, not opened.
+        inputs: The names of the nodes it reads from. Empty: any source may send to it, and no option is checked.
+        name: The node's name.
+        start_ns: Where the clock begins.
+    """
 
     def __init__(
         self, node: Transform | Sink, *, inputs: Sequence[str] = (), name: str = "node", start_ns: int = 0
@@ -33,15 +43,16 @@ class Stage:
         node.context = Context(
             name, self.clock, tuple(inputs), request=lambda verb, argument: self.requests.append((verb, argument))
         )
-        if inputs:  # else whatever it is given is what it reads
+        if inputs:
             node.check_inputs(inputs)
         node.open()
 
     @property
-    def metrics(self) -> object:
+    def metrics(self) -> Metrics:
+        """The node's counters."""
         return self.node.context.metrics
 
-    def give(self, source: str, message: Message, *, at_ns: int | None = None) -> list[Message]:
+    def send(self, source: str, message: Message, *, at_ns: int | None = None) -> list[Message]:
         """`message` arrives from `source` at `at_ns` (default: now). Returns what the node emitted for it."""
         if at_ns is not None:
             self.clock.advance(at_ns - self.clock.now_ns())
@@ -72,7 +83,7 @@ class Stage:
     def close(self) -> None:
         self.node.close()
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> NodeHarness:
         return self
 
     def __exit__(
@@ -87,7 +98,7 @@ class Stage:
 
 
 def play(source: Source, *, count: int | None = None, name: str = "source", start_ns: int = 0) -> list[Frame]:
-    """The first `count` frames (None: all) of a source that is paced by a clock which never waits, numbered as in a run."""
+    """The first `count` frames (None: all) of a source, numbered as in a run, on a clock that never waits."""
     clock = ManualClock(start_ns)
     source.context = Context(name, clock)
     frames: list[Frame] = []

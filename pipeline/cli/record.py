@@ -96,7 +96,7 @@ def _streams(config: Config, host: str) -> Iterator[str]:
         kind = resolve(node.use, node.where)
         if node.host == host and kind.produces not in (None, AlignedSet):
             yield node.name
-        if node.host == host and kind.journals:
+        if node.host == host and kind.publishes_events:
             yield node.name + EVENTS
     yield HEALTH
 

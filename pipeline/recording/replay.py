@@ -88,7 +88,7 @@ class Tape:
             use = node.use
             if issubclass(kind, Source):
                 use, options = "replay", self._source_options(node, speed)
-            elif kind.produces is AlignedSet and kind.journals:
+            elif kind.produces is AlignedSet and kind.publishes_events:
                 options |= {
                     "replay": str(self.path.absolute()),
                     "realign": self.realign,

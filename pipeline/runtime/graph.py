@@ -220,7 +220,7 @@ def _check_edge(config: Config, node: NodeConfig, edge: InputConfig, where: str)
 
 def _journals(config: Config, name: str) -> bool:
     node = config.nodes.get(name)
-    return node is not None and resolve(node.use, node.where).journals
+    return node is not None and resolve(node.use, node.where).publishes_events
 
 
 def _check_cycles(config: Config) -> None:

@@ -33,9 +33,10 @@ from pipeline.frame import (
     moved,
 )
 from pipeline.metrics import Metrics
-from pipeline.node import Context, Node, Source, run
+from pipeline.node import Context, Node, Source
 from pipeline.runtime.config import HEALTH, instantiate
 from pipeline.runtime.graph import EVENTS, NodePlan
+from pipeline.runtime.node_loop import run
 from pipeline.transport.credits import INITIAL_CREDITS
 from pipeline.transport.input_queue import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, InputQueue
 from pipeline.transport.keys import Keyring
@@ -80,7 +81,7 @@ class NodeThread:
             logging.getLogger(plan.name),
             self.metrics,
             request=lambda verb, argument: tell_launcher(Request(verb, argument)),
-            tell=self._tell,
+            report_state=self._tell,
             info=self._info_of,
         )
         for edge in plan.inputs:
@@ -187,7 +188,7 @@ class NodeThread:
                 self._journal = Publisher(
                     self.plan.events, StreamInfo(self.plan.name + EVENTS, "text_utf8"), queue=JOURNAL_QUEUE
                 )
-                self.context.journal = self._send_journal
+                self.context.publish_event = self._send_journal
             lost: DeviceError | None = None
             try:
                 node.open()

@@ -149,7 +149,7 @@ def _obey(command: Request, nodes: dict[str, NodeThread], clock: Clock, began: t
     elif command.verb == "label":
         for node in nodes.values():
             if node.plan.is_sink:
-                node.context.heard.put(command.argument)
+                node.context.commands.put(command.argument)
     elif command.verb == "leave":
         for node in nodes.values():
             node.leave()

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pipeline.clock import Clock
 from pipeline.errors import WireError
-from pipeline.frame import Frame, Message
+from pipeline.frame import Arrival, Frame, Message
 from pipeline.metrics import Metrics
 from pipeline.transport.compression import decompress, is_compressed
 
@@ -33,15 +33,6 @@ BACKPRESSURE_DEPTH = 32
 LOST, MALFORMED, REPLACED, TOO_SLOW = "lost in transport", "malformed", "a newer one came", "reader too slow"
 OVERWRITTEN, UNREAD, CLOCK_JUMPED = "overwritten in the ring", "not read before the end", "the clock of its host jumped"
 EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD, CLOCK_JUMPED)
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A message as a reader got it."""
-
-    source: str  # the node it came from
-    message: Message
-    arrival_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from pipeline.clock import NS, ManualClock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Prediction, StreamInfo
 from pipeline.metrics import Metrics
-from pipeline.node import Arrival, Context, Sink, Source, Transform, run
-from pipeline.testing import Stage, play
+from pipeline.node import Arrival, Context, Sink, Source, Transform
+from pipeline.runtime.node_loop import run
+from pipeline.testing import NodeHarness, play
 from pipeline.transport.input_queue import InputQueue
 
 
@@ -48,7 +49,7 @@ def run_source(
 ) -> tuple[list[Frame], list[tuple]]:
     told: list[tuple] = []
     sent: list[Frame] = []
-    source.context = Context("camera", ManualClock(), tell=lambda state, note: told.append((state, note)))
+    source.context = Context("camera", ManualClock(), report_state=lambda state, note: told.append((state, note)))
     if muted:
         source.context.muted.set()
     if lost is None:
@@ -124,7 +125,7 @@ def test_absent_source_keeps_saying_so_until_it_is_stopped():
     source = Flaky()
     sent: list[Frame] = []
     told: list[tuple] = []
-    source.context = Context("microphone", Stopping(), tell=lambda *t: told.append(t))
+    source.context = Context("microphone", Stopping(), report_state=lambda *t: told.append(t))
     lost = DeviceError("microphone: PortAudio is missing.", retry=False)
     run(source, InputQueue(source.context.clock, Metrics()), sent.append, lost=lost)
     assert source.opened == 0
@@ -215,40 +216,40 @@ def test_sink_sees_everything_then_the_end():
     assert seen == ["a", "end"]
 
 
-# --- the align node on the stage ----------------------------------------------------------------------------------------
+# --- the align node on the harness ----------------------------------------------------------------------------------------
 
 
 def test_align_node_answers_on_the_stage_without_a_socket():
-    with Stage(
+    with NodeHarness(
         Align(anchor="camera", sync={"imu": {"policy": "latest", "max_age_ms": 50}}), inputs=["camera", "imu"]
-    ) as stage:
-        stage.give("imu", Frame("imu", 0, 10, "imu_f64"), at_ns=20)
-        stage.give("camera", Frame("camera", 0, 30, "bgr8"), at_ns=40)
-        [aligned] = stage.give("imu", Frame("imu", 1, 50, "imu_f64"), at_ns=60)
+    ) as harness:
+        harness.send("imu", Frame("imu", 0, 10, "imu_f64"), at_ns=20)
+        harness.send("camera", Frame("camera", 0, 30, "bgr8"), at_ns=40)
+        [aligned] = harness.send("imu", Frame("imu", 1, 50, "imu_f64"), at_ns=60)
         assert isinstance(aligned, AlignedSet)
         assert aligned.frames["imu"][0].seq == 0
         assert aligned.sent_ns == 60
 
 
 def test_align_node_gives_up_waiting_when_time_passes():
-    with Stage(Align(anchor="camera", max_wait_ms=60), inputs=["camera", "imu"]) as stage:
-        stage.give("camera", Frame("camera", 0, 0, "bgr8"), at_ns=0)
-        assert stage.wait_until(60 * MS) == []
-        assert stage.node.wake_ns() == 60 * MS + 1
-        [aligned] = stage.wait_until(61 * MS)
+    with NodeHarness(Align(anchor="camera", max_wait_ms=60), inputs=["camera", "imu"]) as harness:
+        harness.send("camera", Frame("camera", 0, 0, "bgr8"), at_ns=0)
+        assert harness.wait_until(60 * MS) == []
+        assert harness.node.wake_ns() == 60 * MS + 1
+        [aligned] = harness.wait_until(61 * MS)
         assert aligned.missing == ("imu",)
 
 
 def test_align_node_answers_for_a_stream_that_has_ended():
-    with Stage(Align(anchor="camera", max_wait_ms=None), inputs=["camera", "imu"]) as stage:
-        stage.give("camera", Frame("camera", 0, 0, "bgr8"), at_ns=0)
-        [aligned] = stage.end("imu")
+    with NodeHarness(Align(anchor="camera", max_wait_ms=None), inputs=["camera", "imu"]) as harness:
+        harness.send("camera", Frame("camera", 0, 0, "bgr8"), at_ns=0)
+        [aligned] = harness.end("imu")
         assert aligned.missing == ("imu",)
 
 
 def test_align_node_names_the_nearest_input_when_its_anchor_is_unknown():
     with pytest.raises(ConfigError, match="Did you mean 'camera'"):
-        Stage(Align(anchor="kamera"), inputs=["camera", "imu"])
+        NodeHarness(Align(anchor="kamera"), inputs=["camera", "imu"])
 
 
 def test_align_node_refuses_an_anchor_and_a_rate_together():
@@ -286,14 +287,14 @@ class Disk:
 def test_out_holds_whole_lines_only_when_the_disk_is_full_for_a_while(tmp_path):
     node = Jsonl(path=str(tmp_path / "p.jsonl"))
     prediction = Prediction("mood", 0, ("a",), np.ones(1, np.float32), "a", "m")
-    with Stage(node, inputs=["mood"]) as stage:
+    with NodeHarness(node, inputs=["mood"]) as harness:
         node._file.close()
         node._file = disk = Disk(0)
         length = len(msgspec.json.encode(prediction.record())) + 1
         disk.room = 2 * length + length // 2
         for _ in range(4):
-            stage.give("mood", prediction)
+            harness.send("mood", prediction)
         disk.room = length
-        stage.give("mood", prediction)
+        harness.send("mood", prediction)
     assert len(disk.held.splitlines()) == 3 and len(disk.held) == 3 * length
     assert node.context.metrics.dropped() == {"mood": {"disk full": 2}}

@@ -14,7 +14,7 @@ from pipeline.alignment.event_log import verify
 from pipeline.alignment.sync_policies import MS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 SYNC = {
     "microphone": {"policy": "window", "before_ms": 100},
@@ -48,13 +48,13 @@ def arrivals(seed_gaps_ms: list[int]) -> list[tuple[str, Frame, int]]:
 def test_every_set_of_any_run_follows_from_its_event_log(tmp_path, gaps_ms, max_wait_ms, emit):
     path = tmp_path / "events.jsonl"
     node = align(path, max_wait_ms=max_wait_ms, emit=emit)
-    with Stage(node, inputs=["camera", "microphone", "imu", "pose"]) as stage:
+    with NodeHarness(node, inputs=["camera", "microphone", "imu", "pose"]) as harness:
         for i, (source, frame, at_ns) in enumerate(arrivals(gaps_ms)):
             if i % 3 == 0:  # as often as a real loop finds nothing to do
-                stage.wait_until(max(stage.clock.now_ns(), at_ns - MS))
-            stage.give(source, frame, at_ns=at_ns)
-        stage.end()
-        sent = len(stage.emitted)
+                harness.wait_until(max(harness.clock.now_ns(), at_ns - MS))
+            harness.send(source, frame, at_ns=at_ns)
+        harness.end()
+        sent = len(harness.emitted)
     verdict = verify(path)
     assert verdict.differences == ()
     assert verdict.sets == sent
@@ -63,10 +63,10 @@ def test_every_set_of_any_run_follows_from_its_event_log(tmp_path, gaps_ms, max_
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "events.jsonl"
-    with Stage(align(path), inputs=["camera", "microphone", "imu", "pose"]) as stage:
+    with NodeHarness(align(path), inputs=["camera", "microphone", "imu", "pose"]) as harness:
         for source, frame, at_ns in arrivals([7, 13, 21, 4, 9, 30] * 20):
-            stage.give(source, frame, at_ns=at_ns)
-        stage.end()
+            harness.send(source, frame, at_ns=at_ns)
+        harness.end()
     return path
 
 
@@ -105,6 +105,6 @@ def test_foreign_file_is_refused_with_its_line(tmp_path):
 
 def test_event_log_that_cannot_be_written_names_the_place(tmp_path):
     node = align(tmp_path / "no-such-folder" / "events.jsonl")
-    with pytest.raises(ConfigError, match="no-such-folder"), Stage(node, inputs=["camera", *SYNC]) as stage:
-        stage.wait_until(1)
-        stage.give("imu", Frame("imu", 0, 0, "series_f32"))
+    with pytest.raises(ConfigError, match="no-such-folder"), NodeHarness(node, inputs=["camera", *SYNC]) as harness:
+        harness.wait_until(1)
+        harness.send("imu", Frame("imu", 0, 0, "series_f32"))

@@ -16,7 +16,7 @@ from pipeline.frame import Frame
 from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import rigid
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 YAW_1_DEG = np.radians([0.0, 1.0, 0.0])
 LENS = Intrinsics("radtan", 200, 100, 150, 150, 99.5, 49.5)
@@ -95,13 +95,13 @@ def test_the_node_tells_a_drift_as_a_fact(driving, tmp_path):
     rig, frames = driving
     off = rigs.Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
     rigs.save(rig.with_pose(off), tmp_path / "rig.yaml")
-    stage = Stage(DriftNode(rig=str(tmp_path / "rig.yaml"), every_s=0), inputs=["camera", "lidar"])
+    harness = NodeHarness(DriftNode(rig=str(tmp_path / "rig.yaml"), every_s=0), inputs=["camera", "lidar"])
     for k, (image, points) in enumerate(frames):
         cloud = np.column_stack([points, np.zeros(len(points))]).astype(np.float32)
-        stage.give("camera", Frame("camera", k, k * 10**8, "bgr8", image))
-        stage.give("lidar", Frame("lidar", k, k * 10**8, "points_xyzi_f32", cloud))
-    stage.end()
-    assert stage.node.context.metrics.facts["drift"].startswith("drifted")
+        harness.send("camera", Frame("camera", k, k * 10**8, "bgr8", image))
+        harness.send("lidar", Frame("lidar", k, k * 10**8, "points_xyzi_f32", cloud))
+    harness.end()
+    assert harness.node.context.metrics.facts["drift"].startswith("drifted")
 
 
 def test_the_node_says_unknown_for_pictures_of_another_size(tmp_path):
@@ -109,7 +109,7 @@ def test_the_node_says_unknown_for_pictures_of_another_size(tmp_path):
         rigs.Rig({"camera": LENS}).with_pose(rigs.Pose("camera", "lidar", rigid(np.eye(3), (0, 0, 0)))),
         tmp_path / "rig.yaml",
     )
-    stage = Stage(DriftNode(rig=str(tmp_path / "rig.yaml")), inputs=["camera", "lidar"])
-    stage.give("camera", Frame("camera", 0, 0, "bgr8", np.zeros((50, 50, 3), np.uint8)))
-    stage.give("lidar", Frame("lidar", 0, 0, "points_xyzi_f32", np.ones((5, 4), np.float32)))
-    assert "50×50" in stage.node.context.metrics.facts["drift"]
+    harness = NodeHarness(DriftNode(rig=str(tmp_path / "rig.yaml")), inputs=["camera", "lidar"])
+    harness.send("camera", Frame("camera", 0, 0, "bgr8", np.zeros((50, 50, 3), np.uint8)))
+    harness.send("lidar", Frame("lidar", 0, 0, "points_xyzi_f32", np.ones((5, 4), np.float32)))
+    assert "50×50" in harness.node.context.metrics.facts["drift"]

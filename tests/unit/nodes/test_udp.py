@@ -22,7 +22,7 @@ from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Prediction
 from pipeline.scene_state import FreeSpace, Sound, Surroundings
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "udp.md").read_text(encoding="utf-8")
@@ -61,31 +61,31 @@ def received(inbox: socket.socket) -> dict[str, Any]:
 
 
 def test_each_prediction_is_one_datagram_of_the_published_object(inbox: socket.socket) -> None:
-    with Stage(Udp(address=address(inbox), grid=True), inputs=["scene"]) as stage:
+    with NodeHarness(Udp(address=address(inbox), grid=True), inputs=["scene"]) as harness:
         for seq in range(3):
-            stage.give("scene", scene(cells=20, capture_ns=seq))
+            harness.send("scene", scene(cells=20, capture_ns=seq))
     told = [received(inbox) for _ in range(3)]
     assert told == [json.loads(msgspec.json.encode(scene(20, seq).record())) for seq in range(3)]
     assert told[0]["surroundings"]["free_space"]["rows"][0] == "." * 20
 
 
 def test_grid_is_left_out_unless_asked_for(inbox: socket.socket) -> None:
-    with Stage(Udp(address=address(inbox)), inputs=["scene"]) as stage:
-        stage.give("scene", scene(cells=400))  # 160,000 letters
+    with NodeHarness(Udp(address=address(inbox)), inputs=["scene"]) as harness:
+        harness.send("scene", scene(cells=400))  # 160,000 letters
     told = received(inbox)
     assert "free_space" not in told["surroundings"] and told["surroundings"]["sounds"][0]["label"] == "rain"
-    assert not stage.node.context.metrics.dropped()
+    assert not harness.node.context.metrics.dropped()
 
 
 def test_too_large_loses_its_grid_first_then_is_dropped_and_both_are_counted(inbox: socket.socket) -> None:
-    with Stage(Udp(address=address(inbox), grid=True, max_bytes=1472), inputs=["scene"]) as stage:
-        stage.give("scene", scene(cells=100))
+    with NodeHarness(Udp(address=address(inbox), grid=True, max_bytes=1472), inputs=["scene"]) as harness:
+        harness.send("scene", scene(cells=100))
         assert "free_space" not in received(inbox)["surroundings"]
-        metrics = stage.node.context.metrics
+        metrics = harness.node.context.metrics
         assert metrics.facts["without the grid"].startswith("1,") and not metrics.dropped()
         labels = tuple(f"a label {i}" for i in range(200))
         crowd = msgspec.structs.replace(scene(cells=100), labels=labels, probs=np.full(200, 0.005, np.float32))
-        stage.give("scene", crowd)
+        harness.send("scene", crowd)
         assert metrics.dropped() == {"scene": {"larger than 1472 bytes": 1}}
     inbox.settimeout(0.1)
     with pytest.raises(TimeoutError):
@@ -93,25 +93,27 @@ def test_too_large_loses_its_grid_first_then_is_dropped_and_both_are_counted(inb
 
 
 def test_nobody_listening_and_a_full_network_never_block() -> None:
-    with Stage(Udp(address="127.0.0.1:9"), inputs=["scene"]) as stage:  # nobody there: the first may come back refused
-        node = stage.node
+    with NodeHarness(
+        Udp(address="127.0.0.1:9"), inputs=["scene"]
+    ) as harness:  # nobody there: the first may come back refused
+        node = harness.node
         assert isinstance(node, Udp) and node._socket is not None
         node._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         began_s = time.monotonic()
         for _ in range(300):
-            stage.give("scene", scene())
+            harness.send("scene", scene())
         assert time.monotonic() - began_s < 5
-        lost = sum(stage.node.context.metrics.dropped().get("scene", {}).values())
+        lost = sum(harness.node.context.metrics.dropped().get("scene", {}).values())
         assert lost + node._sent == 300
 
 
 def test_unreachable_network_is_counted_with_its_reason() -> None:
-    with Stage(Udp(address="255.255.255.255:9870", allow_remote=True), inputs=["scene"]) as stage:
-        node = stage.node
+    with NodeHarness(Udp(address="255.255.255.255:9870", allow_remote=True), inputs=["scene"]) as harness:
+        node = harness.node
         assert isinstance(node, Udp) and node._socket is not None
         node._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)  # the system refuses it
-        stage.give("scene", scene())
-        assert stage.node.context.metrics.dropped() == {"scene": {"not sent: Permission denied": 1}}
+        harness.send("scene", scene())
+        assert harness.node.context.metrics.dropped() == {"scene": {"not sent: Permission denied": 1}}
 
 
 @pytest.mark.parametrize("host", ["192.168.1.20", "robot.local", "[2001:db8::1]", "0.0.0.0"])
@@ -134,7 +136,7 @@ def test_address_that_is_none_says_what_is_expected(wrong: str) -> None:
 
 def test_unknown_name_is_told_at_open() -> None:
     with pytest.raises(ConfigError, match="no host called 'no-such-host.invalid'"):
-        Stage(Udp(address="no-such-host.invalid:9870", allow_remote=True))
+        NodeHarness(Udp(address="no-such-host.invalid:9870", allow_remote=True))
 
 
 @pytest.mark.system
@@ -167,9 +169,9 @@ def test_receiver_of_the_page_prints_what_is_sent(inbox: socket.socket) -> None:
         [sys.executable, "-c", program.replace("9870", str(port))], stdout=subprocess.PIPE, text=True
     )
     try:
-        with Stage(Udp(address=where), inputs=["scene"]) as stage:
+        with NodeHarness(Udp(address=where), inputs=["scene"]) as harness:
             for _ in range(600):  # it takes a moment to start
-                stage.give("scene", scene())
+                harness.send("scene", scene())
                 if select.select([receiver.stdout], [], [], 0.05)[0]:
                     break
         assert receiver.stdout is not None and receiver.stdout.readline() == "street\n"

@@ -21,7 +21,7 @@ from pipeline.recording.writer import Writer
 from pipeline.rig import rig
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.runtime.config import parse
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 LIVE = {
     "camera": {"use": "camera", "device": 0},
@@ -37,10 +37,10 @@ def recorder(nodes: dict[str, Any], path: Path, **options: Any) -> Any:
 
 def test_features_only_keeps_no_picture_and_no_sound_whatever_it_is_given(tmp_path):
     path = tmp_path / "a.mcap"
-    with Stage(Record(path=str(path), features_only=True), inputs=["camera", "words"]) as stage:
-        stage.give("camera", Frame("camera", 0, 5, "bgr8", np.zeros((60, 80, 3), np.uint8)))
-        stage.give("words", Frame("words", 0, 6, "text_utf8", np.frombuffer(b"hello", np.uint8)))
-        stage.end()
+    with NodeHarness(Record(path=str(path), features_only=True), inputs=["camera", "words"]) as harness:
+        harness.send("camera", Frame("camera", 0, 5, "bgr8", np.zeros((60, 80, 3), np.uint8)))
+        harness.send("words", Frame("words", 0, 6, "text_utf8", np.frombuffer(b"hello", np.uint8)))
+        harness.end()
     with Reader(path) as reader:
         assert set(reader.streams) == {"words"}
         assert reader.notes["finished"][0]["dropped"] == {"camera": {"features only": 1}}
@@ -48,8 +48,8 @@ def test_features_only_keeps_no_picture_and_no_sound_whatever_it_is_given(tmp_pa
 
 def test_pictures_are_kept_as_jpeg_where_asked(tmp_path):
     path = tmp_path / "a.mcap"
-    with Stage(Record(path=str(path), jpeg=["camera"]), inputs=["camera"]) as stage:
-        stage.give("camera", Frame("camera", 0, 5, "bgr8", np.zeros((60, 80, 3), np.uint8)))
+    with NodeHarness(Record(path=str(path), jpeg=["camera"]), inputs=["camera"]) as harness:
+        harness.send("camera", Frame("camera", 0, 5, "bgr8", np.zeros((60, 80, 3), np.uint8)))
     with Reader(path) as reader:
         assert reader.kinds("camera") == {"foxglove.CompressedImage"}
 
@@ -59,8 +59,8 @@ def test_the_rig_that_a_config_names_is_kept_whole_and_its_lenses_as_calibration
     rig.save(rig.Rig(intrinsics={"camera": lens}), tmp_path / "rig.yaml")
     nodes = {"camera": {"use": "camera", "device": "clip.mp4", "rig": str(tmp_path / "rig.yaml")}}
     node = recorder(nodes, tmp_path / "a.mcap")
-    with Stage(Record(path=str(tmp_path / "a.mcap"), rigs=node.options["rigs"]), inputs=["camera"]) as stage:
-        stage.give("camera", Frame("camera", 0, 5, "bgr8", np.zeros((6, 8, 3), np.uint8)))
+    with NodeHarness(Record(path=str(tmp_path / "a.mcap"), rigs=node.options["rigs"]), inputs=["camera"]) as harness:
+        harness.send("camera", Frame("camera", 0, 5, "bgr8", np.zeros((6, 8, 3), np.uint8)))
     with Reader(tmp_path / "a.mcap") as reader:
         found = reader.calibrations["camera"]
         assert (found.distortion_model, list(found.K)) == ("plumb_bob", [520, 0, 325, 0, 522, 236, 0, 0, 1])
@@ -73,12 +73,12 @@ def said(label: str, at_ns: int) -> str:
 
 def test_labels_given_on_the_page_are_a_stream_of_the_recording(tmp_path):
     path = tmp_path / "a.mcap"
-    with Stage(Record(path=str(path)), inputs=["camera", "health"]) as stage:
-        stage.give("camera", Frame("camera", 0, 5, "bgr8", np.zeros((60, 80, 3), np.uint8), publish_ns=5))
-        stage.node.context.heard.put(said("happy", 3 * NS))
-        stage.give("health", Health(NS, ()))
-        stage.node.context.heard.put(said("", 4 * NS))
-        stage.end()
+    with NodeHarness(Record(path=str(path)), inputs=["camera", "health"]) as harness:
+        harness.send("camera", Frame("camera", 0, 5, "bgr8", np.zeros((60, 80, 3), np.uint8), publish_ns=5))
+        harness.node.context.commands.put(said("happy", 3 * NS))
+        harness.send("health", Health(NS, ()))
+        harness.node.context.commands.put(said("", 4 * NS))
+        harness.end()
     with Reader(path) as reader:
         marks = Marks.read(reader)
         assert [marks.at(t * NS) for t in (2, 3, 5)] == ["", "happy", ""]
@@ -89,9 +89,9 @@ def test_labels_given_during_a_replay_are_added_to_the_recording(tmp_path):
     with Writer(path, about={"utc_offset_ns": NS}) as writer:
         writer.write("camera", Frame("camera", 0, NS, "bgr8", np.zeros((60, 80, 3), np.uint8), publish_ns=NS))
     for label in ("sad", "happy"):  # and those of a second replay too
-        with Stage(Labels(path=str(path)), inputs=["emotion"]) as stage:
-            stage.node.context.heard.put(said(label, 3 * NS if label == "sad" else 4 * NS))
-            stage.give("emotion", Health(1, ()))
+        with NodeHarness(Labels(path=str(path)), inputs=["emotion"]) as harness:
+            harness.node.context.commands.put(said(label, 3 * NS if label == "sad" else 4 * NS))
+            harness.send("emotion", Health(1, ()))
     with Reader(path) as reader:
         marks = Marks.read(reader)
         assert [marks.at(t * NS) for t in (3, 4)] == ["sad", "happy"]

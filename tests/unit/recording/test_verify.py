@@ -19,7 +19,7 @@ from pipeline.recording.replay import Tape
 from pipeline.recording.verify import report as audit_report
 from pipeline.recording.writer import Writer
 from pipeline.runtime.config import parse
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 
 def picture(seq: int) -> Frame:
@@ -34,10 +34,10 @@ def recorded_run(path: Path, *, without: int | None = None, events_dropped: int 
     journal: list[bytes] = []
     node = Align(anchor="camera", max_wait_ms=20)
     about = {"made_by": "record", "nodes": {"memory": {"inputs": ["align"]}}}
-    with Stage(node, inputs=["camera"]) as stage, Writer(path, about=about) as writer:
-        node.context.journal = journal.append
+    with NodeHarness(node, inputs=["camera"]) as harness, Writer(path, about=about) as writer:
+        node.context.publish_event = journal.append
         writer.stream(StreamInfo("camera", "bgr8", 25.0))
-        sets = [s for i in range(10) for s in stage.give("camera", picture(i), at_ns=i * 40 * MS + MS)] + stage.end()
+        sets = [s for i in range(10) for s in harness.send("camera", picture(i), at_ns=i * 40 * MS + MS)] + harness.end()
         for i in (i for i in range(10) if i != without):
             writer.write("camera", picture(i))
         for i, text in enumerate(journal[: len(journal) - events_dropped]):

@@ -13,11 +13,12 @@ from pipeline.clock import ManualClock
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo, silence
 from pipeline.metrics import Metrics
-from pipeline.node import Context, Source, run
+from pipeline.node import Context, Source
 from pipeline.rig import rig as rigs
 from pipeline.rig.time_correction import TimeCorrection, time_correction
 from pipeline.runtime.config import load
-from pipeline.testing import Stage, play
+from pipeline.runtime.node_loop import run
+from pipeline.testing import NodeHarness, play
 from pipeline.transport.input_queue import InputQueue
 
 
@@ -109,7 +110,7 @@ def test_the_command_line_knows_auto_time():
 
 
 def test_a_session_with_flashes_offers_the_correction_at_its_end(capsys):
-    stage = Stage(AutoTime(faces=False, in_use_ms=10.0), inputs=["camera", "microphone"])
+    harness = NodeHarness(AutoTime(faces=False, in_use_ms=10.0), inputs=["camera", "microphone"])
     draw = np.random.default_rng(0)
     events = 1 + np.cumsum(draw.uniform(0.5, 1.2, 10))
     sound = draw.normal(0, 0.002, round((events[-1] + 1) * 16000)).astype(np.float32)
@@ -118,13 +119,13 @@ def test_a_session_with_flashes_offers_the_correction_at_its_end(capsys):
     for k in range(round((events[-1] + 1) * 30)):
         lit = float(np.clip((k / 30 + 0.01 - events) / 0.02, 0, 1)[np.abs(k / 30 - events - 0.03) < 0.1].max(initial=0))
         picture = np.full((24, 32, 3), round(60 + 120 * lit), np.uint8)
-        stage.give("camera", Frame("camera", k, k * 10**9 // 30, "bgr8", picture))
+        harness.send("camera", Frame("camera", k, k * 10**9 // 30, "bgr8", picture))
         chunk = sound[k * 533 : k * 533 + 533].copy()
         at_ns = k * 533 * 10**9 // 16000
-        stage.give(
+        harness.send(
             "microphone", Frame("microphone", k, at_ns, "pcm_f32", chunk, duration_ns=len(chunk) * 10**9 // 16000)
         )
-    stage.end()
+    harness.end()
     out = capsys.readouterr().out
     assert "leads the picture" in out
     offered = float(out.partition("nodes.microphone.offset_ms=")[2].split()[0])
@@ -132,8 +133,8 @@ def test_a_session_with_flashes_offers_the_correction_at_its_end(capsys):
 
 
 def test_a_session_in_which_nothing_happened_says_what_to_do(capsys):
-    stage = Stage(AutoTime(faces=False), inputs=["camera", "microphone"])
-    stage.end()
+    harness = NodeHarness(AutoTime(faces=False), inputs=["camera", "microphone"])
+    harness.end()
     assert "unknown" in capsys.readouterr().out
 
 

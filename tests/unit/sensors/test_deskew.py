@@ -12,7 +12,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
 from pipeline.sensors.lidar.motion import deskew, from_rates, rotation, turned_by
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 SWEEP_NS = NS // 10
 TURN = np.array([0.1, -0.2, 0.9])  # rad/s
@@ -136,19 +136,19 @@ def odometry(at_ns: int, drive: np.ndarray = DRIVE) -> Frame:
     return Frame("odometry", -1, at_ns, "series_f32", drive.astype(np.float32))
 
 
-def told(stage: Stage, from_ms: int, to_ms: int) -> None:
+def told(harness: NodeHarness, from_ms: int, to_ms: int) -> None:
     for at_ms in range(from_ms, to_ms, 5):
-        stage.give("imu", imu(at_ms * 1_000_000), at_ns=max(stage.clock.now_ns(), at_ms * 1_000_000))
-        stage.give("odometry", odometry(at_ms * 1_000_000))
+        harness.send("imu", imu(at_ms * 1_000_000), at_ns=max(harness.clock.now_ns(), at_ms * 1_000_000))
+        harness.send("odometry", odometry(at_ms * 1_000_000))
 
 
 def test_a_sweep_waits_for_the_motion_to_its_end_and_no_longer():
     points = world(5000)
-    with Stage(Deskew(), inputs=["lidar", "imu", "odometry"], name="still") as stage:
-        told(stage, 950, 1090)
-        assert stage.give("lidar", sweep(0, NS, skewed(points)), at_ns=NS + SWEEP_NS) == []
-        told(stage, 1090, 1110)
-    [frame] = stage.emitted
+    with NodeHarness(Deskew(), inputs=["lidar", "imu", "odometry"], name="still") as harness:
+        told(harness, 950, 1090)
+        assert harness.send("lidar", sweep(0, NS, skewed(points)), at_ns=NS + SWEEP_NS) == []
+        told(harness, 1090, 1110)
+    [frame] = harness.emitted
     assert isinstance(frame, Frame) and (frame.stream, frame.seq, frame.encoding, frame.reason) == (
         "still",
         0,
@@ -161,19 +161,19 @@ def test_a_sweep_waits_for_the_motion_to_its_end_and_no_longer():
 
 def test_a_sweep_without_motion_goes_on_as_it_is_and_says_so():
     points = skewed(world(500))
-    with Stage(Deskew(max_wait_ms=50.0), inputs=["lidar", "imu"], name="still") as stage:
-        stage.give("lidar", sweep(0, 0, points), at_ns=SWEEP_NS)
-        assert stage.node.wake_ns() == SWEEP_NS + 50_000_000 and stage.wait_until(SWEEP_NS + 49_000_000) == []
-        [frame] = stage.wait_until(SWEEP_NS + 51_000_000)
+    with NodeHarness(Deskew(max_wait_ms=50.0), inputs=["lidar", "imu"], name="still") as harness:
+        harness.send("lidar", sweep(0, 0, points), at_ns=SWEEP_NS)
+        assert harness.node.wake_ns() == SWEEP_NS + 50_000_000 and harness.wait_until(SWEEP_NS + 49_000_000) == []
+        [frame] = harness.wait_until(SWEEP_NS + 51_000_000)
     assert isinstance(frame, Frame) and frame.encoding == "points_xyzit_f32" and np.array_equal(frame.data, points)
     assert frame.reason == "not de-skewed: no motion came"
 
 
 def test_motion_with_a_gap_is_not_believed():
-    with Stage(Deskew(max_wait_ms=0.0), inputs=["lidar", "imu"], name="still") as stage:
-        stage.give("imu", imu(NS - 150_000_000), at_ns=NS - 150_000_000)
-        stage.give("imu", imu(NS + 95_000_000), at_ns=NS + 95_000_000)
-        [frame] = stage.give("lidar", sweep(0, NS, skewed(world(500))), at_ns=NS + SWEEP_NS)
+    with NodeHarness(Deskew(max_wait_ms=0.0), inputs=["lidar", "imu"], name="still") as harness:
+        harness.send("imu", imu(NS - 150_000_000), at_ns=NS - 150_000_000)
+        harness.send("imu", imu(NS + 95_000_000), at_ns=NS + 95_000_000)
+        [frame] = harness.send("lidar", sweep(0, NS, skewed(world(500))), at_ns=NS + SWEEP_NS)
     assert isinstance(frame, Frame) and "gaps of up to 245 ms" in frame.reason
 
 
@@ -181,17 +181,17 @@ def test_an_imu_that_is_mounted_otherwise_is_turned_by_the_rig(tmp_path):
     pose = "{target: lidar, source: imu, translation_m: [0, 0, 0], roll_pitch_yaw_deg: [180, 0, 0]}"
     (tmp_path / "rig.yaml").write_text(f"version: 1\nposes: [{pose}]\n")
     points = world(5000)
-    with Stage(Deskew(rig=str(tmp_path / "rig.yaml")), inputs=["lidar", "imu"], name="still") as stage:
+    with NodeHarness(Deskew(rig=str(tmp_path / "rig.yaml")), inputs=["lidar", "imu"], name="still") as harness:
         for at_ms in range(950, 1115, 5):
-            stage.give("imu", imu(at_ms * 1_000_000, TURN * [1, -1, -1]), at_ns=at_ms * 1_000_000)
-        [frame] = stage.give("lidar", sweep(0, NS, skewed(points, drive=DRIVE * 0)), at_ns=NS + 120_000_000)
+            harness.send("imu", imu(at_ms * 1_000_000, TURN * [1, -1, -1]), at_ns=at_ms * 1_000_000)
+        [frame] = harness.send("lidar", sweep(0, NS, skewed(points, drive=DRIVE * 0)), at_ns=NS + 120_000_000)
     assert isinstance(frame, Frame) and np.linalg.norm(frame.data[:, :3] - points, axis=1).max() < 1e-3
 
 
 def test_silences_are_passed_on_and_order_is_kept():
-    with Stage(Deskew(), inputs=["lidar", "imu"], name="still") as stage:
-        stage.give("lidar", sweep(0, 0, skewed(world(100))), at_ns=SWEEP_NS)
-        sent = stage.give("lidar", silence("lidar", NS, "unplugged"), at_ns=NS)
+    with NodeHarness(Deskew(), inputs=["lidar", "imu"], name="still") as harness:
+        harness.send("lidar", sweep(0, 0, skewed(world(100))), at_ns=SWEEP_NS)
+        sent = harness.send("lidar", silence("lidar", NS, "unplugged"), at_ns=NS)
     assert [(f.encoding, f.capture_ns, f.seq) for f in sent if isinstance(f, Frame)] == [
         ("points_xyzit_f32", 0, 0),
         ("none", NS, 1),
@@ -200,4 +200,4 @@ def test_silences_are_passed_on_and_order_is_kept():
 
 def test_a_deskew_without_motion_in_its_inputs_is_refused():
     with pytest.raises(ConfigError, match=r"\[lidar, imu\]"):
-        Stage(Deskew(), inputs=["lidar"])
+        NodeHarness(Deskew(), inputs=["lidar"])

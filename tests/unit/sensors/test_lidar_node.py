@@ -15,7 +15,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
 from pipeline.sensors.lidar.packet_decoder import PacketDecoder, Sweep
-from pipeline.testing import Stage, play
+from pipeline.testing import NodeHarness, play
 
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
 
@@ -55,11 +55,11 @@ def test_a_capture_that_loops_goes_on_in_time(turns, tmp_path):
 def test_recorded_packets_give_the_same_sweeps_as_the_network(turns):
     packets = sent(turns[0], start_ns=9 * NS)
     expected, _, _ = decoded(packets)
-    with Stage(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as stage:
+    with NodeHarness(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as harness:
         for k, (raw, at_ns) in enumerate(packets):
-            stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
-        stage.end()
-    frames = [f for f in stage.emitted if isinstance(f, Frame)]
+            harness.send("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
+        harness.end()
+    frames = [f for f in harness.emitted if isinstance(f, Frame)]
     assert [f.seq for f in frames] == list(range(len(expected))) and all(f.stream == "points" for f in frames)
     for frame, sweep in zip(frames, expected, strict=True):
         assert (
@@ -71,23 +71,23 @@ def test_recorded_packets_give_the_same_sweeps_as_the_network(turns):
 
 def test_recorded_packets_of_an_ouster_wait_for_their_metadata(frames):
     metadata, raw, _ = frames
-    with Stage(Sweeps(sensor="ouster"), inputs=["lidar", "lidar/metadata"], name="points") as stage:
-        stage.give(
+    with NodeHarness(Sweeps(sensor="ouster"), inputs=["lidar", "lidar/metadata"], name="points") as harness:
+        harness.send(
             "lidar/metadata", Frame("lidar/metadata", 0, 0, "calibration", np.frombuffer(metadata.encode(), np.uint8))
         )
         for k, (packet, at_ns) in enumerate(sent(raw, every_ns=OUSTER_NS)):
-            stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(packet, np.uint8)), at_ns=at_ns)
-        stage.end()
-    assert len(stage.emitted) == 4
+            harness.send("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(packet, np.uint8)), at_ns=at_ns)
+        harness.end()
+    assert len(harness.emitted) == 4
 
 
 def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(turns):
     packets = sent(turns[0][:150])
-    with Stage(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as stage:
+    with NodeHarness(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as harness:
         for k, (raw, at_ns) in enumerate(packets):
-            stage.give("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
-        stage.give("lidar", silence("lidar", NS, "muted"), at_ns=NS)
-        *_, cut, told = stage.emitted
+            harness.send("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
+        harness.send("lidar", silence("lidar", NS, "muted"), at_ns=NS)
+        *_, cut, told = harness.emitted
     assert isinstance(cut, Frame) and isinstance(told, Frame)
     assert "the packets ended" in cut.reason and cut.capture_ns < NS
     assert (told.encoding, told.capture_ns, told.reason, told.stream) == ("none", NS, "muted", "points")
@@ -104,7 +104,7 @@ def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
         with pytest.raises(ConfigError, match="api/v1/sensor/metadata.*options: {metadata: "):
             play(node, count=1)
     with pytest.raises(ConfigError, match=r"inputs: \[lidar, lidar/metadata\]"):
-        Stage(Sweeps(sensor="ouster"), inputs=["lidar"])
+        NodeHarness(Sweeps(sensor="ouster"), inputs=["lidar"])
 
 
 def test_metadata_beside_a_capture_is_found(frames, tmp_path):

@@ -20,7 +20,7 @@ from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid, save
 from pipeline.task import make
 from pipeline.tasks.obstacles import Obstacles
-from pipeline.testing import Stage
+from pipeline.testing import NodeHarness
 
 pytest.importorskip("pypatchworkpp", reason="pip install 'sensorium[lidar]'")
 
@@ -157,10 +157,10 @@ def test_only_the_streams_that_are_named_are_looked_at():
 
 
 def test_it_runs_in_a_graph_and_prints_nothing_among_the_predictions(capfd):
-    with Stage(Infer(task="obstacles", options={"height_m": 1.73}), inputs=["align"]) as stage:
+    with NodeHarness(Infer(task="obstacles", options={"height_m": 1.73}), inputs=["align"]) as harness:
         for k in range(3):
-            stage.give("align", aligned(k, lidar_frame(k, cast(LIDAR, STREET, seed=k))))
-    assert [p.label for p in stage.emitted][-1] == "clear" and stage.emitted[-1].timing_ns["infer"] >= 0
+            harness.send("align", aligned(k, lidar_frame(k, cast(LIDAR, STREET, seed=k))))
+    assert [p.label for p in harness.emitted][-1] == "clear" and harness.emitted[-1].timing_ns["infer"] >= 0
     assert capfd.readouterr().out == ""
 
 

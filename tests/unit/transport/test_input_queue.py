@@ -7,10 +7,10 @@ import threading
 import numpy as np
 
 from pipeline.clock import ManualClock
-from pipeline.frame import Frame
+from pipeline.frame import Arrival, Frame
 from pipeline.metrics import Metrics
 from pipeline.transport.compression import compress
-from pipeline.transport.input_queue import BACKPRESSURE_DEPTH, Arrival, Ended, InputQueue, QueueDepth
+from pipeline.transport.input_queue import BACKPRESSURE_DEPTH, Ended, InputQueue, QueueDepth
 
 
 def frame(seq: int) -> Frame:

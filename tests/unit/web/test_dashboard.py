@@ -289,6 +289,7 @@ def test_a_taken_port_is_named_with_the_next_one(run: Callable[..., Running]) ->
 @pytest.mark.system
 def test_an_address_that_is_not_ours_is_named() -> None:
     node = Dashboard(address="203.0.113.7", token="open sesame", port=0)
+    node.context = Context("dashboard")
     with pytest.raises(ConfigError, match=r"address: '203\.0\.113\.7' is no address of this machine"):
         node.open()
 
