@@ -18,7 +18,7 @@ from nodes.infer import Infer
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Prediction, Receipt
-from pipeline.node import Arrival
+from pipeline.node import Arrival, Context
 from pipeline.perception.expression.smoothing import softmax, towards
 from pipeline.task import Task, make
 from pipeline.tasks.emotion import Emotion
@@ -164,6 +164,7 @@ class Echo(Task):
 
 def test_task_of_another_module_runs_with_its_options_and_reports_its_times() -> None:
     node = Infer(task=f"{__name__}:Echo", options={"loud": True})
+    node.context = Context("emotion")
     node.open()
     (prediction,) = node.process(Arrival("align", aligned(*silence(0, 1)), 8 * MS))
     assert isinstance(prediction, Prediction)
@@ -183,7 +184,7 @@ def test_unknown_task_and_unknown_option_name_the_closest() -> None:
 def test_engine_of_each_model_is_a_fact_of_the_node(face_model: Path) -> None:
     asset("centerface"), asset("silero-vad")
     node = Infer(options={"model": str(face_model)}, backend="onnxruntime")
-    node.context = type(node.context)("emotion")
+    node.context = Context("emotion")
     node.open()
     facts = node.context.metrics.facts
     assert {"engine random", "engine centerface", "engine silero-vad"} <= set(facts)

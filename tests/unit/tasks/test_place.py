@@ -20,7 +20,7 @@ from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.manifest import Manifest, TensorInfo
-from pipeline.node import Arrival
+from pipeline.node import Arrival, Context
 from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.task import make
 from pipeline.tasks.place import Place
@@ -197,6 +197,7 @@ def test_the_same_sets_give_the_same_predictions(weights: Path) -> None:
 
 def test_infer_runs_it_by_its_name(weights: Path) -> None:
     node = Infer(task="place", options={"model": str(weights)}, backend="onnxruntime")
+    node.context = Context("place")
     node.open()
     (prediction,) = node.process(Arrival("align", aligned(picture(220, at_ms=0)), 8 * MS))
     assert prediction.task == "place" and prediction.label == "bright"
