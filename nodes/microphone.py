@@ -1,10 +1,11 @@
-"""Microphone: mono sound in chunks, each stamped with the time of its first sample.
+"""Microphone: mono sound in chunks, each with the capture time of its first sample.
 
+Example:
     microphone: {use: microphone, sample_rate_hz: 16000, chunk_ms: 20, optional: true}
     microphone: {use: microphone, device: "USB Audio"}
-    microphone: {use: microphone, device: clip.mp4}          # the sound track of the file the camera plays
+    microphone: {use: microphone, device: clip.mp4}          # the sound track of the camera's file
 
-A device's sound is stamped by counting its samples (pipeline/sensors/audio.py); a file's by its own time stamps from
+A device's sound is timestamped by counting its samples (pipeline/sensors/audio.py); a file's by its own timestamps from
 clock.start_ns on, so that it agrees with the camera reading the same file.
 """
 
@@ -21,19 +22,23 @@ from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
 from pipeline.sensors import audio, media
 
-LOST_AFTER_S = 2.0  # no sound for so long: the device is gone
-LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
-GAP_NS = 2_000_000  # a file's stamps are rounded to 1 ms in some formats; beyond this sound is missing
+LOST_AFTER_S = 2.0  # without sound for this long, the device counts as gone
+POLL_S = 0.25  # how often a wait checks whether the run is being stopped
+GAP_NS = 2_000_000  # some formats round timestamps to 1 ms; a larger step means that sound is missing
 
 
 class Microphone(Source):
     """One microphone, or the sound of a file.
 
-    device: null (the system's default input) · an index or part of a name, as `doctor` lists them · a path · asset:NAME.
-    sample_rate_hz: what is delivered; a device that cannot is resampled. chunk_ms: length of a frame.
-    realtime: false gives a file's sound as fast as readers take it. loop: begin a file again at its end.
-    offset_ms: added to every capture time, for a delay that no clock sees (measured by `calibrate time`), or rig: a rig file
-    that has it under this node's name.
+    Args:
+        device: null (the system's default input), an index or part of a name as `doctor` lists them, a path, or asset:NAME.
+        sample_rate_hz: Of the delivered sound (4000 to 192000 Hz); a device with another rate is resampled. Default 16000:
+            what the voice models take.
+        chunk_ms: Length of a frame (5 to 1000 ms). Default 20: shorter chunks cost more CPU, longer ones delay predictions.
+        realtime: Deliver a file's sound at its own times; false: as fast as readers take it.
+        loop: Start a file again at its end.
+        offset_ms: Added to every capture time, for a delay that no clock sees; `calibrate time` measures it.
+        rig: A rig file that holds this offset under the node's name, in place of offset_ms.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Microphone(Source):
         self.realtime, self.loop = realtime, loop
         self._chunk_samples = sample_rate_hz * chunk_ms // 1000
         self._file: media.OpenFile | None = None
-        self._input: audio.Input | None = None
+        self._input: audio.AudioInput | None = None
         self._description = ""
 
     @classmethod
@@ -80,7 +85,7 @@ class Microphone(Source):
             self._file = self._open_file()
             self._description = self._file.path.name
         else:
-            self._input = audio.Input(name, self.sample_rate_hz, self.chunk_ms, self.context.clock, self._where)
+            self._input = audio.AudioInput(name, self.sample_rate_hz, self.chunk_ms, self.context.clock, self._where)
             self._description = self._input.description
         self.context.metrics.facts["device"] = self._description
 
@@ -92,7 +97,7 @@ class Microphone(Source):
         self._input = self._file = None
 
     def info(self) -> StreamInfo:
-        """rate_hz is that of the chunks; the rate of the samples is len(data) / duration."""
+        """rate_hz is the rate of the chunks; the sample rate is len(data) / duration."""
         what = f"{self._description}, {self.sample_rate_hz} Hz mono"
         return StreamInfo(self.name, "pcm_f32", 1000 / self.chunk_ms, 1, self.name, what)
 
@@ -130,7 +135,7 @@ class Microphone(Source):
                 if self.realtime and frame.end_ns < began_ns - NS:
                     self.dropped(1, "missed while restarting")
                     continue
-                # A chunk exists once its last sample has been heard.
+                # A chunk is complete once its last sample was captured.
                 if self.realtime and not clock.sleep_until(frame.end_ns, self.context.stopping):
                     return
                 yield frame
@@ -143,23 +148,23 @@ class Microphone(Source):
             self._file = self._open_file()
 
     def _file_chunks(self) -> Iterator[tuple[np.ndarray, int]]:
-        """(samples, time of the first one since the file's start); a gap in the file's stamps ends a chunk early."""
+        """(samples, time of the first one since the file's start); a gap in its timestamps ends a chunk early."""
         assert self._file is not None
-        waiting = np.empty(0, np.float32)
+        pending = np.empty(0, np.float32)
         origin_ns, sent = 0, 0  # time of the first sample since the last gap, samples since then
         for samples, time_ns in self._resampled():
-            expected_ns = origin_ns + self._length_ns(sent + len(waiting))
+            expected_ns = origin_ns + self._length_ns(sent + len(pending))
             if time_ns is not None and abs(time_ns - expected_ns) > GAP_NS:
-                if len(waiting):
-                    yield waiting, origin_ns + self._length_ns(sent)
-                waiting, origin_ns, sent = samples, time_ns, 0
+                if len(pending):
+                    yield pending, origin_ns + self._length_ns(sent)
+                pending, origin_ns, sent = samples, time_ns, 0
             else:
-                waiting = np.concatenate([waiting, samples])
-            while len(waiting) >= self._chunk_samples:
-                yield waiting[: self._chunk_samples].copy(), origin_ns + self._length_ns(sent)
-                waiting, sent = waiting[self._chunk_samples :], sent + self._chunk_samples
-        if len(waiting):
-            yield waiting.copy(), origin_ns + self._length_ns(sent)
+                pending = np.concatenate([pending, samples])
+            while len(pending) >= self._chunk_samples:
+                yield pending[: self._chunk_samples].copy(), origin_ns + self._length_ns(sent)
+                pending, sent = pending[self._chunk_samples :], sent + self._chunk_samples
+        if len(pending):
+            yield pending.copy(), origin_ns + self._length_ns(sent)
 
     def _length_ns(self, samples: int) -> int:
         return samples * NS // self.sample_rate_hz
@@ -184,11 +189,11 @@ class Microphone(Source):
         source, context = self._input, self.context
         assert source is not None
         began_ns, waited_s = clock.now_ns(), 0.0
-        source.take_lost()  # of the sound before the run began
+        source.take_lost()  # losses before the run began do not count
         while not context.stopping.is_set():
-            chunk = source.take(LOOK_UP_S)
+            chunk = source.take(POLL_S)
             if chunk is None:
-                waited_s += LOOK_UP_S
+                waited_s += POLL_S
                 if waited_s >= LOST_AFTER_S or not source.active:
                     raise DeviceError(
                         f"{self._where}: {self._description} stopped sending. Was it unplugged?", retry=True
@@ -199,7 +204,7 @@ class Microphone(Source):
                 self.dropped(lost, "overload")
             if chunk.overflow:
                 self.dropped(1, "overflow")
-            # What was heard while other nodes were still loading has trained the clock, and goes no further.
+            # Sound from while other nodes were still loading has trained the clock, and is discarded.
             if len(chunk.samples) and chunk.arrival_ns >= began_ns:
                 context.metrics.facts["clock"] = source.clock_fact
                 yield self._frame(chunk.samples, chunk.capture_ns, chunk.clock_error_ns)

@@ -115,8 +115,8 @@ class Page:
             host="127.0.0.1",
             port=port,
             token=None,
-            greet=lambda: [("guide", self._newest)],
-            hear=self._hear,
+            on_connect=lambda: [("guide", self._newest)],
+            on_message=self._handle_request,
             option="--page",
         )
         self._server.start()
@@ -127,14 +127,14 @@ class Page:
 
     def show(self, advice: Advice, image: np.ndarray, pixels: np.ndarray | None) -> None:
         self._newest = json.dumps(state(advice, (image.shape[1], image.shape[0]), pixels))
-        self._server.say("guide", self._newest)
+        self._server.send("guide", self._newest)
         if self._server.wants_picture:
-            self._server.show("picture", lambda: _jpeg(image))
+            self._server.send_picture("picture", lambda: _jpeg(image))
 
     def stop(self) -> None:
         self._server.stop()
 
-    def _hear(self, text: str) -> str | None:
+    def _handle_request(self, text: str) -> str | None:
         try:
             order = json.loads(text)
         except ValueError:

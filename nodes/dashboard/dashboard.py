@@ -1,8 +1,8 @@
-"""The web page: picture, expressions or what is around, receipts and the state of every node, at http://127.0.0.1:8080.
+"""The web page: picture, expressions or scene, receipts and the state of every node, at http://127.0.0.1:8080.
 
-Owns what the page is told and what it may ask for; pipeline/web/server.py serves it. Refuses to know how anything was predicted,
-and never waits for a browser. What a slow one cannot take is replaced (pictures, state) or dropped and counted
-(predictions; the page shows the count).
+Owns the messages to and from the page; pipeline/web/server.py serves it. Knows nothing of how predictions are made, and
+never waits for a browser: what a slow one cannot take is replaced (pictures, state) or dropped and counted (predictions;
+the page shows the count).
 
 Your own program gets the predictions as JSON from the WebSocket /ws, one object a message:
 
@@ -10,21 +10,22 @@ Your own program gets the predictions as JSON from the WebSocket /ws, one object
         async for text in page:
             message = json.loads(text)      # {"type": "prediction", "label": "happy", ...}: Prediction.record()
 
-Server to client, text, told apart by "type":
+Server to client, text, distinguished by "type":
     hello        once: {"node", "note"}
     prediction   the fields of Prediction.record()
     health       {"publish_ns", "nodes": [the fields of frame.NodeHealth, ...]}
     streams      up to 15 times a second: {"now_ns", "streams": {name: the fields of StreamView, ...}}
     missed       {"count"}: predictions that this client was too slow for
-    refused      {"reason"}: what was asked for cannot be done
+    refused      {"reason"}: the request cannot be carried out
     finished     every input has ended
-Server to client, binary, unless pictures=0: a big-endian uint16, the length of the JSON object that follows it, and what
-that is the head of. Without "kind" it has the fields of PictureHead, and a JPEG follows. "kind": "points" has the fields of
-scene_view.PointsHead, which says how they are packed: up to 10 times a second for each stream of points that is read. With
-pictures=paced every picture after the second waits for the text "next", and points for "next points", so a page that is
-hidden, or cannot keep up, costs nothing.
-Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}; while it
-replays {"do": "pause"}, {"do": "resume"}; while it records or replays {"do": "label", "label": "happy", "at_ns": …} ("" ends one).
+Server to client, binary, unless pictures=0: a big-endian uint16, the length of the JSON object that follows it, and
+what that is the head of. Without "kind" it has the fields of PictureHead, and a JPEG follows. "kind": "points" has the
+fields of scene_view.PointsHead, which says how they are packed: up to 10 times a second for each stream of points that
+is read. With pictures=paced every picture after the second waits for the text "next", and points for "next points", so
+a page that is hidden, or cannot keep up, costs nothing.
+Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}; while
+it replays {"do": "pause"}, {"do": "resume"}; while it records or replays {"do": "label", "label": "happy", "at_ns": …}
+("" ends one).
 Where a token is set, add it to the address: /ws?pictures=0&token=...
 """
 
@@ -48,10 +49,10 @@ if TYPE_CHECKING:
     from pipeline.web.server import PageServer  # it loads asyncio, which the launcher can do without
 
 PAGE = Path(__file__).with_name("page.html")
-PART = re.compile(r"<!-- (\w+\.html) -->")  # stands in the page where the file's text goes
+PART = re.compile(r"<!-- (\w+\.html) -->")  # a placeholder in the page for the file's text
 PICTURE_ENCODINGS = ("bgr8", "jpeg")
 NOTE = "Labels are expressions, not feelings. Nothing is stored."
-STREAMS_EVERY_NS = NS // 15  # from about here a level meter looks alive
+STREAMS_EVERY_NS = NS // 15  # the lowest rate at which a level meter looks live
 POINTS_EVERY_NS = NS // 10
 FLOOR_DB = -96.0  # the quietest 16-bit sample
 PEAK_FALL_DB_PER_S = 20.0  # as a peak programme meter falls, so that a clap can be seen
@@ -59,12 +60,12 @@ JPEG_QUALITY = 80
 
 
 class StreamView(msgspec.Struct, frozen=True):
-    """What the page says of one stream."""
+    """The state of one stream, as the page shows it."""
 
     encoding: str = ""
     seq: int = -1
     capture_ns: int = 0
-    rate_hz: float | None = None  # the source's, by its own seq and capture times: frames that were not sent us count
+    rate_hz: float | None = None  # the source's, by its own seq and capture times: frames that did not reach us count
     width_px: int = 0
     height_px: int = 0
     level_db: float = FLOOR_DB  # RMS of the newest chunk, dBFS
@@ -72,7 +73,7 @@ class StreamView(msgspec.Struct, frozen=True):
     latency_ns: int = 0  # from the end of the capture to here, smoothed over some 16 frames
     reason: str = ""  # of a silence; "" while frames come
     points: int = 0  # of the newest sweep, before any is left out
-    about: str = ""  # StreamInfo.description; a source that is no sensor says there "rendered, not real"
+    about: str = ""  # StreamInfo.description; for a simulated source "rendered, not real"
     rate_from: tuple[int, int] | None = None  # seq and capture_ns the rate is being measured from
 
     def after(self, frame: Frame, arrival_ns: int) -> StreamView:
@@ -120,7 +121,7 @@ def dbfs(amplitude: float) -> float:
 
 
 class PictureHead(msgspec.Struct, frozen=True):
-    """Goes before each JPEG. Width and height are those of the picture as captured: boxes are in its pixels."""
+    """Precedes each JPEG. Width and height are those of the captured picture: boxes are in its pixels."""
 
     stream: str
     seq: int
@@ -129,13 +130,13 @@ class PictureHead(msgspec.Struct, frozen=True):
     height_px: int
 
 
-class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a browser may ask for."""
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a browser may request."""
 
     do: Literal["mute", "unmute", "stop", "pause", "resume", "label"]
     source: str = ""
     label: str = ""
-    at_ns: int | None = None  # by the pipeline's clock: when it was so; None: now
+    at_ns: int | None = None  # when the label began, on the pipeline's clock; None: now
 
 
 class Dashboard(Sink):
@@ -145,7 +146,8 @@ class Dashboard(Sink):
     token: asked of the page (?token=..., then kept in a cookie) and of the WebSocket (either).
     max_rate_hz, width_px: bounds of the pictures sent to a browser; none is encoded while nobody looks.
     rig: a rig file, by which points are drawn on the picture and seen from above in the base frame. camera: the picture
-    stream they are drawn on; "" is the first that comes. points: the streams to show points of; null: all that are read.
+    stream they are drawn on; "" is the first that comes. points: the streams to show points of; null: all that are
+    read.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame, Prediction, Health)
@@ -209,15 +211,15 @@ class Dashboard(Sink):
             host=self.address,
             port=self.port,
             token=self.token,
-            greet=self._greeting,
-            hear=self._hear,
+            on_connect=self._first_messages,
+            on_message=self._handle_request,
             option=f"nodes.{self.name}",
             log=self.context.log,
         )
         server.start()
         self._server = server
         self.context.metrics.facts["page"] = self.url
-        self.context.log.debug("page at %s", self.url)  # whoever started the run says so to the person
+        self.context.log.debug("page at %s", self.url)  # the command line prints it for the user
 
     def consume(self, arrival: Arrival) -> None:
         message, server = arrival.message, self._server
@@ -229,23 +231,23 @@ class Dashboard(Sink):
         if server is None or not server.watched:
             return
         if isinstance(message, Prediction):
-            server.say("prediction", as_json("prediction", message.record()), keep="all")
+            server.send("prediction", as_json("prediction", message.record()), history="all")
         elif isinstance(message, Health):
-            server.say("health", as_json("health", plain(message)))
+            server.send("health", as_json("health", plain(message)))
         elif isinstance(message, Frame) and message.encoding in PICTURE_ENCODINGS and server.wants_picture:
             if self._is_due(message.stream, arrival.arrival_ns, self._picture_every_ns):
                 self._show(message, server)
-        elif isinstance(message, Frame) and message.encoding in POINTS and "points" in server.wanted:
+        elif isinstance(message, Frame) and message.encoding in POINTS and "points" in server.ready_channels:
             is_shown = self.points is None or message.stream in self.points
             if is_shown and self._is_due(message.stream, arrival.arrival_ns, POINTS_EVERY_NS):
                 self._show_points(message, server)
         if arrival.arrival_ns >= self._streams_due_ns:
             self._streams_due_ns = arrival.arrival_ns + STREAMS_EVERY_NS
-            server.say("streams", as_json("streams", {"now_ns": arrival.arrival_ns, "streams": self._streams}))
+            server.send("streams", as_json("streams", {"now_ns": arrival.arrival_ns, "streams": self._streams}))
 
     def finish(self) -> None:
         if self._server is not None:
-            self._server.say("finished", as_json("finished", {}))
+            self._server.send("finished", as_json("finished", {}))
 
     def close(self) -> None:
         if self._server is not None:
@@ -254,7 +256,7 @@ class Dashboard(Sink):
 
     def _is_due(self, stream: str, arrival_ns: int, every_ns: int) -> bool:
         due_ns = self._due_ns.get(stream, -every_ns)
-        # A quarter early is in time: else a 30 Hz camera that jitters would be shown at 10 Hz now and then, not at 15.
+        # Up to a quarter early counts as due: otherwise a 30 Hz camera with jitter would sometimes be shown at 10 Hz, not 15.
         if arrival_ns < due_ns - every_ns // 4:
             return False
         self._due_ns[stream] = every_ns + (due_ns if arrival_ns < due_ns + every_ns else arrival_ns)
@@ -265,7 +267,7 @@ class Dashboard(Sink):
         image = shrunk(frame.data, self.width_px) if frame.encoding == "bgr8" else frame.data.copy()
         view, width_px = self._streams[frame.stream], self.width_px
         head = PictureHead(frame.stream, frame.seq, frame.capture_ns, view.width_px, view.height_px)
-        server.show(f"picture {frame.stream}", lambda: picture_message(head, image, width_px))
+        server.send_picture(f"picture {frame.stream}", lambda: picture_message(head, image, width_px))
 
     def _show_points(self, frame: Frame, server: PageServer) -> None:
         scene = self._scene
@@ -275,7 +277,7 @@ class Dashboard(Sink):
         camera = self.camera or next(pictures, "")
         sensor, view = self._sensor(camera) if camera else "", self._streams.get(camera, StreamView())
         size = (view.width_px, view.height_px)
-        server.show(
+        server.send_picture(
             f"points {frame.stream}",
             lambda: scene.message(taken, camera=camera, camera_sensor=sensor, picture_px=size),
         )
@@ -284,50 +286,52 @@ class Dashboard(Sink):
         return self.context.info(stream) or StreamInfo(stream, "")
 
     def _sensor(self, stream: str) -> str:
-        """Its name in the rig: what the source says, where the rig knows that; else the stream's own."""
-        told = self._info(stream).sensor
+        """Its name in the rig: the source's own, if the rig has it; otherwise the stream's."""
+        sensor = self._info(stream).sensor
         rig = self._scene.rig if self._scene else None
-        return told if rig and told in rig.frames else stream
+        return sensor if rig and sensor in rig.frames else stream
 
-    def _greeting(self) -> list[tuple[str, str]]:
-        said = [("hello", as_json("hello", {"node": self.name, "note": NOTE}))]
+    def _first_messages(self) -> list[tuple[str, str]]:
+        messages = [("hello", as_json("hello", {"node": self.name, "note": NOTE}))]
         for message in list(self._last.values()):
             kind = type(message).__name__.lower()
-            said.append((kind, as_json(kind, message.record() if isinstance(message, Prediction) else plain(message))))
-        return said
+            messages.append(
+                (kind, as_json(kind, message.record() if isinstance(message, Prediction) else plain(message)))
+            )
+        return messages
 
-    def _hear(self, text: str) -> str | None:
+    def _handle_request(self, text: str) -> str | None:
         try:
-            order = msgspec.json.decode(text, type=Order)
+            request = msgspec.json.decode(text, type=Request)
         except msgspec.DecodeError as error:
             return as_json("refused", {"reason": str(error)})
         health = self._last.get("Health")
         sources = {*self._streams, *(node.node for node in (health.nodes if isinstance(health, Health) else ()))}
-        if order.do in ("pause", "resume", "label"):
-            return self._tape(order, health)
-        if order.do != "stop" and order.source not in sources:
-            return as_json("refused", {"reason": f"no source '{order.source}'. Here: {', '.join(sorted(sources))}"})
-        self.context.log.info("asked from the page: %s %s", order.do, order.source)
-        self.context.request(order.do, order.source if order.do != "stop" else "")
+        if request.do in ("pause", "resume", "label"):
+            return self._handle_recording_request(request, health)
+        if request.do != "stop" and request.source not in sources:
+            return as_json("refused", {"reason": f"no source '{request.source}'. Here: {', '.join(sorted(sources))}"})
+        self.context.log.info("requested from the page: %s %s", request.do, request.source)
+        self.context.request(request.do, request.source if request.do != "stop" else "")
         return None
 
-    def _tape(self, order: Order, health: Prediction | Health | None) -> str | None:
-        """Of a recording that is made or played."""
+    def _handle_recording_request(self, request: Request, health: Prediction | Health | None) -> str | None:
+        """Of a recording in progress or in replay."""
         facts = {f for node in health.nodes for f in node.facts} if isinstance(health, Health) else set()
-        if order.do == "label":
+        if request.do == "label":
             if not facts & {"recording", "replays"}:
                 return as_json("refused", {"reason": "nothing is recorded or replayed, so there is nothing to label"})
-            at_ns = self.context.clock.now_ns() if order.at_ns is None else order.at_ns
-            self.context.request("label", msgspec.json.encode({"label": order.label[:100], "at_ns": at_ns}).decode())
+            at_ns = self.context.clock.now_ns() if request.at_ns is None else request.at_ns
+            self.context.request("label", msgspec.json.encode({"label": request.label[:100], "at_ns": at_ns}).decode())
         elif "replays" not in facts:
-            return as_json("refused", {"reason": f"what happens now cannot be made to {order.do}"})
+            return as_json("refused", {"reason": f"live sensors cannot {request.do}"})
         else:
-            self.context.request(order.do, "")
+            self.context.request(request.do, "")
         return None
 
 
 def page_text() -> str:
-    """One page: its parts are kept in files of their own, for those who read them."""
+    """The page, put together from its part files."""
     return PART.sub(lambda part: PAGE.with_name(part[1]).read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
 
 
@@ -336,7 +340,7 @@ def as_json(kind: str, fields: dict[str, Any]) -> str:
 
 
 def plain(health: Health) -> dict[str, Any]:
-    """By field name: the wire's arrays are for programs that know the order."""
+    """By field name: the wire's arrays are for programs that know the request."""
     return {"publish_ns": health.publish_ns, "nodes": [msgspec.structs.asdict(node) for node in health.nodes]}
 
 
@@ -348,7 +352,8 @@ def shrunk(image: np.ndarray, max_px: int) -> np.ndarray:
     if width_px <= max_px:
         return image.copy()
     size = (max_px, max(1, round(height_px * max_px / width_px)))
-    # Linear reads four pixels of the source for each one it writes: below half the size it would skip some, and flicker.
+    # Linear reads four pixels of the source for each one it writes: below half the size it would skip some, and
+    # flicker.
     how = cv2.INTER_AREA if width_px >= 2 * max_px else cv2.INTER_LINEAR
     return cv2.resize(image, size, interpolation=how)
 
@@ -360,9 +365,9 @@ def picture_message(head: PictureHead, image: np.ndarray, max_px: int) -> bytes 
     if image.ndim == 1:
         decoded = cv2.imdecode(image, cv2.IMREAD_COLOR)
         if decoded is None:
-            return None  # whoever predicts from it says so, in a receipt
+            return None  # the task reports it, in a receipt
         height_px, width_px = decoded.shape[:2]
         head, image = msgspec.structs.replace(head, width_px=width_px, height_px=height_px), shrunk(decoded, max_px)
-    said = msgspec.json.encode(head)
+    header = msgspec.json.encode(head)
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    return len(said).to_bytes(2, "big") + said + jpeg.tobytes()
+    return len(header).to_bytes(2, "big") + header + jpeg.tobytes()

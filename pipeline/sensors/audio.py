@@ -1,14 +1,15 @@
-"""Sound from a sound card through PortAudio: stamped mono chunks.
+"""Sound from a sound card through PortAudio: timestamped mono chunks.
 
-Owns the callback, the device's rate and channels, and when a sample was heard. Knows nothing of nodes and frames.
+Owns the callback, the device's rate and channels, and the capture time of a sample. Knows nothing of nodes and frames.
 
-    source = Input("USB Audio", rate_hz=16000, chunk_ms=20, clock=clock, where="microphone 'mic'")
-    chunk = source.take(timeout_s=0.25)       # None: nothing came
+Example:
+    source = AudioInput("USB Audio", rate_hz=16000, chunk_ms=20, clock=clock, where="microphone 'mic'")
+    chunk = source.take(timeout_s=0.25)       # None: no chunk arrived
 
 A sound card's time comes from counting samples, not from single callbacks. Measured through PulseAudio against a known
 clip on a busy machine: arrivals are 0.3 ms late (p50), up to 23 ms, and never early; PortAudio's own
-`input_buffer_adc_time` is off by −14…+17 ms. So the arrivals give the line (clock.SampleClock finds their floor), and
-the ADC time, by its median, only what no arrival can show: how long the driver held the sound back.
+`input_buffer_adc_time` is off by −14…+17 ms. So the arrivals give the line (clock.SampleClock fits their floor), and
+the ADC time, by its median, gives only what no arrival can show: the delay inside the driver.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ import numpy as np
 from pipeline.clock import NS, Clock, SampleClock, offset_to_monotonic, utc_offset_ns
 from pipeline.errors import DeviceError
 
-WAITING_S = 5.0  # sound kept for a loop that is not reading
-# ADC times are wild in the first second; the median of the second after it is used, once.
+MAX_QUEUED_S = 5.0  # sound that waits for a loop that does not read
+# ADC times are erratic in the first second; the median over the second after it is used, once.
 ADC_FROM_S, ADC_UNTIL_S = 1.0, 2.0
-MAX_HELD_BACK_NS = NS // 2  # an ADC time further back than this is not one
-UNKNOWN_DELAY_NS = 20_000_000  # until then: what a sound server or driver usually holds back
+MAX_DRIVER_DELAY_NS = NS // 2  # an ADC time further back than this is not a valid one
+UNKNOWN_DELAY_NS = 20_000_000  # until then: the usual delay of a sound server or driver
 SETUP = "scripts/setup mic"
 PLUG_IN = "Plug one in, or choose one with --set nodes.microphone.device=…, or go on without: optional: true"
 
 
 class _Callback(NamedTuple):
-    """What PortAudio's callback notes: nothing is computed there."""
+    """What PortAudio's callback records: nothing is computed there."""
 
     data: bytes
     first_index: int  # samples the device had delivered before
@@ -55,14 +56,14 @@ class Chunk(NamedTuple):
     overflow: bool
 
 
-class Input:
-    """PortAudio's stream in callback mode: bytes in, stamped mono chunks out."""
+class AudioInput:
+    """PortAudio's stream in callback mode: bytes in, timestamped mono chunks out."""
 
     def __init__(self, device: int | str | None, rate_hz: int, chunk_ms: int, clock: Clock, where: str) -> None:
         self._pyaudio = pyaudio = _import_pyaudio(where)
         self._clock = clock
         self._queue: queue.SimpleQueue[_Callback] = queue.SimpleQueue()
-        self._max_waiting = max(10, round(WAITING_S * 1000 / chunk_ms))
+        self._max_queued = max(10, round(MAX_QUEUED_S * 1000 / chunk_ms))
         self._delivered = self._lost = 0  # by the callback: samples, chunks
         with _quiet():
             self._audio = pyaudio.PyAudio()
@@ -83,7 +84,8 @@ class Input:
         except OSError as error:
             self._audio.terminate()
             raise DeviceError(
-                f"{where}: '{_named(device)}' cannot be opened: {error}. Another program may hold it: fuser -v /dev/snd/*",
+                f"{where}: '{_named(device)}' cannot be opened: {error}. Another program may use it: "
+                "fuser -v /dev/snd/*",
                 retry=True,
             ) from error
         except DeviceError:
@@ -95,9 +97,9 @@ class Input:
         self._resampler = self._make_resampler() if self._rate_hz != rate_hz else None
         self._sample_clock = SampleClock(self._rate_hz)
         self._received = self._sent = 0  # samples, at the device's rate and at ours
-        self._held_back_ns, self._held_back_error_ns = 0, UNKNOWN_DELAY_NS
+        self._driver_delay_ns, self._driver_delay_error_ns = 0, UNKNOWN_DELAY_NS
         self._adc_delays_ns: list[int] | None = []
-        self._adc_offset_ns = self._find_base(clock)
+        self._adc_offset_ns = self._adc_clock_offset_ns(clock)
 
     def _supported(self, chosen: dict[str, Any], rate_hz: int) -> tuple[int, int]:
         """(rate, channels) the device can do, the nearest to mono at rate_hz."""
@@ -113,12 +115,12 @@ class Input:
                     input_format=self._pyaudio.paFloat32,
                 ):
                     return rate, channels
-        return own_rate_hz, 1  # opening it will say what is wrong
+        return own_rate_hz, 1  # opening it raises the actual error
 
-    def _find_base(self, clock: Clock) -> int:
-        """What turns an ADC time into the host's: PulseAudio's run on UTC, a kernel card's on the monotonic clock.
+    def _adc_clock_offset_ns(self, clock: Clock) -> int:
+        """Added to an ADC time, gives host time: PulseAudio's run on UTC, a kernel card's on the monotonic clock.
 
-        A card's get_time() may be as old as its last interrupt, so it only tells which of the two it is.
+        A card's get_time() may be as old as its last interrupt, so it only decides which of the two it is.
         """
         measured_ns, _ = offset_to_monotonic(lambda: round(self._stream.get_time() * NS), clock)
         utc_ns, _ = utc_offset_ns(clock)
@@ -134,7 +136,7 @@ class Input:
         overflow = bool(status & self._pyaudio.paInputOverflow)
         self._queue.put(_Callback(data, self._delivered, arrival_ns, times["input_buffer_adc_time"], overflow))
         self._delivered += count
-        if self._queue.qsize() > self._max_waiting:
+        if self._queue.qsize() > self._max_queued:
             with contextlib.suppress(queue.Empty):
                 self._queue.get_nowait()
                 self._lost += 1
@@ -152,19 +154,19 @@ class Input:
 
     @property
     def _error_ns(self) -> int:
-        return self._sample_clock.error_ns + self._held_back_error_ns
+        return self._sample_clock.error_ns + self._driver_delay_error_ns
 
     def take_lost(self) -> int:
         lost, self._lost = self._lost, 0
         return lost
 
     def take(self, timeout_s: float) -> Chunk | None:
-        """The next chunk; None when none came in time."""
+        """The next chunk; None when none arrived in time."""
         try:
             data, first_index, arrival_ns, adc_s, overflow = self._queue.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        self._sent += (first_index - self._received) * self._output_rate_hz // self._rate_hz  # chunks thrown away
+        self._sent += (first_index - self._received) * self._output_rate_hz // self._rate_hz  # chunks that overflowed
         self._received = first_index
         samples = np.frombuffer(data, np.float32)
         if self._channels > 1:
@@ -176,7 +178,7 @@ class Input:
             samples = self._resample(samples)
         sent_ns = self._sent * NS // self._output_rate_hz
         self._sent += len(samples)
-        capture_ns = self._sample_clock.stamp(sent_ns, received_ns, arrival_ns - self._held_back_ns)
+        capture_ns = self._sample_clock.stamp(sent_ns, received_ns, arrival_ns - self._driver_delay_ns)
         return Chunk(samples, capture_ns, self._error_ns, arrival_ns, overflow)
 
     def _learn_delay(self, arrival_ns: int, adc_s: float, count: int) -> None:
@@ -186,10 +188,10 @@ class Input:
         self._adc_delays_ns.append(arrival_ns - count * NS // self._rate_hz - adc_ns)
         if self._received >= ADC_UNTIL_S * self._rate_hz:
             early_ns, middle_ns, late_ns = (round(q) for q in statistics.quantiles(self._adc_delays_ns, n=4))
-            if abs(middle_ns) < MAX_HELD_BACK_NS:  # else it is no time at all
-                self._held_back_ns = max(0, middle_ns)
-                # Captured after it arrived: then the ADC time is wrong by at least that much.
-                self._held_back_error_ns = (late_ns - early_ns) // 2 + max(0, -middle_ns)
+            if abs(middle_ns) < MAX_DRIVER_DELAY_NS:  # otherwise it is no valid time
+                self._driver_delay_ns = max(0, middle_ns)
+                # A capture after its arrival is impossible: the ADC time is wrong by at least that much.
+                self._driver_delay_error_ns = (late_ns - early_ns) // 2 + max(0, -middle_ns)
             self._adc_delays_ns = None
 
     def _resample(self, samples: np.ndarray) -> np.ndarray:
@@ -202,7 +204,7 @@ class Input:
         return np.concatenate(resampled) if resampled else np.empty(0, np.float32)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a device that was pulled
+        with contextlib.suppress(OSError):  # a device that was unplugged
             self._stream.close()
         self._audio.terminate()
 
@@ -221,31 +223,31 @@ def inputs() -> list[tuple[int, str]]:
     with _quiet():
         audio = pyaudio.PyAudio()
     try:
-        return [(int(found["index"]), str(found["name"])) for found in _all_inputs(audio)]
+        return [(int(info["index"]), str(info["name"])) for info in _all_inputs(audio)]
     finally:
         audio.terminate()
 
 
 def _all_inputs(audio: Any) -> list[dict[str, Any]]:
-    found = [audio.get_device_info_by_index(index) for index in range(audio.get_device_count())]
-    return [one for one in found if one["maxInputChannels"] > 0]
+    devices = [audio.get_device_info_by_index(index) for index in range(audio.get_device_count())]
+    return [info for info in devices if info["maxInputChannels"] > 0]
 
 
 def _choose(audio: Any, device: int | str | None, where: str) -> dict[str, Any]:
-    found = _all_inputs(audio)
-    here = ", ".join(f"{one['index']}: {one['name']}" for one in found) or "none"
+    available = _all_inputs(audio)
+    here = ", ".join(f"{info['index']}: {info['name']}" for info in available) or "none"
     if device is None:
         with contextlib.suppress(OSError):
             return dict(audio.get_default_input_device_info())
-        if found:
-            return found[0]
+        if available:
+            return available[0]
         raise DeviceError(f"{where}: no microphone here. {PLUG_IN}", retry=True)
-    for one in found:
-        if device == one["index"] or device == one["name"]:
-            return one
-    for one in found:
-        if isinstance(device, str) and device.lower() in one["name"].lower():
-            return one
+    for info in available:
+        if device == info["index"] or device == info["name"]:
+            return info
+    for info in available:
+        if isinstance(device, str) and device.lower() in info["name"].lower():
+            return info
     raise DeviceError(f"{where}: no microphone '{device}'. Microphones here: {here}. {PLUG_IN}", retry=True)
 
 
@@ -258,13 +260,13 @@ _quiet_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ALSA and JACK write dozens of lines about devices nobody has to file descriptor 2; there is no other switch."""
+    """ALSA and JACK write dozens of lines about absent devices to file descriptor 2; there is no other switch."""
     with _quiet_lock, tempfile.TemporaryFile() as sink:
         sys.stderr.flush()
-        kept = os.dup(2)
+        stderr_fd = os.dup(2)
         try:
             os.dup2(sink.fileno(), 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr_fd, 2)
+            os.close(stderr_fd)

@@ -2,7 +2,8 @@
 
 Example:
     def frames(self, clock):
-        return delivered(self, clock, self._simulate(clock), realtime=True)     # yields SimulatedFrame(frame, delay_ns, lost)
+        # yields SimulatedFrame(frame, delay_ns, lost)
+        return delivered(self, clock, self._simulate(clock), realtime=True)
 """
 
 from __future__ import annotations

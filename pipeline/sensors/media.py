@@ -1,7 +1,7 @@
 """Media files through PyAV, with errors that name the fix; addresses with their passwords hidden.
 
-Owns the timeline of a file: its pictures and its sound count from the container's own start, so that two nodes that read
-one file agree. Knows nothing of nodes, pacing or devices; `av` is imported when a file is opened.
+Owns the timeline of a file: its pictures and its sound count from the container's own start, so that two nodes that
+read one file agree. Knows nothing of nodes, pacing or devices; `av` is imported when a file is opened.
 
 Example:
     with media.open_file("clip.mp4", "audio", where="microphone 'microphone'") as file:
@@ -81,7 +81,8 @@ def reason(error: BaseException) -> str:
 
 
 def open_file(name: str, kind: Literal["video", "audio"], *, where: str) -> OpenFile:
-    """Open a path or asset:NAME for its pictures or its sound. ConfigError when it is missing, no media file, or has none.
+    """Open a path or asset:NAME for its pictures or its sound. ConfigError when it is missing, no media file, or has
+    none.
 
     where: begins the message: "camera 'camera'".
     """

@@ -1,16 +1,19 @@
-"""RealSense cameras: depth aligned to colour, each picture with its own capture time, one device shared by several nodes.
+"""RealSense cameras: depth aligned to colour, each picture with its own capture time, one device shared by several
+nodes.
 
-A device can be opened by one process only, so nodes that want its depth and its colour share it: `attach` opens it for the
-first and shares it with the next, `Tap.release` closes it after the last. Owns the SDK's timestamps and lenses; knows no nodes.
+A device can be opened by one process only, so nodes that want its depth and its colour share it: `attach` opens it for
+the first and shares it with the next, `Tap.release` closes it after the last. Owns the SDK's timestamps and lenses;
+knows no nodes.
 
 Example:
     tap = attach("", Mode(640, 480, 30), "depth", clock, where="depth 'depth'", borrow=np.empty)
     if tap.wait(0.25): pictures = list(tap.take())     # [Picture((480, 640) uint16 mm, capture_ns, clock_error_ns)]
-    tap.lens                                            # Intrinsics of the colour camera, into which the depth is aligned
+    # Intrinsics of the colour camera, into which the depth is aligned
+    tap.lens
 
-Where `capture_ns` comes from: the SDK's timestamp, moved from the picture's transmission to the middle of its exposure where
-the camera reports that. global_time and system_time are UTC on this host and are converted to monotonic; hardware_clock counts
-from the camera's own start and is tied to its least delayed arrival (clock.PtsClock).
+Where `capture_ns` comes from: the SDK's timestamp, moved from the picture's transmission to the middle of its exposure
+where the camera reports that. global_time and system_time are UTC on this host and are converted to monotonic;
+hardware_clock counts from the camera's own start and is tied to its least delayed arrival (clock.PtsClock).
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ _lock = threading.Lock()
 def attach(serial: str, mode: Mode, kind: Kind, clock: Clock, *, where: str, borrow: Borrow = np.empty) -> Tap:
     """Opens the device, or shares the one that is open in this process.
 
-    serial: of the device; "": the first one. Raises DeviceError where there is none or it is busy, ConfigError where it has
-    no such picture or is already open in another mode.
+    serial: of the device; "": the first one. Raises DeviceError where there is none or it is busy, ConfigError where it
+        has no such picture or is already open in another mode.
     """
     sdk = load_sdk(where)
     with _lock:
@@ -120,8 +123,8 @@ class _Camera:
         self._taps: list[Tap] = []
         self._stopping = threading.Event()
         self._queue = sdk.frame_queue(4 * MAX_QUEUED)
-        # Depth is aligned to the colour camera's pose and lens, whatever its picture shows. So the newest colour picture serves
-        # every depth picture, and none waits for a partner, as it would in the SDK's own pairs.
+        # Depth is aligned to the colour camera's pose and lens, whatever its picture shows. So the newest colour
+        # picture serves every depth picture, and none waits for a partner, as it would in the SDK's own pairs.
         self._colour: Any = None
         self._pairs, self._paired = sdk.processing_block(self._pair), sdk.frame_queue(1)
         self._pairs.start(self._paired)
@@ -254,7 +257,9 @@ def _copied(picture: np.ndarray, borrow: Borrow) -> np.ndarray:
 
 
 def millimetres(depth: npt.NDArray[np.uint16], unit_m: float) -> npt.NDArray[np.uint16]:
-    """Depth in millimetres. depth: in units of `unit_m` metres, 0 = no reading, which stays 0; so does what 16 bits cannot hold."""
+    """Depth in millimetres. depth: in units of `unit_m` metres, 0 = no reading, which stays 0; so does what 16 bits
+    cannot hold.
+    """
     if abs(unit_m - 0.001) < 1e-6:
         return depth
     scaled = np.rint(depth * (unit_m * 1000.0))
@@ -262,7 +267,9 @@ def millimetres(depth: npt.NDArray[np.uint16], unit_m: float) -> npt.NDArray[np.
 
 
 class Stamps:
-    """The SDK's timestamps of one stream → (capture_ns, clock_error_ns) on the host's monotonic clock, never decreasing."""
+    """The SDK's timestamps of one stream → (capture_ns, clock_error_ns) on the host's monotonic clock, never
+    decreasing.
+    """
 
     def __init__(self, sdk: Any, clock: Clock) -> None:
         self._sdk, self._clock = sdk, clock
@@ -301,8 +308,8 @@ class Stamps:
 def lens(sdk: Any, reported: Any, where: str) -> Intrinsics:
     """The intrinsics that the SDK reports, as a rig file holds them.
 
-    Distortion models that OpenCV does not have are fitted by the nearest one it has. Raises DeviceError where that fit is
-    worse than a tenth of a pixel.
+    Distortion models that OpenCV does not have are fitted by the nearest one it has. Raises DeviceError where that fit
+    is worse than a tenth of a pixel.
     """
     size, pinhole = (reported.width, reported.height), (reported.fx, reported.fy, reported.ppx, reported.ppy)
     models, coefficients = sdk.distortion, tuple(reported.coeffs)
@@ -314,8 +321,8 @@ def lens(sdk: Any, reported: Any, where: str) -> Intrinsics:
         return Intrinsics("radtan", *size, *pinhole, coefficients)
     if reported.model not in (models.inverse_brown_conrady, models.modified_brown_conrady):
         raise DeviceError(
-            f"{where}: the camera's lens is described as {reported.model.name}, which a rig file cannot hold. Calibrate it: "
-            "python run_pipeline.py calibrate camera live"
+            f"{where}: the camera's lens is described as {reported.model.name}, which a rig file cannot hold. "
+            "Calibrate it: python run_pipeline.py calibrate camera live"
         )
     ways = np.linspace(0, 1, 25)
     if reported.model == models.inverse_brown_conrady:  # defined from the pixel to the ray
@@ -339,7 +346,7 @@ def lens(sdk: Any, reported: Any, where: str) -> Intrinsics:
     off_px = float(np.abs(rows @ fitted - target).max() * max(reported.fx, reported.fy))
     if off_px > LENS_ERROR_PX:
         raise DeviceError(
-            f"{where}: the camera's lens ({reported.model.name}) fits a rig's model to {off_px:.2f} px only. Calibrate it: "
-            "python run_pipeline.py calibrate camera live"
+            f"{where}: the camera's lens ({reported.model.name}) fits a rig's model to {off_px:.2f} px only. "
+            "Calibrate it: python run_pipeline.py calibrate camera live"
         )
     return Intrinsics("radtan", *size, *pinhole, tuple(map(float, fitted)))

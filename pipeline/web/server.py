@@ -1,12 +1,13 @@
-"""One page and its WebSocket, served from a thread of their own; the only file that imports starlette and uvicorn.
+"""One page and its WebSocket, served from their own thread; the only file that imports starlette and uvicorn.
 
-Owns who may look, what each browser has yet to be sent, and a clean end. Refuses to know what is said. Nothing here
-makes the caller wait: a browser that does not keep up gets the newest state and pictures, and the count of what it missed.
+Owns access control, the queue of each browser, and a clean shutdown. Knows nothing of the messages' contents. The caller
+never waits: a browser that does not keep up gets the newest state and pictures, and the count of what it missed.
 
-    server = PageServer(html, host="127.0.0.1", port=8080, token=None, greet=list, hear=print)
-    server.start()                              # raises ConfigError: port taken, no such address
-    server.say("prediction", text, keep="all")  # from any one thread
-    server.stop()                               # within half a second; no thread is left
+Example:
+    server = PageServer(html, host="127.0.0.1", port=8080, token=None, on_connect=list, on_message=print)
+    server.start()                                  # raises ConfigError: port taken, no such address
+    server.send("prediction", text, history="all")  # from any one thread
+    server.stop()                                   # within half a second; no thread is left
 """
 
 from __future__ import annotations
@@ -33,18 +34,16 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
     from starlette.websockets import WebSocket
 
-MAX_WAITING = 128  # texts kept for one browser: 4 s of predictions at 30 Hz
-MAX_HEARD_BYTES = 4096
-PACED = 2  # pictures under way to a paced browser: two hide the way there and back
-LANES = (
-    "picture",
-    "points",
-)  # first words of what show() is given; each is paced by itself, so that neither starves the other
-HEARD_NEXT = {"next": "picture", "next points": "points"}  # what a paced browser says, to the lane it means
-GRACE_S = 0.15  # for browsers to hear that we stop; then their connections are cut
+MAX_QUEUED = 128  # texts queued for one browser: 4 s of predictions at 30 Hz
+MAX_REQUEST_BYTES = 4096
+MAX_IN_FLIGHT = 2  # pictures on the way to a paced browser: two hide the round trip
+# Kinds of binary messages; each is paced separately, so that neither starves the other.
+CHANNELS = ("picture", "points")
+ACKNOWLEDGEMENTS = {"next": "picture", "next points": "points"}  # a paced browser's text → the channel it frees
+GRACE_S = 0.15  # for browsers to receive the close frame; then their connections are cut
 
 HEADERS = {
-    # One self-contained page: whatever else a browser might be talked into loading is refused, as is framing it.
+    # One self-contained page: anything else that a browser might be made to load is refused, as is framing it.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",  # the address may carry the token
@@ -52,53 +51,53 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-Keep = Literal["all", "newest"]
+History = Literal["all", "newest"]
 
 
 class Client:
-    """One browser, and what it has yet to be sent: bounded, so that a slow one costs only itself."""
+    """One browser and its queue: bounded, so that a slow browser costs only itself."""
 
     def __init__(self, pictures: str) -> None:
-        self._pictures = pictures  # "0": none, "paced": as many as it asks for, else: as they come
-        self._under_way = dict.fromkeys(LANES, 0)  # sent to a paced browser and not yet answered
-        self._waiting: deque[str] = deque()
+        self._pictures = pictures  # "0": none, "paced": as many as it acknowledges, else: as they arrive
+        self._in_flight = dict.fromkeys(CHANNELS, 0)  # sent to a paced browser and not yet acknowledged
+        self._queue: deque[str] = deque()
         self._newest: dict[str, str | bytes] = {}
         self._missed = 0
         self._ready = asyncio.Event()
 
-    def wants(self, lane: str) -> bool:
-        return self._pictures != "0" and self._under_way[lane] < PACED
+    def wants(self, channel: str) -> bool:
+        return self._pictures != "0" and self._in_flight[channel] < MAX_IN_FLIGHT
 
-    def put(self, kind: str, message: str | bytes, keep: Keep) -> None:
-        if keep == "newest":
+    def put(self, kind: str, message: str | bytes, history: History) -> None:
+        if history == "newest":
             self._newest[kind] = message
         elif isinstance(message, str):
-            self._waiting.append(message)
-            if len(self._waiting) > MAX_WAITING:
-                self._waiting.popleft()
+            self._queue.append(message)
+            if len(self._queue) > MAX_QUEUED:
+                self._queue.popleft()
                 self._missed += 1
                 self._newest["missed"] = json.dumps({"type": "missed", "count": self._missed})
         self._ready.set()
 
-    def next(self, lane: str) -> None:
-        self._under_way[lane] = max(0, self._under_way[lane] - 1)
+    def acknowledge(self, channel: str) -> None:
+        self._in_flight[channel] = max(0, self._in_flight[channel] - 1)
 
     async def send_to(self, browser: WebSocket) -> None:
         while await self._ready.wait():
             self._ready.clear()
-            while self._waiting:
-                await browser.send_text(self._waiting.popleft())
+            while self._queue:
+                await browser.send_text(self._queue.popleft())
             while self._newest:
                 kind = next(iter(self._newest))
                 message = self._newest.pop(kind)
                 if isinstance(message, str):
                     await browser.send_text(message)
                 else:
-                    self._under_way[lane_of(kind)] += self._pictures == "paced"
+                    self._in_flight[channel_of(kind)] += self._pictures == "paced"
                     await browser.send_bytes(message)
 
 
-def lane_of(kind: str) -> str:
+def channel_of(kind: str) -> str:
     return kind.partition(" ")[0]
 
 
@@ -108,12 +107,12 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def refusal(headers: Mapping[str, str], *, given: str, token: str | None) -> tuple[int, str] | None:
-    """Why a request is turned away, as HTTP status and words; None lets it in. given: the token it came with.
+def refusal(headers: Mapping[str, str], *, presented: str, token: str | None) -> tuple[int, str] | None:
+    """Why a request is refused, as HTTP status and reason; None accepts it. presented: the token it came with.
 
-    A page of another site can make a browser call us by our address (Origin gives it away) or by a name of its own that
-    it points at 127.0.0.1 (DNS rebinding: Host gives it away). The second is no way around a token, since a browser
-    keeps that for our name; so with a token any name is let in, and a reverse proxy works.
+    A page of another site can make a browser call us by our address (Origin shows it) or by a name of its own that
+    resolves to 127.0.0.1 (DNS rebinding: Host shows it). The second cannot get around a token, since a browser stores
+    that for our name; so with a token any name is accepted, and a reverse proxy works.
     """
     host = headers.get("host", "")
     try:
@@ -124,14 +123,24 @@ def refusal(headers: Mapping[str, str], *, given: str, token: str | None) -> tup
         return 421, f"This page answers only as 127.0.0.1 or localhost, not as '{name}'."
     if site != host:
         return 403, f"A page of another site ({headers.get('origin')}) has no access."
-    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+    if token is not None and not hmac.compare_digest(presented.encode(), token.encode()):
         return 401, "This page needs its token: open its address with ?token=... as the configuration sets it."
     return None
 
 
 class PageServer:
-    """greet: what a browser that connects is told at once, (kind, text) each. hear: takes what a browser says and answers
-    with a text or None. Both are called in the server's thread. `option` names the settings in errors: "nodes.dashboard".
+    """Serves one HTML page at / and its WebSocket at /ws.
+
+    Args:
+        html: The page.
+        host: Address to listen at.
+        port: 0 takes any free one; `port` holds it after start().
+        token: Required of page and WebSocket; None: none is required.
+        on_connect: Returns the messages for a browser that has just connected, (kind, text) each. Runs in the server's
+            thread.
+        on_message: Gets a browser's text, returns the reply or None. Runs in the server's thread.
+        option: Names the settings in errors: "nodes.dashboard".
+        log: Where failed connections are logged.
     """
 
     def __init__(
@@ -141,19 +150,19 @@ class PageServer:
         host: str,
         port: int,
         token: str | None,
-        greet: Callable[[], Iterable[tuple[str, str]]],
-        hear: Callable[[str], str | None],
+        on_connect: Callable[[], Iterable[tuple[str, str]]],
+        on_message: Callable[[str], str | None],
         option: str = "page",
         log: logging.Logger | None = None,
     ) -> None:
         self.html, self.host, self.port, self.token, self.option = html, host, port, token, option
-        self._greet, self._hear, self._log = greet, hear, log or logging.getLogger(__name__)
+        self._on_connect, self._on_message, self._log = on_connect, on_message, log or logging.getLogger(__name__)
         # From the caller's thread to the server's. Appending and replacing one value need no lock.
-        self._said: deque[tuple[str, str, Keep]] = deque(maxlen=MAX_WAITING)
-        self._shown: dict[str, Callable[[], bytes | None]] = {}
-        self._woken = False
-        self.watched = False  # somebody is connected
-        self.wanted: frozenset[str] = frozenset()  # the lanes in which somebody can take something now
+        self._texts: deque[tuple[str, str, History]] = deque(maxlen=MAX_QUEUED)
+        self._pictures: dict[str, Callable[[], bytes | None]] = {}
+        self._wake_pending = False
+        self.watched = False  # a browser is connected
+        self.ready_channels: frozenset[str] = frozenset()  # channels on which some browser can take a message now
         self._clients: set[Client] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
@@ -167,11 +176,11 @@ class PageServer:
 
     @property
     def wants_picture(self) -> bool:
-        return "picture" in self.wanted
+        return "picture" in self.ready_channels
 
     def start(self) -> None:
         try:
-            import starlette  # noqa: F401  # only to see that they are there
+            import starlette  # noqa: F401  # only to check that they are installed
             import uvicorn  # noqa: F401
         except ImportError as error:
             raise missing_package(str(error.name), "the web page") from error
@@ -190,23 +199,23 @@ class PageServer:
             loop.call_soon_threadsafe(self._stopping.set)
             thread.join(timeout=5.0)
 
-    def say(self, kind: str, text: str, *, keep: Keep = "newest") -> None:
-        """To every browser. keep="newest": a slow one may be sent only the last of this kind."""
-        self._said.append((kind, text, keep))
+    def send(self, kind: str, text: str, *, history: History = "newest") -> None:
+        """To every browser. history="newest": a slow browser may get only the last message of this kind."""
+        self._texts.append((kind, text, history))
         self._wake()
 
-    def show(self, kind: str, make: Callable[[], bytes | None]) -> None:
-        """To every browser that takes pictures. `make` runs later, in the server's thread, if one still does.
+    def send_picture(self, kind: str, render: Callable[[], bytes | None]) -> None:
+        """To every browser that takes pictures. `render` runs later, in the server's thread, if one still does.
 
-        kind: its lane, and what it replaces where it has not been sent yet: "picture camera", "points lidar".
+        kind: its channel, and which unsent message it replaces: "picture camera", "points lidar".
         """
-        self._shown[kind] = make
+        self._pictures[kind] = render
         self._wake()
 
     def _wake(self) -> None:
         loop = self._loop
-        if loop is not None and not self._woken:  # one wake-up serves everything that waits
-            self._woken = True
+        if loop is not None and not self._wake_pending:  # one wake-up serves everything queued
+            self._wake_pending = True
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(self._fan_out)
 
@@ -243,8 +252,8 @@ class PageServer:
             access_log=False,
             lifespan="off",
             ws="websockets-sansio",
-            ws_max_size=MAX_HEARD_BYTES,
-            ws_per_message_deflate=False,  # JPEG does not get smaller, and time is dearer here than bytes
+            ws_max_size=MAX_REQUEST_BYTES,
+            ws_per_message_deflate=False,  # JPEG does not get smaller, and here latency matters more than bytes
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -262,7 +271,7 @@ class PageServer:
         from starlette.responses import HTMLResponse, PlainTextResponse
         from starlette.routing import Route, Router, WebSocketRoute
 
-        cookie = f"sensorium_{self.port}"  # browsers do not tell ports apart
+        cookie = f"sensorium_{self.port}"  # browsers share cookies between ports
 
         async def page(request: Request) -> Response:
             response = HTMLResponse(self.html, headers=HEADERS)
@@ -270,68 +279,68 @@ class PageServer:
                 response.set_cookie(cookie, self.token, httponly=True, samesite="strict")
             return response
 
-        application = Router([Route("/", page), WebSocketRoute("/ws", self._converse)])
+        application = Router([Route("/", page), WebSocketRoute("/ws", self._serve_browser)])
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             request = HTTPConnection(scope)
-            given = request.query_params.get("token") or request.cookies.get(cookie, "")
-            if refused := refusal(request.headers, given=given, token=self.token):
-                status, words = refused
-                await PlainTextResponse(words + "\n", status, HEADERS)(scope, receive, send)
+            presented = request.query_params.get("token") or request.cookies.get(cookie, "")
+            if refused := refusal(request.headers, presented=presented, token=self.token):
+                status, reason = refused
+                await PlainTextResponse(reason + "\n", status, HEADERS)(scope, receive, send)
             else:
                 await application(scope, receive, send)
 
         return guarded
 
-    async def _converse(self, browser: WebSocket) -> None:
+    async def _serve_browser(self, browser: WebSocket) -> None:
         client = Client(browser.query_params.get("pictures", "1"))
         await browser.accept()
-        for kind, text in self._greet():
+        for kind, text in self._on_connect():
             client.put(kind, text, "newest")
         self._clients.add(client)
-        self._look_around()
-        talks: list[asyncio.Future[object]] = [
-            asyncio.ensure_future(talk)
-            for talk in (client.send_to(browser), self._listen_to(browser, client), self._stopping.wait())
+        self._update_demand()
+        tasks: list[asyncio.Future[object]] = [
+            asyncio.ensure_future(coroutine)
+            for coroutine in (client.send_to(browser), self._receive_from(browser, client), self._stopping.wait())
         ]
         try:
-            await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():
                 await asyncio.wait_for(browser.close(1001, "stopped"), GRACE_S / 2)
         except (RuntimeError, TimeoutError):
-            pass  # it has gone, or does not read: nobody is left to tell
+            pass  # it has disconnected, or does not read
         finally:
             self._clients.discard(client)
-            self._look_around()
-            for talk in talks:
-                talk.cancel()
-            for outcome in await asyncio.gather(*talks, return_exceptions=True):
+            self._update_demand()
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(outcome, Exception) and type(outcome).__name__ != "WebSocketDisconnect":
                     self._log.error("the page's connection failed", exc_info=outcome)
 
-    async def _listen_to(self, browser: WebSocket, client: Client) -> None:
-        while (heard := await browser.receive())["type"] == "websocket.receive":
-            text = heard.get("text") or ""
-            if text in HEARD_NEXT:
-                client.next(HEARD_NEXT[text])
-                self._look_around()
-            elif (answer := self._hear(text)) is not None:
-                client.put("answer", answer, "newest")
+    async def _receive_from(self, browser: WebSocket, client: Client) -> None:
+        while (received := await browser.receive())["type"] == "websocket.receive":
+            text = received.get("text") or ""
+            if text in ACKNOWLEDGEMENTS:
+                client.acknowledge(ACKNOWLEDGEMENTS[text])
+                self._update_demand()
+            elif (reply := self._on_message(text)) is not None:
+                client.put("answer", reply, "newest")
 
-    def _look_around(self) -> None:
+    def _update_demand(self) -> None:
         self.watched = bool(self._clients)
-        self.wanted = frozenset(lane for lane in LANES if any(client.wants(lane) for client in self._clients))
+        self.ready_channels = frozenset(c for c in CHANNELS if any(client.wants(c) for client in self._clients))
 
     def _fan_out(self) -> None:
-        self._woken = False
-        while self._said:
-            kind, text, keep = self._said.popleft()
+        self._wake_pending = False
+        while self._texts:
+            kind, text, history = self._texts.popleft()
             for client in self._clients:
-                client.put(kind, text, keep)
-        while self._shown:
-            kind, make = self._shown.popitem()
-            takers = [client for client in self._clients if client.wants(lane_of(kind))]
-            if takers and (picture := make()) is not None:
+                client.put(kind, text, history)
+        while self._pictures:
+            kind, render = self._pictures.popitem()
+            takers = [client for client in self._clients if client.wants(channel_of(kind))]
+            if takers and (picture := render()) is not None:
                 for client in takers:
                     client.put(kind, picture, "newest")
-        self._look_around()
+        self._update_demand()

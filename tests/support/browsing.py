@@ -1,4 +1,7 @@
-"""What the tests of the web page feed it and ask of it in a browser. The page itself is opened by conftest's fixture `opened`."""
+"""What the tests of the web page feed it and ask of it in a browser.
+
+The page itself is opened by conftest's fixture `opened`.
+"""
 
 import threading
 import time

@@ -1,4 +1,5 @@
-"""MJPEG over HTTP: one JPEG after the other in a multipart answer, each dated by its `X-Timestamp` header if there is one.
+"""MJPEG over HTTP: one JPEG after the other in a multipart answer, each dated by its `X-Timestamp` header if there is
+one.
 
 Example:
     for headers, body in multipart(response, boundary): ...      # twice a part: when it begins, and when it is whole
@@ -82,7 +83,8 @@ def _is_same_host(response: Any) -> bool:
 
 
 def multipart(response: BinaryIO, boundary: str) -> Iterator[tuple[dict[str, str], bytes | None]]:
-    """Every part of a multipart stream (RFC 2046) twice: (headers, None) when it begins, (headers, body) when it is whole.
+    """Every part of a multipart stream (RFC 2046) twice: (headers, None) when it begins, (headers, body) when it is
+    whole.
 
     Header names are in lower case. Ends where the stream ends; ValueError when it has lost its framing.
     """

@@ -1,4 +1,6 @@
-"""Cameras at an address: MJPEG over HTTP (mjpeg.py), and whatever PyAV opens (RTSP, UDP, SRT …), dated by its stream time."""
+"""Cameras at an address: MJPEG over HTTP (mjpeg.py), and whatever PyAV opens (RTSP, UDP, SRT …), dated by its stream
+time.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,10 @@ class PictureQueue:
             self._changed.notify()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether there is a picture. Raises the error that ended the reading, once the pictures before it are taken."""
+        """Whether there is a picture.
+
+        Raises the error that ended the reading, once the pictures before it are taken.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._pictures or self._error, timeout_s)
             if self._error is not None and not self._pictures:

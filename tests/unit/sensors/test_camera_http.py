@@ -25,7 +25,10 @@ cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup"
 
 
 class MjpegServer:
-    """Serves numbered pictures. `header(n, taken_ns)` gives a part's X-Timestamp; `delay_s` passes between taking and sending."""
+    """Serves numbered pictures.
+
+    `header(n, taken_ns)` gives a part's X-Timestamp; `delay_s` passes between taking and sending.
+    """
 
     def __init__(
         self,

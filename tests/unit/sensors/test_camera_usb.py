@@ -127,7 +127,9 @@ def test_usb_stamp_of_another_clock_is_not_believed(monkeypatch: pytest.MonkeyPa
 
 def test_busy_usb_camera_names_the_command_that_shows_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, FakeCapture(opens=False))
-    with pytest.raises(DeviceError, match="/dev/video0 is busy. See which process uses it: fuser /dev/video0") as caught:
+    with pytest.raises(
+        DeviceError, match="/dev/video0 is busy. See which process uses it: fuser /dev/video0"
+    ) as caught:
         camera(LiveClock()).open()
     assert caught.value.retry
 

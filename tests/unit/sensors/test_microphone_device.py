@@ -182,7 +182,7 @@ def test_base_of_the_card_s_clock_is_found_at_open(monkeypatch: pytest.MonkeyPat
     stale_s = 0.0 if base == "its own" else 0.02  # since the last interrupt
     monkeypatch.setattr(card, "get_time", lambda: clock.now_ns() / NS + base_s - stale_s)
     monkeypatch.setattr(audio, "_import_pyaudio", lambda where: card)
-    source = audio.Input(None, RATE_HZ, 20, clock, "microphone 'microphone'")
+    source = audio.AudioInput(None, RATE_HZ, 20, clock, "microphone 'microphone'")
     assert abs(source._adc_offset_ns + base_s * NS) < 1 * MS
 
 
@@ -204,7 +204,9 @@ def test_stopping_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Pulse:
-    """A private PulseAudio whose only microphone is a pipe that a paced thread fills: silence, or what `play` was given."""
+    """A private PulseAudio whose only microphone is a pipe that a paced thread fills: silence, or what `play` was
+    given.
+    """
 
     BLOCK = 160  # samples: 10 ms
 

@@ -20,7 +20,7 @@ from nodes.dashboard import Dashboard
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Health, Message, NodeHealth, Prediction, Receipt, Subject, silence
 from pipeline.node import Arrival, Context
-from pipeline.web.server import MAX_WAITING
+from pipeline.web.server import MAX_QUEUED
 
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 PROBS = (0.01, 0.01, 0.02, 0.9, 0.01, 0.02, 0.03)
@@ -308,12 +308,12 @@ def test_a_browser_that_does_not_read_costs_the_pipeline_nothing(run: Callable[.
         time.sleep(0.002)
     assert dashboard.node._server is not None
     (client,) = dashboard.node._server._clients
-    waiting = len(client._waiting) + len(client._newest)
+    waiting = len(client._queue) + len(client._newest)
     print(
         f"consume of a picture and a prediction: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms; waiting {waiting}"
     )
     assert np.median(took_ms) < 5 and np.percentile(took_ms, 95) < 40
-    assert waiting <= MAX_WAITING + 4 and client._missed > 0
+    assert waiting <= MAX_QUEUED + 4 and client._missed > 0
     began = time.monotonic()
     dashboard.node.close()
     assert time.monotonic() - began < 1.0

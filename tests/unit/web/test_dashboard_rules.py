@@ -79,15 +79,15 @@ def test_pictures_shrink_to_the_width_and_never_grow() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080", "127.0.0.1:9000"])
 def test_this_machines_own_names_are_let_in(host: str) -> None:
-    assert refusal({"host": host}, given="", token=None) is None
-    assert refusal({"host": host, "origin": f"http://{host}"}, given="", token=None) is None
+    assert refusal({"host": host}, presented="", token=None) is None
+    assert refusal({"host": host, "origin": f"http://{host}"}, presented="", token=None) is None
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "", "[", "192.168.1.7:8080"]
 )
 def test_another_name_for_this_machine_is_refused(host: str) -> None:
-    assert refusal({"host": host}, given="", token=None) is not None
+    assert refusal({"host": host}, presented="", token=None) is not None
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_another_name_for_this_machine_is_refused(host: str) -> None:
     ],
 )
 def test_the_page_of_another_site_is_refused(origin: str) -> None:
-    refused = refusal({"host": "127.0.0.1:8080", "origin": origin}, given="", token=None)
+    refused = refusal({"host": "127.0.0.1:8080", "origin": origin}, presented="", token=None)
     assert refused is not None and refused[0] in (400, 403)
 
 
 def test_with_a_token_the_token_decides_and_the_origin_still_counts() -> None:
-    assert refusal({"host": "rig.lan"}, given="a long secret", token="a long secret") is None
-    assert refusal({"host": "rig.lan"}, given="", token="a long secret") == refusal(
-        {"host": "rig.lan"}, given="ä", token="a long secret"
+    assert refusal({"host": "rig.lan"}, presented="a long secret", token="a long secret") is None
+    assert refusal({"host": "rig.lan"}, presented="", token="a long secret") == refusal(
+        {"host": "rig.lan"}, presented="ä", token="a long secret"
     )
     assert (
-        refusal({"host": "rig.lan", "origin": "http://evil.example"}, given="a long secret", token="a long secret")
+        refusal({"host": "rig.lan", "origin": "http://evil.example"}, presented="a long secret", token="a long secret")
         is not None
     )
