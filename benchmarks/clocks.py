@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clock import NS, SampleClock
-from pipeline.transport.network import ClockClient, ClockServer
+from pipeline.transport.clock_exchange import ClockClient, ClockServer
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ, CHUNK = 16000, 320

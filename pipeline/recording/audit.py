@@ -24,7 +24,7 @@ from pipeline.recording.arrival_replay import events_of
 from pipeline.recording.provenance import dropped_by_recorder
 from pipeline.recording.reader import Reader
 from pipeline.runtime.graph import EVENTS
-from pipeline.transport.input_queue import EDGE_REASONS
+from pipeline.transport.drop_reasons import EDGE_REASONS, current_reasons
 
 MAX_LISTED = 5  # faults of one kind
 COUNTERS_LAG_NS = NS  # a node's counters are in the recorded health messages after this
@@ -169,10 +169,10 @@ class Audit:
     def _dropped(self, node: str, source: str) -> Counter[str]:
         """Reason → count, as that node last reported."""
         if self.summary:
-            return Counter(self.summary["dropped"].get(node, {}).get(source, {}))
+            return current_reasons(self.summary["dropped"].get(node, {}).get(source, {}))
         for health in self._health.nodes if self._health else ():
             if health.node == node:
-                return Counter(health.dropped.get(source, {}))
+                return current_reasons(health.dropped.get(source, {}))
         return Counter()
 
     def dropped_by_the_recorder(self, stream: str) -> int:

@@ -15,7 +15,7 @@ import msgspec
 from pipeline.clock import NS
 from pipeline.frame import NodeHealth
 from pipeline.runtime.graph import EVENTS, Plan
-from pipeline.transport.input_queue import EDGE_REASONS
+from pipeline.transport.drop_reasons import EDGE_REASONS
 
 
 def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bool = False) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from pipeline.runtime.accounting import add, summarise
 from pipeline.runtime.config import Config
 from pipeline.runtime.graph import EVENTS, Plan, ProcessPlan, plan_graph
 from pipeline.runtime.run_folder import announce, create_run_folder
+from pipeline.transport.clock_exchange import ClockServer
 from pipeline.transport.control import ControlServer
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import ClockServer
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.wire_format import Fault, Report, Request
 

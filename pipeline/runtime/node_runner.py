@@ -37,10 +37,11 @@ from pipeline.node import Context, Node, Source
 from pipeline.runtime.config import HEALTH, instantiate
 from pipeline.runtime.graph import EVENTS, NodePlan
 from pipeline.runtime.node_loop import run
+from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.credits import INITIAL_CREDITS
-from pipeline.transport.input_queue import CLOCK_JUMPED, MALFORMED, OVERWRITTEN, InputQueue
+from pipeline.transport.drop_reasons import CLOCK_JUMPED, MALFORMED, OVERWRITTEN
+from pipeline.transport.input_queue import InputQueue
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import ClockClient
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.receiver import Receiver
 from pipeline.transport.shared_memory import DEFAULT_SPAN_S
@@ -112,7 +113,7 @@ class NodeThread:
 
         def lose(count: int, *reason: str) -> None:
             self.metrics.promised[source] += count
-            self.inbox.lost(source, count, *reason)
+            self.inbox.count_lost(source, count, *reason)
 
         def deliver(value: Value | OverwrittenPayload | None, lost: int) -> None:
             if lost:

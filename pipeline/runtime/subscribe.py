@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,11 @@ from pipeline.clock import LiveClock
 from pipeline.errors import ConfigError, WireError
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo, left_ns, moved
 from pipeline.runtime.run_folder import announced_addresses, find_stream
+from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.compression import decompress
-from pipeline.transport.input_queue import CLOCK_JUMPED, LOST, MALFORMED, OVERWRITTEN
+from pipeline.transport.drop_reasons import CLOCK_JUMPED, MALFORMED
 from pipeline.transport.keys import Keyring, leaves_host
-from pipeline.transport.network import ClockClient
-from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
+from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import End
 
 M = TypeVar("M", Prediction, Frame, AlignedSet, Health)
@@ -43,14 +44,14 @@ class Subscription(Iterator[M], Generic[M]):
     Attributes:
         node: The name of the node whose stream this is.
         lost: Messages that were sent to this program and never came out here, counted by reason: "lost in transport" when
-            it reads too slowly, "overwritten in the ring" when a payload in shared memory was reused before it was read,
+            it reads too slowly, "overwritten in shared memory" when a payload in shared memory was reused before it was read,
             "malformed", and "the clock of its host jumped". Empty: nothing was missed since the first message.
     """
 
     def __init__(self, node: str, subscriber: Subscriber, message_type: type[M] | None, *, announced: bool) -> None:
         """message_type None: any. announced: it is a run of this host, so that a killed run is noticed."""
         self.node = node
-        self.lost: dict[str, int] = {}
+        self.lost: Counter[str] = subscriber.dropped  # to which the transport adds what it misses
         self._subscriber, self._announced = subscriber, announced
         self._message_type: type[M] | None = message_type
         self._clock = LiveClock()
@@ -71,17 +72,19 @@ class Subscription(Iterator[M], Generic[M]):
                 continue
             self._last_message_s = time.monotonic()
             try:
-                value, lost = self._subscriber.receive()
-                message = decompress(value) if isinstance(value, Frame | AlignedSet | Prediction | Health) else None
+                value, _ = self._subscriber.receive()
             except WireError:
-                self._count(MALFORMED, 1)
                 continue
-            self._count(LOST, lost)
-            if isinstance(value, OverwrittenPayload):
-                self._count(OVERWRITTEN, 1)
             if isinstance(value, End):
                 break
-            if message is not None and (local := self._in_local_time(message)) is not None:
+            if not isinstance(value, Frame | AlignedSet | Prediction | Health):
+                continue
+            try:
+                message = decompress(value)
+            except WireError:
+                self.lost[MALFORMED] += 1
+                continue
+            if (local := self._in_local_time(message)) is not None:
                 return self._checked(local)
         self.close()
         raise StopIteration
@@ -106,10 +109,6 @@ class Subscription(Iterator[M], Generic[M]):
         if hasattr(self, "_closed"):  # else the constructor failed
             self.close()
 
-    def _count(self, reason: str, count: int) -> None:
-        if count:
-            self.lost[reason] = self.lost.get(reason, 0) + count
-
     def _run_is_gone(self) -> bool:
         """A pipeline that was killed sends no end."""
         silent = self._announced and time.monotonic() - self._last_message_s > SILENT_S
@@ -121,7 +120,7 @@ class Subscription(Iterator[M], Generic[M]):
             return message
         if client.clock.admits(left_ns(message), self._clock.now_ns()):
             return moved(message, client.clock.to_local)
-        self._count(CLOCK_JUMPED, 1)
+        self.lost[CLOCK_JUMPED] += 1
         return None
 
     def _checked(self, message: Message) -> M:

@@ -24,9 +24,10 @@ from pipeline.errors import SensoriumError
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import ProcessPlan
 from pipeline.runtime.node_runner import NodeThread
+from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.control import ControlClient
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import ClockClient, context
+from pipeline.transport.network import context
 from pipeline.transport.receiver import Receiver
 from pipeline.transport.wire_format import Fault, Report, Request, Value
 

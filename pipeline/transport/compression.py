@@ -1,13 +1,14 @@
-"""Large frames for a network: as small as their use allows, and back.
+"""Compression of large frames for a network and for recordings, and back.
 
 Example:
-    bgr8             → jpeg          and stays one: who looks at pictures reads both
-    depth_u16_mm     → depth_png     16-bit PNG, to the millimetre what it was
-    points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), zlib; to the bit
-    points_xyzit_f32 → points_t_zlib the same
-
-    sent = compress(frame)             # Frame, AlignedSet; anything else as it is
+    sent = compress(frame)             # Frame, AlignedSet; anything else is returned unchanged
     frame = decompress(sent)           # lossless encodings only
+
+Encodings:
+    bgr8             → jpeg          lossy, and not decompressed here: every reader of pictures accepts both
+    depth_u16_mm     → depth_png     16-bit PNG, lossless
+    points_xyzi_f32  → points_zlib   bytes of equal weight side by side (sign and exponent repeat), then zlib; lossless
+    points_xyzit_f32 → points_t_zlib the same
 """
 
 from __future__ import annotations
@@ -23,56 +24,56 @@ from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Encoding, Frame, Message
 
 JPEG_QUALITY = 90  # faces a few dozen pixels wide must not blur
-ZLIB_LEVEL = 1  # a higher one takes twice the time for 3 % (measured on real sweeps)
+ZLIB_LEVEL = 1  # a higher level takes twice the time for 3 % (measured on real sweeps)
 
 
 def compress(message: Message) -> Message:
-    """What a reader on another host is sent."""
+    """The message as it is sent to another host."""
     if isinstance(message, AlignedSet):
-        return _each(message, compress)
+        return _each_frame(message, compress)
     if not isinstance(message, Frame) or not message.data.size:
         return message
     match message.encoding:
         case "bgr8":
-            return _with(message, "jpeg", _image_file(".jpg", message.data))
+            return _replaced(message, "jpeg", _image_file(".jpg", message.data))
         case "depth_u16_mm":
-            return _with(message, "depth_png", _image_file(".png", message.data))
+            return _replaced(message, "depth_png", _image_file(".png", message.data))
         case "points_xyzi_f32":
-            return _with(message, "points_zlib", _by_weight(message.data))
+            return _replaced(message, "points_zlib", _bytes_by_weight(message.data))
         case "points_xyzit_f32":
-            return _with(message, "points_t_zlib", _by_weight(message.data))
+            return _replaced(message, "points_t_zlib", _bytes_by_weight(message.data))
     return message
 
 
 def decompress(message: Message) -> Message:
-    """Depth and points as they were. Raises WireError when they cannot be read."""
+    """Depth and points in their original encoding. Raises WireError when they cannot be decoded."""
     if isinstance(message, AlignedSet):
-        return _each(message, decompress)
+        return _each_frame(message, decompress)
     if not isinstance(message, Frame):
         return message
     match message.encoding:
         case "depth_png":
-            return _with(message, "depth_u16_mm", _depth(message.data))
+            return _replaced(message, "depth_u16_mm", _depth(message.data))
         case "points_zlib":
-            return _with(message, "points_xyzi_f32", _points(message.data, 4))
+            return _replaced(message, "points_xyzi_f32", _points(message.data, 4))
         case "points_t_zlib":
-            return _with(message, "points_xyzit_f32", _points(message.data, 5))
+            return _replaced(message, "points_xyzit_f32", _points(message.data, 5))
     return message
 
 
 def is_compressed(message: object) -> bool:
-    """Whether `unpacked` would change it."""
+    """Whether `decompress` would change it."""
     if isinstance(message, AlignedSet):
         return any(is_compressed(frame) for many in message.frames.values() for frame in many)
     return isinstance(message, Frame) and message.encoding in ("depth_png", "points_zlib", "points_t_zlib")
 
 
-def _each(aligned: AlignedSet, change: Callable[[Any], Any]) -> AlignedSet:
+def _each_frame(aligned: AlignedSet, change: Callable[[Any], Any]) -> AlignedSet:
     frames = {stream: tuple(change(frame) for frame in many) for stream, many in aligned.frames.items()}
     return msgspec.structs.replace(aligned, frames=frames)
 
 
-def _with(frame: Frame, encoding: Encoding, data: np.ndarray) -> Frame:
+def _replaced(frame: Frame, encoding: Encoding, data: np.ndarray) -> Frame:
     return msgspec.structs.replace(frame, encoding=encoding, data=data)
 
 
@@ -89,11 +90,11 @@ def _depth(data: np.ndarray) -> np.ndarray:
 
     image: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None or image.dtype != np.uint16 or image.ndim != 2:
-        raise WireError("a depth picture that is not a 16-bit PNG")
+        raise WireError("a depth image is not a 16-bit PNG")
     return image
 
 
-def _by_weight(points: np.ndarray) -> np.ndarray:
+def _bytes_by_weight(points: np.ndarray) -> np.ndarray:
     by_weight = np.ascontiguousarray(points.view(np.uint8).reshape(*points.shape, 4).transpose(1, 2, 0))
     return np.frombuffer(zlib.compress(by_weight.data, ZLIB_LEVEL), np.uint8)
 
@@ -102,5 +103,5 @@ def _points(data: np.ndarray, columns: int) -> np.ndarray:
     try:
         by_weight = np.frombuffer(zlib.decompress(data.data), np.uint8).reshape(columns, 4, -1)
     except (zlib.error, ValueError) as error:
-        raise WireError(f"points that cannot be unpacked: {error}") from error
+        raise WireError(f"points cannot be decompressed: {error}") from error
     return np.ascontiguousarray(by_weight.transpose(2, 0, 1)).view(np.float32).reshape(-1, columns)

@@ -1,8 +1,8 @@
-"""The line between the launcher and its node processes: begin and stop one way, reports and faults the other.
+"""The control sockets between the launcher and its node processes: requests one way, reports and faults the other.
 
 Example:
-    server = ControlServer(address)                      # the launcher's
-    client = ControlClient(address, "align")             # of the process of that name
+    server = ControlServer(address)                      # in the launcher
+    client = ControlClient(address, "align")             # in the process of that name
     client.send(report); server.receive(timeout_ms=50)
     server.send("align", Request("stop", "")); client.receive(timeout_ms=50)
 """
@@ -17,7 +17,7 @@ from pipeline.transport.wire_format import Codec, Value
 
 
 class ControlServer:
-    """The launcher's end of the line to its node processes."""
+    """The launcher's end."""
 
     def __init__(self, address: str) -> None:
         self._codec = Codec()
@@ -38,7 +38,7 @@ class ControlServer:
             try:
                 values.append(self._codec.decode(parts).value)
             except WireError:
-                continue  # a stranger on the control line is not listened to
+                continue  # unknown sender: ignore
         return values
 
     def send(self, process: str, value: Value) -> None:
@@ -49,14 +49,14 @@ class ControlServer:
 
 
 class ControlClient:
-    """A node process's end. Belongs to one thread."""
+    """The end of one node process. Belongs to one thread."""
 
     def __init__(self, address: str, process: str) -> None:
         self._codec = Codec()
         self._socket = context().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, process.encode())
         self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # the launcher listens only once its processes are started
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # the launcher binds only after it has started its processes
         self._socket.connect(address)
 
     def send(self, value: Value) -> None:

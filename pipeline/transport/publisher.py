@@ -1,13 +1,17 @@
-"""The sending end of one stream: a ROUTER socket to which every reader connects a DEALER and says hello.
+"""The sending end of one stream. A ROUTER socket; each subscriber connects a DEALER to it and sends Hello.
 
-The publisher answers with a welcome that names the first message it promises, so a late reader knows what it was never
-promised, and sees every later gap. A reader that grants credits is waited for; for all others a full queue drops the
-message, and the reader counts it from `seq`. A reader on the same host gets large payloads through shared memory
-(shared_memory.py) and small messages as datagrams (datagrams.py); its hello says so.
+The publisher answers with a Welcome that names the first seq it promises: a subscriber that comes late knows what it was
+never promised, and sees every later gap. Three protocols stand beside ZeroMQ, each for subscribers whose Hello asks for it:
+
+    credits.py         the publisher waits for a subscriber that must not miss a message; for all others a full queue drops
+                       the message, and the subscriber counts the gap
+    shared_memory.py   large payloads, on the same host
+    datagrams.py       small messages with less latency, on the same host
 
 Example:
     publisher = Publisher("ipc:///run/…/camera.sock", info)
     publisher.send(frame)
+    publisher.close(ended=True)
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import math
 import secrets
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,12 @@ import zmq
 
 from pipeline.errors import ConfigError, WireError
 from pipeline.frame import Message, StreamInfo
-from pipeline.transport import shared_memory
 from pipeline.transport.compression import compress
+from pipeline.transport.credits import CreditWindow
 from pipeline.transport.datagrams import DatagramSender
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import QUEUE_MESSAGES, READABLE, bind, context
-from pipeline.transport.shared_memory import folder_for_address
+from pipeline.transport.shared_memory import DEFAULT_SPAN_S, SharedMemoryWriter, SlotAddress, folder_for_address
 from pipeline.transport.wire_format import (
     INLINE_BYTES,
     Bye,
@@ -45,31 +48,29 @@ from pipeline.transport.wire_format import (
 )
 
 SERVICE_EVERY_S = 0.1
-FORGET_READER_S = 5.0
+FORGET_SUBSCRIBER_S = 5.0  # without a Hello, which comes every half second
 WAIT_FOR_ROOM_MS = 300
-GOODBYE_S, GOODBYE_NETWORK_S = 0.3, 5.0  # over a network that loses packets the last messages take a while
+CLOSE_S, CLOSE_NETWORK_S = 0.3, 5.0  # over a network that loses packets the last messages take a while
 
 
-class _Reader:
-    def __init__(self, hello: Hello, now_s: float, next_seq: int, express_folder: Path | None) -> None:
-        self.name, self.credits, self.payloads, self.heard_s = hello.reader, hello.credits, hello.payloads, now_s
-        self.express: DatagramSender | None = None
-        if express_folder is not None and hello.express:
-            with suppress(OSError):  # gone already, or on another host
-                self.express = DatagramSender(express_folder, hello.express)
-        # The seq after the last message that went to it over ZeroMQ; None once it has them all, so that what goes the
-        # short way from then on cannot overtake them.
-        self.on_zeromq: int | None = next_seq
-        # Of a reader that is waited for: the slots of each message it has not taken yet. Kept, so they are not written to.
-        self.kept: deque[list[np.ndarray]] = deque()
+class _Peer:
+    """What the publisher knows of one subscriber."""
+
+    def __init__(self, hello: Hello, now_s: float, next_seq: int, folder: Path | None) -> None:
+        self.payloads, self.last_hello_s = hello.payloads, now_s
+        self.window = None if hello.credits is None else CreditWindow(hello.credits)
+        self.datagrams: DatagramSender | None = None
+        if folder is not None and hello.datagram_socket:
+            with suppress(OSError):  # closed already, or on another host
+                self.datagrams = DatagramSender(folder, hello.datagram_socket, next_seq)
 
     def close(self) -> None:
-        if self.express is not None:
-            self.express.close()
+        if self.datagrams is not None:
+            self.datagrams.close()
 
 
 class Publisher:
-    """One stream's sending end. Belongs to one thread."""
+    """One stream's sending end. Belongs to one thread; only borrow() may be called from others."""
 
     def __init__(
         self,
@@ -79,28 +80,36 @@ class Publisher:
         network: str = "",
         keyring: Keyring | None = None,
         queue: int = QUEUE_MESSAGES,
-        span_s: float = shared_memory.DEFAULT_SPAN_S,
+        span_s: float = DEFAULT_SPAN_S,
     ) -> None:
-        """network: another address, for readers on other hosts. queue: messages that may be on their way to a reader, span_s:
-        how much of the stream has room in shared memory. Raises ConfigError when an address cannot be opened."""
+        """Raises ConfigError when an address cannot be opened.
+
+        Args:
+            address: Where subscribers of this host connect.
+            info: Sent in each Welcome; may be replaced until the first subscriber connects.
+            network: A second address, for other hosts. Empty: none.
+            keyring: This host's keys; required if `network` is not a loopback address.
+            queue: Messages that ZeroMQ holds for each subscriber before it drops new ones.
+            span_s: How much of the stream, in seconds, has room in shared memory.
+        """
         self.info = info
         self._codec = Codec()
         self._session = secrets.randbits(62)
         self._seq = 0
-        self._readers: dict[bytes, _Reader] = {}
+        self._peers: dict[bytes, _Peer] = {}
         self._ended = False
-        self._goodbye_s = GOODBYE_NETWORK_S if network else GOODBYE_S
-        self._ring_folder, self._ring_s = folder_for_address(address), span_s
-        self._ring: shared_memory.SharedMemoryWriter | None = None  # made for the first reader that wants one
-        self._service_s = 0.0  # when readers were last heard
-        self._slots: list[np.ndarray] = []  # of the message that is being sent
+        self._close_s = CLOSE_NETWORK_S if network else CLOSE_S
+        self._folder, self._span_s = folder_for_address(address), span_s
+        self._shared_memory: SharedMemoryWriter | None = None  # created for the first subscriber that asks for it
+        self._serviced_s = 0.0
+        self._stored: list[np.ndarray] = []  # the payloads in shared memory of the message that is being sent
         self._stopping: threading.Event | None = None
         self._socket = context().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reader that is gone is an error here, not a silent loss
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a closed subscriber is an error here, not a silent loss
         self._socket.setsockopt(zmq.SNDHWM, queue)
         self._socket.setsockopt(zmq.SNDTIMEO, WAIT_FOR_ROOM_MS)
         self._socket.setsockopt(zmq.LINGER, 300)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # readers send only greetings
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscribers send only small messages
         for own_address in filter(None, (address, network)):  # the local one first: see network.bind
             try:
                 bind(self._socket, own_address, keyring)
@@ -111,129 +120,134 @@ class Publisher:
                 ) from error
 
     def send(self, message: Message, *, stopping: threading.Event | None = None) -> None:
-        """To every reader; waits only for readers that grant credits, and not once `stopping` is set."""
-        if not self._readers:
+        """To every subscriber; waits only for those that grant credits, and no longer once `stopping` is set."""
+        if not self._peers:
             self.service()
         seq, self._seq = self._seq, self._seq + 1
-        self._slots, self._stopping = [], stopping
+        self._stored, self._stopping = [], stopping
         encoded: dict[Payloads, list[Any]] = {}
-        for identity, reader in list(self._readers.items()):
-            if reader.credits is not None:
-                while reader.credits == 0 and identity in self._readers and not self._stopped():
+        flow_control = False
+        for identity, peer in list(self._peers.items()):
+            window = peer.window
+            if window is not None:
+                flow_control = True
+                while window.available == 0 and identity in self._peers and not self._is_stopping():
                     self.service(timeout_ms=20)
-                if reader.credits == 0:
+                if window.available == 0:
                     continue
-                reader.credits -= 1
-            if (parts := encoded.get(reader.payloads)) is None:
-                parts = encoded[reader.payloads] = self._encode(seq, message, reader.payloads)
-            if reader.credits is not None:
-                reader.kept.append(self._slots if reader.payloads == "ring" else [])
-            if reader.on_zeromq is None and reader.express and len(parts) == 1 and reader.express.send(parts[0]):
-                continue
-            reader.on_zeromq = seq + 1
-            # ZeroMQ learns in batches of what was read, so its queue can look full to a reader that has given credit.
-            self._post(identity, parts, wait=reader.credits is not None)
-        self._slots = []
-        if self._ring is not None:
-            self._ring.prepare()
-        # Afterwards: the readers of this message need not wait for it. Credits are wanted at once, greetings can wait.
-        if time.monotonic() > self._service_s + SERVICE_EVERY_S or any(
-            r.credits is not None for r in self._readers.values()
-        ):
+            if (parts := encoded.get(peer.payloads)) is None:
+                parts = encoded[peer.payloads] = self._encode(seq, message, peer.payloads)
+            if window is not None:
+                window.spend(self._stored if peer.payloads == "ring" else [])
+            if (datagrams := peer.datagrams) is not None:
+                if len(parts) == 1 and datagrams.send(parts[0]):
+                    continue
+                datagrams.resume_seq = seq + 1
+            # ZeroMQ learns in batches what was read, so its queue may look full although there is credit.
+            self._post(identity, parts, wait=window is not None)
+        self._stored = []
+        if self._shared_memory is not None:
+            self._shared_memory.reserve_next()
+        # After sending, so that no subscriber waits for it. Credits are needed at once, a Hello can wait.
+        if flow_control or time.monotonic() > self._serviced_s + SERVICE_EVERY_S:
             self.service()
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
-        """An array to fill and send: a slot of the ring where that saves a copy, else ordinary memory. From any thread."""
+        """A writable array to fill and send: a slot of shared memory where that saves a copy, else ordinary memory."""
         array: np.ndarray | None = None
-        if math.prod(shape) * np.dtype(dtype).itemsize > INLINE_BYTES and (lender := self._wanted_ring()):
-            array = lender.borrow(shape, dtype)
+        if self._shared_memory is not None and math.prod(shape) * np.dtype(dtype).itemsize > INLINE_BYTES:
+            array = self._shared_memory.borrow(shape, dtype)
         return np.empty(shape, dtype) if array is None else array
 
-    def _wanted_ring(self) -> shared_memory.SharedMemoryWriter | None:
-        if self._ring is None and self._ring_folder and any(r.payloads == "ring" for r in list(self._readers.values())):
-            self._ring = shared_memory.SharedMemoryWriter(
-                self._ring_folder, self.info.stream, self.info.rate_hz, self._ring_s
-            )
-        return self._ring
-
-    def _encode(self, seq: int, message: Message, payloads: Payloads) -> list[Any]:
-        if payloads == "packed":
-            message = compress(message)
-        return self._codec.encode(self._session, seq, message, self._place if payloads == "ring" else None)
-
-    def _place(self, array: np.ndarray) -> shared_memory.SlotAddress | None:
-        """In the ring. `_slots` gets the slot's array: while it lives its slot is not written to."""
-        if (lender := self._wanted_ring()) is None:
-            return None
-        placed = lender.place(array)
-        # A slot that a reader with credits has yet to take comes back soon, and waiting is cheaper than the socket.
-        while placed is None and any(map(any, (r.kept for r in self._readers.values()))) and not self._stopped():
-            self.service(timeout_ms=20)
-            placed = lender.place(array)
-        if placed is None:
-            return None
-        self._slots.append(placed[1])
-        return placed[0]
-
-    def _stopped(self) -> bool:
-        return self._stopping is not None and self._stopping.is_set()
-
     def service(self, timeout_ms: int = 0) -> None:
-        """Answer greetings and take credits; call it at least every second."""
-        # Asking for EVENTS takes a tenth of the time of a poll, and this is done for every message.
+        """Read what subscribers sent; call it at least every second. timeout_ms: how long to wait for the first of it."""
+        # Reading EVENTS takes a tenth of the time of a poll, and this is done for every message.
         while self._socket.get(zmq.EVENTS) & READABLE or (timeout_ms and self._socket.poll(timeout_ms)):
             timeout_ms = 0
             identity, *parts = self._socket.recv_multipart()
             try:
                 value = self._codec.decode(parts).value
             except WireError:
-                continue  # not one of ours: nothing is promised to it
+                continue  # unknown sender: nothing was promised to it
+            peer = self._peers.get(identity)
             if isinstance(value, Hello):
-                if (reader := self._readers.get(identity)) is None:
-                    self._readers[identity] = _Reader(value, time.monotonic(), self._seq, self._ring_folder)
-                    # Packing takes milliseconds: the readers on this host come first.
-                    self._readers = dict(sorted(self._readers.items(), key=lambda item: item[1].payloads == "packed"))
-                    self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
-                    if self._ended:
-                        self._end(identity)
+                if peer is None:
+                    self._welcome(identity, value)
                 else:
-                    reader.heard_s = time.monotonic()
-                    caught_up = value.session == self._session and value.expected >= (reader.on_zeromq or 0)
-                    if caught_up and reader.express:
-                        reader.on_zeromq = None
-            elif isinstance(value, Credit) and identity in self._readers:
-                known = self._readers[identity]
-                known.credits = (known.credits or 0) + value.count
-                for _ in range(min(value.count, len(known.kept))):
-                    known.kept.popleft()
+                    peer.last_hello_s = time.monotonic()
+                    if peer.datagrams is not None and value.session == self._session:
+                        peer.datagrams.confirm(value.expected)
+            elif isinstance(value, Credit) and peer is not None:
+                if peer.window is None:
+                    peer.window = CreditWindow(0)
+                peer.window.grant(value.count)
             elif isinstance(value, Bye):
                 self._forget(identity)
-        self._service_s = time.monotonic()
-        late_s = self._service_s - FORGET_READER_S
-        for identity in [i for i, r in self._readers.items() if r.heard_s < late_s]:
+        self._serviced_s = time.monotonic()
+        oldest_s = self._serviced_s - FORGET_SUBSCRIBER_S
+        for identity in [i for i, peer in self._peers.items() if peer.last_hello_s < oldest_s]:
             self._forget(identity)
 
     def close(self, *, ended: bool) -> None:
-        """ended: tell the readers that the stream is finished (else they wait for it to come back)."""
+        """ended: announce that the stream is finished; else its subscribers wait for the publisher to come back."""
         if ended:
             self._ended = True
-            untold = {identity for identity in list(self._readers) if not self._end(identity)}
-            # When a socket closes, ZeroMQ forgets what was on its way to a reader whose queue is full: so hear them out.
-            give_up_s = time.monotonic() + self._goodbye_s
-            while self._readers and time.monotonic() < give_up_s:
+            pending = {identity for identity in list(self._peers) if not self._post_end(identity)}
+            # A closing ZeroMQ socket drops what is queued for a peer whose queue is full, so wait until each says Bye.
+            give_up_s = time.monotonic() + self._close_s
+            while self._peers and time.monotonic() < give_up_s:
                 self.service(timeout_ms=20)
-                untold = {identity for identity in untold & self._readers.keys() if not self._end(identity)}
+                pending = {identity for identity in pending & self._peers.keys() if not self._post_end(identity)}
         self._socket.close()
-        if self._ring is not None:
-            self._ring.close()
-        for reader in self._readers.values():
-            reader.close()
+        if self._shared_memory is not None:
+            self._shared_memory.close()
+        for peer in self._peers.values():
+            peer.close()
 
-    def _end(self, identity: bytes) -> bool:
+    def _welcome(self, identity: bytes, hello: Hello) -> None:
+        if hello.payloads == "ring" and self._shared_memory is None and self._folder is not None:
+            self._shared_memory = SharedMemoryWriter(self._folder, self.info.stream, self.info.rate_hz, self._span_s)
+        self._peers[identity] = _Peer(hello, time.monotonic(), self._seq, self._folder)
+        # Compression takes milliseconds: the subscribers of this host come first.
+        self._peers = dict(sorted(self._peers.items(), key=lambda item: item[1].payloads == "packed"))
+        self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
+        if self._ended:
+            self._post_end(identity)
+
+    def _forget(self, identity: bytes) -> None:
+        if (peer := self._peers.pop(identity, None)) is not None:
+            peer.close()
+
+    def _encode(self, seq: int, message: Message, payloads: Payloads) -> list[Any]:
+        if payloads == "packed":
+            message = compress(message)
+        return self._codec.encode(self._session, seq, message, self._store if payloads == "ring" else None)
+
+    def _store(self, array: np.ndarray) -> SlotAddress | None:
+        """Put a payload into shared memory; None if it must travel in the message."""
+        if (writer := self._shared_memory) is None:
+            return None
+        stored = writer.store(array)
+        # A slot that a subscriber with credits has yet to take is free soon, and waiting is cheaper than the socket.
+        while stored is None and any(p.window and p.window.holds_payloads for p in self._peers.values()):
+            if self._is_stopping():
+                break
+            self.service(timeout_ms=20)
+            stored = writer.store(array)
+        if stored is None:
+            return None
+        address, slot_array = stored
+        self._stored.append(slot_array)  # the slot is not reused while this reference lives
+        return address
+
+    def _is_stopping(self) -> bool:
+        return self._stopping is not None and self._stopping.is_set()
+
+    def _post_end(self, identity: bytes) -> bool:
         return self._post(identity, self._codec.encode(self._session, self._seq, End()), wait=True)
 
     def _post(self, identity: bytes, parts: list[Any], *, wait: bool = False) -> bool:
-        """wait: up to WAIT_FOR_ROOM_MS, for room in a full queue. False: there was none, and the gap in seq will tell."""
+        """False: the queue was full, for WAIT_FOR_ROOM_MS if `wait` is set. The gap in seq then shows the loss."""
         try:
             self._socket.send_multipart([identity, *parts], 0 if wait else zmq.DONTWAIT, copy=False)
         except zmq.Again:
@@ -243,7 +257,3 @@ class Publisher:
                 raise
             self._forget(identity)
         return True
-
-    def _forget(self, identity: bytes) -> None:
-        if (reader := self._readers.pop(identity, None)) is not None:
-            reader.close()

@@ -1,70 +1,78 @@
-"""The thread that takes messages off the sockets of one process, so that they arrive on time whatever the process is busy with."""
+"""The thread that reads the sockets of one process, so that arrival times do not depend on what its nodes compute."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pipeline.errors import WireError
 from pipeline.transport.poller import Poller
 from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import Value
 
+Deliver = Callable[[Value | OverwrittenPayload | None, int], None]
+
+
+class _Route(NamedTuple):
+    """What is called for the messages of one subscriber."""
+
+    subscriber: Subscriber
+    deliver: Deliver
+    malformed: Callable[[], None]
+    take_credits: Callable[[], int]
+
 
 class Receiver(threading.Thread):
-    """Does nothing else.
-
-    deliver(value, lost) is called for each message of a connection (value None: a welcome after which some are lost);
-    `malformed()` for one that is not ours.
-    """
+    """Reads every subscriber of the process, and does nothing else."""
 
     def __init__(self) -> None:
-        super().__init__(name="drain", daemon=True)
-        self._edges: list[
-            tuple[
-                Subscriber,
-                Callable[[Value | OverwrittenPayload | None, int], None],
-                Callable[[], None],
-                Callable[[], int],
-            ]
-        ] = []
+        super().__init__(name="receiver", daemon=True)
+        self._routes: list[_Route] = []
         self._stopping = threading.Event()
 
     def add(
         self,
-        connection: Subscriber,
-        deliver: Callable[[Value | OverwrittenPayload | None, int], None],
+        subscriber: Subscriber,
+        deliver: Deliver,
         malformed: Callable[[], None],
-        taken: Callable[[], int],
+        take_credits: Callable[[], int],
     ) -> None:
-        """Before start(). taken() says how many messages were consumed since it was last asked: credits to give back."""
-        self._edges.append((connection, deliver, malformed, taken))
+        """Before start().
+
+        Args:
+            subscriber: Read and closed by this thread from start() on.
+            deliver: Called with each message and the number of messages lost before it. The message is None when only a
+                loss is reported: a welcome after which messages are missing.
+            malformed: Called for each message that cannot be decoded.
+            take_credits: Returns how many messages were processed since its last call; they are granted as credits.
+        """
+        self._routes.append(_Route(subscriber, deliver, malformed, take_credits))
 
     def run(self) -> None:
-        bells = Poller([edge[0] for edge in self._edges])
-        edges = {edge[0]: edge for edge in self._edges}
-        credited = any(connection.uses_credits for connection in edges)
-        # A credit given back late makes a fast source wait, so with flow control the thread looks up more often.
-        timeout_ms = 2 if credited else 50
+        poller = Poller([route.subscriber for route in self._routes])
+        routes = {route.subscriber: route for route in self._routes}
+        # A credit that is granted late makes a fast source wait, so with flow control the thread wakes more often.
+        timeout_ms = 2 if any(subscriber.uses_credits for subscriber in routes) else 50
         while not self._stopping.is_set():
-            for connection, _, _, taken in self._edges:
-                connection.keep_alive()
-                if connection.uses_credits and (count := taken()):
-                    connection.grant_credits(count)
-            for connection in bells.wait(timeout_ms):
-                _, deliver, malformed, _ = edges[connection]
+            for subscriber, _, _, take_credits in self._routes:
+                subscriber.keep_alive()
+                if subscriber.uses_credits and (count := take_credits()):
+                    subscriber.grant_credits(count)
+            for subscriber in poller.wait(timeout_ms):
+                _, deliver, malformed, _ = routes[subscriber]
                 try:
-                    value, lost = connection.receive()
+                    value, lost = subscriber.receive()
                 except WireError:
                     malformed()
                     continue
                 if value is not None or lost:
                     deliver(value, lost)
-        for connection, *_ in self._edges:
-            connection.close()
+        for route in self._routes:
+            route.subscriber.close()
 
     def stop(self) -> None:
-        """Close the connections; does nothing when it was never started."""
+        """Close the subscribers; does nothing if the thread was never started."""
         self._stopping.set()
         if self.is_alive():
             self.join(1.0)

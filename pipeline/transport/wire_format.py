@@ -2,9 +2,10 @@
 
 An envelope is a msgpack array [version, session, seq, value]. A value is an array whose first element is its type's name
 ("Frame", "Prediction", …) followed by its fields in the order of frame.py. An array of numbers is [dtype, shape, where]:
-`where` is the bytes themselves up to 8 KiB, else the index of the message part that follows, or, for a reader that asked
-for it, [file, slot, generation] of a ring in shared memory (ring.py). Never pickle.
+`where` is the bytes themselves up to 8 KiB, else the index of the message part that follows, or, for a subscriber that
+asked for it, [file, slot, generation] in shared memory (shared_memory.py). Never pickle.
 
+Example:
     parts = Codec().encode(session, seq, frame)      # [header, pixels]
     envelope = Codec().decode(parts)                 # envelope.value.data is a read-only view of parts[1]
 """
@@ -22,13 +23,14 @@ from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, St
 from pipeline.transport.shared_memory import SlotAddress
 
 VERSION = 1
-# A chunk of sound travels in the header. Above, a ring takes half the time of a message part: 54 µs, not 106, at 12 KiB.
+# A chunk of sound travels in the header. Above, shared memory takes half the time of a message part: 54 µs, not 106, at
+# 12 KiB.
 INLINE_BYTES = 8 << 10
 
-# How a reader wants large arrays: "inline" as parts of the message, which every reader understands; "ring" in shared
-# memory; "packed" as parts again, but compressed for a network (packing.py).
+# How large arrays travel to a subscriber: "inline" as parts of the message, which every program can read; "ring" in shared
+# memory; "packed" as parts again, but compressed for a network (compression.py).
 Payloads = Literal["inline", "ring", "packed"]
-PlaceArray = Callable[[np.ndarray], SlotAddress | None]
+StoreArray = Callable[[np.ndarray], SlotAddress | None]
 FetchArray = Callable[[SlotAddress, tuple[int, ...], np.dtype], np.ndarray]
 # Numbers only: an object dtype would mean running code that came in a message.
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
@@ -36,34 +38,34 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
-    """Reader → publisher, every half second: who reads, and how many messages may be on their way (None: do not wait)."""
+    """Subscriber → publisher, every half second."""
 
-    reader: str
-    credits: int | None = None
+    reader: str  # the subscriber's name
+    credits: int | None = None  # messages that may be on their way before the publisher waits; None: it never waits
     payloads: Payloads = "inline"
-    express: str = ""  # where it takes small messages instead, once it has caught up (express.py)
-    session: int = 0  # of the publisher, as its welcome said; 0: not heard of yet
+    datagram_socket: str = ""  # where it accepts small messages while it keeps up (datagrams.py)
+    session: int = 0  # of the publisher, from its Welcome; 0: none yet
     expected: int = 0  # the next seq of that session: all before it was read, or counted as lost
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
-    """Reader → publisher: `count` more messages may be sent."""
+    """Subscriber → publisher: `count` more messages may be sent."""
 
     count: int
 
 
 class Bye(msgspec.Struct, frozen=True, array_like=True, tag="Bye"):
-    """Reader → publisher: send no more."""
+    """Subscriber → publisher: send no more."""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="Welcome"):
-    """Publisher → reader: from the envelope's seq on, every message is yours."""
+    """Publisher → subscriber: every message from the envelope's seq on is promised."""
 
     info: StreamInfo
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="End"):
-    """Publisher → reader: the stream is finished."""
+    """Publisher → subscriber: the stream is finished."""
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
@@ -89,13 +91,13 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="Ping"):
-    """Reader → another host: what time is it there? sent_ns: by the asking host's clock."""
+    """Clock client → another host's clock server. sent_ns: by the client's clock."""
 
     sent_ns: int
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="Pong"):
-    """The answer: when the ping came and when this left, by the answering host's clock."""
+    """The answer: when the ping arrived and when this was sent, by the server's clock."""
 
     sent_ns: int  # the ping's
     received_ns: int
@@ -122,13 +124,13 @@ Value = (
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    session: int  # of the publisher: another number means that it was restarted
-    seq: int  # +1 per message of the session: a gap is a loss
+    session: int  # of the publisher; another number means that it was restarted
+    seq: int  # +1 per message of the session; a gap is a loss
     value: Value
 
 
 class _Numbered(msgspec.Struct, frozen=True, array_like=True):
-    """An envelope whose value is of no interest."""
+    """An envelope whose value is not decoded."""
 
     version: int
     session: int
@@ -137,26 +139,27 @@ class _Numbered(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Codec:
-    """One direction of one connection; not to be shared between threads. fetch: for a reader of rings."""
+    """Encodes and decodes for one socket; not to be shared between threads."""
 
     def __init__(self, fetch: FetchArray | None = None) -> None:
+        """fetch: reads an array from shared memory; None for programs that do not ask for it."""
         self._parts: list[Any] = []
-        self._place: PlaceArray | None = None
+        self._store: StoreArray | None = None
         self._fetch = fetch
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
         self._decoder = msgspec.msgpack.Decoder(Envelope, dec_hook=self._decode_array)
         self._numbers = msgspec.msgpack.Decoder(_Numbered)
 
-    def encode(self, session: int, seq: int, value: Value, place: PlaceArray | None = None) -> list[Any]:
-        """Message parts: the header, then the large arrays that `place` did not find a place for, not copied."""
-        self._parts, self._place = [], place
+    def encode(self, session: int, seq: int, value: Value, store: StoreArray | None = None) -> list[Any]:
+        """Message parts: the header, then the large arrays that `store` did not accept, not copied."""
+        self._parts, self._store = [], store
         header = self._encoder.encode(Envelope(VERSION, session, seq, value))
         return [header, *self._parts]
 
     def decode(self, parts: Sequence[Any]) -> Envelope:
-        """Arrays are read-only views of `parts`, or of the ring.
+        """Arrays are read-only views of `parts`, or of shared memory.
 
-        Raises WireError for anything that is not ours, and ring.SlotOverwritten for what is, and comes too late.
+        Raises WireError for anything that is not in this schema, and SlotOverwritten for a payload that is read too late.
         """
         self._parts = list(parts[1:])
         try:
@@ -164,11 +167,11 @@ class Codec:
         except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
             raise WireError(f"not a message of version {VERSION}: {error}") from error
         if envelope.version != VERSION:
-            raise WireError(f"a message of version {envelope.version}; this program speaks version {VERSION}")
+            raise WireError(f"a message of version {envelope.version}; this program supports version {VERSION}")
         return envelope
 
     def number(self, header: Any) -> tuple[int, int] | None:
-        """(session, seq) of a message; None when it is not ours."""
+        """(session, seq) of a message; None when it is not in this schema."""
         try:
             numbered = self._numbers.decode(header)
         except msgspec.MsgspecError:
@@ -179,11 +182,11 @@ class Codec:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"cannot send a {type(array).__name__}")
         if (dtype := _NAMES.get(array.dtype)) is None:
-            raise TypeError(f"cannot send an array of {array.dtype}. What travels: {', '.join(DTYPES)}")
+            raise TypeError(f"cannot send an array of {array.dtype}. Supported: {', '.join(DTYPES)}")
         if array.nbytes <= INLINE_BYTES:
             return dtype, array.shape, array.tobytes()
-        if self._place is not None and (place := self._place(array)) is not None:
-            return dtype, array.shape, place
+        if self._store is not None and (address := self._store(array)) is not None:
+            return dtype, array.shape, address
         self._parts.append(np.ascontiguousarray(array).data.cast("B"))
         return dtype, array.shape, len(self._parts) - 1
 
@@ -192,14 +195,14 @@ class Codec:
             raise TypeError(f"unexpected {kind}")
         dtype, shape, where = raw
         for size in shape:
-            if not isinstance(size, int) or size < 0:  # numpy would give it a meaning
-                raise ValueError("a size is a count")
+            if not isinstance(size, int) or size < 0:  # numpy would accept it: -1 means "the rest"
+                raise ValueError("a size is not a count")
         if isinstance(where, list):
             if self._fetch is None:
-                raise ValueError("a payload in a ring, for a reader that did not ask for it")
+                raise ValueError("a payload in shared memory that this program did not ask for")
             file, slot, generation = where
             return self._fetch(SlotAddress(str(file), int(slot), int(generation)), tuple(shape), DTYPES[dtype])
-        if isinstance(where, int) and where < 0:  # and lists to this
-            raise ValueError("a negative part")
+        if isinstance(where, int) and where < 0:  # a list would count it from its end
+            raise ValueError("the index of a part is negative")
         array = np.frombuffer(self._parts[where] if isinstance(where, int) else where, DTYPES[dtype])
         return array.reshape(shape)

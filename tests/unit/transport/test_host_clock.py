@@ -157,7 +157,7 @@ def test_long_runs_keep_bounded_memory() -> None:
     network = Network()
     for _ in network.run(100):
         pass
-    assert len(network.clock._kept) <= HostClock.BLOCKS
+    assert len(network.clock._intervals) <= HostClock.BLOCKS
 
 
 # --- what is moved --------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_latest_queues_the_newest_and_counts_the_others() -> None:
     for seq in range(5):
         inbox.put("camera", frame(seq))
     assert waiting(inbox) == [4]
-    assert metrics.dropped() == {"camera": {"a newer one came": 4}}
+    assert metrics.dropped() == {"camera": {"replaced by a newer frame": 4}}
 
 
 def test_a_number_queues_that_many_of_the_newest_and_counts_the_others() -> None:
@@ -157,8 +157,8 @@ def test_a_neighbour_that_waits_for_room_is_let_go_at_the_stop() -> None:
 
 def test_what_was_lost_on_the_way_is_counted_by_its_reason() -> None:
     inbox, _, metrics = an_inbox(camera=8)
-    inbox.lost("camera", 3)
-    inbox.lost("camera", 1, "malformed")
+    inbox.count_lost("camera", 3)
+    inbox.count_lost("camera", 1, "malformed")
     assert metrics.dropped() == {"camera": {"lost in transport": 3, "malformed": 1}}
 
 
@@ -182,7 +182,7 @@ def test_packed_frame_is_unpacked_when_it_is_taken_and_the_replaced_one_never() 
     item, _ = inbox.take(0)
     assert isinstance(item, Arrival) and isinstance(item.message, Frame)
     assert item.message.encoding == "points_xyzi_f32" and np.array_equal(item.message.data, points * 2)
-    assert metrics.dropped() == {"lidar": {"a newer one came": 2}}
+    assert metrics.dropped() == {"lidar": {"replaced by a newer frame": 2}}
 
 
 def test_packed_frame_that_cannot_be_unpacked_is_counted_and_the_next_one_comes() -> None:

@@ -21,9 +21,10 @@ from running import wait_for
 from pipeline.clock import NS, LiveClock
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.transport import network
+from pipeline.transport import clock_exchange, network
+from pipeline.transport.clock_exchange import ClockClient, ClockServer
 from pipeline.transport.keys import Keyring, write_new
-from pipeline.transport.network import ClockClient, ClockServer, new_keys
+from pipeline.transport.network import new_keys
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import Codec, Hello, Ping
@@ -96,7 +97,7 @@ def test_intruder_gets_nothing_and_the_allowed_reader_gets_all(
         raw(outside, server_key=front.public, keys=(brain.public, new_keys()[1])),  # an allowed name without its secret
     )
     assert heard(publisher, *intruders) == []
-    assert "refused a stranger" in caplog.text
+    assert "rejected a connection with an unknown key" in caplog.text
     assert heard(publisher, raw(outside, server_key=front.public, keys=(brain.public, brain.secret)), seconds=10.0)
     publisher.close(ended=False)
 
@@ -127,13 +128,14 @@ def test_host_without_its_key_here_is_not_connected_to(outside: str, keyrings: C
 def test_a_host_that_refuses_our_key_is_named_with_the_fix(
     outside: str, keyrings: Callable[..., Keyring], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "NO_ANSWER_S", 1.0)
+    monkeypatch.setattr(clock_exchange, "NO_ANSWER_S", 1.0)
     server = ClockServer(outside, keyrings("front"))
     line = ClockClient("front", outside, keyrings("brain", allows=("front",)))
     server.start()
     line.start()
     wait_for(
-        lambda: "host 'front' does not answer: it refuses our key. Put brain.public into" in caplog.text, "the fix"
+        lambda: "host 'front' does not answer: it rejects this host's key. Put brain.public into" in caplog.text,
+        "the fix",
     )
     line.stop()
     server.stop()
@@ -272,7 +274,7 @@ def test_a_jump_is_told_in_the_log_and_the_new_time_is_known(
 def test_silence_of_the_other_host_is_told_and_widens_the_bound(
     server: tuple[OtherClock, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "NO_ANSWER_S", 1.0)
+    monkeypatch.setattr(clock_exchange, "NO_ANSWER_S", 1.0)
     other, port = server
     relay = Relay(port, 0, 0)
     line = listening(relay.address)

@@ -52,7 +52,7 @@ def filled(number: int) -> np.ndarray:
 
 
 def put(ring: SharedMemoryWriter, number: int) -> SlotAddress:
-    placed = ring.place(filled(number))
+    placed = ring.store(filled(number))
     assert placed is not None
     return placed[0]
 
@@ -73,14 +73,14 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def test_reader_sees_what_was_placed(ring, folder):
     image = np.arange(12, dtype=np.float32).reshape(3, 4)
-    place, _ = ring.place(image)
+    place, _ = ring.store(image)
     assert np.array_equal(SharedMemoryReader(folder).view(place, (3, 4), np.dtype(np.float32)), image)
 
 
 def test_slot_claimed_ahead_is_the_next_copys(ring, folder):
     reader = SharedMemoryReader(folder)
     first = put(ring, 1)
-    ring.prepare()
+    ring.reserve_next()
     second = put(ring, 2)
     assert second.slot != first.slot
     assert [int(reader.view(place, SHAPE, U8)[0, 0]) for place in (first, second)] == [1, 2]
@@ -88,7 +88,7 @@ def test_slot_claimed_ahead_is_the_next_copys(ring, folder):
 
 def test_slot_claimed_ahead_in_a_ring_that_has_grown_since_is_let_go(ring, folder):
     put(ring, 1)
-    ring.prepare()
+    ring.reserve_next()
     ring.borrow((1000, 1000), np.uint8)
     assert SharedMemoryReader(folder).view(put(ring, 2), SHAPE, U8).max() == 2
 
@@ -104,7 +104,7 @@ def test_view_cannot_be_written_to(ring, folder):
 def test_borrowed_slot_is_placed_without_a_copy(ring, folder):
     image = ring.borrow(SHAPE, np.uint8)
     image.fill(7)
-    place, placed = ring.place(image)
+    place, placed = ring.store(image)
     assert placed is image
     assert (SharedMemoryReader(folder).view(place, SHAPE, U8) == 7).all()
 
@@ -112,15 +112,15 @@ def test_borrowed_slot_is_placed_without_a_copy(ring, folder):
 def test_part_of_a_borrowed_slot_is_copied_if_it_does_not_begin_there(ring, folder):
     image = ring.borrow(SHAPE, np.uint8)
     image[:] = np.arange(100, dtype=np.uint8)[:, None]
-    place, placed = ring.place(image[1:])
+    place, placed = ring.store(image[1:])
     assert not np.shares_memory(placed, image)
     assert SharedMemoryReader(folder).view(place, (99, 1000), U8)[0, 0] == 1
 
 
 def test_frame_sent_twice_lies_in_two_slots_because_each_is_announced_once(ring):
     image = ring.borrow(SHAPE, np.uint8)
-    first, _ = ring.place(image)
-    second, _ = ring.place(image)
+    first, _ = ring.store(image)
+    second, _ = ring.store(image)
     assert first.slot != second.slot
 
 
@@ -171,9 +171,9 @@ def test_frame_is_refused_while_its_slot_is_being_filled(ring, folder):
 def test_slot_lent_to_a_source_is_given_back_when_it_is_dropped(ring):
     lent = [ring.borrow(SHAPE, np.uint8) for _ in range(6)]
     assert ring.borrow(SHAPE, np.uint8) is None
-    assert ring.place(filled(1)) is None
+    assert ring.store(filled(1)) is None
     del lent[2]
-    assert ring.place(filled(1)) is not None
+    assert ring.store(filled(1)) is not None
 
 
 def test_reader_that_holds_half_the_ring_is_given_copies_so_the_publisher_goes_on(ring, folder):
@@ -211,7 +211,7 @@ def test_views_outlive_their_reader_and_the_ring(ring, folder):
 def test_larger_payload_makes_a_larger_ring_and_the_old_one_goes(ring, folder):
     reader = SharedMemoryReader(folder)
     old = reader.view(put(ring, 1), SHAPE, U8)
-    place, _ = ring.place(np.full((500, 1000), 2, np.uint8))
+    place, _ = ring.store(np.full((500, 1000), 2, np.uint8))
     assert (reader.view(place, (500, 1000), U8) == 2).all()
     assert (old == 1).all()
     gc.collect()
@@ -228,7 +228,7 @@ def test_missing_memory_is_told_once_and_the_payload_goes_another_way(ring, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert [ring.place(filled(1)) for _ in range(3)] == [None] * 3
+    assert [ring.store(filled(1)) for _ in range(3)] == [None] * 3
     assert len(caplog.records) == 1
     assert "No space left" in caplog.text
 
@@ -268,7 +268,7 @@ FLAT_OUT = """
         image = np.full((200, 1000, 3), number % 256, np.uint8) if number % 2 else ring.borrow((200, 1000, 3), np.uint8)
         if image is not None and not number % 2:
             image.fill(number % 256)
-        if image is not None and (placed := ring.place(image)):
+        if image is not None and (placed := ring.store(image)):
             place = placed[0]
             del placed
             print(*place, number % 256, flush=True)
@@ -324,10 +324,10 @@ def test_slots_of_a_killed_reader_are_used_again(ring, folder):
     for number in range(6):
         print(*put(ring, number), file=holder.stdin, flush=True)
         assert line(holder) == "held"
-    assert ring.place(filled(9)) is None
+    assert ring.store(filled(9)) is None
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert ring.place(filled(9)) is not None
+    assert ring.store(filled(9)) is not None
 
 
 DIES_WRITING = """
@@ -337,7 +337,7 @@ DIES_WRITING = """
     from pipeline.transport.shared_memory import SharedMemoryWriter
     ring = SharedMemoryWriter(Path(sys.argv[1]), "camera", rate_hz=16)
     for number in range(6):
-        place = ring.place(np.full((100, 1000), number, np.uint8))[0]
+        place = ring.store(np.full((100, 1000), number, np.uint8))[0]
         if number in (0, 5):
             print(*place, flush=True)
     sys.stdin.readline()

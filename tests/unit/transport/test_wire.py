@@ -160,7 +160,7 @@ def test_publisher_that_waits_for_credits_is_let_go_at_the_stop(address: str, co
 def test_publisher_does_not_wait_for_a_reader_that_died(
     address: str, connect: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher_module, "FORGET_READER_S", 0.3)
+    monkeypatch.setattr(publisher_module, "FORGET_SUBSCRIBER_S", 0.3)
     publisher, reader = Publisher(address, INFO), connect(credits=1)
     reader.join(publisher)
     for seq in range(3):  # the reader says nothing more

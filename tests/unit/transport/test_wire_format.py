@@ -125,7 +125,7 @@ def test_the_crafted_frame_of_these_tests_is_taken_when_it_is_right() -> None:
 
 
 def test_other_version_is_named() -> None:
-    assert "version 2; this program speaks version 1" in refused(message(["End"], version=2))
+    assert "version 2; this program supports version 1" in refused(message(["End"], version=2))
 
 
 @pytest.mark.parametrize(

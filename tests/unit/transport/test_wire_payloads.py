@@ -91,7 +91,7 @@ def test_reader_that_does_not_say_so_gets_the_payload_in_the_message(line: Calla
 def test_hello_of_two_fields_is_understood(line: Callable[..., Line]) -> None:
     hello = msgspec.msgpack.encode([VERSION, 0, 0, ["Hello", "a program in Go", None]])
     value = Codec().decode([hello]).value
-    assert isinstance(value, Hello) and (value.payloads, value.express) == ("inline", "")
+    assert isinstance(value, Hello) and (value.payloads, value.datagram_socket) == ("inline", "")
 
 
 def test_reader_on_another_host_gets_pictures_as_jpeg(line: Callable[..., Line]) -> None:
@@ -183,9 +183,10 @@ def caught_up(here: Line) -> Line:
     """A line whose reader has said that it has read all that went over ZeroMQ."""
     here.connection._next_hello_s = 0
     here.connection.keep_alive()
-    readers = here.publisher._readers
+    peers = here.publisher._peers.values()
     wait_for(
-        lambda: here.publisher.service() or all(r.on_zeromq is None for r in readers.values()), "the reader's hello"
+        lambda: here.publisher.service() or all(p.datagrams and p.datagrams.resume_seq is None for p in peers),
+        "the subscriber's Hello",
     )
     return here
 
@@ -203,8 +204,8 @@ def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(
 ) -> None:
     here = caught_up(line())
     with monkeypatch.context() as full:
-        (reader,) = here.publisher._readers.values()
-        full.setattr(reader.express, "send", lambda message: False)
+        (peer,) = here.publisher._peers.values()
+        full.setattr(peer.datagrams, "send", lambda message: False)
         full.setattr(here.publisher, "_post", lambda *parts, **options: False)
         here.publisher.send(number(0))
     here.publisher.send(number(1))
@@ -218,9 +219,9 @@ def test_reader_held_up_between_its_two_looks_reads_in_order(
 ) -> None:
     """It is held up in its first look at the short way, which finds nothing, and meanwhile much is sent on both."""
     here = caught_up(line())
-    express = here.connection._express
-    assert express is not None
-    receive, bursts = express.receive, iter([range(15)])
+    datagrams = here.connection._datagrams
+    assert datagrams is not None
+    receive, bursts = datagrams.receive, iter([range(15)])
 
     def held_up() -> bytes | None:
         header = receive()
@@ -228,6 +229,6 @@ def test_reader_held_up_between_its_two_looks_reads_in_order(
             here.publisher.send(number(seq))  # ten fit on the short way
         return header
 
-    monkeypatch.setattr(express, "receive", held_up)
+    monkeypatch.setattr(datagrams, "receive", held_up)
     received = [here.connection.receive()[0], *(here.receive() for _ in range(14))]
     assert [value.seq for value in received if isinstance(value, Frame)] == list(range(15))
