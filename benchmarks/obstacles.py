@@ -1,10 +1,10 @@
-"""Obstacles from points: how right on made-up sweeps with exact truth and on labelled real ones, and how long a sweep takes.
+"""Obstacles from points: accuracy on synthetic sweeps with exact truth and on labelled real ones, and time per sweep.
 
     python -m benchmarks.obstacles                 # the figures of docs/scene.md, about a minute
     python -m benchmarks.obstacles --only time     # ms a part, one thread, beside a plain numpy pass over the same points
 
 "ground": of points within 60 m. "place": |range of an obstacle − range of the true box's nearest point|, once it has been
-followed for half a second; "speed": length of the velocity's error, once it is told; both over boxes of which 8 points or
+followed for half a second; "speed": length of the velocity's error, once it is reported; both over boxes of which 8 points or
 more were seen. KITTI: labelled cars, vans and lorries within 40 m, found if an obstacle's nearest point lies within 0.5 m
 of its box, and as far off as the box's own nearest point, to 0.5 m.
 """
@@ -31,16 +31,16 @@ from benchmarks.sweeps import DEPTH, GROUND, HDL64, VLP16, Lidar, Sweep, World, 
 from pipeline.clock import NS  # noqa: E402
 from pipeline.frame import Frame  # noqa: E402
 from pipeline.perception.obstacles.ground import GroundFinder  # noqa: E402
-from pipeline.perception.obstacles.scene_model import Around  # noqa: E402
+from pipeline.perception.obstacles.scene_model import SceneModel  # noqa: E402
 from pipeline.preprocessing import timed_cloud  # noqa: E402
 from pipeline.rig.rig import rigid  # noqa: E402
 from pipeline.scene_state import Obstacle  # noqa: E402
 
 PERIOD_S = 0.1
-FOUND_M, WITHIN_M = 0.5, 40.0
-SEEN_POINTS = 8
+MATCH_M, WITHIN_M = 0.5, 40.0
+MIN_VISIBLE_POINTS = 8
 SETTLED_SWEEPS = 5
-KITTI_OWN_M = (-3.0, 2.5, -2.0, 2.0)  # the recording car around its lidar
+KITTI_EGO_BOX_M = (-3.0, 2.5, -2.0, 2.0)  # the recording car model its lidar
 
 
 class Errors(NamedTuple):
@@ -53,28 +53,28 @@ class Errors(NamedTuple):
 def ground_figures(lidar: Lidar, world: World, *, seed: int = 0) -> tuple[float, float]:
     """(recall, precision) of the ground's points."""
     sweep = cast(lidar, world, seed=seed)
-    found = GroundFinder(range_m=60.0).find(sweep.points_m, sweep.origin_m).is_ground
+    is_ground = GroundFinder(range_m=60.0).find(sweep.points_m, sweep.origin_m).is_ground
     near = np.hypot(sweep.points_m[:, 0], sweep.points_m[:, 1]) < 60
-    truth, found = (sweep.hit == GROUND)[near], found[near]
-    return float((found & truth).sum() / truth.sum()), float((found & truth).sum() / found.sum())
+    truth, is_ground = (sweep.hit == GROUND)[near], is_ground[near]
+    return float((is_ground & truth).sum() / truth.sum()), float((is_ground & truth).sum() / is_ground.sum())
 
 
-def follow(lidar: Lidar, world: World, around: Around, *, sweeps: int = 20, seed: int = 0) -> Errors:
+def follow(lidar: Lidar, world: World, model: SceneModel, *, sweeps: int = 20, seed: int = 0) -> Errors:
     """Errors of the world's vehicles and persons (not its walls), sweep by sweep."""
     place, speed, lost, ids = [], [], 0, defaultdict(set)
     for k in range(sweeps):
         sweep = cast(lidar, world, at_s=k * PERIOD_S, seed=seed + k)
         capture_ns, turn_ns = NS + round(k * PERIOD_S * NS), round(lidar.turn_s * NS)
-        around.update(
+        model.update(
             "lidar", sweep.points_m, capture_ns, duration_ns=turn_ns, seconds=sweep.seconds, origin_m=sweep.origin_m
         )
-        told = around.surroundings(capture_ns + turn_ns)
+        state = model.state(capture_ns + turn_ns)
         at_s = k * PERIOD_S + lidar.turn_s
         for i, box in enumerate(world.boxes):
-            if box.length_m > 10 or box.width_m > 5 or (sweep.hit == i).sum() < SEEN_POINTS:
+            if box.length_m > 10 or box.width_m > 5 or (sweep.hit == i).sum() < MIN_VISIBLE_POINTS:
                 continue
             x, y = box.centre_m(at_s)
-            near = [o for o in told.obstacles if np.hypot(o.centre_m[0] - x, o.centre_m[1] - y) < 2.5 and o.points]
+            near = [o for o in state.obstacles if np.hypot(o.centre_m[0] - x, o.centre_m[1] - y) < 2.5 and o.points]
             if not near:
                 lost += k >= SETTLED_SWEEPS
                 continue
@@ -87,13 +87,13 @@ def follow(lidar: Lidar, world: World, around: Around, *, sweeps: int = 20, seed
     return Errors(np.array(place), np.array(speed), lost, sum(map(len, ids.values())) - len(ids))
 
 
-def kitti_found(data: Path) -> list[tuple[str, LabelledBox, float, Obstacle | None]]:
+def kitti_matches(data: Path) -> list[tuple[str, LabelledBox, float, Obstacle | None]]:
     """(sweep, label, how far the best obstacle's nearest point is off in metres, that obstacle) of each vehicle."""
     rows = []
     for name, sweep, boxes in kitti_labelled(data):
-        around, cloud = Around(), kitti_cloud(sweep)
-        around.update("lidar", cloud, NS, duration_ns=NS // 10, origin_m=(0.0, 0.0, LIDAR_HEIGHT_M))
-        obstacles = around.surroundings(NS).obstacles
+        model, cloud = SceneModel(), kitti_cloud(sweep)
+        model.update("lidar", cloud, NS, duration_ns=NS // 10, origin_m=(0.0, 0.0, LIDAR_HEIGHT_M))
+        obstacles = model.state(NS).obstacles
         for box in boxes:
             if box.kind in VEHICLES and box.range_m <= WITHIN_M:
                 off = [(_off_m(o, box), o) for o in obstacles]
@@ -103,7 +103,7 @@ def kitti_found(data: Path) -> list[tuple[str, LabelledBox, float, Obstacle | No
 
 def kitti_cloud(sweep: np.ndarray) -> np.ndarray:
     frame = Frame("lidar", 0, NS, "points_xyzi_f32", sweep.copy(), NS // 10)
-    return timed_cloud(frame, rigid(np.eye(3), (0, 0, LIDAR_HEIGHT_M)), own_m=KITTI_OWN_M)[0]
+    return timed_cloud(frame, rigid(np.eye(3), (0, 0, LIDAR_HEIGHT_M)), own_m=KITTI_EGO_BOX_M)[0]
 
 
 def _off_m(obstacle: Obstacle, box: LabelledBox) -> float:
@@ -141,13 +141,13 @@ def times(clouds: list[tuple[np.ndarray, tuple[float, float, float]]], rounds: i
     from pipeline.perception.obstacles.free_space import FreeSpaceMap
     from pipeline.perception.obstacles.tracking import Tracker
 
-    watch, around = _Stopwatch(), Around()
+    watch, model = _Stopwatch(), SceneModel()
     parts = (
         (GroundFinder, "find", "ground"),
         (module, "find_clusters", "clusters"),
         (FreeSpaceMap, "draw", "free space"),
         (Tracker, "update", "tracks"),
-        (Around, "surroundings", "sectors, way ahead"),
+        (SceneModel, "state", "sectors, way ahead"),
     )
     undo = [watch.wrap(*part) for part in parts]
     try:
@@ -159,8 +159,8 @@ def times(clouds: list[tuple[np.ndarray, tuple[float, float, float]]], rounds: i
             frame = Frame("lidar", k, capture_ns, "points_xyzi_f32", rows, NS // 10)
             points_m, seconds = timed_cloud(frame, rigid(np.eye(3), origin_m))
             watch.ms["cloud"].append(1e3 * (time.thread_time() - begin))
-            around.update("lidar", points_m, capture_ns, duration_ns=NS // 10, seconds=seconds, origin_m=origin_m)
-            around.surroundings(capture_ns)
+            model.update("lidar", points_m, capture_ns, duration_ns=NS // 10, seconds=seconds, origin_m=origin_m)
+            model.state(capture_ns)
             watch.ms["all"].append(1e3 * (time.thread_time() - begin))
     finally:
         for each in undo:
@@ -215,7 +215,7 @@ def _print_tracks(seeds: int) -> dict[str, Any]:
         ("depth camera", DEPTH, room()),
     )
     for name, lidar, world in worlds:
-        all_errors = [follow(lidar, world, Around(), seed=1000 * seed) for seed in range(seeds)]
+        all_errors = [follow(lidar, world, SceneModel(), seed=1000 * seed) for seed in range(seeds)]
         place, speed = (np.concatenate(c) for c in zip(*((e.place_m, e.speed_mps) for e in all_errors), strict=True))
         lost, ids = sum(e.lost for e in all_errors), sum(e.ids for e in all_errors)
         p, s = np.percentile(place, (50, 95)), np.percentile(speed, (50, 95))
@@ -225,12 +225,12 @@ def _print_tracks(seeds: int) -> dict[str, Any]:
 
 
 def _print_kitti(data: Path) -> dict[str, Any]:
-    rows = kitti_found(data)
-    found = sum(off <= FOUND_M for _, _, off, _ in rows)
-    print(f"\nKITTI, vehicles within {WITHIN_M:.0f} m: {found} of {len(rows)} found within {FOUND_M} m")
+    rows = kitti_matches(data)
+    matches = sum(off <= MATCH_M for _, _, off, _ in rows)
+    print(f"\nKITTI, vehicles within {WITHIN_M:.0f} m: {matches} of {len(rows)} found within {MATCH_M} m")
     for name, box, off, _ in rows:
         print(f"  {name} {box.kind:6} at {box.range_m:5.2f} m: off by {off:5.2f} m")
-    return {"found": found, "of": len(rows), "off_m": [off for *_, off, _ in rows]}
+    return {"found": matches, "of": len(rows), "off_m": [off for *_, off, _ in rows]}
 
 
 def _print_times(data: Path | None) -> dict[str, Any]:

@@ -33,6 +33,14 @@ T = TypeVar("T")
 RENAMED = {
     "keep": "queue",
     "pick": "sync",
+    "own_m": "ego_box_m",
+    "step_m": "max_step_m",
+    "blind_m": "min_range_m",
+    "every_px": "stride_px",
+    "least_score": "min_score",
+    "ground_z_m": "z_m",
+    "grid_x_m": "x_m",
+    "grid_y_m": "y_m",
 }
 
 
@@ -203,6 +211,9 @@ def _unknown_option(
         return renamed
     meant = nearest(key, [*parameters, *reserved])
     for option, inner in nested.items():
+        new = RENAMED.get(key)
+        if new is not None and inner is not None and new in inspect.signature(inner).parameters:
+            return ConfigError(f"{where}: '{key}' is now called '{new}', one level below: {option}: {{{new}: …}}")
         if inner is not None and key in inspect.signature(inner).parameters:
             meant = f" {inner.__name__} takes it, one level below: {option}: {{{key}: …}}"
         elif inner is None and not meant:

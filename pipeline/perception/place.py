@@ -12,10 +12,11 @@ import numpy.typing as npt
 from pipeline.errors import AssetError, ConfigError
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
-from pipeline.perception.expression.smoothing import softmax, towards
+from pipeline.perception.expression.smoothing import towards
 from pipeline.perception.inputs import Picture
 from pipeline.perception.model_loader import Engines, model_path
 from pipeline.preprocessing import PLACE_PX, place_tensor
+from pipeline.probabilities import softmax
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,7 +50,7 @@ class PlaceModel:
     def probs(self, image_bgr: npt.NDArray[np.uint8]) -> Floats:
         """image_bgr: (h, w, 3) or (h, w), any size. Returns (labels,) float32 that sum to 1, calibrated."""
         logits = self._engine.run({"place": place_tensor(image_bgr)[None]})["logits"]  # (1, labels)
-        return softmax(logits[0] / self._temperature)
+        return np.asarray(softmax(logits[0], temperature=self._temperature), np.float32)
 
 
 class PlaceEstimator:

@@ -23,7 +23,6 @@ from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Frame
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
-from pipeline.perception.expression.smoothing import softmax
 from pipeline.perception.model_loader import Engines, model_path
 from pipeline.preprocessing import (
     VOICE_BANDS,
@@ -35,6 +34,7 @@ from pipeline.preprocessing import (
     log_mel,
     voice_columns,
 )
+from pipeline.probabilities import softmax
 from pipeline.scene_state import Sound
 
 Floats = npt.NDArray[np.float32]
@@ -149,8 +149,8 @@ class SoundEventDetector:
         level_db = loudness_db(mel)[valid_columns]
         if silent(level_db):
             return Decision(due_ns, (Sound(SILENCE, 1.0),), None, f"silence: {loudest_db(level_db):.0f} dB")
-        logits = self._engine.run({"sound": voice_columns(mel, valid_columns)[None]})["logits"][0] / self._temperature
-        probs = softmax(logits)
+        logits = self._engine.run({"sound": voice_columns(mel, valid_columns)[None]})["logits"][0]
+        probs = np.asarray(softmax(logits, temperature=self._temperature), np.float32)
         events = sorted(
             (Sound(label, float(p)) for label, p in zip(self.labels, probs, strict=True) if label != OTHER),
             key=lambda sound: -sound.prob,

@@ -1,105 +1,100 @@
-"""Obstacles, free space and the way ahead from lidars and depth cameras: AlignedSet → Prediction.surroundings.
+"""Obstacles, free space and the clearance of the path ahead, from lidars and depth cameras: AlignedSet → Prediction.
 
-    obstacles: {use: infer, task: obstacles, inputs: [align], process: align, options: {rig: rig.yaml, width_m: 1.9}}
+    obstacles: {use: infer, task: obstacles, inputs: [align], process: align, options: {rig: rig.yaml, corridor: {width_m: 1.9}}}
 
-`label` is the way ahead. A prototype's eyes, not a safety function: it is wrong without saying so about glass, holes in
-the ground, what is thinner than its beams, and what the sensors do not look at.
+`label` is the state of the path ahead, `surroundings` the rest. A prototype's eyes, not a safety function: it misses,
+without saying so, glass, holes in the ground, what is thinner than its beams, and what is outside its sensors' view.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, AlignedSet, Prediction
-from pipeline.perception.obstacles.clouds import Clouds, check_own
 from pipeline.perception.obstacles.ground import version
+from pipeline.perception.obstacles.options import NESTED, SceneOptions
 from pipeline.perception.obstacles.path_clearance import STATES, Corridor, one_hot
-from pipeline.perception.obstacles.scene_model import UNUSABLE, Around, warm_up
-from pipeline.rig.rig import load
+from pipeline.perception.obstacles.scene_model import UNUSABLE, GridOptions, GroundOptions, warm_up
 from pipeline.task import Task
 
 
 class Obstacles(Task):
-    """rig: a rig file; without one the sensors stand height_m over the base frame's origin and look along x. streams: which
-    to look at, all clouds of the set if empty. sensors: stream → its name in the rig. own_m: [x from, x to, y from, y to]
-    of the rig itself. ground_z_m: of the ground in the base frame, where it is known.
-
-    width_m, length_m, stop_m, front_m, blind_m: the corridor (ahead.Corridor); speed_mps instead of length_m and stop_m: as
-    long as it takes to stop. max_age_ms: older evidence does not make the way clear; by the set's own time, or,
-    by_arrival, by when its anchor arrived (as in the task scene). range_m, step_m, clearance_m, sectors, and grid_x_m,
-    grid_y_m, cell_m of the free-space grid: around.Around. every_px: of a depth picture.
-    """
+    """Every frame of points or depth in a set is used, in the order of capture."""
 
     labels = STATES
+
+    @classmethod
+    def nested_options(cls, options: Mapping[str, Any]) -> Iterable[tuple[str, type | None]]:
+        return NESTED.items()
 
     def __init__(
         self,
         *,
-        rig: str | None = None,
-        streams: list[str] | None = None,
+        rig: str = "",
+        rig_wait_s: float = 0.0,
         sensors: dict[str, str] | None = None,
+        streams: list[str] | None = None,
         height_m: float = 1.7,
-        own_m: list[float] | None = None,
-        ground_z_m: float | None = None,
-        width_m: float = 2.0,
-        length_m: float = 20.0,
-        stop_m: float = 6.0,
-        front_m: float = 0.0,
-        blind_m: float = 5.0,
-        speed_mps: float | None = None,
+        ego_box_m: list[float] | None = None,
+        stride_px: int = 2,
+        range_m: float = 60.0,
+        ground: dict[str, Any] | None = None,
+        grid: dict[str, Any] | None = None,
+        corridor: dict[str, Any] | None = None,
         max_age_ms: float = 300.0,
         by_arrival: bool = False,
-        range_m: float = 60.0,
-        step_m: float = 0.2,
-        clearance_m: float = 2.5,
-        sectors: int = 36,
-        grid_x_m: list[float] | None = None,
-        grid_y_m: list[float] | None = None,
-        cell_m: float = 0.4,
-        every_px: int = 2,
     ) -> None:
-        corridor = Corridor(width_m, length_m, stop_m, front_m, blind_m)
-        if speed_mps is not None:
-            corridor = Corridor.at_speed(speed_mps, width_m=width_m, front_m=front_m, blind_m=blind_m)
-        self._around = Around(
-            corridor=corridor,
+        """
+        Args:
+            rig: A rig file. Without one the sensors stand height_m above the base frame's origin and look along x.
+            rig_wait_s: How long to wait at the start for the rig file (s), where a node of this run writes it
+                (`save_rig` of depth). Default 0: the file exists.
+            sensors: Stream → its name in the rig, where that is not the stream's name.
+            streams: The streams to use. Default: every stream of points or depth.
+            height_m: Height of the sensors above the ground (m), without a rig file. Default 1.7: a lidar on a car's roof.
+            ego_box_m: [x from, x to, y from, y to] of the rig itself in the base frame (m): points in it are left out.
+            stride_px: Every how manieth pixel of a depth picture is used, in both directions (px, ≥ 1). Default 2: a
+                quarter of the points, which lie closer than the clusters' cells.
+            range_m: Obstacles farther than this are not tracked (m, > 1). Default 60: beyond, a car has few points.
+            ground: {z_m, max_step_m, clearance_m}: the ground, and what can be driven over and under (GroundOptions).
+            grid: {x_m, y_m, cell_m, sectors}: the free-space grid and the sectors (GridOptions).
+            corridor: {width_m, length_m, stop_m, front_m, min_range_m, speed_mps}: the path ahead (Corridor).
+            max_age_ms: Older evidence does not make the path clear (ms, > 0). Default 300: three sweeps at 10 Hz.
+            by_arrival: Measure the age of evidence at the arrival of the set's anchor instead of at the set's own time,
+                for sensors that may all be late together. A replay gives the same answer; the time until the set was
+                sent, at most max_wait_ms, is not counted.
+        """
+        self._options = SceneOptions(
+            rig=rig,
+            rig_wait_s=rig_wait_s,
+            sensors=sensors or {},
+            streams=tuple(streams or ()),
+            height_m=height_m,
+            ego_box_m=tuple(ego_box_m or ()),
+            stride_px=stride_px,
             range_m=range_m,
-            step_m=step_m,
-            clearance_m=clearance_m,
-            sectors=sectors,
-            ground_z_m=ground_z_m,
-            x_m=_pair(grid_x_m or [-20.0, 40.0], "grid_x_m"),
-            y_m=_pair(grid_y_m or [-20.0, 20.0], "grid_y_m"),
-            cell_m=cell_m,
-            max_age_ns=round(max_age_ms * 1e6),
+            ground=GroundOptions(**(ground or {})),
+            grid=GridOptions(**(grid or {})),
+            corridor=Corridor(**(corridor or {})),
+            max_age_ms=max_age_ms,
+            by_arrival=by_arrival,
         )
-        check_own(own_m or ())
-        if every_px < 1 or max_age_ms <= 0:
-            raise ValueError("every_px must be at least 1, max_age_ms above 0")
-        self._by_arrival = by_arrival
-        self._rig_path, self._sensors, self._wanted = rig, sensors or {}, set(streams or ())
-        self._height_m, self._own_m, self._every_px = height_m, tuple(own_m or ()), every_px
-        self._known: set[str] = set(self._wanted)  # streams that are clouds: what is missing of them is told
+        self._model = self._options.model()
+        self._known: set[str] = set(self._options.streams)  # streams of points: their absence is reported
 
     def open(self, backend: str) -> None:
         self.model = f"patchwork++@{version()}"
-        self.metrics.facts["corridor"] = str(self._around.corridor)
-        rig = load(Path(self._rig_path)) if self._rig_path is not None else None
-        for sensor in self._sensors.values():
+        self.metrics.facts["corridor"] = str(self._model.corridor)
+        rig = self._options.load_rig()
+        for sensor in self._options.sensors.values():
             if rig is None:
-                raise ConfigError("options of task 'obstacles': sensors: names in a rig, but no rig is given")
+                raise ConfigError("options of task 'obstacles': sensors: names in a rig, but no rig is set")
             rig.transform(rig.base, sensor)
-        self._clouds = Clouds(
-            rig,
-            height_m=self._height_m,
-            sensors=self._sensors,
-            own_m=self._own_m,
-            every_px=self._every_px,
-            log=self.log,
-        )
+        self._clouds = self._options.clouds(rig, self.log)
         warm_up()
 
     def predict(self, aligned: AlignedSet) -> Prediction:
@@ -107,7 +102,7 @@ class Obstacles(Task):
             f
             for stream, many in aligned.frames.items()
             for f in many
-            if f.encoding in POINTS and self._looks_at(stream)
+            if f.encoding in POINTS and self._options.reads(stream)
         ]
         self._known.update(frame.stream for frame in frames)
         bad: dict[str, str] = {}
@@ -117,7 +112,7 @@ class Obstacles(Task):
             except ValueError as error:
                 bad[frame.stream] = str(error)
                 continue
-            why = self._around.update(
+            why = self._model.update(
                 frame.stream,
                 cloud.points_m,
                 frame.capture_ns,
@@ -129,17 +124,7 @@ class Obstacles(Task):
                 bad[frame.stream] = why
         absent = [f"{stream}: {why}" for stream, why in bad.items() if why not in UNUSABLE]
         absent += [f"no {stream} in this set" for stream in aligned.missing if stream in self._known]
-        now_ns = aligned.arrival_ns if self._by_arrival else None
-        surroundings = self._around.surroundings(aligned.anchor_ns, now_ns=now_ns, absent=absent)
-        probs = one_hot(surroundings.ahead)
+        state = self._model.state(aligned.anchor_ns, now_ns=self._options.now_ns(aligned), absent=absent)
         used = tuple(dict.fromkeys(frame.stream for frame in frames))
-        return msgspec.structs.replace(self.prediction(aligned, probs, used=used, bad=bad), surroundings=surroundings)
-
-    def _looks_at(self, stream: str) -> bool:
-        return not self._wanted or stream in self._wanted
-
-
-def _pair(values: list[float], name: str) -> tuple[float, float]:
-    if len(values) != 2:
-        raise ValueError(f"{name}: found {values}, expected [from, to]")
-    return values[0], values[1]
+        prediction = self.prediction(aligned, one_hot(state.ahead), used=used, bad=bad)
+        return msgspec.structs.replace(prediction, surroundings=state)

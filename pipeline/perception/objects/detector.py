@@ -25,6 +25,7 @@ from pipeline.inference.engine import Engine
 from pipeline.inference.onnx_file import OnnxFile, Value
 from pipeline.perception.model_loader import Engines
 from pipeline.perception.objects.detections import COCO, LAYOUTS, Detection, Size, layout_of, suppressed
+from pipeline.plugins import renamed_key
 from pipeline.preprocessing import letterbox
 
 PINNED = "yolox-nano"  # of models/assets.toml; yolox-tiny sees more, and takes four times as long
@@ -85,6 +86,8 @@ class Description:
         known = [f.name for f in fields(cls) if f.name != "where"]
         for key in option:
             if key not in known:
+                if renamed := renamed_key(str(key), known, "detector"):
+                    raise renamed
                 raise ConfigError(
                     f"detector: unknown key '{key}'. Known: {', '.join(known)}.{nearest(str(key), known)}"
                 )

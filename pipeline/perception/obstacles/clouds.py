@@ -1,8 +1,8 @@
-"""Frames of points and depth → points of the rig's base frame: which sensor a stream is, where it sits, what it sees of the rig.
+"""Frames of points and depth → points in the rig's base frame: which sensor a stream is of, its pose, the rig's own points.
 
 Example:
     clouds = Clouds(rig, height_m=1.7)
-    cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError where it cannot be used
+    cloud = clouds.read(frame)              # points_m (n, 3), seconds (n,), origin_m; ValueError for unusable frames
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Cloud(NamedTuple):
-    """One frame as points of the base frame. points_m: (n, 3). seconds: (n,) since capture_ns. origin_m: where its sensor is."""
+    """One frame as points in the base frame. points_m: (n, 3). seconds: (n,) since capture_ns. origin_m: of its sensor."""
 
     stream: str
     points_m: Floats
@@ -38,10 +38,7 @@ class Cloud(NamedTuple):
 
 
 class Clouds:
-    """rig: None: every sensor stands height_m above the base frame's origin and looks along x; so does the first one where the
-    rig joins nothing to its base frame. sensors: stream → what the rig calls it, where that is not the stream's name. own_m, every_px:
-    as features.timed_cloud has them.
-    """
+    """Reads frames as points in the base frame."""
 
     def __init__(
         self,
@@ -49,14 +46,24 @@ class Clouds:
         *,
         height_m: float,
         sensors: Mapping[str, str] | None = None,
-        own_m: Sequence[float] = (),
-        every_px: int = 2,
+        ego_box_m: Sequence[float] = (),
+        stride_px: int = 2,
         log: logging.Logger | None = None,
     ) -> None:
-        check_own(own_m)
+        """
+        Args:
+            rig: The sensors' poses and lenses. None: every sensor stands height_m above the base frame's origin and looks
+                along x; so does the first one where no pose of the rig leads to its base frame.
+            height_m: Height of such a sensor above the ground (m).
+            sensors: Stream → its name in the rig, where that is not the stream's name.
+            ego_box_m: As of preprocessing.timed_cloud.
+            stride_px: As of preprocessing.timed_cloud.
+            log: For what is assumed.
+        """
+        check_ego_box(ego_box_m)
         self._everywhere = rig is None
         self.rig, self._height_m, self._sensors = rig or Rig(), height_m, dict(sensors or {})
-        self._own_m, self._every_px = tuple(own_m), every_px
+        self._ego_box_m, self._stride_px = tuple(ego_box_m), stride_px
         self._log = log or logging.getLogger("clouds")
         self._poses: dict[str, npt.NDArray[np.float64]] = {}
 
@@ -64,12 +71,12 @@ class Clouds:
         return self._sensors.get(stream, stream)
 
     def read(self, frame: Frame) -> Cloud:
-        """Raises ValueError for a frame that cannot become points, and says why: its pose or lens is not known, its data is torn."""
+        """Raises ValueError with the reason for an unusable frame: its pose or lens is unknown, its data is malformed."""
         name, lens = self.sensor(frame.stream), None
         if frame.encoding == "depth_u16_mm" and (lens := self.rig.intrinsics.get(name)) is None:
             raise ValueError(f"the lens of '{name}' is not known: name a rig file with its intrinsics (options: rig)")
         pose = self._pose(name)
-        points_m, seconds = timed_cloud(frame, pose, lens, every_px=self._every_px, own_m=self._own_m)
+        points_m, seconds = timed_cloud(frame, pose, lens, every_px=self._stride_px, own_m=self._ego_box_m)
         x, y, z = (float(v) for v in pose[:3, 3])
         return Cloud(frame.stream, points_m, seconds, (x, y, z), frame.capture_ns, frame.duration_ns)
 
@@ -78,27 +85,27 @@ class Clouds:
         if name not in self._poses:
             posed = {end for pose in self.rig.poses for end in (pose.target, pose.source)}
             if self._everywhere or self.rig.base not in posed:
-                self._take_for_level(name)
+                self._assume_level(name)
             try:
                 self._poses[name] = self.rig.transform(self.rig.base, name)
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return self._poses[name]
 
-    def _take_for_level(self, name: str) -> None:
-        """Nothing says where the base frame is: it lies under this sensor, on the ground."""
+    def _assume_level(self, name: str) -> None:
+        """No pose leads to the base frame: it is placed under this sensor, on the ground."""
         above = rigid(np.eye(3), (0.0, 0.0, self._height_m))
         if name in self.rig.intrinsics:  # a depth camera's z is forward, its y down
             above[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
         self._log.info(
-            "no pose joins '%s' to a base frame: it is taken to look straight ahead, %g m above ground",
+            "no pose leads from '%s' to a base frame: it is assumed to look straight ahead, %g m above ground",
             name,
             self._height_m,
         )
         self.rig = self.rig.with_pose(Pose(self.rig.base, name, above))
 
 
-def check_own(own_m: Sequence[float]) -> None:
-    """Raises ValueError for what is no rectangle of the base frame."""
-    if len(own_m) not in (0, 4):
-        raise ValueError(f"own_m: found {list(own_m)}, expected [x from, x to, y from, y to]")
+def check_ego_box(ego_box_m: Sequence[float]) -> None:
+    """Raises ValueError unless it is empty or a rectangle of the base frame."""
+    if len(ego_box_m) not in (0, 4):
+        raise ValueError(f"ego_box_m: found {list(ego_box_m)}, expected [x from, x to, y from, y to]")

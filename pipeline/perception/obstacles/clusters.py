@@ -1,10 +1,11 @@
-"""Points that stand above the ground → the things they belong to, seen from above.
+"""Points above the ground → clusters, one per object, seen from above.
 
-Points in neighbouring cells belong together; the farther off, the wider the cells reach, as the beams spread. What is
-found is a list, nearest first, of plain outlines: the middles of 10 cm cells, which average the noise of their points.
+Points in neighbouring cells belong together; with range the cells reach wider, as the beams spread. The result is a
+list, nearest first, of plain outlines: the middles of 10 cm cells, which average the noise of their points.
 
-    things = find_clusters(points_m, height_m, seconds, Horizon(points_m, origin_m))
-    things[0].range_m, things[0].places_m      # its nearest point's distance; (k, 2) float32
+Example:
+    clusters = find_clusters(points_m, height_m, seconds, Horizon(points_m, origin_m))
+    clusters[0].range_m, clusters[0].places_m      # its nearest point's distance; (k, 2) float32
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-LINK_M = 0.2  # cells that touch, also by a corner, are one thing
+LINK_M = 0.2  # side of cells; those that touch, also at a corner, are one cluster
 FINE_M = 0.1
-NEAR_M = 12.0  # in a cloud that reaches no further (a depth camera's) the points lie so close that FINE_M links them
-AZIMUTHS, BESIDE, BEFORE_M = 720, 2, 0.3  # directions; how many beside an end are asked; nearer by this is before it
-LOOKED_POINTS = 16_000
-REACH_M = 12.0  # beyond this a cell links over one that is empty: surfaces slant, and beams have spread
-ALONG_RAY = 0.012  # and along its ray to others this share of its range nearer or farther: a side seen at a slant
+NEAR_M = 12.0  # in a cloud of at most this range (a depth camera's) the points are so dense that FINE_M links them
+AZIMUTHS, BESIDE, BEFORE_M = (
+    720,
+    2,
+    0.3,
+)  # directions; how many beside an end are checked; nearer by this is in front of it
+HORIZON_POINTS = 16_000  # used to find the directions that a sensor covers
+REACH_M = 12.0  # beyond this, cells link across an empty one: surfaces slant, and beams have spread
+ALONG_RAY = 0.012  # cells also link along the ray, over this share of the range: a side seen at a slant
 MIN_POINTS, MIN_CELLS = 4, 1
-# An L is fitted to what may be a vehicle; people and poles have no direction, and walls are told by their longest side.
+# An L is fitted to what may be a vehicle; people and poles have no direction, and walls take that of their longest side.
 FIT_M, FIT_CELLS, FIT_SAMPLES, FIT_STEP_DEG = (0.7, 20.0), 6, 48, 3.0
-ROOF_M, ROOF_GAP_M = 0.3, 3.5  # a strip of roof, as high as the front before it
+ROOF_M, ROOF_GAP_M = 0.3, 3.5  # a strip of roof, as high as the front of the vehicle
 TRUSTED_POINTS, WEAK_M = 3, 0.1
 HANGS_M, FRAGMENT_M, FRAGMENT_GAP_M, VEHICLE_M = 0.7, 2.5, 1.6, 6.5
 WALL_M, APART_M, APART_POINTS = 10.0, 0.8, 20
@@ -41,27 +46,26 @@ class Cluster(NamedTuple):
     extent_m: tuple[float, float]  # its sides along x and y
     points: int
     seconds: float  # mean time of its points since the sweep's start
-    bottom_m: float  # over the ground
+    bottom_m: float  # above the ground
     top_m: float
     floor_m: float  # z of the ground under it, base frame
     range_m: float  # horizontal, from the base frame's origin to `nearest_m`
     nearest_m: tuple[float, float]
-    ends_hidden: tuple[
-        bool, bool
-    ]  # its right and its left end, as its sensor sees it, are not its own: something nearer
-    # stands before them, or the sensor sees no further
+    # Whether its right and its left end, as its sensor sees them, are occluded by something nearer or lie at the edge of
+    # the sensor's view, so that the object may extend beyond them.
+    ends_hidden: tuple[bool, bool]
     yaw_rad: float  # of one of its sides, in [0, π/2)
-    yaw_sure: bool  # False: too small or round to tell
+    yaw_sure: bool  # False: too small or round to have a direction
 
 
 class Horizon:
-    """Which way a sensor looks: those directions from which anything came back, also from the ground."""
+    """The directions that a sensor covers: those with any return, also from the ground."""
 
     def __init__(self, points_m: Floats, origin_m: Sequence[float]) -> None:
         """points_m: (n, 3), all of a cloud."""
         self.origin_m = (float(origin_m[0]), float(origin_m[1]))
         self.lit = np.zeros(AZIMUTHS, bool)
-        self.lit[self.bins(points_m[:: len(points_m) // LOOKED_POINTS * 2 + 1])] = True
+        self.lit[self.bins(points_m[:: len(points_m) // HORIZON_POINTS * 2 + 1])] = True
 
     def bins(self, points_m: Floats) -> npt.NDArray[np.int32]:
         turn = np.arctan2(points_m[:, 1] - np.float32(self.origin_m[1]), points_m[:, 0] - np.float32(self.origin_m[0]))
@@ -75,7 +79,7 @@ class Horizon:
 def find_clusters(
     points_m: Floats, height_m: Floats, seconds: Floats, horizon: Horizon, *, range_m: float = 60.0
 ) -> list[Cluster]:
-    """points_m: (n, 3) that stand above the ground, height_m and seconds: (n,) theirs. horizon: of the whole cloud."""
+    """points_m: (n, 3) above the ground, with their height_m and seconds, (n,). horizon: of the whole cloud."""
     away_m = np.maximum(np.abs(points_m[:, 0]), np.abs(points_m[:, 1]))
     inside = np.flatnonzero(away_m < range_m)
     if len(inside) < len(points_m):
@@ -91,33 +95,33 @@ def find_clusters(
     begins = np.flatnonzero(np.r_[True, np.diff(label[order]) != 0])
     ends = np.r_[begins[1:], len(order)]
     points = np.add.reduceat(cells.points[order], begins)
-    wanted = np.flatnonzero((points >= MIN_POINTS) & (ends - begins >= MIN_CELLS))
+    selected = np.flatnonzero((points >= MIN_POINTS) & (ends - begins >= MIN_CELLS))
     places, times = cells.places_m.take(order, axis=0), cells.seconds[order] * cells.points[order]
     low, high = np.minimum.reduceat(cells.bottom_m[order], begins), np.maximum.reduceat(cells.top_m[order], begins)
     seconds_sum, floor = np.add.reduceat(times, begins), np.add.reduceat(cells.floor_m[order], begins) / (ends - begins)
     least, max_m = np.minimum.reduceat(places, begins), np.maximum.reduceat(places, begins)
     middle = [(x, y) for x, y in ((least + max_m) / 2).tolist()]
     extent = [(x, y) for x, y in (max_m - least).tolist()]
-    # A cell of one or two points is off by their noise; the nearest point is taken from better ones where there are any.
+    # A cell of one or two points has their noise; the nearest point is taken from fuller cells where there are any.
     most = np.minimum(np.maximum.reduceat(cells.points[order], begins), TRUSTED_POINTS)
     weak = cells.points[order] < np.repeat(most, ends - begins)
     ranges = np.hypot(places[:, 0], places[:, 1])
     trusted_m = np.where(weak, ranges + WEAK_M, ranges)
     best = np.flatnonzero(trusted_m == np.repeat(np.minimum.reduceat(trusted_m, begins), ends - begins))
     nearest = best[np.searchsorted(best, begins)]
-    right, left = _ends_hidden(places, horizon, begins, ends, wanted)
-    yaws = _yaws(places, begins, ends, wanted, (max_m - least).max(axis=1)[wanted])
+    right, left = _ends_hidden(places, horizon, begins, ends, selected)
+    yaws = _yaws(places, begins, ends, selected, (max_m - least).max(axis=1)[selected])
     plain = zip(
         *(
-            v[wanted].tolist()
+            v[selected].tolist()
             for v in (begins, ends, points, seconds_sum / points, low, high, floor, ranges[nearest], places[nearest])
         ),
         right,
         left,
-        wanted.tolist(),
+        selected.tolist(),
         strict=True,
     )
-    found = [
+    clusters = [
         Cluster(
             places[begin:end],
             middle[k],
@@ -134,11 +138,11 @@ def find_clusters(
         )
         for begin, end, count, second, bottom_m, top_m, floor_m, near_m, (x, y), at_right, at_left, k in plain
     ]
-    return sorted(found, key=lambda c: c.range_m)
+    return sorted(clusters, key=lambda c: c.range_m)
 
 
 class _FineCells:
-    """Points of the same 10 cm, taken together: i, j from -range_m on; the rest by cell."""
+    """Points in cells of 10 cm: i, j count from -range_m; the other values are per cell."""
 
     def __init__(self, points_m: Floats, height_m: Floats, seconds: Floats, range_m: float) -> None:
         side = round(2 * range_m / FINE_M)
@@ -146,9 +150,9 @@ class _FineCells:
         i = np.clip(((points_m[:, 0] + np.float32(range_m)) * per_m).astype(np.int32), 0, side - 1)
         j = np.clip(((points_m[:, 1] + np.float32(range_m)) * per_m).astype(np.int32), 0, side - 1)
         key = i * side + j
-        met = np.zeros(side * side, bool)
-        met[key] = True
-        own = np.flatnonzero(met)
+        hit = np.zeros(side * side, bool)
+        hit[key] = True
+        own = np.flatnonzero(hit)
         rank = np.empty(side * side, np.int32)
         rank[own] = np.arange(len(own), dtype=np.int32)
         at = rank[key]
@@ -170,22 +174,22 @@ def _ends_hidden(
     horizon: Horizon,
     begins: npt.NDArray[np.intp],
     ends: npt.NDArray[np.intp],
-    wanted: npt.NDArray[np.intp],
+    selected: npt.NDArray[np.intp],
 ) -> tuple[list[bool], list[bool]]:
-    """Of each wanted thing, whether its right and its left end are not its own."""
-    if not len(wanted):
+    """Of each selected cluster, whether its right and its left end are hidden (see Cluster.ends_hidden)."""
+    if not len(selected):
         return [], []
     away_m, bins = horizon.ranges(places), horizon.bins(places)
     nearest = np.full(AZIMUTHS, np.inf, np.float32)
     np.minimum.at(nearest, bins, away_m)
-    # Bearings from each thing's first place on: none but a wall all around reaches half a turn from there.
+    # Bearings relative to each cluster's first place: only a wall all around extends half a turn from there.
     turn = (bins - np.repeat(bins[begins], ends - begins) + AZIMUTHS // 2) % AZIMUTHS - AZIMUTHS // 2
     hidden = []
     for side, reduce in ((-1, np.minimum), (1, np.maximum)):
         end = reduce.reduceat(turn, begins)
         at_end = turn == np.repeat(end, ends - begins)
-        end_m = np.minimum.reduceat(np.where(at_end, away_m, np.inf), begins)[wanted]
-        beside = (end[wanted] + bins[begins[wanted]])[:, None] + side * np.arange(BESIDE + 1)
+        end_m = np.minimum.reduceat(np.where(at_end, away_m, np.inf), begins)[selected]
+        beside = (end[selected] + bins[begins[selected]])[:, None] + side * np.arange(BESIDE + 1)
         before = nearest[beside % AZIMUTHS].min(axis=1) < end_m - BEFORE_M
         dark = ~horizon.lit[beside[:, 1:] % AZIMUTHS].any(axis=1)
         hidden.append([bool(h) for h in before | dark])
@@ -193,7 +197,7 @@ def _ends_hidden(
 
 
 def _linked(places_m: Floats, range_m: float, link_m: float, *, loose: bool) -> npt.NDArray[np.int32]:
-    """The number of the thing each place belongs to. loose: also over what slanted and far surfaces leave out."""
+    """The number of the cluster each place belongs to. loose: also across the gaps of slanted and far surfaces."""
     side = round(2 * range_m / link_m) + 1
     mask = np.zeros((side, side), np.uint8)
     along_ray = (1.0, 1 - ALONG_RAY, 1 - ALONG_RAY / 2, 1 + ALONG_RAY / 2, 1 + ALONG_RAY)
@@ -202,7 +206,7 @@ def _linked(places_m: Floats, range_m: float, link_m: float, *, loose: bool) -> 
         np.clip(at, 0, side - 1, out=at)
         mask[at[:, 0], at[:, 1]] = 1
     if loose:
-        near = np.zeros_like(mask)  # left as it is within REACH_M, about the base frame's origin
+        near = np.zeros_like(mask)  # unchanged within REACH_M of the base frame's origin
         middle = round(range_m / link_m)
         cv2.circle(near, (middle, middle), round(REACH_M / link_m), 1, thickness=-1)
         mask = np.where(near, mask, cv2.dilate(mask, np.ones((2, 2), np.uint8)))
@@ -212,7 +216,7 @@ def _linked(places_m: Floats, range_m: float, link_m: float, *, loose: bool) -> 
 
 
 def _bounds(label: npt.NDArray[np.int32], places_m: Floats) -> npt.NDArray[np.float32]:
-    """(4, labels) x from, y from, −x to, −y to: each the least of its places; infinite for a number nobody has."""
+    """(4, labels) x from, y from, −x to, −y to: each the least of its places; infinite for an unused number."""
     box = np.full((4, int(label.max()) + 1), np.inf, np.float32)
     for side, values in zip(box, (*places_m.T, *-places_m.T), strict=True):
         np.minimum.at(side, label, values)
@@ -222,7 +226,7 @@ def _bounds(label: npt.NDArray[np.int32], places_m: Floats) -> npt.NDArray[np.fl
 def _without_walls(
     cells: _FineCells, label: npt.NDArray[np.int32], range_m: float, link_m: float
 ) -> npt.NDArray[np.int32]:
-    """What is as large as a vehicle and only nearly touches a wall is a thing of its own: linked again, more strictly."""
+    """Separates vehicles that almost touch a wall: places of large clusters are linked again, more strictly."""
     box = _bounds(label, cells.places_m)
     long = np.flatnonzero((-(box[2:] + box[:2])).max(axis=0)[label] > WALL_M)
     if not len(long):
@@ -238,8 +242,8 @@ def _without_walls(
 
 
 def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """What hangs in the air close behind something that stands, and makes with it no more than a vehicle, is a part of it: a
-    roof behind a bonnet, a seat behind a window."""
+    """Joins a part in the air with the cluster on the ground close in front of it, if both together are no larger than a
+    vehicle: a roof behind a bonnet, a seat behind a window."""
     count = int(label.max()) + 1
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     np.minimum.at(low, label, cells.bottom_m)
@@ -258,11 +262,11 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
     near_m = np.full(count, np.inf, np.float32)
     np.minimum.at(near_m, label, np.hypot(*cells.places_m.T))
     gap[near_m[hangs, None] < near_m[stands]] = np.inf
-    # Behind it, not beside it: off the line of sight through its middle by less than what it covers.
+    # Behind it, not beside it: off the line of sight through its middle by less than half its extent.
     middle, place = (box[:2, stands] - box[2:, stands]) / 2, (box[:2, hangs] - box[2:, hangs]) / 2
     sight = middle / np.maximum(np.hypot(*middle), 1e-6)
-    aside = np.abs(place[0, :, None] * sight[1] - place[1, :, None] * sight[0])
-    gap[aside > np.hypot(*extent[:, stands]) / 2] = np.inf
+    lateral = np.abs(place[0, :, None] * sight[1] - place[1, :, None] * sight[0])
+    gap[lateral > np.hypot(*extent[:, stands]) / 2] = np.inf
     gap[(-(joined[2:] + joined[:2])).max(axis=0) > VEHICLE_M] = np.inf
     nearest = gap.argmin(axis=1)
     flat = (high[hangs] - low[hangs] < ROOF_M) & (np.abs(high[hangs] - high[stands[nearest]]) < ROOF_M)
@@ -273,27 +277,31 @@ def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDAr
 
 
 def _yaws(
-    places: Floats, begins: npt.NDArray[np.intp], ends: npt.NDArray[np.intp], wanted: npt.NDArray[np.intp], size: Floats
+    places: Floats,
+    begins: npt.NDArray[np.intp],
+    ends: npt.NDArray[np.intp],
+    selected: npt.NDArray[np.intp],
+    size: Floats,
 ) -> dict[int, tuple[float, bool]]:
-    """The direction whose two edges lie nearest to the points (Zhang et al. 2017, closeness), for all things at once: the
-    smallest rectangle cannot tell an L's legs from its hypotenuse."""
+    """The direction whose two edges lie nearest to the points (Zhang et al. 2017, closeness), for all clusters at
+    once: the smallest rectangle may follow an L's hypotenuse instead of its legs."""
     counts = ends - begins
-    fit = wanted[(counts[wanted] >= FIT_CELLS) & (size > FIT_M[0]) & (size < FIT_M[1])]
+    fit = selected[(counts[selected] >= FIT_CELLS) & (size > FIT_M[0]) & (size < FIT_M[1])]
     yaws: dict[int, tuple[float, bool]] = {}
     if len(fit):
-        pick = begins[fit][:, None] + (np.arange(FIT_SAMPLES) * counts[fit][:, None]) // FIT_SAMPLES
-        x, y = places[pick, 0][..., None], places[pick, 1][..., None]  # (things, samples, 1)
+        sample = begins[fit][:, None] + (np.arange(FIT_SAMPLES) * counts[fit][:, None]) // FIT_SAMPLES
+        x, y = places[sample, 0][..., None], places[sample, 1][..., None]  # (clusters, samples, 1)
         turn = np.radians(np.arange(0, 90, FIT_STEP_DEG), dtype=np.float32)
         cos, sin = np.cos(turn), np.sin(turn)
         from_edge = np.full((len(fit), FIT_SAMPLES, len(turn)), np.inf, np.float32)
         for along in (x * cos + y * sin, y * cos - x * sin):
             top, bottom = along.max(axis=1, keepdims=True), along.min(axis=1, keepdims=True)
             np.minimum(from_edge, np.minimum(top - along, along - bottom), out=from_edge)
-        score = (1 / np.maximum(from_edge, np.float32(EDGE_M))).sum(axis=1)  # (things, angles)
+        score = (1 / np.maximum(from_edge, np.float32(EDGE_M))).sum(axis=1)  # (clusters, angles)
         best = score.argmax(axis=1)
         sure = score.max(axis=1) > 1.15 * np.median(score, axis=1)
         yaws = {int(k): (float(turn[b]), bool(s)) for k, b, s in zip(fit, best, sure, strict=True)}
-    for k in wanted[size >= FIT_M[1]]:
+    for k in selected[size >= FIT_M[1]]:
         _, sides, turned_deg = cv2.minAreaRect(places[begins[k] : ends[k]])
         yaws[int(k)] = (float(np.radians(turned_deg % 90)), max(sides) > 2 * min(sides))
     return yaws

@@ -1,8 +1,9 @@
-"""The ground seen from above, cell by cell: seen free, occupied, or not known; and the same by sectors.
+"""A grid of the ground from above: free, occupied, or unknown; and the known share by sectors.
 
 A cell is free where a ray passed it lower than PASS_BELOW_M on its way to the ground, or to what it hit.
 Everything else is unknown: behind obstacles, between far rings, in the blind ring around the sensor.
 
+Example:
     grid = FreeSpaceMap(x_m=(-20.0, 40.0), y_m=(-20.0, 20.0), cell_m=0.4)
     cells = grid.draw(points_m, height_m, stands, origin_m)      # FreeSpace
 """
@@ -19,8 +20,8 @@ from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, FreeSpace
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-PASS_BELOW_M = 0.4  # a ray this low over a cell would have met anything that matters
-AZIMUTHS = 720  # half a degree: what a lidar at 20 turns a second still fills
+PASS_BELOW_M = 0.4  # a ray this low over a cell would have hit any relevant obstacle
+AZIMUTHS = 720  # half a degree: a lidar at 20 turns a second still fills it
 OCCUPIED_POINTS = 2  # one point alone may be rain or a mixed pixel: its cell is unknown, not free
 
 
@@ -35,12 +36,10 @@ class FreeSpaceMap:
         i, j = np.mgrid[: self.shape[0], : self.shape[1]]
         self._x_m, self._y_m = x_m[0] + (i.ravel() + 0.5) * cell_m, y_m[0] + (j.ravel() + 0.5) * cell_m
         self._bearing_deg = np.degrees(np.arctan2(self._y_m, self._x_m))
-        self._sector: dict[
-            int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
-        ] = {}  # how many → cells' own, their size
-        self._polar: dict[
-            tuple[float, float], tuple[npt.NDArray[np.int32], int]
-        ] = {}  # sensor's place → (cells' bins, rings)
+        # Number of sectors → (each cell's sector, cells of each sector).
+        self._sector: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = {}
+        # Sensor's position → (each cell's bin, number of rings).
+        self._polar: dict[tuple[float, float], tuple[npt.NDArray[np.int32], int]] = {}
 
     def draw(
         self,
@@ -49,12 +48,12 @@ class FreeSpaceMap:
         stands: Mask,
         origin_m: tuple[float, float, float],
         *,
-        ground_seen: bool = True,
+        ground_visible: bool = True,
     ) -> FreeSpace:
-        """points_m: (n, 3) of one cloud, each with its height over the ground; stands: which of them are in the way.
-        ground_seen: False: nothing is called free."""
+        """points_m: (n, 3) of one cloud, each with its height above the ground; stands: which of them are obstacles.
+        ground_visible: False: no cell is free."""
         cells = np.full(self.shape[0] * self.shape[1], UNKNOWN, np.uint8)
-        if ground_seen:
+        if ground_visible:
             passed = self._passed(points_m, height_m, stands, origin_m)
             bins, _ = self._bins(origin_m)
             cells[passed[bins]] = FREE
@@ -64,7 +63,7 @@ class FreeSpaceMap:
         return FreeSpace(cells.reshape(self.shape), self.cell_m, self.origin_m)
 
     def join(self, grids: Sequence[FreeSpace]) -> FreeSpace | None:
-        """What any of them saw; occupied counts before free."""
+        """The known cells of all grids; occupied takes precedence over free."""
         if not grids:
             return None
         return (
@@ -73,7 +72,7 @@ class FreeSpaceMap:
             else FreeSpace(np.maximum.reduce([g.cells for g in grids]), self.cell_m, self.origin_m)
         )
 
-    def seen_by_sector(self, grid: FreeSpace, count: int) -> npt.NDArray[np.float64]:
+    def visible_by_sector(self, grid: FreeSpace, count: int) -> npt.NDArray[np.float64]:
         """(count,) share of each sector's cells, from -180° on, that are not unknown."""
         if count not in self._sector:
             sector = np.clip(((self._bearing_deg + 180) * (count / 360)).astype(np.int32), 0, count - 1)
@@ -89,7 +88,7 @@ class FreeSpaceMap:
         return np.bincount((i * self.shape[1] + j)[inside], minlength=self.shape[0] * self.shape[1])
 
     def _bins(self, origin_m: tuple[float, float, float]) -> tuple[npt.NDArray[np.int32], int]:
-        """Of each cell's middle: its azimuth and ring about the sensor, and how many rings there are."""
+        """Each cell's bin by azimuth and ring around the sensor, and the number of rings."""
         place = (origin_m[0], origin_m[1])
         if place not in self._polar:
             x, y = self._x_m - place[0], self._y_m - place[1]
@@ -103,13 +102,13 @@ class FreeSpaceMap:
         return self.cell_m / 2
 
     def _passed(self, points_m: Floats, height_m: Floats, stands: Mask, origin_m: tuple[float, float, float]) -> Mask:
-        """(azimuths · rings,) bool: some ray passed there, low. Its path goes straight from the sensor to its point."""
+        """(azimuths · rings,) bool: whether some ray passed there, low, on the straight line from the sensor to its point."""
         rings = self._bins(origin_m)[1]
         low = np.flatnonzero((height_m < PASS_BELOW_M) & (height_m > -PASS_BELOW_M))
         points_m, height_m, stands = points_m.take(low, axis=0), height_m.take(low), stands.take(low)
         x, y = points_m[:, 0] - np.float32(origin_m[0]), points_m[:, 1] - np.float32(origin_m[1])
         range_m = np.sqrt(x * x + y * y)
-        # The sensor's height over the ground is the same for all; a point's own says how the ray sinks.
+        # The sensor's height above the ground is the same for all rays; a point's own height gives its ray's slope.
         ground_m = float(np.median((points_m[:, 2] - height_m)[:: len(low) // 256 + 1])) if len(low) else 0.0
         over_m = np.float32(origin_m[2] - ground_m)
         if over_m <= PASS_BELOW_M:

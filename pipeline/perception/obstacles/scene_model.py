@@ -1,12 +1,13 @@
-"""What is around a rig, from its clouds: ground, clusters, tracks, sectors, free space and the way ahead, put together.
+"""A model of the scene around a rig, from clouds: ground, clusters, tracks, sectors, free space and the path ahead.
 
-No task, socket or file: points in, Surroundings out. Several clouds (a lidar's, depth cameras') are weighed together:
-each has its own ground and its own view of free space, all follow the same things. Advances by capture times alone.
+No task, socket or file: points in, state out. Several streams (of a lidar, of depth cameras) update one model: each has
+its own ground and its own view of free space, and all update the same tracks. Advances by capture times alone.
 
-    around = Around()
-    around.update("lidar", points_m, capture_ns, duration_ns=100_000_000, origin_m=(0.0, 0.0, 1.73))
-    around.surroundings(at_ns=anchor_ns).obstacles[0].range_m
-    around.ahead(at_ns)                 # asked later it is "unknown": what was seen is too old
+Example:
+    model = SceneModel()
+    model.update("lidar", points_m, capture_ns, duration_ns=100_000_000, origin_m=(0.0, 0.0, 1.73))
+    model.state(at_ns=anchor_ns).obstacles[0].range_m
+    model.path_clearance(at_ns)         # at a much later time it is "unknown": the evidence is too old
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.perception.obstacles.ground import ON_GROUND_M, GroundFinder
 from pipeline.perception.obstacles.path_clearance import (
     MAX_AGE_NS,
     Corridor,
-    Thing,
+    Hazard,
     View,
     decide,
     is_fresh,
@@ -41,15 +42,61 @@ Labels = Mapping[int, tuple[str, float]]  # track id → label and score
 
 NO_LABELS: Labels = {}
 
-BACK_NS = 200_000_000  # a stream's time that goes back by more is another run: nothing of before counts
-MIN_BOTTOM_M = 0.5  # what begins lower stands on the ground
-FROZEN, EMPTY, OLDER = "the same data as before: frozen?", "an empty cloud", "older than what came before"
+BACK_NS = 200_000_000  # a stream's time that goes back by more is another run: the state is reset
+MIN_BOTTOM_M = 0.5  # an obstacle whose lowest point is lower stands on the ground
+FROZEN, EMPTY, OLDER = "the same data as before: frozen?", "an empty cloud", "older than the cloud before"
 UNUSABLE = (FROZEN, EMPTY, OLDER)
+
+
+@dataclass(frozen=True)
+class GroundOptions:
+    """The ground, and what stands on it.
+
+    Args:
+        z_m: The ground's height in the base frame (m), where it is known. null: estimated from the clouds.
+        max_step_m: The rig drives over what is lower (m, > 0). Default 0.2: a kerb.
+        clearance_m: The rig drives under what is higher (m, > max_step_m). Default 2.5: a van.
+    """
+
+    z_m: float | None = None
+    max_step_m: float = 0.2
+    clearance_m: float = 2.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_step_m < self.clearance_m:
+            raise ValueError(
+                f"ground: max_step_m {self.max_step_m:g} m, clearance_m {self.clearance_m:g} m: expected a step above 0 "
+                "and below the clearance"
+            )
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The free-space grid and the sectors.
+
+    Args:
+        x_m: [from, to] of the grid along x, forward (m). Default [-20, 40].
+        y_m: [from, to] of the grid along y, to the left (m). Default [-20, 20].
+        cell_m: Side of a cell (m). Default 0.4: 15,000 cells, and a person fills one.
+        sectors: Number of sectors around the rig (≥ 1). Default 36: 10 degrees each.
+    """
+
+    x_m: Sequence[float] = (-20.0, 40.0)
+    y_m: Sequence[float] = (-20.0, 20.0)
+    cell_m: float = 0.4
+    sectors: int = 36
+
+    def __post_init__(self) -> None:
+        for name, values in (("x_m", self.x_m), ("y_m", self.y_m)):
+            if len(values) != 2:
+                raise ValueError(f"grid.{name}: found {list(values)}, expected [from, to]")
+        if self.sectors < 1:
+            raise ValueError(f"grid.sectors: found {self.sectors}, expected at least 1")
 
 
 @dataclass
 class _Stream:
-    """What is kept of one stream: its ground, its newest view, and a checksum to know the same data by."""
+    """The state of one stream: its ground, its newest view, and a checksum that recognises the same data."""
 
     ground: GroundFinder
     view: View
@@ -57,34 +104,33 @@ class _Stream:
     checksum: int
 
 
-class Around:
-    """range_m: obstacles beyond it are not followed. step_m: the rig drives over what is lower. clearance_m: and under what
-    is higher. x_m, y_m, cell_m: the free-space grid. ground_z_m: the ground's height in the base frame where it is known.
-    """
+class SceneModel:
+    """The state of the scene, updated by clouds."""
 
     def __init__(
         self,
         *,
         corridor: Corridor | None = None,
+        ground: GroundOptions | None = None,
+        grid: GridOptions | None = None,
         range_m: float = 60.0,
-        step_m: float = 0.2,
-        clearance_m: float = 2.5,
-        x_m: tuple[float, float] = (-20.0, 40.0),
-        y_m: tuple[float, float] = (-20.0, 20.0),
-        cell_m: float = 0.4,
-        sectors: int = 36,
-        ground_z_m: float | None = None,
         max_age_ns: int = MAX_AGE_NS,
     ) -> None:
-        if not 0 < step_m < clearance_m or range_m <= 1 or sectors < 1:
-            raise ValueError(
-                f"step {step_m:g} m, clearance {clearance_m:g} m, range {range_m:g} m, {sectors} sectors: expected "
-                "a step above 0 and below the clearance, a range above 1 m and at least one sector"
-            )
+        """
+        Args:
+            corridor: The path ahead.
+            ground: The ground, and what can be driven over and under.
+            grid: The free-space grid and the sectors.
+            range_m: Obstacles farther than this are not tracked (m, > 1).
+            max_age_ns: Older evidence does not make the path clear (ns).
+        """
+        if range_m <= 1:
+            raise ValueError(f"range_m: found {range_m:g} m, expected above 1 m")
+        ground, grid = ground or GroundOptions(), grid or GridOptions()
         self.corridor = corridor or Corridor()
-        self._range_m, self._step_m, self._clearance_m, self._sectors = range_m, step_m, clearance_m, sectors
-        self._ground_z_m, self._max_age_ns = ground_z_m, max_age_ns
-        self._map = FreeSpaceMap(x_m=x_m, y_m=y_m, cell_m=cell_m)
+        self._max_step_m, self._clearance_m, self._ground_z_m = ground.max_step_m, ground.clearance_m, ground.z_m
+        self._range_m, self._sectors, self._max_age_ns = range_m, grid.sectors, max_age_ns
+        self._map = FreeSpaceMap(x_m=(grid.x_m[0], grid.x_m[1]), y_m=(grid.y_m[0], grid.y_m[1]), cell_m=grid.cell_m)
         self._streams: dict[str, _Stream] = {}
         self._tracker, self._approach = Tracker(), Approach()
 
@@ -98,10 +144,11 @@ class Around:
         seconds: Floats | None = None,
         origin_m: Sequence[float] = (0.0, 0.0, 1.7),
     ) -> str:
-        """One cloud of a stream; the same capture_ns again changes nothing.
+        """Add one cloud of a stream; the same capture_ns again changes nothing.
 
-        points_m: (n, 3) float32 in the base frame, measured by a sensor at origin_m. seconds: (n,) since capture_ns at which
-        each was measured; None: all in the middle of the duration. Returns why it is no evidence of free space, "" where it is.
+        points_m: (n, 3) float32 in the base frame, measured by a sensor at origin_m. seconds: (n,) since capture_ns at
+        which each was measured; None: all in the middle of the duration. Returns why the cloud is no evidence of free
+        space, "" where it is.
         """
         known = self._streams.get(stream)
         if known is not None and known.capture_ns == capture_ns:
@@ -114,13 +161,13 @@ class Around:
         origin = (float(origin_m[0]), float(origin_m[1]), float(origin_m[2]))
         checksum = zlib.crc32(np.ascontiguousarray(points_m).data)
         if known is not None and len(points_m) and checksum == known.checksum:
-            # Its view keeps its time: what it shows is as old as it was.
+            # The view keeps its end_ns: its evidence does not become newer.
             known.view, known.capture_ns = known.view._replace(why=FROZEN), capture_ns
             return known.view.why
         if seconds is None:
             seconds = np.full(len(points_m), duration_ns / (2 * NS), np.float32)
         finder = known.ground if known is not None else GroundFinder(range_m=self._range_m, ground_z_m=self._ground_z_m)
-        view = self._look(stream, finder, points_m, seconds, capture_ns, origin)._replace(
+        view = self._view_of(stream, finder, points_m, seconds, capture_ns, origin)._replace(
             end_ns=capture_ns + duration_ns
         )
         self._streams[stream] = _Stream(finder, view, capture_ns, checksum)
@@ -129,7 +176,7 @@ class Around:
             self._approach.update(nearest_m, capture_ns + duration_ns // 2)
         return view.why
 
-    def _look(
+    def _view_of(
         self,
         stream: str,
         finder: GroundFinder,
@@ -142,11 +189,11 @@ class Around:
             self._tracker.update([], capture_ns)
             return View(stream, 0, np.zeros((0, 2), np.float32), None, EMPTY)
         ground = finder.find(points_m, origin_m)
-        stands = (ground.height_m > self._step_m) & (ground.height_m < self._clearance_m)
-        if self._step_m < ON_GROUND_M:
+        stands = (ground.height_m > self._max_step_m) & (ground.height_m < self._clearance_m)
+        if self._max_step_m < ON_GROUND_M:
             stands &= ~ground.is_ground
         at = np.flatnonzero(stands)
-        # take: a third of the time of [at], on rows.
+        # take() needs a third of the time of [at] on rows.
         clusters = find_clusters(
             points_m.take(at, axis=0),
             ground.height_m.take(at),
@@ -154,55 +201,58 @@ class Around:
             Horizon(points_m, origin_m),
             range_m=self._range_m,
         )
-        grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_seen=ground.seen)
+        grid = self._map.draw(points_m, ground.height_m, stands, origin_m, ground_visible=ground.visible)
         self._tracker.update(clusters, capture_ns, origin_m=origin_m, is_free=lambda x, y: grid.at(x, y) == FREE)
         places = np.concatenate([c.places_m for c in clusters]) if clusters else np.zeros((0, 2), np.float32)
         return View(stream, 0, places, grid, ground.why)
 
     def reset(self) -> None:
-        """Another time, another place: nothing of before counts."""
+        """Forget everything: the clouds to come are of another run."""
         self._streams.clear()
         self._tracker.reset()
         self._approach = Approach()
 
-    def surroundings(
+    def state(
         self,
         at_ns: int,
         *,
         now_ns: int | None = None,
         labels: Labels = NO_LABELS,
-        things: Sequence[Thing] = (),
+        hazards: Sequence[Hazard] = (),
         absent: Sequence[str] = (),
     ) -> Surroundings:
-        """As of at_ns. now_ns: by which the freshness of what speaks for a clear way is told, where it is later. labels: track →
-        what a camera takes it for, and how surely. things, absent: evidence of others' about the way ahead, as in ahead.decide.
+        """The state as of at_ns.
+
+        now_ns: the time at which the age of evidence for a clear path is measured, where it is later than at_ns.
+        labels: track → the camera's label for it, with its score. hazards, absent: more evidence about the path ahead,
+        as in path_clearance.decide.
         """
-        tracks, grid = self._told(at_ns), self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
-        ahead = self.ahead(at_ns, now_ns=now_ns, labels=labels, things=things, absent=absent)
+        tracks, grid = self._current(at_ns), self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
+        ahead = self.path_clearance(at_ns, now_ns=now_ns, labels=labels, hazards=hazards, absent=absent)
         return Surroundings(ahead, self.obstacles(at_ns, labels), self._sector_list(at_ns, tracks, grid), grid)
 
     def obstacles(self, at_ns: int, labels: Labels = NO_LABELS) -> tuple[Obstacle, ...]:
         """Nearest first."""
-        found = (self._obstacle(track, at_ns, *labels.get(track.id, ("", 0.0))) for track in self._told(at_ns))
-        return tuple(sorted(found, key=lambda obstacle: obstacle.range_m))
+        obstacles = (self._obstacle(track, at_ns, *labels.get(track.id, ("", 0.0))) for track in self._current(at_ns))
+        return tuple(sorted(obstacles, key=lambda obstacle: obstacle.range_m))
 
-    def ahead(
+    def path_clearance(
         self,
         at_ns: int,
         *,
         now_ns: int | None = None,
         labels: Labels = NO_LABELS,
-        things: Sequence[Thing] = (),
+        hazards: Sequence[Hazard] = (),
         absent: Sequence[str] = (),
     ) -> Ahead:
-        """The way ahead alone; as surroundings()."""
-        own = [self._thing(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._told(at_ns)]
-        # A set that a tick starts "arrives" with the tick: its newest cloud may have ended since.
+        """The path ahead alone, with the arguments of state()."""
+        own = [self._hazard(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._current(at_ns)]
+        # The arrival time of a set that a timer starts is the tick: its newest cloud may have ended since.
         return decide(
             self.corridor,
             at_ns if now_ns is None else max(at_ns, now_ns),
             self.views,
-            [*own, *things],
+            [*own, *hazards],
             closing_mps=self._approach.closing_mps(),
             max_age_ns=self._max_age_ns,
             absent=absent,
@@ -214,22 +264,22 @@ class Around:
 
     @property
     def tracks(self) -> tuple[Track, ...]:
-        """The things followed, also those carried on."""
+        """All tracks, including those that the newest sweep has no points of."""
         return tuple(self._tracker.tracks)
 
     def _fresh(self, at_ns: int) -> list[View]:
         return [v for v in self.views if is_fresh(v, at_ns, self._max_age_ns)]
 
-    def _told(self, at_ns: int) -> list[Track]:
-        return [t for t in self._tracker.tracks if at_ns - t.seen_ns <= CARRY_NS]
+    def _current(self, at_ns: int) -> list[Track]:
+        return [t for t in self._tracker.tracks if at_ns - t.last_seen_ns <= CARRY_NS]
 
-    def _thing(self, track: Track, at_ns: int, label: str) -> Thing:
+    def _hazard(self, track: Track, at_ns: int, label: str) -> Hazard:
         outline = (track.nearest_at_m(at_ns),) if track.large else track.outline_m(at_ns)
-        velocity, ghost = track.velocity and track.velocity[:2], self._points(track, at_ns) == 0
-        return Thing(f"obstacle {track.id}", outline, velocity, label, ghost)
+        velocity, predicted = track.velocity and track.velocity[:2], self._points(track, at_ns) == 0
+        return Hazard(f"obstacle {track.id}", outline, velocity, label, predicted)
 
     def _points(self, track: Track, at_ns: int) -> int:
-        return track.points if at_ns - track.seen_ns <= self._max_age_ns else 0
+        return track.points if at_ns - track.last_seen_ns <= self._max_age_ns else 0
 
     def _obstacle(self, track: Track, at_ns: int, label: str, score: float) -> Obstacle:
         (near_x, near_y), (x, y), closing_mps = (
@@ -265,23 +315,29 @@ class Around:
             np.minimum.at(nearest, np.minimum(sector, count - 1), np.sqrt(x * x + y * y))
         for track in tracks:
             place, closing_mps = track.nearest_at_m(at_ns), track.closing_mps(at_ns)
-            hidden, comes = self._points(track, at_ns) == 0, closing_mps is not None and closing_mps > 0
-            if not hidden and not comes:
+            hidden, approaches = self._points(track, at_ns) == 0, closing_mps is not None and closing_mps > 0
+            if not hidden and not approaches:
                 continue
             range_m = math.hypot(*place)
             for k in self._span([place] if track.large else [place, *track.outline_m(at_ns)]):
-                if hidden:  # it is still somewhere there
+                if hidden:  # it has no points in the newest sweep, but is still there
                     nearest[k] = min(nearest[k], range_m)
-                if comes and closing_mps is not None:
+                if approaches and closing_mps is not None:
                     ttc[k] = min(ttc[k], range_m / closing_mps)
-        seen = self._map.seen_by_sector(grid, count) if grid is not None else np.zeros(count)
+        visible = self._map.visible_by_sector(grid, count) if grid is not None else np.zeros(count)
         return tuple(
-            Sector(-180 + k * step_deg, -180 + (k + 1) * step_deg, _finite(nearest[k]), _finite(ttc[k]), float(seen[k]))
+            Sector(
+                -180 + k * step_deg,
+                -180 + (k + 1) * step_deg,
+                _finite(nearest[k]),
+                _finite(ttc[k]),
+                float(visible[k]),
+            )
             for k in range(count)
         )
 
     def _span(self, places_m: Sequence[tuple[float, float]]) -> list[int]:
-        """The sectors an outline reaches over, the short way round."""
+        """The sectors that an outline covers, along the shorter arc."""
         count = self._sectors
         sector = [min(count - 1, int((math.degrees(math.atan2(y, x)) + 180) * count / 360)) for x, y in places_m]
         off = [(k - sector[0] + count // 2) % count - count // 2 for k in sector]
@@ -293,7 +349,7 @@ def _finite(value: float) -> float | None:
 
 
 def warm_up() -> None:
-    """The first sweep would wait for libraries to load: a made-up one does instead."""
+    """Process an artificial sweep, so that the first real one does not wait for libraries to load."""
     ring = np.linspace(0, 6.28, 500, dtype=np.float32)
     flat = np.concatenate([np.column_stack([r * np.cos(ring), r * np.sin(ring), 0 * ring]) for r in (4, 5, 6, 7)])
-    Around().update("nothing", flat.astype(np.float32), 0, origin_m=(0.0, 0.0, 1.7))
+    SceneModel().update("nothing", flat.astype(np.float32), 0, origin_m=(0.0, 0.0, 1.7))

@@ -1,9 +1,10 @@
-"""Things followed from sweep to sweep: who is who. What each is and does, its track knows (track.py).
+"""Association of clusters with tracks from sweep to sweep. track.py holds the state of each track.
 
-By capture times alone: what was seen when, never when it was asked; so a replay follows as the live run did.
+Depends on capture times alone, never on when it is queried, so that a replay gives the tracks of the live run.
 
+Example:
     tracker = Tracker()
-    tracker.update(things, capture_ns, origin_m=(0.0, 0.0), is_free=lambda x_m, y_m: False)
+    tracker.update(clusters, capture_ns, origin_m=(0.0, 0.0), is_free=lambda x_m, y_m: False)
     for track in tracker.tracks: track.id, track.velocity, track.outline_m(at_ns)
 """
 
@@ -17,11 +18,11 @@ from pipeline.clock import NS
 from pipeline.perception.obstacles.clusters import Cluster
 from pipeline.perception.obstacles.track import CARRIED_HITS, GAP_NS, UNKNOWN_MPS, Place, Track, edges
 
-WORLD_MPS = 5.0  # of a new thing's velocity, from that of the rest of the world where it moves alike
+WORLD_MPS = 5.0  # standard deviation of a new track's velocity, where the static world has a common velocity
 WORLD_TRACKS, WORLD_HITS = 5, 6
 GATE, SIZE_WEIGHT = 3.2, 0.4
 CARRY_NS, FLEETING_NS, SEEN_THROUGH_NS = 600_000_000, 150_000_000, 250_000_000
-BACK_NS = 200_000_000  # a jump back by more, or ahead by more than GAP_NS: another time, other things
+BACK_NS = 200_000_000  # time that goes back by more, or ahead by more than GAP_NS, resets all tracks
 INSIDE_M = 0.1
 
 
@@ -41,7 +42,7 @@ class Tracker:
         origin_m: Sequence[float] = (0.0, 0.0),
         is_free: Callable[[float, float], bool] = lambda x_m, y_m: False,
     ) -> None:
-        """One sweep's clusters. is_free: this sweep saw through that place, down to the ground."""
+        """Add one sweep's clusters. is_free: whether this sweep shows free ground at a position."""
         if self.tracks and not -BACK_NS < capture_ns - self._newest_ns < GAP_NS:
             self.reset()
         self._newest_ns = capture_ns if not self.tracks else max(self._newest_ns, capture_ns)
@@ -54,11 +55,11 @@ class Tracker:
             self.tracks[t].update(clusters[c], own, when_ns[c], (float(origin_m[0]), float(origin_m[1])))
         matched, taken = {t for t, _ in pairs}, {c for _, c in pairs} | fragments
         for t, c in self._overlapping(clusters, capture_ns, matched, taken):
-            self.tracks[t].begin_again(clusters[c], when_ns[c])
+            self.tracks[t].restart(clusters[c], when_ns[c])
             matched.add(t)
             taken.add(c)
         world, sigma_mps = self._world()
-        # What lies in the box of something that was just seen is a memory of the same thing.
+        # A track without a cluster inside the box of a matched track is an older track of the same object.
         within = _within(
             [t.middle_m(capture_ns) for t in self.tracks],
             [capture_ns] * len(self.tracks),
@@ -75,7 +76,7 @@ class Tracker:
                 self._next_id += 1
 
     def _world(self) -> tuple[Place, float]:
-        """What a new thing most likely does: seen from a rig that drives, all that stands moves alike."""
+        """The most likely velocity of a new track: relative to a moving rig, everything static has the same velocity."""
         known = [t.velocity_mps for t in self.tracks if t.hits >= WORLD_HITS and t.velocity is not None]
         if len(known) < WORLD_TRACKS:
             return (0.0, 0.0), UNKNOWN_MPS
@@ -85,18 +86,18 @@ class Tracker:
     def _stays(self, track: Track, capture_ns: int, is_free: Callable[[float, float], bool]) -> bool:
         track.points = 0
         if not is_free(*track.expected_m(capture_ns)):
-            track.passed_ns = None
-        elif track.passed_ns is None:
-            track.passed_ns = capture_ns
-        unseen_ns = capture_ns - track.seen_ns
-        through_ns = 0 if track.passed_ns is None else unseen_ns
-        carried = track.hits >= CARRIED_HITS
-        return unseen_ns <= (CARRY_NS if carried else FLEETING_NS) and through_ns <= SEEN_THROUGH_NS
+            track.free_since_ns = None
+        elif track.free_since_ns is None:
+            track.free_since_ns = capture_ns
+        unseen_ns = capture_ns - track.last_seen_ns
+        through_ns = 0 if track.free_since_ns is None else unseen_ns
+        established = track.hits >= CARRIED_HITS
+        return unseen_ns <= (CARRY_NS if established else FLEETING_NS) and through_ns <= SEEN_THROUGH_NS
 
     def _overlapping(
         self, clusters: Sequence[Cluster], capture_ns: int, matched: set[int], taken: set[int]
     ) -> list[tuple[int, int]]:
-        """Pairs of what is left: the track was to be where the cluster is, though not as it is."""
+        """Pairs among the rest: the track was predicted at the cluster's position, with another shape."""
         pairs: list[tuple[int, int]] = []
         left = [c for c in range(len(clusters)) if c not in taken]
         for t, track in enumerate(self.tracks):
@@ -112,21 +113,21 @@ class Tracker:
         return pairs
 
     def _matched(self, clusters: Sequence[Cluster], when_ns: Sequence[int]) -> tuple[list[tuple[int, int]], set[int]]:
-        """(track, cluster) pairs, the likeliest first; and the clusters that are only pieces of a track's box."""
+        """(track, cluster) pairs, the likeliest first; and the clusters that are only parts of a track's box."""
         if not clusters or not self.tracks:
             return [], set()
         tracks = self.tracks
         middle, extent = np.array([c.middle_m for c in clusters]), np.array([c.extent_m for c in clusters])
         dt = (np.array(when_ns) - np.array([t.time_ns for t in tracks])[:, None]) / NS  # (tracks, clusters)
         velocity, centre = np.array([t.velocity_mps for t in tracks]), np.array([t.centre_m for t in tracks])
-        expected = (centre + [t.seen_from_centre_m for t in tracks])[:, None] + dt[..., None] * velocity[:, None]
+        expected = (centre + [t.visible_offset_m for t in tracks])[:, None] + dt[..., None] * velocity[:, None]
         variance = np.array([(t.spread.pp, t.spread.vv) for t in tracks])
         spread_m2 = variance[:, :1] + dt**2 * variance[:, 1:] + 0.1**2
-        # A box that is seen in part may have its middle anywhere along what it lacks.
-        seen_extent = np.array([t.seen_extent_m for t in tracks])
+        # The middle of a partly visible box may lie anywhere along its hidden part.
+        visible_extent = np.array([t.visible_extent_m for t in tracks])
         between = np.abs(middle - expected)
-        off = np.maximum(between - 0.5 * np.abs(extent - seen_extent[:, None]), 0)
-        misfit = np.abs(np.log((np.hypot(*extent.T) + 0.3) / (np.hypot(*seen_extent.T) + 0.3)[:, None]))
+        off = np.maximum(between - 0.5 * np.abs(extent - visible_extent[:, None]), 0)
+        misfit = np.abs(np.log((np.hypot(*extent.T) + 0.3) / (np.hypot(*visible_extent.T) + 0.3)[:, None]))
         cost = np.sqrt((off**2).sum(axis=2) / spread_m2) + SIZE_WEIGHT * misfit + 0.05 * between.sum(axis=2)
         pairs: list[tuple[int, int]] = []
         tracks_left, clusters_left = set(range(len(tracks))), set(range(len(clusters)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Pose, Rig, rigid, save
 from pipeline.task import make
 from pipeline.tasks.obstacles import Obstacles
+from pipeline.tasks.scene import Scene
 from pipeline.testing import NodeHarness
 
 pytest.importorskip("pypatchworkpp", reason="pip install 'sensorium[lidar]'")
@@ -60,7 +62,7 @@ def drive(task: Obstacles, world: World, sweeps: int = 4, **kind):
     ]
 
 
-def test_its_label_is_the_way_ahead_and_its_record_is_what_the_schema_says():
+def test_its_label_is_the_state_of_the_path_and_its_record_fits_the_schema():
     last = drive(opened(), STREET)[-1]
     assert last.label == last.surroundings.ahead.state == "clear" and last.probs.tolist() == [1, 0, 0, 0]
     assert last.used == ("lidar",) and last.missing == () and last.model.startswith("patchwork++@")
@@ -73,7 +75,7 @@ def test_a_sweep_without_times_of_its_points_serves_as_well():
     assert drive(opened(), near, timed=False)[-1].label == drive(opened(), near)[-1].label == "blocked"
 
 
-def test_a_lidar_that_is_missing_is_told_and_the_way_is_soon_unknown():
+def test_a_missing_lidar_is_reported_and_the_path_is_soon_unknown():
     task = opened()
     drive(task, STREET)
     lost = [task.predict(aligned(k, missing=("lidar",))) for k in range(4, 9)]
@@ -92,7 +94,7 @@ def test_a_frozen_lidar_is_bad():
     assert frozen.receipts[0].state == "bad" and "frozen" in frozen.receipts[0].reason
 
 
-def test_sets_that_all_arrive_late_are_not_clear_where_arrivals_are_asked():
+def test_sets_that_all_arrive_late_are_not_clear_with_by_arrival():
     for by_arrival, label in ((False, "clear"), (True, "unknown")):
         task = opened(by_arrival=by_arrival)
         assert task.predict(aligned(0, lidar_frame(0, cast(LIDAR, STREET)), late_ns=120_000_000)).label == "clear"
@@ -107,10 +109,10 @@ def depth_frame(k: int, world: World) -> Frame:
     )
     down = np.radians(DEPTH.pitch_deg)
     camera = (sweep.points_m - np.array(sweep.origin_m)) @ rig_turn(down)
-    pixels, seen = LENS.project(camera)
+    pixels, visible = LENS.project(camera)
     depth = np.zeros((240, 320), np.uint16)
-    u, v = np.round(pixels[seen]).astype(int).T
-    depth[np.clip(v, 0, 239), np.clip(u, 0, 319)] = np.round(camera[seen, 2] * 1000)
+    u, v = np.round(pixels[visible]).astype(int).T
+    depth[np.clip(v, 0, 239), np.clip(u, 0, 319)] = np.round(camera[visible, 2] * 1000)
     return Frame("depth", k, NS + k * TURN_NS, "depth_u16_mm", depth)
 
 
@@ -125,17 +127,14 @@ def test_a_depth_camera_is_placed_by_the_rig(tmp_path):
     task = opened(
         rig=str(tmp_path / "rig.yaml"),
         sensors={"depth": "depth_camera"},
-        width_m=0.6,
-        length_m=3.0,
-        stop_m=1.0,
-        blind_m=1.0,
-        every_px=1,
+        corridor={"width_m": 0.6, "length_m": 3.0, "stop_m": 1.0, "min_range_m": 1.0},
+        stride_px=1,
     )
     box = Box(2.2, 0.8, 0.5, 0.5, 0.9)
     for k in range(5):
         last = task.predict(aligned(k, depth_frame(k, World((box,)))))
-    (found,) = last.surroundings.obstacles
-    assert found.range_m == pytest.approx(box.nearest_m(0), abs=0.1)
+    (obstacle,) = last.surroundings.obstacles
+    assert obstacle.range_m == pytest.approx(box.nearest_m(0), abs=0.1)
     assert last.label == "clear"
 
 
@@ -150,7 +149,7 @@ def test_a_depth_picture_without_a_known_lens_is_bad_and_the_lidar_carries_on():
     )
 
 
-def test_only_the_streams_that_are_named_are_looked_at():
+def test_only_the_named_streams_are_used():
     task = opened(streams=["rear"])
     last = task.predict(aligned(0, lidar_frame(0, cast(LIDAR, STREET))))
     assert last.label == "unknown" and last.used == () and last.surroundings.obstacles == ()
@@ -165,22 +164,47 @@ def test_it_runs_in_a_graph_and_prints_nothing_among_the_predictions(capfd):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        ({"widht_m": 2.0}, "Did you mean 'width_m'"),
-        ({"stop_m": 30.0}, "stop 30 m, length 20 m"),
-        ({"own_m": [1.0]}, "own_m: found \\[1.0\\]"),
-        ({"grid_x_m": [1.0]}, "grid_x_m: found \\[1.0\\], expected \\[from, to\\]"),
-        ({"cell_m": 0.0}, "cell"),
-        ({"step_m": 3.0}, "step 3 m, clearance 2.5 m"),
+        ({"corridor": {"widht_m": 2.0}}, "Did you mean 'width_m'"),
+        ({"corridor": {"stop_m": 30.0}}, "stop 30 m, length 20 m"),
+        ({"ego_box_m": [1.0]}, "ego_box_m: found \\[1.0\\]"),
+        ({"grid": {"x_m": [1.0]}}, "grid.x_m: found \\[1.0\\], expected \\[from, to\\]"),
+        ({"grid": {"cell_m": 0.0}}, "cell"),
+        ({"ground": {"max_step_m": 3.0}}, "max_step_m 3 m, clearance_m 2.5 m"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(options, says):
-    with pytest.raises(ConfigError, match=says):
+def test_an_option_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         make("obstacles", options)
 
 
-def test_without_patchwork_it_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize("task", ["obstacles", "scene"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"own_m": [-1, 1, -1, 1]}, "'own_m' is now called 'ego_box_m'"),
+        ({"every_px": 1}, "'every_px' is now called 'stride_px'"),
+        ({"step_m": 0.1}, "'step_m' is now called 'max_step_m', one level below: ground"),
+        ({"ground_z_m": 0.1}, "'ground_z_m' is now called 'z_m', one level below: ground"),
+        ({"grid_x_m": [0, 1]}, "'grid_x_m' is now called 'x_m', one level below: grid"),
+        ({"corridor": {"blind_m": 1.0}}, "corridor: 'blind_m' is now called 'min_range_m'"),
+        ({"width_m": 1.0}, "one level below: corridor: {width_m"),
+        ({"sectors": 12}, "one level below: grid: {sectors"),
+    ],
+)
+def test_a_renamed_option_names_the_new_one(task, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(task, options)
+
+
+@pytest.mark.parametrize("option", ["ground", "grid", "corridor", "range_m", "stride_px", "max_age_ms", "streams"])
+def test_obstacles_and_scene_take_the_same_options(option):
+    of_obstacles, of_scene = (inspect.signature(kind).parameters[option] for kind in (Obstacles, Scene))
+    assert of_obstacles == of_scene
+
+
+def test_without_patchwork_the_error_names_what_to_install(monkeypatch):
     from importlib import metadata
 
     def missing(name: str) -> str:

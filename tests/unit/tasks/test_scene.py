@@ -49,7 +49,7 @@ def scene(**options: object) -> Scene:
         rig="configs/rigs/rendered.yaml",
         sounds="none",
         detector="none",
-        own_m=[-2.2, 2.2, -1.0, 1.0],
+        ego_box_m=[-2.2, 2.2, -1.0, 1.0],
         corridor={"front_m": 2.2, "length_m": 12},
         **{"by_arrival": True} | options,  # type: ignore[arg-type]
     )
