@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import command_line
 from pipeline.cli.command_line import CALIBRATED, DEMO, EVALUATED, SCENE_DEMO, TRAINED
+from pipeline.installation import COMMAND, MODELS, model_path, setup_command
 
 if TYPE_CHECKING:
     from pipeline.runtime.config import Config
@@ -84,7 +85,7 @@ def record(args: argparse.Namespace) -> None:
     if args.repair:
         return print(repair_recording(args.repair))
     if args.recording is None:
-        raise ConfigError("record: into which file? python run_pipeline.py record CONFIG OUT.mcap")
+        raise ConfigError(f"record: into which file? {COMMAND} record CONFIG OUT.mcap")
     options = RecordOptions(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
     _, summary = _run(
         args, lambda config: with_recorder(config, args.recording, options, args.host), stored=str(args.recording)
@@ -161,9 +162,7 @@ def label(args: argparse.Namespace) -> None:
     from pipeline.recording.labels import add_labels
 
     count = add_labels(args.recording, args.intervals, args.out, stream=args.stream)
-    print(
-        f"  {args.out}: {args.recording.name} with {count} labels. See: python run_pipeline.py export {args.out} FOLDER --dataset"
-    )
+    print(f"  {args.out}: {args.recording.name} with {count} labels. See: {COMMAND} export {args.out} FOLDER --dataset")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -245,12 +244,12 @@ def models(args: argparse.Namespace) -> None:
         return
     if args.action == "info":
         if not args.names:
-            raise ConfigError("models info: of which model? Those there are: python run_pipeline.py models list")
+            raise ConfigError(f"models info: of which model? Those there are: {COMMAND} models list")
         for name in args.names:
-            manifest = Manifest.read(Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx")
+            manifest = Manifest.read(model_path(name))
             print(json.dumps(dataclasses.asdict(manifest), indent=2))
         return
-    ours = [Manifest.read(model) for model in sorted(assets.MODELS.glob("*.onnx"))]
+    ours = [Manifest.read(model) for model in sorted(MODELS.glob("*.onnx"))]
     width = max(len(name) for name in (*(m.id for m in ours), *(a.name for a in assets.entries())))
     for manifest in ours:
         print(f"  {manifest.id:<{width}} ours; {manifest.licence}")
@@ -267,7 +266,7 @@ def calibrate(args: argparse.Namespace) -> None:
 
     module = importlib.import_module(f"calibration.verbs.{CALIBRATED[args.kind]}")
     told = command_line.Parser(
-        prog=f"run_pipeline.py calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0]
+        prog=f"{command_line.PROGRAM} calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0]
     )
     module.arguments(told)
     verdict = module.run(told.parse_args(args.rest))
@@ -392,7 +391,7 @@ def main() -> int:
         from pipeline.errors import SensoriumError
     except ModuleNotFoundError as error:
         print(
-            f"error: the Python package '{error.name}' is not installed. Install it with: scripts/setup",
+            f"error: the Python package '{error.name}' is not installed. Install it with: {setup_command()}",
             file=sys.stderr,
         )
         return 2

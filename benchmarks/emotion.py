@@ -23,6 +23,7 @@ import numpy as np
 from pipeline import assets
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.engine import load
+from pipeline.installation import model_path
 from pipeline.perception.expression.faces import FaceDetector, FaceTracker
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.perception.inputs import picture
@@ -145,7 +146,7 @@ def whole_task(
 
 
 def parts(model: str, frames: list[Frame], sound: list[Frame], watch: Stopwatch) -> None:
-    path = Path(model) if model.endswith(".onnx") else assets.MODELS / f"{model}.onnx"
+    path = model_path(model)
     classifier = load(path)
     tracker = FaceTracker(Watched(FaceDetector(load(assets.path("centerface"))), watch))
     voice = VoiceActivity(load(assets.path("silero-vad")))

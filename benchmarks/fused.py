@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import assets
 from pipeline.inference.engine import Tensors, load
 from pipeline.inference.manifest import METADATA_KEY, Manifest
 from pipeline.inference.onnx_file import OnnxFile
+from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
 from pipeline.training.export import fused
 
@@ -30,7 +30,7 @@ PICTURES_HZ, DECISIONS_HZ = 30, 4
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name in ("face", "voice", "fusion"):
-        options.add_argument(f"--{name}", type=Path, default=assets.MODELS / f"{name}-expression.onnx")
+        options.add_argument(f"--{name}", type=Path, default=MODELS / f"{name}-expression.onnx")
     options.add_argument("--rounds", type=int, default=60)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import infer
-from pipeline import assets
 from pipeline.errors import EngineError, SensoriumError
 from pipeline.inference import cuda, engine
 from pipeline.inference.backends.onnxruntime import Onnxruntime
@@ -32,9 +31,10 @@ from pipeline.inference.engine import Built
 from pipeline.inference.manifest import precision_of
 from pipeline.inference.profile import derive
 from pipeline.inference.runner import POISON, Runner, Tensor
+from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
 
-FACE = assets.MODELS / "face-expression.onnx"
+FACE = MODELS / "face-expression.onnx"
 Findings = list[dict[str, Any]]
 View = Callable[[int, tuple[int, ...], np.dtype], Any]
 Submit = Callable[[int, Callable[[], None]], None]

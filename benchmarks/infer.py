@@ -31,6 +31,7 @@ from pipeline.inference import cuda, engine
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
 from pipeline.inference.manifest import PRECISIONS, precision_of, with_precision
+from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
 
 BATCHES = (1, 4, 8)
@@ -77,7 +78,7 @@ def inputs_of(path: Path, batch: int) -> Tensors | None:
 
 
 def models(only: str | None) -> Iterator[tuple[str, Path]]:
-    for path in sorted(assets.MODELS.glob("*.onnx")):
+    for path in sorted(MODELS.glob("*.onnx")):
         if precision_of(path) == "fp32" and only in (None, path.stem):
             yield path.stem, path
     for name in THIRD_PARTY:

@@ -12,9 +12,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipeline import assets
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.switch import judge
+from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
 from pipeline.training.export.precision import CALIBRATION_SEED, layers, quantize
 
@@ -28,7 +28,7 @@ def main() -> None:
     args = options.parse_args()
     if args.seed in (GATE_SEED, CALIBRATION_SEED):
         options.error("--seed: 0 is the parity gate's, 1 is what the ranges are taken from. Choose another")
-    source = assets.MODELS / f"{args.model}.onnx"
+    source = MODELS / f"{args.model}.onnx"
     names = layers(source)
     kept = {"none": [], "the first": names[:1], "the last": names[-1:], "the first and the last": [names[0], names[-1]]}
     print(f"{args.model}: in float, of {len(names)} layers; samples of seed {args.seed}")

@@ -64,11 +64,12 @@ def plain_loop() -> dict[str, float]:
 
     from pipeline import assets
     from pipeline.inference.engine import load
+    from pipeline.installation import MODELS
     from pipeline.perception.expression.faces import FaceDetector
     from pipeline.preprocessing import face_crop, face_tensor
 
     detector = FaceDetector(load(assets.path("centerface")))
-    classifier = load(assets.MODELS / "face-expression.onnx")
+    classifier = load(MODELS / "face-expression.onnx")
     wall_ms = []
     cpu_s, began_s = time.process_time(), time.perf_counter()
     with av.open(str(assets.path("demo-clip"))) as clip:

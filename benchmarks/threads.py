@@ -26,6 +26,7 @@ from benchmarks.infer import inputs_of
 from pipeline import assets
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import Tensors
+from pipeline.installation import MODELS
 
 THREADS = (1, 2)
 
@@ -34,10 +35,10 @@ def live() -> list[tuple[str, Path, Tensors]]:
     """What the emotion task calls, at the sizes at which it does."""
     found = []
     for title, path, batch in (
-        ("face, 1", assets.MODELS / "face-expression.onnx", 1),
-        ("face, 4", assets.MODELS / "face-expression.onnx", 4),
-        ("voice", assets.MODELS / "voice-expression.onnx", 1),
-        ("fusion", assets.MODELS / "fusion-expression.onnx", 1),
+        ("face, 1", MODELS / "face-expression.onnx", 1),
+        ("face, 4", MODELS / "face-expression.onnx", 4),
+        ("voice", MODELS / "voice-expression.onnx", 1),
+        ("fusion", MODELS / "fusion-expression.onnx", 1),
         ("detector 96×96", assets.path("centerface"), 1),
         ("silero-vad", assets.path("silero-vad"), 1),
     ):

@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
+from pipeline.installation import setup_command
 from pipeline.node import Finding, Source
 from pipeline.recording.importers.pcap import Datagram, datagrams, metadata_beside
 from pipeline.recording.importers.source import read_bytes
@@ -76,7 +77,7 @@ class Lidar(Source):
     def doctor(cls) -> Iterable[Finding]:
         for module, package, extra, kind in EXTRAS:
             here = find_spec(module.partition(".")[0]) is not None and find_spec(module) is not None
-            yield Finding(here, f"{package}: reads packets of {kind} lidars", "" if here else f"scripts/setup {extra}")
+            yield Finding(here, f"{package}: reads packets of {kind} lidars", "" if here else setup_command(extra))
         limit = largest_buffer_bytes()
         if limit is not None:
             fix = f"sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}   # else a busy moment costs packets"

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
+from pipeline.installation import COMMAND
 from pipeline.node import Arrival, Sink
 from pipeline.recording.labels import STREAM, heard_labels
 from pipeline.recording.mcap.chunk import Compression
@@ -140,7 +141,7 @@ class Record(Sink):
             try:
                 self._writer.close()
             except OSError as error:
-                repair = f"python run_pipeline.py record --repair {self._path}"
+                repair = f"{COMMAND} record --repair {self._path}"
                 self.context.log.error(
                     "%s: %s. It could not be closed: make room, then: %s", self._path, error.strerror, repair
                 )

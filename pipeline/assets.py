@@ -25,10 +25,10 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import AssetError, missing_package, nearest
+from pipeline.installation import COMMAND, MODELS
 
-MODELS = Path(__file__).resolve().parent.parent / "models"
 PREFIX = "asset:"
-PULL = "python run_pipeline.py models pull"
+PULL = f"{COMMAND} models pull"
 FETCH_TIMEOUT_S = 300
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from pipeline.installation import setup_command
+
 
 class SensoriumError(Exception):
     exit_code = 1
@@ -66,5 +68,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def missing_package(package: str, needed_for: str, extra: str | None = None) -> ConfigError:
     """The error for an optional package that is not installed; names the command that installs it."""
-    fix = f"scripts/setup {extra}" if extra else "scripts/setup"
+    fix = setup_command(extra or "")
     return ConfigError(f"{needed_for}: the Python package '{package}' is not installed. Install it with: {fix}")

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from calibration.pose import Floats, turned
+from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply
 
@@ -100,9 +101,7 @@ class Drift:
         if not sharp or sigma.max() > 2 * VAGUE_DEG:
             return DriftAnswer("unknown", best, sigma, n, f"the frames do not tell one pose from another ({told})")
         if size > DRIFT_DEG and sigmas > SURE_SIGMAS and size > 3 * float(np.linalg.norm(sigma)):
-            why = (
-                f"the lidar seems turned by {size:.1f}° ({told}). Calibrate again: run_pipeline.py calibrate extrinsics"
-            )
+            why = f"the lidar seems turned by {size:.1f}° ({told}). Calibrate again: {COMMAND} calibrate extrinsics"
             return DriftAnswer("drifted", best, sigma, n, why)
         if size <= DRIFT_DEG and sigma.max() < VAGUE_DEG:
             return DriftAnswer("aligned", best, sigma, n, f"edges fit to {size:.1f}° ({told})")

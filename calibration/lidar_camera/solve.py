@@ -20,6 +20,7 @@ from calibration.lidar_camera.board_fit import BoardView, Fit, board_poses, exam
 from calibration.pose import Floats, fit_directions, in_words
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import apply, cross, rigid, rotation_to_vector
 
@@ -226,7 +227,7 @@ def _about_views(n: int, kept: Sequence[BoardView], rejected: dict[str, str], fi
             Check(
                 Level.FAIL,
                 f"the corners fit the board to {usual_px:.2f} px only: these are not this camera's intrinsics, or not this board's squares",
-                "calibrate the camera first: python run_pipeline.py calibrate camera",
+                f"calibrate the camera first: {COMMAND} calibrate camera",
             )
         )
     return reasons
@@ -248,7 +249,7 @@ def _about_intrinsics(
                 f"the lidar's distances say that the focal length is {abs(100 * off):.1f} ± {200 * sigma:.1f} % "
                 f"{'larger' if off > 0 else 'smaller'} than in the intrinsics, or the board's squares are that much "
                 f"{'larger' if off > 0 else 'smaller'} than stated",
-                "measure a square; if it is right, calibrate the camera again: python run_pipeline.py calibrate camera",
+                f"measure a square; if it is right, calibrate the camera again: {COMMAND} calibrate camera",
             )
         ]
     if sigma > FOCAL_KNOWN:

@@ -17,6 +17,7 @@ import numpy as np
 
 from calibration.board.board import DEFAULT_SQUARE_MM, DICTIONARIES, EXPECTED, Board
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 
 PAPERS_MM = {"a4": (210.0, 297.0), "a3": (297.0, 420.0), "a2": (420.0, 594.0), "a1": (594.0, 841.0)}
 AUTOMATIC = ("a4", "a3")  # what people have
@@ -48,9 +49,7 @@ def run(args: argparse.Namespace) -> None:
     print(
         '  Print it at 100 % ("actual size"), glue it on something flat and stiff, and check that its ruler is 100 mm long.'
     )
-    print(
-        f"  Then: python run_pipeline.py calibrate camera live --board {board} --square-mm {args.square_mm:g} --out rig.yaml"
-    )
+    print(f"  Then: {COMMAND} calibrate camera live --board {board} --square-mm {args.square_mm:g} --out rig.yaml")
 
 
 def fit(board: Board, paper: str = "auto") -> tuple[str, tuple[float, float]]:

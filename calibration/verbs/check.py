@@ -27,6 +27,7 @@ from calibration.report.overlay import draw_points
 from calibration.report.page import Report
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig
 
@@ -34,7 +35,7 @@ OVERLAYS = 6
 GOOD_M, BAD_M = 0.02, 0.05  # between the lidar's board and the camera's
 GOOD_PX, BAD_PX = 0.7, 1.5  # of corners: beyond, the lens is not the one in the rig
 RANGE_NOISE_M = 0.02
-AGAIN = "calibrate it again: python run_pipeline.py calibrate extrinsics"
+AGAIN = f"calibrate it again: {COMMAND} calibrate extrinsics"
 MAX_MOMENTS = 60
 
 
@@ -116,7 +117,7 @@ def by_board(
     checks = [Check(level, told, "" if level is Level.PASS else AGAIN)]
     if px > GOOD_PX:
         lens_level = Level.WARN if px < BAD_PX else Level.FAIL
-        again = "calibrate the camera again: python run_pipeline.py calibrate camera"
+        again = f"calibrate the camera again: {COMMAND} calibrate camera"
         checks.append(Check(lens_level, f"corners lie {px:.1f} px from where the lens in the rig has them", again))
     return checks
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import nearest
+from pipeline.installation import COMMAND
 
+PROGRAM = COMMAND.removeprefix("python ")
 LIVE, DEMO, SCENE_DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml", "configs/scene-demo.yaml"
 
 # What there is to calibrate → its module of calibration/, with `arguments(parser)` and `run(args) -> Verdict | None`.
@@ -57,7 +59,7 @@ Add = Callable[[str, str], argparse.ArgumentParser]  # a verb, and what it does
 def parser(verbs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
     """verbs: what does each, which `function` of the parsed words then is; `run` where no verb is given."""
     top = Parser(
-        prog="run_pipeline.py",
+        prog=PROGRAM,
         description="Sensors in, live predictions out. Without a verb: webcam + microphone → expressions.",
     )
     top.set_defaults(function=verbs["run"], config=LIVE)
@@ -89,7 +91,10 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"there is no '{value}'. Known: {', '.join(action.choices)}.{path}")
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message.removeprefix('argument ')}\nSee: python {self.prog} --help", file=sys.stderr)
+        print(
+            f"error: {message.removeprefix('argument ')}\nSee: {COMMAND}{self.prog.removeprefix(PROGRAM)} --help",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

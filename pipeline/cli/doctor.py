@@ -16,6 +16,7 @@ from pipeline import assets
 from pipeline.errors import SensoriumError
 from pipeline.inference import cuda, engine
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import MODELS
 from pipeline.node import Finding, Node
 from pipeline.plugins import all_named
 
@@ -38,7 +39,7 @@ def examine() -> Iterator[tuple[str, Finding]]:
     for asset in assets.entries():
         if asset.used_for == "run":
             yield "models", _asset(asset)
-    for model in sorted(assets.MODELS.glob("*.onnx")):
+    for model in sorted(MODELS.glob("*.onnx")):
         yield "models", _model(model)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Prediction
+from pipeline.installation import COMMAND
 from pipeline.node import Source
 from pipeline.recording.part import part_path, refuse_existing, repair
 from pipeline.recording.provenance import DEFAULT_RECORDER, description, dropped_by_recorder
@@ -153,9 +154,7 @@ def finish_recording(path: Path, summary: dict[str, Any]) -> str:
         files = f"{reader.path}" if not part_path(path, 1).exists() else f"{reader.path} and the parts after it"
         size = f"{files}: {reader.size_bytes / 1e6:.1f} MB, {(last_ns - first_ns) / NS:.1f} s"
         missing = ", ".join(f"{count} of {stream}" for stream, count in dropped.items()) or "none"
-        unclosed = (
-            "" if reader.closed else f"\n  Not closed. Close it with: python run_pipeline.py record --repair {path}"
-        )
+        unclosed = "" if reader.closed else f"\n  Not closed. Close it with: {COMMAND} record --repair {path}"
         return f"  {size}\n  recorded: {streams}\n  dropped by the recorder: {missing}{unclosed}"
 
 
@@ -167,7 +166,7 @@ def repair_recording(path: Path) -> str:
         torn = f", {torn_bytes} torn bytes cut off" if torn_bytes else ""
         lines.append(
             f"{part_path(path, part)}: closed with {messages} messages{torn}. "
-            f"See what is missing: python run_pipeline.py verify {path}"
+            f"See what is missing: {COMMAND} verify {path}"
         )
         part += 1
     return "\n".join(lines)

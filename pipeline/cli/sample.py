@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline import assets
 from pipeline.cli.record import RecordOptions, with_recorder
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND, MODELS
 from pipeline.recording.labels import add_labels
 from pipeline.recording.part import VERSION as FORMAT_VERSION
 from pipeline.recording.part import refuse_existing
@@ -41,7 +42,7 @@ def make_sample(out: Path, *, say: Callable[[str], None] = print) -> None:
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
     say(f"  {out}: {SECONDS:g} s of the demo clip with its predictions and labels, {out.stat().st_size / 1e6:.0f} MB")
-    say(f"  next: python run_pipeline.py replay configs/emotion-demo.yaml {out}")
+    say(f"  next: {COMMAND} replay configs/emotion-demo.yaml {out}")
 
 
 def cached_sample(*, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -84,6 +85,6 @@ def _record(path: Path) -> None:
 def _fingerprint() -> str:
     """Of everything that the recording's content depends on."""
     fingerprint = hashlib.sha256(f"{VERSION} {SECONDS} {CHANGES} {INTERVALS} {FORMAT_VERSION}".encode())
-    for path in (CONFIG, *sorted(assets.MODELS.glob("*-expression.onnx"))):
+    for path in (CONFIG, *sorted(MODELS.glob("*-expression.onnx"))):
         fingerprint.update(path.read_bytes())
     return fingerprint.hexdigest()[:12]

@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
+from pipeline.installation import COMMAND
 from pipeline.plugins import all_named, find
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -138,7 +139,7 @@ def _of_precision(model_path: Path, precision: str) -> Path:
     path = with_precision(model_path, precision)
     if path == model_path:
         return path
-    fix = f"Make it with: python run_pipeline.py export {model_path.stem} --precision {precision}"
+    fix = f"Make it with: {COMMAND} export {model_path.stem} --precision {precision}"
     if not path.is_file():
         raise ConfigError(f"{path}: no such model. {fix}")
     if Manifest.read(path).made_from != Manifest.read(model_path).sha256:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.inference.onnx_file import OnnxFile
+from pipeline.installation import COMMAND
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +72,7 @@ class Manifest:
         if stored is None:
             raise ConfigError(
                 f"{path}: an ONNX file without a manifest (no '{METADATA_KEY}' in its metadata). "
-                "Export it with: python run_pipeline.py train …, or add one with Manifest.write()."
+                f"Export it with: {COMMAND} train …, or add one with Manifest.write()."
             )
         manifest = cls._parse(path, stored)
         # `onnx` writes a graph's bytes as we hash them; a file that somebody else wrote is asked the slow way.

@@ -32,6 +32,7 @@ from pipeline.inference.manifest import precision_of
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.inference.profile import Profile, derive
 from pipeline.inference.runner import ExecutionContext, Runner, Tensor
+from pipeline.installation import PACKAGE, setup_command
 
 log = logging.getLogger("engines")
 
@@ -158,7 +159,7 @@ class NvidiaEngine(Built):
             return gpus.missing
         for package, name in ((cls.package, cls.title), ("cuda.bindings", "cuda-bindings")):
             if not _installed(package):
-                return f"{name} is not installed. Install it with: scripts/setup {cls.extra}"
+                return f"{name} is not installed. Install it with: {setup_command(cls.extra)}"
         return cls.lacks(gpus.devices[0])
 
     @classmethod
@@ -259,8 +260,9 @@ def profiles_of(model_path: Path, shapes: Sequence[Mapping[str, Shape]]) -> tupl
 def run_builder(order: dict[str, Any], stopping: threading.Event | None = None) -> None:
     """`python -m pipeline.inference.build` with this order. Raises EngineError with its last words."""
     command = [sys.executable, "-P", "-m", "pipeline.inference.build"]
-    ours = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    }
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
     said: list[str] = []

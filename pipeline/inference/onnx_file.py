@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 
 # onnx.proto3: the numbers of the fields that are read.
 _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_METADATA = 7, 8, 14
@@ -48,9 +49,7 @@ class OnnxFile:
     def read(cls, path: Path) -> OnnxFile:
         """Raises ConfigError for a file that is missing, of another kind, or cut short."""
         if not path.is_file():
-            raise ConfigError(
-                f"{path}: no such model. Those that ship are listed by: python run_pipeline.py models list"
-            )
+            raise ConfigError(f"{path}: no such model. Those that ship are listed by: {COMMAND} models list")
         try:
             return cls._parse(memoryview(path.read_bytes()))
         except (ValueError, IndexError) as error:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline import assets
 from pipeline.inference.engine import Engine, Shape, Shapes, Tensors, load
 from pipeline.inference.manifest import Manifest, with_precision
 from pipeline.metrics import Metrics
@@ -70,11 +69,6 @@ class Engines:
     def close(self) -> None:
         while self._open:
             self._open.pop().close()
-
-
-def model_path(name: str) -> Path:
-    """name: of a file of the models folder, without .onnx, or a path that ends with it."""
-    return Path(name) if name.endswith(".onnx") else assets.MODELS / f"{name}.onnx"
 
 
 def warm_up_shapes(manifest: Manifest) -> dict[str, Shape] | None:

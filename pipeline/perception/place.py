@@ -12,9 +12,10 @@ import numpy.typing as npt
 from pipeline.errors import AssetError, ConfigError
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import COMMAND, model_path
 from pipeline.perception.expression.smoothing import towards
 from pipeline.perception.inputs import Picture
-from pipeline.perception.model_loader import Engines, model_path
+from pipeline.perception.model_loader import Engines
 from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.probabilities import softmax
 
@@ -37,12 +38,12 @@ class PlaceModel:
         when its input is another one."""
         path = model_path(model)
         if not path.is_file():
-            raise AssetError(f"{path}: no such model. Train it with: python run_pipeline.py train place")
+            raise AssetError(f"{path}: no such model. Train it with: {COMMAND} train place")
         manifest = Manifest.read(path)
         if [tensor.name for tensor in manifest.inputs] != ["place"]:
             raise ConfigError(
                 f"place model {manifest.id}: its inputs are {[t.name for t in manifest.inputs]}, a place model's "
-                "is 'place'. Train one with: python run_pipeline.py train place"
+                f"is 'place'. Train one with: {COMMAND} train place"
             )
         # In fp16 it just misses the parity gate, in int8 by far (models/place.md), so it always runs in fp32.
         return cls(engines.load(path, manifest.name, INPUT, reduced=False), manifest)

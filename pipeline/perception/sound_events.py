@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Frame
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
-from pipeline.perception.model_loader import Engines, model_path
+from pipeline.installation import COMMAND, MODELS, model_path
+from pipeline.perception.model_loader import Engines
 from pipeline.preprocessing import (
     VOICE_BANDS,
     VOICE_FRAMES,
@@ -39,7 +39,7 @@ from pipeline.scene_state import Sound
 
 Floats = npt.NDArray[np.float32]
 
-MODEL = assets.MODELS / "sound-events.onnx"
+MODEL = MODELS / "sound-events.onnx"
 OTHER = "other"  # a sound of none of the classes that are reported
 SILENCE = "silence"
 
@@ -92,7 +92,7 @@ class SoundEventDetector:
             raise ConfigError(
                 f"sound model {manifest.id}: it has the inputs {[(i.name, i.shape) for i in manifest.inputs]} and the labels "
                 f"{manifest.labels}; expected one input 'sound' {shape} and '{OTHER}' among the labels. "
-                "Make one with: python run_pipeline.py train sound"
+                f"Make one with: {COMMAND} train sound"
             )
         self._engine, self._temperature, self._report_above = engine, manifest.temperature, report_above
         self.labels = manifest.labels
@@ -173,7 +173,7 @@ def load_detector(
     """model: a file of the models folder, without .onnx, or a path."""
     path = model_path(model)
     if not path.is_file():
-        raise AssetError(f"{path}: no such model. Train it with: python run_pipeline.py train sound")
+        raise AssetError(f"{path}: no such model. Train it with: {COMMAND} train sound")
     manifest = engines.manifest(path)
     engine = engines.load(path, manifest.name, {"sound": (1, 2, VOICE_BANDS, VOICE_FRAMES)})
     return SoundEventDetector(engine, manifest, report_above=report_above), manifest

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 
 FORMAT, VERSION = "sensorium-aligned", 1
 UNLABELLED = -1
@@ -140,7 +141,7 @@ def load(folder: Path) -> Rows:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        fix = "Make one with: python run_pipeline.py export REC.mcap FOLDER --dataset"
+        fix = f"Make one with: {COMMAND} export REC.mcap FOLDER --dataset"
         raise ConfigError(f"{folder}: no data set: there is no dataset.json in it. {fix}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error

@@ -30,6 +30,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo
+from pipeline.installation import COMMAND
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import Writer
 
@@ -68,7 +69,7 @@ class Labels:
                 f"{reader.path}: several streams hold labels: {', '.join(here)}. Say which: --labels NAME"
             )
         if not here or (stream is not None and stream not in here):
-            fix = "Add them: python run_pipeline.py label REC.mcap INTERVALS.csv OUT.mcap"
+            fix = f"Add them: {COMMAND} label REC.mcap INTERVALS.csv OUT.mcap"
             raise ConfigError(f"{reader.path}: no {f'labels called {stream!r}' if stream else 'labels'} in it. {fix}")
         return cls.of(m for _, m, _ in reader.messages([stream or here[0]]) if isinstance(m, Frame))
 

@@ -17,6 +17,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Message, StreamInfo
+from pipeline.installation import COMMAND
 from pipeline.recording.mcap.decode import decode
 from pipeline.recording.mcap.file_reader import McapReader
 
@@ -58,7 +59,7 @@ class Part(McapReader):
         fields = next((m.metadata for m in self.metadata if m.name == METADATA), None)
         if fields is None:
             fix = (
-                "Import it with: python run_pipeline.py import"
+                f"Import it with: {COMMAND} import"
                 if self.closed
                 else "Its beginning is lost, or another program wrote it"
             )

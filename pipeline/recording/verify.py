@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 from pipeline.recording.audit import Audit
 from pipeline.recording.timeline import draw
 from pipeline.runtime.config import HEALTH
@@ -59,7 +60,7 @@ def report(path: Path, *, plot: Path | None = None) -> None:
     if audit.faults:
         raise ConfigError(f"{path}: not every message is accounted for: {len(audit.faults)} faults, above")
     if not audit.closed:
-        raise ConfigError(f"{path}: not closed. Close it with: python run_pipeline.py record --repair {path}")
+        raise ConfigError(f"{path}: not closed. Close it with: {COMMAND} record --repair {path}")
     print("  every message is accounted for" + ("" if audit.finished else ", up to where it was cut off"))
 
 

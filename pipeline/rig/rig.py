@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.installation import COMMAND, CONFIGS, shipped
 from pipeline.rig.intrinsics import Intrinsics
 
 BASE = "base"
@@ -164,7 +165,7 @@ class Rig:
             reached = ", ".join(n for n in found if n != target) or "nothing"
             raise ConfigError(
                 f"{self.where}: poses: nothing joins '{target}' and '{source}'. From '{target}' one reaches: {reached}. "
-                "Estimate it with: python run_pipeline.py calibrate extrinsics"
+                f"Estimate it with: {COMMAND} calibrate extrinsics"
             )
         return found[source]
 
@@ -196,7 +197,7 @@ class Rig:
         known_here = ", ".join(f"{o.sensor} to {o.reference}" for o in self.time_offsets.values()) or "none"
         raise ConfigError(
             f"{self.where}: time_offsets: none between '{sensor}' and '{reference}'. Offsets here: {known_here}. "
-            "Measure it with: python run_pipeline.py calibrate time"
+            f"Measure it with: {COMMAND} calibrate time"
         )
 
     # A new rig with one thing more, or another: an estimate replaces what was there.
@@ -295,9 +296,8 @@ def apply(target_from_source: np.ndarray, points_m: np.ndarray) -> np.ndarray:
 
 
 def found(path: str | Path) -> Path:
-    """Where a rig file is: one that comes with Sensorium (configs/rigs/…) is found from any folder."""
-    shipped = Path(__file__).resolve().parents[2] / path
-    return shipped if not Path(path).exists() and shipped.is_file() else Path(path)
+    """Where a rig file is: one that comes with Sensorium is found from any folder, as configs/rigs/NAME.yaml or NAME.yaml."""
+    return shipped(path, CONFIGS / "rigs")
 
 
 def load(path: str | Path) -> Rig:

@@ -22,11 +22,12 @@ import numpy as np
 import yaml
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import LENS, MODELS, Intrinsics
 from pipeline.rig.rig import BASE, Pose, Rig, TimeOffset, rigid, rotation_from_quaternion, rotation_from_vector
 
 VERSION = 1
-NO_FILE = " A rig comes from: python run_pipeline.py calibrate (docs/calibration-sensors.md); or leave the option out"
+NO_FILE = f" A rig comes from: {COMMAND} calibrate (docs/calibration-sensors.md); or leave the option out"
 
 
 class Table:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, closest, nearest
+from pipeline.installation import CONFIGS, shipped
 from pipeline.node import Node
 from pipeline.plugins import all_named, check_options, construct, find, renamed_key
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
@@ -22,7 +23,6 @@ from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
 INPUT_KEYS = ("from", "queue")
 HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
-SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
 
 
@@ -89,20 +89,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def found(path: str | Path) -> Path:
-    """Where a config is: one that comes with Sensorium (configs/…) is found from any folder."""
-    shipped = SHIPPED.parent / path
-    return shipped if not Path(path).exists() and shipped.parent == SHIPPED and shipped.is_file() else Path(path)
+    """Where a config is: one that comes with Sensorium is found from any folder, as configs/NAME.yaml or NAME.yaml."""
+    return shipped(path, CONFIGS)
 
 
 def _no_such_file(path: Path) -> ConfigError:
-    shipped = {p.stem: f"{SHIPPED.name}/{p.name}" for p in sorted(SHIPPED.glob("*.yaml"))}
-    known = shipped | {p.stem: str(p) for p in path.parent.glob("*.y*ml")}
+    ours = {p.stem: f"{CONFIGS.name}/{p.name}" for p in sorted(CONFIGS.glob("*.yaml"))}
+    known = ours | {p.stem: str(p) for p in path.parent.glob("*.y*ml")}
     close = closest(path.stem, known)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     meant = f" Did you mean '{known[close]}'?" if close else ""
     return ConfigError(
         f"{path}: there is no such file{where}.{meant} Those that come with Sensorium, found from any folder: "
-        f"{', '.join(shipped.values())}"
+        f"{', '.join(ours.values())}"
     )
 
 

@@ -22,15 +22,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import msgspec
 
+from pipeline.installation import PACKAGE
 from pipeline.runtime.graph import ProcessPlan
 
 log = logging.getLogger("launch")
 
-HERE = str(Path(__file__).resolve().parents[2])
+HERE = str(PACKAGE.parent)
 # They start threads, or talk to a device or a server, when used or even when loaded.
 NOT_COPIED = ("cuda", "onnxruntime", "pyaudio", "pyrealsense2", "tensorrt", "tensorrt_rtx", "torch")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.installation import COMMAND
 from pipeline.transport.shared_memory import shared_memory_root
 
 log = logging.getLogger("launch")
@@ -101,7 +102,7 @@ def find_stream(node: str) -> str:
             return str(graph["streams"][node])
     known = {name for graph in graphs for name in graph["streams"]}
     if not known:
-        raise ConfigError("no Sensorium pipeline runs on this host. Start one with: python run_pipeline.py")
+        raise ConfigError(f"no Sensorium pipeline runs on this host. Start one with: {COMMAND}")
     raise ConfigError(f"no running node is called '{node}'. Running: {', '.join(sorted(known))}.{nearest(node, known)}")
 
 

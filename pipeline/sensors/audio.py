@@ -28,13 +28,14 @@ import numpy as np
 
 from pipeline.clock import NS, Clock, SampleClock, offset_to_monotonic, utc_offset_ns
 from pipeline.errors import DeviceError
+from pipeline.installation import setup_command
 
 MAX_QUEUED_S = 5.0  # sound that waits for a loop that does not read
 # ADC times are erratic in the first second; the median over the second after it is used, once.
 ADC_FROM_S, ADC_UNTIL_S = 1.0, 2.0
 MAX_DRIVER_DELAY_NS = NS // 2  # an ADC time further back than this is not a valid one
 UNKNOWN_DELAY_NS = 20_000_000  # until then: the usual delay of a sound server or driver
-SETUP = "scripts/setup mic"
+SETUP = setup_command("mic")
 PLUG_IN = "Plug one in, or choose one with --set nodes.microphone.device=…, or go on without: optional: true"
 
 

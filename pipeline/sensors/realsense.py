@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS, Clock, PtsClock, utc_offset_ns
 from pipeline.errors import ConfigError, DeviceError, missing_package
+from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.sensors.camera.picture import LOST_AFTER_S, Borrow, Picture
 from pipeline.sensors.camera.reader import MAX_QUEUED, PictureQueue
@@ -105,7 +106,7 @@ def _find(sdk: Any, serial: str, where: str) -> Any:
     problem = f"no RealSense camera with the serial number {serial}" if serial else "no RealSense camera"
     raise DeviceError(
         f"{where}: {problem}. Cameras here: {here}. Plug it in, into a USB 3 socket, or list what is connected: "
-        "python run_pipeline.py doctor",
+        f"{COMMAND} doctor",
         retry=True,
     )
 
@@ -322,7 +323,7 @@ def lens(sdk: Any, reported: Any, where: str) -> Intrinsics:
     if reported.model not in (models.inverse_brown_conrady, models.modified_brown_conrady):
         raise DeviceError(
             f"{where}: the camera's lens is described as {reported.model.name}, which a rig file cannot hold. "
-            "Calibrate it: python run_pipeline.py calibrate camera live"
+            f"Calibrate it: {COMMAND} calibrate camera live"
         )
     ways = np.linspace(0, 1, 25)
     if reported.model == models.inverse_brown_conrady:  # defined from the pixel to the ray
@@ -347,6 +348,6 @@ def lens(sdk: Any, reported: Any, where: str) -> Intrinsics:
     if off_px > LENS_ERROR_PX:
         raise DeviceError(
             f"{where}: the camera's lens ({reported.model.name}) fits a rig's model to {off_px:.2f} px only. "
-            "Calibrate it: python run_pipeline.py calibrate camera live"
+            f"Calibrate it: {COMMAND} calibrate camera live"
         )
     return Intrinsics("radtan", *size, *pinhole, tuple(map(float, fitted)))

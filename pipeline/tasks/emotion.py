@@ -26,6 +26,7 @@ from pipeline.clock import NS
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import NO_EMBEDDING, AlignedSet, Frame, Prediction, Subject
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import COMMAND, model_path
 from pipeline.perception.expression.face_classifier import FaceClassifier
 from pipeline.perception.expression.faces import FaceDetector, FaceTracker, Image, Track, detector_shapes
 from pipeline.perception.expression.fusion import Case, Fused, Fusion, disagree
@@ -35,7 +36,7 @@ from pipeline.perception.expression.speaker import Speaker, level_db
 from pipeline.perception.expression.voice import VoiceClassifier, VoiceEvidence
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.perception.inputs import PICTURES, SOUNDS, first, picture
-from pipeline.perception.model_loader import Engines, model_path, warm_up_shapes
+from pipeline.perception.model_loader import Engines, warm_up_shapes
 from pipeline.preprocessing import FACE_PX, face_crop
 from pipeline.task import Task
 
@@ -117,7 +118,7 @@ class Emotion(Task):
 
     def open(self, backend: str) -> None:
         if not self._face_path.is_file():
-            raise AssetError(f"{self._face_path}: no such model. Train it with: python run_pipeline.py train face")
+            raise AssetError(f"{self._face_path}: no such model. Train it with: {COMMAND} train face")
         engines = self.open_engines(backend, threads=self._threads)
         manifest = engines.manifest(self._face_path)
         self._check_embedding(manifest, "another model")
@@ -149,17 +150,13 @@ class Emotion(Task):
             return None
         if not self._voice_path.is_file():
             if self._voice_option != VOICE_MODEL:
-                raise AssetError(
-                    f"{self._voice_path}: no such model. Train it with: python run_pipeline.py train voice"
-                )
-            self.log.info(
-                "no %s: the faces are the only evidence. Train one with: run_pipeline.py train voice", VOICE_MODEL
-            )
+                raise AssetError(f"{self._voice_path}: no such model. Train it with: {COMMAND} train voice")
+            self.log.info(f"no %s: the faces are the only evidence. Train one with: {COMMAND} train voice", VOICE_MODEL)
             return None
         if self._fusion_option == FUSION_MODEL and not self._fusion_path.is_file():
             # No rule without training is better than the face alone (docs/emotion.md), so none takes its place unasked.
             self.log.warning(
-                "no %s: the faces are the only evidence. Train one with: run_pipeline.py train fusion, "
+                f"no %s: the faces are the only evidence. Train one with: {COMMAND} train fusion, "
                 "or set fusion: average",
                 FUSION_MODEL,
             )
@@ -189,8 +186,7 @@ class Emotion(Task):
             return Fusion(self.labels)
         if manifest is None:
             raise AssetError(
-                f"{self._fusion_path}: no such model. Train it with: python run_pipeline.py train fusion, "
-                "or set fusion: average"
+                f"{self._fusion_path}: no such model. Train it with: {COMMAND} train fusion, or set fusion: average"
             )
         engine = engines.load(self._fusion_path, manifest.name, warm_up_shapes(manifest), reduced=False)
         fusion = Fusion.of_model(engine, manifest, self.labels, self._sources)

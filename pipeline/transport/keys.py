@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.installation import COMMAND
 
 # A file is one line, like an ssh key: its type, the key in Z85 (40 characters), the host's name.
 PUBLIC, SECRET = "sensorium-public", "sensorium-secret"
@@ -48,7 +49,7 @@ class Keyring:
         if not secret_path.exists():
             raise ConfigError(
                 f"host '{name}' has no key ({secret_path} is missing), and without one it neither sends to nor reads from "
-                f"other hosts. Create it: python run_pipeline.py keys new {name}"
+                f"other hosts. Create it: {COMMAND} keys new {name}"
             )
         allowed = folder / "allowed"
         _check_permissions(secret_path, 0o077, "600", "read")

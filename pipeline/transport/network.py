@@ -19,6 +19,7 @@ from typing import Any
 import zmq
 
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 from pipeline.transport.keys import Keyring, leaves_host
 
 log = logging.getLogger("network")
@@ -89,7 +90,7 @@ def _required(keyring: Keyring | None, address: str) -> Keyring:
     if keyring is None:
         raise ConfigError(
             f"{address} can be reached from other machines, and this host has no key to authenticate them. Name the host "
-            "(run CONFIG --host NAME) and create its key: python run_pipeline.py keys new NAME"
+            f"(run CONFIG --host NAME) and create its key: {COMMAND} keys new NAME"
         )
     return keyring
 

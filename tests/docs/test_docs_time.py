@@ -17,6 +17,7 @@ import pytest
 
 from pipeline import assets
 from pipeline.errors import AssetError
+from pipeline.installation import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "time.md").read_text(encoding="utf-8")
@@ -70,7 +71,7 @@ def test_config_of_the_page_is_right(tmp_path: Path) -> None:
 
 
 def test_both_hosts_run_and_the_pictures_of_one_meet_the_sound_of_the_other(tmp_path: Path, free_port: int) -> None:
-    if not (assets.MODELS / "face-expression.onnx").exists():
+    if not (MODELS / "face-expression.onnx").exists():
         pytest.skip("models/face-expression.onnx is not here: python run_pipeline.py train face")
     try:
         assets.pull(["demo-clip", "centerface", "silero-vad"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.inference.engine import Engine, Tensors
+from pipeline.installation import setup_command
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -20,7 +21,7 @@ class Onnxruntime(Engine):
     @classmethod
     def unusable(cls) -> str:
         if importlib.util.find_spec("onnxruntime") is None:
-            return "the Python package 'onnxruntime' is not installed. Install it with: scripts/setup"
+            return f"the Python package 'onnxruntime' is not installed. Install it with: {setup_command()}"
         return ""
 
     rank = 10

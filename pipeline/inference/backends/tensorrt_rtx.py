@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.inference.cuda import Gpu
 from pipeline.inference.nvidia import NvidiaEngine
+from pipeline.installation import setup_command
 
 # What 1.7 builds for, without asking the library, which is loaded only where it will be used.
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
@@ -19,9 +20,7 @@ class TensorrtRtx(NvidiaEngine):
             return ""
         known = ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
         found = f"{gpu.capability[0]}.{gpu.capability[1]}"
-        return (
-            f"{gpu.name} has compute capability {found}; TensorRT-RTX serves {known}. Use TensorRT: scripts/setup gpu"
-        )
+        return f"{gpu.name} has compute capability {found}; TensorRT-RTX serves {known}. Use TensorRT: {setup_command('gpu')}"
 
     @classmethod
     def for_gpu(cls, gpu: Gpu) -> tuple[tuple[int, int], ...]:

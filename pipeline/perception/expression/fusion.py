@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import NO_EMBEDDING, Opinion
 from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import COMMAND
 from pipeline.perception.expression.modalities import ENCODED, OFFSET, PRESENT, Evidence, Modalities, is_described
 from pipeline.perception.expression.smoothing import softmax
 
@@ -87,7 +88,7 @@ class Fusion:
             raise ConfigError(
                 f"fusion model {manifest.id}: it has the inputs {inputs} and the labels {manifest.labels}; expected "
                 f"{expected} and {tuple(labels)}, as the face model has them. Train it with: "
-                "python run_pipeline.py train fusion, or set fusion: average"
+                f"{COMMAND} train fusion, or set fusion: average"
             )
         return cls(labels, None, engine, manifest)
 

@@ -22,6 +22,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import NO_EMBEDDING, AlignedSet
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import COMMAND
 
 Floats = npt.NDArray[np.float32]
 Kind = Literal["opinion", "embedding"]
@@ -147,7 +148,7 @@ class Modalities:
         if values is not None and values.size != width:
             raise ConfigError(
                 f"fusion: '{name}' gives {values.size} numbers, the model takes {width}. Use the encoder that the "
-                "fusion was trained with, or train it with this one: python run_pipeline.py train fusion"
+                f"fusion was trained with, or train it with this one: {COMMAND} train fusion"
             )
         tensor, weights = np.zeros((tokens, width), np.float32), np.zeros(tokens)
         if values is not None and weight > 0:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS
+from pipeline.installation import COMMAND
 
 # Encodings in the order in which a stream is taken as the anchor: pictures before sweeps before sound before numbers.
 ANCHORS = ("bgr8", "jpeg", "points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm", "pcm_f32", "imu_f64", "series_f32")
@@ -44,7 +45,7 @@ def config_text(
     width = max(map(len, keys.values())) + 1
     added = ("align", "emotion", "scene", "console", "page")
     own = {node: node if node not in encodings else f"{node}-of-{recording.stem}" for node in added}
-    command = f"python run_pipeline.py replay {recording.with_suffix('.yaml').name} {recording.name}"
+    command = f"{COMMAND} replay {recording.with_suffix('.yaml').name} {recording.name}"
     lines = [f"# The streams of {recording.name}. Replay them: {command}", "nodes:"]
     aligned = sorted((n for n, e in encodings.items() if e in ANCHORS), key=lambda name: ANCHORS.index(encodings[name]))
     for name, encoding in streams.items():

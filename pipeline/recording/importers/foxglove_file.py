@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame, StreamInfo
+from pipeline.installation import COMMAND
 from pipeline.recording.importers import ros_messages
 from pipeline.recording.importers.ros_messages import Topic
 from pipeline.recording.importers.source import Opened, numbered, stream_name
@@ -40,9 +41,7 @@ def open_mcap(path: Path) -> Opened:
     reader = McapReader(path, unclosed=False)
     if any(entry.name == "sensorium" for entry in reader.metadata):
         reader.close()
-        raise ConfigError(
-            f"{path}: it is a recording already. Play it with: python run_pipeline.py replay CONFIG {path}"
-        )
+        raise ConfigError(f"{path}: it is a recording already. Play it with: {COMMAND} replay CONFIG {path}")
     opened = Opened("Foxglove MCAP", {}, iter(()), reader.index.counts.total())
     topics: dict[int, tuple[Topic, str]] = {}
     for channel in reader.index.channels.values():

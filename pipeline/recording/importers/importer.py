@@ -19,6 +19,7 @@ import msgspec
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import Frame, StreamInfo
+from pipeline.installation import COMMAND
 from pipeline.recording.importers.config import LidarPackets, write_config
 from pipeline.recording.importers.source import Opened, pictures_in
 from pipeline.recording.part import refuse_existing
@@ -267,7 +268,7 @@ def _report(
         say(f"  note: {note}")
     if left_out:
         say(f"  not in it:{_listed(left_out)}")
-    say(f"  replay it with: python run_pipeline.py replay {config} {out}")
+    say(f"  replay it with: {COMMAND} replay {config} {out}")
 
 
 def _listed(left_out: dict[str, dict[str, int]]) -> str:

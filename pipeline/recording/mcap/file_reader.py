@@ -35,6 +35,7 @@ from mcap.records import (
 from mcap.writer import MCAP0_MAGIC
 
 from pipeline.errors import ConfigError
+from pipeline.installation import COMMAND
 from pipeline.recording.mcap.chunk import HEAD_BYTES, MAX_BYTES, chunk_index_of, messages_of
 from pipeline.recording.mcap.index import RECORD, Index
 
@@ -50,8 +51,7 @@ _KNOWN = {
     *_DEFINITIONS,
 }
 NOT_CLOSED = (
-    "the file was not closed: its writer was killed, or the disk was full. "
-    "Close it with: python run_pipeline.py record --repair"
+    f"the file was not closed: its writer was killed, or the disk was full. Close it with: {COMMAND} record --repair"
 )
 
 
@@ -81,9 +81,7 @@ class McapReader:
     def _open(self, unclosed: bool) -> None:
         self.size = self._stream.seek(0, 2)
         if self._at(0, len(MCAP0_MAGIC)) != MCAP0_MAGIC:
-            raise ConfigError(
-                f"{self.path}: not an MCAP file. Recordings are made by: python run_pipeline.py record, and import"
-            )
+            raise ConfigError(f"{self.path}: not an MCAP file. Recordings are made by: {COMMAND} record, and import")
         self.closed = (
             self._at(max(0, self.size - len(MCAP0_MAGIC)), 8) == MCAP0_MAGIC and self.size >= _FOOTER_BYTES + 8
         )
@@ -132,7 +130,7 @@ class McapReader:
         if not 0 < footer.summary_start <= footer_at:
             raise ConfigError(
                 f"{self.path}: an MCAP file without an index, so no recording of Sensorium. "
-                "Import it with: python run_pipeline.py import"
+                f"Import it with: {COMMAND} import"
             )
         raw = self._at(footer.summary_start, footer_at - footer.summary_start)
         if footer.summary_crc and zlib.crc32(self._at(footer_at, 25), zlib.crc32(raw)) != footer.summary_crc:

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Prediction
+from pipeline.installation import COMMAND, MODELS
 from pipeline.preprocessing import VOICE_RATE_HZ
 from pipeline.recording.dataset import Modality, Rows
 from pipeline.sensors import media
@@ -107,7 +107,7 @@ class Said:
 def rows_of(found: Sequence[Clip], *, made_by: str, options: Mapping[str, Any] | None = None) -> Rows:
     """One row a clip: face and voice as the live task's own opinions. options: of the emotion task. Raises ConfigError for
     a clip that cannot be read, and where not one opinion came of all."""
-    voice = VOICE_MODEL if (assets.MODELS / f"{VOICE_MODEL}.onnx").is_file() else "none"
+    voice = VOICE_MODEL if (MODELS / f"{VOICE_MODEL}.onnx").is_file() else "none"
     # With a voice model the task tells its opinions anyway; without one only where embeddings are asked for.
     task = Emotion(
         **{"voice": voice, "fusion": "average", "embeddings": voice == "none", "smoothing_ms": 0.0, **(options or {})}
@@ -137,7 +137,7 @@ def rows_of(found: Sequence[Clip], *, made_by: str, options: Mapping[str, Any] |
     if not modalities:
         raise ConfigError(
             f"{found[0].path} and {len(found) - 1} more: no face was seen and no voice heard in any. A voice needs "
-            "models/voice-expression.onnx: python run_pipeline.py train voice"
+            f"models/voice-expression.onnx: {COMMAND} train voice"
         )
     return Rows(
         FACE_CLASSES,

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import MODELS
 from pipeline.preprocessing import face_tensor
 from pipeline.training.data.datasets import FACE_CLASSES, data_folder, load_faces
 
-FACE_MODEL = Path(__file__).resolve().parents[3] / "models" / "face-expression.onnx"
+FACE_MODEL = MODELS / "face-expression.onnx"
 CALIBRATION_BINS = 15
 
 Logits = npt.NDArray[np.float32]

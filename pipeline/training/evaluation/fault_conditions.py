@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.cli.out import with_out
 from pipeline.errors import ConfigError
+from pipeline.installation import CONFIGS
 from pipeline.recording import fault_report
 from pipeline.recording.diff import read_predictions
 from pipeline.recording.labels import Labels
@@ -26,7 +27,7 @@ from pipeline.recording.replay import Tape
 from pipeline.runtime.config import load, without
 from pipeline.runtime.launcher import launch
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "emotion-demo.yaml"
+CONFIG = CONFIGS / "emotion-demo.yaml"
 PICTURES, SOUND = "camera", "microphone"
 # What is told → what is wrong. From what a good set-up has to what makes one unusable.
 CONDITIONS: dict[str, tuple[str, ...]] = {

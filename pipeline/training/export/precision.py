@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import assets
 from pipeline.errors import ConfigError
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
 from pipeline.inference.parity import Verdict
 from pipeline.inference.switch import judge
+from pipeline.installation import model_path
 from pipeline.perception import parity_samples
 
 CALIBRATION_INPUTS, CALIBRATION_SEED = 128, 1  # the gate's samples have the seed 0
@@ -32,7 +32,7 @@ def export(model: str | Path, *, precision: str, out: Path | None = None) -> Ver
     """model: of the models folder, or a path. Raises ConfigError, and leaves no file, when the parity gate refuses it."""
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
-    source = Path(model) if str(model).endswith(".onnx") else assets.MODELS / f"{model}.onnx"
+    source = model_path(str(model))
     manifest = Manifest.read(source)
     target = out or with_precision(source, precision)
     unchecked = target.with_name(f"{target.stem}.unchecked.onnx")

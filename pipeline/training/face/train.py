@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.installation import COMMAND
 from pipeline.preprocessing import CONTRAST_FLOOR, FACE_PX, face_tensor
 from pipeline.training.data.datasets import (
     FACE_CLASSES,
@@ -180,9 +181,7 @@ def train(
     best = runs / "best.pt"
     if ship:
         if not best.is_file():
-            raise ConfigError(
-                f"{best}: nothing trained yet that could ship. Train first: python run_pipeline.py train face"
-            )
+            raise ConfigError(f"{best}: nothing trained yet that could ship. Train first: {COMMAND} train face")
     else:
         runs.mkdir(parents=True, exist_ok=True)
         schedule = Schedule(epochs, seed, lr, start, resume, runs, workers)

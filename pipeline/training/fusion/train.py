@@ -24,6 +24,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.installation import COMMAND
 from pipeline.training.data.datasets import (
     FACE_CLASSES,
     OWN_FORMAT,
@@ -193,7 +194,7 @@ def held_back_faces(model: Path, folder: Path) -> Faces:
 def voice_opinions(path: Path) -> tuple[Floats, Rows, npt.NDArray[np.str_]]:
     """(m, 7) mean log-probabilities of each RAVDESS clip, from networks that never heard the actor; labels; actors."""
     if not path.is_file():
-        raise ConfigError(f"{path}: not there. Make it with: python run_pipeline.py train voice")
+        raise ConfigError(f"{path}: not there. Make it with: {COMMAND} train voice")
     with np.load(path, allow_pickle=False) as rows:
         ravdess = np.char.startswith(rows["clip_speaker"], "ravdess")
         said = log_probs(rows["clip_log_probs"][ravdess].astype(np.float32))

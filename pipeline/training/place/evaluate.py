@@ -17,12 +17,13 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.inference.engine import load
 from pipeline.inference.manifest import Manifest
+from pipeline.installation import MODELS
 from pipeline.preprocessing import place_tensor
 from pipeline.training.data.datasets import data_folder
 from pipeline.training.evaluation.evaluate import softmax
 from pipeline.training.place.data import GLACIER_IS, INTEL, MEANT, PLACES, load_places
 
-PLACE_MODEL = Path(__file__).resolve().parents[3] / "models" / "place.onnx"
+PLACE_MODEL = MODELS / "place.onnx"
 
 
 def place_logits(model: Path, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:

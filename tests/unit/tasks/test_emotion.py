@@ -15,15 +15,15 @@ from emotion_sets import LABELS, MS, PERIOD_NS, aligned, asset, camera, clip, op
 from onnx import numpy_helper
 
 from nodes.infer import Infer
-from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Prediction, Receipt
+from pipeline.installation import MODELS
 from pipeline.node import Arrival, Context
 from pipeline.perception.expression.smoothing import softmax, towards
 from pipeline.task import Task, make
 from pipeline.tasks.emotion import Emotion
 
-SHIPPED = assets.MODELS / "face-expression.onnx"
+SHIPPED = MODELS / "face-expression.onnx"
 
 
 @pytest.fixture

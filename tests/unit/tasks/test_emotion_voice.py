@@ -279,7 +279,7 @@ def test_voice_without_a_trained_fusion_does_not_take_part(
 ) -> None:
     centerface, vad = asset("centerface"), asset("silero-vad")
     monkeypatch.setattr("pipeline.assets.path", lambda name: {"centerface": centerface, "silero-vad": vad}[name])
-    monkeypatch.setattr("pipeline.assets.MODELS", tmp_path)
+    monkeypatch.setattr("pipeline.installation.MODELS", tmp_path)
     with caplog.at_level(logging.WARNING):
         task = opened(face_model, voice=str(voice_model(tmp_path, label="sad")))
     assert task._voice is None and "train fusion" in caplog.text and "+" not in task.model

@@ -16,10 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nodes.infer import Infer
-from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.inference.manifest import Manifest, TensorInfo
+from pipeline.installation import MODELS
 from pipeline.node import Arrival, Context
 from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.task import make
@@ -27,7 +27,7 @@ from pipeline.tasks.place import Place
 
 MS = 1_000_000
 LABELS = ("bright", "dim", "flat")
-SHIPPED = assets.MODELS / "place.onnx"
+SHIPPED = MODELS / "place.onnx"
 shipped = pytest.mark.skipif(
     not SHIPPED.is_file(), reason="models/place.onnx is not there: run_pipeline.py train place"
 )
@@ -216,7 +216,7 @@ def test_a_model_of_something_else_and_one_that_is_not_there_name_the_command(tm
     with pytest.raises(AssetError, match=r"none\.onnx.*train place"):
         opened(tmp_path / "none.onnx")
     with pytest.raises(ConfigError, match=r"inputs are \['face'\].*train place"):
-        opened(assets.MODELS / "face-expression.onnx")
+        opened(MODELS / "face-expression.onnx")
 
 
 # --- what ships
