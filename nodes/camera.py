@@ -44,8 +44,8 @@ class Camera(Source):
 
     Args:
         device: 0 or /dev/video0 (USB), a path, asset:NAME, or an address (rtsp://, http://, udp://, tcp://, srt://).
-        width_px: Requested of a USB camera, which delivers the nearest mode it has; files and streams are scaled down to it,
-            aspect ratio kept. Default: as the device delivers.
+        width_px: Requested of a USB camera, which delivers the nearest mode it has; files and streams are scaled down
+            to it, aspect ratio kept. Default: as the device delivers.
         height_px: Likewise for the height.
         rate_hz: Pictures a second, requested of a USB camera. Files and streams keep their own rate.
         realtime: Deliver a file's pictures at their own times; false: as fast as readers take them.

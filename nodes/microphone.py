@@ -31,10 +31,12 @@ class Microphone(Source):
     """One microphone, or the sound of a file.
 
     Args:
-        device: null (the system's default input), an index or part of a name as `doctor` lists them, a path, or asset:NAME.
-        sample_rate_hz: Of the delivered sound (4000 to 192000 Hz); a device with another rate is resampled. Default 16000:
-            what the voice models take.
-        chunk_ms: Length of a frame (5 to 1000 ms). Default 20: shorter chunks cost more CPU, longer ones delay predictions.
+        device: null (the system's default input), an index or part of a name as `doctor` lists them, a path, or
+            asset:NAME.
+        sample_rate_hz: Of the delivered sound (4000 to 192000 Hz); a device with another rate is resampled. Default
+            16000: what the voice models take.
+        chunk_ms: Length of a frame (5 to 1000 ms). Default 20: shorter chunks cost more CPU, longer ones delay
+            predictions.
         realtime: Deliver a file's sound at its own times; false: as fast as readers take it.
         loop: Start a file again at its end.
         offset_ms: Added to every capture time, for a delay that no clock sees; `calibrate time` measures it.

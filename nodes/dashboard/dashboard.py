@@ -1,8 +1,8 @@
 """The web page: picture, expressions or scene, receipts and the state of every node, at http://127.0.0.1:8080.
 
 Owns the messages to and from the page; pipeline/web/server.py serves it. Knows nothing of how predictions are made, and
-never waits for a browser: what a slow one cannot take is replaced (pictures, state) or dropped and counted (predictions;
-the page shows the count).
+never waits for a browser: what a slow one cannot take is replaced (pictures, state) or dropped and counted
+(predictions; the page shows the count).
 
 Your own program gets the predictions as JSON from the WebSocket /ws, one object a message:
 
@@ -142,12 +142,16 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Dashboard(Sink):
     """A web page that shows the run as it happens.
 
-    address: anything but this machine itself (127.0.0.1, ::1, localhost) needs a token. port: 0 takes any free one.
-    token: asked of the page (?token=..., then kept in a cookie) and of the WebSocket (either).
-    max_rate_hz, width_px: bounds of the pictures sent to a browser; none is encoded while nobody looks.
-    rig: a rig file, by which points are drawn on the picture and seen from above in the base frame. camera: the picture
-    stream they are drawn on; "" is the first that comes. points: the streams to show points of; null: all that are
-    read.
+    Args:
+        port: TCP port of the page; 0 takes any free one. Default 8080.
+        address: Address to listen at. Anything but this machine itself (127.0.0.1, ::1, localhost) needs a token.
+        token: At least 8 characters, required of the page (?token=..., then stored in a cookie) and of the WebSocket.
+            null: none is required.
+        max_rate_hz: Most pictures a second sent to a browser. Default 15: enough to look live at half a camera's cost.
+        width_px: Largest width of these pictures (px, at least 16). None is encoded while no browser is connected.
+        rig: A rig file, by which points are drawn on the picture, and from above in the base frame.
+        camera: The picture stream that points are drawn on; "" is the first that arrives.
+        points: The streams whose points are shown; null: all that this node reads.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame, Prediction, Health)
@@ -256,7 +260,8 @@ class Dashboard(Sink):
 
     def _is_due(self, stream: str, arrival_ns: int, every_ns: int) -> bool:
         due_ns = self._due_ns.get(stream, -every_ns)
-        # Up to a quarter early counts as due: otherwise a 30 Hz camera with jitter would sometimes be shown at 10 Hz, not 15.
+        # Up to a quarter early counts as due: otherwise a 30 Hz camera with jitter would sometimes be shown at 10 Hz,
+        # not 15.
         if arrival_ns < due_ns - every_ns // 4:
             return False
         self._due_ns[stream] = every_ns + (due_ns if arrival_ns < due_ns + every_ns else arrival_ns)
@@ -272,14 +277,14 @@ class Dashboard(Sink):
     def _show_points(self, frame: Frame, server: PageServer) -> None:
         scene = self._scene
         assert scene is not None
-        taken = scene.take(frame, sensor=self._sensor(frame.stream))
+        sample = scene.sample(frame, sensor=self._sensor(frame.stream))
         pictures = (name for name, view in self._streams.items() if view.encoding in PICTURE_ENCODINGS)
         camera = self.camera or next(pictures, "")
         sensor, view = self._sensor(camera) if camera else "", self._streams.get(camera, StreamView())
         size = (view.width_px, view.height_px)
         server.send_picture(
             f"points {frame.stream}",
-            lambda: scene.message(taken, camera=camera, camera_sensor=sensor, picture_px=size),
+            lambda: scene.message(sample, camera=camera, camera_sensor=sensor, picture_px=size),
         )
 
     def _info(self, stream: str) -> StreamInfo:

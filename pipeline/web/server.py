@@ -1,6 +1,7 @@
 """One page and its WebSocket, served from their own thread; the only file that imports starlette and uvicorn.
 
-Owns access control, the queue of each browser, and a clean shutdown. Knows nothing of the messages' contents. The caller
+Owns access control, the queue of each browser, and a clean shutdown. Knows nothing of the messages' contents. The
+caller
 never waits: a browser that does not keep up gets the newest state and pictures, and the count of what it missed.
 
 Example:

@@ -37,7 +37,9 @@ def recorded_run(path: Path, *, without: int | None = None, events_dropped: int 
     with NodeHarness(node, inputs=["camera"]) as harness, Writer(path, about=about) as writer:
         node.context.publish_event = journal.append
         writer.stream(StreamInfo("camera", "bgr8", 25.0))
-        sets = [s for i in range(10) for s in harness.send("camera", picture(i), at_ns=i * 40 * MS + MS)] + harness.end()
+        sets = [
+            s for i in range(10) for s in harness.send("camera", picture(i), at_ns=i * 40 * MS + MS)
+        ] + harness.end()
         for i in (i for i in range(10) if i != without):
             writer.write("camera", picture(i))
         for i, text in enumerate(journal[: len(journal) - events_dropped]):

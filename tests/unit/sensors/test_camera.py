@@ -1,4 +1,4 @@
-"""Camera: what was seen, and when. Here from files; test_camera_usb, _http and _rtsp have the devices."""
+"""Camera: what was picture_node, and when. Here from files; test_camera_usb, _http and _rtsp have the devices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_picture_of_a_file_comes_at_its_time(tmp_path: Path) -> None:
     assert node.context.metrics.dropped() == {}
 
 
-def test_file_is_paced_in_real_time_unless_told_otherwise(tmp_path: Path) -> None:
+def test_file_is_paced_in_real_time_by_default(tmp_path: Path) -> None:
     path = str(write_film(tmp_path / "film.mp4", n=13))
     clock = LiveClock()
     node = camera(clock, device=path)
@@ -60,13 +60,13 @@ def test_file_is_paced_in_real_time_unless_told_otherwise(tmp_path: Path) -> Non
 def test_picture_and_sound_of_a_file_share_one_timeline(tmp_path: Path) -> None:
     for suffix, starts_at in (("mp4", 0.0), ("mkv", 0.0), ("ts", 0.0), ("mkv", 100.0), ("ts", 100.0)):
         path = str(write_film(tmp_path / f"film.{suffix}", n=100, sound_at=2.0, starts_at=starts_at))
-        seen = camera(ManualClock(5 * NS), device=path)
-        seen.open()
-        bright = [f.capture_ns for f in seen.frames(seen.context.clock) if f.data.mean() > 127]
-        heard = Microphone(device=path)
-        heard.context = Context("microphone", clock=ManualClock(5 * NS))
-        heard.open()
-        loud = [f.capture_ns for f in heard.frames(heard.context.clock) if np.abs(f.data).max() > 0.2]
+        picture_node = camera(ManualClock(5 * NS), device=path)
+        picture_node.open()
+        bright = [f.capture_ns for f in picture_node.frames(picture_node.context.clock) if f.data.mean() > 127]
+        sound_node = Microphone(device=path)
+        sound_node.context = Context("microphone", clock=ManualClock(5 * NS))
+        sound_node.open()
+        loud = [f.capture_ns for f in sound_node.frames(sound_node.context.clock) if np.abs(f.data).max() > 0.2]
         assert abs(bright[0] - loud[0]) <= 20 * MS, path  # one audio chunk
         assert abs(bright[0] - 7 * NS) <= 40 * MS, path
         assert len(bright) == 5
@@ -146,7 +146,7 @@ def test_file_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
         ("folder.mp4", "folder", "is a folder"),
     ],
 )
-def test_bad_file_is_the_users_and_says_what_is_wrong(tmp_path: Path, name: str, content: Any, said: str) -> None:
+def test_bad_file_is_the_users_and_says_what_is_wrong(tmp_path: Path, name: str, content: Any, message: str) -> None:
     write_film(tmp_path / "film.mp4", n=3)
     path = tmp_path / name
     if content == "folder":
@@ -159,7 +159,7 @@ def test_bad_file_is_the_users_and_says_what_is_wrong(tmp_path: Path, name: str,
             file.writeframes(bytes(1600))
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         camera(device=str(path)).open()
     assert "camera 'camera'" in str(caught.value) and caught.value.exit_code == 2
 

@@ -143,7 +143,7 @@ def test_no_camera_says_so_and_is_an_error_of_a_device() -> None:
 
 
 @pytest.mark.skipif(not usb.LINUX, reason="V4L2 is Linux's")
-def test_device_that_is_no_camera_is_told_from_a_busy_one() -> None:
+def test_device_that_is_no_camera_and_a_busy_one_differ() -> None:
     with pytest.raises(DeviceError, match="/dev/null is not a camera"):
         camera(LiveClock(), device="/dev/null").open()
     assert os.path.exists("/dev/null")

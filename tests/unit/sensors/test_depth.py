@@ -105,10 +105,10 @@ class Soft:
 
 @pytest.fixture
 def soft(sdk: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Soft]:
-    made = Soft(sdk)
-    monkeypatch.setattr(realsense, "devices", lambda _: [made.device])
-    yield made
-    made.end()
+    camera = Soft(sdk)
+    monkeypatch.setattr(realsense, "devices", lambda _: [camera.device])
+    yield camera
+    camera.end()
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_depth_and_colour_of_one_device_are_two_nodes_with_the_same_times(soft: 
     again.close()
 
 
-def test_two_nodes_that_want_other_sizes_of_one_device_are_told(soft: Soft) -> None:
+def test_two_nodes_with_other_sizes_of_one_device_are_refused(soft: Soft) -> None:
     depth = opened(depth_node(), "depth")
     with pytest.raises(ConfigError, match="open at 64×48 at 30 Hz for another node.*same width_px"):
         opened(Depth(width_px=640, height_px=480, colour=True), "camera")
@@ -251,33 +251,41 @@ def test_lens_goes_into_the_rig_beside_what_it_holds(soft: Soft, tmp_path: Path)
         ("camera", depth_node(save_rig=str(path), colour=True)),
     ):
         opened(node, name).close()
-    made = rig.load(path)
-    assert made.intrinsics["depth"] == made.intrinsics["camera"]
-    assert made.intrinsics["depth"].fx_px == 50 and made.intrinsics["depth"].size == (WIDE, HIGH)
-    ahead = rig.apply(made.transform("base", "depth"), np.array([[0.0, 0.0, 2.0]]))
+    saved = rig.load(path)
+    assert saved.intrinsics["depth"] == saved.intrinsics["camera"]
+    assert saved.intrinsics["depth"].fx_px == 50 and saved.intrinsics["depth"].size == (WIDE, HIGH)
+    ahead = rig.apply(saved.transform("base", "depth"), np.array([[0.0, 0.0, 2.0]]))
     assert np.allclose(ahead, [[2, 0, 0]])
 
 
 @pytest.mark.parametrize("model", ["brown_conrady", "inverse_brown_conrady", "modified_brown_conrady"])
 def test_lens_models_of_the_sdk_become_ours_to_a_tenth_of_a_pixel(sdk: Any, model: str) -> None:
-    said = sdk.intrinsics()
-    said.width, said.height, said.ppx, said.ppy, said.fx, said.fy = 640, 480, 322.0, 241.0, 610.0, 609.0
-    said.model, said.coeffs = getattr(sdk.distortion, model), [0.05, -0.08, 0.001, -0.0005, 0.01]
-    ours = realsense.lens(sdk, said, "here")
+    reported = sdk.intrinsics()
+    reported.width, reported.height, reported.ppx, reported.ppy, reported.fx, reported.fy = (
+        640,
+        480,
+        322.0,
+        241.0,
+        610.0,
+        609.0,
+    )
+    reported.model, reported.coeffs = getattr(sdk.distortion, model), [0.05, -0.08, 0.001, -0.0005, 0.01]
+    ours = realsense.lens(sdk, reported, "here")
     for point in ([0.0, 0.0, 1.0], [0.3, -0.2, 1.0], [-0.45, 0.3, 1.0]):
         if model == "inverse_brown_conrady":  # the SDK's other direction is the exact one
             pixel = ours.project(np.array([point]))[0][0]
-            back = sdk.rs2_deproject_pixel_to_point(said, list(map(float, pixel)), 1.0)
+            back = sdk.rs2_deproject_pixel_to_point(reported, list(map(float, pixel)), 1.0)
             assert np.abs(np.array(back) - point).max() * 610 < 0.15
         else:
             assert (
-                np.abs(ours.project(np.array([point]))[0][0] - sdk.rs2_project_point_to_pixel(said, point)).max() < 0.1
+                np.abs(ours.project(np.array([point]))[0][0] - sdk.rs2_project_point_to_pixel(reported, point)).max()
+                < 0.1
             )
 
 
 def test_other_depth_units_become_millimetres() -> None:
-    told = millimetres(np.array([0, 4000, 65535], np.uint16), 0.00025)
-    assert told.tolist() == [0, 1000, 16384]
+    depth_mm = millimetres(np.array([0, 4000, 65535], np.uint16), 0.00025)
+    assert depth_mm.tolist() == [0, 1000, 16384]
     assert millimetres(np.array([0, 10, 50_000], np.uint16), 0.01).tolist() == [0, 100, 0]  # 500 m does not fit
 
 

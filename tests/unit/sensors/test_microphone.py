@@ -54,7 +54,7 @@ def test_wav_file_comes_in_chunks_on_the_run_s_timeline(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate([f.data for f in frames]), clip, atol=1e-4)
 
 
-def test_chunk_of_a_file_is_published_when_its_last_sample_has_been_heard(tmp_path: Path) -> None:
+def test_chunk_of_a_file_is_published_when_its_last_sample_was_captured(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "clip.wav", chirp(0, 1600, RATE_HZ), RATE_HZ)
     microphone = opened(device=str(path))
     clock = microphone.context.clock
@@ -130,7 +130,7 @@ def test_gap_in_a_file_leaves_the_sound_behind_it_in_its_place(tmp_path: Path) -
         ("folder.wav", "folder", "is a folder"),
     ],
 )
-def test_bad_file_is_the_users_and_says_what_is_wrong(tmp_path: Path, name: str, content: Any, said: str) -> None:
+def test_bad_file_is_the_users_and_says_what_is_wrong(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = tmp_path / name
     write_wav(tmp_path / "clip.wav", np.zeros(10), RATE_HZ)
     if content == "picture only":
@@ -146,7 +146,7 @@ def test_bad_file_is_the_users_and_says_what_is_wrong(tmp_path: Path, name: str,
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         opened(device=str(path))
     assert str(path) in str(caught.value) and "microphone 'microphone'" in str(caught.value)
     if content is None:

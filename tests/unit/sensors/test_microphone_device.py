@@ -94,7 +94,7 @@ def with_card(monkeypatch: pytest.MonkeyPatch, card: FakeCard, **options: Any) -
     return microphone, clock
 
 
-def test_device_is_found_by_a_part_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_selected_by_a_part_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     card = FakeCard()
     with_card(monkeypatch, card, device="usb")
     assert card.opened_with == (16000, 1, 1)
@@ -175,7 +175,7 @@ def test_driver_s_own_delay_is_taken_from_adc_times_once_they_are_calm(monkeypat
 
 
 @pytest.mark.parametrize("base", ["monotonic", "UTC", "its own"])
-def test_base_of_the_card_s_clock_is_found_at_open(monkeypatch: pytest.MonkeyPatch, base: str) -> None:
+def test_base_of_the_card_s_clock_is_determined_at_open(monkeypatch: pytest.MonkeyPatch, base: str) -> None:
     clock = LiveClock()
     base_s = {"monotonic": 0.0, "UTC": time.time() - clock.now_ns() / NS, "its own": 4711.0}[base]
     card = FakeCard()
@@ -277,7 +277,7 @@ def pulse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
 
 @pytest.mark.system
 @pytest.mark.paced
-def test_clip_played_into_a_microphone_is_found_at_its_time(pulse: Pulse) -> None:
+def test_clip_played_into_a_microphone_is_captured_at_its_time(pulse: Pulse) -> None:
     clip = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
     microphone = Microphone()
     microphone.context = Context("microphone", clock=LiveClock())
@@ -296,9 +296,9 @@ def test_clip_played_into_a_microphone_is_found_at_its_time(pulse: Pulse) -> Non
     at = int(np.correlate(sound, clip, "valid").argmax())
     assert np.corrcoef(sound[at : at + len(clip)], clip)[0, 1] >= 0.99
     frame = frames[at // 320]
-    found_ns = frame.capture_ns + (at % 320) * NS // RATE_HZ
+    detected_ns = frame.capture_ns + (at % 320) * NS // RATE_HZ
     assert pulse.played_ns is not None
-    error_ns = found_ns - pulse.played_ns
+    error_ns = detected_ns - pulse.played_ns
     print(f"clip found {error_ns / MS:+.2f} ms off, stated bound {frame.clock_error_ns / MS:.2f} ms")
     assert abs(error_ns) <= 40 * MS
     assert {len(f.data) for f in frames} == {320}

@@ -124,7 +124,7 @@ def test_predictions_arrive_as_the_record_of_the_prediction(run: Callable[..., R
 
 
 @pytest.mark.system
-def test_who_connects_late_is_told_the_state_at_once(run: Callable[..., Running]) -> None:
+def test_late_browser_gets_the_state_at_once(run: Callable[..., Running]) -> None:
     dashboard = run()
     dashboard.feed(prediction(3), health("silent", "unplugged, trying again in 4 s"))
     with dashboard.browser() as browser:
@@ -249,7 +249,7 @@ def test_other_sites_reach_neither_page_nor_socket(run: Callable[..., Running], 
 
 
 @pytest.mark.system
-def test_the_token_opens_page_and_socket_and_is_then_kept_in_a_cookie(run: Callable[..., Running]) -> None:
+def test_the_token_opens_page_and_socket_and_is_then_stored_in_a_cookie(run: Callable[..., Running]) -> None:
     dashboard = run(token="open sesame")
     assert dashboard.get()[0] == dashboard.get("/?token=wrong")[0] == 401
     with pytest.raises(InvalidStatus):

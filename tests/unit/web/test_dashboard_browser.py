@@ -57,7 +57,7 @@ class Performance(Show):
     def prediction(self, seq: int, now_ns: int, here: dict[str, bool]) -> Prediction:
         happy = 0.5 + 0.4 * math.sin(seq / 12)
         probs = (0.01, 0.01, 0.02, happy, 0.93 - happy, 0.01, 0.02)
-        heard = Receipt("microphone", "exact", tuple(range(seq, seq + 50)), 1000 * MS, 3 * MS)
+        microphone_receipt = Receipt("microphone", "exact", tuple(range(seq, seq + 50)), 1000 * MS, 3 * MS)
         return Prediction(
             task="emotion",
             capture_ns=now_ns,
@@ -70,7 +70,7 @@ class Performance(Show):
             missing=tuple(name for name in ("camera", "microphone") if not here[name]),
             receipts=(
                 Receipt("camera", "exact", (seq,)) if here["camera"] else Receipt("camera", "silent"),
-                heard if here["microphone"] else Receipt("microphone", "silent", reason="no input device"),
+                microphone_receipt if here["microphone"] else Receipt("microphone", "silent", reason="no input device"),
             ),
             speaking=seq % 50 < 25 if here["microphone"] else None,
             timing_ns={"wait": 1 * MS, "infer": 8 * MS, "total": (20 + seq % 10) * MS},
@@ -139,7 +139,7 @@ def test_the_past_shows_a_gap_where_nothing_was_predicted(page: Any, performance
     assert abs(page.evaluate(lit) - stopped) <= 4
 
 
-def test_a_missing_microphone_is_said_plainly_and_taken_back(page: Any, performance: Performance) -> None:
+def test_a_missing_microphone_is_shown_until_it_returns(page: Any, performance: Performance) -> None:
     assert page.is_hidden("#banner")
     performance.nodes["microphone"] = ("absent", "no input device; trying again in 4 s")
     says(page, "#banner", "microphone: absent — no input device; trying again in 4 s")
@@ -179,10 +179,10 @@ def test_mute_and_stop_are_asked_of_the_launcher_also_from_the_keyboard(page: An
 
 def test_a_recording_is_labelled_by_number_keys_and_a_replay_paused(page: Any, performance: Performance) -> None:
     page.keyboard.press("4")  # nothing is recorded: nobody is asked
-    told, facts = performance.health, {"recording": "rec.mcap · 12.3 MB · 4 s"}
+    usual_health, facts = performance.health, {"recording": "rec.mcap · 12.3 MB · 4 s"}
 
     def health(now_ns: int) -> Health:
-        return Health(now_ns, (*told(now_ns).nodes, NodeHealth("record", "running", facts=dict(facts))))
+        return Health(now_ns, (*usual_health(now_ns).nodes, NodeHealth("record", "running", facts=dict(facts))))
 
     performance.health = health  # type: ignore[method-assign]
     says(page, "#recording", "REC rec.mcap · 12.3 MB · 4 s")
@@ -195,8 +195,8 @@ def test_a_recording_is_labelled_by_number_keys_and_a_replay_paused(page: Any, p
     page.click("#pause")
     facts["replays"] = "rec.mcap (paused)"
     says(page, "#pause", "Resume")
-    (label, said), paused = performance.asked
-    assert label == "label" and '"label":"happy"' in said and paused == ("pause", "")
+    (label, argument), paused = performance.asked
+    assert label == "label" and '"label":"happy"' in argument and paused == ("pause", "")
 
 
 def test_the_past_can_be_read_out_with_the_arrow_keys(page: Any) -> None:
@@ -231,7 +231,7 @@ def test_no_width_needs_sideways_scrolling(
     assert page.evaluate("document.documentElement.scrollWidth") <= width_px
 
 
-def test_faces_are_told_apart_and_one_can_be_chosen(
+def test_faces_are_distinguished_and_one_can_be_chosen(
     page: Any, performance: Performance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = performance.prediction

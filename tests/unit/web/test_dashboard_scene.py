@@ -33,18 +33,18 @@ class Drive(Show):
         self.wall = np.column_stack([np.full(y.size, 12.5), y.ravel(), z.ravel()])
 
     def show(self, seq: int, now_ns: int) -> None:
-        said = {
+        messages = {
             "camera": Frame("camera", seq, now_ns - 60 * MS, "bgr8", np.full((360, 640, 3), 60, np.uint8)),
             "lidar": sweep(self.wall, seq, now_ns - 110 * MS),
             "scene": self.prediction(seq, now_ns - 60 * MS),
         }
-        for source, message in said.items():
+        for source, message in messages.items():
             if source in self.silent:
                 message = silence(source, now_ns, "unplugged") if source != "scene" else None  # type: ignore[assignment]
             if message is not None:
                 self.page.consume(Arrival(source, message, now_ns))
         if seq % 5 == 0:
-            nodes = [NodeHealth(name, "silent" if name in self.silent else "running") for name in said]
+            nodes = [NodeHealth(name, "silent" if name in self.silent else "running") for name in messages]
             self.page.consume(Arrival("health", Health(now_ns, tuple(nodes)), now_ns))
 
     def prediction(self, seq: int, capture_ns: int) -> Prediction:
@@ -88,14 +88,14 @@ def rig_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def drives() -> Iterator[Callable[..., Drive]]:
-    made: list[Drive] = []
+    drives: list[Drive] = []
 
     def make(*args: Any, **options: Any) -> Drive:
-        made.append(Drive(*args, **options))
-        return made[-1]
+        drives.append(Drive(*args, **options))
+        return drives[-1]
 
     yield make
-    for drive in made:
+    for drive in drives:
         drive.end()
 
 
@@ -155,7 +155,7 @@ def test_points_are_paced_beside_the_pictures_and_at_most_ten_a_second(drive: Dr
 @pytest.mark.paced
 def test_a_sweep_of_120000_points_hardly_delays_the_node(drive: Drive) -> None:
     big = np.random.default_rng(0).uniform(-40, 40, (120_000, 3))
-    # It reads nothing, so it would wait in vain for the page's good-bye.
+    # It reads nothing, so it would wait without end for the page's good-bye.
     with connect(drive.page.url.replace("http", "ws") + "ws", compression=None, close_timeout=0):
         time.sleep(0.2)
         took_ms = []
@@ -230,7 +230,7 @@ def test_points_and_boxes_stand_on_the_picture_where_they_are(page: Any) -> None
 @pytest.mark.system
 def test_the_view_from_above_draws_and_zooms(page: Any) -> None:
     floor, wall = colours(page, "top", 0.5, 0.6, 0.01), colours(page, "top", 0.97, 0.02, 0.01)
-    assert floor and wall and floor != wall  # free ground is tinted, what is not seen is not
+    assert floor and wall and floor != wall  # free ground is tinted, what is not observed is not
     where = page.evaluate("TopView.step")
     page.click("#zoom-in")
     page.focus("#top")
@@ -260,7 +260,7 @@ def test_what_is_old_is_never_shown_as_now(page: Any, drive: Drive) -> None:
     says(page, "#ahead-word", "UNKNOWN")
     says(page, "#ahead-because", "The newest answer is")
     says(page, "#top-words", "s old")
-    says(page, "#obstacles-more", "Nothing is known of now.")
+    says(page, "#obstacles-more", "No current data.")
     assert page.inner_text("#ahead-numbers") == ""
     drive.silent.add("lidar")
     page.wait_for_function("() => document.getElementById('legend').hasAttribute('data-stale')", timeout=10_000)

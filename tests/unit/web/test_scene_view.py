@@ -27,7 +27,7 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 def shown(view: SceneView, frame: Frame, **more: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     sensor = more.pop("sensor", frame.stream)
     return unpacked(
-        view.message(view.take(frame, sensor=sensor), **{"camera": "camera", "camera_sensor": "camera", **more})
+        view.message(view.sample(frame, sensor=sensor), **{"camera": "camera", "camera_sensor": "camera", **more})
     )
 
 
@@ -46,7 +46,7 @@ def test_a_point_lands_on_the_pixel_and_the_spot_where_it_is() -> None:
     assert top == pytest.approx(np.array([[10.5, 2.0, 0.5]]), abs=0.006)
 
 
-def test_points_behind_beside_and_above_the_picture_are_seen_from_above_only() -> None:
+def test_points_behind_beside_and_above_the_picture_are_from_above_only() -> None:
     _, top, on_picture = shown(SceneView(RIG), sweep([(-10.0, 0, 0), (5.0, 30.0, 0), (5.0, 0, 20.0)]))
     assert len(top) == 3 and len(on_picture) == 0
 
@@ -64,16 +64,16 @@ def test_of_a_large_sweep_a_few_thousand_are_sent_from_all_around_and_the_same_e
     assert 200 < len(top) <= MAX_SHOWN and 2000 < len(on_picture) <= MAX_SHOWN
     assert set(np.floor(np.degrees(np.arctan2(top[:, 1], top[:, 0])) / 10)) == set(range(-18, 18))
     assert np.array_equal(shown(view, world)[2], on_picture)
-    assert len(view.message(view.take(world, sensor="lidar"), camera="camera", camera_sensor="camera")) < 50_000
+    assert len(view.message(view.sample(world, sensor="lidar"), camera="camera", camera_sensor="camera")) < 50_000
 
 
-def test_without_a_rig_points_are_seen_from_above_in_the_sensors_frame_and_the_page_is_told() -> None:
+def test_without_a_rig_points_are_from_above_in_the_sensors_frame_with_the_reason_shown() -> None:
     head, top, on_picture = shown(SceneView(), sweep([(10.0, 2.0, 0.0)]))
     assert (head["frame"], head["reason"], len(on_picture)) == ("lidar", NO_RIG, 0)
     assert top == pytest.approx(np.array([[10.0, 2.0, 0.0]]))
 
 
-def test_what_the_rig_does_not_know_is_said_and_stops_nothing() -> None:
+def test_a_sensor_unknown_to_the_rig_is_reported_and_stops_nothing() -> None:
     head, top, _ = shown(SceneView(RIG), sweep([(10.0, 0, 0)]), camera="front", camera_sensor="front")
     assert "no camera called 'front'" in head["reason"] and len(top) == 1
     head, top, _ = shown(SceneView(RIG), sweep([(10.0, 0, 0)]), sensor="roof")
