@@ -9,7 +9,7 @@ from typing import ClassVar
 from pipeline.clock import NS
 from pipeline.frame import Health, Prediction
 from pipeline.node import Arrival, Sink
-from pipeline.scene_state import Surroundings
+from pipeline.scene_state import SceneState
 
 REDRAW_NS = NS // 12
 BAR = " ▏▎▍▌▋▊▉█"
@@ -70,7 +70,7 @@ def line(prediction: Prediction, start_ns: int, troubles: dict[str, str]) -> str
     return "  ".join(parts)
 
 
-def _around(surroundings: Surroundings) -> str:
+def _around(surroundings: SceneState) -> str:
     ahead, events = surroundings.ahead, [sound.label for sound in surroundings.sounds[:1]]
     nearest = "" if ahead.nearest_m is None else f" {ahead.nearest_m:.1f} m"
     return "  ".join([f"ahead {ahead.state + nearest:<15}", f"{len(surroundings.obstacles):2d} obstacles", *events])

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
-from pipeline.scene_state import Surroundings
+from pipeline.scene_state import SceneState
 
 Encoding = Literal[
     "bgr8",  # (h, w, 3) uint8
@@ -179,7 +179,7 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
     opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
     disagree: bool = False  # two of the opinions are sure of different labels
     agreement: float | None = None  # -1 to 1: how well the modalities fit together; None where the fusion tells none
-    surroundings: Surroundings | None = None  # what is around the rig; None from tasks that do not look at that
+    surroundings: SceneState | None = None  # what is around the rig; None from tasks that do not look at that
 
     def record(self) -> dict[str, Any]:
         """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""

@@ -18,7 +18,7 @@ import numpy as np
 UNKNOWN, FREE, OCCUPIED = 0, 1, 2  # a cell of FreeSpace
 CELL_LETTERS = "?.#"  # the same in JSON
 
-AheadState = Literal["clear", "caution", "blocked", "unknown"]
+ClearanceState = Literal["clear", "caution", "blocked", "unknown"]
 
 
 class Obstacle(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -72,17 +72,17 @@ class Sound(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prob: float
 
 
-class Ahead(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class PathClearance(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The way ahead. "clear" needs fresh evidence that it is free; without any it is "unknown"."""
 
-    state: AheadState = "unknown"
+    state: ClearanceState = "unknown"
     because: tuple[str, ...] = ()  # for people: "obstacle 7 at 4.2 m, closing at 3.1 m/s", "no lidar for 0.7 s"
     nearest_m: float | None = None  # in the corridor; None: nothing in it, or not known
     ttc_s: float | None = None
 
 
-class Surroundings(msgspec.Struct, frozen=True, array_like=True, eq=False):
-    ahead: Ahead = Ahead()
+class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
+    ahead: PathClearance = PathClearance()
     obstacles: tuple[Obstacle, ...] = ()  # nearest first
     sectors: tuple[Sector, ...] = ()  # from the right (-180°) to the left
     free_space: FreeSpace | None = None

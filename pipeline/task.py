@@ -1,4 +1,6 @@
-"""A task turns an AlignedSet into a Prediction. One file a task, with a class called like it; yours is "module:Name".
+"""The base class of tasks: a task turns an AlignedSet into a Prediction.
+
+One file a task in pipeline/tasks/, with a class named like it; a task of your own is "module:Name".
 
 Example:
     class Mood(Task):
@@ -12,8 +14,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,32 +26,41 @@ from pipeline.metrics import Metrics
 from pipeline.perception.model_loader import Engines
 from pipeline.plugins import construct, find
 
-UNCERTAIN = "uncertain"
+UNCERTAIN = "uncertain"  # the label of an answer whose largest probability is below the task's threshold
 
 
 class Task:
     """The constructor's keyword arguments are the options; models wait for `open()`.
 
-    Predictions depend on the sets alone: whatever is remembered advances by the frames' seq and capture_ns, so that a
-    replay gives what the live run gave.
+    Predictions depend on the aligned sets alone: any state advances by the frames' seq and capture_ns, so that a replay
+    gives the predictions of the live run.
     """
 
-    name: ClassVar[str] = ""  # of the predictions; the class's own name in small letters when left empty
+    name: ClassVar[str] = ""  # of the predictions; the class's name in small letters when left empty
     labels: tuple[str, ...] = ()
     model: str = ""  # "face-expression@1a2b3c4d", known after open()
-    log: logging.Logger = logging.getLogger("task")  # these three are replaced before open()
-    metrics: Metrics = Metrics()
     precision: str = "fp32"  # of the models that come in others: "fp16", "int8"
     _engines: Engines | None = None
+
+    @cached_property
+    def log(self) -> logging.Logger:
+        """In a pipeline the node's logger, set before open(); in a program of its own, one named like the task."""
+        return logging.getLogger(self.name or type(self).__name__.lower())
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """In a pipeline the node's counters, set before open(); in a program of its own, the task's."""
+        return Metrics()
 
     def open(self, backend: str) -> None:
         """Load the models. `backend` as in inference.engine.load. Raises ConfigError with the fix."""
 
     def predict(self, aligned: AlignedSet) -> Prediction:
+        """The answer to one aligned set; `prediction` builds it."""
         raise TypeError(f"{type(self).__name__} does not define predict()")
 
     def open_engines(self, backend: str, *, threads: int) -> Engines:
-        """What loads this task's models, told of in its log and metrics, and closed with it. For its open()."""
+        """For open(): loads this task's models, reports them in its log and metrics, and closes them with it."""
         self._engines = Engines(backend, precision=self.precision, threads=threads, log=self.log, metrics=self.metrics)
         return self._engines
 
@@ -70,11 +83,19 @@ class Task:
         agreement: float | None = None,
         uncertain_below: float = 0.0,
     ) -> Prediction:
-        """The answer to `aligned`, with the receipts it came with.
+        """The answer to `aligned`, with the receipts of its streams.
 
-        probs: (n,) in the order of `labels`; None: no evidence, so uniform and no label. bad: stream → why what
-        arrived cannot be used; it counts as missing and its receipt says so. uncertain_below: the label is "uncertain"
-        where no probability reaches this.
+        Args:
+            aligned: The set that is answered.
+            probs: (n,) in the order of `labels`. None: no evidence, so uniform and no label.
+            subjects: The faces or objects, each with its own answer.
+            used: The streams that counted.
+            bad: Stream → why its frames cannot be used; it counts as missing, and its receipt says so.
+            speaking: Whether a voice is active; None: no microphone.
+            opinions: The answers of single modalities behind `probs`.
+            disagree: Two of the opinions are certain of different labels.
+            agreement: -1 to 1: how well the modalities fit together; None where the fusion has no such output.
+            uncertain_below: The label is "uncertain" where no probability reaches this (0 to 1).
         """
         bad = bad or {}
         uniform = np.full(len(self.labels), 1 / max(1, len(self.labels)), np.float32)
@@ -100,18 +121,7 @@ class Task:
 
 
 def _refused(receipt: Receipt, reason: str | None) -> Receipt:
-    if reason is None:
-        return receipt
-    return Receipt(
-        receipt.stream,
-        "bad",
-        receipt.seq,
-        receipt.span_ns,
-        receipt.skew_ns,
-        receipt.age_ns,
-        receipt.clock_error_ns,
-        reason,
-    )
+    return receipt if reason is None else msgspec.structs.replace(receipt, state="bad", reason=reason)
 
 
 def find_task(name: str) -> type[Task]:

@@ -29,7 +29,7 @@ from pipeline.perception.obstacles.path_clearance import STATES, Corridor, Hazar
 from pipeline.perception.obstacles.scene_model import UNUSABLE, GridOptions, GroundOptions, warm_up
 from pipeline.perception.place import PlaceEstimator, PlaceModel
 from pipeline.perception.sound_events import SoundEventDetector, load_detector
-from pipeline.scene_state import Sound, Surroundings
+from pipeline.scene_state import SceneState, Sound
 from pipeline.task import Task
 
 
@@ -199,7 +199,7 @@ class Scene(Task):
 
     def _state(
         self, aligned: AlignedSet, at_ns: int, subjects: Sequence[Subject], sounds: Sequence[Sound]
-    ) -> Surroundings:
+    ) -> SceneState:
         labels, others = match_subjects(subjects, self._model.obstacles(at_ns)) if subjects else ({}, [])
         hazards = [
             Hazard(one.label or "object", ((one.position_m[0], one.position_m[1]),), None, one.label) for one in others

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.perception.sound_events import MODEL, REPORT_ABOVE, SILENCE, load_detector
-from pipeline.scene_state import Sound, Surroundings
+from pipeline.scene_state import SceneState, Sound
 from pipeline.task import Task
 
 Floats = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ class Sounds(Task):
         bad = {stream: self._detector.reason} if frames and self._detector.reason.startswith("not at") else None
         answer = self.prediction(aligned, self._all(sounds), used=(stream,) if sounds and frames else (), bad=bad)
         return msgspec.structs.replace(
-            answer, label=sounds[0].label if sounds else None, surroundings=Surroundings(sounds=sounds)
+            answer, label=sounds[0].label if sounds else None, surroundings=SceneState(sounds=sounds)
         )
 
     def _all(self, sounds: tuple[Sound, ...]) -> Floats | None:

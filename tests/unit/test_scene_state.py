@@ -10,14 +10,14 @@ from pipeline.frame import Frame, Prediction, Subject
 from pipeline.recording.mcap.decode import decode
 from pipeline.recording.mcap.encode import encode, kind_of
 from pipeline.recording.mcap.schemas import POINTS
-from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
+from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, FreeSpace, Obstacle, PathClearance, SceneState, Sector, Sound
 from pipeline.transport.compression import compress, decompress
 
 SCHEMA = Path(__file__).parents[2] / "docs/prediction.schema.json"
 
 GRID = FreeSpace(np.array([[UNKNOWN, FREE], [FREE, OCCUPIED]], np.uint8), 0.5, (-1.0, -0.5))
-AROUND = Surroundings(
-    ahead=Ahead("caution", ("obstacle 3 at 1.2 m",), 1.2, 0.9),
+AROUND = SceneState(
+    ahead=PathClearance("caution", ("obstacle 3 at 1.2 m",), 1.2, 0.9),
     obstacles=(
         Obstacle(3, (1.5, 0.0, 0.4), (0.6, 0.5, 0.8), 0.0, 1.2, 0.0, (-1.3, 0.0), 0.2, 0.9, 40, "person", 0.7),
         Obstacle(4, (5.0, 2.0, 0.4), (0.6, 0.5, 0.8), 0.0, 5.1, 21.8),

@@ -95,7 +95,6 @@ PENDING = (
     "pipeline/plugins.py",
     "pipeline/preprocessing.py",
     "pipeline/scene_state.py",
-    "pipeline/task.py",
     "run_pipeline.py",
     "scripts/",
     ".ci/",

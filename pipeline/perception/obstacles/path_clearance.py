@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.scene_state import FREE, OCCUPIED, Ahead, AheadState, FreeSpace
+from pipeline.scene_state import FREE, OCCUPIED, ClearanceState, FreeSpace, PathClearance
 
 Outline = Sequence[tuple[float, float]]
 
-STATES: tuple[str, ...] = get_args(AheadState)
+STATES: tuple[str, ...] = get_args(ClearanceState)
 MAX_AGE_NS = 300_000_000  # three sweeps of 10 Hz
 FUTURE_NS = 1_000_000_000  # a cloud newer than at_ns by more than this: one of the two clocks jumped
 VISIBLE_SHARE = 0.6  # least share of known cells across the corridor
@@ -119,7 +119,7 @@ def decide(
     closing_mps: float | None = None,
     max_age_ns: int = MAX_AGE_NS,
     absent: Sequence[str] = (),
-) -> Ahead:
+) -> PathClearance:
     """The state of the path ahead.
 
     Args:
@@ -139,7 +139,7 @@ def decide(
         _weigh(evidence, corridor, hazard)
     _weigh_places(evidence, corridor, near, closing_mps)
     if evidence.blocked:
-        return Ahead("blocked", (*evidence.blocked, *evidence.caution), evidence.nearest_m, evidence.ttc_s)
+        return PathClearance("blocked", (*evidence.blocked, *evidence.caution), evidence.nearest_m, evidence.ttc_s)
     visible_m, why = _visible_to(corridor, fresh)
     # Only the path up to the nearest object has to be visible: behind it nothing can be seen.
     needed_m = corridor.front_m + (
@@ -148,11 +148,11 @@ def decide(
     if not fresh or visible_m < needed_m:
         stale = _missing(views, at_ns, max_age_ns)
         reasons = (*(stale if views else ["no cloud yet"]), *([why] if why else []), *absent, *evidence.caution)
-        return Ahead("unknown", reasons, evidence.nearest_m, evidence.ttc_s)
+        return PathClearance("unknown", reasons, evidence.nearest_m, evidence.ttc_s)
     if evidence.caution:
-        return Ahead("caution", (*evidence.caution, *absent), evidence.nearest_m, evidence.ttc_s)
+        return PathClearance("caution", (*evidence.caution, *absent), evidence.nearest_m, evidence.ttc_s)
     names = " and ".join(v.stream for v in fresh)
-    return Ahead("clear", (f"{names}: seen free to {corridor.length_m:.0f} m, {why}", *absent))
+    return PathClearance("clear", (f"{names}: seen free to {corridor.length_m:.0f} m, {why}", *absent))
 
 
 def is_fresh(view: View, at_ns: int, max_age_ns: int) -> bool:
@@ -309,6 +309,6 @@ def _missing(views: Sequence[View], at_ns: int, max_age_ns: int) -> list[str]:
     return reasons
 
 
-def one_hot(ahead: Ahead) -> npt.NDArray[np.float32]:
+def one_hot(ahead: PathClearance) -> npt.NDArray[np.float32]:
     """(states,) in the order of STATES: a decision, not a probability."""
     return np.array([state == ahead.state for state in STATES], np.float32)

@@ -35,7 +35,7 @@ from pipeline.perception.obstacles.path_clearance import (
 )
 from pipeline.perception.obstacles.track import Approach, Track
 from pipeline.perception.obstacles.tracking import CARRY_NS, Tracker
-from pipeline.scene_state import FREE, Ahead, FreeSpace, Obstacle, Sector, Surroundings
+from pipeline.scene_state import FREE, FreeSpace, Obstacle, PathClearance, SceneState, Sector
 
 Floats = npt.NDArray[np.float32]
 Labels = Mapping[int, tuple[str, float]]  # track id → label and score
@@ -220,7 +220,7 @@ class SceneModel:
         labels: Labels = NO_LABELS,
         hazards: Sequence[Hazard] = (),
         absent: Sequence[str] = (),
-    ) -> Surroundings:
+    ) -> SceneState:
         """The state as of at_ns.
 
         now_ns: the time at which the age of evidence for a clear path is measured, where it is later than at_ns.
@@ -229,7 +229,7 @@ class SceneModel:
         """
         tracks, grid = self._current(at_ns), self._map.join([v.grid for v in self._fresh(at_ns) if v.grid is not None])
         ahead = self.path_clearance(at_ns, now_ns=now_ns, labels=labels, hazards=hazards, absent=absent)
-        return Surroundings(ahead, self.obstacles(at_ns, labels), self._sector_list(at_ns, tracks, grid), grid)
+        return SceneState(ahead, self.obstacles(at_ns, labels), self._sector_list(at_ns, tracks, grid), grid)
 
     def obstacles(self, at_ns: int, labels: Labels = NO_LABELS) -> tuple[Obstacle, ...]:
         """Nearest first."""
@@ -244,7 +244,7 @@ class SceneModel:
         labels: Labels = NO_LABELS,
         hazards: Sequence[Hazard] = (),
         absent: Sequence[str] = (),
-    ) -> Ahead:
+    ) -> PathClearance:
         """The path ahead alone, with the arguments of state()."""
         own = [self._hazard(track, at_ns, labels.get(track.id, ("", 0.0))[0]) for track in self._current(at_ns)]
         # The arrival time of a set that a timer starts is the tick: its newest cloud may have ended since.

@@ -21,7 +21,7 @@ from nodes.udp import Udp
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import Prediction
-from pipeline.scene_state import FreeSpace, Sound, Surroundings
+from pipeline.scene_state import FreeSpace, SceneState, Sound
 from pipeline.testing import NodeHarness
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +43,7 @@ def address(inbox: socket.socket) -> str:
 
 def scene(cells: int = 0, capture_ns: int = 7) -> Prediction:
     grid = FreeSpace(np.ones((cells, cells), np.uint8), 0.2, (0.0, 0.0)) if cells else None
-    around = Surroundings(free_space=grid, sounds=(Sound("rain", 0.9),))
+    around = SceneState(free_space=grid, sounds=(Sound("rain", 0.9),))
     return Prediction(
         "scene",
         capture_ns,

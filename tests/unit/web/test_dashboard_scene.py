@@ -15,7 +15,7 @@ from nodes.dashboard import Dashboard
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
 from pipeline.node import Arrival
 from pipeline.rig import rig as rigs
-from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, Ahead, FreeSpace, Obstacle, Sector, Sound, Surroundings
+from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, FreeSpace, Obstacle, PathClearance, SceneState, Sector, Sound
 from pipeline.web.scene_view import NO_RIG
 
 
@@ -54,8 +54,8 @@ class Drive(Show):
             Obstacle(7, (12.6, 0.0, 1.5), (0.4, 8.0, 3.0), 0.0, 12.4, 0.0, (-4.0, 0.0), 0.2, 3.1, 200),
             Obstacle(9, (4.0, 6.0, 1.0), (2.0, 1.0, 1.5), 0.5, 6.3, 56.0, None, None, None, 0, label=self.label),
         )
-        around = Surroundings(
-            Ahead(self.state, (f"obstacle 7 at 12.4 m <b>{self.label}</b>", "closing at 4.0 m/s"), 12.4, 3.1),  # type: ignore[arg-type]
+        around = SceneState(
+            PathClearance(self.state, (f"obstacle 7 at 12.4 m <b>{self.label}</b>", "closing at 4.0 m/s"), 12.4, 3.1),  # type: ignore[arg-type]
             obstacles,
             (Sector(-15.0, 15.0, 12.4, 3.1, 0.9),),
             FreeSpace(cells, 0.5, (-10.0, -10.0)),
