@@ -136,7 +136,7 @@ def test_file_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("fim.mp4", None, "no file .*Did you mean 'film.mp4'?"),
         ("nowhere/film.mp4", None, "there is no folder"),

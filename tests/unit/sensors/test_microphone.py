@@ -122,7 +122,7 @@ def test_gap_in_a_file_leaves_the_sound_behind_it_in_its_place(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("clp.wav", None, "no file"),
         ("broken.mp4", b"not a film" * 500, "cannot be read as audio"),
