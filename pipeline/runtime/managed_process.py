@@ -1,139 +1,212 @@
-"""One process of the graph, as the launcher holds it: a copy of the launcher where that is safe, else a new interpreter.
+"""One process of the graph over all its restarts: its state, why it ended, when it starts again, what its nodes counted.
 
-Python, numpy, ZeroMQ and the nodes' modules take 0.5 s of CPU to load. A fork shares what the launcher has loaded, but it
-copies one thread alone: whatever another one holds stays locked for ever, and CUDA and sound servers do not survive it.
-So only a launcher without threads and without such libraries is copied: at the start, on Linux. What is started again
-later, and everything on other systems, begins as `python -m pipeline.runtime.worker` with its plan on standard input.
+The launcher says what should run; a ManagedProcess knows what does run. It has no loop and no socket of its own.
 
-    child = start(plan, warm=True)
-    child.exit_code                     # None: it runs; -9: killed by SIGKILL
-    child.terminate(), child.kill()     # it alone; it and all that it started
+Example:
+    process = ManagedProcess(plan, send=send, warm=True)
+    process.start(start_ns=0)                     # LOADING
+    process.handle_report(report.nodes)           # READY, once all its nodes are
+    process.begin(start_ns, muted=())             # RUNNING
+    if process.has_exited:
+        process.handle_exit(restart=True)         # BACKOFF, ENDED or FAILED
 """
 
 from __future__ import annotations
 
-import gc
+import enum
 import logging
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+import time
+from collections.abc import Callable, Iterable
 
-import msgspec
-
-from pipeline.installation import PACKAGE
+from pipeline.errors import ConfigError, DeviceError, SensoriumError
+from pipeline.frame import NodeHealth
+from pipeline.runtime.accounting import add
 from pipeline.runtime.graph import ProcessPlan
+from pipeline.runtime.spawn import ProcessHandle, describe_exit, spawn
+from pipeline.transport.wire_format import Fault, Request
 
 log = logging.getLogger("launch")
 
-HERE = str(PACKAGE.parent)
-# They start threads, or talk to a device or a server, when used or even when loaded.
-NOT_COPIED = ("cuda", "onnxruntime", "pyaudio", "pyrealsense2", "tensorrt", "tensorrt_rtx", "torch")
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
+HEALTHY_AFTER_S = 30.0  # a process that ran so long begins with the shortest back-off again
 
 
-@dataclass(frozen=True)
-class Child:
-    pid: int
-    _poll: Callable[[], int | None]
-    _wait: Callable[[], object]
-    _kill: Callable[[], None]
+class ProcessState(enum.Enum):
+    """Of a process, as the launcher knows it. Only the states from LOADING to STOPPING have a running process."""
+
+    NOT_STARTED = enum.auto()
+    LOADING = enum.auto()  # its nodes open devices, load models and connect to each other
+    READY = enum.auto()  # every node waits for the start signal
+    RUNNING = enum.auto()  # it got the start signal
+    STOPPING = enum.auto()  # it got SIGTERM and has not ended yet
+    BACKOFF = enum.auto()  # it died, and starts again when its back-off has passed
+    ENDED = enum.auto()  # it ended in order, or the run ends without it
+    FAILED = enum.auto()  # it died of what a restart cannot mend; see `error`
+
+
+LIVE = (ProcessState.LOADING, ProcessState.READY, ProcessState.RUNNING, ProcessState.STOPPING)
+
+
+class ManagedProcess:
+    """A process of the plan.
+
+    Args:
+        plan: What it runs.
+        send: Sends a request to the process of that name.
+        warm: Its first start may fork this process (spawn.py).
+        start_process: spawn, or a test's double.
+        monotonic_s: The clock of back-offs.
+    """
+
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        *,
+        send: Callable[[str, Request], None],
+        warm: bool = False,
+        start_process: Callable[..., ProcessHandle] = spawn,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.state = ProcessState.NOT_STARTED
+        self.error: SensoriumError | None = None  # why it FAILED
+        self._send, self._warm, self._start_process, self._monotonic_s = send, warm, start_process, monotonic_s
+        self._handle: ProcessHandle | None = None
+        self._fault: Fault | None = None
+        self._started_s = self._restart_at_s = 0.0
+        self._backoff_s = FIRST_BACKOFF_S
+        self._health: dict[str, NodeHealth] = {}
+        self._before_restart: dict[str, NodeHealth] = {}  # what all earlier starts counted
+        self._ended_inputs: set[str] = set()  # sources it was informed of in this start
 
     @property
-    def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
-        return self._poll()
+    def node_names(self) -> list[str]:
+        return [node.name for node in self.plan.nodes]
+
+    @property
+    def computes(self) -> bool:
+        """Whether any of its nodes is neither a source nor a sink: such a process has models to load."""
+        return not all(node.is_source or node.is_sink for node in self.plan.nodes)
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether the process has ended since it was last looked at."""
+        return self._handle is not None and self._handle.exit_code is not None
+
+    @property
+    def restart_is_due(self) -> bool:
+        return self.state is ProcessState.BACKOFF and self._monotonic_s() >= self._restart_at_s
+
+    def health(self) -> list[NodeHealth]:
+        """The state of its nodes, with what they counted over all restarts."""
+        return [
+            add(self._before_restart.get(name), self._health.get(name, NodeHealth(name, "starting")))
+            for name in self.node_names
+        ]
+
+    def finished_nodes(self) -> set[str]:
+        return {name for name, health in self._health.items() if health.state == "finished"}
+
+    # --- start and end ------------------------------------------------------------------------------------------------
+
+    def start(self, start_ns: int) -> None:
+        """start_ns: when the run began, 0 before it."""
+        if self.state is ProcessState.BACKOFF:
+            self.plan.restarts += 1
+        self.plan.start_ns, self.plan.launcher = start_ns, os.getpid()
+        self._health, self._ended_inputs = {}, set()
+        self._started_s = self._monotonic_s()
+        self._handle = self._start_process(self.plan, warm=self._warm)
+        self.state = ProcessState.LOADING
+
+    def begin(self, start_ns: int, *, muted: Iterable[str]) -> None:
+        """Send the start signal. muted: nodes that are silenced from the first frame on."""
+        self.state, self.plan.start_ns = ProcessState.RUNNING, start_ns
+        self.request("begin", str(start_ns))
+        for name in muted:
+            if name in self.node_names:
+                self.request("mute", name)
+
+    def give_up(self) -> None:
+        """Do not start it again."""
+        self.state = ProcessState.ENDED
 
     def terminate(self) -> None:
-        if self.exit_code is None:
-            os.kill(self.pid, signal.SIGTERM)
+        if self._handle is not None:
+            self._handle.terminate()
+            self.state = ProcessState.STOPPING
 
     def kill(self) -> None:
-        """It, and on POSIX its whole group: what it started."""
-        if self.exit_code is None:
-            self._kill()
-        self._wait()
+        """End it now, with all that it started, and wait until it has ended."""
+        if self._handle is not None:
+            if not self.has_exited and self.plan.start_ns:
+                log.warning("process '%s' did not stop in time: killed", self.plan.name)
+            self._handle.kill()
+            self._handle, self.state = None, ProcessState.ENDED
 
+    # --- messages -----------------------------------------------------------------------------------------------------
 
-def start(plan: ProcessPlan, *, warm: bool) -> Child:
-    """warm: copy this process, if it can be copied."""
-    if warm:
-        if not (reason := uncopiable()):
-            return _fork(plan)
-        log.debug("'%s' starts in a new interpreter: %s", plan.name, reason)
-    return _interpreter(plan)
+    def request(self, verb: str, argument: str = "") -> None:
+        """Send a request to the process, if it runs."""
+        if self._handle is not None and not self.has_exited:
+            self._send(self.plan.name, Request(verb, argument))
 
+    def handle_report(self, nodes: Iterable[NodeHealth]) -> None:
+        if self.state is ProcessState.BACKOFF:
+            return  # sent before it died, and counted already
+        self._health.update({node.node: node for node in nodes})
+        if self.state in (ProcessState.LOADING, ProcessState.READY):
+            waiting = any(node.state in ("starting", "failed") for node in self._health.values())
+            complete = len(self._health) == len(self.plan.nodes)
+            self.state = ProcessState.READY if complete and not waiting else ProcessState.LOADING
 
-def uncopiable() -> str:
-    """Why this process must not be forked; "": it may."""
-    if sys.platform != "linux":
-        return "only Linux's own libraries are known to survive a fork"
-    if loaded := [name for name in NOT_COPIED if name in sys.modules]:
-        return f"{', '.join(loaded)} must not be copied"
-    threads = len(os.listdir("/proc/self/task"))  # those of C libraries too
-    return f"{threads} threads run" if threads > 1 else ""
+    def handle_fault(self, fault: Fault) -> None:
+        self._fault = fault
 
+    def report_ended_inputs(self, sources: Iterable[str]) -> None:
+        """Sources that were finished before this start: they neither welcome a reader any more nor send it an end."""
+        if self._health:  # it has connected to the launcher, so that a request reaches it
+            for source in set(sources) - self._ended_inputs:
+                self._ended_inputs.add(source)
+                self.request("ended", source)
 
-def _fork(plan: ProcessPlan) -> Child:
-    from pipeline.runtime import worker  # here: every copy has it loaded
-
-    # A signal in between would run the launcher's handler in the copy, and be lost.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-
-    def begin() -> None:
-        gc.freeze()  # what is shared stays shared: the collector need not look at it
-        os.setpgid(0, 0)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)  # the terminal is the launcher's
-        os.close(nothing)
-        os.environ["PYTHONPATH"] = _python_path()
-        if random := sys.modules.get("numpy.random"):
-            random.seed()  # else all copies draw the same
-        sys.exit(worker.live(plan))
-
-    copy: BaseProcess = multiprocessing.get_context("fork").Process(target=begin, name=plan.name)
-    try:
-        copy.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    assert copy.pid is not None
-    pid = copy.pid
-    try:
-        os.setpgid(pid, pid)  # here too: it may be killed by its group before it has run
-    except (PermissionError, ProcessLookupError):
-        pass  # it has been quicker
-    return Child(pid, lambda: copy.exitcode, copy.join, lambda: os.killpg(pid, signal.SIGKILL))
-
-
-def _interpreter(plan: ProcessPlan) -> Child:
-    popen = subprocess.Popen(
-        # -P and the path: our packages, not a folder called `nodes` that lies where the command was given.
-        [sys.executable, "-P", "-m", "pipeline.runtime.worker"],
-        stdin=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": _python_path()},
-        # A group of its own: a terminal's Ctrl-C reaches the launcher alone, and killing it kills what it started.
-        process_group=0 if os.name == "posix" else None,
-    )
-    assert popen.stdin is not None
-    popen.stdin.write(msgspec.json.encode(plan))
-    popen.stdin.close()
-
-    def kill() -> None:
-        if os.name == "posix":
-            os.killpg(popen.pid, signal.SIGKILL)
+    def handle_exit(self, *, restart: bool) -> None:
+        """Decide what follows the end of the process. restart: the run goes on, and needs it."""
+        assert self._handle is not None
+        exit_code = self._handle.exit_code or 0
+        began, self._handle = self.state is ProcessState.RUNNING, None
+        if exit_code == 0 or not restart:
+            self.state = ProcessState.ENDED
+            return
+        fault, self._fault = self._fault, None
+        reason = fault.message if fault else f"its process ended with {describe_exit(exit_code)}"
+        # What worked once may work again; what fails at its first start, or reports a wrong config or device, will not.
+        is_hopeless = not self.plan.restarts and (not began or (fault is not None and fault.exit_code in (2, 3)))
+        if is_hopeless or not all(node.restart for node in self.plan.nodes):
+            self._fail(reason, fault)
         else:
-            popen.kill()
+            self._back_off(reason)
 
-    return Child(popen.pid, popen.poll, popen.wait, kill)
+    def _fail(self, reason: str, fault: Fault | None) -> None:
+        kind = {2: ConfigError, 3: DeviceError}.get(fault.exit_code if fault else 1, SensoriumError)
+        names_itself = fault is not None and fault.exit_code != 1
+        self.error = kind(reason if names_itself else f"node '{', '.join(self.node_names)}': {reason}")
+        self.state = ProcessState.FAILED
 
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+    def _back_off(self, reason: str) -> None:
+        now_s = self._monotonic_s()
+        if now_s - self._started_s > HEALTHY_AFTER_S:
+            self._backoff_s = FIRST_BACKOFF_S
+        log.warning(
+            "node '%s' failed: %s. Restarting it in %.1f s.",
+            ", ".join(self.node_names),
+            reason.removesuffix("."),
+            self._backoff_s,
+        )
+        for name, health in self._health.items():
+            self._before_restart[name] = add(self._before_restart.get(name), health)
+            self._health[name] = NodeHealth(name, "restarting", reason, restarts=self.plan.restarts)
+        self._restart_at_s = now_s + self._backoff_s
+        self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
+        self.state = ProcessState.BACKOFF

@@ -43,10 +43,10 @@ SWITCH_INTERVAL_S = 0.00005
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    return live(msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan))
+    return run_process(msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan))
 
 
-def live(plan: ProcessPlan) -> int:
+def run_process(plan: ProcessPlan) -> int:
     """Runs the nodes to their end. Returns the exit code of this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
     _die_with_parent()

@@ -177,8 +177,11 @@ def test_killed_node_is_started_again_and_the_books_balance(folder: Path, victim
         health_until(run, lambda nodes: nodes["mood"].produced > before["mood"].produced + 5)
         run.interrupt()
         assert run.wait() == 0
-        assert f"node '{victim}' died: its process ended with SIGKILL (where nobody sent it, memory ran out" in run.err
-        assert "Starting it again in 0.5 s." in run.err
+        assert (
+            f"node '{victim}' failed: its process ended with SIGKILL (if nobody sent it, the system ran out of memory"
+            in run.err
+        )
+        assert "Restarting it in 0.5 s." in run.err
     summary = last_line(folder / "p.jsonl")
     assert summary["restarts"] == {victim: 1}
     assert balanced(summary), summary
@@ -192,7 +195,7 @@ def test_node_that_raises_is_started_again_and_its_error_is_told_once(folder: Pa
         run.interrupt()
         assert run.wait() == 0
         assert run.err.count("Traceback") == 1
-        assert "node 'fails' died: ValueError: the tenth is too much. Starting it again" in run.err
+        assert "node 'fails' failed: ValueError: the tenth is too much. Restarting it" in run.err
     summary = last_line(folder / "p.jsonl")
     assert balanced(summary), summary
 

@@ -55,8 +55,8 @@ def test_copy_hears_a_hang_up_as_a_new_interpreter_does(folder: Path) -> None:
 def uncopiable_after(statement: str) -> str:
     """What a launcher of its own says that has done `statement`: the tests' process holds libraries of other tests."""
     says = (
-        f"import os, sys, threading; from pipeline.runtime import managed_process; {statement}; "
-        "print(managed_process.uncopiable(), flush=True); os._exit(0)"
+        f"import os, sys, threading; from pipeline.runtime import spawn; {statement}; "
+        "print(spawn.reason_not_to_fork(), flush=True); os._exit(0)"
     )
     return subprocess.run(
         [sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True, check=True
@@ -70,18 +70,18 @@ def test_launcher_with_a_thread_is_not_copied() -> None:
 
 @linux
 def test_launcher_that_holds_a_device_s_library_is_not_copied() -> None:
-    assert uncopiable_after("sys.modules['pyaudio'] = sys") == "pyaudio must not be copied"
+    assert uncopiable_after("sys.modules['pyaudio'] = sys") == "pyaudio must not be forked"
 
 
 @linux
 @pytest.mark.parametrize("config", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
 def test_launcher_of_what_is_shipped_can_be_copied(config: str, tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from pipeline.runtime import managed_process as child\n"
+        "from pathlib import Path; from pipeline.runtime import spawn\n"
         "from pipeline.runtime.config import load; from pipeline.runtime.graph import plan_graph\n"
         f"config = load({str(ROOT / 'configs' / config)!r})\n"
         f"plan_graph(config, Path({str(tmp_path)!r}), next(iter(config.hosts), ''))\n"
-        "print(child.uncopiable())"
+        "print(spawn.reason_not_to_fork())"
     )
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -1,0 +1,169 @@
+"""A managed process goes from state to state by what it reports and how it ends; no process is started here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError, DeviceError, SensoriumError
+from pipeline.frame import NodeHealth
+from pipeline.runtime.graph import NodePlan, ProcessPlan
+from pipeline.runtime.managed_process import HEALTHY_AFTER_S, MAX_BACKOFF_S, ManagedProcess, ProcessState
+from pipeline.transport.wire_format import Fault, Request
+
+
+class Double:
+    """Stands for the operating system: a clock, the process that was started last, and the requests that were sent."""
+
+    def __init__(self) -> None:
+        self.now_s, self.exit_code, self.starts, self.pid = 100.0, None, 0, 1
+        self.killed = self.terminated = False
+        self.requests: list[Request] = []
+
+    def start(self, plan: ProcessPlan, *, warm: bool) -> Any:
+        self.exit_code, self.starts = None, self.starts + 1
+        return self
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def node(name: str, *, restart: bool = True) -> NodePlan:
+    return NodePlan(name, "infer", "", {}, False, restart, False, False, "", [])
+
+
+def a_process(*, restart: bool = True) -> tuple[ManagedProcess, Double]:
+    double = Double()
+    plan = ProcessPlan("align", [node("align", restart=restart), node("mood")])
+    process = ManagedProcess(
+        plan,
+        send=lambda name, request: double.requests.append(request),
+        start_process=double.start,
+        monotonic_s=lambda: double.now_s,
+    )
+    process.start(0)
+    return process, double
+
+
+def report(process: ManagedProcess, align: Any, mood: Any, **counted: int) -> None:
+    process.handle_report([NodeHealth("align", align, **counted), NodeHealth("mood", mood)])
+
+
+def a_running_process() -> tuple[ManagedProcess, Double]:
+    process, double = a_process()
+    report(process, "ready", "ready")
+    process.begin(5, muted=())
+    return process, double
+
+
+def ends(process: ManagedProcess, double: Double, exit_code: int, *, restart: bool = True) -> ProcessState:
+    double.exit_code = exit_code  # type: ignore[assignment]
+    assert process.has_exited
+    process.handle_exit(restart=restart)
+    return process.state
+
+
+def test_it_is_ready_once_all_its_nodes_are() -> None:
+    process, _ = a_process()
+    process.handle_report([NodeHealth("align", "ready")])
+    assert process.state is ProcessState.LOADING
+    report(process, "ready", "starting")
+    assert process.state is ProcessState.LOADING
+    report(process, "ready", "ready")
+    assert process.state is ProcessState.READY
+
+
+def test_begin_sends_the_start_signal_and_mutes_its_own_nodes() -> None:
+    process, double = a_process()
+    report(process, "ready", "ready")
+    process.begin(5, muted=["mood", "camera"])
+    assert double.requests == [Request("begin", "5"), Request("mute", "mood")]
+    assert process.state is ProcessState.RUNNING
+
+
+def test_death_at_the_first_start_fails_and_death_while_running_backs_off() -> None:
+    process, double = a_process()
+    assert ends(process, double, 1) is ProcessState.FAILED
+    process, double = a_running_process()
+    assert ends(process, double, -9) is ProcessState.BACKOFF
+
+
+def test_end_in_order_is_no_failure_and_while_the_run_ends_no_end_is() -> None:
+    process, double = a_running_process()
+    assert ends(process, double, 0) is ProcessState.ENDED
+    process, double = a_running_process()
+    assert ends(process, double, -9, restart=False) is ProcessState.ENDED
+    assert process.error is None
+
+
+@pytest.mark.parametrize(("exit_code", "kind"), [(2, ConfigError), (3, DeviceError)])
+def test_wrong_config_or_device_fails_with_the_message_of_the_node(exit_code: int, kind: type[SensoriumError]) -> None:
+    process, double = a_running_process()
+    process.handle_fault(Fault("mood", "nodes.mood: no such model", exit_code))
+    assert ends(process, double, 1) is ProcessState.FAILED
+    assert (type(process.error), str(process.error)) == (kind, "nodes.mood: no such model")
+
+
+def test_node_that_must_not_restart_fails_and_is_named() -> None:
+    process, double = a_process(restart=False)
+    report(process, "ready", "ready")
+    process.begin(5, muted=())
+    process.handle_fault(Fault("mood", "ValueError: too much", 1))
+    assert ends(process, double, 1) is ProcessState.FAILED
+    assert str(process.error) == "node 'align, mood': ValueError: too much"
+
+
+def test_back_off_doubles_up_to_a_limit_and_is_short_again_after_a_healthy_time() -> None:
+    process, double = a_running_process()
+    waits = []
+    for _ in range(7):
+        died_s = double.now_s
+        ends(process, double, -9)
+        assert not process.restart_is_due
+        while not process.restart_is_due:
+            double.now_s += 0.25
+        waits.append(double.now_s - died_s)
+        process.start(5)
+    assert waits == [0.5, 1, 2, 4, 8, MAX_BACKOFF_S, MAX_BACKOFF_S]
+    double.now_s += HEALTHY_AFTER_S + 1
+    ends(process, double, -9)
+    double.now_s += 0.5
+    assert process.restart_is_due
+
+
+def test_counters_go_on_over_a_restart_and_late_reports_are_not_counted_twice() -> None:
+    process, double = a_running_process()
+    report(process, "running", "running", produced=7)
+    ends(process, double, -9)
+    report(process, "running", "running", produced=7)  # sent before it died
+    assert [(n.state, n.produced) for n in process.health()] == [("restarting", 7), ("restarting", 0)]
+    process.start(5)
+    report(process, "running", "running", produced=3)
+    assert process.health()[0].produced == 10 and process.plan.restarts == 1
+
+
+def test_ended_inputs_are_reported_once_in_each_start_and_not_before_it_listens() -> None:
+    process, double = a_process()
+    process.report_ended_inputs({"camera"})
+    assert double.requests == []
+    report(process, "starting", "starting")
+    process.report_ended_inputs({"camera"})
+    process.report_ended_inputs({"camera"})
+    assert double.requests == [Request("ended", "camera")]
+
+
+def test_terminate_and_kill_reach_the_process_and_nothing_that_has_ended() -> None:
+    process, double = a_running_process()
+    process.terminate()
+    assert (double.terminated, process.state) == (True, ProcessState.STOPPING)
+    process.kill()
+    assert (double.killed, process.state) == (True, ProcessState.ENDED)
+    process, double = a_running_process()
+    ends(process, double, 0)
+    process.terminate()
+    process.kill()
+    assert (double.terminated, double.killed, process.state) == (False, False, ProcessState.ENDED)
