@@ -179,7 +179,7 @@ def export(args: argparse.Namespace) -> None:
 
         export(str(args.paths[0]), precision=args.precision, out=args.paths[1] if len(args.paths) > 1 else None)
         return
-    from pipeline.recording.dataset_rows import export_dataset
+    from pipeline.recording.dataset_export import export_dataset
     from pipeline.recording.export import export_recording
 
     *sources, out = args.paths

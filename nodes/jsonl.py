@@ -1,4 +1,4 @@
-"""Predictions → a file, one JSON object a line (docs/prediction.schema.json). `--out P.jsonl` adds this node."""
+"""Writes predictions to a file, one JSON object a line (docs/prediction.schema.json). `--out P.jsonl` adds this node."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from pipeline.node import Arrival, Sink
 
 
 class Jsonl(Sink):
-    """path: the file to write; one that exists is replaced."""
+    """Writes predictions as JSON lines.
+
+    Args:
+        path: The file to write. One that exists is replaced.
+    """
 
     consumes: ClassVar[tuple[type, ...]] = (Prediction,)
 
     def __init__(self, *, path: str) -> None:
         self._path = Path(path)
         self._file: IO[bytes] | None = None
-        self._whole_bytes = 0  # written, up to the end of a line
+        self._whole_bytes = 0  # written, up to the end of the last whole line
         self._is_full = False
 
     def open(self) -> None:
         try:
-            self._file = self._path.open("wb", buffering=0)  # a reader that follows the file sees each line at once
+            self._file = self._path.open(
+                "wb", buffering=0
+            )  # unbuffered, so that a program that follows the file gets each line at once
         except OSError as error:
             raise ConfigError(f"--out {self._path}: cannot be written: {error.strerror}") from error
 
@@ -48,7 +54,7 @@ class Jsonl(Sink):
             self._is_full = False
 
     def _write(self, line: bytes) -> None:
-        """The whole line or, with OSError, nothing of it."""
+        """Write the whole line, or raise OSError and write nothing of it."""
         assert self._file is not None
         written = 0
         try:
@@ -56,7 +62,7 @@ class Jsonl(Sink):
                 written += self._file.write(line[written:])
         except OSError:
             if written:
-                with suppress(OSError):  # a pipe takes nothing back
+                with suppress(OSError):  # a pipe cannot be cut back
                     self._file.truncate(self._whole_bytes)
                     self._file.seek(self._whole_bytes)
             raise

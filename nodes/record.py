@@ -1,9 +1,11 @@
-"""What it reads → an MCAP file (pipeline/recording/writer.py), in a process of its own. `record CONFIG OUT.mcap` adds this node.
+"""Writes its inputs to an MCAP file (pipeline/recording/writer.py), in a process of its own.
+
+`record CONFIG OUT.mcap` adds this node to a config; a graph may also have it:
 
     record: {use: record, path: out.mcap, inputs: [camera, microphone, emotion, align.events, health]}
     record: {use: record, path: out.mcap, jpeg: [camera], split_mb: 1000, inputs: [camera, emotion, health]}
 
-Nobody waits for it: what a slow disk leaves no time for is dropped here and counted, and so is what a full one has no
+No node waits for it: what a slow disk leaves no time for is dropped here and counted, and so is what a full disk has no
 room for. The pipeline goes on.
 """
 
@@ -16,20 +18,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.clock import NS, utc_offset_ns
-from pipeline.frame import Frame, Health, Message, Prediction, StreamInfo
+from pipeline.frame import Frame, Health, Message, Prediction
 from pipeline.installation import COMMAND
 from pipeline.node import Arrival, Sink
-from pipeline.recording.labels import STREAM, heard_labels
+from pipeline.recording.labels import PAGE_LABELS, STREAM, page_labels
 from pipeline.recording.mcap.chunk import Compression
 from pipeline.recording.writer import Writer
 from pipeline.runtime.accounting import engines
 from pipeline.transport.compression import compress
 
-TELL_EVERY_NS = NS // 4
-TRY_AGAIN_NS = NS  # on a full disk: somebody may make room
+REPORT_EVERY_NS = NS // 4
+RETRY_NS = NS  # after a full disk: files may have been removed
 # A lens' distortion model → its name in foxglove.CameraCalibration.
 FOXGLOVE_MODELS = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "kannala_brandt"}
-# Of these a person can be seen, heard or measured. `features_only` keeps none of them.
+# Encodings in which people are visible or audible. `features_only` stores none of them.
 OF_PEOPLE = (
     "bgr8",
     "jpeg",
@@ -44,11 +46,19 @@ OF_PEOPLE = (
 
 
 class Record(Sink):
-    """path: the file to write; one that exists is refused.
-    jpeg: the streams whose pictures are kept as JPEG: a tenth of the size, and a replay is then not identical.
-    features_only: keep no picture, no sound and no points, whatever it is given.
-    compression: none, lz4 or zstd. split_mb, split_s: begin another file (out.001.mcap, …) after so much.
-    rigs: rig files, kept whole, and the lenses in them as calibrations. about: anything; kept in the file.
+    """Writes its inputs to a recording.
+
+    Args:
+        path: The file to write. One that exists is refused.
+        jpeg: The inputs whose pictures are stored as JPEG: a tenth of the size, and a replay is then not identical. Default
+            none: pictures are stored as captured.
+        features_only: Store no pictures, sound or points, whatever the inputs send. Default false.
+        compression: Of the file's chunks: none, lz4 or zstd. Default lz4: fast enough for live video on one core; zstd makes
+            smaller files and takes more time.
+        split_mb: Begin another file (out.001.mcap, …) after this size (MB, > 0). Default null: never.
+        split_s: Begin another file after this time (s, > 0). Default null: never.
+        rigs: Rig files to store whole, with the lenses in them as calibrations. `record` fills it with the graph's rig files.
+        about: How the recording came to be, as JSON; stored in the file. `record` fills it with the graph and the machine.
     """
 
     def __init__(
@@ -71,10 +81,10 @@ class Record(Sink):
         self._split_ns = None if split_s is None else round(split_s * NS)
         self._rigs, self._about = [Path(rig) for rig in rigs or ()], about or {}
         self._writer: Writer | None = None
-        self._known: set[str] = set()
+        self._described: set[str] = set()
         self._engines: dict[str, dict[str, str]] = {}
         self._first_ns: int | None = None
-        self._tell_ns = self._again_ns = self._labels = 0
+        self._report_ns = self._retry_ns = self._labels = 0
 
     def named_inputs(self) -> Iterable[tuple[str, str]]:
         return (("jpeg", stream) for stream in self._jpeg)
@@ -90,7 +100,7 @@ class Record(Sink):
             split_ns=self._split_ns,
         )
         for path in self._rigs:
-            self._keep_rig(self._writer, path)
+            self._store_rig(self._writer, path)
         self.context.metrics.facts["recording"] = str(self._path)
 
     def consume(self, arrival: Arrival) -> None:
@@ -98,43 +108,45 @@ class Record(Sink):
         assert writer is not None
         if isinstance(message, Health):
             self._note_engines(writer, message)
-            self._keep_labels(writer)
+            self._store_labels(writer)
             if message.publish_ns < self.context.clock.start_ns:
-                return  # while others were still loading
+                return  # before the start signal: other processes are still loading
         if self._first_ns is None:
             self._first_ns = arrival.arrival_ns
             writer.note("run", {"start_ns": self.context.clock.start_ns})
         if self._features_only and isinstance(message, Frame) and message.encoding in OF_PEOPLE:
             self.context.metrics.drop(source, "features only")
             return
-        if arrival.arrival_ns < self._again_ns:
+        if arrival.arrival_ns < self._retry_ns:
             self.context.metrics.drop(source, "disk full")
             return
-        if source not in self._known and (info := self.context.info(source)) is not None:
-            self._known.add(source)
+        if source not in self._described and (info := self.context.info(source)) is not None:
+            self._described.add(source)
             writer.stream(info)
         try:
             self._write(writer, source, message, arrival.arrival_ns)
         except OSError as error:
             self.context.metrics.drop(source, "disk full")
-            self._again_ns = arrival.arrival_ns + TRY_AGAIN_NS
+            self._retry_ns = arrival.arrival_ns + RETRY_NS
             self.context.log.error(
-                "%s: %s. Nothing is recorded until there is room; the pipeline goes on.", self._path, error.strerror
+                "%s: %s. Messages are dropped and counted until there is room; the pipeline goes on.",
+                self._path,
+                error.strerror,
             )
             self.context.report_state("silent", f"{self._path}: {error.strerror}")
             return
-        self._say(writer, arrival.arrival_ns)
+        self._report(writer, arrival.arrival_ns)
 
     def finish(self) -> None:
-        """The last word is this node's own books: what was dropped on the way into the file."""
+        """Write this node's own counters: what it dropped and what it wrote."""
         if self._writer is not None:
             try:
-                self._keep_labels(self._writer)
+                self._store_labels(self._writer)
                 self._writer.note(
                     "finished", {"dropped": self.context.metrics.dropped(), "written": dict(self._writer.counts)}
                 )
             except OSError:
-                pass  # said already, in consume
+                pass  # logged already, in consume
 
     def close(self) -> None:
         if self._writer is not None:
@@ -143,18 +155,18 @@ class Record(Sink):
             except OSError as error:
                 repair = f"{COMMAND} record --repair {self._path}"
                 self.context.log.error(
-                    "%s: %s. It could not be closed: make room, then: %s", self._path, error.strerror, repair
+                    "%s: %s. The file could not be closed. Make room, then: %s", self._path, error.strerror, repair
                 )
             self._writer = None
 
     def _write(self, writer: Writer, source: str, message: Message, arrival_ns: int) -> None:
         if source in self._jpeg and isinstance(message, Frame) and message.encoding == "bgr8":
             message = compress(message)
-        # A prediction does not say when it was made, only of what moment it is.
+        # A prediction holds the moment that it is about, not when it left its node.
         writer.write(source, message, log_ns=arrival_ns if isinstance(message, Prediction) else None)
 
-    def _keep_rig(self, writer: Writer, path: Path) -> None:
-        """Raises ConfigError for a file that is no rig."""
+    def _store_rig(self, writer: Writer, path: Path) -> None:
+        """Raises ConfigError for a file that is not a rig file."""
         from pipeline.rig import rig
 
         for camera, lens in rig.load(path).intrinsics.items():
@@ -169,27 +181,27 @@ class Record(Sink):
             )
         writer.attach(path.name, path.read_bytes(), "application/yaml")
 
-    def _keep_labels(self, writer: Writer) -> None:
-        """What was said on the page, by its number keys."""
-        for frame in heard_labels(self.context.commands, self._labels):
+    def _store_labels(self, writer: Writer) -> None:
+        """Labels that were set with the page's number keys."""
+        for frame in page_labels(self.context.commands, self._labels):
             if not self._labels:
-                writer.stream(StreamInfo(STREAM, "label", description="from the page's number keys"))
+                writer.stream(PAGE_LABELS)
             self._labels += 1
             writer.write(STREAM, frame)
 
     def _note_engines(self, writer: Writer, health: Health) -> None:
-        """What a replay must have alike to be identical, and when it changed."""
-        found = engines(health.nodes)
-        if found and found != self._engines:
-            self._engines = found
-            writer.note("engines", {"publish_ns": health.publish_ns, "engines": found})
+        """Write the engines when they change: a replay is identical only with the same ones."""
+        now = engines(health.nodes)
+        if now and now != self._engines:
+            self._engines = now
+            writer.note("engines", {"publish_ns": health.publish_ns, "engines": now})
 
-    def _say(self, writer: Writer, now_ns: int) -> None:
-        if now_ns < self._tell_ns:
+    def _report(self, writer: Writer, now_ns: int) -> None:
+        if now_ns < self._report_ns:
             return
-        self._tell_ns = now_ns + TELL_EVERY_NS
-        lasted_s = (now_ns - (self._first_ns or now_ns)) / NS
+        self._report_ns = now_ns + REPORT_EVERY_NS
+        length_s = (now_ns - (self._first_ns or now_ns)) / NS
         self.context.metrics.facts["recording"] = (
-            f"{self._path.name} · {writer.size_bytes / 1e6:.1f} MB · {lasted_s:.0f} s"
+            f"{self._path.name} · {writer.size_bytes / 1e6:.1f} MB · {length_s:.0f} s"
         )
         self.context.report_state("running", "")

@@ -1,12 +1,13 @@
-"""An aligned, labelled data set in a folder: one row a moment, what each modality gave there, and whether it was there.
+"""The format of an aligned, labelled data set: a folder with one row a moment, each modality's values and presence.
 
 `export REC.mcap FOLDER --dataset` writes one, `train fusion --data FOLDER` reads it. Owns the two files and their rules;
-knows nothing of recordings, networks or torch.
+knows nothing of recordings, networks or torch (dataset_export.py makes rows from recordings).
 
     dataset.json    {"format": "sensorium-aligned", "version": 1, "labels": ["angry", …], "rows": 471, "made_by": "…",
                      "modalities": {"face": {"dim": 96, "kind": "embedding"}, "voice": {"dim": 64, "kind": "embedding"}}}
     rows.npz        label, group, capture_ns; of each modality NAME, NAME_present and NAME_offset_ns (no pickle in it)
 
+Example:
     dataset.save(folder, Rows(labels, label, group, capture_ns, {"face": Modality("embedding", values, present, offset_ns)}))
     dataset.load(folder).modalities["face"].values          # (n, d) float32, zeros where `present` is False
 """
@@ -35,12 +36,12 @@ OWN_ARRAYS = ("label", "group", "capture_ns")
 
 @dataclass(frozen=True)
 class Modality:
-    """What one modality gave in each of n rows."""
+    """One modality's values in each of n rows."""
 
-    kind: Kind  # "embedding": a network's; "probs": log-probabilities are the reader's business; "series": numbers as measured
-    values: npt.NDArray[np.float32]  # (n, d); a row that is not present is all zeros and means nothing
+    kind: Kind  # "embedding": of a network; "probs": probabilities, not their logarithms; "series": numbers as measured
+    values: npt.NDArray[np.float32]  # (n, d); zeros where `present` is False
     present: npt.NDArray[np.bool_]  # (n,)
-    offset_ns: npt.NDArray[np.int64]  # (n,) its capture − the row's capture_ns; 0 where it is not present
+    offset_ns: npt.NDArray[np.int64]  # (n,) its capture − the row's capture_ns; 0 where it is absent
 
     @property
     def dim(self) -> int:
@@ -49,14 +50,14 @@ class Modality:
 
 @dataclass(frozen=True)
 class Rows:
-    """n moments. Raises ValueError where lengths, kinds or numbers do not fit together."""
+    """n moments. Raises ValueError when lengths, kinds or numbers do not fit together."""
 
     labels: tuple[str, ...]
     label: npt.NDArray[np.int64]  # (n,) index into labels, -1 = unlabelled
     group: npt.NDArray[np.str_]  # (n,) the speaker or session: rows of one group belong in one fold
     capture_ns: npt.NDArray[np.int64]  # (n,) the anchor's time, on its own group's clock
     modalities: Mapping[str, Modality] = field(default_factory=dict)
-    made_by: str = ""  # the command, and of what
+    made_by: str = ""  # the command that wrote it, and from what
 
     def __post_init__(self) -> None:
         n = len(self.label)
@@ -68,11 +69,11 @@ class Rows:
                 f"label: from {self.label.min()} to {self.label.max()}, expected -1 to {len(self.labels) - 1}"
             )
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels: one is there twice: {', '.join(self.labels)}")
+            raise ValueError(f"labels: one occurs twice: {', '.join(self.labels)}")
         for name, modality in self.modalities.items():
             if name in OWN_ARRAYS or name.endswith(("_present", "_offset_ns")) or not name.isidentifier():
                 raise ValueError(
-                    f"modality '{name}': a modality cannot be called that. Call it as a variable is called"
+                    f"modality '{name}': not a valid name. Use letters, digits and underscores, as for a variable"
                 )
             if modality.kind not in get_args(Kind):
                 raise ValueError(f"{name}: of kind '{modality.kind}', expected one of {', '.join(get_args(Kind))}")
@@ -80,14 +81,14 @@ class Rows:
             _check(f"{name}_present", modality.present, (n,), "b")
             _check(f"{name}_offset_ns", modality.offset_ns, (n,), "i")
             if not np.isfinite(modality.values).all():
-                raise ValueError(f"{name}: it holds numbers that are not finite")
+                raise ValueError(f"{name}: it holds numbers that are not finite (NaN or infinity)")
 
     def __len__(self) -> int:
         return len(self.label)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of several sets one after another. ValueError where their labels or modalities differ."""
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """The rows of several sets one after another. Raises ValueError when their labels or modalities differ."""
     first = parts[0]
     shape = {name: (m.kind, m.dim) for name, m in first.modalities.items()}
     for part in parts[1:]:
@@ -111,11 +112,14 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 def save(folder: Path, rows: Rows) -> None:
-    """Write both files, the description last, so that a folder with one is whole. ConfigError where it cannot be written."""
+    """Write both files, the description last, so that a folder with a description is complete.
+
+    Raises ConfigError when they cannot be written.
+    """
     arrays: dict[str, Any] = {"label": rows.label, "group": rows.group, "capture_ns": rows.capture_ns}
     for name, modality in rows.modalities.items():
         arrays |= {name: modality.values, f"{name}_present": modality.present, f"{name}_offset_ns": modality.offset_ns}
-    described = {
+    description = {
         "format": FORMAT,
         "version": VERSION,
         "labels": list(rows.labels),
@@ -129,46 +133,50 @@ def save(folder: Path, rows: Rows) -> None:
         with (folder / "rows.npz").open("wb") as file:
             np.savez(file, **arrays)
         partial = folder / "dataset.json.part"
-        partial.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, folder / "dataset.json")
     except OSError as error:
         raise ConfigError(f"{folder}: the data set cannot be written: {error.strerror or error}") from error
 
 
 def load(folder: Path) -> Rows:
-    """Read a folder back. ConfigError that names the file and what is wrong with it."""
+    """Read a folder back. Raises ConfigError that names the file and what is wrong with it."""
     path = folder / "dataset.json"
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        fix = f"Make one with: {COMMAND} export REC.mcap FOLDER --dataset"
-        raise ConfigError(f"{folder}: no data set: there is no dataset.json in it. {fix}") from error
+        fix = f"Export one with: {COMMAND} export REC.mcap FOLDER --dataset"
+        raise ConfigError(f"{folder}: not a data set: it has no dataset.json. {fix}") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise ConfigError(f"{path}: its format is not '{FORMAT}', so it is no data set of ours")
-    if described.get("version") != VERSION:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}. Export the data set again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ConfigError(
-            f"{path}: its version is {described.get('version')}, this Sensorium reads {VERSION}. Export it again"
+            f"{path}: its format is not '{FORMAT}', so it is not a data set of Sensorium. "
+            f"Export one with: {COMMAND} export REC.mcap FOLDER --dataset"
+        )
+    if description.get("version") != VERSION:
+        raise ConfigError(
+            f"{path}: its version is {description.get('version')}, this Sensorium reads {VERSION}. Export it again"
         )
     arrays = _arrays(folder / "rows.npz")
     try:
-        labels = tuple(str(label) for label in described["labels"])
+        labels = tuple(str(label) for label in description["labels"])
         modalities = {
-            str(name): Modality(told["kind"], arrays[name], arrays[f"{name}_present"], arrays[f"{name}_offset_ns"])
-            for name, told in described["modalities"].items()
+            str(name): Modality(fields["kind"], arrays[name], arrays[f"{name}_present"], arrays[f"{name}_offset_ns"])
+            for name, fields in description["modalities"].items()
         }
-        made_by = str(described.get("made_by", ""))
+        made_by = str(description.get("made_by", ""))
         rows = Rows(labels, arrays["label"], arrays["group"], arrays["capture_ns"], modalities, made_by)
-        dims = {name: told["dim"] for name, told in described["modalities"].items()}
+        dims = {name: fields["dim"] for name, fields in description["modalities"].items()}
     except KeyError as error:
         raise ConfigError(f"{folder}: {error} is missing in dataset.json or rows.npz. Export it again") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder}: {error}") from error
-    found = {name: modality.dim for name, modality in modalities.items()}
-    if described.get("rows") != len(rows) or dims != found:
+        raise ConfigError(f"{folder}: {error}. Export the data set again") from error
+    stored_dims = {name: modality.dim for name, modality in modalities.items()}
+    if description.get("rows") != len(rows) or dims != stored_dims:
         raise ConfigError(
-            f"{folder}: dataset.json tells of {described.get('rows')} rows of {dims}, rows.npz has {len(rows)} of {found}"
+            f"{folder}: dataset.json says {description.get('rows')} rows of {dims}, rows.npz has {len(rows)} of {stored_dims}. "
+            "Export the data set again"
         )
     return rows
 
@@ -185,6 +193,6 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def _check(name: str, array: Any, shape: tuple[int, ...], kind: str) -> None:
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind != kind:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        actual = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         expected = {"i": "int64", "U": "text", "f": "float32", "b": "bool"}[kind]
-        raise ValueError(f"{name}: {found}, expected {expected} {shape}")
+        raise ValueError(f"{name}: {actual}, expected {expected} {shape}")

@@ -1,7 +1,9 @@
-"""What faults on purpose did: how each stream was answered in the sets, and whether the answers are still right.
+"""What injected faults did to the sets and to the predictions: states of each stream, agreement, accuracy.
 
-Beside a run without them, where there is one, and the labels, where there are any. Reads lines as `--out` writes them.
+Compares a run with faults with the recorded run, where it has predictions, and with the labels, where there are any. Reads
+predictions as `--out` writes them.
 
+Example:
     print(table(clean, with_faults, labels))
     accuracy(with_faults, labels)              # (0.91, 216): of the predictions at which a label holds
 """
@@ -19,29 +21,35 @@ ABSENT = ("late", "absent", "silent", "bad")
 
 
 def states(records: Sequence[Record]) -> dict[str, Counter[str]]:
-    """Stream → how it was answered (frame.ReceiptState) → in how many sets."""
-    found: dict[str, Counter[str]] = {}
+    """Stream → receipt state (frame.ReceiptState) → in how many sets."""
+    counts: dict[str, Counter[str]] = {}
     for record in records:
         for receipt in record["receipts"]:
-            found.setdefault(receipt["stream"], Counter())[receipt["state"]] += 1
-    return found
+            counts.setdefault(receipt["stream"], Counter())[receipt["state"]] += 1
+    return counts
 
 
 def accuracy(records: Sequence[Record], labels: Labels) -> tuple[float, int]:
-    """(share that is right, of how many). A prediction that gives no answer, or an uncertain one, is not right."""
+    """(share of correct predictions, of how many). A prediction without an answer, or an uncertain one, is not correct."""
     judged = [(record["label"], label) for record in records if (label := labels.at(record["capture_ns"]))]
-    return (sum(said == label for said, label in judged) / len(judged) if judged else 0.0), len(judged)
+    return (sum(predicted == label for predicted, label in judged) / len(judged) if judged else 0.0), len(judged)
 
 
 def agreement(clean: Sequence[Record], other: Sequence[Record]) -> tuple[float, int]:
-    """(share with the same label, of how many): of the predictions about a moment that both have."""
-    said = {(record["task"], record["capture_ns"]): record["label"] for record in clean}
-    both = [(said[key], r["label"]) for r in other if (key := (r["task"], r["capture_ns"])) in said]
+    """(share with the same label, of how many), for the moments that both runs have a prediction of."""
+    labels = {(record["task"], record["capture_ns"]): record["label"] for record in clean}
+    both = [(labels[key], r["label"]) for r in other if (key := (r["task"], r["capture_ns"])) in labels]
     return (sum(a == b for a, b in both) / len(both) if both else 0.0), len(both)
 
 
 def table(clean: Sequence[Record], with_faults: Sequence[Record], labels: Labels | None) -> str:
-    """For people. clean: empty where the recording holds no predictions."""
+    """The report for people.
+
+    Args:
+        clean: The recorded predictions. Empty: the recording has none.
+        with_faults: The predictions of the run with faults.
+        labels: The recording's labels. None: it has none.
+    """
     runs = [("as recorded", clean)] * bool(clean) + [("with faults", with_faults)]
     lines = [f"  {'':<22}{''.join(f'{name:>14}' for name, _ in runs)}"]
 
@@ -50,23 +58,21 @@ def table(clean: Sequence[Record], with_faults: Sequence[Record], labels: Labels
 
     row("predictions", [str(len(records)) for _, records in runs])
     counted = [states(records) for _, records in runs]
-    for stream in dict.fromkeys(name for found in counted for name in found):
-        here = [found.get(stream, Counter()) for found in counted]
-        row(f"{stream}: missing", [_share(sum(found[state] for state in ABSENT), found.total()) for found in here])
-        for state in dict.fromkeys(s for found in here for s in found):
-            row(f"    {state}", [_share(found[state], found.total()) for found in here])
+    for stream in dict.fromkeys(name for states_of in counted for name in states_of):
+        per_run = [states_of.get(stream, Counter()) for states_of in counted]
+        row(f"{stream}: missing", [_share(sum(n[state] for state in ABSENT), n.total()) for n in per_run])
+        for state in dict.fromkeys(s for n in per_run for s in n):
+            row(f"    {state}", [_share(n[state], n.total()) for n in per_run])
     row("no answer", [_share(sum(r["label"] is None for r in records), len(records)) for _, records in runs])
     row("uncertain", [_share(sum(r["label"] == "uncertain" for r in records), len(records)) for _, records in runs])
     if clean:
         same, of = agreement(clean, with_faults)
         row("same label", ["", f"{same:.1%}" if of else "none shared"])
     if labels is not None:
-        right = [accuracy(records, labels) for _, records in runs]
-        row("right by the labels", [f"{share:.1%} of {of}" if of else "none labelled" for share, of in right])
+        correct = [accuracy(records, labels) for _, records in runs]
+        row("correct by the labels", [f"{share:.1%} of {of}" if of else "none labelled" for share, of in correct])
     else:
-        lines.append(
-            "  (no labels in the recording: add them with `label`, and whether the answers are right is told too)"
-        )
+        lines.append("  (the recording has no labels: add them with `label` to see how many predictions are correct)")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from pipeline.frame import AlignedSet, Frame, Prediction
 from pipeline.node import Sink, Source
 from pipeline.recording import fault_report
 from pipeline.recording.arrival_replay import NOT_RECORDED, events_of
-from pipeline.recording.diff import Differing, compare, read_predictions
+from pipeline.recording.diff import Difference, compare, read_predictions
 from pipeline.recording.faults import parse_all
 from pipeline.recording.labels import Labels
 from pipeline.recording.provenance import dropped_by_recorder, machine
@@ -252,7 +252,7 @@ def conclude(tape: Tape, config: Config, summary: dict[str, Any], out: Path | No
     if reasons:
         print("  not identical to the recorded run because " + "; ".join(reasons))
         if found is not None:
-            most = max((d.most for d in found), default=0.0)
+            most = max((d.max_probability for d in found), default=0.0)
             print(f"  {_count(found)}; probabilities differ by at most {most:.1e} (the promise: {PROMISED:g})")
     elif found is None:
         print("  identical to the recorded run, as far as can be told without its predictions (--out compares them)")
@@ -271,5 +271,5 @@ def tell_faults(tape: Tape, with_faults: list[dict[str, Any]]) -> None:
     print(fault_report.table(tape.recorded_predictions(), with_faults, labels))
 
 
-def _count(found: list[Differing]) -> str:
+def _count(found: list[Difference]) -> str:
     return f"{len(found)} predictions are not those of the recorded run"

@@ -47,7 +47,7 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
         assert film.counts["camera"] == own.counts["camera"]
     rows = dataset.load(tmp_path / "rows")
     assert rows.modalities["face"].kind == "embedding" and 150 < (rows.label >= 0).sum() < len(rows)
-    assert re.search(r"microphone: missing +\d", said[5]) and re.search(r"right by the labels +.*% of \d+", said[5])
+    assert re.search(r"microphone: missing +\d", said[5]) and re.search(r"correct by the labels +.*% of \d+", said[5])
     assert "unaccounted: none" in said[5] and re.search(r"microphone: of microphone: \d+ lost on purpose", said[5])
     records = [r for r in map(json.loads, (tmp_path / "worse.jsonl").read_text().splitlines()) if "summary" not in r]
     whole = sum(r["receipts"][1]["state"] == "exact" for r in records)

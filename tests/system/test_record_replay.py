@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_and_the_pipeline_goes_on(folder: Path) -> None:
     full = 'full: {use: "laboratory:FullDisk", path: rec.mcap, compression: none, inputs: [camera, memory]}'
     a_file(folder, UNHURRIED + full)
     said = run(folder, "run", "graph.yaml", "--out", "live.jsonl")
-    assert "Nothing is recorded until there is room; the pipeline goes on" in said
+    assert "Messages are dropped and counted until there is room; the pipeline goes on" in said
     predictions, summary = lines(folder / "live.jsonl")
     assert summary["dropped"]["full"]["camera"]["disk full"] > 10
     assert len(predictions) == summary["sets"] and summary["unaccounted"] == {}

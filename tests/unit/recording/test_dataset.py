@@ -1,4 +1,4 @@
-"""The folder of an aligned, labelled data set: what is written is read, and what is wrong is named."""
+"""The folder of an aligned, labelled data set: it is read as it was written, and errors name the file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_a_data_set_comes_back_as_it_was_saved(tmp_path):
     assert back.modalities["face"].dim == 4 and back.modalities["voice"].kind == "probs"
 
 
-def test_the_rows_of_two_recordings_are_joined_and_keep_their_groups():
-    both = dataset.joined([rows(2, group="anna"), rows(3, group="ben")])
+def test_rows_of_two_recordings_are_concatenated_with_their_groups():
+    both = dataset.concatenate([rows(2, group="anna"), rows(3, group="ben")])
     assert (
         len(both) == 5
         and list(both.group) == ["anna"] * 2 + ["ben"] * 3
@@ -39,37 +39,37 @@ def test_the_rows_of_two_recordings_are_joined_and_keep_their_groups():
     )
 
 
-def test_rows_of_other_labels_are_not_joined():
+def test_rows_of_other_labels_are_not_concatenated():
     with pytest.raises(ValueError, match="differ in their labels"):
-        dataset.joined([rows(), rows(labels=("happy", "calm"))])
+        dataset.concatenate([rows(), rows(labels=("happy", "calm"))])
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"label": np.array([0, 1, 2])}, "label: from 0 to 2, expected -1 to 1"),
         ({"capture_ns": np.zeros(2, np.int64)}, "capture_ns: int64"),
         ({"group": np.zeros(3)}, "group: float64"),
-        ({"labels": ("happy", "happy")}, "there twice"),
-        ({"modalities": {"label": rows().modalities["face"]}}, "cannot be called that"),
+        ({"labels": ("happy", "happy")}, "occurs twice"),
+        ({"modalities": {"label": rows().modalities["face"]}}, "not a valid name"),
     ],
 )
-def test_rows_that_do_not_fit_together_are_refused(change, told):
-    given = {name: getattr(rows(), name) for name in ("labels", "label", "group", "capture_ns", "modalities")}
-    with pytest.raises(ValueError, match=told):
-        Rows(**{**given, **change})
+def test_rows_that_do_not_fit_together_are_refused(change, message):
+    fields = {name: getattr(rows(), name) for name in ("labels", "label", "group", "capture_ns", "modalities")}
+    with pytest.raises(ValueError, match=message):
+        Rows(**{**fields, **change})
 
 
-def test_a_folder_without_a_data_set_names_the_command_that_makes_one(tmp_path):
+def test_a_folder_without_a_data_set_names_the_command_that_exports_one(tmp_path):
     with pytest.raises(ConfigError, match=r"no dataset.json.*export REC.mcap"):
         dataset.load(tmp_path)
 
 
-def test_a_description_that_does_not_fit_its_rows_is_refused(tmp_path):
+def test_a_description_that_does_not_match_its_rows_is_refused(tmp_path):
     dataset.save(tmp_path, rows())
-    described = json.loads((tmp_path / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps({**described, "rows": 4}))
-    with pytest.raises(ConfigError, match=r"tells of 4 rows.*has 3"):
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**description, "rows": 4}))
+    with pytest.raises(ConfigError, match=r"says 4 rows.*has 3"):
         dataset.load(tmp_path)
 
 
@@ -81,5 +81,5 @@ def test_a_broken_or_foreign_file_is_named(tmp_path):
         with pytest.raises(ConfigError, match=r"rows\.npz"):
             dataset.load(tmp_path)
     (tmp_path / "dataset.json").write_text('{"format": "another"}')
-    with pytest.raises(ConfigError, match="no data set of ours"):
+    with pytest.raises(ConfigError, match="not a data set of Sensorium"):
         dataset.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Faults on purpose: what is parsed, what is refused, and what becomes of the frames."""
+"""Fault injection: what is parsed, what is refused, and how frames change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def picture(seq):
     return Recorded("camera", frame, frame.publish_ns)
 
 
-def spoilt(recorded, text):
+def injected(recorded, text):
     return list(apply(recorded, [parse(text)], start_ns=0))
 
 
@@ -38,10 +38,10 @@ def test_all_faults_of_a_stream_are_parsed():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("microphone", "a colon"),
-        ("microphone:", "what is wrong with it"),
+        ("microphone:", "its faults"),
         (": delay=1ms", "expected a stream"),
         ("mic: dealy=3ms", "no fault called 'dealy'.*Did you mean 'delay'"),
         ("mic: delay=120", "found '120', expected a time with its unit"),
@@ -53,68 +53,71 @@ def test_all_faults_of_a_stream_are_parsed():
         ("mic: cut=0s@3s", "such as cut=3s@10s"),
     ],
 )
-def test_a_fault_that_makes_no_sense_says_where_and_what_is_expected(text, told):
-    with pytest.raises(ConfigError, match=told):
+def test_an_invalid_fault_is_refused_with_what_is_expected(text, message):
+    with pytest.raises(ConfigError, match=message):
         parse(text)
 
 
-def test_a_fault_of_a_stream_that_is_not_there_names_the_nearest():
+def test_a_fault_of_an_unknown_stream_names_the_closest():
     with pytest.raises(ConfigError, match="no such stream.*Did you mean 'microphone'"):
         parse_all(["microfone: delay=1ms"], ["camera", "microphone"])
-    with pytest.raises(ConfigError, match="said twice"):
+    with pytest.raises(ConfigError, match="given twice"):
         parse_all(["camera: delay=1ms", "camera: drop=1%"], ["camera"])
 
 
-def test_a_delayed_stream_comes_later_among_the_others_and_keeps_its_capture_times():
+def test_a_delayed_stream_arrives_later_and_keeps_its_capture_times():
     recorded = sorted([picture(i) for i in range(4)] + [sound(i) for i in range(6)], key=lambda r: r.log_ns)
-    came = spoilt(recorded, "microphone: delay=50ms")
-    assert [r.log_ns for r in came] == sorted(r.log_ns for r in came)
-    first = next(r for r in came if r.stream == "microphone")
+    delayed = injected(recorded, "microphone: delay=50ms")
+    assert [r.log_ns for r in delayed] == sorted(r.log_ns for r in delayed)
+    first = next(r for r in delayed if r.stream == "microphone")
     assert (first.log_ns, first.message.publish_ns, first.message.capture_ns) == (70 * MS, 70 * MS, 0)
-    assert [r for r in came if r.stream == "camera"] == [r for r in recorded if r.stream == "camera"]
+    assert [r for r in delayed if r.stream == "camera"] == [r for r in recorded if r.stream == "camera"]
 
 
 def test_lost_frames_leave_gaps_and_are_the_same_ones_wherever_replay_begins():
     recorded = [sound(i) for i in range(400)]
-    kept = [r.message.seq for r in spoilt(recorded, "microphone: drop=25%, seed=3")]
-    assert 0.19 < 1 - len(kept) / 400 < 0.31
-    assert [r.message.seq for r in spoilt(recorded[200:], "microphone: drop=25%, seed=3")] == [
-        s for s in kept if s >= 200
+    seqs = [r.message.seq for r in injected(recorded, "microphone: drop=25%, seed=3")]
+    assert 0.19 < 1 - len(seqs) / 400 < 0.31
+    assert [r.message.seq for r in injected(recorded[200:], "microphone: drop=25%, seed=3")] == [
+        s for s in seqs if s >= 200
     ]
-    assert kept != [r.message.seq for r in spoilt(recorded, "microphone: drop=25%, seed=4")]
+    assert seqs != [r.message.seq for r in injected(recorded, "microphone: drop=25%, seed=4")]
 
 
-def test_a_drifting_clock_moves_each_capture_and_stretches_the_sound():
-    first, *_, last = spoilt([sound(i) for i in range(50 * 100 + 1)], "microphone: drift=80ppm")
+def test_a_drifting_clock_shifts_each_capture_and_stretches_the_sound():
+    first, *_, last = injected([sound(i) for i in range(50 * 100 + 1)], "microphone: drift=80ppm")
     assert first.message.capture_ns == 0 and first.log_ns == 20 * MS
     assert last.message.capture_ns == 100 * S + 8 * MS and last.message.duration_ns == 20 * MS + 1600
 
 
-def test_nothing_comes_during_a_cut():
-    kept = [r.message.seq for r in spoilt([sound(i) for i in range(200)], "microphone: cut=1s@2s")]
-    assert kept == [*range(99), *range(149, 200)]  # by when they came: 20 ms after their first sample
+def test_no_frames_arrive_during_a_cut():
+    seqs = [r.message.seq for r in injected([sound(i) for i in range(200)], "microphone: cut=1s@2s")]
+    assert seqs == [*range(99), *range(149, 200)]  # by log time: 20 ms after their first sample
 
 
-def test_noise_has_the_asked_ratio_to_the_sound():
-    (noisy,) = spoilt([sound(0, loud=0.25)], "microphone: noise=10dB")
+def test_noise_has_the_requested_ratio_to_the_sound():
+    (noisy,) = injected([sound(0, loud=0.25)], "microphone: noise=10dB")
     power = float(np.mean((noisy.message.data - 0.25) ** 2))
     assert 10 * np.log10(0.25**2 / power) == pytest.approx(10, abs=0.7) and noisy.message.data.dtype == np.float32
 
 
 def test_noise_in_pictures_and_in_silence():
-    black, silent = spoilt([picture(0)], "camera: noise=20dB"), spoilt([sound(0, loud=0.0)], "microphone: noise=0dB")
+    black, silent = (
+        injected([picture(0)], "camera: noise=20dB"),
+        injected([sound(0, loud=0.0)], "microphone: noise=0dB"),
+    )
     assert not black[0].message.data.any() and not silent[0].message.data.any()
     bright = Recorded("camera", Frame("camera", 0, 0, "bgr8", np.arange(192, dtype=np.uint8).reshape(8, 8, 3)), 0)
-    assert (spoilt([bright], "camera: noise=0dB")[0].message.data != bright.message.data).mean() > 0.9
+    assert (injected([bright], "camera: noise=0dB")[0].message.data != bright.message.data).mean() > 0.9
 
 
 def test_noise_in_points_is_refused():
     sweep = Recorded("lidar", Frame("lidar", 0, 0, "points_xyzi_f32", np.zeros((3, 4), np.float32)), 0)
     with pytest.raises(ConfigError, match="lidar: noise: its frames are points_xyzi_f32"):
-        spoilt([sweep], "lidar: noise=10dB")
+        injected([sweep], "lidar: noise=10dB")
 
 
 def test_the_end_of_a_stream_is_never_moved_or_dropped_by_chance():
     end = Recorded("microphone", silence("microphone", FOREVER_NS, "finished"), 5 * MS)
-    (told,) = spoilt([end], "microphone: drop=100%, drift=80ppm, offset=-1s, delay=1ms")
-    assert told.message.capture_ns == FOREVER_NS and told.log_ns == 6 * MS
+    (last,) = injected([end], "microphone: drop=100%, drift=80ppm, offset=-1s, delay=1ms")
+    assert last.message.capture_ns == FOREVER_NS and last.log_ns == 6 * MS

@@ -1,4 +1,4 @@
-"""Labels of a CSV become a stream of a copy of the recording; the data set has them at the right moments."""
+"""Labels of a CSV become a stream in a copy of the recording; data sets and exported files hold what was recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Opinion, Prediction, Receipt, StreamInfo
 from pipeline.recording import dataset
-from pipeline.recording.dataset_rows import export_dataset
+from pipeline.recording.dataset_export import export_dataset
 from pipeline.recording.export import export_recording
 from pipeline.recording.importers.importer import import_source
 from pipeline.recording.labels import Interval, Labels, add_labels, begin_ns, read_csv
@@ -31,7 +31,7 @@ def prediction(seq, *, embedding=True, voice=0.8):
     face = Opinion(
         "face", "camera", 0.9, (0.75, 0.25), "", np.float32([seq, 1, 2]) if embedding else np.empty(0, np.float32)
     )
-    heard = Opinion(
+    voice_opinion = Opinion(
         "voice", "microphone", voice, (0.5, 0.5), "", np.float32([7, seq]) if embedding else np.empty(0, np.float32)
     )
     receipts = (Receipt("camera", "exact", (seq,)), Receipt("microphone", "partial", (seq,), skew_ns=-3 * MS))
@@ -45,7 +45,7 @@ def prediction(seq, *, embedding=True, voice=0.8):
         "m@1",
         receipts=receipts,
         timing_ns={"total": 1},
-        opinions=(face, heard),
+        opinions=(face, voice_opinion),
     )
 
 
@@ -87,31 +87,33 @@ def table(path, text):
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_csv_of_intervals_becomes_a_stream_and_the_rest_is_as_it_was(talk, tmp_path):
+def test_a_csv_of_intervals_becomes_a_stream_and_the_rest_is_unchanged(talk, tmp_path):
     intervals = table(tmp_path / "talk.csv", "start_s,end_s,label\n0.0, 0.5,sad\n# a comment\n1.0,,happy\n")
     assert add_labels(talk, intervals, tmp_path / "out.mcap") == 2
     with Reader(talk) as before, Reader(tmp_path / "out.mcap") as after:
         old, new = list(before.messages()), [m for m in after.messages() if m.stream != "label"]
         assert [(m.stream, m.log_ns) for m in old] == [(m.stream, m.log_ns) for m in new] and len(new) == 81
-        payloads = [[m.message.data.tobytes() for m in told if isinstance(m.message, Frame)] for told in (old, new)]
+        payloads = [
+            [m.message.data.tobytes() for m in messages if isinstance(m.message, Frame)] for messages in (old, new)
+        ]
         assert payloads[0] == payloads[1]
         assert (
             after.notes == before.notes
             and after.about["utc_offset_ns"] == 7
             and after.about["labelled_with"] == "talk.csv"
         )
-        held = Labels.read(after)
-    at = [held.at(START_NS + round(s * S)) for s in (0, 0.49, 0.5, 0.99, 1.0, 1.9)]
-    assert at == ["sad", "sad", "", "", "happy", "happy"] and held.at(0) == ""
+        labels = Labels.read(after)
+    at = [labels.at(START_NS + round(s * S)) for s in (0, 0.49, 0.5, 0.99, 1.0, 1.9)]
+    assert at == ["sad", "sad", "", "", "happy", "happy"] and labels.at(0) == ""
 
 
 def test_a_label_without_a_length_holds_until_the_next_and_an_empty_one_ends_it():
     pressed = [(0, "sad"), (10, "happy"), (20, "")]
-    held = Labels.of(
+    labels = Labels.of(
         Frame("label", i, at, "label", np.frombuffer(text.encode(), np.uint8)) for i, (at, text) in enumerate(pressed)
     )
-    assert [held.at(t) for t in (-1, 0, 9, 10, 19, 20, 99)] == ["", "sad", "sad", "happy", "happy", "", ""]
-    assert held.names == ("sad", "happy")
+    assert [labels.at(t) for t in (-1, 0, 9, 10, 19, 20, 99)] == ["", "sad", "sad", "happy", "happy", "", ""]
+    assert labels.names == ("sad", "happy")
 
 
 def test_of_two_intervals_the_later_one_holds():
@@ -120,27 +122,27 @@ def test_of_two_intervals_the_later_one_holds():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("start_s,end_s,label\n", "no intervals in it"),
+        ("start_s,end_s,label\n", "it has no intervals"),
         ("0,1,sad\n0.5,2,happy\n", "two intervals overlap: 'sad' until 1 s, 'happy' from 0.5 s"),
         ("0,1,sad\nsoon,2,happy\n", r"talk.csv:2: found 'soon'"),
-        ("2,1,sad\n", "ends at 1 s, before it has begun"),
+        ("2,1,sad\n", "ends at 1 s, before it begins"),
         ("0,1,\n", "expected start_s,end_s,label"),
         ("0,1,sad,anna\n", "expected start_s,end_s,label"),
         ("-1,1,sad\n", "found '-1'"),
         ("99,,sad\n", "'sad' begins at 99 s; the recording ends at 2.0 s"),
     ],
 )
-def test_what_is_no_interval_is_named_with_its_line(talk, tmp_path, text, told):
-    with pytest.raises(ConfigError, match=told):
+def test_an_invalid_interval_is_refused_with_its_line(talk, tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
         add_labels(talk, table(tmp_path / "talk.csv", text), tmp_path / "out.mcap")
     assert not (tmp_path / "out.mcap").exists()
 
 
-def test_the_truth_of_evaluate_stream_is_read_too(tmp_path):
-    found = read_csv(table(tmp_path / "t.csv", "seconds,label\n0.0,sad\n9.5,happy\n"))
-    assert found == [Interval(0, None, "sad"), Interval(9_500 * MS, None, "happy")]
+def test_the_table_of_evaluate_stream_is_read_too(tmp_path):
+    intervals = read_csv(table(tmp_path / "t.csv", "seconds,label\n0.0,sad\n9.5,happy\n"))
+    assert intervals == [Interval(0, None, "sad"), Interval(9_500 * MS, None, "happy")]
 
 
 def test_seconds_count_from_the_first_picture(talk):
@@ -159,9 +161,9 @@ def labelled(folder, name, **options):
     return folder / f"{name}.mcap"
 
 
-def test_recordings_become_rows_with_labels_groups_and_what_each_sense_gave(tmp_path):
-    said: list[str] = []
-    export_dataset([labelled(tmp_path, "anna"), labelled(tmp_path, "ben")], tmp_path / "set", say=said.append)
+def test_recordings_become_rows_with_labels_groups_and_modalities(tmp_path):
+    output: list[str] = []
+    export_dataset([labelled(tmp_path, "anna"), labelled(tmp_path, "ben")], tmp_path / "set", say=output.append)
     rows = dataset.load(tmp_path / "set")
     assert len(rows) == 40 and list(dict.fromkeys(rows.group)) == ["anna", "ben"] and rows.labels == ("happy", "sad")
     assert rows.label[:20].tolist() == [1] * 5 + [-1] * 5 + [0] * 5 + [-1] * 5
@@ -169,21 +171,21 @@ def test_recordings_become_rows_with_labels_groups_and_what_each_sense_gave(tmp_
     assert face.kind == "embedding" and face.values[3].tolist() == [3, 1, 2] and face.present.all()
     assert voice.present[:20].tolist() == [False] * 5 + [True] * 15 and not voice.values[4].any()
     assert voice.offset_ns[6] == -3 * MS and voice.offset_ns[4] == 0
-    assert "20 labelled" in said[0] and "there in 75% of the rows" in said[-1]
+    assert "20 labelled" in output[0] and "present in 75% of the rows" in output[-1]
 
 
 def test_without_embeddings_the_rows_hold_probabilities_and_the_report_says_how_to_get_them(tmp_path):
-    said: list[str] = []
-    export_dataset([labelled(tmp_path, "anna", embedding=False)], tmp_path / "set", say=said.append)
-    assert dataset.load(tmp_path / "set").modalities["face"].kind == "probs" and "embeddings: true" in said[-1]
+    output: list[str] = []
+    export_dataset([labelled(tmp_path, "anna", embedding=False)], tmp_path / "set", say=output.append)
+    assert dataset.load(tmp_path / "set").modalities["face"].kind == "probs" and "embeddings: true" in output[-1]
 
 
 def test_a_recording_without_labels_names_the_command_that_adds_them(talk, tmp_path):
-    with pytest.raises(ConfigError, match=r"no labels in it.*run_pipeline.py label"):
+    with pytest.raises(ConfigError, match=r"it has no labels.*run_pipeline.py label"):
         export_dataset([talk], tmp_path / "set")
 
 
-def test_recordings_of_different_models_are_not_mixed(tmp_path):
+def test_recordings_of_different_models_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="differ in their labels or modalities"):
         export_dataset([labelled(tmp_path, "anna"), labelled(tmp_path, "ben", embedding=False)], tmp_path / "set")
 
@@ -244,13 +246,13 @@ def test_packets_leave_as_a_capture_that_comes_back_the_same(tmp_path):
     export_recording(tmp_path / "x.mcap", tmp_path / "out", say=lambda line: None)
     import_source(tmp_path / "out/lidar.pcap", tmp_path / "again.mcap", say=lambda line: None)
     with Reader(tmp_path / "x.mcap") as one, Reader(tmp_path / "again.mcap") as other:
-        told = [
+        packets = [
             [(m.message.capture_ns, m.message.data.tobytes()) for m in reader.messages(["lidar"])]
             for reader in (one, other)
         ]
-    assert told[0] == told[1] and len(told[0]) == 3
+    assert packets[0] == packets[1] and len(packets[0]) == 3
 
 
-def test_a_folder_that_holds_something_is_not_written_to(talk, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(talk, tmp_path):
     with pytest.raises(ConfigError, match="not empty"):
         export_recording(talk, tmp_path)

@@ -99,13 +99,13 @@ def test_a_replay_says_why_its_predictions_may_differ(tmp_path):
         writer.note("finished", {"dropped": {"camera": {"reader too slow": 2}}})
     config = parse({"nodes": {"camera": {"use": "camera", "device": "x.mp4"}}}, "graph.yaml")
     reasons = "; ".join(Tape(path, from_s=0.01).differs_because(config))
-    for told in (
+    for reason in (
         "only a part",
         "kept as JPEG",
         "recorder dropped 2 messages of 'camera'",
         "cpu: recorded on another one",
     ):
-        assert told in reasons
+        assert reason in reasons
 
 
 RECORD = {
@@ -133,8 +133,8 @@ def test_differences_are_printed_with_receipts_and_small_ones_pass_where_allowed
     with pytest.raises(DiffersError, match="2 of 1 and 2 predictions differ") as raised:
         report(a, b)
     assert raised.value.exit_code == 4
-    assert "t at 1: probs (probabilities by up to 5.0e-05)" in (told := capsys.readouterr().out)
-    assert "camera exact #7" in told and "t at 2: only in B" in told
+    assert "t at 1: probs (probabilities by up to 5.0e-05)" in (output := capsys.readouterr().out)
+    assert "camera exact #7" in output and "t at 2: only in B" in output
     assert list(compare([RECORD], [other], within=1e-4)) == []
 
 
