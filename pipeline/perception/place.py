@@ -34,8 +34,8 @@ class PlaceModel:
 
     @classmethod
     def open(cls, engines: Engines, model: str = MODEL) -> PlaceModel:
-        """model: a file of the models folder, without .onnx, or a path. Raises AssetError when it is not there, ConfigError
-        when its input is another one."""
+        """model: a file of the models folder, without .onnx, or a path. Raises AssetError when it is not there,
+        ConfigError when its input is another one."""
         path = model_path(model)
         if not path.is_file():
             raise AssetError(f"{path}: no such model. Train it with: {COMMAND} train place")
@@ -57,8 +57,8 @@ class PlaceModel:
 class PlaceEstimator:
     """A camera's place over time: runs the network every `every_ms`, holds the answer in between, and smooths it.
 
-    smoothing_ms: time constant of an exponential mean; an unusable picture does not change it. A capture time before the
-    last one resets it.
+    smoothing_ms: time constant of an exponential mean; an unusable picture does not change it. A capture time before
+    the last one resets it.
     """
 
     def __init__(self, model: PlaceModel, *, smoothing_ms: float, every_ms: float) -> None:

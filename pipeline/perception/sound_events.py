@@ -48,8 +48,9 @@ WINDOW_NS = VOICE_FRAMES * COLUMN_NS
 DECIDE_COLUMNS, MIN_COLUMNS = 50, 100  # a decision every 0.5 s, once there is a second of sound
 DECIDE_NS = DECIDE_COLUMNS * COLUMN_NS
 HOLD_NS = 2 * DECIDE_NS  # without newer sound, a decision is valid for this long
-# Mean power of a band in the loudest tenth of the window, relative to a full-scale sine. White noise of -50 dB full scale
-# has this level: a quiet room through any microphone is below, and all but the end of ESC-10's faintest clips above.
+# Mean power of a band in the loudest tenth of the window, relative to a full-scale sine. White noise of -50 dB full
+# scale has this level: a quiet room through any microphone is below, and all but the end of ESC-10's faintest clips
+# above.
 SILENT_DB = -70.0
 # Least probability of a reported event. Chosen within folds 1 to 3, where 96 % of the reported events were right.
 REPORT_ABOVE = 0.7
@@ -72,7 +73,8 @@ def silent(level_db: Floats) -> bool:
 
 @dataclass(frozen=True)
 class Decision:
-    """At due_ns. probs: (labels,) calibrated, or None where the network did not run. reason: why no event is reported."""
+    """At due_ns. probs: (labels,) calibrated, or None where the network did not run. reason: why no event is
+    reported."""
 
     due_ns: int
     sounds: tuple[Sound, ...]
@@ -90,8 +92,8 @@ class SoundEventDetector:
         shape = ("n", 2, VOICE_BANDS, VOICE_FRAMES)
         if [(i.name, i.shape) for i in manifest.inputs] != [("sound", shape)] or OTHER not in manifest.labels:
             raise ConfigError(
-                f"sound model {manifest.id}: it has the inputs {[(i.name, i.shape) for i in manifest.inputs]} and the labels "
-                f"{manifest.labels}; expected one input 'sound' {shape} and '{OTHER}' among the labels. "
+                f"sound model {manifest.id}: it has the inputs {[(i.name, i.shape) for i in manifest.inputs]} "
+                f"and the labels {manifest.labels}; expected one input 'sound' {shape} and '{OTHER}' among the labels. "
                 f"Make one with: {COMMAND} train sound"
             )
         self._engine, self._temperature, self._report_above = engine, manifest.temperature, report_above
@@ -111,8 +113,8 @@ class SoundEventDetector:
         return self._last.due_ns
 
     def update(self, frames: Sequence[Frame] | None, anchor_ns: int) -> tuple[Sound, ...]:
-        """frames: "pcm_f32" at 16 kHz in the order of capture, as `policy: window` selects them; frames that were passed
-        before are skipped.
+        """frames: "pcm_f32" at 16 kHz in the order of capture, as `policy: window` selects them; frames that were
+        passed before are skipped.
 
         Returns the reported events, likeliest first; ("other", probability of none of them) for a sound that is no
         reported event; ("silence", 1.0) without sound; nothing where there is no usable audio. `reason` states why no

@@ -1,6 +1,7 @@
 """Obstacles, free space and the clearance of the path ahead, from lidars and depth cameras: AlignedSet → Prediction.
 
-    obstacles: {use: infer, task: obstacles, inputs: [align], process: align, options: {rig: rig.yaml, corridor: {width_m: 1.9}}}
+    obstacles: {use: infer, task: obstacles, inputs: [align], process: align, options: {rig: rig.yaml, corridor:
+        {width_m: 1.9}}}
 
 `label` is the state of the path ahead, `surroundings` the rest. A prototype's eyes, not a safety function: it misses,
 without saying so, glass, holes in the ground, what is thinner than its beams, and what is outside its sensors' view.
@@ -55,7 +56,8 @@ class Obstacles(Task):
                 (`save_rig` of depth). Default 0: the file exists.
             sensors: Stream → its name in the rig, where that is not the stream's name.
             streams: The streams to use. Default: every stream of points or depth.
-            height_m: Height of the sensors above the ground (m), without a rig file. Default 1.7: a lidar on a car's roof.
+            height_m: Height of the sensors above the ground (m), without a rig file. Default 1.7: a lidar on a car's
+                roof.
             ego_box_m: [x from, x to, y from, y to] of the rig itself in the base frame (m): points in it are left out.
             stride_px: Every how manieth pixel of a depth picture is used, in both directions (px, ≥ 1). Default 2: a
                 quarter of the points, which lie closer than the clusters' cells.

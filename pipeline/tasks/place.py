@@ -18,8 +18,8 @@ from pipeline.task import Task
 
 
 class Place(Task):
-    """`probs` are those of the newest picture of the set's first camera, smoothed. A covered lens counts as missing, and so
-    does a camera that sent nothing: there is no label then."""
+    """`probs` are those of the newest picture of the set's first camera, smoothed. A covered lens counts as missing,
+    and so does a camera that sent nothing: there is no label then."""
 
     def __init__(
         self,
@@ -33,9 +33,10 @@ class Place(Task):
         """
         Args:
             model: A file of the models folder, without .onnx, or a path that ends with it.
-            smoothing_ms: Time constant of an exponential mean over the probabilities (ms, ≥ 0; 0: none). Default 1000: a
-                place lasts longer than that.
-            every_ms: Least time between two runs of the network (ms, ≥ 0; 0: on every set). Default 200: a run costs 16 ms.
+            smoothing_ms: Time constant of an exponential mean over the probabilities (ms, ≥ 0; 0: none). Default 1000:
+                a place lasts longer than that.
+            every_ms: Least time between two runs of the network (ms, ≥ 0; 0: on every set). Default 200: a run costs 16
+                ms.
             uncertain_below: The label is "uncertain" where no probability reaches this (0 ≤ p < 1).
             threads: CPU threads of the network (≥ 1). Default 1: cameras and other tasks need the other cores.
         """

@@ -1,9 +1,10 @@
-"""The whole scene: place, obstacles, free space, objects with range, sounds and the path ahead. AlignedSet → Prediction.
+"""The whole scene: place, obstacles, free space, objects with range, sounds and the path ahead. AlignedSet →
+Prediction.
 
-Each part is a task of its own too (place, obstacles, objects, sounds); here all use the same set, and each works without
-the others. Points and depth measure positions, the camera names objects and the kind of place, the microphone gives
-sound events. "clear" ahead needs fresh points that show free ground; without them it is "unknown". A prototype's eyes,
-not a safety function.
+Each part is a task of its own too (place, obstacles, objects, sounds); here all use the same set, and each works
+without the others. Points and depth measure positions, the camera names objects and the kind of place, the microphone
+gives sound events. "clear" ahead needs fresh points that show free ground; without them it is "unknown". A prototype's
+eyes, not a safety function.
 
     scene: {use: infer, task: scene, inputs: [align], options: {rig: rig.yaml, corridor: {width_m: 1.2, length_m: 10}}}
 """
@@ -34,8 +35,9 @@ from pipeline.task import Task
 
 
 class Scene(Task):
-    """`probs` and `label` are the place's, of the camera; without a place model those of the path ahead. `subjects` are the
-    objects in the picture, `surroundings` everything with a position around the rig, as of the end of the newest cloud."""
+    """`probs` and `label` are the place's, of the camera; without a place model those of the path ahead. `subjects` are
+    the objects in the picture, `surroundings` everything with a position around the rig, as of the end of the newest
+    cloud."""
 
     @classmethod
     def nested_options(cls, options: Mapping[str, Any]) -> Iterable[tuple[str, type | None]]:
@@ -96,7 +98,8 @@ class Scene(Task):
         """
         if threads < 1 or smoothing_ms < 0 or place_every_ms < 0 or not 0 <= uncertain_below < 1:
             raise ValueError(
-                "threads must be at least 1, smoothing_ms and place_every_ms at least 0, uncertain_below from 0 to below 1"
+                "threads must be at least 1, smoothing_ms and place_every_ms at least 0, "
+                "uncertain_below from 0 to below 1"
             )
         self._options = SceneOptions(
             rig=rig,

@@ -1,11 +1,12 @@
-"""What a detector's output tensors say: numbers as published → boxes with classes and scores. Pure functions of arrays.
+"""A detector's output tensors → boxes with classes and scores. Pure functions of arrays.
 
-Owns the layouts of YOLOX, NanoDet and SSD, which of them some outputs are, and suppression. Knows neither the picture nor
-the runtime: pixels are those of the network's input, and detector.py brings them back to the camera's.
+Contains the layouts of YOLOX, NanoDet and SSD, their recognition, and suppression. Knows neither the picture nor the
+runtime: pixels are those of the network's input, and detector.py scales them to the camera's.
 
+Example:
     layout = layout_of(shapes, input_px=(416, 416), classes=80)              # "yolox"
-    found = LAYOUTS[layout](outputs, (416, 416), 80)                         # Candidates: boxes, scores of every class
-    kept = suppressed(found, min_score=0.35, overlap=0.5)
+    candidates = LAYOUTS[layout](outputs, (416, 416), 80)                    # boxes, scores of every class
+    suppressed(candidates, min_score=0.35, overlap=0.5)                      # (class, score, box), surest first
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
+from pipeline.probabilities import softmax
 
 Floats = npt.NDArray[np.float32]
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 Size = tuple[int, int]  # width, height in px
 
 YOLOX_STRIDES_PX = ((8, 16, 32), (8, 16, 32, 64))  # the usual heads; those with P6
-# Cells of NanoDet-Plus (4 levels) stand at multiples of the stride; those of the first NanoDet (3) half a stride further.
+# Cells of NanoDet-Plus (4 levels) lie at multiples of the stride; those of the first NanoDet (3) half a stride further.
 NANODET_STRIDES_PX = {4: ((8, 16, 32, 64), 0.0), 3: ((8, 16, 32), 0.5)}
 NANODET_BINS = 8  # a distance is a distribution over 0 … 7 strides (reg_max 7, in every published model)
 DETECTION_ENCODINGS = ("text_utf8",)  # of frames that hold boxes of another program
-SSD_VARIANCES = (0.1, 0.2)  # of centre and size: Liu et al. 2016, as their code and all that followed has it
+SSD_VARIANCES = (0.1, 0.2)  # of centre and size: Liu et al. 2016, as in their code and all later ones
 
 COCO = (
     "person",
@@ -114,7 +116,7 @@ COCO = (
     "hair drier",
     "toothbrush",
 )
-# COCO's own ids run to 90 and leave these out; SSDs of TensorFlow and torchvision count by them.
+# COCO's own ids go up to 90 and leave these out; SSDs of TensorFlow and torchvision use them.
 _COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_BY_ID = tuple(sorted(set(range(1, 91)) - set(_COCO_GAPS)))
 
@@ -134,8 +136,8 @@ class Candidates(NamedTuple):
     scores: Floats
 
 
-# ---- YOLOX: (1, cells, 5 + classes): x, y, log w, log h in strides from the cell's corner; objectness; classes. Both are
-# probabilities already. Ge et al. 2021; `demo_postprocess` in yolox/utils/demo_utils.py of their repository.
+# ---- YOLOX: (1, cells, 5 + classes): x, y, log w, log h in strides from the cell's corner; objectness; classes. Both
+# are probabilities already. Ge et al. 2021; `demo_postprocess` in yolox/utils/demo_utils.py of their repository.
 
 
 def yolox(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
@@ -160,7 +162,7 @@ def nanodet(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
         rows = _rows(output)
         scores, distances = rows[:, :classes], rows[:, classes:]
     else:
-        # The order of the levels is that of their sizes, whatever the exporter called them and put first.
+        # Levels are sorted by size, since their names and order depend on the exporter.
         levels = sorted((_rows(output) for output in outputs.values()), key=len, reverse=True)
         scores = np.vstack([rows for rows in levels if rows.shape[1] == classes and rows.shape[1] != bins])
         distances = np.vstack([rows for rows in levels if rows.shape[1] == bins])
@@ -188,18 +190,18 @@ _SSD_NAMES = {
 
 
 def ssd(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
-    """TensorFlow ("detection_boxes": top, left, bottom, right as shares of the picture), ONNX's model zoo ("bboxes": left,
-    top, right, bottom as shares) and torchvision ("boxes": the same in px). Of 80 classes the ids are COCO's own, up to 90;
-    else they count from 1, since 0 is the background. Of an unknown id nothing is kept.
+    """TensorFlow ("detection_boxes": top, left, bottom, right as shares of the picture), ONNX's model zoo ("bboxes":
+    left, top, right, bottom as shares) and torchvision ("boxes": the same in px). With 80 classes the ids are COCO's
+    own, up to 90; else they count from 1, since 0 is the background. Boxes of unknown ids are dropped.
     """
-    found = _named(outputs)
-    boxes = np.asarray(outputs[found["boxes"]], np.float32).reshape(-1, 4)
-    ids = np.rint(np.asarray(outputs[found["classes"]], np.float64)).astype(int).ravel()
-    scores = np.asarray(outputs[found["scores"]], np.float32).ravel()
-    count = int(np.asarray(outputs[found["count"]]).ravel()[0]) if "count" in found else len(boxes)
-    if found["boxes"].startswith("detection_boxes"):
+    names = _named(outputs)
+    boxes = np.asarray(outputs[names["boxes"]], np.float32).reshape(-1, 4)
+    ids = np.rint(np.asarray(outputs[names["classes"]], np.float64)).astype(int).ravel()
+    scores = np.asarray(outputs[names["scores"]], np.float32).ravel()
+    count = int(np.asarray(outputs[names["count"]]).ravel()[0]) if "count" in names else len(boxes)
+    if names["boxes"].startswith("detection_boxes"):
         boxes = boxes[:, [1, 0, 3, 2]]
-    if not found["boxes"].startswith("boxes"):
+    if not names["boxes"].startswith("boxes"):
         boxes = boxes * np.tile(np.array(input_px, np.float32), 2)
     known = np.searchsorted(COCO_BY_ID, ids) if classes == len(COCO) else ids - 1
     by_id = COCO_BY_ID if classes == len(COCO) else tuple(range(1, classes + 1))
@@ -213,8 +215,9 @@ def ssd(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
 
 
 def ssd_raw(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
-    """Three tensors: `priors` or `anchors` (n, 4) centre x, y, width, height as shares of the picture; of the others the one
-    that is 4 wide holds offsets, the other one scores of background and classes: logits, or probabilities that sum to 1."""
+    """Three tensors: `priors` or `anchors` (n, 4) centre x, y, width, height as shares of the picture; of the others
+    the one that is 4 wide holds offsets, the other one scores of background and classes: logits, or probabilities that
+    sum to 1."""
     prior = next(name for name in outputs if name.startswith(("priors", "anchors")))
     rows = [_rows(output) for name, output in outputs.items() if name != prior]
     offsets = next(r for r in rows if r.shape[1] == 4)
@@ -223,8 +226,7 @@ def ssd_raw(outputs: Tensors, input_px: Size, classes: int) -> Candidates:
     centre = priors[:, :2] + offsets[:, :2] * np.float32(SSD_VARIANCES[0]) * priors[:, 2:]
     size = priors[:, 2:] * np.exp(offsets[:, 2:] * np.float32(SSD_VARIANCES[1]))
     if not np.allclose(scores.sum(axis=1), 1, atol=1e-2) or scores.min(initial=0) < 0:
-        raised = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores = raised / raised.sum(axis=1, keepdims=True)
+        scores = softmax(scores)
     boxes = np.hstack([centre - size / 2, centre + size / 2]) * np.tile(np.array(input_px, np.float32), 2)
     return Candidates(boxes.astype(np.float32), scores[:, 1:])
 
@@ -234,7 +236,7 @@ LAYOUTS: dict[str, Decode] = {"yolox": yolox, "nanodet": nanodet, "ssd": ssd, "s
 
 
 def layout_of(shapes: Mapping[str, Sequence[int | str | None]], *, input_px: Size, classes: int) -> str:
-    """Which layout outputs of these names and shapes are. Raises ConfigError that lists them, where they are none."""
+    """The layout of outputs with these names and shapes. Raises ConfigError, which lists them, where it is unknown."""
     wide = [shape[-1] if shape else 1 for shape in shapes.values()]
     rows = [shape[-2] if len(shape) > 1 else 1 for shape in shapes.values()]
     yolox_rows = [_cell_count(strides, input_px, math.floor) for strides in YOLOX_STRIDES_PX]
@@ -255,37 +257,39 @@ def layout_of(shapes: Mapping[str, Sequence[int | str | None]], *, input_px: Siz
         return "ssd_raw"
     here = "; ".join(f"{name} {' × '.join(map(str, shape))}" for name, shape in shapes.items())
     raise ConfigError(
-        f"the outputs are in none of the layouts {', '.join(LAYOUTS)}. Found: {here}. Expected for {classes} labels and pictures of "
-        f"{input_px[0]}×{input_px[1]}: yolox {yolox_rows[0]} × {5 + classes}; nanodet {' or '.join(map(str, nanodet_rows))} × "
-        f"{classes + 4 * NANODET_BINS}, or the two parts of that a level; ssd boxes, classes and scores by these names. "
+        f"the outputs have none of the layouts {', '.join(LAYOUTS)}. Found: {here}. "
+        f"Expected for {classes} labels and pictures of {input_px[0]}×{input_px[1]}: "
+        f"yolox {yolox_rows[0]} × {5 + classes}; nanodet {' or '.join(map(str, nanodet_rows))} × "
+        f"{classes + 4 * NANODET_BINS}, or both parts of that per level; ssd boxes, classes and scores by these names. "
         "Another number of classes: name them with labels:"
     )
 
 
 def suppressed(
-    found: Candidates, *, min_score: float, overlap: float, most: int = 100
+    candidates: Candidates, *, min_score: float, overlap: float, limit: int = 100
 ) -> list[tuple[int, float, Floats]]:
-    """(class, score, box (4,) as left, top, right, bottom) of the boxes that count, surest first; of boxes of one class that
-    overlap more than `overlap` (intersection over union), the surest."""
-    if not len(found.boxes_px):
+    """(class, score, box (4,) as left, top, right, bottom) of at most `limit` boxes, surest first. Of boxes of
+    one class that overlap more than `overlap` (intersection over union), only the surest remains."""
+    if not len(candidates.boxes_px):
         return []
-    kinds = found.scores.argmax(axis=1)
-    scores = found.scores[np.arange(len(kinds)), kinds]
-    good = np.flatnonzero((scores >= min_score) & np.isfinite(found.boxes_px).all(axis=1))
+    kinds = candidates.scores.argmax(axis=1)
+    scores = candidates.scores[np.arange(len(kinds)), kinds]
+    good = np.flatnonzero((scores >= min_score) & np.isfinite(candidates.boxes_px).all(axis=1))
     if not len(good):
         return []
-    boxes, scores, kinds = found.boxes_px[good], scores[good], kinds[good]
+    boxes, scores, kinds = candidates.boxes_px[good], scores[good], kinds[good]
     sides = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-    kept = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), kinds.tolist(), min_score, overlap)
-    order = sorted((int(i) for i in np.ravel(kept)), key=lambda i: -scores[i])[:most]
+    selected = cv2.dnn.NMSBoxesBatched(sides.tolist(), scores.tolist(), kinds.tolist(), min_score, overlap)
+    order = sorted((int(i) for i in np.ravel(selected)), key=lambda i: -scores[i])[:limit]
     return [(int(kinds[i]), float(scores[i]), boxes[i]) for i in order]
 
 
 def read_detections(text: str) -> list[Detection]:
-    """Boxes that another program found, as a text frame brings them. Raises ValueError with what was found.
+    """Boxes of another program, from a text frame. Raises ValueError that quotes what is malformed.
 
-    Either JSON, a list of {"label": "car", "box_px": [left, top, width, height], "score": 0.9}, or lines as KITTI's label_2
-    has them (type, …, left, top, right, bottom in columns 5 to 8; DontCare is left out; a 16th column is the score).
+    Either JSON, a list of {"label": "car", "box_px": [left, top, width, height], "score": 0.9}, or lines as KITTI's
+    label_2 has them (type, …, left, top, right, bottom in columns 5 to 8; DontCare is left out; a 16th column is the
+    score).
     """
     if text.lstrip()[:1] == "[":
         try:
@@ -297,7 +301,7 @@ def read_detections(text: str) -> list[Detection]:
             raise ValueError(
                 f'expected a list of {{"label", "box_px", "score"}}, found {text[:60]!r} ({error!r})'
             ) from error
-    found = []
+    detections = []
     for line in filter(None, map(str.strip, text.splitlines())):
         words = line.split()
         if len(words) < 15:
@@ -305,14 +309,14 @@ def read_detections(text: str) -> list[Detection]:
         left, top, right, bottom = map(float, words[4:8])
         if words[0] != "DontCare":
             score = float(words[15]) if len(words) > 15 else 1.0
-            found.append(Detection(words[0].lower(), score, (left, top, right - left, bottom - top)))
-    return found
+            detections.append(Detection(words[0].lower(), score, (left, top, right - left, bottom - top)))
+    return detections
 
 
-def _box(given: Sequence[float]) -> tuple[float, float, float, float]:
-    left, top, width, height = map(float, given)
+def _box(box_px: Sequence[float]) -> tuple[float, float, float, float]:
+    left, top, width, height = map(float, box_px)
     if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
-        raise ValueError(f"box {given} has no area")
+        raise ValueError(f"box {box_px} has no area")
     return left, top, width, height
 
 
@@ -322,7 +326,7 @@ def _rows(output: npt.NDArray[np.generic]) -> Floats:
 
 
 def _named(outputs: Mapping[str, object]) -> dict[str, str]:
-    """What an SSD's output is → its name; exporters add ":0"."""
+    """Role of an SSD's output → its name, which exporters may end with ":0"."""
     plain = {name.partition(":")[0]: name for name in outputs}
     return {what: plain[name] for what, names in _SSD_NAMES.items() for name in reversed(names) if name in plain}
 

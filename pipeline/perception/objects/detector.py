@@ -1,10 +1,11 @@
-"""A detector of one's own or the pinned one, from an ONNX file: picture → boxes in that picture.
+"""An object detector from an ONNX file, the pinned one or your own: picture → boxes in that picture.
 
-Layout and input size are read from the file where it tells them, the rest is what the layout's authors trained with, and
-every point of it can be told. Owns files and pixels; detections.py knows the numbers.
+Layout and input size are read from the file as far as it has them; the rest defaults to what the layout's authors
+trained with, and every point can be set. This module handles files and pixels, detections.py the output tensors.
 
-    detector = Detector.load("auto", engines, log)                       # None: none is here, and the log says what to do
-    for found in detector.find(image_bgr): found.label, found.score, found.box_px
+Example:
+    detector = Detector.load("auto", engines, log)       # None: it is not downloaded, and the log says how to get it
+    for detection in detector.find(image_bgr): detection.label, detection.score, detection.box_px
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.perception.objects.detections import COCO, LAYOUTS, Detection, Siz
 from pipeline.plugins import renamed_key
 from pipeline.preprocessing import letterbox
 
-PINNED = "yolox-nano"  # of models/assets.toml; yolox-tiny sees more, and takes four times as long
+PINNED = "yolox-nano"  # of models/assets.toml; yolox-tiny detects more and takes four times as long
 NONE = "none"
 NO_DETECTOR = "detector"  # in a prediction's `missing`
 
@@ -43,10 +44,19 @@ _TRAINED: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Description:
-    """file: a path, or the name of an asset. layout: "auto", or one of detections.LAYOUTS. labels: in the order of the
-    classes, without background; a list, or a file with one a line; COCO's 80 where none are told. colour, mean, std: as
-    the layout's models were trained, unless told. input_px: where the file leaves it open. min_score, overlap: which
-    boxes count, and how much two of one class may overlap.
+    """A detector's file, and what the file does not say of itself.
+
+    Args:
+        file: A path of an ONNX file, or the name of an asset.
+        layout: "auto", or one of detections.LAYOUTS. Default: recognised by the outputs.
+        labels: In the order of the classes, without background: a list, or a file with one a line. Default: COCO's 80.
+        colour: "bgr" or "rgb". Default: as the layout's models were trained.
+        mean: Of the three channels, of 0 to 255. Default: as the layout's models were trained.
+        std: Likewise, above 0.
+        input_px: [width, height] where the file leaves it open (px).
+        min_score: Least score of a box (0 < s < 1). Default 0.35.
+        overlap: Largest intersection over union of two boxes of one class (0 < o ≤ 1). Default 0.5.
+        where: How errors begin.
     """
 
     file: str
@@ -63,7 +73,8 @@ class Description:
     def __post_init__(self) -> None:
         if self.layout != "auto" and self.layout not in LAYOUTS:
             raise ConfigError(
-                f"{self.where}.layout: found '{self.layout}', expected auto, {', '.join(LAYOUTS)}.{nearest(self.layout, LAYOUTS)}"
+                f"{self.where}.layout: found '{self.layout}', expected auto, {', '.join(LAYOUTS)}."
+                f"{nearest(self.layout, LAYOUTS)}"
             )
         if self.colour not in ("", "bgr", "rgb"):
             raise ConfigError(f"{self.where}.colour: found '{self.colour}', expected bgr or rgb")
@@ -109,56 +120,57 @@ class Description:
 
 
 class Detector:
-    def __init__(self, engine: Engine, file: OnnxFile, told: Description, *, name: str) -> None:
-        self._engine, self.name, self.labels = engine, name, told.names()
+    def __init__(self, engine: Engine, file: OnnxFile, description: Description, *, name: str) -> None:
+        self._engine, self.name, self.labels = engine, name, description.names()
         self._input = file.inputs[0]
-        self._bytes = self._input.dtype == "uint8"  # TensorFlow's: (n, h, w, 3), any size, and it scales by itself
-        self.input_px = _input_px(self._input, told)
+        self._bytes = self._input.dtype == "uint8"  # TensorFlow's: (n, h, w, 3), any size, scaled inside the network
+        self.input_px = _input_px(self._input, description)
         shapes = {value.name: value.shape for value in file.outputs}
         try:
-            found = (
-                told.layout
-                if told.layout != "auto"
+            layout = (
+                description.layout
+                if description.layout != "auto"
                 else layout_of(shapes, input_px=self.input_px, classes=len(self.labels))
             )
         except ConfigError as error:
-            raise ConfigError(f"{told.file}: {error}") from error
-        self.layout, self._decode = found, LAYOUTS[found]
-        colour, mean, std = _TRAINED[found]
-        self._rgb = (told.colour or colour) == "rgb"
-        self._mean, self._std = tuple(told.mean) or mean, tuple(told.std) or std
-        self._min_score, self._overlap = told.min_score, told.overlap
+            raise ConfigError(f"{description.file}: {error}") from error
+        self.layout, self._decode = layout, LAYOUTS[layout]
+        colour, mean, std = _TRAINED[layout]
+        self._rgb = (description.colour or colour) == "rgb"
+        self._mean, self._std = tuple(description.mean) or mean, tuple(description.std) or std
+        self._min_score, self._overlap = description.min_score, description.overlap
 
     @classmethod
     def load(cls, option: str | Mapping[str, Any], engines: Engines, log: logging.Logger) -> Detector | None:
-        """option: "auto" (the pinned detector, where it has been fetched), "none", a path, the name of an asset, or a table
-        as Description has it. None: no detector; a log line says what to do. Raises ConfigError with the fix."""
+        """option: "auto" (the pinned detector, where it has been fetched), "none", a path, the name of an asset, or a
+        table with the fields of Description. None: no detector, and a log line says how to get one. Raises
+        ConfigError."""
         if option == NONE:
             return None
         if option == "auto":
             if assets.local(assets.entry(PINNED)) is None:
-                # Not fetched unasked: a start may have no network, and would wait for it.
+                # Never downloaded implicitly: without network, the start would wait for it.
                 log.warning(
-                    "no detector, so nothing tells what things are; all else goes on. Fetch one: %s %s",
+                    "no object detector, so obstacles have no labels; everything else works. Download one: %s %s",
                     assets.PULL,
                     PINNED,
                 )
                 return None
             option = PINNED
-        told = Description.of(option)
-        path = Path(told.file) if told.file.endswith(".onnx") else assets.path(told.file)
+        description = Description.of(option)
+        path = Path(description.file) if description.file.endswith(".onnx") else assets.path(description.file)
         file = OnnxFile.read(path)
         if len(file.inputs) != 1 or len(file.inputs[0].shape) != 4:
             here = "; ".join(f"{v.name} {v.shape}" for v in file.inputs)
             raise ConfigError(
-                f"{path}: a detector takes one picture, (1, 3, height, width) or (1, height, width, 3). Found: {here}"
+                f"{path}: a detector has one input, (1, 3, height, width) or (1, height, width, 3). Found: {here}"
             )
-        name = path.stem if told.file.endswith(".onnx") else told.file
-        value, size_px = file.inputs[0], _input_px(file.inputs[0], told)
-        # Engines are warmed up with float32 zeros, which TensorFlow's exports do not take.
+        name = path.stem if description.file.endswith(".onnx") else description.file
+        value, size_px = file.inputs[0], _input_px(file.inputs[0], description)
+        # Engines are warmed up with float32 zeros, which TensorFlow's exports do not accept.
         warm_up = None if value.dtype == "uint8" else {value.name: (1, 3, size_px[1], size_px[0])}
         engine = engines.load(path, name, warm_up, reduced=False, branches=value.dtype == "uint8")
-        return cls(engine, file, told, name=f"{name}@{file.graph_sha256[:8]}")
+        return cls(engine, file, description, name=f"{name}@{file.graph_sha256[:8]}")
 
     def find(self, image_bgr: npt.NDArray[np.uint8]) -> list[Detection]:
         """image_bgr: (h, w, 3). Boxes in its pixels and inside it, surest first."""
@@ -173,22 +185,22 @@ class Detector:
             tensor, factor = letterbox(image_bgr, self.input_px, rgb=self._rgb, mean=self._mean, std=self._std)
             scale = np.full(4, factor)
         outputs = self._engine.run({self._input.name: np.ascontiguousarray(tensor)})
-        found = self._decode(outputs, self.input_px, len(self.labels))
+        candidates = self._decode(outputs, self.input_px, len(self.labels))
         detections = []
-        for kind, score, box in suppressed(found, min_score=self._min_score, overlap=self._overlap):
+        for kind, score, box in suppressed(candidates, min_score=self._min_score, overlap=self._overlap):
             left, top, right, bottom = (float(v) for v in np.clip(box / scale, 0, (width, height) * 2))
             if right - left >= 1 and bottom - top >= 1:
                 detections.append(Detection(self.labels[kind], score, (left, top, right - left, bottom - top)))
         return detections
 
 
-def _input_px(value: Value, told: Description) -> Size:
+def _input_px(value: Value, description: Description) -> Size:
     """Width and height of the network's input."""
     by_name = value.shape[1:3] if value.dtype == "uint8" else value.shape[2:]
     if all(isinstance(size, int) and size > 0 for size in by_name):
         return int(by_name[1] or 0), int(by_name[0] or 0)
-    if told.input_px:
-        return int(told.input_px[0]), int(told.input_px[1])
+    if description.input_px:
+        return int(description.input_px[0]), int(description.input_px[1])
     raise ConfigError(
-        f"{told.file}: its input {value.name} {value.shape} is of any size. Choose one: input_px: [416, 416]"
+        f"{description.file}: its input {value.name} {value.shape} has any size. Choose one: input_px: [416, 416]"
     )

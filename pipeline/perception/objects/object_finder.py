@@ -33,14 +33,14 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class CameraView:
-    """A camera and where it stands. camera_from_base: (4, 4) float64, metres."""
+    """A camera's lens and pose. camera_from_base: (4, 4) float64, metres."""
 
     intrinsics: Intrinsics
     camera_from_base: npt.NDArray[np.float64]
 
     @classmethod
     def of(cls, rig: Rig, camera: str) -> CameraView:
-        """Raises ConfigError where the rig has no such camera, or no pose joins it to the base frame."""
+        """Raises ConfigError where the rig has no such camera, or no pose leads from it to the base frame."""
         return cls(rig.camera(camera), rig.transform(camera, rig.base))
 
     @cached_property
@@ -51,15 +51,15 @@ class CameraView:
 
 
 class ObjectFinder:
-    """Remembers its tracks from picture to picture. ranged: of the latest boxes, in their order, with the reason where
-    there is no range."""
+    """Tracks objects from picture to picture. ranged: of the latest boxes, in their order, with the reason where there
+    is no range."""
 
     def __init__(self, detector: Detector | None = None) -> None:
         self._detector, self._tracker = detector, ObjectTracker()
         self.ranged: list[Ranged] = []
-        # What OpenCV and numpy set up on their first call takes 0.1 s, which no picture shall wait for.
-        some = np.random.default_rng(0).uniform(1, 9, (100, 3))
-        range_boxes(np.array([[0, 0, 9, 9]]), some[:, :2], some)
+        # The first call initialises OpenCV and numpy, which takes 0.1 s: no picture has to wait for it.
+        warm_up = np.random.default_rng(0).uniform(1, 9, (100, 3))
+        range_boxes(np.array([[0, 0, 9, 9]]), warm_up[:, :2], warm_up)
 
     def find(
         self,
@@ -72,10 +72,10 @@ class ObjectFinder:
         points_ns: int | None = None,
         ground: npt.NDArray[np.bool_] | None = None,
     ) -> list[Subject]:
-        """image: (h, w, 3) BGR; not looked at where `boxes` come from elsewhere, in the pixels of `view`. points_base: (n, 3)
-        metres in the base frame; None, or no view: no ranges. capture_ns: the picture's; points_ns: the points', taken for
-        the same where it is None. ground: (n,) which points are ground, where that is known better than a plane tells.
-        Returns a subject a box, in the order of the boxes or surest first; without boxes and detector none.
+        """image: (h, w, 3) BGR; unused where `boxes` come from elsewhere, in the pixels of `view`. points_base: (n, 3)
+        metres in the base frame; None, or no view: no ranges. capture_ns: of the picture; points_ns: of the points,
+        None: the same. ground: (n,) which points are ground; None: determined by a plane. Returns one subject per box,
+        in the order of the boxes or surest first; without boxes and detector none.
         """
         if boxes is None:
             boxes = self._detector.find(image) if self._detector is not None and image is not None else []
@@ -106,8 +106,8 @@ class ObjectFinder:
             return [Ranged(reason="no points" if points_base is None else "no rig")] * len(boxes)
         if not boxes:
             return []
-        pixels, _, seen = view.intrinsics.project_from(view.camera_from_base, points_base)
-        at = np.flatnonzero(seen)
+        pixels, _, visible = view.intrinsics.project_from(view.camera_from_base, points_base)
+        at = np.flatnonzero(visible)
         return range_boxes(
             np.array([box.box_px for box in boxes]),
             pixels[at],
@@ -118,31 +118,32 @@ class ObjectFinder:
 
 
 class CameraViews:
-    """Streams of pictures → where their cameras look from, as the rig has it."""
+    """Streams of pictures → the views of their cameras, from the rig."""
 
     def __init__(self, clouds: Clouds, log: logging.Logger) -> None:
         self._clouds, self._log = clouds, log
         self._known: dict[str, CameraView] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    def of(self, seen: Frame, image: Image | None) -> CameraView | None:
-        """seen: the picture, or boxes in its pixels. None, and once a line in the log: the rig does not know the camera, or not
-        at this size."""
-        name, rig = self._clouds.sensor(seen.stream), self._clouds.rig
+    def of(self, frame: Frame, image: Image | None) -> CameraView | None:
+        """frame: the picture, or boxes in its pixels. None: the rig lacks the camera, or has it at another size, which
+        is logged once."""
+        name, rig = self._clouds.sensor(frame.stream), self._clouds.rig
         try:
             view = self._known[name] = self._known.get(name) or CameraView.of(rig, name)
         except ConfigError as error:
             self._warn(f"boxes have no ranges: {error}")
             return None
         if image is not None and image.shape[1::-1] != view.intrinsics.size:
-            found, known = ("×".join(map(str, size)) for size in (image.shape[1::-1], view.intrinsics.size))
+            actual, known = ("×".join(map(str, size)) for size in (image.shape[1::-1], view.intrinsics.size))
             self._warn(
-                f"{rig.where}: intrinsics.{name} are of pictures of {known}, found {found}: no ranges. Calibrate at that size"
+                f"{rig.where}: intrinsics.{name} are of pictures of {known}, found {actual}: no ranges. "
+                "Calibrate at that size"
             )
             return None
         return view
 
     def _warn(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._logged:
+            self._logged.add(text)
             self._log.warning("%s", text)

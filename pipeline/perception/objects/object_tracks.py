@@ -1,4 +1,4 @@
-"""Which box is which from one picture to the next, and how fast the range of each shrinks.
+"""Tracks of boxes from picture to picture, and how fast the range of each shrinks.
 
 Example:
     tracker = ObjectTracker()
@@ -21,43 +21,43 @@ from pipeline.perception.objects.ranging import Ranged
 
 Floats = npt.NDArray[np.float32]
 
-KEEP_NS = NS  # a thing unseen for longer comes back under a new id
-MIN_OVERLAP = 0.2  # of a box with where it should be now
-OTHER_LABEL_OVERLAP = 0.5  # detectors take a car for a truck now and then; nobody swaps places within a box
-RANGE_GATE_M, RANGE_GATE_SHARE = 2.0, 0.15  # farther apart in a step, two boxes are of two things,
-SURE_OVERLAP = 0.6  # unless they lie so well on each other that it is the range that strayed
+MAX_GAP_NS = NS  # an object that is not detected for longer comes back under a new id
+MIN_OVERLAP = 0.2  # of a box with its predicted position
+OTHER_LABEL_OVERLAP = 0.5  # detectors sometimes label a car as a truck
+RANGE_GATE_M, RANGE_GATE_SHARE = 2.0, 0.15  # farther apart in a step, two boxes are of two objects,
+SURE_OVERLAP = 0.6  # unless they overlap so well that the range must be an outlier
 BOX_GAIN = 0.5
 
-# Of the nearest surface from sweep to sweep: which points fall on it changes.
+# Noise of the nearest surface from sweep to sweep, as different points fall on it.
 RANGE_SIGMA_M, RANGE_SIGMA_SHARE = 0.08, 0.005
-ACCELERATION_MPS2 = 3.0  # firm braking; harder braking is followed late
-FASTEST_MPS = 30.0  # standard deviation before anything is known
-KNOWN_MPS = 1.0  # a speed is told from this standard deviation on
-STRAY_SIGMAS = 4.0
+ACCELERATION_MPS2 = 3.0  # firm braking; harder braking is tracked with a delay
+FASTEST_MPS = 30.0  # standard deviation of the initial rate
+KNOWN_MPS = 1.0  # a speed is reported below this standard deviation
+OUTLIER_SIGMAS = 4.0
 
 
 @dataclass
 class Closing:
-    """Range and its rate by a Kalman filter of constant velocity; `measure` per sweep, never twice for one."""
+    """Range and its rate by a Kalman filter of constant velocity; call `measure` once per sweep."""
 
     range_m: float
     at_ns: int
     rate_mps: float = 0.0
     covariance: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2)))
-    _strays: int = 0
+    _outliers: int = 0
 
     def __post_init__(self) -> None:
         self._begin(self.range_m, self.at_ns)
 
     def _begin(self, range_m: float, at_ns: int) -> None:
-        self.range_m, self.at_ns, self.rate_mps, self._strays = range_m, at_ns, 0.0, 0
+        self.range_m, self.at_ns, self.rate_mps, self._outliers = range_m, at_ns, 0.0, 0
         self.covariance = np.diag([_sigma_m(range_m) ** 2, FASTEST_MPS**2])
 
     def measure(self, range_m: float, at_ns: int) -> None:
         step_s = (at_ns - self.at_ns) / NS
         if step_s <= 0:
             return
-        if step_s > KEEP_NS / NS:
+        if step_s > MAX_GAP_NS / NS:
             self._begin(range_m, at_ns)
             return
         move = np.array([[1.0, step_s], [0.0, 1.0]])
@@ -65,16 +65,16 @@ class Closing:
         expected = move @ (self.range_m, self.rate_mps)
         covariance = move @ self.covariance @ move.T + np.outer(push, push)
         off_m, variance = range_m - expected[0], covariance[0, 0] + _sigma_m(range_m) ** 2
-        if off_m**2 > STRAY_SIGMAS**2 * variance:
-            # Once: a stray, or half hidden for a moment. Twice in a row: it was the filter that was wrong.
-            self._strays += 1
-            if self._strays > 1:
+        if off_m**2 > OUTLIER_SIGMAS**2 * variance:
+            # Once: an outlier, or partly hidden for a moment. Twice in a row: the filter was wrong.
+            self._outliers += 1
+            if self._outliers > 1:
                 self._begin(range_m, at_ns)
             return
         gain = covariance[:, 0] / variance
         self.range_m, self.rate_mps = (float(v) for v in expected + gain * off_m)
         self.covariance = covariance - np.outer(gain, covariance[0])
-        self.at_ns, self._strays = at_ns, 0
+        self.at_ns, self._outliers = at_ns, 0
 
     @property
     def closing_mps(self) -> float | None:
@@ -90,13 +90,13 @@ class ObjectTrack:
     id: int
     label: str
     box_px: Floats  # (4,) left, top, width, height, as last seen
-    seen_ns: int
+    last_seen_ns: int
     ranged: Ranged
     closing: Closing | None = None
     drift_px_s: Floats = field(default_factory=lambda: np.zeros(4, np.float32))
 
     def expected_px(self, now_ns: int) -> Floats:
-        return self.box_px + self.drift_px_s * np.float32((now_ns - self.seen_ns) / NS)
+        return self.box_px + self.drift_px_s * np.float32((now_ns - self.last_seen_ns) / NS)
 
     @property
     def closing_mps(self) -> float | None:
@@ -114,12 +114,12 @@ class ObjectTracker:
     def update(
         self, detections: Sequence[Detection], ranged: Sequence[Ranged], capture_ns: int, ranged_ns: int
     ) -> list[ObjectTrack]:
-        """capture_ns: of the picture; an earlier one than the last: start over. ranged_ns: of the points, which may be the
-        same for several pictures. Returns the track of each detection."""
+        """capture_ns: of the picture; one before the last resets the tracks. ranged_ns: of the points, which may be
+        the same for several pictures. Returns the track of each detection."""
         if capture_ns < self._now_ns:
             self._tracks.clear()
         self._now_ns = capture_ns
-        self._tracks = [track for track in self._tracks if capture_ns - track.seen_ns <= KEEP_NS]
+        self._tracks = [track for track in self._tracks if capture_ns - track.last_seen_ns <= MAX_GAP_NS]
         boxes = [np.array(d.box_px, np.float32) for d in detections]
         fits = []
         for i, track in enumerate(self._tracks):
@@ -130,33 +130,33 @@ class ObjectTracker:
                 apart = _apart(track.ranged.range_m, one.range_m)
                 if shared >= least and (apart <= 1 or shared >= SURE_OVERLAP):
                     fits.append((shared - 0.5 * min(apart, 2.0), -i, -j))
-        found: dict[int, ObjectTrack] = {}
+        matches: dict[int, ObjectTrack] = {}
         taken: set[int] = set()
         for _, i, j in sorted(fits, reverse=True):
-            if -i not in taken and -j not in found:
+            if -i not in taken and -j not in matches:
                 taken.add(-i)
-                found[-j] = self._tracks[-i]
+                matches[-j] = self._tracks[-i]
         for j, (detection, box, one) in enumerate(zip(detections, boxes, ranged, strict=True)):
-            if j not in found:
+            if j not in matches:
                 self._last_id += 1
-                found[j] = ObjectTrack(self._last_id, detection.label, box, capture_ns, one)
-                self._tracks.append(found[j])
-            _follow(found[j], detection, box, one, capture_ns, ranged_ns)
-        return [found[j] for j in range(len(detections))]
+                matches[j] = ObjectTrack(self._last_id, detection.label, box, capture_ns, one)
+                self._tracks.append(matches[j])
+            _follow(matches[j], detection, box, one, capture_ns, ranged_ns)
+        return [matches[j] for j in range(len(detections))]
 
 
 def _apart(before_m: float | None, now_m: float | None) -> float:
-    """In units of what a thing may move between two pictures; 0 where one range is not known."""
+    """In units of what an object may move between two pictures; 0 where one range is unknown."""
     if before_m is None or now_m is None:
         return 0.0
     return abs(now_m - before_m) / (RANGE_GATE_M + RANGE_GATE_SHARE * min(before_m, now_m))
 
 
 def _follow(track: ObjectTrack, detection: Detection, box: Floats, ranged: Ranged, now_ns: int, ranged_ns: int) -> None:
-    if now_ns > track.seen_ns:
-        measured = (box - track.box_px) / np.float32((now_ns - track.seen_ns) / NS)
+    if now_ns > track.last_seen_ns:
+        measured = (box - track.box_px) / np.float32((now_ns - track.last_seen_ns) / NS)
         track.drift_px_s = track.drift_px_s + np.float32(BOX_GAIN) * (measured - track.drift_px_s)
-    track.box_px, track.label, track.seen_ns, track.ranged = box, detection.label, now_ns, ranged
+    track.box_px, track.label, track.last_seen_ns, track.ranged = box, detection.label, now_ns, ranged
     if ranged.range_m is not None:
         if track.closing is None:
             track.closing = Closing(ranged.range_m, ranged_ns)

@@ -1,10 +1,10 @@
-"""How far the things in boxes are, by the points that fall into the boxes; and how fast they come, by a track.
+"""The range of the objects in boxes, by the points that project into the boxes. Pure functions.
 
-Into a box fall points of the thing, of the ground before it, of what stands behind it and of what hides a part of it.
-Points that hang together in space are taken as one body, whether in a box or not; a box then gets the body that fills it
-and that does not reach far beyond it. Ranges are along the ground, from the camera to the nearest surface. Owns neither
-detection nor sensors: pure, but for the tracks, which advance by capture times alone.
+The points in a box are of the object, of the ground in front of it, of the background and of what hides a part of it.
+Points that are connected in space form a body, whether in a box or not; a box then gets the body that fills it and does
+not extend far beyond it. Ranges are along the ground, from the camera to the nearest surface.
 
+Example:
     ranged = range_boxes(boxes_px, pixels, points_base, camera_m=view.camera_m)
     ranged[0].range_m, ranged[0].position_m, ranged[0].points, ranged[0].reason       # 9.31, (…), 412, ""
 """
@@ -23,27 +23,27 @@ Bools = npt.NDArray[np.bool_]
 Whole = npt.NDArray[np.int64]
 
 MIN_POINTS = 3
-# Bodies are told apart on a grid around the camera, of bearing and the logarithm of the range: a lidar's points lie apart
-# in proportion to their range. Bodies that a free cell lies between are two.
+# Bodies are separated on a grid around the camera, of bearing and the logarithm of the range, since the distance
+# between a lidar's points is proportional to their range. An empty cell separates two bodies.
 CELL_RAD = np.radians(0.7)
 CELL_SHARE = 0.03
 NEAREST_M = 0.3  # nearer points are the rig's own, or noise
-# The nearest surface is not the nearest point, which may be a stray one: it is the second, or the nearest 2 % further.
+# The nearest surface is not the nearest point, which may be an outlier: it is the second, or the nearest 2 % further.
 STRAY_SHARE = 0.02
-SURFACE_M, SURFACE_SHARE = 0.2, 0.01  # points so little behind the nearest surface lie on it
-# A body that fills no more of a box and holds to it no better than this is what is seen around a thing that gives no echo.
+SURFACE_M, SURFACE_SHARE = 0.2, 0.01  # points at most this far behind the nearest surface lie on it
+# A body with a lower fit is the background around an object that returns no points.
 MIN_FIT = 0.03
 
-GROUND_M = 0.25  # what rises less above the ground is ground: kerbs, and what a plane through a real road leaves
+GROUND_M = 0.25  # lower points are ground: kerbs, and the deviation of a real road from a plane
 GROUND_FIT_M, GROUND_LOOK_M, GROUND_SAMPLE = 0.2, 40.0, 4000
 STEEPEST = 0.3  # a plane that rises more in a metre is a wall
-MAX_LOPSIDED = 1e6  # points on a line hold no plane
+MAX_LOPSIDED = 1e6  # points on a line define no plane
 
 
 @dataclass(frozen=True)
 class Ranged:
-    """range_m: along the ground, from the camera to the nearest surface; None: not known, and `reason` says why.
-    position_m: of that surface, in the base frame. points: how many of the body fell into the box. spread_m: between the
+    """range_m: along the ground, from the camera to the nearest surface; None: unknown, and `reason` states why.
+    position_m: of that surface, in the base frame. points: how many of the body are in the box. spread_m: between the
     quartiles of their ranges: small for a face turned towards the camera. fit: share of the box the body fills, times
     the share of the body that is in the box."""
 
@@ -63,9 +63,9 @@ def range_boxes(
     camera_m: Sequence[float] = (0.0, 0.0, 0.0),
     ground: Bools | None = None,
 ) -> list[Ranged]:
-    """boxes_px: (m, 4) left, top, width, height. pixels: (n, 2), of the points that the camera sees. points_base: (n, 3),
-    the same points, metres in the base frame. camera_m: (3,) where the camera stands in it. ground: (n,) which points are
-    ground; None: found here by a plane. Points that are not finite count for nothing.
+    """boxes_px: (m, 4) left, top, width, height. pixels: (n, 2), of the points that the camera sees. points_base: (n,
+    3), the same points, metres in the base frame. camera_m: (3,) where the camera stands in it. ground: (n,) which
+    points are ground; None: determined here by a plane. Points that are not finite are ignored.
     """
     boxes = np.asarray(boxes_px, np.float64).reshape(-1, 4)
     if not len(boxes):
@@ -82,33 +82,33 @@ def range_boxes(
     body = np.full(len(points), -1)
     body[standing] = _bodies(ahead[standing], left[standing], reach_m[standing])
     counts = np.bincount(body[standing], minlength=1)
-    found = []
+    results = []
     for x, y, width, height in boxes:
         inside = (u >= x) & (u < x + width) & (v >= y) & (v < y + height)
         at = np.flatnonzero(inside & standing)
         if len(at) < MIN_POINTS:
-            found.append(Ranged(points=len(at), reason=_too_few(len(at), int(np.count_nonzero(inside & usable)))))
+            results.append(Ranged(points=len(at), reason=_too_few(len(at), int(np.count_nonzero(inside & usable)))))
             continue
         chosen, fit = _fullest(body[at], u[at], v[at], counts, width * height)
         if fit < MIN_FIT:
-            found.append(Ranged(points=len(chosen), fit=fit, reason="what falls into it belongs to things around it"))
+            results.append(Ranged(points=len(chosen), fit=fit, reason="the points in it belong to the background"))
             continue
-        found.append(_nearest_surface(at[chosen], reach_m, points, camera_m, fit))
-    return found
+        results.append(_nearest_surface(at[chosen], reach_m, points, camera_m, fit))
+    return results
 
 
 def _too_few(standing: int, all_in_box: int) -> str:
     if not all_in_box:
-        return "no point falls into it"
-    fall = "point above the ground falls" if standing == 1 else "points above the ground fall"
-    return f"{standing} {fall} into it, {MIN_POINTS} are needed"
+        return "there is no point in it"
+    points = "point" if standing == 1 else "points"
+    return f"{standing} {points} above the ground in it, {MIN_POINTS} are needed"
 
 
 def _bodies(ahead: Floats, left: Floats, reach_m: Floats) -> Whole:
     """(n,) which body each point belongs to, from 0 on."""
     if not len(reach_m):
         return np.empty(0, np.int64)
-    # From the middle of what is seen, so that the seam of the angles lies behind the camera, wherever it looks.
+    # Relative to the middle of the points, so that the angles wrap around behind the camera.
     middle_rad = np.arctan2(np.median(left / reach_m), np.median(ahead / reach_m))
     cos, sin = np.cos(middle_rad), np.sin(middle_rad)
     bearing_rad = np.arctan2(left * cos - ahead * sin, ahead * cos + left * sin)
@@ -121,7 +121,7 @@ def _bodies(ahead: Floats, left: Floats, reach_m: Floats) -> Whole:
 
 
 def _fullest(body: Whole, u: Floats, v: Floats, counts: Whole, area_px: float) -> tuple[Whole, float]:
-    """The points (indices into `body`) of the body that a box is drawn around, and how well it fits."""
+    """The points (indices into `body`) of the body that a box contains, and its fit."""
     best, best_fit = np.empty(0, np.int64), 0.0
     inside = np.bincount(body)
     share = inside / counts[: len(inside)].clip(1)
@@ -131,7 +131,7 @@ def _fullest(body: Whole, u: Floats, v: Floats, counts: Whole, area_px: float) -
         if inside[one] < MIN_POINTS:
             continue
         at = np.flatnonzero(body == one)
-        # A pole is a line of points: a pixel is the least it fills.
+        # A pole is a line of points: it fills at least one pixel.
         fills = max(float(np.ptp(u[at])), 1.0) * max(float(np.ptp(v[at])), 1.0) / max(area_px, 1.0)
         fit = min(fills, 1.0) * float(share[one])
         if fit > best_fit:
@@ -150,13 +150,13 @@ def _nearest_surface(at: Whole, reach_m: Floats, points: Floats, camera_m: Seque
     return Ranged(range_m, (float(x), float(y), float(middle[2])), len(at), float(high - low), fit)
 
 
-# ---- the ground, for those who do not know it better
+# ---- the ground, where no better estimate is passed
 
 
 @dataclass(frozen=True)
 class Plane:
-    """z = rise[0]·x + rise[1]·y + height_m; height_m NaN: there is none, and nothing is ground. Nor is anything where the
-    ground was not looked at: real roads leave their plane, and far ground gives a lidar little echo."""
+    """z = rise[0]·x + rise[1]·y + height_m; height_m NaN: there is none, and nothing is ground. Neither is anything
+    beyond GROUND_LOOK_M: real roads deviate from a plane, and far ground returns few points of a lidar."""
 
     rise: tuple[float, float] = (0.0, 0.0)
     height_m: float = float("nan")
@@ -189,7 +189,7 @@ def ground_plane(points_base: Floats) -> Plane:
     for _ in range(4):
         if np.count_nonzero(near) < 20:
             return Plane()
-        # By covariances: a tenth of the time of a general least squares.
+        # By covariances, in a tenth of the time of a general least squares.
         middle = some[near].mean(axis=0)
         off = some[near] - middle
         spread = off.T @ off

@@ -1,4 +1,5 @@
-"""Frames of points and depth → points in the rig's base frame: which sensor a stream is of, its pose, the rig's own points.
+"""Frames of points and depth → points in the rig's base frame: which sensor a stream is of, its pose, the rig's own
+points.
 
 Example:
     clouds = Clouds(rig, height_m=1.7)
@@ -23,7 +24,8 @@ Floats = npt.NDArray[np.float32]
 
 
 class Cloud(NamedTuple):
-    """One frame as points in the base frame. points_m: (n, 3). seconds: (n,) since capture_ns. origin_m: of its sensor."""
+    """One frame as points in the base frame. points_m: (n, 3). seconds: (n,) since capture_ns. origin_m: of its
+    sensor."""
 
     stream: str
     points_m: Floats
@@ -52,8 +54,8 @@ class Clouds:
     ) -> None:
         """
         Args:
-            rig: The sensors' poses and lenses. None: every sensor stands height_m above the base frame's origin and looks
-                along x; so does the first one where no pose of the rig leads to its base frame.
+            rig: The sensors' poses and lenses. None: every sensor stands height_m above the base frame's origin and
+                looks along x; so does the first one where no pose of the rig leads to its base frame.
             height_m: Height of such a sensor above the ground (m).
             sensors: Stream → its name in the rig, where that is not the stream's name.
             ego_box_m: As of preprocessing.timed_cloud.
@@ -71,7 +73,8 @@ class Clouds:
         return self._sensors.get(stream, stream)
 
     def read(self, frame: Frame) -> Cloud:
-        """Raises ValueError with the reason for an unusable frame: its pose or lens is unknown, its data is malformed."""
+        """Raises ValueError with the reason for an unusable frame: its pose or lens is unknown, its data is
+        malformed."""
         name, lens = self.sensor(frame.stream), None
         if frame.encoding == "depth_u16_mm" and (lens := self.rig.intrinsics.get(name)) is None:
             raise ValueError(f"the lens of '{name}' is not known: name a rig file with its intrinsics (options: rig)")

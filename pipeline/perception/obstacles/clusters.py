@@ -31,7 +31,8 @@ HORIZON_POINTS = 16_000  # used to find the directions that a sensor covers
 REACH_M = 12.0  # beyond this, cells link across an empty one: surfaces slant, and beams have spread
 ALONG_RAY = 0.012  # cells also link along the ray, over this share of the range: a side seen at a slant
 MIN_POINTS, MIN_CELLS = 4, 1
-# An L is fitted to what may be a vehicle; people and poles have no direction, and walls take that of their longest side.
+# An L is fitted to what may be a vehicle; people and poles have no direction, and walls take that of their longest
+# side.
 FIT_M, FIT_CELLS, FIT_SAMPLES, FIT_STEP_DEG = (0.7, 20.0), 6, 48, 3.0
 ROOF_M, ROOF_GAP_M = 0.3, 3.5  # a strip of roof, as high as the front of the vehicle
 TRUSTED_POINTS, WEAK_M = 3, 0.1
@@ -51,8 +52,8 @@ class Cluster(NamedTuple):
     floor_m: float  # z of the ground under it, base frame
     range_m: float  # horizontal, from the base frame's origin to `nearest_m`
     nearest_m: tuple[float, float]
-    # Whether its right and its left end, as its sensor sees them, are occluded by something nearer or lie at the edge of
-    # the sensor's view, so that the object may extend beyond them.
+    # Whether its right and its left end, as its sensor sees them, are occluded by something nearer or lie at the edge
+    # of the sensor's view, so that the object may extend beyond them.
     ends_hidden: tuple[bool, bool]
     yaw_rad: float  # of one of its sides, in [0, π/2)
     yaw_sure: bool  # False: too small or round to have a direction
@@ -242,8 +243,8 @@ def _without_walls(
 
 
 def _with_fragments(cells: _FineCells, label: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Joins a part in the air with the cluster on the ground close in front of it, if both together are no larger than a
-    vehicle: a roof behind a bonnet, a seat behind a window."""
+    """Joins a part in the air with the cluster on the ground close in front of it, if both together are no larger than
+    a vehicle: a roof behind a bonnet, a seat behind a window."""
     count = int(label.max()) + 1
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     np.minimum.at(low, label, cells.bottom_m)

@@ -102,7 +102,8 @@ class FreeSpaceMap:
         return self.cell_m / 2
 
     def _passed(self, points_m: Floats, height_m: Floats, stands: Mask, origin_m: tuple[float, float, float]) -> Mask:
-        """(azimuths · rings,) bool: whether some ray passed there, low, on the straight line from the sensor to its point."""
+        """(azimuths · rings,) bool: whether some ray passed there, low, on the straight line from the sensor to its
+        point."""
         rings = self._bins(origin_m)[1]
         low = np.flatnonzero((height_m < PASS_BELOW_M) & (height_m > -PASS_BELOW_M))
         points_m, height_m, stands = points_m.take(low, axis=0), height_m.take(low), stands.take(low)

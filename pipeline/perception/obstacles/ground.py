@@ -242,8 +242,9 @@ def _plane(
 
 
 def _joined(off: Floats, cell_m: float) -> Floats:
-    """off: (2, side, side) deviation from the plane and count by cell. Cells that continue the ground near the plane without a
-    step are ground too; a distant wall that one beam hits is flat but isolated. Returns (2, side, side) sum and count."""
+    """off: (2, side, side) deviation from the plane and count by cell. Cells that continue the ground near the plane
+    without a step are ground too; a distant wall that one beam hits is flat but isolated. Returns (2, side, side) sum
+    and count."""
     deviation_m, count = off
     along_m = (np.arange(len(count)) + 0.5) * cell_m - len(count) * cell_m / 2
     range_m = np.sqrt(along_m[:, None] ** 2 + along_m**2)
@@ -263,8 +264,8 @@ def _joined(off: Floats, cell_m: float) -> Floats:
 
 
 def _spread(off: Floats) -> Floats:
-    """off: (2, side, side) sum and count by cell. Returns the mean by cell, (side, side) float32, from increasingly large
-    neighbourhoods where a cell has few points of its own; 0 far from all points."""
+    """off: (2, side, side) sum and count by cell. Returns the mean by cell, (side, side) float32, from increasingly
+    large neighbourhoods where a cell has few points of its own; 0 far from all points."""
     result = np.zeros_like(off[0])
     for blur in (25, 9, 3, 1):
         total, count = (

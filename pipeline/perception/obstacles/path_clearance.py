@@ -46,10 +46,10 @@ class Corridor:
         length_m: Its length from the rig's front (m). Default 20.
         stop_m: An obstacle this near to the rig's front blocks it (m, > 0, at most length_m). Default 6.
         front_m: The rig's front, ahead of the base frame's origin (m, ≥ 0).
-        min_range_m: Distance from the base frame's origin up to which the ground may be unknown (m, ≥ 0): no sensor sees
-            the ground right below it. Default 5: a lidar on a car's roof.
-        speed_mps: The rig's speed (m/s). It sets stop_m to the stopping distance with 1 s of reaction, 3 m/s² of braking
-            and 2 m to spare, and length_m to twice that. null: as given.
+        min_range_m: Distance from the base frame's origin up to which the ground may be unknown (m, ≥ 0): no sensor
+            sees the ground right below it. Default 5: a lidar on a car's roof.
+        speed_mps: The rig's speed (m/s). It sets stop_m to the stopping distance with 1 s of reaction, 3 m/s² of
+            braking and 2 m to spare, and length_m to twice that. null: as given.
     """
 
     width_m: float = 2.0
@@ -66,8 +66,8 @@ class Corridor:
             object.__setattr__(self, "length_m", 2 * stop_m)
         if not (self.width_m > 0 and 0 <= self.front_m and 0 < self.stop_m <= self.length_m and self.min_range_m >= 0):
             raise ValueError(
-                f"corridor: width {self.width_m:g} m, stop {self.stop_m:g} m, length {self.length_m:g} m: expected width "
-                "above 0 and stop from above 0 to length"
+                f"corridor: width {self.width_m:g} m, stop {self.stop_m:g} m, length {self.length_m:g} m: "
+                "expected width above 0 and stop from above 0 to length"
             )
 
     def __str__(self) -> str:

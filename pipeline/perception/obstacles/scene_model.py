@@ -65,8 +65,8 @@ class GroundOptions:
     def __post_init__(self) -> None:
         if not 0 < self.max_step_m < self.clearance_m:
             raise ValueError(
-                f"ground: max_step_m {self.max_step_m:g} m, clearance_m {self.clearance_m:g} m: expected a step above 0 "
-                "and below the clearance"
+                f"ground: max_step_m {self.max_step_m:g} m, clearance_m {self.clearance_m:g} m: "
+                "expected a step above 0 and below the clearance"
             )
 
 

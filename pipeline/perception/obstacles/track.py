@@ -53,7 +53,8 @@ class Spread:
         self.vv += noise * dt * dt
 
     def update(self, sigma_m: float) -> tuple[float, float]:
-        """Apply a measurement of standard deviation sigma_m. Returns the gains of position and rate on its innovation."""
+        """Apply a measurement of standard deviation sigma_m. Returns the gains of position and rate on its
+        innovation."""
         total = self.pp + sigma_m**2
         place, rate = self.pp / total, self.pv / total
         self.vv -= rate * self.pv
@@ -93,8 +94,8 @@ class Approach:
 
 
 class Track:
-    """centre_m, velocity_mps: x, y as of time_ns. size_m: along the box's two axes, turned by yaw_rad. velocity: (x, y) and
-    the standard deviation of either, None while it is not known or cannot be measured."""
+    """centre_m, velocity_mps: x, y as of time_ns. size_m: along the box's two axes, turned by yaw_rad. velocity: (x, y)
+    and the standard deviation of either, None while it is not known or cannot be measured."""
 
     velocity: tuple[float, float, float] | None = None
     large: bool = False
@@ -161,8 +162,8 @@ class Track:
         self.yaw_rad += turn if self.hits < 2 else YAW_SHARE * turn
 
     def update(self, cluster: Cluster, edges_m: Edges, time_ns: int, sensor_m: Place) -> None:
-        """Add a cluster of this object, with its edges (least along both axes, then greatest) in the direction of yaw_rad,
-        measured from a sensor at sensor_m."""
+        """Add a cluster of this object, with its edges (least along both axes, then greatest) in the direction of
+        yaw_rad, measured from a sensor at sensor_m."""
         if self.large or _endless(*cluster.extent_m):
             self._begin(cluster, time_ns)
             return
@@ -261,7 +262,8 @@ def _certain(closing_mps: float, sigma_mps: float) -> float:
 
 
 def edges(clusters: Sequence[Cluster], yaws_rad: Sequence[float]) -> list[Edges]:
-    """Least along the two axes of a box turned by each one's yaw, then greatest along them; for all clusters at once."""
+    """Least along the two axes of a box turned by each one's yaw, then greatest along them; for all clusters at
+    once."""
     if not clusters:
         return []
     counts = [len(c.places_m) for c in clusters]

@@ -21,7 +21,7 @@ from pipeline.perception.obstacles.track import CARRIED_HITS, GAP_NS, UNKNOWN_MP
 WORLD_MPS = 5.0  # standard deviation of a new track's velocity, where the static world has a common velocity
 WORLD_TRACKS, WORLD_HITS = 5, 6
 GATE, SIZE_WEIGHT = 3.2, 0.4
-CARRY_NS, FLEETING_NS, SEEN_THROUGH_NS = 600_000_000, 150_000_000, 250_000_000
+CARRY_NS, FLEETING_NS, FREE_FOR_NS = 600_000_000, 150_000_000, 250_000_000
 BACK_NS = 200_000_000  # time that goes back by more, or ahead by more than GAP_NS, resets all tracks
 INSIDE_M = 0.1
 
@@ -76,7 +76,8 @@ class Tracker:
                 self._next_id += 1
 
     def _world(self) -> tuple[Place, float]:
-        """The most likely velocity of a new track: relative to a moving rig, everything static has the same velocity."""
+        """The most likely velocity of a new track: relative to a moving rig, everything static has the same
+        velocity."""
         known = [t.velocity_mps for t in self.tracks if t.hits >= WORLD_HITS and t.velocity is not None]
         if len(known) < WORLD_TRACKS:
             return (0.0, 0.0), UNKNOWN_MPS
@@ -92,7 +93,7 @@ class Tracker:
         unseen_ns = capture_ns - track.last_seen_ns
         through_ns = 0 if track.free_since_ns is None else unseen_ns
         established = track.hits >= CARRIED_HITS
-        return unseen_ns <= (CARRY_NS if established else FLEETING_NS) and through_ns <= SEEN_THROUGH_NS
+        return unseen_ns <= (CARRY_NS if established else FLEETING_NS) and through_ns <= FREE_FOR_NS
 
     def _overlapping(
         self, clusters: Sequence[Cluster], capture_ns: int, matched: set[int], taken: set[int]

@@ -111,11 +111,11 @@ def test_two_people_side_by_side_have_each_their_own_range() -> None:
 def test_a_thing_that_gives_no_echo_has_no_range_rather_than_the_walls() -> None:
     (found,) = ranged(sweep(WALL), box_px(((9.0, -0.3, -1.0), (9.2, 0.3, 0.2))))
     assert found.range_m is None and found.position_m is None
-    assert "around it" in found.reason
+    assert "background" in found.reason
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "no point falls into it"), (2, "2 points above the ground fall into it, 3 are needed")]
+    ("count", "said"), [(0, "there is no point in it"), (2, "2 points above the ground in it, 3 are needed")]
 )
 def test_too_few_points_give_no_range_and_say_so(count: int, said: str) -> None:
     points = np.array([[10.0, 0.0, 0.5], [10.0, 0.05, 0.5]])[:count]
