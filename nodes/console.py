@@ -20,6 +20,7 @@ class Console(Sink):
     """lines: print a line a second even on a terminal."""
 
     consumes: ClassVar[tuple[type, ...]] = (Prediction, Health)
+    is_display: ClassVar[bool] = True
 
     def __init__(self, *, lines: bool = False) -> None:
         self._live = sys.stdout.isatty() and not lines

@@ -155,6 +155,7 @@ class Dashboard(Sink):
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame, Prediction, Health)
+    is_display: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -9,7 +9,6 @@ recorded once for each version of models and code, and stored in the cache.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -24,7 +23,7 @@ from pipeline.recording.labels import add_labels
 from pipeline.recording.part import VERSION as FORMAT_VERSION
 from pipeline.recording.part import refuse_existing
 from pipeline.recording.reader import Reader
-from pipeline.runtime.config import load
+from pipeline.runtime.config import load, without_displays
 
 VERSION, SECONDS = 1, 14.0
 MIN_PREDICTED = round(0.8 * SECONDS * 24)  # of the clip's 24 pictures a second
@@ -71,9 +70,7 @@ def _record(path: Path) -> None:
     """Raises ConfigError when the machine was too busy to predict: the sample stays in the cache for long."""
     from pipeline.runtime.launcher import launch
 
-    config = load(CONFIG, CHANGES)
-    nodes = {name: node for name, node in config.nodes.items() if node.use not in ("console", "dashboard")}
-    config = dataclasses.replace(config, nodes=nodes)
+    config = without_displays(load(CONFIG, CHANGES))
     launch(with_recorder(config, path, RecordOptions(compression="zstd")), for_s=SECONDS)
     with Reader(path) as reader:
         predicted = reader.counts["emotion"]

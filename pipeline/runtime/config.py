@@ -128,6 +128,12 @@ def without(config: Config, *uses: str) -> Config:
     return replace(config, nodes={name: node for name, node in config.nodes.items() if node.use not in uses})
 
 
+def without_displays(config: Config) -> Config:
+    """Its nodes left out that show the run to a person: for runs that nobody watches."""
+    watched = {name for name, node in config.nodes.items() if resolve(node.use, node.where).is_display}
+    return replace(config, nodes={name: node for name, node in config.nodes.items() if name not in watched})
+
+
 def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:
     """{front: 192.168.1.20, brain: "192.168.1.21:7800"} → name → (address, first port)."""
     if not isinstance(hosts, dict):

@@ -1,10 +1,16 @@
-"""The rules that keep the tree a house, read from the source itself: nothing is imported, so nothing needs to be installed."""
+"""The rules of the source tree, read from the source: nothing is imported, so nothing needs to be installed.
+
+What imports what and what lies where is here; which words are used is in test_words.py.
+"""
 
 from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -60,8 +66,8 @@ def importers(of: str, *tops: str) -> list[str]:
     ]
 
 
-def outside(found: list[str], *allowed: str) -> list[str]:
-    return [line for line in found if not line.startswith(allowed)]
+def outside(lines: list[str], *allowed: str) -> list[str]:
+    return [line for line in lines if not line.startswith(allowed)]
 
 
 def test_there_is_a_tree_to_read() -> None:
@@ -77,8 +83,8 @@ def test_nodes_do_not_import_each_other() -> None:
     def owner(path: str) -> str:  # nodes/camera.py and nodes/camera/page.py are both "camera"
         return path.split("/")[1].removesuffix(".py")
 
-    found = [line for line in importers("nodes", "nodes") if f" nodes.{owner(line.split(':')[0])}." not in line]
-    assert found == []
+    others = [line for line in importers("nodes", "nodes") if f" nodes.{owner(line.split(':')[0])}." not in line]
+    assert others == []
 
 
 def test_calibration_does_not_import_nodes() -> None:
@@ -126,4 +132,238 @@ def test_only_clock_asks_the_system_what_time_it_is() -> None:
 
 def test_no_module_is_named_for_what_does_not_belong_anywhere() -> None:
     named = [where for where in files(*EVERYTHING) if NAMELESS & set(where.removesuffix(".py").split("/"))]
+    assert named == []
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+MAX_FILES, MAX_LINES = 20, 400
+
+# Files that are longer; each line leaves with the change that splits the file.
+LONG_FILES = {
+    "run_pipeline.py",
+    "benchmarks/transport.py",
+    "calibration/lens/bundle.py",
+    "tests/system/test_hosts.py",
+    "tests/unit/alignment/test_aligner.py",
+    "tests/unit/recording/test_recording.py",
+}
+
+
+def tracked(*endings: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for path in listed.split("\n") if path.endswith(endings) and (ROOT / path).is_file()]
+
+
+def test_no_package_has_more_than_20_files() -> None:
+    counts: defaultdict[str, int] = defaultdict(int)
+    for where in files("pipeline", "nodes", "calibration"):
+        folder, _, name = where.rpartition("/")
+        counts[folder] += name != "__init__.py"
+    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    lengths = {
+        path: len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        for path in tracked(".py", ".html", ".sh", "scripts/setup")
+    }
+    assert {path: n for path, n in lengths.items() if n > MAX_LINES and path not in LONG_FILES} == {}
+
+
+def test_plug_in_folders_hold_plug_ins_only() -> None:
+    """What a reader sees in a folder that is scanned by name is what the YAML may say."""
+    folders = ("nodes", "pipeline/tasks", "pipeline/inference/backends", "pipeline/sensors/lidar/decoders")
+    strays = []
+    for folder in folders:
+        for path in sorted((ROOT / folder).iterdir()):
+            if path.name.startswith(("_", ".")) or not (path.suffix == ".py" or path.is_dir()):
+                continue
+            module = f"{folder}/{path.name}" if path.suffix == ".py" else f"{folder}/{path.name}/{path.name}.py"
+            kinds = {s.name.lower() for s in parsed(module).body if isinstance(s, ast.ClassDef)}
+            if path.stem.replace("_", "") not in kinds:
+                strays.append(f"{module}: no class is named like the file")
+    assert strays == []
+
+
+# --- circles ----------------------------------------------------------------------------------------------------------
+
+# Circles that still wait, by one of their modules; each line leaves with the change that mends it.
+KNOWN_CIRCLES = {
+    "pipeline.rig.rig",
+    "pipeline.inference.engine",
+    "pipeline.training.data.clip_sets",
+    "pipeline.training.evaluation.evaluate",
+    "pipeline.training.fusion.families",
+    "pipeline.training.evaluation",
+}
+
+Graph = Mapping[str, set[str]]
+
+
+def module_of(where: str) -> str:
+    return where.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@functools.cache
+def import_graph() -> dict[str, set[str]]:
+    """Module → modules that it imports, also inside functions and for annotations only.
+
+    The public surface (pipeline/__init__.py) hands on names of every floor, so it is above them all and left out.
+    """
+    modules = {module_of(where): where for where in files(*LIVE, "benchmarks")}
+    del modules["pipeline"]
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for module, where in modules.items():
+        for _, name in all_imports(where):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name and name != module:
+                graph[module].add(name)
+    return graph
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """The strongly connected components of more than one member (Tarjan)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        order[node] = lowest[node] = len(order)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in order:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], order[other])
+        if lowest[node] == order[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                components.append(sorted(component))
+
+    for node in sorted(graph):
+        if node not in order:
+            visit(node)
+    return components
+
+
+def rooms(graph: Graph, depth: int) -> dict[str, set[str]]:
+    """The graph with every module replaced by its package `depth` levels down, or by itself if it lies above that."""
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[:depth])
+
+    between: defaultdict[str, set[str]] = defaultdict(set)
+    for module, others in graph.items():
+        between[room(module)] |= {room(other) for other in others} - {room(module)}
+    return between
+
+
+def test_circles_are_recognised() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert [circle for circle in circles(import_graph()) if not KNOWN_CIRCLES & set(circle)] == []
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_packages_import_downwards_only(depth: int) -> None:
+    """No circle between packages: so they have an order in which each imports only what is below it."""
+    assert [circle for circle in circles(rooms(import_graph(), depth)) if not KNOWN_CIRCLES & set(circle)] == []
+
+
+# --- node names -------------------------------------------------------------------------------------------------------
+
+
+def node_names() -> set[str]:
+    """What `use:` may say: the files and packages of nodes/."""
+    return {path.stem for path in (ROOT / "nodes").iterdir() if not path.name.startswith(("_", "."))}
+
+
+def constants(node: ast.AST | None) -> set[str]:
+    """The strings in an expression, also those of a tuple or of an if-else."""
+    return (
+        {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)} if node else set()
+    )
+
+
+def texts_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every string of a module that is not a docstring."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.lineno, node.value
+
+
+def named_nodes(tree: ast.Module, names: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, name) wherever code picks a node by its name: compares `.use`, sets it, or writes it into a config."""
+    in_yaml = re.compile(rf"\buse: *({'|'.join(sorted(names))})\b")
+    for node in ast.walk(tree):
+        spelled: set[str] = set()
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(side, ast.Attribute) and side.attr in ("use", "__name__") for side in sides):
+                spelled = set().union(*map(constants, sides))
+                spelled |= {name.lower() for name in spelled}  # a class is compared by its own name
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            values = [keyword.value for keyword in node.keywords if keyword.arg == "use"]
+            if called == "NodeConfig":
+                values += node.args[1:2]
+            elif called in ("resolve", "instantiate", "without"):
+                values += [arg for arg in node.args if isinstance(arg, ast.Constant)]
+            spelled = set().union(*map(constants, values))
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                pairs: Iterable[tuple[ast.expr, ast.expr]] = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = zip(target.elts, node.value.elts, strict=False)
+                for to, value in pairs:
+                    if isinstance(to, ast.Name) and to.id == "use":
+                        spelled |= constants(value)
+        yield from ((getattr(node, "lineno", 0), name) for name in sorted(spelled & names))
+    for line, text in texts_of(tree):
+        yield from ((line, name) for name in in_yaml.findall(text))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if node.use == 'align': pass",
+        "kept = [n for n in nodes if n.use not in ('console', 'dashboard')]",
+        "NodeConfig(name, 'record', where)",
+        "replace(node, use='replay')",
+        "use, options = 'replay', {}",
+        "line = f'{name}: {{use: infer, inputs: [{source}]}}'",
+        "if resolve(node.use, node.where).__name__ == 'Record': pass",
+    ],
+)
+def test_a_node_that_is_named_is_noticed(code: str) -> None:
+    assert list(named_nodes(ast.parse(code), node_names()))
+
+
+# Modules that still name a node; each line leaves with the change that lets the node say of itself what it is.
+NAMING = ("pipeline/recording/", "pipeline/runtime/accounting.py")
+
+
+def test_pipeline_names_no_node() -> None:
+    """A node class says of itself what it is; a graph is composed of named nodes in pipeline/cli/ only."""
+    names = node_names()
+    named = [
+        f"{where}:{line} {name}"
+        for where in files("pipeline")
+        if not where.startswith(("pipeline/cli/", *NAMING))
+        for line, name in named_nodes(parsed(where), names)
+    ]
     assert named == []

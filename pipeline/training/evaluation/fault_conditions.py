@@ -24,7 +24,7 @@ from pipeline.recording.diff import read_predictions
 from pipeline.recording.labels import Labels
 from pipeline.recording.reader import Reader
 from pipeline.recording.replay import Tape
-from pipeline.runtime.config import load, without
+from pipeline.runtime.config import load, without_displays
 from pipeline.runtime.launcher import launch
 
 CONFIG = CONFIGS / "emotion-demo.yaml"
@@ -82,7 +82,7 @@ def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
     tape = Tape(recording, realign=True, fault=faults)
     with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
         path = Path(folder) / "predictions.jsonl"
-        config = with_out(without(load(CONFIG), "console", "dashboard"), str(path), host="")  # nobody looks on
+        config = with_out(without_displays(load(CONFIG)), str(path), host="")
         launch(tape.replayed(config, speed=0))
         return read_predictions(path)
 
