@@ -1,7 +1,7 @@
-"""What runs inside one node process: its nodes, each in a thread (node_thread.py), the drain thread, the line to the launcher.
+"""What runs inside a node process: a runner for each of its nodes, the receiver thread, the connection to the launcher.
 
-Started by child.py: a copy of the launcher, or `python -m pipeline.runtime.worker` with its plan as JSON on standard input. It
-reports what its nodes are and do, does what the launcher says, and ends with its nodes: all of them when one fails.
+Started by spawn.py: a fork of the launcher, or `python -m pipeline.runtime.worker` with its plan as JSON on standard input. It
+reports the state of its nodes, handles the launcher's requests, and ends with its nodes: all of them when one fails.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -23,7 +23,7 @@ from pipeline.clock import Clock, LiveClock, ReplayClock
 from pipeline.errors import SensoriumError
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import ProcessPlan
-from pipeline.runtime.node_runner import NodeThread
+from pipeline.runtime.node_runner import NodeRunner
 from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.control import ControlClient
 from pipeline.transport.keys import Keyring
@@ -32,12 +32,15 @@ from pipeline.transport.receiver import Receiver
 from pipeline.transport.wire_format import Fault, Report, Request, Value
 
 REPORT_EVERY_S = 0.25
-LOOK_EVERY_S = 0.05  # for a stop that came as a signal
-ORPHAN_S = 1.0
-LAST_WORDS_S = 0.6  # more than the longest linger of a socket
-# A node that computes in Python must not keep the drain thread from the interpreter for the default 5 ms; taking one
-# message, the drain asks for it back five times. p99 of an arrival beside one computing thread: 2.0 ms at 500 µs, 0.85 at
-# 100, 0.83 at 50; beside two 11, 2.1 and 1.5. Two threads that compute all the time pay 8 % for it, all others nothing.
+POLL_MS, LOADING_POLL_MS = (
+    50,
+    20,
+)  # also how soon a SIGTERM is noticed; while nodes load, reports are sent at every poll
+ORPHAN_S = 1.0  # so long nodes have to end by themselves when the launcher is gone
+LINGER_S = 0.6  # longer than any socket lingers
+# A node that computes in Python must not keep the receiver thread from the interpreter for the default 5 ms: to take one
+# message, the receiver asks for it five times. p99 of an arrival beside one computing thread: 2.0 ms at 500 µs, 0.85 at
+# 100, 0.83 at 50; beside two 11, 2.1 and 1.5. Two threads that compute all the time lose 8 % to it, all others nothing.
 SWITCH_INTERVAL_S = 0.00005
 
 
@@ -47,126 +50,134 @@ def main() -> int:
 
 
 def run_process(plan: ProcessPlan) -> int:
-    """Runs the nodes to their end. Returns the exit code of this process."""
+    """Run the nodes of `plan` to their end. Returns the exit code of this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
-    _die_with_parent()
+    _end_with_launcher()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     clock = ReplayClock(plan.replay.start_ns, plan.replay.speed) if plan.replay else LiveClock(plan.start_ns)
-    began = threading.Event()
+    started = threading.Event()
     outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
     control = ControlClient(plan.control, plan.name)
-    drain = Receiver()
+    receiver = Receiver()
     try:
-        keyring = Keyring.for_addresses(plan.host, [*(each.network for each in plan.nodes), *plan.clocks.values()])
-        nodes = {each.name: NodeThread(each, began, outgoing.put, clock, keyring) for each in plan.nodes}
-        lines = {name: ClockClient(name, address, keyring) for name, address in plan.clocks.items()}
-        for node in nodes.values():
-            node.connect(nodes, drain, lines)
+        keyring = Keyring.for_addresses(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
+        runners = {node.name: NodeRunner(node, started, outgoing.put, clock, keyring) for node in plan.nodes}
+        clock_clients = {host: ClockClient(host, address, keyring) for host, address in plan.clocks.items()}
+        for runner in runners.values():
+            runner.connect(runners, receiver, clock_clients)
     except SensoriumError as error:
         control.send(Fault(plan.nodes[0].name, str(error), error.exit_code))
         control.close()
-        _send_last_words()
+        _flush_sockets()
         return 1
-    terminated: list[
-        int
-    ] = []  # no Event: a second signal in the middle of its set() would wait for the first, for ever
+    # A list and no Event: a second signal while the first one is inside Event.set() would wait for its lock for ever.
+    terminated: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
-    if any(node.connections for node in nodes.values()):
-        drain.start()
-    for line in lines.values():
-        line.start()
-    for node in nodes.values():
-        node.thread.start()
+    if any(runner.subscribers for runner in runners.values()):
+        receiver.start()
+    for clock_client in clock_clients.values():
+        clock_client.start()
+    for runner in runners.values():
+        runner.thread.start()
 
     def report() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = used.ru_utime + used.ru_stime
-        control.send(Report(plan.name, tuple(node.health(cpu_s, plan.restarts) for node in nodes.values())))
+        control.send(Report(plan.name, tuple(runner.health(cpu_s, plan.restarts) for runner in runners.values())))
 
     failed = False
-    orphan_since_s: float | None = None
+    orphaned_since_s: float | None = None
     next_report_s = 0.0
-    while any(node.thread.is_alive() for node in nodes.values()):
-        command = control.receive(round(LOOK_EVERY_S * 1000) if began.is_set() else 20)
-        if isinstance(command, Request):
-            _obey(command, nodes, clock, began)
-        if orphan_since_s is None and os.getppid() != plan.launcher:
-            orphan_since_s = time.monotonic()
-        if terminated or orphan_since_s is not None:
-            for node in nodes.values():
-                node.context.stopping.set()
-        if orphan_since_s is not None and time.monotonic() - orphan_since_s > ORPHAN_S:
-            os._exit(1)  # a node hangs, and nobody is left to kill it
-        failed = _pass_on(outgoing, control, nodes.values()) or failed
+    while any(runner.thread.is_alive() for runner in runners.values()):
+        request = control.receive(POLL_MS if started.is_set() else LOADING_POLL_MS)
+        if isinstance(request, Request):
+            _handle_request(request, runners, clock, started)
+        if orphaned_since_s is None and os.getppid() != plan.launcher:
+            orphaned_since_s = time.monotonic()
+        if terminated or orphaned_since_s is not None:
+            _stop(runners.values())
+        if orphaned_since_s is not None and time.monotonic() - orphaned_since_s > ORPHAN_S:
+            os._exit(1)  # a node hangs, and no launcher is left to kill this process
+        failed = _forward(outgoing, control, runners.values()) or failed
         if time.monotonic() >= next_report_s:
             report()
-            next_report_s = time.monotonic() + (REPORT_EVERY_S if began.is_set() else 0)
-    failed = _pass_on(outgoing, control, nodes.values()) or failed
-    drain.stop()
-    for line in lines.values():
-        line.stop()
-    for node in nodes.values():
-        node.inbox.close(uncounted=HEALTH)  # health goes on for as long as anybody runs
+            next_report_s = time.monotonic() + (REPORT_EVERY_S if started.is_set() else 0)
+    failed = _forward(outgoing, control, runners.values()) or failed
+    receiver.stop()
+    for clock_client in clock_clients.values():
+        clock_client.stop()
+    for runner in runners.values():
+        runner.queue.close(uncounted=HEALTH)  # health is published for as long as anything runs
     report()
     control.close()
-    _send_last_words()
+    _flush_sockets()
     return 1 if failed else 0
 
 
-def _send_last_words() -> None:
-    """What sockets that are closed have yet to send, each for as long as it may linger: a copy of the launcher ends without
-    the interpreter's own end, which would see to it."""
-    ending = threading.Thread(
-        target=context().term, daemon=True
-    )  # it waits for ever for a socket that a node left open
-    ending.start()
-    ending.join(LAST_WORDS_S)
+def _flush_sockets() -> None:
+    """Wait until closed sockets have sent what they hold, each for as long as it may linger.
+
+    A fork of the launcher ends without the interpreter's shutdown, which would see to it.
+    """
+    # A daemon thread, because term() waits for ever for a socket that a node left open.
+    flushing = threading.Thread(target=context().term, daemon=True)
+    flushing.start()
+    flushing.join(LINGER_S)
 
 
-def _pass_on(outgoing: queue.SimpleQueue[Value], control: ControlClient, nodes: Iterable[NodeThread]) -> bool:
-    """What the nodes have to say, to the launcher. True when one of them failed: then all of the process end."""
+def _forward(outgoing: queue.SimpleQueue[Value], control: ControlClient, runners: Iterable[NodeRunner]) -> bool:
+    """Send the launcher what the nodes have for it. True when one of them failed: then all nodes of the process end."""
     failed = False
     while not outgoing.empty():
         value = outgoing.get()
         control.send(value)
         if isinstance(value, Fault):
             failed = True
-            for node in nodes:
-                node.abandoned.set()
-                node.context.stopping.set()
+            for runner in runners:
+                runner.process_failed.set()
+                runner.context.stopping.set()
     return failed
 
 
-def _obey(command: Request, nodes: dict[str, NodeThread], clock: Clock, began: threading.Event) -> None:
-    if command.verb == "begin":
-        if isinstance(clock, ReplayClock):
-            clock.begin(int(command.argument))
-        else:
-            clock.start_ns = int(command.argument)
-        began.set()
-    elif command.verb in ("pause", "resume"):
-        if isinstance(clock, ReplayClock):
-            (clock.pause if command.verb == "pause" else clock.resume)()
-    elif command.verb == "label":
-        for node in nodes.values():
-            if node.plan.is_sink:
-                node.context.commands.put(command.argument)
-    elif command.verb == "leave":
-        for node in nodes.values():
-            node.leave()
-    elif command.verb == "stop":
-        for node in [nodes[command.argument]] if command.argument in nodes else nodes.values():
-            node.context.stopping.set()
-    elif command.verb == "ended":
-        for node in nodes.values():
-            node.source_ended(command.argument)
-    elif command.argument in nodes:
-        muted = nodes[command.argument].context.muted
-        (muted.set if command.verb == "mute" else muted.clear)()
+def _stop(runners: Iterable[NodeRunner]) -> None:
+    for runner in runners:
+        runner.context.stopping.set()
 
 
-def _die_with_parent() -> None:
-    """Linux: be told (SIGTERM) when the launcher is killed, so that nothing outlives it. Elsewhere the loop notices."""
+def _handle_request(
+    request: Request, runners: Mapping[str, NodeRunner], clock: Clock, started: threading.Event
+) -> None:
+    """Do what the launcher asks of this process, or of the node that the argument names."""
+    match request.verb:
+        case "begin":
+            if isinstance(clock, ReplayClock):
+                clock.begin(int(request.argument))
+            else:
+                clock.start_ns = int(request.argument)
+            started.set()
+        case "pause" | "resume":
+            if isinstance(clock, ReplayClock):
+                (clock.pause if request.verb == "pause" else clock.resume)()
+        case "label":
+            for runner in runners.values():
+                if runner.plan.is_sink:
+                    runner.context.commands.put(request.argument)
+        case "leave":
+            for runner in runners.values():
+                runner.leave_other_hosts()
+        case "stop":
+            _stop([runners[request.argument]] if request.argument in runners else runners.values())
+        case "ended":
+            for runner in runners.values():
+                runner.handle_ended_source(request.argument)
+        case "mute" | "unmute":
+            if request.argument in runners:
+                muted = runners[request.argument].context.muted
+                (muted.set if request.verb == "mute" else muted.clear)()
+
+
+def _end_with_launcher() -> None:
+    """Linux: get SIGTERM when the launcher is killed, so that nothing outlives it. Elsewhere the loop notices."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -59,7 +59,8 @@ def test_changed_options_are_checked_again() -> None:
         ),
         ({"rate_hz": -1}, "nodes.camera: rate_hz: found a negative rate"),
         ({"keep": 2}, "nodes.camera: 'keep' is now called 'queue'"),
-        ({"pick": "latest"}, "nodes.camera: unknown key 'pick'"),  # Outer has no `sync`
+        ({"own_m": [1]}, "nodes.camera: unknown key 'own_m'"),  # renamed, but to nothing that Outer knows
+        ({"pick": "latest"}, "nodes.camera: 'pick' is now called 'sync', one level below: inner: {sync: …}"),
         ({"inner": {"pick": "latest"}}, "nodes.camera.inner: 'pick' is now called 'sync'"),
         ({"inner": {"width": 1}}, "nodes.camera.inner: unknown key 'width'"),
         ({"width_m": 1}, "Inner takes it, one level below: inner: {width_m: …}"),
