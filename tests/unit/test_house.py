@@ -367,3 +367,19 @@ def test_pipeline_names_no_node() -> None:
         for line, name in named_nodes(parsed(where), names)
     ]
     assert named == []
+
+
+def test_hints_name_the_command_by_the_constant() -> None:
+    """`sensorium` or `python run_pipeline.py`, as the user started it: pipeline.installation.COMMAND. What training notes in
+    a model's manifest stays as it was run."""
+    spelt_out = []
+    for where in files("pipeline", "nodes", "calibration"):
+        tree = parsed(where)
+        bodies = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        docstrings = [b.body[0].value for b in bodies if b.body and isinstance(b.body[0], ast.Expr)]
+        spelt_out += [
+            f"{where}:{node.lineno} {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and "run_pipeline.py" in str(node.value) and node not in docstrings
+        ]
+    assert outside(spelt_out, "pipeline/installation.py", "pipeline/training/") == []
