@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline import assets
 from pipeline.frame import AlignedSet, Frame, Receipt
-from pipeline.inference.engine import load
+from pipeline.inference.load import load
 from pipeline.installation import model_path
 from pipeline.perception.expression.faces import FaceDetector, FaceTracker
 from pipeline.perception.expression.voice_activity import VoiceActivity

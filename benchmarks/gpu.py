@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks import infer
 from pipeline.errors import EngineError, SensoriumError
-from pipeline.inference import cuda, engine
+from pipeline.inference import cuda, load
 from pipeline.inference.backends.onnxruntime import Onnxruntime
-from pipeline.inference.engine import Built
+from pipeline.inference.engine import BuiltEngine
 from pipeline.inference.manifest import precision_of
 from pipeline.inference.profile import derive
 from pipeline.inference.runner import POISON, Runner, Tensor
@@ -231,8 +231,8 @@ def with_torch(report: Report) -> None:
 
 
 def backends(report: Report) -> None:
-    for name, kind in engine.backends().items():
-        if not issubclass(kind, Built):
+    for name, kind in load.backends().items():
+        if not issubclass(kind, BuiltEngine):
             continue
         reason = kind.unusable()
         if reason:
@@ -244,8 +244,8 @@ def backends(report: Report) -> None:
             with report.check(f"{name}: {model}") as seen:
                 inputs = infer.inputs_of(path, 1) or {}
                 hint = [{n: v.shape for n, v in inputs.items()}]
-                made = engine.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
-                assert isinstance(made, Built)
+                made = load.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
+                assert isinstance(made, BuiltEngine)
                 seen.append(f"{made.description}, parity {made.approved}")
                 made.close()
 

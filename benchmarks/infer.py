@@ -27,9 +27,10 @@ import numpy as np
 
 from pipeline import assets
 from pipeline.errors import SensoriumError
-from pipeline.inference import cuda, engine
+from pipeline.inference import cuda
 from pipeline.inference.backends.onnxruntime import Onnxruntime
-from pipeline.inference.engine import Tensors
+from pipeline.inference.engine import Engine, Tensors
+from pipeline.inference.load import backends, load
 from pipeline.inference.manifest import PRECISIONS, precision_of, with_precision
 from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
@@ -96,7 +97,7 @@ def rows(only: str | None, folder: Path, precisions: Sequence[str] = PRECISIONS)
                 file = _file(path, precision, folder)
                 if file is None:
                     continue
-                for backend, kind in engine.backends().items():
+                for backend, kind in backends().items():
                     if not kind.unusable():
                         yield from _row(
                             name,
@@ -124,11 +125,11 @@ def _row(
     yield Row(name, backend, precision, batch, lambda: made.run(inputs), resident_mib() - before)
 
 
-def _engine(path: Path, backend: str, inputs: Tensors) -> engine.Engine:
+def _engine(path: Path, backend: str, inputs: Tensors) -> Engine:
     hint = [{name: value.shape for name, value in inputs.items() if value.dtype == np.float32}]
     if backend == "onnxruntime":
         return Onnxruntime(path, threads=1)
-    return engine.load(
+    return load(
         path, backend=backend, warm_up=hint, samples=lambda: parity_samples.of(path), log=logging.getLogger("bench")
     )
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.int8 [--model face-expression] [--seed 2]
 
-Judged as the parity gate judges, but on the samples of another seed: the gate's own (0) are for the verdict on what was
+Judged as the parity gate judges, but on the samples of another seed: the gate's own (0) judge what was
 chosen here, and 1 is what the ranges are taken from.
 """
 
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.inference.backends.onnxruntime import Onnxruntime
-from pipeline.inference.switch import judge
+from pipeline.inference.parity import compare_with_reference
 from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
 from pipeline.training.export.precision import CALIBRATION_SEED, layers, quantize
@@ -37,9 +37,11 @@ def main() -> None:
             target = Path(folder) / f"{args.model}.int8.onnx"
             quantize(source, target, in_float=in_float)
             engine = Onnxruntime(target, threads=1, device="cpu")
-            verdict = judge(engine, source, lambda: parity_samples.of(source, seed=args.seed), precision="int8")
+            result = compare_with_reference(
+                engine, source, lambda: parity_samples.of(source, seed=args.seed), precision="int8"
+            )
             print(
-                f"  {title:24}{target.stat().st_size / 1e6:6.2f} MB  {verdict}{'  refused' if verdict.refusal else ''}",
+                f"  {title:24}{target.stat().st_size / 1e6:6.2f} MB  {result}{'  refused' if result.refusal else ''}",
                 flush=True,
             )
 

@@ -63,7 +63,7 @@ def plain_loop() -> dict[str, float]:
     import cv2
 
     from pipeline import assets
-    from pipeline.inference.engine import load
+    from pipeline.inference.load import load
     from pipeline.installation import MODELS
     from pipeline.perception.expression.faces import FaceDetector
     from pipeline.preprocessing import face_crop, face_tensor

@@ -103,7 +103,7 @@ def _sound(args: argparse.Namespace) -> Answer:
 def face_tracker() -> FaceTracker:
     """CenterFace on one thread, one face at a time."""
     from pipeline import assets
-    from pipeline.inference.engine import load
+    from pipeline.inference.load import load
     from pipeline.perception.expression.faces import FaceDetector
 
     return FaceTracker(FaceDetector(load(assets.path("centerface"), backend="auto", threads=1)), max_faces=4)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import assets
 from pipeline.errors import SensoriumError
-from pipeline.inference import cuda, engine
+from pipeline.inference import cuda, load
 from pipeline.inference.manifest import Manifest
 from pipeline.installation import MODELS
 from pipeline.node import Finding, Node
@@ -31,9 +31,11 @@ def examine() -> Iterator[tuple[str, Finding]]:
             yield name, finding
     gpus = cuda.probe()
     for gpu in gpus.devices:
-        said = f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB"
-        yield "inference", Finding(True, f"{said}; the driver speaks CUDA {gpus.driver}")
-    for name, backend in engine.backends().items():
+        device = f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB"
+        yield "inference", Finding(True, f"{device}; the driver supports CUDA {gpus.driver}")
+    for name, backend in load.backends().items():
+        if not backend.has_hardware():
+            continue  # without the hardware there is nothing to install
         reason = backend.unusable()
         yield "inference", Finding(not reason, f"{name} {_version(name)}".strip() if not reason else name, reason)
     for asset in assets.entries():
@@ -54,7 +56,7 @@ def _asset(asset: assets.Asset) -> Finding:
 
 def _backend(model: str) -> str:
     """What `auto` takes for it. Voice activity stays on the processor: tasks/emotion.py says why."""
-    return "onnxruntime" if model == "silero-vad" else engine.best()[0]
+    return "onnxruntime" if model == "silero-vad" else load.best()[0]
 
 
 def _model(model: Path) -> Finding:

@@ -1,5 +1,6 @@
 """Builds one engine into the cache, in a process of its own.
 
+Example:
     echo '{"backend": "tensorrt_rtx", "model": "models/face-expression.onnx", "shapes": [{"face": [1, 1, 48, 48]}]}' |
         python -m pipeline.inference.build
 
@@ -21,7 +22,7 @@ from pipeline.inference.cache import Cache
 from pipeline.inference.nvidia import NvidiaEngine, build, profiles_of
 from pipeline.plugins import find
 
-NICE = 10  # who is watched live comes first
+NICE = 10  # the live run comes first
 
 
 def execute(order: dict[str, Any]) -> bytes:

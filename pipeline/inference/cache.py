@@ -1,9 +1,11 @@
-"""Built engines on disk: found again only where everything they depend on is the same, loaded only if we wrote them.
+"""Built engines on disk: reused only where everything they depend on is the same, loaded only if this user wrote them.
 
-An entry is two files, `<key's hash>.engine` and `.json` beside it, which holds the key, the engine's hash and what the
-parity gate found. Both are written under another name and renamed; the JSON comes last, so an entry is whole or absent.
-One process builds at a time: who comes second waits, and finds it built. Knows nothing of what an engine is.
+An entry is two files, `<key's hash>.engine` and `.json` beside it, which holds the key, the engine's hash and the
+parity gate's figures. Both are written under another name and renamed; the JSON comes last, so an entry is whole or absent.
+One process builds at a time: a second one waits, and then reads what the first has built. Knows nothing of what an
+engine is.
 
+Example:
     cache = Cache()
     content = cache.get(key) or cache.build(key, build)
 """
@@ -59,7 +61,7 @@ class Cache:
         self.folder = folder or cache_folder().parent / "engines"
 
     def get(self, key: Key) -> bytes | None:
-        """The engine; None: there is none, or it is not what we wrote, which is logged and then removed."""
+        """The engine; None: there is none, or it is not what was written, which is logged and then removed."""
         engine, note = self._paths(key)
         try:
             content, entry = engine.read_bytes(), json.loads(note.read_text(encoding="utf-8"))
@@ -75,31 +77,31 @@ class Cache:
         if entry.get("sha256") != hashlib.sha256(content).hexdigest():
             return self._refuse(key, "is cut short or altered")
         with contextlib.suppress(OSError):
-            os.utime(note)  # its last use, which decides what is kept
+            os.utime(note)  # its last use, which decides what `_prune` removes
         return content
 
     def build(self, key: Key, make: Callable[[], bytes]) -> bytes:
         """The engine, built by `make` unless another process did so while we waited for it."""
         with self._locked(key):
-            found = self.get(key)
-            if found is not None:
-                return found
+            existing = self.get(key)
+            if existing is not None:
+                return existing
             content = make()
             self._store(key, content, {})
         self._prune()
         return content
 
-    def verdict(self, key: Key) -> dict[str, Any]:
+    def parity_figures(self, key: Key) -> dict[str, Any]:
         """What `approve` wrote; empty before."""
         try:
             entry = json.loads(self._paths(key)[1].read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        found = entry.get("parity")
-        return found if isinstance(found, dict) else {}
+        figures = entry.get("parity")
+        return figures if isinstance(figures, dict) else {}
 
     def approve(self, key: Key, figures: dict[str, Any]) -> None:
-        """Keep what the parity gate found, so that it need not be asked at every start."""
+        """Store the parity gate's figures, so that the engine is not compared again at every start."""
         with self._locked(key):
             content = self.get(key)
             if content is not None:
@@ -113,7 +115,7 @@ class Cache:
         return self.folder / f"{key.name}.engine", self.folder / f"{key.name}.json"
 
     def _refuse(self, key: Key, why: str) -> bytes | None:
-        log.warning("the engine in %s %s: it is built anew", self._paths(key)[0], why)
+        log.warning("the engine in %s %s: it is built again", self._paths(key)[0], why)
         with contextlib.suppress(OSError):
             self.discard(key)
         return None
@@ -123,12 +125,12 @@ class Cache:
         entry = {"key": asdict(key), "sha256": hashlib.sha256(content).hexdigest(), "parity": parity}
         try:
             self._make_folder()
-            note.unlink(missing_ok=True)  # never an old note beside a new engine
+            note.unlink(missing_ok=True)  # never an old JSON beside a new engine
             _write(engine, content)
             _write(note, json.dumps(entry, indent=1).encode())
         except OSError as error:
             raise ConfigError(
-                f"cannot keep the built engine in {self.folder}: {error}. Choose another folder with SENSORIUM_CACHE"
+                f"cannot store the built engine in {self.folder}: {error}. Choose another folder with SENSORIUM_CACHE"
             ) from error
 
     def _make_folder(self) -> None:
@@ -161,10 +163,10 @@ def _exposed(path: Path) -> str:
     """Why somebody else could have written it; "" where nobody could."""
     if os.name != "posix":
         return ""
-    found = path.stat()
-    if found.st_uid != os.getuid():
+    status = path.stat()
+    if status.st_uid != os.getuid():
         return f"belongs to another user ({path})"
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    if stat.S_IMODE(status.st_mode) & 0o022:
         return f"can be written by others ({path})"
     return ""
 

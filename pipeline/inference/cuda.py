@@ -4,7 +4,8 @@
 segmentation fault. `Cuda` owns one GPU's primary context: pinned memory, its own streams, graphs. Every call's status is
 checked. Nothing here is imported where there is no GPU, but for `probe`.
 
-    found = probe()                                  # Gpus(driver="13.0", devices=(Gpu("NVIDIA L4", (8, 9), 23034),))
+Example:
+    gpus = probe()                                   # Gpus(driver="13.0", devices=(Gpu("NVIDIA L4", (8, 9), 23034),))
     cuda = Cuda(0); stream = cuda.stream()
 """
 
@@ -49,32 +50,36 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """driver: the CUDA version that the driver speaks. missing: why there is nothing to run on, with the fix; "" if there is."""
+    """driver: the CUDA version that the driver supports. missing: why there is nothing to run on, with the fix; "" if there is
+    something. has_driver: False on a machine without NVIDIA's driver, where there is nothing to report."""
 
     driver: str = ""
     devices: tuple[Gpu, ...] = ()
     missing: str = ""
+    has_driver: bool = True
 
 
 @functools.cache
 def probe() -> Gpus:
-    """What the driver says, asked once a process. Never raises, never loads anything but the driver's own library."""
+    """What the driver reports, asked once a process. Never raises, never loads anything but the driver's own library."""
     for name in _LIBRARIES.get(sys.platform, ()):
         try:
             return _ask(ctypes.CDLL(name))
         except OSError:
             continue
-    return Gpus(missing="no NVIDIA driver on this machine. Where there is an NVIDIA GPU, install its driver")
+    return Gpus(
+        missing="no NVIDIA driver on this machine. Where there is an NVIDIA GPU, install its driver", has_driver=False
+    )
 
 
 def _ask(driver: Any) -> Gpus:
     status = driver.cuInit(0)
     if status:
         fix = "Is the GPU visible here (nvidia-smi, CUDA_VISIBLE_DEVICES, the container's --gpus)?"
-        return Gpus(missing=f"the NVIDIA driver answers {_said(status)}. {fix}")
+        return Gpus(missing=f"the NVIDIA driver answers {_status_text(status)}. {fix}")
     version, count = ctypes.c_int(), ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(version)) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return Gpus(missing="the NVIDIA driver does not say what it has. Reboot, or reinstall it")
+        return Gpus(missing="the NVIDIA driver does not list its GPUs. Reboot, or reinstall it")
     text = f"{version.value // 1000}.{version.value % 1000 // 10}"
     devices = tuple(gpu for index in range(count.value) if (gpu := _describe(driver, index)) is not None)
     missing = (
@@ -98,7 +103,7 @@ def _describe(driver: Any, index: int) -> Gpu | None:
     )
 
 
-def _said(status: int) -> str:
+def _status_text(status: int) -> str:
     return f"{status} ({_WHY[status]})" if status in _WHY else str(status)
 
 
@@ -123,15 +128,15 @@ class Device(Protocol):
         """Thread-local: what other threads do meanwhile neither lands in the graph nor breaks it."""
 
     def end_capture(self, stream: int) -> Any:
-        """The executable graph of what the stream was given since begin_capture."""
+        """The executable graph of what was enqueued on the stream since begin_capture."""
 
     def launch(self, graph: Any, stream: int) -> None: ...
     def release(self) -> None:
-        """Free all that was handed out."""
+        """Free all that was allocated."""
 
 
 class Cuda:
-    """GPU number `index`, through cuda-bindings (extra `gpu` or `trt-rtx`). Raises EngineError with the driver's own word."""
+    """GPU number `index`, through cuda-bindings (extra `gpu` or `trt-rtx`). Raises EngineError with the driver's status."""
 
     def __init__(self, index: int = 0) -> None:
         from cuda.bindings import driver  # the extra's; not there without it
@@ -149,7 +154,7 @@ class Cuda:
     def _call(self, function: Any, *arguments: Any) -> Any:
         status, *results = function(*arguments)
         if int(status):
-            raise EngineError(f"{function.__name__}: the GPU's driver answers {_said(int(status))}")
+            raise EngineError(f"{function.__name__}: the GPU's driver answers {_status_text(int(status))}")
         return results[0] if len(results) == 1 else results
 
     def enter(self) -> None:
@@ -157,9 +162,9 @@ class Cuda:
 
     def stream(self) -> int:
         # Non-blocking: the legacy default stream would make every other user of the GPU wait for us and us for them.
-        made = self._call(self._driver.cuStreamCreate, int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
-        self._streams.append(made)
-        return int(made)
+        stream = self._call(self._driver.cuStreamCreate, int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._streams.append(stream)
+        return int(stream)
 
     def pinned(self, size: int) -> Bytes:
         address = int(self._call(self._driver.cuMemHostAlloc, size, 0))
@@ -189,10 +194,10 @@ class Cuda:
 
     def end_capture(self, stream: int) -> Any:
         graph = self._call(self._driver.cuStreamEndCapture, stream)
-        made = self._call(self._driver.cuGraphInstantiate, graph, 0)
+        executable = self._call(self._driver.cuGraphInstantiate, graph, 0)
         self._call(self._driver.cuGraphDestroy, graph)
-        self._graphs.append(made)
-        return made
+        self._graphs.append(executable)
+        return executable
 
     def launch(self, graph: Any, stream: int) -> None:
         self._call(self._driver.cuGraphLaunch, graph, stream)
@@ -200,12 +205,12 @@ class Cuda:
     def release(self) -> None:
         self.enter()
         driver = self._driver
-        for kept, free in (
+        for handles, free in (
             (self._graphs, driver.cuGraphExecDestroy),
             (self._streams, driver.cuStreamDestroy),
             (self._memory, driver.cuMemFree),
             (self._host, driver.cuMemFreeHost),
         ):
-            while kept:
-                free(kept.pop())  # after a fault the driver refuses these too; there is nothing left to do about it
+            while handles:
+                free(handles.pop())  # after a fault the driver refuses these too; there is nothing left to do about it
         driver.cuDevicePrimaryCtxRelease(self._device)

@@ -1,9 +1,10 @@
-"""What an ONNX file says about itself: its inputs, labels, calibration, origin and figures, kept in the file's metadata.
+"""What an ONNX file records about itself: its inputs, labels, calibration, origin and figures, kept in the file's metadata.
 
 A model travels as one file; its manifest cannot be lost, and the task reads labels and temperature from it instead of
 from its own code. The hash is of the graph with its weights, not of the file: writing the manifest does not change it,
 altering a weight does.
 
+Example:
     manifest = Manifest.read(Path("models/face-expression.onnx"))
     manifest.id                  # "face-expression@1a2b3c4d", the `model` of every prediction it makes
     probs = softmax(logits / manifest.temperature)
@@ -39,10 +40,15 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """temperature: logits are divided by it before the softmax. windows_ms: how much time an input covers, for inputs that
-    cover any. metrics: name of the measure on a named set → value, as in {"publictest_accuracy": 0.67}. made_by: the exact
-    command, seed included. sha256: of the graph; filled in by `write`. precision: "fp32", "fp16" or "int8", and made_from:
-    the sha256 of the fp32 graph that another precision was made from, and must agree with.
+    """
+    Args:
+        temperature: Logits are divided by it before the softmax (> 0).
+        made_by: The exact command, seed included.
+        windows_ms: Input → how much time it covers, for inputs that cover any (ms).
+        metrics: Name of the measure on a named set → value, as in {"publictest_accuracy": 0.67}.
+        sha256: Of the graph; filled in by `write`.
+        precision: "fp32", "fp16" or "int8".
+        made_from: sha256 of the fp32 graph that another precision was made from, and must agree with.
     """
 
     name: str
@@ -76,16 +82,16 @@ class Manifest:
             )
         manifest = cls._parse(path, stored)
         # `onnx` writes a graph's bytes as we hash them; a file that somebody else wrote is asked the slow way.
-        if file.graph_sha256 != manifest.sha256 and (found := graph_sha256(_load(path))) != manifest.sha256:
+        if file.graph_sha256 != manifest.sha256 and (actual := graph_sha256(_load(path))) != manifest.sha256:
             raise ConfigError(
-                f"{path}: the graph has changed since it was exported (hash {found[:8]}, its manifest says "
-                f"{manifest.sha256[:8]}). Fetch the file anew: git checkout -- {path}"
+                f"{path}: the graph has changed since it was exported (hash {actual[:8]}, its manifest says "
+                f"{manifest.sha256[:8]}). Fetch the file again: git checkout -- {path}"
             )
-        for said, has in ((manifest.inputs, file.inputs), (manifest.outputs, file.outputs)):
-            if [tensor.name for tensor in said] != [value.name for value in has]:
+        for described, actual_values in ((manifest.inputs, file.inputs), (manifest.outputs, file.outputs)):
+            if [tensor.name for tensor in described] != [value.name for value in actual_values]:
                 raise ConfigError(
-                    f"{path}: the manifest describes {[tensor.name for tensor in said]}, the graph has "
-                    f"{[value.name for value in has]}. Export it anew."
+                    f"{path}: the manifest describes {[tensor.name for tensor in described]}, the graph has "
+                    f"{[value.name for value in actual_values]}. Export it again."
                 )
         return manifest
 
@@ -115,7 +121,7 @@ class Manifest:
             values["labels"] = tuple(values["labels"])
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: its manifest cannot be read ({error!r}). Export it anew.") from error
+            raise ConfigError(f"{path}: its manifest cannot be read ({error!r}). Export it again.") from error
 
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -127,9 +133,9 @@ def with_precision(path: Path, precision: str) -> Path:
 
 
 def precision_of(path: Path) -> str:
-    """What the file's name says."""
-    said = path.stem.rpartition(".")[2]
-    return said if said in PRECISIONS else "fp32"
+    """As the file's name has it."""
+    suffix = path.stem.rpartition(".")[2]
+    return suffix if suffix in PRECISIONS else "fp32"
 
 
 def full_precision(path: Path) -> Path:
@@ -143,7 +149,7 @@ def graph_sha256(model: onnx.ModelProto) -> str:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    OnnxFile.read(path)  # its errors are for people
+    OnnxFile.read(path)  # for its error messages
 
     import onnx
 

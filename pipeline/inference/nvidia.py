@@ -1,8 +1,9 @@
 """TensorRT and TensorRT-RTX, whose Python interfaces are the same: parse, build, deserialise, run.
 
 `parse` and `build` need no GPU where the runtime builds ahead of time (TensorRT-RTX); everything below `Engine` needs one.
-Nothing of NVIDIA's is imported before the driver has said that there is a GPU.
+Nothing of NVIDIA's is imported before the driver has reported a GPU.
 
+Example:
     content = build(trt, Path("models/face-expression.onnx"), profiles, capabilities=[(8, 9)])
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 from pipeline.errors import ConfigError, EngineError
 from pipeline.inference import cuda
 from pipeline.inference.cache import Cache, Key
-from pipeline.inference.engine import Built, Shape, Shapes, Tensors
+from pipeline.inference.engine import BuiltEngine, Shape, Shapes, Tensors
 from pipeline.inference.manifest import precision_of
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.inference.profile import Profile, derive
@@ -46,21 +47,21 @@ def build(
 ) -> bytes:
     """The serialised engine. capabilities: the GPUs to build for, ahead of time; none: for the one that is here.
 
-    Raises EngineError with the operators that the parser refuses, or with what the builder said.
+    Raises EngineError with the operators that the parser refuses, or with the builder's last message.
     """
-    said = _listener(trt)
-    builder = trt.Builder(said)
+    messages = _listener(trt)
+    builder = trt.Builder(messages)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parse(trt, model_path, network, said)
+    parse(trt, model_path, network, messages)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     if any(size < 0 for i in range(network.num_inputs) for size in network.get_input(i).shape):
-        for wanted in profiles:
+        for ranges in (profile.ranges for profile in profiles):
             profile = builder.create_optimization_profile()
-            for name, (least, best, most) in wanted.ranges.items():
+            for name, (least, best, most) in ranges.items():
                 profile.set_shape(name, least, best, most)
             if not profile or config.add_optimization_profile(profile) < 0:
-                raise EngineError(f"{model_path}: {trt.__name__} refuses the profile {wanted.ranges}: {said.last()}")
+                raise EngineError(f"{model_path}: {trt.__name__} refuses the profile {ranges}: {messages.last()}")
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
@@ -69,15 +70,15 @@ def build(
                 raise EngineError(
                     f"{trt.__name__} {trt.__version__} does not build for compute capability {_dotted(capability)}"
                 )
-    made = builder.build_serialized_network(network, config)
-    if made is None:
-        raise EngineError(f"{model_path}: {trt.__name__} {trt.__version__} cannot build it: {said.last()}")
-    return bytes(made)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise EngineError(f"{model_path}: {trt.__name__} {trt.__version__} cannot build it: {messages.last()}")
+    return bytes(engine)
 
 
-def parse(trt: Any, model_path: Path, network: Any, said: Any) -> None:
+def parse(trt: Any, model_path: Path, network: Any, messages: Any) -> None:
     """Fill `network` from the ONNX file. Raises EngineError with the names of what the parser does not know."""
-    parser = trt.OnnxParser(network, said)
+    parser = trt.OnnxParser(network, messages)
     if parser.parse(model_path.read_bytes()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -89,27 +90,27 @@ def parse(trt: Any, model_path: Path, network: Any, said: Any) -> None:
             f"{', '.join(unknown)} ({where or 'unnamed nodes'}). Export the model without, or set backend: onnxruntime"
         )
     raise EngineError(
-        f"{model_path}: {trt.__name__} {trt.__version__} refuses it: {'; '.join(e.desc() for e in errors) or said.last()}"
+        f"{model_path}: {trt.__name__} {trt.__version__} refuses it: {'; '.join(e.desc() for e in errors) or messages.last()}"
     )
 
 
 @functools.cache
 def _listener_class(trt: Any) -> type:
     class Listener(trt.ILogger):  # type: ignore[misc,name-defined]
-        """Remembers what was complained of, for the error that follows; passes warnings on to our log."""
+        """Keeps TensorRT's errors, for the exception that follows; passes its warnings on to our log."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.complaints: list[str] = []
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.complaints.append(message.strip())
+                self.errors.append(message.strip())
             elif severity == trt.ILogger.WARNING:
                 log.debug("%s: %s", trt.__name__, message.strip())
 
         def last(self) -> str:
-            return self.complaints[-1] if self.complaints else "it does not say why"
+            return self.errors[-1] if self.errors else "no reason given"
 
     return Listener
 
@@ -119,14 +120,16 @@ def _listener(trt: Any) -> Any:
 
 
 class _Plan:
-    """A deserialised engine. Kept together with its runtime, which must outlive it."""
+    """A deserialised engine, with its runtime, which must outlive it."""
 
     def __init__(self, trt: Any, content: bytes) -> None:
-        self._said = _listener(trt)
-        self._runtime = trt.Runtime(self._said)
+        self._messages = _listener(trt)
+        self._runtime = trt.Runtime(self._messages)
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise EngineError(f"{trt.__name__} {trt.__version__} does not take the built engine: {self._said.last()}")
+            raise EngineError(
+                f"{trt.__name__} {trt.__version__} does not take the built engine: {self._messages.last()}"
+            )
         self.tensors = [self._tensor(trt, self._engine.get_tensor_name(i)) for i in range(self._engine.num_io_tensors)]
 
     def _tensor(self, trt: Any, name: str) -> Tensor:
@@ -136,21 +139,26 @@ class _Plan:
     def context(self) -> ExecutionContext:
         context: ExecutionContext | None = self._engine.create_execution_context()
         if context is None:
-            raise EngineError(f"no execution context: {self._said.last()}")
+            raise EngineError(f"no execution context: {self._messages.last()}")
         return context
 
 
-class NvidiaEngine(Built):
+class NvidiaEngine(BuiltEngine):
     """What the two backends share. A subclass names the package, the extra that brings it, and the GPUs it serves."""
 
     package: ClassVar[str]
     title: ClassVar[str]
     extra: ClassVar[str]
+    runs_branches = False  # TensorRT refuses an If
 
     @classmethod
     @abstractmethod
     def lacks(cls, gpu: cuda.Gpu) -> str:
         """Why this GPU is not served, with the fix; "" when it is. Asked when there is a driver and the package."""
+
+    @classmethod
+    def has_hardware(cls) -> bool:
+        return cuda.probe().has_driver
 
     @classmethod
     def unusable(cls) -> str:
@@ -207,7 +215,7 @@ class NvidiaEngine(Built):
 
     @classmethod
     def for_gpu(cls, gpu: cuda.Gpu) -> tuple[tuple[int, int], ...]:
-        """The compute capabilities that `build` is told; none: it builds for the GPU that is there."""
+        """The compute capabilities to build for; none: it builds for the GPU that is there."""
         return ()
 
     def __init__(self, model_path: Path, *, threads: int = 1, shapes: Shapes = ()) -> None:
@@ -230,7 +238,7 @@ class NvidiaEngine(Built):
 
     @property
     def approved(self) -> dict[str, Any]:
-        return self._cache.verdict(self._key)
+        return self._cache.parity_figures(self._key)
 
     def approve(self, figures: dict[str, Any]) -> None:
         self._cache.approve(self._key, figures)
@@ -258,28 +266,28 @@ def profiles_of(model_path: Path, shapes: Sequence[Mapping[str, Shape]]) -> tupl
 
 
 def run_builder(order: dict[str, Any], stopping: threading.Event | None = None) -> None:
-    """`python -m pipeline.inference.build` with this order. Raises EngineError with its last words."""
+    """`python -m pipeline.inference.build` with this order. Raises EngineError with its last line of output."""
     command = [sys.executable, "-P", "-m", "pipeline.inference.build"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     }
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
-    said: list[str] = []
+    errors: list[str] = []
 
-    def talk() -> None:
-        said.append(process.communicate(json.dumps(order))[1])
+    def communicate() -> None:
+        errors.append(process.communicate(json.dumps(order))[1])
 
-    talking = threading.Thread(target=talk, name="build", daemon=True)
-    talking.start()
+    exchange = threading.Thread(target=communicate, name="build", daemon=True)
+    exchange.start()
     waited_s = 0.0
-    while talking.is_alive():
-        talking.join(0.1)
+    while exchange.is_alive():
+        exchange.join(0.1)
         waited_s += 0.1
         if waited_s > BUILD_TIMEOUT_S or (stopping is not None and stopping.is_set()):
             process.kill()
     if process.returncode:
-        lines = [line for line in "".join(said).splitlines() if line.strip()]
+        lines = [line for line in "".join(errors).splitlines() if line.strip()]
         why = lines[-1] if lines and process.returncode > 0 else f"it ended with signal {-process.returncode}"
         raise EngineError(f"{order['model']}: building failed: {why.removeprefix('error: ')}")
 

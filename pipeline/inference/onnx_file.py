@@ -3,6 +3,7 @@
 An ONNX file is a protobuf message: fields of (number, kind, value). Read are the metadata, the graph's bytes as they
 stand, and the names, types and shapes of its inputs and outputs; weights are stepped over, not parsed.
 
+Example:
     file = OnnxFile.read(Path("models/face-expression.onnx"))
     file.metadata["sensorium.manifest"], file.inputs[0].shape            # '{"name": …', ("n", 1, 48, 48)
 """
@@ -53,7 +54,7 @@ class OnnxFile:
         try:
             return cls._parse(memoryview(path.read_bytes()))
         except (ValueError, IndexError) as error:
-            raise ConfigError(f"{path}: not an ONNX file, or cut short ({error}). Fetch it anew.") from error
+            raise ConfigError(f"{path}: not an ONNX file, or cut short ({error}). Fetch it again.") from error
 
     @classmethod
     def _parse(cls, content: memoryview) -> OnnxFile:

@@ -1,20 +1,25 @@
 """The parity gate: an engine is refused unless it answers as ONNX Runtime does in fp32.
 
 Example:
-    verdict = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
-    verdict.refusal                  # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
+    result = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
+    result.refusal                   # "" or "labels agree in 97.1 % of 253 sure samples, at least 99.5 % are needed"
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.inference.engine import Engine, Tensors
+from pipeline.inference.backends.onnxruntime import Onnxruntime
+from pipeline.inference.engine import Engine, Samples, Tensors
+from pipeline.inference.manifest import METADATA_KEY, Manifest, full_precision, precision_of
+from pipeline.inference.onnx_file import OnnxFile
+from pipeline.probabilities import softmax
 
 MIN_SAMPLES = 256
 MARGIN = 0.05  # between the two likeliest labels: below, a rounding decides, and either label is as good
@@ -34,7 +39,7 @@ BOUNDS = {"fp32": Bound(1e-3, 1.0), "fp16": Bound(2e-2, 0.995), "int8": Bound(0.
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ParityResult:
     samples: int
     relative: dict[str, float]  # output → largest difference, relative to the largest value of that output
     sure: int  # samples whose fp32 margin is above MARGIN; 0 for a model without labels
@@ -64,7 +69,7 @@ def compare(
     temperature: float = 1.0,
     labels: str = "logits",
     log_probs: bool = False,
-) -> Verdict:
+) -> ParityResult:
     """samples: batches of inputs; the batch is the first size of every output. labels: the output that holds logits.
     log_probs: these are logarithms of probabilities, whose tails rounding moves far and nobody reads: as probabilities."""
     count, sure, agreed = 0, 0, 0
@@ -76,13 +81,13 @@ def compare(
         for name, value in ours.items():
             other = theirs[name].astype(np.float64)
             if log_probs and name == labels and other.shape == value.shape:
-                value, other = _softmax(value), _softmax(other)
+                value, other = _probabilities(value), _probabilities(other)
             # Against the poison that a runner leaves in what an engine did not write: a NaN is never near.
             apart = np.abs(other - value) if other.shape == value.shape else np.array([np.inf])
             difference[name] = max(difference.get(name, 0.0), float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0)))
             scale[name] = max(scale.get(name, 0.0), float(np.abs(value).max(initial=0.0)))
         if labels in ours and theirs[labels].shape == ours[labels].shape:
-            probs = _softmax(ours[labels] / temperature)
+            probs = _probabilities(ours[labels] / temperature)
             ordered = np.sort(probs, axis=1)
             certain = ordered[:, -1] - ordered[:, -2] > MARGIN
             sure += int(certain.sum())
@@ -91,7 +96,36 @@ def compare(
         name: difference[name] / scale[name] if scale[name] else float(difference[name] > 0) for name in difference
     }
     agreement = agreed / sure if sure else 1.0
-    return Verdict(count, relative, sure, agreement, _refusal(count, relative, sure, agreement, precision))
+    return ParityResult(count, relative, sure, agreement, _refusal(count, relative, sure, agreement, precision))
+
+
+def compare_with_reference(engine: Engine, path: Path, samples: Samples | None, *, precision: str = "") -> ParityResult:
+    """With ONNX Runtime on the CPU and the model's fp32 file. precision: default: what the file's name says. samples: None
+    for a model that has none; the comparison is then on noise."""
+    reference_path = full_precision(path)
+    reference = Onnxruntime(reference_path, threads=1, device="cpu")
+    manifest = Manifest.read(path) if METADATA_KEY in OnnxFile.read(path).metadata else None
+    temperature = manifest.temperature if manifest else 1.0
+    log_probs = manifest is not None and any("log-probabilities" in output.meaning for output in manifest.outputs)
+    batches = samples() if samples is not None else noise(reference)
+    return compare(
+        engine,
+        reference,
+        batches,
+        precision=precision or precision_of(path),
+        temperature=temperature,
+        log_probs=log_probs,
+    )
+
+
+def noise(engine: Engine, *, seed: int = 0) -> list[Tensors]:
+    """Seeded normal noise of the engine's input shapes; a free size is taken for 1."""
+    random = np.random.default_rng(seed)
+    shapes = {name: tuple(s if isinstance(s, int) else 1 for s in shape) for name, shape in engine.inputs.items()}
+    return [
+        {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(MIN_SAMPLES)
+    ]
 
 
 def _refusal(count: int, relative: dict[str, float], sure: int, agreement: float, precision: str) -> str:
@@ -108,6 +142,6 @@ def _refusal(count: int, relative: dict[str, float], sure: int, agreement: float
     return ""
 
 
-def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+def _probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """In float64, so that the comparison itself rounds nothing away."""
+    return softmax(logits.astype(np.float64))

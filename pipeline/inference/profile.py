@@ -2,6 +2,7 @@
 
 Batches are filled up to the next power of two, so that a handful of CUDA graphs serves any number of faces or of rigs.
 
+Example:
     profiles = derive({"face": ("n", 1, 48, 48)}, [{"face": (1, 1, 48, 48)}])
     profiles[0].admits({"face": (3, 1, 48, 48)}), profiles[0].filled({"face": (3, 1, 48, 48)})    # True, {"face": (4, 1, 48, 48)}
 """
@@ -59,8 +60,8 @@ def derive(
     hints: shapes that will be run; without any, free sizes are taken for 1. Raises ValueError for a hint that is no shape
     of the model's.
     """
-    wanted = list(hints) or [{}]
-    for hint in wanted:
+    requested = list(hints) or [{}]
+    for hint in requested:
         for name, shape in hint.items():
             fixed = inputs.get(name)
             if (
@@ -71,7 +72,7 @@ def derive(
                 raise ValueError(f"input '{name}' has the shape {fixed}, which {shape} is no case of")
     whole = [
         {name: hint.get(name) or tuple(s if isinstance(s, int) else 1 for s in free) for name, free in inputs.items()}
-        for hint in wanted
+        for hint in requested
     ]
     # What the first free size is called is the batch's name; an input whose first size is fixed has none.
     batched = frozenset(name for name, free in inputs.items() if free and not isinstance(free[0], int))
@@ -84,15 +85,18 @@ def derive(
 
         return Profile({name: reach(name) for name in inputs}, batched)
 
-    made = list(dict.fromkeys(_key(hint, batched) for hint in whole))
-    found = [next(hint for hint in whole if _key(hint, batched) == key) for key in made]
-    profiles = [ranged(hint, hint, hint) for hint in found]
-    if len(found) > 1:
+    keys = list(dict.fromkeys(_key(hint, batched) for hint in whole))
+    distinct = [next(hint for hint in whole if _key(hint, batched) == key) for key in keys]
+    profiles = [ranged(hint, hint, hint) for hint in distinct]
+    if len(distinct) > 1:
         least, most = (
-            {name: tuple(pick(sizes) for sizes in zip(*(hint[name] for hint in found), strict=True)) for name in inputs}
-            for pick in (min, max)
+            {
+                name: tuple(extreme(sizes) for sizes in zip(*(hint[name] for hint in distinct), strict=True))
+                for name in inputs
+            }
+            for extreme in (min, max)
         )
-        profiles.append(ranged(least, found[-1], most))
+        profiles.append(ranged(least, distinct[-1], most))
     return tuple(profiles)
 
 

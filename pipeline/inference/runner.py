@@ -3,6 +3,7 @@
 Owns what happens between numpy arrays and the enqueue. Knows no TensorRT: a `Plan` is whatever has tensors and gives
 contexts with TensorRT's five calls, so a test or a torch network can stand in for it.
 
+Example:
     runner = Runner(plan, Cuda(0), profiles)
     runner.prepare({"face": (1, 1, 48, 48)})         # warm, poisoned, captured: the first real frame is not the slowest
     runner.run({"face": faces})["logits"]
@@ -92,9 +93,9 @@ class Runner:
     def prepare(self, *shapes: Mapping[str, Shape]) -> None:
         """Warm and capture these shapes with every size of batch, in a lane that the next thread to run takes over."""
         lane = self._lane()
-        for wanted in shapes:
-            index, _ = self._placed(wanted)
-            for filled in self._profiles[index].batches(wanted):
+        for each in shapes:
+            index, _ = self._placed(each)
+            for filled in self._profiles[index].batches(each):
                 self._captured(lane, index, filled)
         self._here.lane = None
         with self._lock:
@@ -122,7 +123,7 @@ class Runner:
         lane = self._lane()
         index, filled = self._placed(shapes)
         for tensor in self._inputs:
-            # What a batch is filled up with is zeros, not the last frame's faces: an answer depends on its own input alone.
+            # Zeros fill the batch up, not the last frame's faces: an answer depends on its own input alone.
             staged = _view(lane.slots[tensor.name].host, filled[tensor.name], tensor.dtype)
             rows = shapes[tensor.name][0] if tensor.name in self._batched else None
             staged[:rows] = inputs[tensor.name]
@@ -136,11 +137,9 @@ class Runner:
             self._enqueue(lane, index, filled)
             self.plain_enqueues += 1
         self._device.synchronise(lane.stream)
-        wanted, run = (next((of[name][0] for name in self._batched), None) for of in (shapes, filled))
+        asked, run = (next((of[name][0] for name in self._batched), None) for of in (shapes, filled))
         answers = self._answers(lane, index)
-        return {
-            name: (value[:wanted] if value.shape[:1] == (run,) else value).copy() for name, value in answers.items()
-        }
+        return {name: (value[:asked] if value.shape[:1] == (run,) else value).copy() for name, value in answers.items()}
 
     def _placed(self, shapes: Mapping[str, Shape]) -> tuple[int, dict[str, Shape]]:
         for index, profile in enumerate(self._profiles):
@@ -202,7 +201,7 @@ class Runner:
             )
 
     def _captured(self, lane: _Lane, index: int, shapes: dict[str, Shape]) -> Any:
-        """The graph of these shapes, made on their first use; None where they are enqueued plainly."""
+        """The graph of these shapes, captured on their first use; None where they are enqueued plainly."""
         key = (index, tuple(shapes.values()))
         if key in lane.graphs:
             graph, same = lane.graphs[key], lane.shapes[index] == shapes

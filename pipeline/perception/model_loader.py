@@ -1,8 +1,9 @@
-"""The engines of one task: loaded alike, told about alike, closed together.
+"""Loads the engines of one task: the same way, with their description in its metrics, and closed together.
 
 Example:
-    engines = task.open_engines("auto", threads=1)                           # in a task's open(): its precision, log and metrics
-    engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})     # metrics.facts["engine face-expression"] says on what
+    engines = task.open_engines("auto", threads=1)          # in a task's open(): its precision, log and metrics
+    engine = engines.load(path, manifest.name, {"face": (1, 1, 48, 48)})
+                                                            # metrics.facts["engine face-expression"]: what it runs on
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.inference.engine import Engine, Shape, Shapes, Tensors, load
+from pipeline.inference.engine import Engine, Shape, Shapes, Tensors
+from pipeline.inference.load import best, load, named
 from pipeline.inference.manifest import Manifest, with_precision
 from pipeline.metrics import Metrics
 
 
 class Engines:
+    """
+    Args:
+        backend: As load() takes it.
+        precision: "fp32", or "fp16" or "int8" for the models that have such a file.
+        threads: CPU threads of each engine.
+        log: Of the task.
+        metrics: Of the task: each engine's description is a fact of it.
+    """
+
     def __init__(self, backend: str, *, precision: str, threads: int, log: logging.Logger, metrics: Metrics) -> None:
-        self._backend, self._precision, self._threads, self._log, self._metrics = (
-            backend,
-            precision,
-            threads,
-            log,
-            metrics,
-        )
+        self._backend, self._precision, self._threads = backend, precision, threads
+        self._log, self._metrics = log, metrics
         self._open: list[Engine] = []
 
     def manifest(self, path: Path) -> Manifest:
-        """Of the file that will run: its precision is part of what a prediction says it was made by."""
+        """Of the file that will run: its precision is part of the model id in a prediction."""
         reduced = with_precision(path, self._precision)
         return Manifest.read(reduced if reduced.is_file() else path)
 
@@ -41,30 +47,33 @@ class Engines:
         reduced: bool = True,
         branches: bool = False,
     ) -> Engine:
-        """reduced: at the precision that was asked for; else fp32, of which alone there is a file. branches: the graph has
-        an If, which TensorRT refuses, so it stays on ONNX Runtime, unless the backend is one of your own."""
+        """reduced: at the task's precision; else fp32, for a model that has no other file. branches: the graph has an If,
+        which some backends refuse; ONNX Runtime runs it then."""
 
-        def tell(description: str) -> None:  # also from the thread that brings a built engine up
+        def report(description: str) -> None:  # also from the thread that brings a built engine up
             self._metrics.facts[f"engine {name}"] = description
 
-        def given() -> Iterator[Tensors]:
+        def samples() -> Iterator[Tensors]:
             from pipeline.perception import parity_samples
 
             return parity_samples.of(path)
 
-        backend = "onnxruntime" if branches and self._backend in ("auto", "tensorrt", "tensorrt_rtx") else self._backend
         engine = load(
             path,
-            backend=backend,
+            backend=self._backend_for_branches() if branches else self._backend,
             precision=self._precision if reduced else "fp32",
             threads=self._threads,
             warm_up=warm_up,
-            samples=given,
-            tell=tell,
+            samples=samples,
+            report=report,
             log=self._log,
         )
         self._open.append(engine)
         return engine
+
+    def _backend_for_branches(self) -> str:
+        chosen = best()[1] if self._backend == "auto" else named(self._backend)
+        return self._backend if chosen.runs_branches else "onnxruntime"
 
     def close(self) -> None:
         while self._open:

@@ -15,6 +15,8 @@ class Tensorrt(NvidiaEngine):
     @classmethod
     def lacks(cls, gpu: Gpu) -> str:
         if gpu.capability < OLDEST:
-            found = f"{gpu.capability[0]}.{gpu.capability[1]}"
-            return f"{gpu.name} has compute capability {found}, below {OLDEST[0]}.{OLDEST[1]}. It needs a newer GPU"
+            capability = f"{gpu.capability[0]}.{gpu.capability[1]}"
+            return (
+                f"{gpu.name} has compute capability {capability}, below {OLDEST[0]}.{OLDEST[1]}. It needs a newer GPU"
+            )
         return ""

@@ -19,8 +19,8 @@ class TensorrtRtx(NvidiaEngine):
         if gpu.capability in CAPABILITIES:
             return ""
         known = ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
-        found = f"{gpu.capability[0]}.{gpu.capability[1]}"
-        return f"{gpu.name} has compute capability {found}; TensorRT-RTX serves {known}. Use TensorRT: {setup_command('gpu')}"
+        capability = f"{gpu.capability[0]}.{gpu.capability[1]}"
+        return f"{gpu.name} has compute capability {capability}; TensorRT-RTX serves {known}. Use TensorRT: {setup_command('gpu')}"
 
     @classmethod
     def for_gpu(cls, gpu: Gpu) -> tuple[tuple[int, int], ...]:

@@ -22,8 +22,9 @@ from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.expression.faces import Track
 from pipeline.perception.expression.quality import face_quality
-from pipeline.perception.expression.smoothing import softmax, towards
+from pipeline.perception.expression.smoothing import towards
 from pipeline.preprocessing import face_tensor
+from pipeline.probabilities import softmax
 
 Floats = npt.NDArray[np.float32]
 
@@ -76,7 +77,7 @@ class FaceClassifier:
     def update(self, tracks: Sequence[Track], crops: npt.NDArray[np.uint8], now_ns: int) -> None:
         """Classify all faces of one picture in one engine call. crops: (n, 48, 48) grey, one a track."""
         outputs = self._engine.run({"face": face_tensor(crops)})
-        answers = softmax(outputs["logits"] / self._temperature)
+        answers = np.asarray(softmax(outputs["logits"], temperature=self._temperature), np.float32)
         for i, (track, probs) in enumerate(zip(tracks, answers, strict=True)):
             state = self._states.setdefault(track.id, FaceState(probs, now_ns))
             state.probs = towards(state.probs, probs, now_ns - state.classified_ns, self._smoothing_ns)

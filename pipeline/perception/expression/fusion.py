@@ -28,7 +28,7 @@ from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.installation import COMMAND
 from pipeline.perception.expression.modalities import ENCODED, OFFSET, PRESENT, Evidence, Modalities, is_described
-from pipeline.perception.expression.smoothing import softmax
+from pipeline.probabilities import softmax
 
 Floats = npt.NDArray[np.float32]
 Case = Mapping[str, Evidence]  # modality → evidence: of one face, or of none
@@ -128,7 +128,7 @@ class Fusion:
 
     def _run(self, inputs: dict[str, Floats]) -> Floats:
         assert self._engine is not None
-        return softmax(self._engine.run(inputs)["logits"] / self._temperature)
+        return _probabilities(self._engine.run(inputs)["logits"], self._temperature)
 
     def _agreement(self, case: Case) -> float | None:
         """Of all modalities at full weight: it is about what they say, not about how good each is."""
@@ -151,7 +151,9 @@ class Fusion:
         outputs = self._engine.run(inputs)
         case = cases[answering]
         nothing = np.zeros((len(self._names), 0), np.float32)
-        alone = softmax(outputs["opinions"][answering]) if "opinions" in outputs else nothing  # (modalities, labels)
+        alone = (
+            _probabilities(outputs["opinions"][answering]) if "opinions" in outputs else nothing
+        )  # (modalities, labels)
         opinions = tuple(
             _opinion(
                 name,
@@ -162,7 +164,7 @@ class Fusion:
             for name, probs in zip(self._names, alone, strict=True)
         )
         agreement = self._mean_agreement(case, outputs["agreement"][answering]) if "agreement" in outputs else None
-        return softmax(outputs["logits"] / self._temperature), opinions, agreement
+        return _probabilities(outputs["logits"], self._temperature), opinions, agreement
 
     def _mean_agreement(self, case: Case, pairs: Floats) -> float | None:
         """Over the pairs of modalities that are both present."""
@@ -174,6 +176,10 @@ class Fusion:
 def disagree(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> bool:
     """Each is sure of another label. (labels,) probabilities."""
     return bool(first.argmax() != second.argmax() and min(first.max(), second.max()) >= SURE)
+
+
+def _probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
+    return np.asarray(softmax(logits, temperature=temperature), np.float32)
 
 
 def _is_present(evidence: Evidence) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,12 +61,6 @@ class FixedLag:
     def _move(self, belief: npt.NDArray[np.float64], stays: float) -> npt.NDArray[np.float64]:
         """One that does not stay goes anywhere alike; the matrix is symmetric, so it serves backwards too."""
         return np.asarray(stays * belief + (1 - stays) * belief.sum() / self._labels)
-
-
-def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Over the last axis."""
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def towards(

@@ -3,9 +3,10 @@
 Decides every 250 ms of the microphone's own time, and averages the log-probabilities of its latest decisions. After the
 last word the opinion stays for a moment and then fades. State advances by the frames' seq and capture times alone.
 
-    voice = Voice(engine, manifest, labels)
-    heard = voice.update(aligned.frames["microphone"], speaking=True)
-    heard.weight, heard.log_probs, heard.reason     # 1.0, (7,), ""
+Example:
+    voice = VoiceClassifier(engine, manifest, labels)
+    evidence = voice.update(aligned.frames["microphone"], speaking=True)
+    evidence.weight, evidence.log_probs, evidence.reason        # 1.0, (7,), ""
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from pipeline.inference.engine import Engine
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.expression.quality import voice_quality
 from pipeline.preprocessing import VOICE_FRAMES, VOICE_HOP, VOICE_RATE_HZ, audio_window, voice_tensor
+from pipeline.probabilities import softmax
 
 Floats = npt.NDArray[np.float32]
 
 DECIDE_NS = NS // 4
 WINDOW_NS = VOICE_FRAMES * VOICE_HOP * NS // VOICE_RATE_HZ
-MIN_HEARD_NS = NS // 2  # less than half a second of speech is a syllable, not an expression
+MIN_SPEECH_NS = NS // 2  # less than half a second of speech is a syllable, not an expression
 # The windows overlap by 2.75 of 3 s, so the mean reaches only a little further back than a window does.
 REMEMBER_NS = 1 * NS
 HOLD_NS, FADE_NS = NS // 2, 2 * NS  # after the last word: counts fully until the first, not at all after the second
-RATE_TOLERANCE = 0.02
 FLOOR = 1e-6
 
 
 class VoiceEvidence(NamedTuple):
     """log_probs: (labels,) or None before the first decision. weight: presence times quality. reason: why it is below 1.
-    embedding: (d,) float32, of the latest decision; empty where the network gives none."""
+    embedding: (d,) float32, of the latest decision; empty where the network has no such output."""
 
     log_probs: Floats | None
     weight: float
@@ -61,15 +62,20 @@ class DecisionSchedule:
             self._began_ns = end_ns
         self.spoke_ns = max(self.spoke_ns, end_ns)
         due_ns = end_ns // DECIDE_NS * DECIDE_NS
-        if due_ns <= self._decided_ns or due_ns - self._began_ns < MIN_HEARD_NS:
+        if due_ns <= self._decided_ns or due_ns - self._began_ns < MIN_SPEECH_NS:
             return None
         self.since_ns, self._decided_ns = due_ns - self._decided_ns, due_ns
         return due_ns
 
 
 class VoiceClassifier:
-    """labels: what the task answers with. A network that knows fewer says nothing about the others; its input is told by
-    the manifest: `voice` (features.voice_tensor) or `samples` (n, k), the last k samples at 16 kHz as they are."""
+    """
+    Args:
+        engine: The network, with one input: `voice` (preprocessing.voice_tensor) or `samples` (n, k), the last k samples
+            at 16 kHz as they are.
+        manifest: Of the network.
+        labels: What the task answers with. A network that knows fewer leaves the others their even share.
+    """
 
     def __init__(self, engine: Engine, manifest: Manifest, labels: Sequence[str]) -> None:
         self._engine, self._temperature = engine, manifest.temperature
@@ -78,38 +84,40 @@ class VoiceClassifier:
         if len(manifest.inputs) != 1 or self._input not in ("voice", "samples") or len(known) != len(manifest.labels):
             raise ConfigError(
                 f"voice model {manifest.id}: it has the inputs {[i.name for i in manifest.inputs]} and the labels "
-                f"{manifest.labels}; expected one input, 'voice' (n, 2, 64, 300) or 'samples' (n, k), and labels out of {tuple(labels)}"
+                f"{manifest.labels}; expected one input, 'voice' (n, 2, 64, 300) or 'samples' (n, k), and labels out of "
+                f"{tuple(labels)}"
             )
         self._samples = int(shape[1]) if self._input == "samples" else VOICE_FRAMES * VOICE_HOP
         self._columns = [list(labels).index(label) for label in manifest.labels]
         self._labels = len(labels)
         self._window_ns = max(WINDOW_NS, self._samples * NS // VOICE_RATE_HZ)
         self._frames: list[Frame] = []
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._frames.clear()
         self._mean: Floats | None = None
         self._quality, self._reason, self._embedding = 0.0, "", NO_EMBEDDING
-        self._pace = DecisionSchedule()
+        self._schedule = DecisionSchedule()
 
     def update(self, frames: Sequence[Frame], *, speaking: bool | None) -> VoiceEvidence:
-        """frames: "pcm_f32" at 16 kHz in the order of capture; those already heard are passed over. speaking: at their end."""
+        """frames: "pcm_f32" at 16 kHz in the order of capture; those of an earlier call are passed over. speaking: at
+        their end."""
         if not frames or speaking is None:
             return VoiceEvidence(None, 0.0, "not at 16 kHz" if frames else "no sound")
-        end_ns = self._keep(frames)
-        if end_ns - self._pace.spoke_ns > FADE_NS:
-            self._mean = None  # what is said next is another utterance, perhaps another person's
-        due_ns = self._pace.update(end_ns, speaking)
+        end_ns = self._append(frames)
+        if end_ns - self._schedule.spoke_ns > FADE_NS:
+            self._mean = None  # the next words are another utterance, perhaps another person's
+        due_ns = self._schedule.update(end_ns, speaking)
         if due_ns is not None:
             self._decide(due_ns)
-        return self._heard(end_ns)
+        return self._evidence(end_ns)
 
-    def _keep(self, frames: Sequence[Frame]) -> int:
+    def _append(self, frames: Sequence[Frame]) -> int:
         """Remember what a window needs. Returns when the sound ends."""
         last = self._frames[-1] if self._frames else None
         if last is not None and frames[-1].capture_ns < last.capture_ns - self._window_ns:
-            self._forget()  # the stream began anew
+            self._reset()  # the stream has started again
             last = None
         self._frames += [f for f in frames if last is None or f.capture_ns > last.capture_ns]
         end_ns = self._frames[-1].end_ns
@@ -118,22 +126,21 @@ class VoiceClassifier:
 
     def _decide(self, due_ns: int) -> None:
         before_ns = self._samples * NS // VOICE_RATE_HZ
-        samples, heard = audio_window(tuple(self._frames), due_ns, before_ns=before_ns, sample_rate_hz=VOICE_RATE_HZ)
-        tensor = voice_tensor(samples, heard) if self._input == "voice" else samples
-        said = self._engine.run({self._input: tensor[None]})
-        logits = said["logits"][0] / self._temperature
-        self._embedding = said["embedding"][0] if "embedding" in said else NO_EMBEDDING
-        probs = np.exp(logits - logits.max())
+        samples, present = audio_window(tuple(self._frames), due_ns, before_ns=before_ns, sample_rate_hz=VOICE_RATE_HZ)
+        tensor = voice_tensor(samples, present) if self._input == "voice" else samples
+        outputs = self._engine.run({self._input: tensor[None]})
+        self._embedding = outputs["embedding"][0] if "embedding" in outputs else NO_EMBEDDING
+        probs = softmax(outputs["logits"][0], temperature=self._temperature)
         # A network that knows four labels of seven says how the four compare, and leaves the others their even share.
         spread = np.full(self._labels, 1 / self._labels, np.float64)
-        spread[self._columns] = probs / probs.sum() * len(self._columns) / self._labels
+        spread[self._columns] = probs * len(self._columns) / self._labels
         now = np.log(np.maximum(spread, FLOOR)).astype(np.float32)
-        share = 1 - np.exp(-self._pace.since_ns / REMEMBER_NS)
+        share = 1 - np.exp(-self._schedule.since_ns / REMEMBER_NS)
         self._mean = now if self._mean is None else np.asarray(self._mean + np.float32(share) * (now - self._mean))
-        self._quality, self._reason = voice_quality(samples, heard)
+        self._quality, self._reason = voice_quality(samples, present)
 
-    def _heard(self, end_ns: int) -> VoiceEvidence:
-        silent_ns = end_ns - self._pace.spoke_ns
+    def _evidence(self, end_ns: int) -> VoiceEvidence:
+        silent_ns = end_ns - self._schedule.spoke_ns
         if silent_ns >= FADE_NS:
             return VoiceEvidence(None, 0.0, "nobody speaks")
         if self._mean is None:

@@ -20,15 +20,14 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
-from pipeline.inference.parity import Verdict
-from pipeline.inference.switch import judge
+from pipeline.inference.parity import ParityResult, compare_with_reference
 from pipeline.installation import model_path
 from pipeline.perception import parity_samples
 
 CALIBRATION_INPUTS, CALIBRATION_SEED = 128, 1  # the gate's samples have the seed 0
 
 
-def export(model: str | Path, *, precision: str, out: Path | None = None) -> Verdict:
+def export(model: str | Path, *, precision: str, out: Path | None = None) -> ParityResult:
     """model: of the models folder, or a path. Raises ConfigError, and leaves no file, when the parity gate refuses it."""
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
@@ -47,20 +46,22 @@ def export(model: str | Path, *, precision: str, out: Path | None = None) -> Ver
         if precision != "fp32":
             written = replace(written, name=f"{manifest.name}-{precision}")
         written.write(unchecked)
-        verdict = judge_file(unchecked, source, precision)
-        if verdict.refusal:
-            raise ConfigError(f"{target.name} is not written: {verdict.refusal}")
+        result = judge_file(unchecked, source, precision)
+        if result.refusal:
+            raise ConfigError(f"{target.name} is not written: {result.refusal}")
         written.write(unchecked)
         unchecked.replace(target)
     finally:
         unchecked.unlink(missing_ok=True)
-    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB ({source.stat().st_size / 1e6:.2f} MB in fp32); {verdict}")
-    return verdict
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB ({source.stat().st_size / 1e6:.2f} MB in fp32); {result}")
+    return result
 
 
-def judge_file(path: Path, fp32: Path, precision: str) -> Verdict:
+def judge_file(path: Path, fp32: Path, precision: str) -> ParityResult:
     """The parity gate, on ONNX Runtime."""
-    return judge(Onnxruntime(path, threads=1, device="cpu"), fp32, lambda: parity_samples.of(fp32), precision=precision)
+    return compare_with_reference(
+        Onnxruntime(path, threads=1, device="cpu"), fp32, lambda: parity_samples.of(fp32), precision=precision
+    )
 
 
 def _fp32(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.inference.engine import load
+from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
 from pipeline.training.data.datasets import FACE_CLASSES, data_folder

@@ -13,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ConfigError
-from pipeline.inference import engine as engines
-from pipeline.inference.engine import Engine, Tensors, backends, load
+from pipeline.inference import load as loading
+from pipeline.inference.engine import Engine, Tensors
+from pipeline.inference.load import backends, load
 
 USABLE = [name for name, backend in backends().items() if not backend.unusable()]
 
@@ -77,7 +78,7 @@ def test_outputs_stay_as_they_were_when_the_engine_runs_again(doubling: Path, ba
 
 
 @pytest.mark.parametrize("backend", USABLE)
-def test_backend_tells_the_inputs_and_what_it_runs_on(doubling: Path, backend: str) -> None:
+def test_backend_describes_its_inputs_and_what_it_runs_on(doubling: Path, backend: str) -> None:
     engine = load(doubling, backend=backend, warm_up={"x": (4, 3)})
     assert engine.inputs == {"x": ("n", 3)} and "1 thread" in engine.description
 
@@ -94,8 +95,8 @@ def test_broken_model_file_is_a_config_error_with_its_name(tmp_path: Path, backe
 def test_auto_logs_what_it_chose_and_why_it_passed_over_the_others(
     doubling: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "backends", lambda: {"absent": Absent, "idle": Idle})
-    monkeypatch.setattr(engines, "_told", set())
+    monkeypatch.setattr(loading, "backends", lambda: {"absent": Absent, "idle": Idle})
+    monkeypatch.setattr(loading, "_logged", set())
     with caplog.at_level(logging.INFO):
         assert isinstance(load(doubling), Idle)
         load(doubling)
@@ -107,7 +108,7 @@ def test_auto_logs_what_it_chose_and_why_it_passed_over_the_others(
 
 
 def test_auto_without_any_usable_backend_says_why(doubling: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "backends", lambda: {"absent": Absent})
+    monkeypatch.setattr(loading, "backends", lambda: {"absent": Absent})
     with pytest.raises(ConfigError, match="no driver"):
         load(doubling)
 

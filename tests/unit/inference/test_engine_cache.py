@@ -51,10 +51,10 @@ def test_whatever_an_engine_depends_on_changes_it_is_built_anew(cache: Cache, wh
 
 
 @pytest.mark.parametrize("left", [0, 1, 8])
-def test_a_file_cut_short_is_removed_and_built_anew(cache: Cache, left: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_cut_short_is_removed_and_built_again(cache: Cache, left: int, caplog: pytest.LogCaptureFixture) -> None:
     path = built(cache)
     path.write_bytes(b"an engine"[:left])
-    assert cache.get(KEY) is None and not path.exists() and "cut short or altered: it is built anew" in caplog.text
+    assert cache.get(KEY) is None and not path.exists() and "cut short or altered: it is built again" in caplog.text
     assert cache.build(KEY, lambda: b"another") == b"another"
 
 
@@ -102,13 +102,13 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_begins(cache: Cache)
     assert cache.get(KEY) is None and built(cache).exists()
 
 
-def test_the_verdict_stays_with_its_engine_and_goes_with_it(cache: Cache) -> None:
+def test_parity_figures_stay_with_their_engine_and_go_with_it(cache: Cache) -> None:
     built(cache)
-    assert cache.verdict(KEY) == {}
+    assert cache.parity_figures(KEY) == {}
     cache.approve(KEY, {"samples": 256})
-    assert cache.verdict(KEY) == {"samples": 256} and cache.get(KEY) == b"an engine"
+    assert cache.parity_figures(KEY) == {"samples": 256} and cache.get(KEY) == b"an engine"
     cache.discard(KEY)
-    assert cache.verdict(KEY) == {} and cache.get(KEY) is None
+    assert cache.parity_figures(KEY) == {} and cache.get(KEY) is None
 
 
 def test_two_threads_that_want_the_same_engine_build_it_once(cache: Cache) -> None:

@@ -12,15 +12,18 @@ import pytest
 
 from nodes.infer import Infer
 from pipeline.cli.doctor import examine
+from pipeline.errors import ConfigError
 from pipeline.inference import cuda, nvidia
 from pipeline.inference.backends.tensorrt import Tensorrt
 from pipeline.inference.backends.tensorrt_rtx import TensorrtRtx
 from pipeline.inference.cuda import Gpu, Gpus
-from pipeline.inference.engine import backends, best
+from pipeline.inference.load import backends, best, load
 from pipeline.perception.expression.faces import INPUT, detector_shapes
 
 ROOT = Path(__file__).resolve().parents[3]
-NO_DRIVER = Gpus(missing="no NVIDIA driver on this machine. Where there is an NVIDIA GPU, install its driver")
+NO_DRIVER = Gpus(
+    missing="no NVIDIA driver on this machine. Where there is an NVIDIA GPU, install its driver", has_driver=False
+)
 L4, H100, OLD = Gpu("NVIDIA L4", (8, 9), 23034), Gpu("NVIDIA H100", (9, 0), 81559), Gpu("Tesla P100", (6, 0), 16280)
 
 
@@ -56,22 +59,33 @@ def test_the_first_that_can_run_is_taken(machine: Any, gpu: Gpu, packages: tuple
 def test_without_a_driver_nothing_of_nvidias_is_taken_whatever_is_installed(machine: Any) -> None:
     machine(NO_DRIVER, "tensorrt", "tensorrt_rtx", "cuda.bindings")
     name, _, passed_over = best()
-    assert name == "onnxruntime" and passed_over == [
-        f"not on {b}: {NO_DRIVER.missing}" for b in ("tensorrt", "tensorrt_rtx")
-    ]
+    assert name == "onnxruntime" and passed_over == []
+
+
+def test_a_machine_without_a_driver_reads_nothing_of_nvidias(machine: Any) -> None:
+    machine(NO_DRIVER)
+    text = " ".join(f"{finding.what}: {finding.fix}" for section, finding in examine() if section == "inference")
+    assert "onnxruntime" in text and "tensorrt" not in text.lower() and "nvidia" not in text.lower()
+    with pytest.raises(ConfigError, match="backend 'tensorrt' cannot run here: no NVIDIA driver on this machine"):
+        load(ROOT / "models" / "face-expression.onnx", backend="tensorrt")
+
+
+def test_a_driver_that_sees_no_gpu_is_reported(machine: Any) -> None:
+    machine(Gpus(missing="the NVIDIA driver sees no GPU"))
+    assert best()[2] == [f"not on {b}: the NVIDIA driver sees no GPU" for b in ("tensorrt", "tensorrt_rtx")]
 
 
 @pytest.mark.parametrize(
-    ("gpu", "packages", "said"),
+    ("gpu", "packages", "reason"),
     [
         (L4, (), "TensorRT is not installed. Install it with: scripts/setup gpu"),
         (L4, ("tensorrt",), "cuda-bindings is not installed. Install it with: scripts/setup gpu"),
         (OLD, ("tensorrt", "cuda.bindings"), "Tesla P100 has compute capability 6.0, below 7.5. It needs a newer GPU"),
     ],
 )
-def test_every_reason_names_the_fix(machine: Any, gpu: Gpu, packages: tuple[str, ...], said: str) -> None:
+def test_every_reason_names_the_fix(machine: Any, gpu: Gpu, packages: tuple[str, ...], reason: str) -> None:
     machine(Gpus("13.0", (gpu,)), *packages)
-    assert Tensorrt.unusable() == said
+    assert Tensorrt.unusable() == reason
 
 
 def test_rtx_says_which_gpus_it_serves(machine: Any) -> None:
@@ -125,26 +139,26 @@ class Driver:
     ],
 )
 def test_the_driver_is_asked_what_there_is(driver: Driver, missing: str) -> None:
-    found = cuda._ask(driver)
-    assert missing in found.missing and bool(missing) == bool(found.missing)
+    gpus = cuda._ask(driver)
+    assert missing in gpus.missing and bool(missing) == bool(gpus.missing)
     if not missing:
-        assert found == Gpus("13.1", (L4,))
+        assert gpus == Gpus("13.1", (L4,))
 
 
 def test_choosing_loads_nothing_of_nvidias() -> None:
-    says = (
-        "import sys; from pipeline.inference.engine import best; best(); "
+    program = (
+        "import sys; from pipeline.inference.load import best; best(); "
         "print([m for m in sys.modules if m.startswith(('tensorrt', 'cuda'))])"
     )
-    done = subprocess.run([sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n" or not cuda.probe().missing
 
 
-def test_doctor_says_where_each_model_runs_and_why_not_elsewhere(machine: Any) -> None:
+def test_doctor_lists_where_each_model_runs_and_why_not_elsewhere(machine: Any) -> None:
     machine(Gpus("13.0", (L4,)), "tensorrt_rtx", "cuda.bindings")
-    said = [f"{finding.what}: {finding.fix}" for section, finding in examine() if section in ("inference", "models")]
-    text = "\n".join(said)
-    assert "NVIDIA L4, compute capability 8.9, 23034 MiB; the driver speaks CUDA 13.0" in text
+    lines = [f"{finding.what}: {finding.fix}" for section, finding in examine() if section in ("inference", "models")]
+    text = "\n".join(lines)
+    assert "NVIDIA L4, compute capability 8.9, 23034 MiB; the driver supports CUDA 13.0" in text
     assert "tensorrt: TensorRT is not installed. Install it with: scripts/setup gpu" in text
     assert "(face-expression.onnx), runs on tensorrt_rtx" in text and "silero-vad, runs on onnxruntime" in text
 

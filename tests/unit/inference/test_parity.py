@@ -66,16 +66,16 @@ def test_labels_must_agree_where_the_answer_is_sure(precision: str, flipped: int
     near = [
         {"x": np.tile(np.array([[1.2, 1.0, -9]], np.float32), (256, 1))}
     ]  # sure enough, and close enough to pass by value
-    verdict = compare(Scores(flipped=flipped), Scores(), near, precision=precision)
-    assert (verdict.refusal == "") is passes and verdict.agreement == 1 - flipped / 256
+    result = compare(Scores(flipped=flipped), Scores(), near, precision=precision)
+    assert (result.refusal == "") is passes and result.agreement == 1 - flipped / 256
     if not passes:
-        assert verdict.refusal == "labels agree in 97.7% of 256 sure samples, at least 98.0% are needed"
+        assert result.refusal == "labels agree in 97.7% of 256 sure samples, at least 98.0% are needed"
 
 
 def test_labels_that_a_rounding_decides_are_not_counted() -> None:
     tied = [{"x": np.tile(np.array([[1.01, 1.0, -9]], np.float32), (256, 1))}]
-    verdict = compare(Scores(flipped=256), Scores(), tied, precision="fp16")
-    assert (verdict.sure, verdict.refusal) == (0, "")
+    result = compare(Scores(flipped=256), Scores(), tied, precision="fp16")
+    assert (result.sure, result.refusal) == (0, "")
 
 
 def test_too_few_samples_prove_nothing() -> None:

@@ -17,7 +17,7 @@ from pipeline.errors import AssetError, ConfigError, EngineError
 from pipeline.inference import cuda
 from pipeline.inference.backends.tensorrt_rtx import CAPABILITIES, TensorrtRtx
 from pipeline.inference.cache import Cache
-from pipeline.inference.engine import load
+from pipeline.inference.load import load
 from pipeline.inference.nvidia import build, profiles_of, run_builder
 
 if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -47,10 +47,10 @@ def test_rtx_builds_the_face_encoder_in_int8_for_all_targets(tmp_path: Path) -> 
     from pipeline.training.export.precision import export
 
     try:
-        verdict = export("face-expression", precision="int8", out=tmp_path / "face.int8.onnx")
+        result = export("face-expression", precision="int8", out=tmp_path / "face.int8.onnx")
     except AssetError as error:
         pytest.skip(str(error))
-    assert verdict.agreement >= 0.98
+    assert result.agreement >= 0.98
     model = onnx.load(str(tmp_path / "face.int8.onnx"))
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 10
     assert build(trt, tmp_path / "face.int8.onnx", profiles_of(tmp_path / "face.int8.onnx", []), capabilities=TARGETS)
@@ -147,7 +147,7 @@ def test_rtx_is_installed_and_a_machine_without_a_gpu_runs_on_onnx_runtime_and_e
     program = """
 import logging, numpy as np
 from pathlib import Path
-from pipeline.inference.engine import load
+from pipeline.inference.load import load
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 engine = load(Path("models/face-expression.onnx"))
 print(engine.description, engine.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["logits"].shape)
@@ -155,7 +155,7 @@ import tensorrt_rtx
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0 and "CPU, 1 thread (1, 7)" in done.stdout
-    assert "not on tensorrt_rtx: no NVIDIA driver on this machine" in done.stderr
+    assert "tensorrt" not in done.stderr.lower() and "nvidia" not in done.stderr.lower()
 
 
 def test_rtx_asked_for_by_name_without_a_gpu_says_the_fix() -> None:

@@ -19,7 +19,8 @@ from pipeline.errors import AssetError, ConfigError
 from pipeline.frame import AlignedSet, Prediction, Receipt
 from pipeline.installation import MODELS
 from pipeline.node import Arrival, Context
-from pipeline.perception.expression.smoothing import softmax, towards
+from pipeline.perception.expression.smoothing import towards
+from pipeline.probabilities import softmax
 from pipeline.task import Task, make
 from pipeline.tasks.emotion import Emotion
 

@@ -10,10 +10,10 @@ import pytest
 
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
-from pipeline.inference.engine import load
+from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.onnx_file import OnnxFile
-from pipeline.inference.parity import Verdict
+from pipeline.inference.parity import ParityResult
 from pipeline.training.export import precision as export
 
 FACE = Path(__file__).resolve().parents[3] / "models" / "face-expression.onnx"
@@ -30,9 +30,9 @@ def face(tmp_path: Path) -> Path:
 
 
 def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
-    verdict = export.export(str(face), precision="fp16")
+    result = export.export(str(face), precision="fp16")
     made = face.with_name("face-expression.fp16.onnx")
-    assert verdict.refusal == "" and verdict.agreement == 1 and made.stat().st_size < 0.52 * face.stat().st_size
+    assert result.refusal == "" and result.agreement == 1 and made.stat().st_size < 0.52 * face.stat().st_size
     assert {value.dtype for value in (*OnnxFile.read(made).inputs, *OnnxFile.read(made).outputs)} == {"float32"}
     manifest = Manifest.read(made)
     assert (manifest.precision, manifest.made_from) == (
@@ -44,10 +44,10 @@ def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
 
 
 def test_int8_is_a_quarter_of_the_size(face: Path) -> None:
-    verdict = export.export(str(face), precision="int8")
+    result = export.export(str(face), precision="int8")
     made = face.with_name("face-expression.int8.onnx")
     assert (
-        verdict.agreement >= 0.98
+        result.agreement >= 0.98
         and made.stat().st_size < 0.3 * face.stat().st_size
         and Manifest.read(made).precision == "int8"
     )
@@ -55,7 +55,7 @@ def test_int8_is_a_quarter_of_the_size(face: Path) -> None:
 
 def test_what_the_gate_refuses_is_not_written(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        export, "judge_file", lambda *args: Verdict(256, {"logits": 0.5}, 200, 0.9, "labels agree in 90.0%")
+        export, "judge_file", lambda *args: ParityResult(256, {"logits": 0.5}, 200, 0.9, "labels agree in 90.0%")
     )
     with pytest.raises(ConfigError, match=r"face-expression\.fp16\.onnx is not written: labels agree in 90"):
         export.export(str(face), precision="fp16")

@@ -3,9 +3,10 @@
     build → parity → warm (each shape plainly, then captured) → run → error → build again, at most twice → refused
 
 The engine is brought up by a thread of its own, built in a process of its own. Until it runs, and from the very call in
-which it fails, ONNX Runtime answers; no frame waits for either. Every change is told: a line in the log, and the
+which it fails, ONNX Runtime answers; no frame waits for either. Every change is reported: a line in the log, and the
 description, which the page and a recording of its health show.
 
+Example:
     engine = in_background(Tensorrt, path, threads=1, shapes=[{"face": (1, 1, 48, 48)}], samples=samples, …)
     engine.state, engine.description        # "build", "onnxruntime 1.27.0, CPU, 1 thread (TensorRT is being built)"
 """
@@ -22,40 +23,39 @@ import numpy as np
 
 from pipeline.errors import ConfigError, EngineError, SensoriumError
 from pipeline.inference.backends.onnxruntime import Onnxruntime
-from pipeline.inference.engine import Built, Engine, Samples, Shapes, Tensors
-from pipeline.inference.manifest import METADATA_KEY, Manifest, full_precision, precision_of
-from pipeline.inference.onnx_file import OnnxFile
-from pipeline.inference.parity import MIN_SAMPLES, Verdict, compare
+from pipeline.inference.engine import BuiltEngine, Engine, Samples, Shapes, Tensors
+from pipeline.inference.manifest import full_precision
+from pipeline.inference.parity import compare_with_reference
 from pipeline.inference.runner import ShapeError
 
 State = Literal["build", "parity", "warm", "run", "error", "refused"]
 REBUILDS = 2
-_one_build = threading.Lock()  # a task loads five models at once, and its frames want the other core
+_one_build = threading.Lock()  # a task loads five models at once, and its frames need the other core
 DOING: dict[State, str] = {"build": "is being built", "parity": "is being compared", "warm": "is being warmed"}
 
 
 def in_background(
-    backend: type[Built],
+    backend: type[BuiltEngine],
     path: Path,
     *,
     threads: int,
     shapes: Shapes,
     samples: Samples | None,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     log: logging.Logger,
 ) -> Engine:
     """For `auto`: an engine that answers at once."""
-    return _Switching(backend, path, threads=threads, shapes=shapes, samples=samples, tell=tell, log=log)
+    return _FallbackEngine(backend, path, threads=threads, shapes=shapes, samples=samples, report=report, log=log)
 
 
 def at_once(
-    backend: type[Built],
+    backend: type[BuiltEngine],
     path: Path,
     *,
     threads: int,
     shapes: Shapes,
     samples: Samples | None,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     log: logging.Logger,
 ) -> Engine:
     """For a backend asked for by name: it runs, or ConfigError says why it does not."""
@@ -65,17 +65,17 @@ def at_once(
             path.name,
             backend.__name__,
         )
-        tell(f"{backend.__name__} is being built")
+        report(f"{backend.__name__} is being built")
     try:
         engine = bring_up(backend, path, threads=threads, shapes=shapes, samples=samples, log=log)
     except EngineError as error:
         raise ConfigError(f"{error}. Or set backend: auto") from error
-    tell(engine.description)
+    report(engine.description)
     return engine
 
 
 def bring_up(
-    backend: type[Built],
+    backend: type[BuiltEngine],
     path: Path,
     *,
     threads: int,
@@ -84,7 +84,7 @@ def bring_up(
     log: logging.Logger,
     enter: Callable[[State], None] = lambda state: None,
     stopping: threading.Event | None = None,
-) -> Built:
+) -> BuiltEngine:
     """build → parity → warm. Raises EngineError for an engine that cannot be built, differs, or cannot be warmed."""
     enter("build")
     if not backend.is_built(path, shapes):
@@ -94,11 +94,11 @@ def bring_up(
     try:
         if not engine.approved:
             enter("parity")
-            verdict = judge(engine, path, samples)
-            log.info("%s on %s: %s", path.name, engine.description, verdict)
-            if verdict.refusal:
-                raise EngineError(f"{path.name} on {engine.description} is refused: {verdict.refusal}")
-            engine.approve(verdict.figures())
+            parity = compare_with_reference(engine, path, samples)
+            log.info("%s on %s: %s", path.name, engine.description, parity)
+            if parity.refusal:
+                raise EngineError(f"{path.name} on {engine.description} is refused: {parity.refusal}")
+            engine.approve(parity.figures())
         enter("warm")
         engine.prepare(shapes)
     except BaseException:
@@ -107,57 +107,30 @@ def bring_up(
     return engine
 
 
-def judge(engine: Engine, path: Path, samples: Samples | None, *, precision: str = "") -> Verdict:
-    """Against ONNX Runtime on the CPU with the model's fp32 file. precision: default: what the file's name says."""
-    reference_path = full_precision(path)
-    reference = Onnxruntime(reference_path, threads=1, device="cpu")
-    manifest = Manifest.read(path) if METADATA_KEY in OnnxFile.read(path).metadata else None
-    temperature = manifest.temperature if manifest else 1.0
-    log_probs = manifest is not None and any("log-probabilities" in output.meaning for output in manifest.outputs)
-    batches = samples() if samples is not None else noise(reference)
-    return compare(
-        engine,
-        reference,
-        batches,
-        precision=precision or precision_of(path),
-        temperature=temperature,
-        log_probs=log_probs,
-    )
-
-
-def noise(engine: Engine, *, seed: int = 0) -> list[Tensors]:
-    """For a model that nobody made samples for: seeded normal noise, a free size taken for 1."""
-    random = np.random.default_rng(seed)
-    shapes = {name: tuple(s if isinstance(s, int) else 1 for s in shape) for name, shape in engine.inputs.items()}
-    return [
-        {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-        for _ in range(MIN_SAMPLES)
-    ]
-
-
-class _Switching(Engine):
-    """state: where the built engine is on its way. Runs in one thread; the way there is another's."""
+class _FallbackEngine(Engine):
+    """ONNX Runtime until the built engine runs, and from the call in which it fails. state: of the built engine. `run` is
+    called from one thread; another one brings the engine up."""
 
     def __init__(
         self,
-        backend: type[Built],
+        backend: type[BuiltEngine],
         path: Path,
         *,
         threads: int,
         shapes: Shapes,
         samples: Samples | None,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         log: logging.Logger,
         on_cpu: Engine | None = None,
     ) -> None:
         self._backend, self._path, self._threads, self._shapes = backend, path, threads, shapes
-        self._samples, self._tell, self._log = samples, tell, log
+        self._samples, self._report, self._log = samples, report, log
         self._title = getattr(backend, "title", backend.__name__)
-        # The fp32 file: the reduced one may be slower on a CPU, and it is this one's answers that are aimed at.
+        # The fp32 file: the reduced one may be slower on a CPU, and parity is with this one's answers.
         self._on_cpu = on_cpu or Onnxruntime(full_precision(path), threads=threads, device="cpu")
-        for wanted in shapes[:2]:
-            self._on_cpu.run({name: np.zeros(shape, np.float32) for name, shape in wanted.items()})
-        self._built: Built | None = None
+        for inputs in shapes[:2]:
+            self._on_cpu.run({name: np.zeros(shape, np.float32) for name, shape in inputs.items()})
+        self._built: BuiltEngine | None = None
         self._rebuilds, self._why = 0, ""
         self._unserved: set[str] = set()
         self._stopping = threading.Event()
@@ -186,7 +159,7 @@ class _Switching(Engine):
             self._fail(built, error)
         return self._on_cpu.run(inputs)
 
-    def _fail(self, built: Built, error: EngineError) -> None:
+    def _fail(self, built: BuiltEngine, error: EngineError) -> None:
         self._built = None
         self._enter("error")
         self._log.warning(
@@ -238,12 +211,12 @@ class _Switching(Engine):
 
     def _enter(self, state: State) -> None:
         self.state = state
-        said = DOING.get(state, "failed and is built anew" if state == "error" else f"was refused: {self._why}")
+        note = DOING.get(state, "failed and is built again" if state == "error" else f"was refused: {self._why}")
         built = self._built
         self.description = (
-            built.description if built is not None else f"{self._on_cpu.description} ({self._title} {said})"
+            built.description if built is not None else f"{self._on_cpu.description} ({self._title} {note})"
         )
-        self._tell(self.description)
+        self._report(self.description)
 
     def close(self) -> None:
         self._stopping.set()

@@ -1,4 +1,4 @@
-"""build → parity → warm → run → error → build again: ONNX Runtime answers wherever the built engine cannot, and people are told."""
+"""build → parity → warm → run → error → build again: ONNX Runtime answers wherever the built engine cannot, and every state is reported."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from fake_gpu import FakeGpu, FakePlan
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ConfigError, EngineError
-from pipeline.inference import engine as engines
-from pipeline.inference.engine import Built, Engine, Shapes, Tensors, load
+from pipeline.inference import load as loading
+from pipeline.inference.engine import BuiltEngine, Engine, Shapes, Tensors
+from pipeline.inference.load import load
 from pipeline.inference.nvidia import profiles_of
 from pipeline.inference.runner import Runner
 
@@ -37,18 +38,18 @@ def doubling(tmp_path: Path) -> Path:
     return tmp_path / "d.onnx"
 
 
-class Rehearsed(Built):
+class FakeBackend(BuiltEngine):
     """A backend on the fake GPU. Its class variables are the test's to set."""
 
     rank = 100
-    title = "Rehearsed"
+    title = "FakeBackend"
     built = False
     builds = 0
     build_error = ""
     wrong = 0.0
-    verdict: dict[str, Any] = {}
+    parity_figures: dict[str, Any] = {}
     may_build: threading.Event
-    made: list[Rehearsed]
+    instances: list[FakeBackend]
 
     @classmethod
     def unusable(cls) -> str:
@@ -77,15 +78,15 @@ class Rehearsed(Built):
         self.runner = Runner(
             FakePlan(model_path, self.gpu, wrong=self.wrong), self.gpu, profiles_of(model_path, shapes)
         )
-        self.description = "Rehearsed 1.0"
-        self.made.append(self)
+        self.description = "FakeBackend 1.0"
+        self.instances.append(self)
 
     @property
     def approved(self) -> dict[str, Any]:
-        return self.verdict
+        return self.parity_figures
 
     def approve(self, figures: dict[str, Any]) -> None:
-        type(self).verdict = figures
+        type(self).parity_figures = figures
 
     def prepare(self, shapes: Shapes) -> None:
         self.runner.prepare(*shapes)
@@ -102,10 +103,10 @@ class Rehearsed(Built):
 
 
 @pytest.fixture
-def backend() -> type[Rehearsed]:
-    class Fresh(Rehearsed):
+def backend() -> type[FakeBackend]:
+    class Fresh(FakeBackend):
         may_build = threading.Event()
-        made: list[Rehearsed] = []
+        instances: list[FakeBackend] = []
 
     Fresh.may_build.set()
     return Fresh
@@ -113,13 +114,13 @@ def backend() -> type[Rehearsed]:
 
 @pytest.fixture
 def auto(
-    monkeypatch: pytest.MonkeyPatch, backend: type[Rehearsed], doubling: Path
+    monkeypatch: pytest.MonkeyPatch, backend: type[FakeBackend], doubling: Path
 ) -> Callable[..., tuple[Engine, list[str]]]:
-    monkeypatch.setattr(engines, "backends", lambda: {"rehearsed": backend})
-    told: list[str] = []
+    monkeypatch.setattr(loading, "backends", lambda: {"fake": backend})
+    reports: list[str] = []
 
     def start() -> tuple[Engine, list[str]]:
-        return load(doubling, warm_up=SHAPES, tell=told.append, log=LOG), told
+        return load(doubling, warm_up=SHAPES, report=reports.append, log=LOG), reports
 
     return start
 
@@ -137,117 +138,121 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_onnx_runtime_answers_while_the_engine_is_built_and_the_page_says_so(
-    auto: Any, backend: type[Rehearsed]
+    auto: Any, backend: type[FakeBackend]
 ) -> None:
     backend.may_build.clear()
-    engine, told = auto()
+    engine, reports = auto()
     assert double(engine) == 2.0 and engine.state == "build"
-    assert told[-1].startswith("onnxruntime ") and told[-1].endswith("(Rehearsed is being built)")
+    assert reports[-1].startswith("onnxruntime ") and reports[-1].endswith("(FakeBackend is being built)")
     backend.may_build.set()
     until(lambda: engine.state == "run")
-    assert double(engine) == 2.0 and backend.made[0].runner.graph_launches > 0 and told[-1] == "Rehearsed 1.0"
+    assert double(engine) == 2.0 and backend.instances[0].runner.graph_launches > 0 and reports[-1] == "FakeBackend 1.0"
 
 
-def test_every_state_on_the_way_is_told_in_its_order(
-    auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture
+def test_every_state_is_reported_in_its_order(
+    auto: Any, backend: type[FakeBackend], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        engine, told = auto()
+        engine, reports = auto()
         until(lambda: engine.state == "run")
-    said = [text.partition("(")[2].rstrip(")") for text in dict.fromkeys(told)]
-    assert said == ["Rehearsed is being built", "Rehearsed is being compared", "Rehearsed is being warmed", ""]
-    assert "d.onnx: from the next frame on Rehearsed 1.0" in caplog.text
+    states = [text.partition("(")[2].rstrip(")") for text in dict.fromkeys(reports)]
+    assert states == ["FakeBackend is being built", "FakeBackend is being compared", "FakeBackend is being warmed", ""]
+    assert "d.onnx: from the next frame on FakeBackend 1.0" in caplog.text
     assert "256 samples: largest relative difference 0.0e+00, labels agree in 100.0%" in caplog.text
 
 
-def test_an_engine_that_was_approved_before_is_not_compared_again(auto: Any, backend: type[Rehearsed]) -> None:
-    backend.built, backend.verdict = True, {"samples": 256}
-    engine, told = auto()
+def test_an_engine_that_was_approved_before_is_not_compared_again(auto: Any, backend: type[FakeBackend]) -> None:
+    backend.built, backend.parity_figures = True, {"samples": 256}
+    engine, reports = auto()
     until(lambda: engine.state == "run")
-    assert backend.builds == 0 and not any("compared" in text for text in told)
+    assert backend.builds == 0 and not any("compared" in text for text in reports)
 
 
 def test_an_engine_that_answers_otherwise_is_refused_with_the_figures(
-    auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture
+    auto: Any, backend: type[FakeBackend], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend.wrong = 0.5
-    engine, told = auto()
+    engine, reports = auto()
     until(lambda: engine.state == "refused")
-    assert double(engine) == 2.0 and "refused: output 'logits' differs by 0.0" in told[-1]
-    assert "stays on ONNX Runtime" in caplog.text and backend.verdict == {}
+    assert double(engine) == 2.0 and "refused: output 'logits' differs by 0.0" in reports[-1]
+    assert "stays on ONNX Runtime" in caplog.text and backend.parity_figures == {}
 
 
 def test_an_engine_that_cannot_be_built_leaves_onnx_runtime_with_the_reason(
-    auto: Any, backend: type[Rehearsed]
+    auto: Any, backend: type[FakeBackend]
 ) -> None:
     backend.build_error = "d.onnx: tensorrt 11 does not know the operator Unique (the_unique)"
-    engine, told = auto()
+    engine, reports = auto()
     until(lambda: engine.state == "refused")
-    assert double(engine) == 2.0 and "does not know the operator Unique" in told[-1] and backend.builds == 1
+    assert double(engine) == 2.0 and "does not know the operator Unique" in reports[-1] and backend.builds == 1
 
 
 def test_the_frame_on_which_it_fails_is_answered_and_the_engine_is_built_again(
-    auto: Any, backend: type[Rehearsed], caplog: pytest.LogCaptureFixture
+    auto: Any, backend: type[FakeBackend], caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine, told = auto()
+    engine, reports = auto()
     until(lambda: engine.state == "run")
     backend.may_build.clear()
-    backend.made[0].gpu.fails.add("synchronise")
+    backend.instances[0].gpu.fails.add("synchronise")
     assert double(engine, 3.0) == 6.0
     assert "failed while it ran (synchronise: the GPU's driver answers 719" in caplog.text
-    assert [text for text in told if "failed and is built anew" in text]
-    assert "release" in backend.made[0].gpu.calls
+    assert [text for text in reports if "failed and is built again" in text]
+    assert "release" in backend.instances[0].gpu.calls
     backend.may_build.set()
     until(lambda: engine.state == "run")
-    assert double(engine) == 2.0 and backend.builds == 2 and len(backend.made) == 2
+    assert double(engine) == 2.0 and backend.builds == 2 and len(backend.instances) == 2
 
 
-def test_what_fails_again_and_again_is_given_up(auto: Any, backend: type[Rehearsed]) -> None:
-    engine, told = auto()
+def test_what_fails_again_and_again_is_given_up(auto: Any, backend: type[FakeBackend]) -> None:
+    engine, reports = auto()
     for _ in range(3):
         until(lambda: engine.state == "run")
-        backend.made[-1].gpu.fails.add("synchronise")
+        backend.instances[-1].gpu.fails.add("synchronise")
         assert double(engine) == 2.0
     until(lambda: engine.state == "refused")
-    assert "it failed 3 times" in told[-1] and double(engine) == 2.0 and backend.builds == 3
+    assert "it failed 3 times" in reports[-1] and double(engine) == 2.0 and backend.builds == 3
 
 
 def test_a_shape_outside_what_was_built_is_answered_by_onnx_runtime_and_costs_the_engine_nothing(
-    monkeypatch: pytest.MonkeyPatch, backend: type[Rehearsed], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, backend: type[FakeBackend], tmp_path: Path
 ) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "w"]) for name in ("x", "logits"))
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["logits"])], "relu", [x], [y])
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(tmp_path / "r.onnx")
     )
-    monkeypatch.setattr(engines, "backends", lambda: {"rehearsed": backend})
-    backend.verdict = {"samples": 256}
+    monkeypatch.setattr(loading, "backends", lambda: {"fake": backend})
+    backend.parity_figures = {"samples": 256}
     engine = load(tmp_path / "r.onnx", warm_up=SHAPES, log=LOG)
     until(lambda: engine.state == "run")
     assert engine.run({"x": np.ones((1, 5), np.float32)})["logits"].shape == (1, 5) and engine.state == "run"
 
 
 def test_by_name_it_is_built_before_the_first_frame(
-    doubling: Path, backend: type[Rehearsed], monkeypatch: pytest.MonkeyPatch
+    doubling: Path, backend: type[FakeBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "find", lambda *args, **options: backend)
-    told: list[str] = []
-    engine = load(doubling, backend="rehearsed", warm_up=SHAPES, tell=told.append, log=LOG)
-    assert isinstance(engine, Rehearsed) and told[-1] == "Rehearsed 1.0" and backend.verdict["samples"] == 256
+    monkeypatch.setattr(loading, "find", lambda *args, **options: backend)
+    reports: list[str] = []
+    engine = load(doubling, backend="fake", warm_up=SHAPES, report=reports.append, log=LOG)
+    assert (
+        isinstance(engine, FakeBackend)
+        and reports[-1] == "FakeBackend 1.0"
+        and backend.parity_figures["samples"] == 256
+    )
 
 
-@pytest.mark.parametrize(("fault", "said"), [("build_error", "no memory"), ("wrong", "differs by")])
+@pytest.mark.parametrize(("fault", "message"), [("build_error", "no memory"), ("wrong", "differs by")])
 def test_by_name_it_never_falls_back(
-    doubling: Path, backend: type[Rehearsed], monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+    doubling: Path, backend: type[FakeBackend], monkeypatch: pytest.MonkeyPatch, fault: str, message: str
 ) -> None:
-    monkeypatch.setattr(engines, "find", lambda *args, **options: backend)
+    monkeypatch.setattr(loading, "find", lambda *args, **options: backend)
     setattr(backend, fault, "no memory" if fault == "build_error" else 0.5)
-    with pytest.raises(ConfigError, match=f"{said}.*Or set backend: auto"):
-        load(doubling, backend="rehearsed", warm_up=SHAPES, log=LOG)
+    with pytest.raises(ConfigError, match=f"{message}.*Or set backend: auto"):
+        load(doubling, backend="fake", warm_up=SHAPES, log=LOG)
 
 
-def test_closing_gives_up_a_build_and_frees_what_runs(auto: Any, backend: type[Rehearsed]) -> None:
+def test_closing_gives_up_a_build_and_frees_what_runs(auto: Any, backend: type[FakeBackend]) -> None:
     engine, _ = auto()
     until(lambda: engine.state == "run")
     engine.close()
-    assert "release" in backend.made[0].gpu.calls
+    assert "release" in backend.instances[0].gpu.calls
