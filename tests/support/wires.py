@@ -1,4 +1,4 @@
-"""What the tests of the wire send, and what they read it with."""
+"""Messages that the transport's tests send, and a subscriber that collects them."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Reader:
     malformed: int = 0
 
     def read(self, until: Callable[[], bool], *, give_up_s: float = 10.0) -> None:
-        """Take what comes until it is enough."""
+        """Receive until the condition holds."""
         end_s = time.monotonic() + give_up_s
         while not until():
-            assert time.monotonic() < end_s, f"waited in vain: {self}"
+            assert time.monotonic() < end_s, f"not received in time: {self}"
             self.connection.keep_alive()
             if self.connection.wait(5):
                 try:
@@ -76,5 +76,5 @@ class Reader:
                 self.ended = self.ended or isinstance(value, End)
 
     def join(self, publisher: Publisher) -> None:
-        """Until the publisher has welcomed it; both belong to this thread."""
+        """Until the publisher has welcomed it; both run in this thread."""
         self.read(lambda: publisher.service() or self.connection.info is not None)

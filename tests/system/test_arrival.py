@@ -1,4 +1,4 @@
-"""What a node computes does not delay the arrival of its next message: the drain thread does nothing else."""
+"""What a node computes does not delay the arrival of its next message: the receiver thread does nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What large frames become between hosts."""
+"""How large frames are compressed between hosts."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_picture_becomes_a_jpeg_that_looks_the_same_and_stays_one() -> None:
     picture = Frame("camera", 0, 0, "bgr8", np.broadcast_to(gradient[None, :, None], (240, 320, 3)).copy())
     sent = compress(picture)
     assert sent.encoding == "jpeg" and decompress(sent) is sent
-    seen = cv2.imdecode(sent.data, cv2.IMREAD_COLOR)
-    assert np.abs(seen.astype(int) - picture.data).max() < 6
+    decoded = cv2.imdecode(sent.data, cv2.IMREAD_COLOR)
+    assert np.abs(decoded.astype(int) - picture.data).max() < 6
 
 
-def test_everything_else_travels_as_it_is() -> None:
+def test_everything_else_is_returned_unchanged() -> None:
     prediction = Prediction("t", 0, ("a",), np.ones(1, np.float32), "a", "m@1")
     assert compress(SOUND) is SOUND
     assert compress(prediction) is prediction
 
 
-def test_frames_of_a_set_are_packed_and_unpacked() -> None:
+def test_frames_of_a_set_are_compressed_and_decompressed() -> None:
     aligned = AlignedSet("depth", 1, {"depth": (DEPTH,), "lidar": (POINTS, POINTS), "microphone": (SOUND,)}, ())
     sent = compress(aligned)
     assert [f.encoding for many in sent.frames.values() for f in many] == [
@@ -64,6 +64,6 @@ def test_frames_of_a_set_are_packed_and_unpacked() -> None:
 
 @pytest.mark.parametrize("encoding", ["depth_png", "points_zlib"])
 @pytest.mark.parametrize("data", [b"", b"nonsense", compress(POINTS).data.tobytes()[:-5]])
-def test_what_cannot_be_read_is_malformed(encoding: str, data: bytes) -> None:
+def test_data_that_cannot_be_decompressed_is_malformed(encoding: str, data: bytes) -> None:
     with pytest.raises(WireError):
         decompress(Frame("x", 0, 0, encoding, np.frombuffer(data, np.uint8)))

@@ -1,4 +1,4 @@
-"""host_clock.py: whatever the network does to the pings, the true offset lies inside the stated bound."""
+"""Whatever the network does to the pings, the true offset lies inside the stated bound."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MS, US = 1_000_000, 1_000
 
 @dataclass
 class Network:
-    """Two hosts and the way between them. The other clock reads (ours − offset) · (1 + ppm), and may jump."""
+    """Two hosts and the network between them. The other clock reads (ours − offset) · (1 + ppm), and may jump."""
 
     seed: int = 0
     ppm: float = 0.0
     offset_ns: int = 5000 * NS
-    there_ms: float = 0.1  # the least delay of each way
+    there_ms: float = 0.1  # the least delay in each direction
     back_ms: float = 0.1
     jitter_ms: float = 0.1
 
@@ -38,7 +38,7 @@ class Network:
 
     def ping(self) -> None:
         there_ns, back_ns = (
-            round((least + self.random.exponential(self.jitter_ms)) * MS) for least in (self.there_ms, self.back_ms)
+            round((min_ms + self.random.exponential(self.jitter_ms)) * MS) for min_ms in (self.there_ms, self.back_ms)
         )
         arrives_ns = self.now_ns + there_ns
         leaves_ns = arrives_ns + round(self.random.exponential(50 * US))
@@ -80,17 +80,17 @@ def test_true_offset_lies_in_the_stated_bound_on_any_network(
 def test_bound_is_half_the_best_round_trip_within_5_s(ppm: float) -> None:
     network = Network(ppm=ppm, there_ms=20, back_ms=20, jitter_ms=2.5)
     bounds_ns = [bound_ns for _, bound_ns in network.run(5)]
-    assert bounds_ns[-1] < 22 * MS  # half of 40 ms, and what the jitter never left out
-    assert min(bounds_ns) > 19 * MS  # less would claim to know how the round trip divides
+    assert bounds_ns[-1] < 22 * MS  # half of 40 ms, plus the least jitter
+    assert min(bounds_ns) > 19 * MS  # less would claim to know how the round trip divides into its two directions
 
 
-def test_a_clean_line_is_known_to_the_microsecond_and_its_drift_with_it() -> None:
+def test_over_a_quiet_network_offset_and_drift_are_known_to_microseconds() -> None:
     network = Network(ppm=-50, there_ms=0.1, back_ms=0.1, jitter_ms=0.05)
     errors_ns, bounds_ns = np.array(list(network.run(60))).T
     late = slice(len(errors_ns) // 2, None)
     assert np.percentile(np.abs(errors_ns[late]), 99) < 50 * US
     assert np.median(bounds_ns[late]) < 150 * US
-    assert network.clock.drift == pytest.approx(50e-6, abs=3e-6)  # their clock runs slow: ours gains on it
+    assert network.clock.drift == pytest.approx(50e-6, abs=3e-6)  # the other clock runs slow: this host's gains on it
 
 
 def test_bound_grows_while_no_ping_comes_back() -> None:
@@ -118,7 +118,7 @@ def test_a_better_estimate_is_approached_and_not_jumped_to(seed: int, ppm: float
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from([-3600 * NS, -NS, -30 * MS, 30 * MS, NS, 3600 * NS]), st.floats(-50, 50)
 )
-def test_a_jump_of_the_other_clock_is_told_and_survived(seed: int, jump_ns: int, ppm: float) -> None:
+def test_a_jump_of_the_other_clock_is_reported_and_corrected(seed: int, jump_ns: int, ppm: float) -> None:
     network = Network(seed, ppm, jitter_ms=1)
     list(network.run(3))
     network.offset_ns += jump_ns
@@ -133,7 +133,7 @@ def test_a_frame_from_the_future_proves_a_jump_before_any_ping_does() -> None:
     network = Network()
     list(network.run(3))
     assert network.clock.admits(network.remote(network.now_ns - 5 * MS), network.now_ns)
-    network.offset_ns -= 10 * NS  # their clock now reads ten seconds more
+    network.offset_ns -= 10 * NS  # the other clock now reads ten seconds more
     assert not network.clock.admits(network.remote(network.now_ns - 5 * MS), network.now_ns)
     assert not network.clock.known
     assert network.clock.jumps == 1
@@ -160,7 +160,7 @@ def test_long_runs_keep_bounded_memory() -> None:
     assert len(network.clock._intervals) <= HostClock.BLOCKS
 
 
-# --- what is moved --------------------------------------------------------------------------------------------------
+# --- moved times ----------------------------------------------------------------------------------------------------
 
 
 def five_seconds_ago(time_ns: int) -> tuple[int, int]:

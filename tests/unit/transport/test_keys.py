@@ -1,4 +1,4 @@
-"""keys.py: a host proves who it is with a file nobody else can read, and trusts whom a folder names."""
+"""A host proves its identity with a file that only its owner can read, and trusts the hosts that a folder names."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def made(folder: Path, name: str) -> Keyring:
+def keyring_of(folder: Path, name: str) -> Keyring:
     write_new(name, *new_keys(), folder)
     return Keyring.load(name, folder)
 
 
 def test_new_key_is_readable_by_its_owner_only(folder: Path) -> None:
-    made(folder, "front")
+    keyring_of(folder, "front")
     assert (folder / "front.secret").stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_secret_is_in_neither_the_public_file_nor_the_text_of_the_keyring(folder: Path) -> None:
-    keyring = made(folder, "front")
+    keyring = keyring_of(folder, "front")
     assert keyring.secret not in (folder / "front.public").read_text()
     assert keyring.secret not in repr(keyring)
 
 
 def test_a_key_is_never_replaced(folder: Path) -> None:
-    before = made(folder, "front")
+    before = keyring_of(folder, "front")
     with pytest.raises(ConfigError, match="has a key already"):
         write_new("front", *new_keys(), folder)
     assert Keyring.load("front", folder) == before
@@ -47,14 +47,14 @@ def test_name_that_could_be_a_path_is_refused(folder: Path, name: str) -> None:
         write_new(name, *new_keys(), folder)
 
 
-def test_missing_key_names_the_command_that_makes_it(folder: Path) -> None:
+def test_missing_key_names_the_command_that_creates_it(folder: Path) -> None:
     with pytest.raises(ConfigError, match="python run_pipeline.py keys new front"):
         Keyring.load("front", folder)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
 def test_secret_that_others_can_read_is_refused_with_the_fix(folder: Path, mode: int) -> None:
-    made(folder, "front")
+    keyring_of(folder, "front")
     (folder / "front.secret").chmod(mode)
     with pytest.raises(ConfigError, match=r"chmod 600 .*front.secret"):
         Keyring.load("front", folder)
@@ -62,7 +62,7 @@ def test_secret_that_others_can_read_is_refused_with_the_fix(folder: Path, mode:
 
 @pytest.mark.parametrize("name", [".", "allowed"])
 def test_folder_that_others_can_write_to_is_refused_with_the_fix(folder: Path, name: str) -> None:
-    made(folder, "front")
+    keyring_of(folder, "front")
     (folder / name).chmod(0o777)
     with pytest.raises(ConfigError, match="chmod 700"):
         Keyring.load("front", folder)
@@ -72,14 +72,14 @@ def test_folder_that_others_can_write_to_is_refused_with_the_fix(folder: Path, n
     "text", ["", "hello", "sensorium-public short front", "-----BEGIN OPENSSH PRIVATE KEY-----\n\x00"]
 )
 def test_file_that_is_no_key_says_what_was_expected(folder: Path, text: str) -> None:
-    made(folder, "front")
+    keyring_of(folder, "front")
     (folder / "front.secret").write_text(text)
     with pytest.raises(ConfigError, match="not a key: expected one line 'sensorium-secret"):
         Keyring.load("front", folder)
 
 
 def test_who_may_connect_is_who_lies_in_the_folder_at_that_moment(folder: Path, tmp_path: Path) -> None:
-    front, brain = made(folder, "front"), made(tmp_path / "elsewhere", "brain")
+    front, brain = keyring_of(folder, "front"), keyring_of(tmp_path / "elsewhere", "brain")
     assert front.name_of(brain.public) is None
     allowed = folder / "allowed" / "brain.public"
     allowed.write_bytes((tmp_path / "elsewhere" / "brain.public").read_bytes())
@@ -91,7 +91,7 @@ def test_who_may_connect_is_who_lies_in_the_folder_at_that_moment(folder: Path, 
 
 
 def test_host_whose_key_is_not_here_names_the_nearest(folder: Path) -> None:
-    front = made(folder, "front")
+    front = keyring_of(folder, "front")
     (folder / "allowed" / "brain.public").write_text((folder / "front.public").read_text())
     with pytest.raises(ConfigError, match=r"copy its brian.public into .*allowed/.*Did you mean 'brain'\?"):
         front.public_of("brian")
@@ -100,7 +100,7 @@ def test_host_whose_key_is_not_here_names_the_nearest(folder: Path) -> None:
 def test_folder_can_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_KEYS", str(folder))
     assert keys.keys_folder() == folder
-    made(folder, "front")
+    keyring_of(folder, "front")
     assert Keyring.for_addresses("front", ["ipc:///x", "tcp://127.0.0.1:1"]) is None
     assert Keyring.for_addresses("front", ["ipc:///x", "tcp://10.0.0.1:1"]) is not None
 

@@ -1,4 +1,4 @@
-"""What waits for messages: with the system's poll, and, where there is none (Windows), with ZeroMQ's."""
+"""Waiting for messages with the system's poll, and, where there is none (Windows), with ZeroMQ's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.transport.subscriber import Subscriber
 
 
 @pytest.mark.parametrize("has_poll", [True, False])
-def test_streams_are_heard_whichever_way_there_is_to_wait(
+def test_every_stream_is_received_with_either_poll(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_poll: bool
 ) -> None:
     if not has_poll:
@@ -25,20 +25,20 @@ def test_streams_are_heard_whichever_way_there_is_to_wait(
     addresses = {name: run_folder.free_address(tmp_path, name, portable=True) for name in ("left", "right")}
     publishers = [Publisher(address, StreamInfo(name, "series_f32")) for name, address in addresses.items()]
     connections = [Subscriber(address, f"reader of {name}") for name, address in addresses.items()]
-    bells = Poller(connections)
-    heard: set[str] = set()
+    poller = Poller(connections)
+    received: set[str] = set()
     give_up_s = time.monotonic() + 10
-    while heard != {"left", "right"} and time.monotonic() < give_up_s:
+    while received != {"left", "right"} and time.monotonic() < give_up_s:
         for publisher in publishers:
             publisher.send(Frame(publisher.info.stream, 0, 1, "series_f32", np.zeros(3, np.float32)))
         for connection in connections:
             connection.keep_alive()
-        for connection in bells.wait(20):
+        for connection in poller.wait(20):
             value, _ = connection.receive()
             if isinstance(value, Frame):
-                heard.add(value.stream)
+                received.add(value.stream)
     for end in connections:
         end.close()
     for publisher in publishers:
         publisher.close(ended=False)
-    assert heard == {"left", "right"}
+    assert received == {"left", "right"}

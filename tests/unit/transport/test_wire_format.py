@@ -1,4 +1,4 @@
-"""Messages ↔ bytes: what is ours comes back as it was, and what is not is refused."""
+"""Messages ↔ bytes: a message comes back equal, and bytes that are no message are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("value", EVERY_MESSAGE, ids=lambda value: type(value).__name__)
-def test_message_comes_back_as_it_was(value: Value) -> None:
+def test_message_comes_back_equal(value: Value) -> None:
     assert plain(over_the_wire(value)) == plain(value)
 
 
@@ -72,18 +72,18 @@ def test_message_comes_back_as_it_was(value: Value) -> None:
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (1,), (16, 2), (), (800, 3)])
 def test_array_keeps_its_type_and_shape(dtype: str, shape: tuple[int, ...]) -> None:
     data = np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape)
-    back = over_the_wire(dataclass_frame(data)).data
+    back = over_the_wire(frame_of(data)).data
     assert (back.dtype, back.shape) == (data.dtype, data.shape)
     assert np.array_equal(back, data)
 
 
-def dataclass_frame(data: np.ndarray) -> Frame:
+def frame_of(data: np.ndarray) -> Frame:
     return Frame("s", 0, 0, "series_f32", data)
 
 
 def test_array_that_is_not_contiguous_comes_back_equal() -> None:
     for data in (PICTURE[:, ::2], PICTURE[::-1], PICTURE.transpose(2, 0, 1), np.arange(8.0)[::3]):
-        assert np.array_equal(over_the_wire(dataclass_frame(data)).data, data)
+        assert np.array_equal(over_the_wire(frame_of(data)).data, data)
 
 
 def test_large_array_travels_as_a_part_of_its_own_and_is_not_copied() -> None:
@@ -104,10 +104,10 @@ def test_decoded_array_is_a_view_of_the_message() -> None:
 
 def test_object_array_is_not_sent() -> None:
     with pytest.raises(TypeError, match="cannot send an array of object"):
-        over_the_wire(dataclass_frame(np.array([{"a": 1}], dtype=object)))
+        over_the_wire(frame_of(np.array([{"a": 1}], dtype=object)))
 
 
-# --- bytes that are not ours ------------------------------------------------------------------------------------------
+# --- bytes that are no message ----------------------------------------------------------------------------------------
 
 
 def refused(*parts: bytes) -> str:
@@ -120,7 +120,7 @@ def frame_with(data: Any) -> bytes:
     return message(["Frame", "camera", 1, 1, "bgr8", data])
 
 
-def test_the_crafted_frame_of_these_tests_is_taken_when_it_is_right() -> None:
+def test_crafted_frame_of_these_tests_is_accepted_when_it_is_valid() -> None:
     assert Codec().decode([frame_with(["|u1", [3], b"abc"])]).value.data.tolist() == [97, 98, 99]
 
 

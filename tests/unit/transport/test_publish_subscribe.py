@@ -1,4 +1,4 @@
-"""What publishers and readers promise each other over real sockets."""
+"""What publishers and subscribers guarantee each other, over real sockets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from pipeline.transport import publisher as publisher_module
 from pipeline.transport.credits import INITIAL_CREDITS
 from pipeline.transport.network import QUEUE_MESSAGES
 from pipeline.transport.publisher import Publisher
-from pipeline.transport.receiver import Receiver
 from pipeline.transport.subscriber import Subscriber
-from pipeline.transport.wire_format import Codec, End, Value, Welcome
+from pipeline.transport.wire_format import Codec, End, Welcome
 
 
 @pytest.fixture(params=["ipc", "tcp", "shared memory"])
@@ -101,7 +100,7 @@ def test_every_reader_gets_every_message(address: str, connect: Callable[..., Re
 def test_slow_reader_counts_its_gap_to_the_message(address: str, connect: Callable[..., Reader]) -> None:
     publisher, reader = Publisher(address, INFO), connect()
     reader.join(publisher)
-    large = np.zeros(200_000, np.uint8)  # so that the kernel's own buffers do not hold them all
+    large = np.zeros(200_000, np.uint8)  # too large for the kernel's own buffers to hold them all
     for seq in range(20 * QUEUE_MESSAGES):
         publisher.send(Frame("camera", seq, seq, "series_f32", large))
     closing = threading.Thread(target=publisher.close, kwargs={"ended": True})
@@ -110,6 +109,7 @@ def test_slow_reader_counts_its_gap_to_the_message(address: str, connect: Callab
     closing.join()
     assert reader.lost > 0
     assert len(reader.seqs) + reader.lost == 20 * QUEUE_MESSAGES
+    assert reader.connection.dropped.total() == reader.lost
 
 
 def test_slow_reader_does_not_hold_up_the_publisher(address: str, connect: Callable[..., Reader]) -> None:
@@ -135,7 +135,7 @@ def test_reader_that_grants_credits_loses_nothing(address: str, connect: Callabl
     sending = threading.Thread(target=send_all)
     sending.start()
     sending.join(0.1)
-    assert sending.is_alive()  # it waits: nothing was read yet
+    assert sending.is_alive()  # it waits for credits: nothing was read yet
     while not reader.ended:
         taken = len(reader.seqs)
         reader.read(lambda taken=taken: len(reader.seqs) > taken or reader.ended)
@@ -144,7 +144,7 @@ def test_reader_that_grants_credits_loses_nothing(address: str, connect: Callabl
     assert (reader.seqs, reader.lost) == (list(range(500)), 0)
 
 
-def test_publisher_that_waits_for_credits_is_let_go_at_the_stop(address: str, connect: Callable[..., Reader]) -> None:
+def test_publisher_stops_waiting_for_credits_when_it_is_stopped(address: str, connect: Callable[..., Reader]) -> None:
     publisher, reader, stopping = Publisher(address, INFO), connect(credits=1), threading.Event()
     reader.join(publisher)
     sending = threading.Thread(target=lambda: [publisher.send(number(seq), stopping=stopping) for seq in range(5)])
@@ -183,7 +183,7 @@ def test_reader_notices_a_restarted_publisher_and_reads_on(address: str, connect
     assert (reader.seqs, reader.lost) == ([0, 100], 0)
 
 
-def test_end_is_heard_by_a_reader_whose_queue_is_full(address: str, connect: Callable[..., Reader]) -> None:
+def test_end_reaches_a_reader_whose_queue_is_full(address: str, connect: Callable[..., Reader]) -> None:
     publisher, reader = Publisher(address, INFO), connect()
     reader.join(publisher)
     for seq in range(20 * QUEUE_MESSAGES):
@@ -202,13 +202,13 @@ def test_address_that_is_taken_is_an_error_with_the_stream(tmp_path: Path) -> No
     first.close(ended=True)
 
 
-# --- strangers --------------------------------------------------------------------------------------------------------
+# --- unknown senders --------------------------------------------------------------------------------------------------
 
 
-def test_publisher_ignores_what_is_not_a_greeting(address: str, connect: Callable[..., Reader]) -> None:
+def test_publisher_ignores_messages_that_are_not_a_valid_hello(address: str, connect: Callable[..., Reader]) -> None:
     publisher, reader = Publisher(address, INFO), connect()
-    stranger = a_socket(zmq.DEALER)
-    stranger.connect(address)
+    unknown_sender = a_socket(zmq.DEALER)
+    unknown_sender.connect(address)
     for parts in (
         [b""],
         [b"GET / HTTP/1.1"],
@@ -217,12 +217,12 @@ def test_publisher_ignores_what_is_not_a_greeting(address: str, connect: Callabl
         [message(["End"])],
         [message(["Hello", 7])],
     ):
-        stranger.send_multipart(parts)
+        unknown_sender.send_multipart(parts)
     reader.join(publisher)
     publisher.send(number(0))
     publisher.close(ended=True)
     reader.read(lambda: reader.ended)
-    stranger.close()
+    unknown_sender.close()
     assert (reader.seqs, reader.malformed) == ([0], 0)
 
 
@@ -243,27 +243,29 @@ def test_reader_counts_a_malformed_message_once_and_reads_on(address: str, conne
     assert (reader.seqs, reader.malformed, reader.lost) == ([0, 2], 1, 0)
 
 
-# --- the drain thread -------------------------------------------------------------------------------------------------
+# --- what was missed --------------------------------------------------------------------------------------------------
 
 
-def test_drain_takes_messages_while_nobody_asks_for_them(address: str) -> None:
-    publisher, drain = Publisher(address, INFO), Receiver()
-    delivered: list[Any] = []
-    ended = threading.Event()
-
-    def deliver(value: Value | None, lost: int) -> None:
-        delivered.append((value.seq if isinstance(value, Frame) else type(value).__name__, lost))
-        if isinstance(value, End):
-            ended.set()
-
-    connection = Subscriber(address, "reader")
-    drain.add(connection, deliver, lambda: delivered.append("malformed"), lambda: 0)
-    drain.start()
-    while connection.info is None:
-        publisher.service(timeout_ms=20)
-    for seq in range(3):
-        publisher.send(number(seq))
+def test_subscriber_that_missed_nothing_has_no_counts(address: str, connect: Callable[..., Reader]) -> None:
+    publisher, reader = Publisher(address, INFO), connect()
+    reader.join(publisher)
+    publisher.send(number(0))
     publisher.close(ended=True)
-    assert ended.wait(5)
-    drain.stop()
-    assert delivered == [(0, 0), (1, 0), (2, 0), ("End", 0)]
+    reader.read(lambda: reader.ended)
+    assert reader.connection.dropped == {}
+
+
+def test_subscriber_counts_what_it_missed_by_reason(address: str, connect: Callable[..., Reader]) -> None:
+    reader = connect()
+    impostor = a_socket(zmq.ROUTER)
+    impostor.bind(address)
+    reader.connection.keep_alive()
+    identity, _ = impostor.recv_multipart()
+    codec = Codec()
+    impostor.send_multipart([identity, *codec.encode(9, 0, Welcome(INFO))])
+    impostor.send_multipart([identity, *codec.encode(9, 3, number(3))])
+    impostor.send_multipart([identity, b"\xc1 what should have been number 4"])
+    impostor.send_multipart([identity, *codec.encode(9, 7, End())])
+    reader.read(lambda: reader.ended)
+    impostor.close()
+    assert reader.connection.dropped == {"lost in transport": 3 + 2, "malformed": 1}

@@ -1,4 +1,4 @@
-"""A payload's ways on one host: through the ring, in the message, packed for another host, or on the short way."""
+"""How a message travels: its payload in shared memory, in the message or compressed, its header as a datagram or over ZeroMQ."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pipeline.transport.wire_format import VERSION, Codec, Hello, Value
 
 
 @dataclasses.dataclass
-class Line:
-    """One publisher and one reader in one thread, over shared memory."""
+class Pair:
+    """One publisher and one subscriber in one thread, with shared memory."""
 
     publisher: Publisher
     connection: Subscriber
@@ -39,7 +39,7 @@ class Line:
                 value, _ = self.connection.receive()
                 if value is not None:
                     return value
-        raise AssertionError("waited in vain")
+        raise AssertionError("nothing received within 5 s")
 
     def pass_on(self, frame: Frame) -> Frame:
         self.publisher.send(frame)
@@ -49,17 +49,17 @@ class Line:
 
 
 @pytest.fixture
-def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Line]]:
-    made: list[Line] = []
+def line(tmp_path: Path, shared_memory: Path) -> Iterator[Callable[..., Pair]]:
+    pairs: list[Pair] = []
 
-    def make(**options: Any) -> Line:
+    def make(**options: Any) -> Pair:
         address = run_folder.free_address(tmp_path, "camera", portable=False)
-        made.append(Line(Publisher(address, INFO), Subscriber(address, "reader", **options)))
-        Reader(made[-1].connection).join(made[-1].publisher)
-        return made[-1]
+        pairs.append(Pair(Publisher(address, INFO), Subscriber(address, "reader", **options)))
+        Reader(pairs[-1].connection).join(pairs[-1].publisher)
+        return pairs[-1]
 
     yield make
-    for one in made:
+    for one in pairs:
         one.connection.close()
         one.publisher.close(ended=False)
 
@@ -69,67 +69,70 @@ def picture(seq: int, width_px: int = 320) -> Frame:
     return Frame("camera", seq, seq, "bgr8", np.broadcast_to(gradient[None, :, None], (240, width_px, 3)).copy())
 
 
-def in_ring(array: np.ndarray) -> bool:
+def in_shared_memory(array: np.ndarray) -> bool:
     return isinstance(array.base, mmap.mmap)
 
 
-def test_large_payload_comes_through_the_ring_and_a_small_one_in_the_message(line: Callable[..., Line]) -> None:
+def test_large_payload_lies_in_shared_memory_and_a_small_one_in_the_message(line: Callable[..., Pair]) -> None:
     here = line()
     large, small = here.pass_on(picture(0)), here.pass_on(number(1))
-    assert in_ring(large.data) and not in_ring(small.data)
+    assert in_shared_memory(large.data) and not in_shared_memory(small.data)
     assert np.array_equal(large.data, picture(0).data)
     assert not large.data.flags.writeable
 
 
-def test_reader_that_does_not_say_so_gets_the_payload_in_the_message(line: Callable[..., Line]) -> None:
-    """So does a program in another language."""
+def test_reader_that_does_not_ask_for_shared_memory_gets_the_payload_in_the_message(line: Callable[..., Pair]) -> None:
+    """As a program in another language does."""
     received = line(payloads="inline").pass_on(picture(0))
-    assert not in_ring(received.data)
+    assert not in_shared_memory(received.data)
     assert np.array_equal(received.data, picture(0).data)
 
 
-def test_hello_of_two_fields_is_understood(line: Callable[..., Line]) -> None:
+def test_hello_of_two_fields_is_understood(line: Callable[..., Pair]) -> None:
     hello = msgspec.msgpack.encode([VERSION, 0, 0, ["Hello", "a program in Go", None]])
     value = Codec().decode([hello]).value
     assert isinstance(value, Hello) and (value.payloads, value.datagram_socket) == ("inline", "")
 
 
-def test_reader_on_another_host_gets_pictures_as_jpeg(line: Callable[..., Line]) -> None:
+def test_reader_on_another_host_gets_pictures_as_jpeg(line: Callable[..., Pair]) -> None:
     received = line(payloads="packed").pass_on(picture(0))
     assert (received.encoding, received.data.ndim) == ("jpeg", 1)
     assert received.data.nbytes < picture(0).data.nbytes / 10
 
 
-def test_borrowed_array_reaches_the_reader_without_a_copy(line: Callable[..., Line]) -> None:
+def test_borrowed_array_reaches_the_reader_without_a_copy(line: Callable[..., Pair]) -> None:
     here = line()
     image = here.publisher.borrow((240, 320, 3), np.uint8)
-    assert in_ring(image)
+    assert in_shared_memory(image)
     image.fill(9)
     received = here.pass_on(Frame("camera", 0, 0, "bgr8", image))
     assert (received.data == 9).all()
     image.setflags(write=True)
-    image.fill(8)  # what no source may do: here it shows that both are the same memory
+    image.fill(8)  # no source may do this: here it shows that both are the same memory
     assert (received.data == 8).all()
 
 
-def test_nothing_is_borrowed_from_a_ring_that_nobody_reads(line: Callable[..., Line], shared_memory: Path) -> None:
+def test_nothing_is_borrowed_from_shared_memory_that_nobody_reads(
+    line: Callable[..., Pair], shared_memory: Path
+) -> None:
     here = line(payloads="inline")
-    assert not in_ring(here.publisher.borrow((240, 320, 3), np.uint8))
+    assert not in_shared_memory(here.publisher.borrow((240, 320, 3), np.uint8))
     here.pass_on(picture(0))
     assert list(shared_memory.glob("*.ring")) == []
 
 
-def test_frame_that_a_reader_came_too_late_for_is_gone_and_counted_apart(line: Callable[..., Line]) -> None:
+def test_frame_whose_payload_was_overwritten_before_it_was_read_is_counted_apart(line: Callable[..., Pair]) -> None:
     here = line()
     for seq in range(20):
         here.publisher.send(picture(seq))
     values = [here.receive() for _ in range(20)]
-    gone = [isinstance(value, OverwrittenPayload) for value in values]
-    assert any(gone) and not gone[-1]
+    overwritten = [isinstance(value, OverwrittenPayload) for value in values]
+    assert any(overwritten) and not overwritten[-1]
+    assert here.connection.dropped == {"overwritten in shared memory": sum(overwritten)}
     assert all(value.seq == seq for seq, value in enumerate(values) if isinstance(value, Frame))
 
 
-def test_reader_that_is_waited_for_finds_every_frame_in_the_ring(line: Callable[..., Line]) -> None:
+def test_reader_with_credits_gets_every_frame_through_shared_memory(line: Callable[..., Pair]) -> None:
     here = line(credits=32)
     publishing = threading.Thread(target=lambda: [here.publisher.send(picture(seq)) for seq in range(60)])
     publishing.start()
@@ -139,7 +142,7 @@ def test_reader_that_is_waited_for_finds_every_frame_in_the_ring(line: Callable[
             value, lost = here.connection.receive()
             assert not lost and not isinstance(value, OverwrittenPayload)
             if isinstance(value, Frame):
-                assert in_ring(value.data)
+                assert in_shared_memory(value.data)
                 seqs.append(value.seq)
                 here.connection.grant_credits(1)
         here.connection.keep_alive()
@@ -147,16 +150,16 @@ def test_reader_that_is_waited_for_finds_every_frame_in_the_ring(line: Callable[
     assert seqs == list(range(60))
 
 
-def test_when_a_reader_keeps_everything_the_payload_travels_in_the_message(line: Callable[..., Line]) -> None:
+def test_when_every_slot_is_held_the_payload_travels_in_the_message(line: Callable[..., Pair]) -> None:
     here = line()
     lent = [here.publisher.borrow((240, 320, 3), np.uint8) for _ in range(100)]
-    assert not in_ring(lent[-1])
+    assert not in_shared_memory(lent[-1])
     received = here.pass_on(picture(0))
-    assert not in_ring(received.data)
+    assert not in_shared_memory(received.data)
     assert np.array_equal(received.data, picture(0).data)
 
 
-def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[..., Line]) -> None:
+def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[..., Pair]) -> None:
     here = line(credits=32)
     widths = [320, 320, 640, 320, 1280]
     for seq, width_px in enumerate(widths):
@@ -165,7 +168,7 @@ def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[
     assert [value.data.shape[1] for value in received if isinstance(value, Frame)] == widths
 
 
-def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_then(line: Callable[..., Line]) -> None:
+def test_small_messages_keep_their_order_when_datagrams_are_refused_now_and_then(line: Callable[..., Pair]) -> None:
     """The kernel queues ten datagrams: of 30 at once, 20 come over ZeroMQ."""
     here = line(credits=150)
     seqs = []
@@ -179,8 +182,8 @@ def test_small_messages_keep_their_order_when_the_short_way_is_blocked_now_and_t
     assert seqs == list(range(150))
 
 
-def caught_up(here: Line) -> Line:
-    """A line whose reader has said that it has read all that went over ZeroMQ."""
+def caught_up(here: Pair) -> Pair:
+    """The pair once its subscriber has confirmed that it has read all that went over ZeroMQ."""
     here.connection._next_hello_s = 0
     here.connection.keep_alive()
     peers = here.publisher._peers.values()
@@ -191,16 +194,16 @@ def caught_up(here: Line) -> Line:
     return here
 
 
-def test_reader_that_keeps_up_gets_small_messages_on_the_short_way_alone(
-    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+def test_reader_that_keeps_up_gets_small_messages_as_datagrams_alone(
+    line: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = caught_up(line())
     monkeypatch.setattr(here.publisher, "_post", lambda *parts, **options: pytest.fail("it went over ZeroMQ"))
     assert [here.pass_on(number(seq)).seq for seq in range(3)] == [0, 1, 2]
 
 
-def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(
-    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+def test_message_that_is_refused_as_a_datagram_and_dropped_by_zeromq_is_counted(
+    line: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = caught_up(line())
     with monkeypatch.context() as full:
@@ -214,21 +217,21 @@ def test_what_the_short_way_refuses_and_zeromq_drops_is_counted(
     assert isinstance(value, Frame) and (value.seq, lost) == (1, 1)
 
 
-def test_reader_held_up_between_its_two_looks_reads_in_order(
-    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+def test_reader_delayed_between_its_two_checks_for_datagrams_reads_in_order(
+    line: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is held up in its first look at the short way, which finds nothing, and meanwhile much is sent on both."""
+    """It is delayed in its first check, which finds nothing; meanwhile messages are sent both as datagrams and over ZeroMQ."""
     here = caught_up(line())
     datagrams = here.connection._datagrams
     assert datagrams is not None
     receive, bursts = datagrams.receive, iter([range(15)])
 
-    def held_up() -> bytes | None:
+    def delayed() -> bytes | None:
         header = receive()
         for seq in next(bursts, ()):
-            here.publisher.send(number(seq))  # ten fit on the short way
+            here.publisher.send(number(seq))  # ten are accepted as datagrams
         return header
 
-    monkeypatch.setattr(datagrams, "receive", held_up)
+    monkeypatch.setattr(datagrams, "receive", delayed)
     received = [here.connection.receive()[0], *(here.receive() for _ in range(14))]
     assert [value.seq for value in received if isinstance(value, Frame)] == list(range(15))
