@@ -24,7 +24,8 @@ log = logging.getLogger("network")
 
 # Often at first and after a jump, then steadily. An answer that takes longer than PING_TIMEOUT_S is not waited for.
 FAST_PING_EVERY_S, FAST_PINGS, PING_EVERY_S, PING_TIMEOUT_S = 0.02, 100, 0.4, 0.5
-# The first ping finds threads and cores asleep, here more than there: it takes 230 µs and is off by 45, the next 90 and 1.
+# The first ping finds threads and cores asleep, here more than there: it takes 230 µs with an error of 45, the next
+# takes 90 with an error of 1.
 PINGS_IN_A_ROW = 3
 NO_ANSWER_S = 5.0
 MAX_PING_BYTES = 4096  # a ping is 30 bytes, but the CURVE handshake takes 500
@@ -128,7 +129,7 @@ class ClockClient(threading.Thread):
             self.join(1.0)
 
     def _ping(self) -> bool:
-        """Whether a new ping was answered in time. A late answer to an earlier one is used too: it bounds the offset."""
+        """Whether a new ping was answered in time. A late answer to an earlier one is used too."""
         sent_ns = self._own_clock.now_ns()
         try:
             self._socket.send_multipart(self._codec.encode(0, 0, Ping(sent_ns)), zmq.DONTWAIT)

@@ -1,7 +1,7 @@
-"""Flow control: a subscriber that must not miss a message grants credits, and its publisher waits once they are used up.
+"""Flow control: a subscriber that must not miss a message grants credits; its publisher waits once they are used up.
 
 Each message sent uses one credit. The subscriber grants it again when the message was taken from its input queue, so at
-most `INITIAL_CREDITS` messages are on their way or waiting. Owns the publisher's count for one subscriber; sends nothing.
+most INITIAL_CREDITS messages are on their way or waiting. Owns the publisher's count for one subscriber; sends nothing.
 
 Example:
     window = CreditWindow(INITIAL_CREDITS)
@@ -25,7 +25,7 @@ class CreditWindow:
 
     def __init__(self, credits: int) -> None:
         self.available = credits
-        # Payloads in shared memory, a list per message, oldest first. A slot is not reused while its array is referenced.
+        # Payloads in shared memory, a list per message, oldest first. No slot is reused while its array is referenced.
         self._untaken: deque[list[np.ndarray]] = deque()
 
     @property

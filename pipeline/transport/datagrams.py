@@ -5,8 +5,8 @@ machine. A datagram wakes the reader at once: 0.09 ms, and no other thread. The 
 datagrams between two processes, but refuses one while ten wait.
 
 Order. After a refused or too large message the publisher uses ZeroMQ until the subscriber's Hello confirms that it has
-read all of that, so no datagram overtakes a ZeroMQ message. In the other direction the subscriber reads waiting datagrams
-before ZeroMQ messages. The handshake, flow control and the end of the stream always use ZeroMQ.
+read all of that, so no datagram overtakes a ZeroMQ message. In the other direction the subscriber reads waiting
+datagrams before ZeroMQ messages. The handshake, flow control and the end of the stream always use ZeroMQ.
 
 Example:
     receiver = DatagramReceiver(folder)                      # its name is sent in the subscriber's Hello
@@ -31,7 +31,7 @@ class DatagramSender:
 
     def __init__(self, folder: Path, name: str, next_seq: int) -> None:
         """next_seq: of the publisher's next message. Raises OSError when no socket of this name is open there."""
-        # Datagrams pause until the subscriber expects this seq, one after the last message sent over ZeroMQ. None: no pause.
+        # Datagrams pause until the subscriber expects this seq, one after the last sent over ZeroMQ. None: no pause.
         self.resume_seq: int | None = next_seq
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)

@@ -1,4 +1,4 @@
-"""Why a message that was sent to a node or subscriber was never processed there: the reasons that counters and reports name.
+"""Why a message that was sent to a node or subscriber was never processed there, as counters and reports name it.
 
 What a node itself drops has other reasons, and was received before.
 """

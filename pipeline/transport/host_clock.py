@@ -20,9 +20,9 @@ class HostClock:
     """Another host's monotonic clock → this host's, from four-stamp pings, with a bound on the error.
 
     A ping is sent here at t1, received there at t2, answered at t3, and its answer received here at t4. Nothing arrives
-    before it was sent, so local − remote is at least t1 − t2 and at most t4 − t3: an interval as wide as the round trip,
-    and correct however unequal the two directions are. Of each second only the ping with the shortest round trip is
-    stored. Any two stored intervals bound the drift between them; with the drift each of them is extrapolated to the
+    before it was sent, so local − remote is at least t1 − t2 and at most t4 − t3: an interval as wide as the round
+    trip, and correct however unequal the two directions are. Of each second only the ping with the shortest round trip
+    is stored. Any two stored intervals bound the drift between them; with the drift each of them is extrapolated to the
     present, where the offset must lie in all. The estimate is the middle: the bound is half of the best round trip or
     less, plus what the drift may have added since.
 
@@ -50,7 +50,7 @@ class HostClock:
 
     @property
     def ready(self) -> bool:
-        """Enough pings for an estimate that later ones change little. Before that, a new estimate replaces the last at once."""
+        """Enough pings for an estimate that later ones change little. Until then each replaces the last one."""
         return self.known and self.exchanges >= self.READY_AFTER
 
     @property
@@ -89,7 +89,7 @@ class HostClock:
         return self._estimate.to_local(remote_ns)
 
     def admits(self, sent_ns: int, arrival_ns: int) -> bool:
-        """False when a message that arrived at arrival_ns cannot have been sent at sent_ns (remote time): a clock has jumped.
+        """False when a message of arrival_ns cannot have been sent at sent_ns (remote time): a clock has jumped.
 
         The clock is then not `known` until the next ping is answered.
         """
@@ -103,7 +103,7 @@ class HostClock:
         return False
 
     def _fit(self, newest: tuple[int, int, int], before: _Estimate | None) -> _Estimate:
-        """From all stored intervals. Discards their older half when no single drift, within WANDER, explains them all."""
+        """From all stored intervals. Discards their older half when no drift, within WANDER, explains them all."""
         while True:
             at_ns, base_ns = newest[0], newest[1]
             age, min_offset, max_offset = (

@@ -1,7 +1,7 @@
 """Messages that have arrived at a node and wait for it: one queue per edge, each with its own answer to a slow reader.
 
-Stamps arrivals and returns them in the order of arrival. `take` reads the clock under the same lock that stamps, so when it
-returns "nothing until now_ns", nothing with an earlier stamp can follow: the aligner's deadlines rest on this.
+Stamps arrivals and returns them in the order of arrival. `take` reads the clock under the same lock that stamps, so
+when it returns "nothing until now_ns", nothing with an earlier stamp can follow: the aligner's deadlines rest on this.
 
 Example:
     queue = InputQueue(clock, metrics)

@@ -6,8 +6,8 @@ Files:
       front.public                     to be copied to the other hosts
       allowed/brain.public             one file for each host that may connect, and that this host connects to
 
-The folder `allowed/` decides both who may read from this host and which key proves that a publisher really is `brain`. A
-host whose file is removed is rejected at its next connection; for one that is added nothing needs to be restarted.
+The folder `allowed/` decides both who may read from this host and which key proves that a publisher really is `brain`.
+A host whose file is removed is rejected at its next connection; for one that is added nothing needs to be restarted.
 
 Example:
     keyring = Keyring.load("front")
@@ -43,13 +43,13 @@ class Keyring:
 
     @classmethod
     def load(cls, name: str, folder: Path | None = None) -> Keyring:
-        """Raises ConfigError, with the command that fixes it, for keys that are missing, broken or readable by others."""
+        """Raises ConfigError, with the fixing command, for keys that are missing, broken or readable by others."""
         folder = folder or keys_folder()
         secret_path = folder / f"{name}.secret"
         if not secret_path.exists():
             raise ConfigError(
-                f"host '{name}' has no key ({secret_path} is missing), and without one it neither sends to nor reads from "
-                f"other hosts. Create it: {COMMAND} keys new {name}"
+                f"host '{name}' has no key ({secret_path} is missing), and without one it neither sends to "
+                f"nor reads from other hosts. Create it: {COMMAND} keys new {name}"
             )
         allowed = folder / "allowed"
         _check_permissions(secret_path, 0o077, "600", "read")
@@ -104,7 +104,7 @@ def keys_folder() -> Path:
 
 
 def write_new(name: str, public: str, secret: str, folder: Path | None = None) -> Path:
-    """Store a new pair of keys for this host; returns the public file. Raises ConfigError if the host has a key already."""
+    """Store a new pair of keys for this host; returns the public file. Raises ConfigError if there is a key already."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"'{name}' cannot be a host's name. Use letters, digits, '_' and '-'")
     folder = folder or keys_folder()

@@ -24,7 +24,7 @@ from pipeline.transport.keys import Keyring, leaves_host
 
 log = logging.getLogger("network")
 
-# A thread that does nothing else reads every subscriber's socket, so a queue this long means that a process is suspended.
+# A thread that does nothing else reads the subscribers' sockets: so long a queue means that a process is suspended.
 QUEUE_MESSAGES = 32
 # A host that was switched off closes no connection; without heartbeats TCP would wait for it for minutes.
 HEARTBEAT_MS, SILENT_AFTER_MS, CONNECT_MS = 1000, 4000, 1500
@@ -70,7 +70,7 @@ def bind(socket: zmq.Socket[Any], address: str, keyring: Keyring | None) -> None
 
 
 def connect(socket: zmq.Socket[Any], address: str, keyring: Keyring | None, host: str) -> None:
-    """host: whose address it is. Raises ConfigError without a keyring, or without that host's key, beyond the loopback."""
+    """host: whose address it is. Beyond the loopback raises ConfigError without a keyring, or that host's key."""
     if leaves_host(address):
         keyring = _required(keyring, address)
         socket.setsockopt_string(zmq.CURVE_SERVERKEY, keyring.public_of(host))
@@ -89,8 +89,8 @@ def _set_own_key(socket: zmq.Socket[Any], keyring: Keyring) -> None:
 def _required(keyring: Keyring | None, address: str) -> Keyring:
     if keyring is None:
         raise ConfigError(
-            f"{address} can be reached from other machines, and this host has no key to authenticate them. Name the host "
-            f"(run CONFIG --host NAME) and create its key: {COMMAND} keys new NAME"
+            f"{address} can be reached from other machines, and this host has no key to authenticate them. Name "
+            f"the host (run CONFIG --host NAME) and create its key: {COMMAND} keys new NAME"
         )
     return keyring
 

@@ -1,10 +1,11 @@
-"""The sending end of one stream. A ROUTER socket; each subscriber connects a DEALER to it and sends Hello.
+"""The sending end of one stream: a ROUTER socket, to which each subscriber connects a DEALER and sends Hello.
 
-The publisher answers with a Welcome that names the first seq it promises: a subscriber that comes late knows what it was
-never promised, and sees every later gap. Three protocols stand beside ZeroMQ, each for subscribers whose Hello asks for it:
+The publisher answers with a Welcome that names the first seq it promises: a subscriber that comes late knows what it
+was never promised, and sees every later gap. Three protocols stand beside ZeroMQ, for subscribers whose Hello
+asks for them:
 
-    credits.py         the publisher waits for a subscriber that must not miss a message; for all others a full queue drops
-                       the message, and the subscriber counts the gap
+    credits.py         the publisher waits for a subscriber that must not miss a message; for all others a full
+                       queue drops the message, and the subscriber counts the gap
     shared_memory.py   large payloads, on the same host
     datagrams.py       small messages with less latency, on the same host
 
@@ -160,7 +161,7 @@ class Publisher:
         return np.empty(shape, dtype) if array is None else array
 
     def service(self, timeout_ms: int = 0) -> None:
-        """Read what subscribers sent; call it at least every second. timeout_ms: how long to wait for the first of it."""
+        """Read what subscribers sent; call it at least every second. timeout_ms: how long to wait if there is none."""
         # Reading EVENTS takes a tenth of the time of a poll, and this is done for every message.
         while self._socket.get(zmq.EVENTS) & READABLE or (timeout_ms and self._socket.poll(timeout_ms)):
             timeout_ms = 0

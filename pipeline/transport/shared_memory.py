@@ -1,8 +1,9 @@
 """Large payloads between processes of one host: a shared-memory file of equal slots per stream.
 
 A publisher copies a payload into a slot, or lends the slot to the source that fills it; the message over ZeroMQ or the
-datagram fast path holds the slot's address. A subscriber gets a read-only view of the slot, and the slot is not written to
-as long as any subscriber holds that view, or any view of it. Owns the files and the locks; knows nothing of messages.
+datagram fast path holds the slot's address. A subscriber gets a read-only view of the slot, and the slot is not written
+to as long as any subscriber holds that view, or any view of it. Owns the files and the locks; knows nothing of
+messages.
 
 Example:
     writer = SharedMemoryWriter(folder, "camera", rate_hz=30)      # the publisher
@@ -10,19 +11,20 @@ Example:
     address, image = writer.store(image)                           # … so this does not copy; other arrays are copied
     image = SharedMemoryReader(folder).view(address, (1080, 1920, 3), image.dtype)   # another process, not copied
 
-Why no frame is ever torn. Each slot has a generation, and one byte of the file stands for the slot in the kernel's locks.
-    write   take the byte's write lock (refused while a reader has it), set the generation to 0, release the lock; fill the
-            slot; set a new generation, and send it with the address.
-    read    take the byte's read lock. If the slot's generation is the one in the address, the view is valid until the lock
-            is released, when the last reference to the view is gone. Otherwise the slot was written to first:
+Why no frame is ever torn. Each slot has a generation, and one byte of the file stands for the slot in the kernel's
+locks.
+    write   take the byte's write lock (refused while a reader has it), set the generation to 0, release the lock; fill
+            the slot; set a new generation, and send it with the address.
+    read    take the byte's read lock. If the slot's generation is the one in the address, the view is valid until the
+            lock is released, when the last reference to the view is gone. Otherwise the slot was written to first:
             SlotOverwritten, and counted.
-The lock decides who came first, so no frame must be checked again after its use, and no reader copies half of two frames.
-The kernel releases the locks of a process that dies, so no reader, however it ends, keeps a slot. A publisher that dies
-while writing leaves generation 0, which no address names. (Flags in shared memory, without the kernel, would need memory
-barriers, which Python does not have.)
+The lock decides who came first, so no frame must be checked again after its use, and no reader copies half of two
+frames. The kernel releases the locks of a process that dies, so no reader, however it ends, keeps a slot. A publisher
+that dies while writing leaves generation 0, which no address names. (Flags in shared memory, without the kernel, would
+need memory barriers, which Python does not have.)
 
-A slow reader delays only itself: one that holds half the slots gets copies from then on. When all slots are held, store()
-returns None: the publisher waits for a subscriber with credits, or sends the payload in the message.
+A slow reader delays only itself: one that holds half the slots gets copies from then on. When all slots are held,
+store() returns None: the publisher waits for a subscriber with credits, or sends the payload in the message.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class SlotAddress(NamedTuple):
 
 
 def shared_memory_root() -> Path | None:
-    """The folder for the shared memory of this user's runs, one folder per run; None where there is no shared memory."""
+    """The folder for the shared memory of this user's runs, one folder per run; None where there is none."""
     if not sys.platform.startswith("linux") or not os.access(SHARED_MEMORY, os.W_OK):
         return None
     return SHARED_MEMORY / f"sensorium-{os.getuid()}"
@@ -94,7 +96,7 @@ def folder_for_address(address: str) -> Path | None:
 
 
 class SharedMemoryWriter:
-    """A publisher's end: the slots of one stream. The file is created when the first payload shows how large a slot is."""
+    """A publisher's end: the slots of one stream. Creates the file when the first payload shows how large a slot is."""
 
     def __init__(self, folder: Path, stream: str, rate_hz: float | None = None, span_s: float = DEFAULT_SPAN_S) -> None:
         """

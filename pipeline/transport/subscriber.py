@@ -1,4 +1,4 @@
-"""The receiving end of one stream: sends Hello to its publisher, decodes its messages, and counts those that were missed.
+"""The receiving end of one stream: sends Hello to its publisher, decodes its messages, and counts those it missed.
 
 On the same host large payloads are views of shared memory (shared_memory.py) and small messages come as datagrams
 (datagrams.py); with credits the publisher waits for this subscriber (credits.py).
@@ -60,8 +60,8 @@ class Subscriber:
         Args:
             address: Where the publisher is bound.
             reader: The name of this subscriber, for logs.
-            credits: How many messages may be on their way before the publisher waits. None: it never waits, and what this
-                subscriber misses is counted.
+            credits: How many messages may be on their way before the publisher waits. None: it never waits, and what
+                this subscriber misses is counted.
             payloads: How large arrays travel. None: through shared memory where both ends see it, else in the message.
             clock_client: The clock of the publisher's host, if that is another one.
             keyring: This host's keys; required for addresses beyond the loopback.
@@ -188,8 +188,8 @@ class Subscriber:
     def _next_parts(self) -> tuple[list[Any], bool]:
         """The parts of the next message, and whether it came as a datagram.
 
-        A publisher changes to ZeroMQ at any time, and back only when all of that was read. So whatever datagrams wait were
-        sent before the ZeroMQ messages that wait.
+        A publisher changes to ZeroMQ at any time, and back only when all of that was read. So whatever datagrams wait
+        were sent before the ZeroMQ messages that wait.
         """
         if self._datagrams is not None:
             if header := self._datagrams.receive():

@@ -1,9 +1,9 @@
 """Messages ↔ bytes: the published schema (docs/wire.md). No sockets.
 
-An envelope is a msgpack array [version, session, seq, value]. A value is an array whose first element is its type's name
-("Frame", "Prediction", …) followed by its fields in the order of frame.py. An array of numbers is [dtype, shape, where]:
-`where` is the bytes themselves up to 8 KiB, else the index of the message part that follows, or, for a subscriber that
-asked for it, [file, slot, generation] in shared memory (shared_memory.py). Never pickle.
+An envelope is a msgpack array [version, session, seq, value]. A value is an array whose first element is its type's
+name ("Frame", "Prediction", …) followed by its fields in the order of frame.py. An array of numbers is [dtype, shape,
+where]: `where` is the bytes themselves up to 8 KiB, else the index of the message part that follows, or, for a
+subscriber that asked for it, [file, slot, generation] in shared memory (shared_memory.py). Never pickle.
 
 Example:
     parts = Codec().encode(session, seq, frame)      # [header, pixels]
@@ -27,8 +27,8 @@ VERSION = 1
 # 12 KiB.
 INLINE_BYTES = 8 << 10
 
-# How large arrays travel to a subscriber: "inline" as parts of the message, which every program can read; "ring" in shared
-# memory; "packed" as parts again, but compressed for a network (compression.py).
+# How large arrays travel to a subscriber: "inline" as parts of the message, which every program can read; "ring" in
+# shared memory; "packed" as parts again, but compressed for a network (compression.py).
 Payloads = Literal["inline", "ring", "packed"]
 StoreArray = Callable[[np.ndarray], SlotAddress | None]
 FetchArray = Callable[[SlotAddress, tuple[int, ...], np.dtype], np.ndarray]
@@ -84,7 +84,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
-    """Node → launcher (stop, mute, unmute, pause, resume, label), and launcher → node process (these, begin, leave, ended)."""
+    """Node → launcher: stop, mute, unmute, pause, resume, label. Launcher → node process: also begin, leave, ended."""
 
     verb: str
     argument: str = ""
@@ -159,7 +159,8 @@ class Codec:
     def decode(self, parts: Sequence[Any]) -> Envelope:
         """Arrays are read-only views of `parts`, or of shared memory.
 
-        Raises WireError for anything that is not in this schema, and SlotOverwritten for a payload that is read too late.
+        Raises WireError for anything that is not in this schema, and SlotOverwritten for a payload that is read too
+        late.
         """
         self._parts = list(parts[1:])
         try:

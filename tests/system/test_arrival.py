@@ -16,7 +16,7 @@ QUIET_PERCENT = 15
 
 
 def arrival_p99_ms(folder: Path, *, computes: bool) -> float:
-    """arrival − publish of full-size pictures at a node beside which a thread computes, or not."""
+    """p99 of arrival − publish (ms) of 1080p pictures at a node; with `computes`, a thread of its process computes."""
     graph = a_file(
         folder,
         f"""
@@ -33,17 +33,15 @@ def arrival_p99_ms(folder: Path, *, computes: bool) -> float:
 
 
 def test_python_that_computes_without_a_pause_does_not_delay_an_arrival(folder: Path) -> None:
-    """On a machine that has nothing else to do: where another program takes the processor from a thread that computes, that
-    thread keeps the interpreter meanwhile, and nothing in Python can help."""
+    """Only on an idle machine: a computing thread that another program displaces from its core holds the interpreter
+    lock meanwhile, and nothing in Python can prevent that."""
     measured = []
     for _ in range(3):
         if (other := psutil.cpu_percent(interval=1.0)) > QUIET_PERCENT:
-            pytest.skip(
-                f"this machine is busy ({other:.0f} % of its processors): an arrival would wait for other programs"
-            )
+            pytest.skip(f"this machine is busy ({other:.0f} % of its cores): an arrival would wait for other programs")
         if (busy_ms := arrival_p99_ms(folder, computes=True)) <= P99_MS:
             return
         if (idle_ms := arrival_p99_ms(folder, computes=False)) > P99_MS:
-            pytest.skip(f"this machine wakes a process late even beside one that computes nothing: {idle_ms:.1f} ms")
+            pytest.skip(f"this machine wakes a process late even when nothing computes: {idle_ms:.1f} ms")
         measured.append(f"idle {idle_ms:.1f} ms, computing {busy_ms:.1f} ms")
     pytest.fail(f"p99 of an arrival: {'; '.join(measured)}; at most {P99_MS} ms")

@@ -160,7 +160,7 @@ def test_long_runs_keep_bounded_memory() -> None:
     assert len(network.clock._intervals) <= HostClock.BLOCKS
 
 
-# --- moved times ----------------------------------------------------------------------------------------------------
+# --- moved times ------------------------------------------------------------------------------------------------------
 
 
 def five_seconds_ago(time_ns: int) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def keyrings(tmp_path: Path) -> Callable[..., Keyring]:
 
 
 def first_parts(publisher: Publisher, *readers: zmq.Socket, seconds: float = 1.0) -> list[bytes]:
-    """The first message that any of these raw sockets receives from a publisher that sends a frame every 20 ms; [] for none."""
+    """The first message that one of these raw sockets receives of a frame every 20 ms; [] for none."""
     until_s, received = time.monotonic() + seconds, []
     while time.monotonic() < until_s and not received:
         publisher.send(Frame("camera", -1, 1, "label"))

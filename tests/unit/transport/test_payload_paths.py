@@ -1,4 +1,4 @@
-"""How a message travels: its payload in shared memory, in the message or compressed, its header as a datagram or over ZeroMQ."""
+"""How a message travels: payloads in shared memory, inline or compressed; headers as datagrams or over ZeroMQ."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_message_that_is_refused_as_a_datagram_and_dropped_by_zeromq_is_counted(
 def test_reader_delayed_between_its_two_checks_for_datagrams_reads_in_order(
     line: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is delayed in its first check, which finds nothing; meanwhile messages are sent both as datagrams and over ZeroMQ."""
+    """It is delayed in its first check, which finds nothing, while messages are sent as datagrams and over ZeroMQ."""
     here = caught_up(line())
     datagrams = here.connection._datagrams
     assert datagrams is not None

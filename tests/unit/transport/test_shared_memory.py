@@ -68,7 +68,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-# --- one frame ----------------------------------------------------------------------------------------------------------
+# --- one frame --------------------------------------------------------------------------------------------------------
 
 
 def test_reader_gets_what_was_stored(writer, folder):
@@ -255,7 +255,7 @@ def test_payload_larger_than_its_slot_is_refused(writer, folder):
         SharedMemoryReader(folder).view(put(writer, 1), (1000, 1000), U8)
 
 
-# --- processes ----------------------------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------------------
 
 FLAT_OUT = """
     import sys
@@ -265,7 +265,8 @@ FLAT_OUT = """
     writer = SharedMemoryWriter(Path(sys.argv[1]), "camera", rate_hz=16)
     number = 0
     while True:
-        image = np.full((200, 1000, 3), number % 256, np.uint8) if number % 2 else writer.borrow((200, 1000, 3), np.uint8)
+        shape = (200, 1000, 3)
+        image = np.full(shape, number % 256, np.uint8) if number % 2 else writer.borrow(shape, np.uint8)
         if image is not None and not number % 2:
             image.fill(number % 256)
         if image is not None and (stored := writer.store(image)):
