@@ -40,13 +40,20 @@ def run(args: argparse.Namespace) -> None:
 def _run(
     args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
 ) -> tuple[Config, dict[str, Any]]:
-    """change: to the config, once the options of the command line are in it. stored: where what is seen will be kept."""
+    """Run the config of the command line; returns it as it was loaded, and the summary.
+
+    Args:
+        args: The parsed command line.
+        change: Applied to the config after `--set`, before `--out` and the like.
+        stored: The file in which the run is recorded; "": none.
+    """
     from pipeline.cli.out import add_summary, with_out
     from pipeline.cli.terminal import print_notice, print_page, print_summary
     from pipeline.runtime.config import load, without
     from pipeline.runtime.launcher import launch
 
-    config = change(load(args.config, args.set))
+    loaded = load(args.config, args.set)
+    config = change(loaded)
     if args.no_dashboard:
         config = without(config, "dashboard")
     if args.out:
@@ -62,7 +69,7 @@ def _run(
     print_summary(summary)
     if args.out:
         add_summary(args.out, summary)
-    return config, summary
+    return loaded, summary
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -94,9 +101,12 @@ def record(args: argparse.Namespace) -> None:
 
 
 def replay(args: argparse.Namespace) -> None:
-    from pipeline.recording.replay import Tape, conclude
+    import tempfile
 
-    tape = Tape(
+    from pipeline.cli.replay import replay_config, report
+    from pipeline.recording.replay import ReplaySession
+
+    session = ReplaySession(
         args.recording,
         from_s=args.from_s,
         to_s=args.to_s,
@@ -104,9 +114,13 @@ def replay(args: argparse.Namespace) -> None:
         unclosed=args.unclosed,
         fault=args.fault,
     )
-    args.out = args.out or tape.scratch()
-    config, summary = _run(args, lambda config: tape.replayed(config, speed=args.speed, labels=not args.no_dashboard))
-    conclude(tape, config, summary, Path(args.out) if args.out else None)
+    with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
+        if session.faults and not args.out:
+            args.out = str(Path(folder) / "predictions.jsonl")  # the report of faults compares predictions
+        config, summary = _run(
+            args, lambda config: replay_config(session, config, speed=args.speed, labels=not args.no_dashboard)
+        )
+        report(session, config, summary, Path(args.out) if args.out else None)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,17 +1,18 @@
 """The Aligner: frames in, aligned sets out. Pure: no sockets, no threads, no clock of its own.
 
 Its decisions depend on data alone. A frame is in time for an anchor iff arrival_ns <= deadline_ns, so before a frame is
-added everything whose deadline lies before its arrival is settled; `advance` settles the same things, only sooner. How
+added, every set whose deadline lies before its arrival is completed. `advance` completes the same sets, only sooner: how
 often it is called changes when a set is sent, never what is in it.
 
+There are two modes. With `max_wait_ns` a set is sent as soon as every answer is final, by proof or by a stream's learned
+minimum interval, and at its deadline without what is late. With None (proof) only proof counts, so the result does not
+depend on how the streams interleave.
+
+Example:
     aligner = Aligner("camera", {"microphone": Window(before_ms=1000)}, max_wait_ns=60_000_000)
     for frame, arrival_ns in arrivals:          # arrival_ns never falls
         for aligned in aligner.add(frame, arrival_ns): ...
     for aligned in aligner.advance(clock.now_ns()): ...
-
-Two modes. With `max_wait_ns` a set goes out as soon as every answer is final, by proof or by a stream's learned minimum
-gap, and at its deadline without what is late. With None (proof) only proof counts, so the result does not depend on how
-the streams interleave.
 """
 
 from __future__ import annotations
@@ -24,34 +25,44 @@ from typing import Literal
 
 import msgspec
 
-from pipeline.alignment.stream_buffer import History
-from pipeline.alignment.sync_policies import MS, Found, Pick, Wait
+from pipeline.alignment.stream_buffer import StreamBuffer
+from pipeline.alignment.sync_policies import MS, Match, SyncPolicy, Wait
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
 
-# Shorter pauses happen on a busy laptop, and frames that come after a stand-in has taken their place are lost.
+# Shorter pauses happen on a busy laptop, and an anchor frame that arrives after a stand-in tick took its place is lost.
 SILENT_AFTER_NS = NS // 2
-DEFAULT_PERIOD_NS = NS // 10  # of a silent anchor that never said its rate
-CAPTURES = 8  # from so many gaps of the anchor its period is told, each time anew
-ROOM = 64  # frames of one stream, or anchors, that may lie here before a sender with flow control waits
+DEFAULT_PERIOD_NS = NS // 10  # of stand-in ticks for an anchor stream whose rate is not known yet
+PERIOD_INTERVALS = 8  # number of anchor intervals used for each period estimate
+HISTORY_DEPTH = 64  # frames of one stream, or anchors, that may be buffered before a sender with flow control waits
 MAX_PENDING = 256
 MAX_BUFFERED = 4096
+
+# Why a frame was dropped, as summaries and recordings hold it (stream_buffer.py has the reasons of the other streams).
+NOT_AN_INPUT = "not an input"
+SET_ALREADY_SENT = "late: its set was already sent"
+TOO_MANY_PENDING = "too many anchors pending"
 
 Emit = Literal["ready", "now"]
 
 
 class Aligner:
-    """anchor: a stream's name, every frame of which starts a set; or a rate in Hz, every tick of which does.
-    picks: one rule for each other stream.
-    max_wait_ns: from the anchor's arrival to the deadline; 0 sends at once; None waits for proof.
-    emit: "now" sends a set as soon as every stream has something that fits, without waiting to learn that nothing nearer comes.
-    start_ns: when the run began: the first tick, and the moment from which silence counts.
+    """Groups frames into sets: one for each anchor, with the matching frames of every other stream.
+
+    Args:
+        anchor: The stream whose every frame starts a set; or a rate in Hz, at which ticks start them.
+        policies: One sync policy for each other stream.
+        max_wait_ns: From the anchor's arrival to the deadline of its set. 0 sends at once; None waits for proof.
+        emit: "now" sends a set as soon as every stream has a match, without waiting for proof that nothing nearer comes.
+        start_ns: When the run began: time of the first tick, and the moment from which silence counts.
+        max_pending: Anchors that may wait for their sets; the oldest is dropped and counted.
+        max_buffered: Frames of one stream that are buffered; the oldest is dropped and counted.
     """
 
     def __init__(
         self,
         anchor: str | float,
-        picks: Mapping[str, Pick],
+        policies: Mapping[str, SyncPolicy],
         *,
         max_wait_ns: int | None,
         emit: Emit = "ready",
@@ -65,13 +76,14 @@ class Aligner:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._max_pending = max_pending
         live = max_wait_ns is not None
-        self._histories = {
-            name: History(name, pick, start_ns, live=live, max_frames=max_buffered) for name, pick in picks.items()
+        self._buffers = {
+            name: StreamBuffer(name, policy, start_ns, live=live, max_frames=max_buffered)
+            for name, policy in policies.items()
         }
-        self._in_order = tuple(self._histories.values())
+        self._in_order = tuple(self._buffers.values())
         self._pending: deque[_Pending] = deque()
-        self._blocker: History | None = None  # the stream that the first pending anchor waits for
-        self._last_anchor_ns = -FOREVER_NS  # no anchor at or before this will be made
+        self._blocker: StreamBuffer | None = None  # the stream that the first pending anchor waits for
+        self._last_anchor_ns = -FOREVER_NS  # anchors at or before this are refused
         self._due_ns = -FOREVER_NS  # `advance` has nothing to do before this
         if self.anchor:
             self._ticks = _Ticks(start_ns, DEFAULT_PERIOD_NS)
@@ -79,27 +91,27 @@ class Aligner:
             self._ticks = _Ticks(start_ns, round(NS / float(anchor)), free_running=True)
         self._proves_ticks = self._ticks.free_running and not live
 
-    # --- what may happen ------------------------------------------------------------------------------------------
+    # --- events ------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, arrival_ns: int) -> list[AlignedSet]:
-        """A frame, or a silence, of any stream. arrival_ns never falls. Returns the sets that became ready."""
+        """Add a frame, or a watermark, of any stream. arrival_ns never falls. Returns the sets that became ready."""
         ready = self.advance(arrival_ns) if arrival_ns > self._due_ns else []
-        history = self._histories.get(frame.stream)
-        if history is not None:
-            if trouble := history.add(frame, arrival_ns):
-                self._counts[frame.stream, trouble] += 1
+        buffer = self._buffers.get(frame.stream)
+        if buffer is not None:
+            if reason := buffer.add(frame, arrival_ns):
+                self._counts[frame.stream, reason] += 1
             if self._proves_ticks:
-                self._prove_ticks(history.reached_ns)
+                self._prove_ticks(buffer.reached_ns)
                 if self._blocker is None:
                     ready += self._send_answered(arrival_ns)
-            if history is self._blocker:
+            if buffer is self._blocker:
                 ready += self._send_answered(arrival_ns)
         elif frame.stream == self.anchor:
             self._add_anchor(frame, arrival_ns)
             if self._blocker is None:  # else the anchors before it still wait, and for another stream
                 ready += self._send_answered(arrival_ns)
         else:
-            self._counts[frame.stream, "not asked for"] += 1
+            self._counts[frame.stream, NOT_AN_INPUT] += 1
         return ready
 
     def advance(self, now_ns: int) -> list[AlignedSet]:
@@ -117,7 +129,7 @@ class Aligner:
                 self._append(self._ticks.take(tick_ns + self.max_wait_ns))
                 ready += self._send_answered(tick_ns)
             else:
-                ready.append(self._settle(self._pending.popleft(), deadline_ns))
+                ready.append(self._complete(self._pending.popleft(), deadline_ns))
                 ready += self._send_answered(deadline_ns)
 
     def wake_ns(self) -> int | None:
@@ -127,45 +139,45 @@ class Aligner:
         return 1 + min(self._pending[0].deadline_ns if self._pending else FOREVER_NS, self._ticks.arrival_ns)
 
     def finish(self, now_ns: int) -> list[AlignedSet]:
-        """Nothing more will come: every set still waiting is sent with what is there."""
+        """No more frames will arrive: every pending set is sent with the matches there are."""
         ready = self.advance(now_ns)
         while self._pending:
-            ready.append(self._settle(self._pending.popleft(), now_ns))
+            ready.append(self._complete(self._pending.popleft(), now_ns))
         return ready
 
     def take_counts(self) -> Counter[tuple[str, str]]:
-        """(stream, what happened to a frame of it) → how often, since this was last asked."""
+        """(stream, why a frame of it was dropped or late) → how often, since the last call."""
         counts, self._counts = self._counts, Counter()
         return counts
 
     def has_room(self, stream: str) -> bool:
-        """False when `stream` is so far ahead that its sender should wait. Never so for all streams at once."""
+        """False when `stream` is so far ahead that its sender should wait; never False for all streams at once."""
         if stream == self.anchor:
-            return len(self._pending) < ROOM
-        ahead = self._histories.get(stream)
-        if ahead is None or len(ahead.frames) < ROOM:
+            return len(self._pending) < HISTORY_DEPTH
+        buffer = self._buffers.get(stream)
+        if buffer is None or len(buffer.frames) < HISTORY_DEPTH:
             return True
-        if not self._pending:  # the anchor must speak first, unless ticks of a fixed rate do
+        if not self._pending:  # the anchor must come first, unless ticks of a fixed rate are the anchors
             return self._ticks.free_running
-        return isinstance(ahead.answer(self._pending[0].anchor_ns, self._pending[0].arrival_ns), Wait)
+        return isinstance(buffer.answer(self._pending[0].anchor_ns, self._pending[0].arrival_ns), Wait)
 
     # --- anchors --------------------------------------------------------------------------------------------------
 
     def _add_anchor(self, frame: Frame, arrival_ns: int) -> None:
         if frame.encoding == "none":
-            self._ticks.told(frame.reason, frame.capture_ns)
+            self._ticks.anchor_is_silent(frame.reason, frame.capture_ns)
             if self.max_wait_ns is None:
-                self._prove_ticks(self._ticks.told_until_ns)
+                self._prove_ticks(self._ticks.silent_until_ns)
             return
         if frame.capture_ns <= self._last_anchor_ns:
-            self._counts[self.anchor, "behind an anchor already made"] += 1
+            self._counts[self.anchor, SET_ALREADY_SENT] += 1
             return
-        self._ticks.heard(frame.capture_ns, arrival_ns)
+        self._ticks.anchor_arrived(frame.capture_ns, arrival_ns)
         deadline_ns = FOREVER_NS if self.max_wait_ns is None else arrival_ns + self.max_wait_ns
         self._append(_Pending(frame.capture_ns, arrival_ns, deadline_ns, frame))
 
     def _prove_ticks(self, until_ns: int) -> None:
-        """Proof mode: a tick exists where the anchor said that it is silent, or, at a fixed rate, where any stream has been."""
+        """Proof mode: ticks exist up to where the anchor has declared silence, or, at a fixed rate, where any stream is."""
         while self._ticks.anchor_ns < until_ns:
             self._append(self._ticks.take(FOREVER_NS))
 
@@ -178,7 +190,7 @@ class Aligner:
         if len(self._pending) > self._max_pending:
             self._pending.popleft()
             self._blocker = None
-            self._counts[self.anchor or "tick", "too many anchors waiting"] += 1
+            self._counts[self.anchor or "tick", TOO_MANY_PENDING] += 1
 
     # --- answers --------------------------------------------------------------------------------------------------
 
@@ -186,96 +198,96 @@ class Aligner:
         ready: list[AlignedSet] = []
         self._blocker = None
         while self._pending and self._is_answered(self._pending[0]):
-            ready.append(self._settle(self._pending.popleft(), now_ns))
+            ready.append(self._complete(self._pending.popleft(), now_ns))
         return ready
 
     def _is_answered(self, pending: _Pending) -> bool:
         answers = pending.answers
-        for history in self._in_order[len(answers) :]:
-            answer = history.answer(pending.anchor_ns, pending.arrival_ns)
+        for buffer in self._in_order[len(answers) :]:
+            answer = buffer.answer(pending.anchor_ns, pending.arrival_ns)
             if not isinstance(answer, Wait):
                 answers.append(answer)
-            elif self._emit_now and history.answer_now(pending.anchor_ns) is not None:
+            elif self._emit_now and buffer.answer_now(pending.anchor_ns) is not None:
                 answers.append(None)
             else:
-                self._blocker = history
+                self._blocker = buffer
                 return False
         return True
 
-    def _settle(self, pending: _Pending, now_ns: int) -> AlignedSet:
-        """The set as it stands: streams without a final answer give the best they have."""
+    def _complete(self, pending: _Pending, now_ns: int) -> AlignedSet:
+        """The set as it stands: of streams without a final answer, the best match there is."""
         anchor, anchor_ns, frame = self.anchor, pending.anchor_ns, pending.frame
         frames: dict[str, tuple[Frame, ...]] = {}
         receipts: list[Receipt] = []
         missing: list[str] = []
         if frame is not None:
             frames[anchor] = (frame,)
-            receipts.append(_receipt(anchor, Found((frame,), "exact"), anchor_ns, now_ns))
+            receipts.append(_receipt(anchor, Match((frame,), "exact"), anchor_ns, now_ns))
         elif anchor:
             receipts.append(Receipt(anchor, "silent", reason=pending.reason))
             missing.append(anchor)
-        for history, answer in zip_longest(self._in_order, pending.answers):
+        for buffer, answer in zip_longest(self._in_order, pending.answers):
             if answer is None:
-                answer = history.final_answer(anchor_ns, pending.arrival_ns, now=self._emit_now)
-            if isinstance(answer, Found):
-                frames[history.stream] = answer.frames
-                receipts.append(_receipt(history.stream, answer, anchor_ns, now_ns))
+                answer = buffer.final_answer(anchor_ns, pending.arrival_ns, now=self._emit_now)
+            if isinstance(answer, Match):
+                frames[buffer.stream] = answer.frames
+                receipts.append(_receipt(buffer.stream, answer, anchor_ns, now_ns))
             else:
                 receipts.append(answer)
-                missing.append(history.stream)
-            history.forget(anchor_ns)
+                missing.append(buffer.stream)
+            buffer.forget(anchor_ns)
         sent_ns = max(now_ns, pending.arrival_ns)
         return AlignedSet(anchor, anchor_ns, frames, tuple(receipts), tuple(missing), pending.arrival_ns, sent_ns)
 
 
 class _Pending(msgspec.Struct, gc=False):
-    """An anchor that waits for its answers."""
+    """An anchor whose set waits for the answers of the other streams."""
 
     anchor_ns: int
     arrival_ns: int
     deadline_ns: int
     frame: Frame | None = None
     reason: str = ""  # why no frame started it
-    # Of the first streams, in their order: a Receipt says why there is nothing; None: what is there will do, if it must.
-    answers: list[Found | Receipt | None] = []  # a struct copies it
+    # Answers of the first streams, in order: a Receipt says why there is no match; None: use the best there is (emit now).
+    answers: list[Match | Receipt | None] = []  # msgspec copies the default
 
 
 class _Ticks:
-    """Anchors that no frame starts: those of a fixed rate, or those that stand in for a silent anchor stream.
+    """Anchors that no frame starts: those of a fixed rate, or stand-ins for a silent anchor stream.
 
-    The stand-ins begin when the anchor has been silent for SILENT_AFTER_NS or five of its periods, and keep its last rate.
+    Stand-ins begin when the anchor has been silent for SILENT_AFTER_NS or five of its periods, and continue at its last rate.
     """
 
     def __init__(self, start_ns: int, period_ns: int, *, free_running: bool = False) -> None:
         self.free_running = free_running
         self.period_ns = period_ns
         self._reason = ""
-        self.told_until_ns = 0
+        self.silent_until_ns = 0
         self._captures: list[int] = []
         self._silent_after_ns = max(SILENT_AFTER_NS, 5 * period_ns)
         self.anchor_ns = self.arrival_ns = start_ns + (0 if free_running else self._silent_after_ns)
 
-    def heard(self, capture_ns: int, arrival_ns: int) -> None:
-        """The anchor stream spoke: the stand-ins start over."""
+    def anchor_arrived(self, capture_ns: int, arrival_ns: int) -> None:
+        """A frame of the anchor stream arrived: stand-ins begin again after it."""
         self._captures.append(capture_ns)
-        if len(self._captures) > CAPTURES:
+        if len(self._captures) > PERIOD_INTERVALS:
             self.period_ns = max(MS, round(median(b - a for a, b in pairwise(self._captures))))
             self._silent_after_ns = max(SILENT_AFTER_NS, 5 * self.period_ns)
             del self._captures[:-1]
         self._reason = ""
         self.anchor_ns, self.arrival_ns = capture_ns + self._silent_after_ns, arrival_ns + self._silent_after_ns
 
-    def told(self, reason: str, until_ns: int) -> None:
-        """The anchor stream said that nothing happens until `until_ns`; FOREVER: it is finished, and sets end with it."""
+    def anchor_is_silent(self, reason: str, until_ns: int) -> None:
+        """The anchor stream declared silence until `until_ns`. FOREVER_NS: it has ended, and so do the sets."""
         self._reason = reason
         self._captures.clear()  # the gap that follows is not a period
-        self.told_until_ns = max(self.told_until_ns, until_ns)
+        self.silent_until_ns = max(self.silent_until_ns, until_ns)
         if until_ns >= FOREVER_NS:
             self.anchor_ns = self.arrival_ns = FOREVER_NS
 
     def take(self, deadline_ns: int) -> _Pending:
         """The next tick as an anchor."""
-        # In proof mode time is the data's: a tick "arrives" when it is.
+        # In proof mode time is the time of the data: a tick arrives at its own anchor time.
         arrival_ns = self.anchor_ns if deadline_ns == FOREVER_NS else self.arrival_ns
         tick = _Pending(self.anchor_ns, arrival_ns, deadline_ns, None, self._reason or "no frames arrive")
         self.anchor_ns += self.period_ns
@@ -283,26 +295,26 @@ class _Ticks:
         return tick
 
 
-def _receipt(name: str, found: Found, anchor_ns: int, now_ns: int) -> Receipt:
-    used = found.used or found.frames
+def _receipt(name: str, match: Match, anchor_ns: int, now_ns: int) -> Receipt:
+    used = match.used or match.frames
     first, last = used[0], used[-1]
-    if first is last and not first.duration_ns:  # by far the commonest, and this runs for every stream of every set
+    if first is last and not first.duration_ns:  # the commonest case; this runs for every stream of every set
         skew_ns = first.capture_ns - anchor_ns
         age_ns = now_ns - first.capture_ns
-        return Receipt(name, found.state, (first.seq,), 0, skew_ns, age_ns, first.clock_error_ns, found.reason)
-    if found.used:
+        return Receipt(name, match.state, (first.seq,), 0, skew_ns, age_ns, first.clock_error_ns, match.reason)
+    if match.used:
         skew_ns = 0
     else:
-        # A chunk that covers the anchor has no skew; one before it is off by the distance to its end.
-        near = min(found.frames, key=lambda f: max(f.capture_ns - anchor_ns, anchor_ns - f.end_ns, 0))
+        # A chunk that covers the anchor has no skew; for one before it, the skew is the distance to its end.
+        near = min(match.frames, key=lambda f: max(f.capture_ns - anchor_ns, anchor_ns - f.end_ns, 0))
         skew_ns = near.capture_ns - anchor_ns if near.capture_ns > anchor_ns else min(0, near.end_ns - anchor_ns)
     return Receipt(
         name,
-        found.state,
+        match.state,
         tuple([frame.seq for frame in used]),
         span_ns=last.end_ns - first.capture_ns,
         skew_ns=skew_ns,
         age_ns=now_ns - last.end_ns,
         clock_error_ns=max([frame.clock_error_ns for frame in used]),
-        reason=found.reason,
+        reason=match.reason,
     )

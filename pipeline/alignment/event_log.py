@@ -1,11 +1,12 @@
-"""What an aligner was told and what it decided, so that anyone can derive every decision again.
+"""The event log: everything an aligner received and decided, from which every decision can be derived again.
 
-The aligner's sets depend only on its rules and on what arrived when, so those are all that is kept: no payload, and no
-`advance`, which changes when a set is sent but never what is in it. One JSON array a line.
+The sets of an aligner depend only on its configuration and on what arrived when, so that is all the log holds: no
+payload, and no `advance`, which changes when a set is sent but never what is in it. One JSON array a line.
 
-    log = EventLog(Path("events.jsonl"), rules)       # nodes.align.event_log in the YAML
-    log.told(frame, arrival_ns); log.sent(aligned); log.finished(now_ns)
-    verify(Path("events.jsonl"))                      # Verdict(sets=472, events=1457, differences=())
+Example:
+    log = EventLog(Path("events.jsonl"), config)      # nodes.align.event_log in the YAML
+    log.add_arrival(frame, arrival_ns); log.add_set(aligned); log.add_finish(now_ns)
+    verify(Path("events.jsonl"))                      # Verification(sets=472, events=1457, differences=())
 """
 
 from __future__ import annotations
@@ -18,28 +19,42 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline.alignment.aligner import Aligner, Emit
-from pipeline.alignment.sync_policies import from_rule
+from pipeline.alignment.sync_policies import parse_policy
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
 
-UNTOLD_BYTES = 8000  # a journal's message is a message like any other: not one for every frame that arrives
+MAX_UNPUBLISHED_BYTES = (
+    8000  # of arrivals without a set: a message for each would cost more than the frames it describes
+)
+
+# How a line began in logs written before version 0.2 → how it begins now. The rest of the line is the same.
+OLD_LINE_STARTS = {
+    b'["Rules"': b'["config"',
+    b'["Told"': b'["arrival"',
+    b'["Sent"': b'["set"',
+    b'["Finished"': b'["finish"',
+}
 
 
-class Rules(msgspec.Struct, frozen=True, array_like=True, tag="Rules"):
-    """Everything an aligner is made from. picks: stream → its rule as in the YAML, for every stream but the anchor."""
+class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):
+    """Everything an aligner is built from."""
 
     anchor: str | float  # a stream, or a rate in Hz
-    picks: dict[str, dict[str, Any]]
+    sync: dict[str, dict[str, Any]]  # of every stream but the anchor: its policy, as in the YAML
     max_wait_ns: int | None
     emit: Emit
     start_ns: int
 
     def aligner(self) -> Aligner:
-        picks = {stream: from_rule(rule, f"sync.{stream}") for stream, rule in self.picks.items()}
-        return Aligner(self.anchor, picks, max_wait_ns=self.max_wait_ns, emit=self.emit, start_ns=self.start_ns)
+        policies = {stream: parse_policy(entry, f"sync.{stream}") for stream, entry in self.sync.items()}
+        return Aligner(self.anchor, policies, max_wait_ns=self.max_wait_ns, emit=self.emit, start_ns=self.start_ns)
+
+    def decides_like(self, other: AlignerConfig) -> bool:
+        """Whether both are the same in all but the start time."""
+        return msgspec.structs.replace(self, start_ns=0) == msgspec.structs.replace(other, start_ns=0)
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True, tag="Told"):
+class ArrivalEvent(msgspec.Struct, frozen=True, array_like=True, tag="arrival"):
     """A frame without its payload, and when it arrived."""
 
     stream: str
@@ -50,6 +65,19 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag="Told"):
     encoding: Encoding
     reason: str
     arrival_ns: int
+
+    @classmethod
+    def of(cls, frame: Frame, arrival_ns: int) -> ArrivalEvent:
+        return cls(
+            frame.stream,
+            frame.seq,
+            frame.capture_ns,
+            frame.duration_ns,
+            frame.clock_error_ns,
+            frame.encoding,
+            frame.reason,
+            arrival_ns,
+        )
 
     def frame(self) -> Frame:
         return Frame(
@@ -63,63 +91,70 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag="Told"):
         )
 
 
-class Sent(msgspec.Struct, frozen=True, array_like=True, tag="Sent"):
+class SetEvent(msgspec.Struct, frozen=True, array_like=True, tag="set"):
+    """A set that was sent, with its receipts instead of its frames."""
+
     anchor_ns: int
     missing: tuple[str, ...]
     receipts: tuple[Receipt, ...]
 
-    def matches(self, other: Sent) -> bool:
-        """Alike in all but the age, which tells when the set was sent."""
-        ageless = [[msgspec.structs.replace(r, age_ns=0) for r in sent.receipts] for sent in (self, other)]
+    @classmethod
+    def of(cls, aligned: AlignedSet) -> SetEvent:
+        return cls(aligned.anchor_ns, aligned.missing, aligned.receipts)
+
+    def matches(self, other: SetEvent) -> bool:
+        """Alike in all but the age, which depends on when the set was sent."""
+        ageless = [[msgspec.structs.replace(r, age_ns=0) for r in event.receipts] for event in (self, other)]
         return (self.anchor_ns, self.missing) == (other.anchor_ns, other.missing) and ageless[0] == ageless[1]
 
 
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag="Finished"):
+class FinishEvent(msgspec.Struct, frozen=True, array_like=True, tag="finish"):
+    """Every input had ended at now_ns."""
+
     now_ns: int
 
 
-Event = Rules | Told | Sent | Finished
+Event = AlignerConfig | ArrivalEvent | SetEvent | FinishEvent
 
 
 class EventLog:
-    """To a file, and to `tell` (a node's journal), in whole lines. Raises ConfigError when the file cannot be written."""
+    """Writes events as lines of JSON, to a file, to `publish`, or to both.
 
-    def __init__(self, path: Path | None, rules: Rules, tell: Callable[[bytes], None] | None = None) -> None:
+    Args:
+        path: The file; None: no file. Raises ConfigError when it cannot be written.
+        config: The first event: what the aligner is built from.
+        publish: Called with whole lines, several at a time (see `flush`); None: nothing is published.
+    """
+
+    def __init__(
+        self, path: Path | None, config: AlignerConfig, publish: Callable[[bytes], None] | None = None
+    ) -> None:
         try:
             self._file = path.open("wb") if path else None
         except OSError as error:
             raise ConfigError(f"event log {path}: cannot be written: {error.strerror}") from error
         self._encoder = msgspec.json.Encoder()
-        self._tell, self._untold, self._set_untold = tell, bytearray(), False
-        self._write(rules)
+        self._publish, self._unpublished, self._set_unpublished = publish, bytearray(), False
+        self._write(config)
 
-    def told(self, frame: Frame, arrival_ns: int) -> None:
-        self._write(
-            Told(
-                frame.stream,
-                frame.seq,
-                frame.capture_ns,
-                frame.duration_ns,
-                frame.clock_error_ns,
-                frame.encoding,
-                frame.reason,
-                arrival_ns,
-            )
-        )
+    def add_arrival(self, frame: Frame, arrival_ns: int) -> None:
+        self._write(ArrivalEvent.of(frame, arrival_ns))
 
-    def sent(self, aligned: AlignedSet) -> None:
-        self._set_untold = True
-        self._write(_sent(aligned))
+    def add_set(self, aligned: AlignedSet) -> None:
+        self._set_unpublished = True
+        self._write(SetEvent.of(aligned))
 
-    def finished(self, now_ns: int) -> None:
-        self._write(Finished(now_ns))
+    def add_finish(self, now_ns: int) -> None:
+        self._write(FinishEvent(now_ns))
 
-    def pass_on(self, *, now: bool = False) -> None:
-        """What was written since the last time, to `tell`: when a set was sent, or much has come together; else it can wait."""
-        if self._tell is not None and self._untold and (now or self._set_untold or len(self._untold) > UNTOLD_BYTES):
-            self._tell(bytes(self._untold))
-            self._untold.clear()
-            self._set_untold = False
+    def flush(self, *, now: bool = False) -> None:
+        """Publish the events since the last time, if a set is among them, if there are many, or `now`."""
+        if self._publish is None or not self._unpublished:
+            return
+        if now or self._set_unpublished or len(self._unpublished) > MAX_UNPUBLISHED_BYTES:
+            self._publish(bytes(self._unpublished))
+            self._unpublished.clear()
+            self._set_unpublished = False
 
     def close(self) -> None:
         if self._file is not None:
@@ -129,64 +164,71 @@ class EventLog:
         line = self._encoder.encode(event) + b"\n"
         if self._file is not None:
             self._file.write(line)
-        if self._tell is not None:
-            self._untold += line
+        if self._publish is not None:
+            self._unpublished += line
 
 
-class Verdict(NamedTuple):
-    """differences: what does not agree, for people; empty when every set was derived again."""
+class Verification(NamedTuple):
+    """The result of deriving every set again. differences: for people; empty when all sets are as they were sent."""
 
     sets: int
     events: int
     differences: tuple[str, ...]
 
 
-def verify(path: Path, *, most: int = 10) -> Verdict:
+def verify(path: Path, *, max_differences: int = 10) -> Verification:
     """Derive every set of a run from what arrived. Raises ConfigError for a file that is no event log."""
-    return judge(_read(path), str(path), most=most)
+    return verify_events(_read(path), str(path), max_differences=max_differences)
 
 
-def judge(events: Iterator[Event], where: str, *, most: int = 10, cut: bool = False) -> Verdict:
-    """The same of events from anywhere. An aligner that was started again begins with its rules again. cut: the end of the
-    log is missing, so sets may be derived whose sending was not told any more."""
-    rules = next(events, None)
-    if not isinstance(rules, Rules):
-        raise ConfigError(f"{where}: not an event log: its first line should hold the aligner's rules")
-    aligner = rules.aligner()
-    derived: deque[Sent] = deque()
+def verify_events(
+    events: Iterator[Event], where: str, *, max_differences: int = 10, incomplete: bool = False
+) -> Verification:
+    """The same for events from anywhere. Each AlignerConfig among them is a restart of the aligner.
+
+    Args:
+        events: In the order of the log.
+        where: Names the log in errors.
+        max_differences: Differences that are listed.
+        incomplete: The end of the log is missing, so a set without a SetEvent is no difference.
+    """
+    config = next(events, None)
+    if not isinstance(config, AlignerConfig):
+        raise ConfigError(f"{where}: not an event log: its first line should hold the configuration of the aligner")
+    aligner = config.aligner()
+    derived: deque[SetEvent] = deque()
     differences: list[str] = []
     sets = count = 0
     for event in events:
         count += 1
-        if isinstance(event, Rules):
-            derived.clear()  # what it held when it was stopped
+        if isinstance(event, AlignerConfig):
+            derived.clear()  # the aligner stopped before it could send these
             aligner = event.aligner()
-        elif isinstance(event, Told):
-            derived += map(_sent, aligner.add(event.frame(), event.arrival_ns))
-        elif isinstance(event, Finished):
-            derived += map(_sent, aligner.finish(event.now_ns))
-        elif isinstance(event, Sent):
+        elif isinstance(event, ArrivalEvent):
+            derived += map(SetEvent.of, aligner.add(event.frame(), event.arrival_ns))
+        elif isinstance(event, FinishEvent):
+            derived += map(SetEvent.of, aligner.finish(event.now_ns))
+        elif isinstance(event, SetEvent):
             sets += 1
-            # A set that went out at its deadline, before the next arrival.
+            # A set that was sent at its deadline, before the next arrival.
             while not derived and (wake_ns := aligner.wake_ns() or FOREVER_NS) < FOREVER_NS:
-                derived += map(_sent, aligner.advance(wake_ns))
+                derived += map(SetEvent.of, aligner.advance(wake_ns))
             if not derived:
                 differences.append(f"set at {event.anchor_ns}: was sent, but cannot be derived")
             elif not (again := derived.popleft()).matches(event):
                 differences.append(f"set at {event.anchor_ns}: was {event}, derived {again}")
-    differences += [f"set at {sent.anchor_ns}: derived, but was not sent" for sent in derived if not cut]
-    return Verdict(sets, count, tuple(differences[:most]))
+    if not incomplete:
+        differences += [f"set at {event.anchor_ns}: derived, but was not sent" for event in derived]
+    return Verification(sets, count, tuple(differences[:max_differences]))
 
 
-def _sent(aligned: AlignedSet) -> Sent:
-    return Sent(aligned.anchor_ns, aligned.missing, aligned.receipts)
-
-
-def parse(lines: Iterable[bytes], where: str) -> Iterator[Event]:
+def parse_events(lines: Iterable[bytes], where: str) -> Iterator[Event]:
+    """The events of an event log's lines, also of a log written before version 0.2. Raises ConfigError."""
     decoder = msgspec.json.Decoder(Event)
     for number, line in enumerate(lines, 1):
+        start, comma, rest = line.partition(b",")
         try:
-            yield decoder.decode(line)
+            yield decoder.decode(OLD_LINE_STARTS[start] + comma + rest if start in OLD_LINE_STARTS else line)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise ConfigError(f"{where}:{number}: not a line of an event log: {error}") from error
 
@@ -194,6 +236,6 @@ def parse(lines: Iterable[bytes], where: str) -> Iterator[Event]:
 def _read(path: Path) -> Iterator[Event]:
     try:
         with path.open("rb") as file:
-            yield from parse(file, str(path))
+            yield from parse_events(file, str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,11 +1,12 @@
-"""What is known of one stream: its recent frames, how far it is complete, when it was silent, how close its frames come.
+"""The buffer of one stream: its recent frames, how far it is complete, when it was silent, its minimum interval.
 
-Answers for one anchor at a time, from what the stream said up to then and never from what it said later: else an answer
+It answers for one anchor at a time, from what arrived up to then and never from what arrived later: otherwise an answer
 would depend on how the streams interleave.
 
-    history = History("lidar", Nearest(within_ms=50), start_ns, live=True, max_frames=512)
-    history.add(frame, arrival_ns)
-    history.answer(anchor_ns, anchor_arrival_ns)        # Found | Receipt (why there is nothing) | WAIT
+Example:
+    buffer = StreamBuffer("lidar", Nearest(within_ms=50), start_ns, live=True, max_frames=512)
+    buffer.add(frame, arrival_ns)
+    buffer.answer(anchor_ns, anchor_arrival_ns)        # Match | Receipt (why there is no match) | WAIT
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from pipeline.alignment.sync_policies import MS, WAIT, Answer, Found, Nearest, Nothing, Pick, Wait
+from pipeline.alignment.sync_policies import MS, WAIT, Answer, Match, Nearest, NoMatch, SyncPolicy, Wait
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, Frame, Receipt
 
-STOPPED_AFTER_NS = NS  # a stream that told nothing for so long is not waited for
-# The shortest of so many gaps between frames is what the next one is trusted not to undercut.
-GAPS = 64
-GAPS_TO_TRUST = 8
+STOPPED_AFTER_NS = NS  # a stream from which nothing arrived for this long is not waited for
+# Number of intervals between frames whose minimum is trusted as a lower bound of the next one; fewer at the start.
+INTERVALS = 64
+FIRST_INTERVALS = 8
+
+# Why a frame was dropped, or what was unusual about it, as summaries and recordings hold it.
+LATE, BUFFER_FULL, DUPLICATE = "late", "buffer full", "duplicate"
+BACK_IN_TIME = "timestamp before the last one"
+EARLIER_THAN_PREDICTED = "earlier than its rate predicts"
 
 
 class _Silence(NamedTuple):
@@ -34,49 +40,56 @@ class _Silence(NamedTuple):
     reason: str
 
 
-class History:
-    """live: answers may be early, by the stream's learned minimum gap, and a stream that stopped without a word is not
-    waited for. Not live: only proof counts.
+class StreamBuffer:
+    """The frames of one stream that anchors may still match, and what is known of the stream's timing.
+
+    Args:
+        stream: Its name.
+        policy: How its frames are matched with an anchor.
+        start_ns: When the run began; silence counts from there.
+        live: Answers may come early, by the stream's learned minimum interval, and a stream that stopped without a
+            watermark is not waited for. False: only proof counts.
+        max_frames: Frames that are buffered; the oldest is dropped.
     """
 
-    def __init__(self, stream: str, pick: Pick, start_ns: int, *, live: bool, max_frames: int) -> None:
+    def __init__(self, stream: str, policy: SyncPolicy, start_ns: int, *, live: bool, max_frames: int) -> None:
         self.stream = stream
-        self.pick = self._asked_for = pick
+        self.policy = self._configured_policy = policy
         self.frames: deque[Frame] = deque()
         self.complete_before_ns = -FOREVER_NS  # every frame captured before this is here or was dropped
-        self.reached_ns = -FOREVER_NS  # the same while the stream lived
+        self.reached_ns = -FOREVER_NS  # the same, until the stream ended
         self._live = live
         self._max_frames = max_frames
         self._silences: deque[_Silence] = deque()
         self._late_until_ns = -FOREVER_NS
-        self._answered_until_ns = -FOREVER_NS  # answers were given that rest on nothing coming until then
-        self._gaps: list[int] = []  # of the current block of GAPS
-        self._min_gap_ns = FOREVER_NS  # of this block and the one before
+        self._answered_until_ns = -FOREVER_NS  # answers were sent that assume no further frame before this
+        self._intervals_ns: list[int] = []  # of the current block
+        self._min_interval_ns = FOREVER_NS  # of this block and the one before
         self._last_block_min_ns = FOREVER_NS
-        self._trusts_gaps = False
-        self._block = GAPS_TO_TRUST
+        self._trusts_intervals = False
+        self._block_length = FIRST_INTERVALS
         self._last_capture_ns = -FOREVER_NS
         self._last_arrival_ns = start_ns
 
     def add(self, frame: Frame, arrival_ns: int) -> str:
-        """Returns what was wrong with it, "" when nothing was."""
+        """Returns why the frame was dropped or what was unusual about it; "" otherwise."""
         capture_ns = frame.capture_ns
         if frame.encoding == "none":
             self._last_arrival_ns = arrival_ns
             if capture_ns > self.complete_before_ns:
                 self._silences.append(_Silence(self.complete_before_ns, capture_ns, frame.reason or "nothing happened"))
-                self._complete(capture_ns)
+                self._mark_complete(capture_ns)
             return ""
-        gap_ns = capture_ns - self._last_capture_ns
-        if gap_ns <= 0:
-            return "duplicate" if frame.seq <= self.frames[-1].seq else "time went back"
-        # Here every frame of every stream passes: what is looked up twice is looked up once, and nothing is called for a line.
+        interval_ns = capture_ns - self._last_capture_ns
+        if interval_ns <= 0:
+            return DUPLICATE if frame.seq <= self.frames[-1].seq else BACK_IN_TIME
+        # Hot path, runs for every frame: attribute look-ups are hoisted, helpers inlined.
         if self._live:
-            gaps = self._gaps
-            gaps.append(gap_ns)
-            if gap_ns < self._min_gap_ns:
-                self._min_gap_ns = gap_ns
-            if len(gaps) == self._block:
+            intervals_ns = self._intervals_ns
+            intervals_ns.append(interval_ns)
+            if interval_ns < self._min_interval_ns:
+                self._min_interval_ns = interval_ns
+            if len(intervals_ns) == self._block_length:
                 self._learn()
         self._last_capture_ns, self._last_arrival_ns = capture_ns, arrival_ns
         # An instant at t proves everything up to and including t; a chunk proves everything up to its end.
@@ -87,55 +100,55 @@ class History:
         frames.append(frame)
         if len(frames) > self._max_frames:
             frames.popleft()
-            return "buffer full"
+            return BUFFER_FULL
         if capture_ns <= self._answered_until_ns:
-            return "late" if capture_ns <= self._late_until_ns else "sooner than ever before"
+            return LATE if capture_ns <= self._late_until_ns else EARLIER_THAN_PREDICTED
         return ""
 
-    def answer(self, anchor_ns: int, arrival_ns: int) -> Found | Receipt | Wait:
-        """arrival_ns: of the anchor."""
+    def answer(self, anchor_ns: int, arrival_ns: int) -> Match | Receipt | Wait:
+        """anchor_ns, arrival_ns: when the anchor was captured and when it arrived."""
         answer: Answer | Receipt = WAIT
-        if self.complete_before_ns >= anchor_ns + self.pick.ahead_ns:
-            answer = self.pick.answer(self.frames, anchor_ns, self.complete_before_ns)
+        if self.complete_before_ns >= anchor_ns + self.policy.lookahead_ns:
+            answer = self.policy.answer(self.frames, anchor_ns, self.complete_before_ns)
         if self._live and isinstance(answer, Wait):
             answer = self._answer_early(anchor_ns, arrival_ns)
-        if isinstance(answer, Nothing):
+        if isinstance(answer, NoMatch):
             return self._silent(anchor_ns) or Receipt(self.stream, "absent", reason=answer.reason)
         return answer
 
-    def final_answer(self, anchor_ns: int, arrival_ns: int, *, now: bool) -> Found | Receipt:
-        """When the set goes out. now: though something better may be on its way."""
+    def final_answer(self, anchor_ns: int, arrival_ns: int, *, now: bool) -> Match | Receipt:
+        """The answer when the set is sent. now: use the best match there is, though a nearer frame may be on its way."""
         answer = self.answer(anchor_ns, arrival_ns)
         if not isinstance(answer, Wait):
             return answer
         return (self.answer_now(anchor_ns) if now else None) or self._answer_at_deadline(anchor_ns)
 
-    def answer_now(self, anchor_ns: int) -> Found | None:
-        """What there is, though something better may be on its way."""
-        answer = self.pick.answer(self.frames, anchor_ns, FOREVER_NS)
-        return answer if isinstance(answer, Found) else None
+    def answer_now(self, anchor_ns: int) -> Match | None:
+        """The best match there is, though a nearer frame may be on its way."""
+        answer = self.policy.answer(self.frames, anchor_ns, FOREVER_NS)
+        return answer if isinstance(answer, Match) else None
 
-    def _answer_at_deadline(self, anchor_ns: int) -> Found | Receipt:
-        answer = self.pick.answer(self.frames, anchor_ns, FOREVER_NS)
+    def _answer_at_deadline(self, anchor_ns: int) -> Match | Receipt:
+        answer = self.policy.answer(self.frames, anchor_ns, FOREVER_NS)
         self._late_until_ns = anchor_ns
         self._answered_until_ns = max(self._answered_until_ns, anchor_ns)
-        if isinstance(answer, Found):
+        if isinstance(answer, Match):
             if answer.state == "nearest":
                 return replace(answer, reason="at the deadline: a nearer one may have come later")
             return answer
         if self.complete_before_ns == -FOREVER_NS:
             return Receipt(self.stream, "absent", reason="no frame yet")
         behind_ms = (anchor_ns - self.complete_before_ns) / MS
-        found = f": {answer.reason}" if isinstance(answer, Nothing) else ""
+        detail = f": {answer.reason}" if isinstance(answer, NoMatch) else ""
         late = Receipt(
-            self.stream, "late", reason=f"at the deadline its data ended {behind_ms:.0f} ms before the anchor{found}"
+            self.stream, "late", reason=f"at the deadline its data ended {behind_ms:.0f} ms before the anchor{detail}"
         )
         return self._silent(anchor_ns) or late
 
     def forget(self, anchor_ns: int) -> None:
-        """No anchor before this one will be asked about again."""
+        """No anchor before this one will be asked for again: drop the frames that only such anchors could match."""
         frames = self.frames
-        horizon_ns = anchor_ns - self.pick.reach_ns
+        horizon_ns = anchor_ns - self.policy.lookback_ns
         while len(frames) > 1 and frames[1].capture_ns <= horizon_ns:
             frames.popleft()
         silences = self._silences
@@ -145,33 +158,33 @@ class History:
     def _answer_early(self, anchor_ns: int, arrival_ns: int) -> Answer | Receipt:
         idle_ns = arrival_ns - self._last_arrival_ns
         if idle_ns > STOPPED_AFTER_NS:
-            answer = self.pick.answer(self.frames, anchor_ns, FOREVER_NS)
-            if isinstance(answer, Nothing):
+            answer = self.policy.answer(self.frames, anchor_ns, FOREVER_NS)
+            if isinstance(answer, NoMatch):
                 return Receipt(self.stream, "silent", reason=f"nothing arrived for {idle_ns / NS:.1f} s")
             return answer
-        if not self._trusts_gaps:
+        if not self._trusts_intervals:
             return WAIT
-        trusted_ns = self._last_capture_ns + self._min_gap_ns
-        if trusted_ns <= self.complete_before_ns:  # chunks and sweeps already prove as much by their length
+        trusted_ns = self._last_capture_ns + self._min_interval_ns
+        if trusted_ns <= self.complete_before_ns:  # the length of chunks and sweeps already proves as much
             return WAIT
-        answer = self.pick.answer(self.frames, anchor_ns, trusted_ns)
+        answer = self.policy.answer(self.frames, anchor_ns, trusted_ns)
         if not isinstance(answer, Wait):
             self._answered_until_ns = trusted_ns - 1
-            if isinstance(answer, Found):
-                answer = Found(answer.frames, "predicted", answer.reason, answer.used)
+            if isinstance(answer, Match):
+                answer = Match(answer.frames, "predicted", answer.reason, answer.used)
         return answer
 
     def _learn(self) -> None:
-        """A block of gaps is full. Two blocks are remembered, so a rate that falls is believed after 64 to 128 frames."""
-        block_min_ns = min(self._gaps)
-        self._min_gap_ns = min(block_min_ns, self._last_block_min_ns)
+        """A block of intervals is full. The minimum is over two blocks, so a lower rate is recognised after 64 to 128 frames."""
+        block_min_ns = min(self._intervals_ns)
+        self._min_interval_ns = min(block_min_ns, self._last_block_min_ns)
         self._last_block_min_ns = block_min_ns
-        self._trusts_gaps, self._block = True, GAPS
-        if isinstance(self._asked_for, Nearest):
-            self.pick = self._asked_for.learned(round(median(self._gaps)))
-        self._gaps.clear()
+        self._trusts_intervals, self._block_length = True, INTERVALS
+        if isinstance(self._configured_policy, Nearest):
+            self.policy = self._configured_policy.learned(round(median(self._intervals_ns)))
+        self._intervals_ns.clear()
 
-    def _complete(self, before_ns: int) -> None:
+    def _mark_complete(self, before_ns: int) -> None:
         self.complete_before_ns = before_ns
         if before_ns < FOREVER_NS:
             self.reached_ns = before_ns

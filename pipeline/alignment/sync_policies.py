@@ -1,11 +1,12 @@
-"""Pick rules: which frames of a stream belong to an anchor. Pure; a new rule is one class with these two methods.
+"""Sync policies: which frames of a stream belong to an anchor. Pure; a new policy is one class (see SyncPolicy).
 
-A rule is asked with the frames at hand and the time before which the stream is complete, and gives one of three answers:
-`Found`, `Nothing`, or `WAIT` when a frame that may still come could change the answer.
+A policy gets the buffered frames and the time before which the stream is complete. It returns one of three answers:
+`Match`, `NoMatch`, or `WAIT` when a frame that has not arrived yet could change the answer.
 
-    Nearest(within_ms=20).answer(frames, anchor_ns, complete_before_ns)      # Found((frame,), "nearest") | Nothing(…) | WAIT
+Policies and their three answers follow the interpolators of Microsoft \\psi.
 
-Rules and their three answers follow the interpolators of Microsoft \\psi.
+Example:
+    Nearest(within_ms=20).answer(frames, anchor_ns, complete_before_ns)   # Match((frame,), "nearest") | NoMatch(…) | WAIT
 """
 
 from __future__ import annotations
@@ -26,50 +27,57 @@ MS = 1_000_000
 SEAM_NS = MS
 
 
-class Found(
-    msgspec.Struct, frozen=True, gc=False
-):  # made for every stream of every set: a third of a named tuple's time
-    """used: what `frames` were made from, where that is not themselves."""
+# A struct, because one is built for every stream of every set: it takes a third of a named tuple's time.
+class Match(msgspec.Struct, frozen=True, gc=False):
+    """The frames that belong to the anchor."""
 
     frames: tuple[Frame, ...]
     state: ReceiptState
     reason: str = ""
-    used: tuple[Frame, ...] = ()
+    used: tuple[Frame, ...] = ()  # the frames that `frames` were computed from; empty: themselves
 
 
-class Nothing(NamedTuple):
+class NoMatch(NamedTuple):
+    """No frame belongs to the anchor, and none will."""
+
     reason: str
 
 
 class Wait(NamedTuple):
-    pass
+    """A frame that has not arrived yet could change the answer."""
 
 
 WAIT = Wait()
-Answer = Found | Nothing | Wait
+Answer = Match | NoMatch | Wait
 
 
-class Pick(Protocol):
+class SyncPolicy(Protocol):
+    """How the frames of one stream are matched with an anchor."""
+
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        """frames: in rising capture_ns. Every frame with capture_ns < complete_before_ns is among them or was dropped.
+        """The frames that belong to the anchor, or why there are none, or WAIT.
 
-        Must not answer WAIT when complete_before_ns is pipeline.frame.FOREVER_NS: then this is all there will be.
+        Args:
+            frames: In rising capture_ns.
+            anchor_ns: The capture time of the anchor.
+            complete_before_ns: Every frame captured before this is in `frames` or was dropped. FOREVER_NS: no more
+                frames will arrive; WAIT is then no valid answer.
         """
         ...
 
     @property
-    def reach_ns(self) -> int:
-        """How long before an anchor it looks, beyond the newest frame there: what is older serves no anchor from there on."""
+    def lookback_ns(self) -> int:
+        """How long before an anchor it needs frames, beyond the last one at the anchor; older frames are dropped."""
         ...
 
     @property
-    def ahead_ns(self) -> int:
-        """Until the stream is complete up to this long after the anchor the answer is WAIT, and need not be asked for."""
+    def lookahead_ns(self) -> int:
+        """The answer is WAIT until the stream is complete up to this long after the anchor, so it is not asked before."""
         ...
 
 
-def around(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Frame | None]:
-    """The last frame at or before when_ns, and the first after it. Anchors lie near the end, so this looks from there."""
+def neighbours(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Frame | None]:
+    """The last frame at or before when_ns, and the first after it. Searched from the end, because anchors are recent."""
     after = None
     for frame in reversed(frames):
         if frame.capture_ns <= when_ns:
@@ -80,25 +88,27 @@ def around(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Frame |
 
 @dataclass(frozen=True)
 class Nearest:
-    """The frame nearest in time, at most `within_ms` away on either side.
+    """The frame nearest in time to the anchor, before or after it.
 
-    within_ms None: half of the stream's own period, which the aligner learns; until then, and in proof mode, 50 ms.
+    Args:
+        within_ms: The most it may be away (ms, ≥ 0). null: half of the stream's own period, which the aligner learns;
+            until then, and with `max_wait_ms: null`, 50 ms.
     """
 
     within_ms: float | None = None
-    reach_ns: ClassVar[int] = 0
-    ahead_ns: ClassVar[int] = 0
+    lookback_ns: ClassVar[int] = 0
+    lookahead_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
         within_ns = self._within_ns
-        before, after = around(frames, anchor_ns)
+        before, after = neighbours(frames, anchor_ns)
         if after is None:
-            # Nearer than the newest is only what lies strictly inside its distance; the older side is complete already.
+            # Only a frame strictly closer than the newest one would be nearer; the older side is complete already.
             nearest_ns = min(within_ns + 1, anchor_ns - before.capture_ns) if before else within_ns + 1
             if complete_before_ns < anchor_ns + nearest_ns:
                 return WAIT
             if before is None:
-                return Nothing("no frame yet")
+                return NoMatch("no frame yet")
             best = before
         elif before is not None and anchor_ns - before.capture_ns <= after.capture_ns - anchor_ns:
             best = before
@@ -106,16 +116,16 @@ class Nearest:
             best = after
         skew_ns = best.capture_ns - anchor_ns
         if not -within_ns <= skew_ns <= within_ns:
-            return Nothing(f"the nearest is {skew_ns / MS:+.1f} ms away, tolerance {within_ns / MS:g} ms")
+            return NoMatch(f"the nearest is {skew_ns / MS:+.1f} ms away, tolerance {within_ns / MS:g} ms")
         if within_ns < best.clock_error_ns:
             error_ms = best.clock_error_ns / MS
-            return Found(
+            return Match(
                 (best,), "nearest", f"tolerance {within_ns / MS:g} ms is finer than the clock error {error_ms:.1f} ms"
             )
-        return Found((best,), "nearest" if skew_ns else "exact")
+        return Match((best,), "nearest" if skew_ns else "exact")
 
     def learned(self, period_ns: int) -> Nearest:
-        """The rule for a stream of this period."""
+        """The policy for a stream of this period."""
         return Nearest(period_ns / 2 / MS) if self.within_ms is None else self
 
     @cached_property
@@ -125,33 +135,43 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Latest:
-    """The last frame at or before the anchor, at most `max_age_ms` old."""
+    """The last frame at or before the anchor.
+
+    Args:
+        max_age_ms: The most that the frame's end may lie before the anchor (ms, ≥ 0). Default 200: two frames of a 10 Hz
+            lidar.
+    """
 
     max_age_ms: float = 200.0
-    reach_ns: ClassVar[int] = 0
-    ahead_ns: ClassVar[int] = 0
+    lookback_ns: ClassVar[int] = 0
+    lookahead_ns: ClassVar[int] = 0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        frame, after = around(frames, anchor_ns)
+        frame, after = neighbours(frames, anchor_ns)
         if after is None and complete_before_ns <= anchor_ns:
             return WAIT
         if frame is None:
-            return Nothing("no frame before the anchor")
+            return NoMatch("no frame before the anchor")
         age_ns = anchor_ns - frame.end_ns
         if age_ns > self.max_age_ms * MS:
-            return Nothing(f"the latest is {age_ns / MS:.0f} ms old, at most {self.max_age_ms:g} ms allowed")
-        return Found((frame,), "exact" if frame.capture_ns == anchor_ns else "held")
+            return NoMatch(f"the latest is {age_ns / MS:.0f} ms old, at most {self.max_age_ms:g} ms allowed")
+        return Match((frame,), "exact" if frame.capture_ns == anchor_ns else "held")
 
 
 @dataclass(frozen=True)
 class Window:
-    """Every frame that overlaps [anchor − before_ms, anchor + after_ms]; for sampled streams exact to the sample."""
+    """Every frame that overlaps [anchor − before_ms, anchor + after_ms]; for sampled streams, gaps are reported.
+
+    Args:
+        before_ms: Where the window begins, before the anchor (ms). Default 1000: what the voice network takes.
+        after_ms: Where it ends, after the anchor (ms). A set waits that long. Default 0.
+    """
 
     before_ms: float = 1000.0
     after_ms: float = 0.0
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        begin_ns, end_ns = anchor_ns - self.reach_ns, anchor_ns + self.ahead_ns
+        begin_ns, end_ns = anchor_ns - self.lookback_ns, anchor_ns + self.lookahead_ns
         if complete_before_ns < end_ns:
             return WAIT
         covered_to_ns = begin_ns
@@ -167,63 +187,67 @@ class Window:
                 missing_ns += frame.capture_ns - covered_to_ns
             covered_to_ns = max(covered_to_ns, frame.end_ns)
         if not inside:
-            return Nothing("nothing in the window")
+            return NoMatch("nothing in the window")
         if inside[0].duration_ns == 0:  # instants have no coverage: the window holds what there was
-            return Found(tuple(inside), "exact")
+            return Match(tuple(inside), "exact")
         if end_ns - covered_to_ns > SEAM_NS:
             missing_ns += end_ns - covered_to_ns
         if missing_ns:
             whole_ms = self.before_ms + self.after_ms
-            return Found(tuple(inside), "partial", f"{missing_ns / MS:.0f} of {whole_ms:.0f} ms are missing")
-        return Found(tuple(inside), "exact")
+            return Match(tuple(inside), "partial", f"{missing_ns / MS:.0f} of {whole_ms:.0f} ms are missing")
+        return Match(tuple(inside), "exact")
 
     @cached_property
-    def reach_ns(self) -> int:
+    def lookback_ns(self) -> int:
         return round(self.before_ms * MS)
 
     @cached_property
-    def ahead_ns(self) -> int:
+    def lookahead_ns(self) -> int:
         return round(self.after_ms * MS)
 
 
 @dataclass(frozen=True)
 class Interpolate:
-    """The value at the anchor, on the straight line between its neighbours, at most `max_gap_ms` apart; numeric streams."""
+    """The value at the anchor, linearly interpolated between its neighbours; for numeric streams (imu_f64, series_f32).
+
+    Args:
+        max_gap_ms: The most that the two neighbours may be apart (ms). Default 100.
+    """
 
     max_gap_ms: float = 100.0
-    reach_ns: ClassVar[int] = 0
-    ahead_ns: ClassVar[int] = -FOREVER_NS  # a silence may tell long before that the gap is too wide
+    lookback_ns: ClassVar[int] = 0
+    lookahead_ns: ClassVar[int] = -FOREVER_NS  # a watermark may prove long before the anchor that the gap is too wide
 
     def answer(self, frames: Sequence[Frame], anchor_ns: int, complete_before_ns: int) -> Answer:
-        before, after = around(frames, anchor_ns)
+        before, after = neighbours(frames, anchor_ns)
         if before and before.capture_ns == anchor_ns:
-            return Found((before,), "exact")
+            return Match((before,), "exact")
         if after is None:
             # Every frame before complete_before_ns is here, so the gap is at least that wide.
             begin_ns = before.capture_ns if before else anchor_ns
             return (
-                WAIT if complete_before_ns <= begin_ns + self.max_gap_ms * MS else Nothing("nothing after the anchor")
+                WAIT if complete_before_ns <= begin_ns + self.max_gap_ms * MS else NoMatch("nothing after the anchor")
             )
         if before is None:
-            return Nothing("nothing before the anchor")
+            return NoMatch("nothing before the anchor")
         gap_ns = after.capture_ns - before.capture_ns
         if gap_ns > self.max_gap_ms * MS:
-            return Nothing(f"its neighbours are {gap_ns / MS:.0f} ms apart, at most {self.max_gap_ms:g} ms allowed")
+            return NoMatch(f"its neighbours are {gap_ns / MS:.0f} ms apart, at most {self.max_gap_ms:g} ms allowed")
         if before.encoding not in ("imu_f64", "series_f32") or before.data.shape != after.data.shape:
-            return Nothing(f"there is nothing between two frames of '{before.encoding}'")
+            return NoMatch(f"there is nothing between two frames of '{before.encoding}'")
         share = (anchor_ns - before.capture_ns) / gap_ns
         value = (before.data + (after.data - before.data) * share).astype(before.data.dtype)
         error_ns = max(before.clock_error_ns, after.clock_error_ns)
         between = Frame(before.stream, before.seq, anchor_ns, before.encoding, value, clock_error_ns=error_ns)
-        return Found((between,), "interpolated", used=(before, after))
+        return Match((between,), "interpolated", used=(before, after))
 
 
 POLICIES: dict[str, type[Any]] = {"nearest": Nearest, "latest": Latest, "window": Window, "interpolate": Interpolate}
 
 
-def from_rule(rule: Mapping[str, Any], where: str) -> Pick:
-    """A rule as the YAML has it: {policy: window, before_ms: 1000}, or {policy: "module:Name", …}. Raises ValueError."""
-    options = dict(rule)
+def parse_policy(entry: Mapping[str, Any], where: str) -> SyncPolicy:
+    """A policy as YAML has it: {policy: window, before_ms: 1000} or {policy: "module:Name", …}. Raises ValueError."""
+    options = dict(entry)
     policy = options.pop("policy", None)
     if not isinstance(policy, str):
         raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
@@ -232,5 +256,5 @@ def from_rule(rule: Mapping[str, Any], where: str) -> Pick:
         raise ValueError(
             f"{where}.policy: no sync policy called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
         )
-    pick: Pick = kind(**check_options(kind, options, where))
-    return pick
+    sync_policy: SyncPolicy = kind(**check_options(kind, options, where))
+    return sync_policy

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.alignment import event_log
-from pipeline.alignment.event_log import Rules, Sent, Told
+from pipeline.alignment.event_log import AlignerConfig, ArrivalEvent, SetEvent
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.recording.arrival_replay import events_of
 from pipeline.recording.provenance import dropped_by_recorder
 from pipeline.recording.reader import Reader
 from pipeline.runtime.graph import EVENTS
-from pipeline.transport.drop_reasons import EDGE_REASONS, current_reasons
+from pipeline.transport.drop_reasons import EDGE_REASONS
 
 MAX_LISTED = 5  # faults of one kind
 COUNTERS_LAG_NS = NS  # a node's counters are in the recorded health messages after this
@@ -98,9 +98,9 @@ class Audit:
         self.path = path
         self.streams: dict[str, StreamAudit] = {}
         self.predictions: defaultdict[str, list[Prediction]] = defaultdict(list)
-        self.sent: dict[str, list[Sent]] = {}  # by aligner
+        self.sent: dict[str, list[SetEvent]] = {}  # by aligner
         self.arrivals: dict[str, Counter[tuple[str, int, int]]] = {}  # by aligner: (stream, seq, capture)
-        self.verdicts: dict[str, event_log.Verdict] = {}
+        self.verdicts: dict[str, event_log.Verification] = {}
         self._health: Health | None = None
         with Reader(path, unclosed=True) as reader:
             self.closed, self.torn_bytes = reader.closed, reader.torn_bytes
@@ -145,13 +145,15 @@ class Audit:
     def _derive(self, reader: Reader, align: str) -> None:
         events = list(events_of(reader, align))
         self.arrivals[align] = Counter(
-            (e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, Told) and e.seq >= 0
+            (e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, ArrivalEvent) and e.seq >= 0
         )
-        self.sent[align] = [e for e in events if isinstance(e, Sent)]
+        self.sent[align] = [e for e in events if isinstance(e, SetEvent)]
         if not self.has_all_events(align):
-            self.verdicts[align] = event_log.Verdict(len(self.sent[align]), len(events), ())
-        elif events and isinstance(events[0], Rules):
-            self.verdicts[align] = event_log.judge(iter(events), f"{self.path}: {align}{EVENTS}", cut=not self.finished)
+            self.verdicts[align] = event_log.Verification(len(self.sent[align]), len(events), ())
+        elif events and isinstance(events[0], AlignerConfig):
+            self.verdicts[align] = event_log.verify_events(
+                iter(events), f"{self.path}: {align}{EVENTS}", incomplete=not self.finished
+            )
 
     def has_all_events(self, align: str) -> bool:
         """Whether the recording holds the aligner's whole event log. Events that the recorder dropped at the end leave no gap in seq."""
@@ -169,10 +171,10 @@ class Audit:
     def _dropped(self, node: str, source: str) -> Counter[str]:
         """Reason → count, as that node last reported."""
         if self.summary:
-            return current_reasons(self.summary["dropped"].get(node, {}).get(source, {}))
+            return Counter(self.summary["dropped"].get(node, {}).get(source, {}))
         for health in self._health.nodes if self._health else ():
             if health.node == node:
-                return current_reasons(health.dropped.get(source, {}))
+                return Counter(health.dropped.get(source, {}))
         return Counter()
 
     def dropped_by_the_recorder(self, stream: str) -> int:

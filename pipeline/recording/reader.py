@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError
-from pipeline.frame import Message, StreamInfo
+from pipeline.frame import Health, Message, StreamInfo
 from pipeline.recording.mcap.decode import decode_calibration
+from pipeline.recording.old_names import current_about, current_health, current_note
 from pipeline.recording.part import METADATA, Part, part_path
 
 NEVER = 1 << 64  # later than any log time
@@ -57,7 +58,7 @@ class Reader:
         except BaseException:
             self.close()
             raise
-        self.about: dict[str, Any] = first.about
+        self.about: dict[str, Any] = current_about(first.about)
         self.utc_offset_ns = first.utc_offset_ns
         self.closed = all(part.closed for part in self._parts)
         self.torn_bytes = sum(part.torn_bytes for part in self._parts)
@@ -82,7 +83,7 @@ class Reader:
                 if entry.name.startswith(f"{METADATA}."):
                     name = entry.name.removeprefix(f"{METADATA}.")
                     try:
-                        notes.setdefault(name, []).append(json.loads(entry.metadata["json"]))
+                        notes.setdefault(name, []).append(current_note(json.loads(entry.metadata["json"])))
                     except (ValueError, LookupError) as error:
                         raise part.broken(f"the note '{entry.name}'", error) from error
         return notes
@@ -131,7 +132,10 @@ class Reader:
         for part in self._parts:
             channels = {channel for channel, name in part.stream_of.items() if streams is None or name in streams}
             for log_time, channel, data in part.messages(channels, from_utc, to_utc):
-                yield Recorded(part.stream_of[channel], part.decoded(channel, data), log_time - self.utc_offset_ns)
+                message = part.decoded(channel, data)
+                if isinstance(message, Health):
+                    message = current_health(message)
+                yield Recorded(part.stream_of[channel], message, log_time - self.utc_offset_ns)
 
     def close(self) -> None:
         for part in self._parts:

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from pipeline.clock import NS
-from pipeline.frame import NodeHealth
-from pipeline.runtime.graph import EVENTS, Plan
+from pipeline.frame import AlignedSet, Frame, NodeHealth
+from pipeline.runtime.config import resolve
+from pipeline.runtime.graph import EVENTS, NodePlan, Plan
 from pipeline.transport.drop_reasons import EDGE_REASONS
 
 
@@ -53,7 +54,7 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "seconds": round(ran_ns / NS, 2),
         "frames_in": {n.node: n.produced for n in nodes if kinds[n.node].is_source},
         "dropped": dropped,
-        "sets": sum(n.produced for n in nodes if kinds[n.node].use == "align"),
+        "sets": sum(n.produced for n in nodes if _aligns(kinds[n.node])),
         "predictions": sum(n.produced for n in predicting),
         "unaccounted": unaccounted,
         "latency_ms": predicting[0].latency_ms["total"] if predicting else {},
@@ -63,6 +64,12 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "restarts": {n.node: n.restarts for n in nodes if n.restarts},
         **({"host": plan.host, "from_other_hosts": remote} if plan.host else {}),
     }
+
+
+def _aligns(node: NodePlan) -> bool:
+    """Whether it groups frames into sets, also in a replay."""
+    kind = resolve(node.use, node.where)
+    return Frame in kind.consumes and kind.produces is AlignedSet
 
 
 def engines(nodes: Iterable[NodeHealth]) -> dict[str, dict[str, str]]:

@@ -5,9 +5,6 @@ What a node itself drops has other reasons, and was received before.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-
 LOST = "lost in transport"  # a gap in seq: the queue of the socket was full
 OVERWRITTEN = "overwritten in shared memory"  # read too late: its slot holds a later payload
 MALFORMED = "malformed"  # could not be decoded or decompressed
@@ -17,12 +14,3 @@ UNREAD = "not read before the end"  # still waiting when the node ended
 CLOCK_JUMPED = "the clock of its host jumped"  # its time cannot be converted to this host's
 
 EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD, CLOCK_JUMPED)
-_RENAMED = {"a newer one came": REPLACED, "overwritten in the ring": OVERWRITTEN}
-
-
-def current_reasons(counts: Mapping[str, int]) -> Counter[str]:
-    """Counts by reason as a recording holds them, those of recordings made before a reason was renamed included."""
-    current: Counter[str] = Counter()
-    for reason, count in counts.items():
-        current[_RENAMED.get(reason, reason)] += count
-    return current

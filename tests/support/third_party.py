@@ -1,4 +1,4 @@
-"""What somebody else adds to Sensorium in one file of their own: a source, a pick rule, a task, and nodes between them.
+"""What somebody else adds to Sensorium in one file of their own: a source, a sync policy, a task, and nodes between them.
 
     mood: {use: infer, task: "third_party:Mood", inputs: [align]}
 
@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from pipeline.alignment.sync_policies import WAIT, Answer, Found, Nothing
+from pipeline.alignment.sync_policies import WAIT, Answer, Match, NoMatch
 from pipeline.clock import NS, Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import AlignedSet, Frame, Message, Prediction, StreamInfo
@@ -48,7 +48,7 @@ class Thermometer(Source):
 
 @dataclass(frozen=True)
 class First:
-    """A pick rule: the first frame at or after the anchor, at most `within_ms` after it."""
+    """A sync policy: the first frame at or after the anchor, at most `within_ms` after it."""
 
     within_ms: float = 100.0
 
@@ -56,10 +56,10 @@ class First:
         for frame in frames:
             if frame.capture_ns >= anchor_ns:
                 near = frame.capture_ns - anchor_ns <= self.within_ms * 1e6
-                return Found((frame,), "nearest", "the first after") if near else Nothing("too far behind")
-        return Nothing("nothing after") if complete_before_ns > anchor_ns + self.within_ms * 1e6 else WAIT
+                return Match((frame,), "nearest", "the first after") if near else NoMatch("too far behind")
+        return NoMatch("nothing after") if complete_before_ns > anchor_ns + self.within_ms * 1e6 else WAIT
 
-    reach_ns = ahead_ns = 0
+    lookback_ns = lookahead_ns = 0
 
 
 class Mood(Task):

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli.out import with_out
+from pipeline.cli.replay import replay_config
 from pipeline.errors import ConfigError
 from pipeline.installation import CONFIGS
 from pipeline.recording import fault_report
 from pipeline.recording.diff import read_predictions
 from pipeline.recording.labels import Labels
 from pipeline.recording.reader import Reader
-from pipeline.recording.replay import Tape
+from pipeline.recording.replay import ReplaySession
 from pipeline.runtime.config import load, without_displays
 from pipeline.runtime.launcher import launch
 
@@ -78,12 +79,12 @@ def evaluate_faults(*, data: Path, out: Path = Path("runs/faults.json")) -> dict
 
 
 def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
-    """The predictions of the demo's graph on the recording, aligned afresh, as `--out` writes them."""
-    tape = Tape(recording, realign=True, fault=faults)
+    """The predictions of the demo's graph on the recording, aligned again, as `--out` writes them."""
+    session = ReplaySession(recording, realign=True, fault=faults)
     with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
         path = Path(folder) / "predictions.jsonl"
         config = with_out(without_displays(load(CONFIG)), str(path), host="")
-        launch(tape.replayed(config, speed=0))
+        launch(replay_config(session, config, speed=0))
         return read_predictions(path)
 
 

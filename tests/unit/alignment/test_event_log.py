@@ -78,21 +78,21 @@ def alter(path: Path, kind: str, change) -> None:
 
 
 def test_set_that_was_altered_is_named(log):
-    alter(log, "Sent", lambda lines, i: lines[i].__setitem__(2, ["imu"]))
+    alter(log, "set", lambda lines, i: lines[i].__setitem__(2, ["imu"]))
     assert len(verify(log).differences) == 1
 
 
 def test_arrival_that_was_removed_is_noticed(log):
     alter(
         log,
-        "Told",
-        lambda lines, i: lines.pop(next(j for j in range(i, len(lines)) if lines[j][:2] == ["Told", "camera"])),
+        "arrival",
+        lambda lines, i: lines.pop(next(j for j in range(i, len(lines)) if lines[j][:2] == ["arrival", "camera"])),
     )
     assert verify(log).differences
 
 
 def test_set_that_was_removed_is_noticed(log):
-    alter(log, "Sent", lambda lines, i: lines.pop(i))
+    alter(log, "set", lambda lines, i: lines.pop(i))
     assert verify(log).differences
 
 

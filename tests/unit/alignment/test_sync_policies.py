@@ -1,11 +1,11 @@
-"""Each pick rule answers found, nothing or wait, and `wait` only while a frame that may still come could change the answer."""
+"""Each policy rule answers found, nothing or wait, and `wait` only while a frame that may still come could change the answer."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pipeline.alignment.sync_policies import MS, WAIT, Found, Interpolate, Latest, Nearest, Nothing, Pick, Window
+from pipeline.alignment.sync_policies import MS, WAIT, Interpolate, Latest, Match, Nearest, NoMatch, SyncPolicy, Window
 from pipeline.frame import FOREVER_NS, Frame
 
 
@@ -23,13 +23,13 @@ def at(*times_ms: float, lasting_ms: float = 0, clock_error_ms: float = 0) -> li
     ]
 
 
-def ask(pick: Pick, frames: list[Frame], anchor_ms: float, complete_before_ms: float | None = None):
+def ask(policy: SyncPolicy, frames: list[Frame], anchor_ms: float, complete_before_ms: float | None = None):
     complete_ns = FOREVER_NS if complete_before_ms is None else round(complete_before_ms * MS)
-    return pick.answer(frames, round(anchor_ms * MS), complete_ns)
+    return policy.answer(frames, round(anchor_ms * MS), complete_ns)
 
 
 def seqs(answer) -> list[int]:
-    assert isinstance(answer, Found), answer
+    assert isinstance(answer, Match), answer
     return [frame.seq for frame in answer.frames]
 
 
@@ -56,12 +56,12 @@ def test_nearest_waits_while_a_nearer_frame_may_still_come():
 
 def test_nearest_waits_for_its_whole_tolerance_when_it_has_nothing():
     assert ask(Nearest(20), [], 100, complete_before_ms=120) == WAIT
-    assert isinstance(ask(Nearest(20), [], 100, complete_before_ms=120.001), Nothing)
+    assert isinstance(ask(Nearest(20), [], 100, complete_before_ms=120.001), NoMatch)
 
 
 def test_nearest_beyond_the_tolerance_is_nothing_and_says_how_far():
     answer = ask(Nearest(20), at(0), 50)
-    assert answer == Nothing("the nearest is -50.0 ms away, tolerance 20 ms")
+    assert answer == NoMatch("the nearest is -50.0 ms away, tolerance 20 ms")
 
 
 def test_nearest_flags_a_tolerance_finer_than_the_clock():
@@ -71,7 +71,7 @@ def test_nearest_flags_a_tolerance_finer_than_the_clock():
 
 def test_latest_never_looks_ahead_of_the_anchor():
     assert seqs(ask(Latest(50), at(0, 10, 20), 19)) == [1]
-    assert isinstance(ask(Latest(50), at(20), 19), Nothing)
+    assert isinstance(ask(Latest(50), at(20), 19), NoMatch)
 
 
 def test_latest_waits_until_nothing_can_come_before_the_anchor():
@@ -80,7 +80,7 @@ def test_latest_waits_until_nothing_can_come_before_the_anchor():
 
 
 def test_latest_older_than_allowed_is_nothing():
-    assert isinstance(ask(Latest(50), at(0), 51), Nothing)
+    assert isinstance(ask(Latest(50), at(0), 51), NoMatch)
 
 
 def test_window_holds_every_chunk_that_overlaps_it():
@@ -109,10 +109,10 @@ def test_window_of_instants_holds_both_of_its_ends():
     assert seqs(ask(Window(before_ms=10, after_ms=10), at(0, 10, 20, 30), 10)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("pick", [Nearest(20), Latest(50), Window(before_ms=30), Interpolate(30)], ids=repr)
-def test_no_rule_waits_for_a_stream_that_has_ended(pick):
+@pytest.mark.parametrize("policy", [Nearest(20), Latest(50), Window(before_ms=30), Interpolate(30)], ids=repr)
+def test_no_rule_waits_for_a_stream_that_has_ended(policy):
     for frames in ([], at(0), at(100), at(0, 20, 40, lasting_ms=20)):
-        assert ask(pick, frames, 50) != WAIT
+        assert ask(policy, frames, 50) != WAIT
 
 
 def test_interpolation_lies_on_the_line_between_the_neighbours():
@@ -125,7 +125,7 @@ def test_interpolation_lies_on_the_line_between_the_neighbours():
 
 def test_interpolation_waits_for_the_neighbour_on_the_far_side_but_not_for_ever():
     assert ask(Interpolate(20), at(0), 5, complete_before_ms=19) == WAIT
-    assert isinstance(ask(Interpolate(20), at(0), 5, complete_before_ms=21), Nothing)
+    assert isinstance(ask(Interpolate(20), at(0), 5, complete_before_ms=21), NoMatch)
 
 
 def test_interpolation_refuses_a_gap_that_is_too_wide_and_pictures():

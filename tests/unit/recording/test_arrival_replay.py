@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
 import numpy as np
 
-from nodes.align import Align
-from pipeline.alignment.event_log import Finished, Told
+from pipeline.alignment.event_log import AlignerConfig, ArrivalEvent, FinishEvent
+from pipeline.alignment.options import AlignerOptions
 from pipeline.alignment.sync_policies import MS
 from pipeline.clock import NS, ReplayClock
 from pipeline.frame import Frame
-from pipeline.node import Context
-from pipeline.recording.arrival_replay import NOT_HEARD, NOT_RECORDED, Retold, Shed, afresh
+from pipeline.recording.arrival_replay import NOT_RECEIVED, NOT_RECORDED, ArrivalReplay, ShedSets, realigned_events
 from pipeline.recording.writer import Writer
 
 
@@ -38,58 +36,58 @@ def picture(seq: int) -> Frame:
     return Frame("camera", seq, seq * 40 * MS, "bgr8", np.full((60, 80, 3), seq, np.uint8), publish_ns=seq * 40 * MS)
 
 
-def arrivals(*frames: Frame) -> list[Told]:
-    return [Told(f.stream, f.seq, f.capture_ns, 0, 0, f.encoding, "", f.capture_ns + MS) for f in frames]
+def arrivals(*frames: Frame) -> list[ArrivalEvent]:
+    return [ArrivalEvent(f.stream, f.seq, f.capture_ns, 0, 0, f.encoding, "", f.capture_ns + MS) for f in frames]
 
 
-def aligner_rules() -> Any:
-    node = Align(anchor="camera")
-    node.context = Context("align", inputs=("camera",))
-    return node.rules(0)
+def aligner_config() -> AlignerConfig:
+    return AlignerOptions(anchor="camera").config(["camera"], 0)
 
 
-def test_frames_that_the_recorded_aligner_never_heard_are_passed_over_and_counted():
-    retold = Retold(iter([aligner_rules(), *arrivals(picture(0), picture(2))]))
-    sets = [s for seq in range(4) for s in retold.add(picture(seq))] + retold.ended("camera") + retold.finish()
+def test_frames_that_the_recorded_aligner_did_not_receive_are_passed_over_and_counted():
+    replay = ArrivalReplay(iter([aligner_config(), *arrivals(picture(0), picture(2))]))
+    sets = [s for seq in range(4) for s in replay.add(picture(seq))] + replay.ended("camera") + replay.finish()
     assert [s.anchor_ns for s in sets] == [0, 80 * MS]
-    assert dict(retold.counts) == {("camera", NOT_HEARD): 2}
+    assert dict(replay.counts) == {("camera", NOT_RECEIVED): 2}
 
 
 def test_a_frame_that_is_not_in_the_recording_keeps_its_place_without_its_payload():
-    retold = Retold(iter([aligner_rules(), *arrivals(picture(0), picture(1), picture(2))]))
-    sets = [s for seq in (0, 2) for s in retold.add(picture(seq))] + retold.ended("camera") + retold.finish()
+    replay = ArrivalReplay(iter([aligner_config(), *arrivals(picture(0), picture(1), picture(2))]))
+    sets = [s for seq in (0, 2) for s in replay.add(picture(seq))] + replay.ended("camera") + replay.finish()
     assert [(s.frames["camera"][0].seq, s.frames["camera"][0].data.size) for s in sets] == [
         (0, 14400),
         (1, 0),
         (2, 14400),
     ]
-    assert dict(retold.counts) == {("camera", NOT_RECORDED): 1}
+    assert dict(replay.counts) == {("camera", NOT_RECORDED): 1}
 
 
-def test_of_a_part_that_is_played_alone_what_lies_outside_never_was():
-    retold = Retold(iter([aligner_rules(), *arrivals(*map(picture, range(6))), Finished(99 * NS)]), part=True)
-    sets = [s for seq in (2, 3) for s in retold.add(picture(seq))] + retold.ended("camera") + retold.finish()
+def test_arrivals_outside_of_the_replayed_part_are_skipped():
+    replay = ArrivalReplay(
+        iter([aligner_config(), *arrivals(*map(picture, range(6))), FinishEvent(99 * NS)]), partial=True
+    )
+    sets = [s for seq in (2, 3) for s in replay.add(picture(seq))] + replay.ended("camera") + replay.finish()
     assert [s.anchor_ns for s in sets] == [80 * MS, 120 * MS]
-    assert +retold.counts == {}
+    assert +replay.counts == {}
 
 
 def test_only_the_stream_that_is_due_is_asked_for():
-    retold = Retold(iter([aligner_rules(), *arrivals(picture(0))]))
-    retold._go_on()
-    assert retold.wanted == "camera"
-    retold.add(picture(0))
-    assert retold.wanted is None
+    replay = ArrivalReplay(iter([aligner_config(), *arrivals(picture(0))]))
+    replay._advance()
+    assert replay.next_stream == "camera"
+    replay.add(picture(0))
+    assert replay.next_stream is None
 
 
-def test_sets_that_were_shed_are_told_from_the_others():
-    shed = Shed([10, 30, 40])
-    assert [shed.was(anchor) for anchor in (10, 20, 30, 35, 40, 50)] == [False, True, False, True, False, True]
+def test_sets_that_were_shed_are_those_without_a_prediction():
+    shed = ShedSets([10, 30, 40])
+    assert [(anchor in shed) for anchor in (10, 20, 30, 35, 40, 50)] == [False, True, False, True, False, True]
 
 
-def test_alignment_afresh_is_told_every_frame_in_the_order_in_which_they_left(tmp_path):
+def test_realigned_frames_arrive_in_the_order_in_which_they_left_their_sources(tmp_path):
     path = tmp_path / "a.mcap"
     with Writer(path, about={}) as writer:
         for frame in (picture(2), picture(0), picture(1)):
             writer.write("camera", frame)
-    events = [e for e in afresh(path, ["camera"], aligner_rules()) if isinstance(e, Told)]
+    events = [e for e in realigned_events(path, aligner_config(), ["camera"]) if isinstance(e, ArrivalEvent)]
     assert [e.seq for e in events] == [0, 1, 2]

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DiffersError
 from pipeline.frame import Frame, Prediction, StreamInfo
 from pipeline.recording.audit import Audit
 from pipeline.recording.diff import compare, read_predictions, report
-from pipeline.recording.replay import Tape
+from pipeline.recording.replay import ReplaySession
 from pipeline.recording.verify import report as audit_report
 from pipeline.recording.writer import Writer
 from pipeline.runtime.config import parse
@@ -98,10 +98,10 @@ def test_a_replay_says_why_its_predictions_may_differ(tmp_path):
             writer.write("camera", picture(i))
         writer.note("finished", {"dropped": {"camera": {"reader too slow": 2}}})
     config = parse({"nodes": {"camera": {"use": "camera", "device": "x.mp4"}}}, "graph.yaml")
-    reasons = "; ".join(Tape(path, from_s=0.01).differs_because(config))
+    reasons = "; ".join(ReplaySession(path, from_s=0.01).differs_because(config))
     for reason in (
         "only a part",
-        "kept as JPEG",
+        "recorded as JPEG",
         "recorder dropped 2 messages of 'camera'",
         "cpu: recorded on another one",
     ):

@@ -18,7 +18,7 @@ CONFIGS = ROOT / "tests" / "configs"
 INVALID = {
     "unknown-node": [
         "nodes.microphone.use: no node called 'microphne'",
-        "Known: align, auto_time, camera",
+        "Known: align, align_replay, auto_time, camera",
         "Did you mean 'microphone'?",
     ],
     "unknown-key": [

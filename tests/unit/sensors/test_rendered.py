@@ -386,7 +386,7 @@ def test_scene_demo_s_sets_hold_the_picture_taken_while_their_sweep_looked_ahead
     done = subprocess.run(command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     assert "unaccounted: none" in done.stdout
-    sets = [entry for entry in map(json.loads, events.read_text().splitlines()) if entry[0] == "Sent"]
+    sets = [entry for entry in map(json.loads, events.read_text().splitlines()) if entry[0] == "set"]
     whole = 0
     for _, _, missing, receipts in sets:
         seq_skew = {stream: (seq, skew_ns) for stream, state, seq, _, skew_ns, *_ in receipts if stream not in missing}
