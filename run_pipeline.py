@@ -4,14 +4,13 @@
     python run_pipeline.py demo                the same on a packaged clip; --scene: what is around, on a rendered drive
     python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
 
-What may be said is in pipeline/cli/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's config or input, 3 a device,
-4 two things that were compared are not alike.
+The verbs and their options are declared in pipeline/cli/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's
+config or input, 3 a device, 4 two things that were compared are not alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import command_line
 from pipeline.cli.command_line import CALIBRATED, DEMO, EVALUATED, SCENE_DEMO, TRAINED
-from pipeline.installation import COMMAND, MODELS, model_path, setup_command
+from pipeline.installation import COMMAND, setup_command
 
 if TYPE_CHECKING:
     from pipeline.runtime.config import Config
@@ -75,12 +74,12 @@ def _run(
 def demo(args: argparse.Namespace) -> None:
     from pipeline import assets
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         if "fetching" in line:
             print(f"  {line}", flush=True)
 
     if not args.scene:
-        assets.pull(["demo-clip", "centerface", "silero-vad"], progress=tell)
+        assets.pull(["demo-clip", "centerface", "silero-vad"], progress=report)
     args.config = SCENE_DEMO if args.scene else DEMO
     run(args)
 
@@ -222,7 +221,7 @@ def doctor(args: argparse.Namespace) -> None:
 
     section = ""
     marks = {True: "ok", False: "--", None: "?"}
-    for where, finding in examine():
+    for where, finding in examine(gpu=args.gpu):
         if where != section:
             print(where)
             section = where
@@ -230,46 +229,29 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 def nodes(args: argparse.Namespace) -> None:
-    import inspect
-
+    from pipeline.cli.describe import print_described, print_list
     from pipeline.node import Node
-    from pipeline.plugins import all_named, find
 
-    if args.name is None:
-        for name, kind in all_named(Node, "nodes").items():
-            first = (inspect.getmodule(kind).__doc__ or "").strip().splitlines()[0]  # type: ignore[union-attr]
-            print(f"  {name:<12} {first}")
-        print("  Your own: a class in any file, named module:Name in `use`.")
-        return
-    kind = find(args.name, Node, "nodes", what="node")
-    print((inspect.getmodule(kind).__doc__ or "").strip())  # type: ignore[union-attr]
-    print(f"\n{inspect.cleandoc(kind.__doc__ or '')}\n")
-    for parameter in inspect.signature(kind).parameters.values():
-        print(f"  {parameter.name}: {parameter.annotation} = {parameter.default!r}")
+    print_described(args.name, Node) if args.name else print_list(Node)
+
+
+def tasks(args: argparse.Namespace) -> None:
+    from pipeline.cli.describe import print_described, print_list
+    from pipeline.task import Task
+
+    print_described(args.name, Task) if args.name else print_list(Task)
 
 
 def models(args: argparse.Namespace) -> None:
     from pipeline import assets
-    from pipeline.errors import ConfigError
-    from pipeline.inference.manifest import Manifest
+    from pipeline.cli.models import print_manifests, print_models
 
     if args.action == "pull":
         assets.pull(args.names or None, progress=print)
-        return
-    if args.action == "info":
-        if not args.names:
-            raise ConfigError(f"models info: of which model? Those there are: {COMMAND} models list")
-        for name in args.names:
-            manifest = Manifest.read(model_path(name))
-            print(json.dumps(dataclasses.asdict(manifest), indent=2))
-        return
-    ours = [Manifest.read(model) for model in sorted(MODELS.glob("*.onnx"))]
-    width = max(len(name) for name in (*(m.id for m in ours), *(a.name for a in assets.entries())))
-    for manifest in ours:
-        print(f"  {manifest.id:<{width}} ours; {manifest.licence}")
-    for asset in assets.entries():
-        here = "here" if assets.local(asset) else "not fetched"
-        print(f"  {asset.name:<{width}} {asset.licence}; {here}; {asset.what}")
+    elif args.action == "info":
+        print_manifests(args.names)
+    else:
+        print_models()
 
 
 # --- measure and learn ------------------------------------------------------------------------------------------------
@@ -279,72 +261,27 @@ def calibrate(args: argparse.Namespace) -> None:
     import importlib
 
     module = importlib.import_module(f"calibration.verbs.{CALIBRATED[args.kind]}")
-    told = command_line.Parser(
+    parser = command_line.Parser(
         prog=f"{command_line.PROGRAM} calibrate {args.kind}", description=(module.__doc__ or "").partition("\n")[0]
     )
-    module.arguments(told)
-    verdict = module.run(told.parse_args(args.rest))
+    module.arguments(parser)
+    verdict = module.run(parser.parse_args(args.rest))
     if verdict is not None and verdict.failed:
         sys.exit(2)
 
 
 def train(args: argparse.Namespace) -> None:
-    _trained(args, "train", TRAINED)
+    from pipeline.cli.learning import call
+
+    call(*TRAINED[args.what], args, verb="train")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    result = _trained(args, "evaluate", EVALUATED)
+    from pipeline.cli.learning import call
+
+    result = call(*EVALUATED[args.what], args, verb="evaluate")
     if args.what in ("face", "stream"):  # the others print a table and write it as JSON and as a picture
         print(json.dumps(result, indent=2))
-
-
-# The words a function of pipeline/training/ may take as options, as far as its signature names them.
-OPTIONS = (
-    "data",
-    "out",
-    "epochs",
-    "seed",
-    "resume",
-    "start",
-    "lr",
-    "workers",
-    "ship",
-    "family",
-    "format",
-    "model",
-    "truth",
-)
-
-
-def _trained(args: argparse.Namespace, verb: str, known: dict[str, tuple[str, str]]) -> Any:
-    import importlib
-
-    from pipeline.errors import missing_package
-
-    module, function = known[args.what]
-    try:
-        found = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
-    except ModuleNotFoundError as error:
-        raise missing_package(error.name or "torch", verb, "train") from error
-    given = {name: value for name in OPTIONS if (value := getattr(args, name, None))}
-    return found(**_fitting(found, given))
-
-
-def _fitting(function: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Options that were given; ConfigError for one that this function has not."""
-    import inspect
-
-    from pipeline.errors import ConfigError
-
-    known = inspect.signature(function).parameters
-    here = ", ".join(f"--{n}" for n in known if n in OPTIONS)
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"--{name}: nothing here takes it. Options here: {here}")
-    for name, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and name not in given:
-            raise ConfigError(f"--{name} is needed here. Options here: {here}")
-    return given
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -358,8 +295,8 @@ def bench(args: argparse.Namespace) -> None:
     if not here:
         raise ConfigError("bench: the benchmarks come with the checkout, not with the installed package")
     if args.what not in here:
-        found = f"no benchmark called '{args.what}'." if args.what else "which one?"
-        raise ConfigError(f"bench: {found} Here: {', '.join(here)}.{nearest(args.what, here)}")
+        problem = f"no benchmark called '{args.what}'." if args.what else "which one?"
+        raise ConfigError(f"bench: {problem} Here: {', '.join(here)}.{nearest(args.what, here)}")
     sys.argv = [f"bench {args.what}", *args.options]
     runpy.run_module(f"benchmarks.{args.what}", run_name="__main__")
 
@@ -381,6 +318,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "keys": keys,
     "doctor": doctor,
     "nodes": nodes,
+    "tasks": tasks,
     "models": models,
     "calibrate": calibrate,
     "train": train,
@@ -395,10 +333,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    sys.path.append(os.getcwd())  # a user's own nodes, named module:Name
+    sys.path.append(os.getcwd())  # where a user's own nodes are, named module:Name
     args = parser().parse_args()
     if args.function in (run, record, replay, demo):
-        # Before numpy is loaded: its pool of threads would be one for each process of the graph, and bars copying the launcher.
+        # Before numpy is loaded: else every process of the graph has a pool of BLAS threads, and the launcher cannot fork.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from pipeline import subscribe  # noqa: F401  # with it what every verb needs: msgspec, numpy, ZeroMQ

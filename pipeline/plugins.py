@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pipeline.errors import ConfigError, missing_package, nearest
+from pipeline.installation import COMMAND
 
 T = TypeVar("T")
 
@@ -43,6 +44,9 @@ RENAMED = {
     "grid_y_m": "y_m",
 }
 
+# What a program lists and describes by name: what it is → its package.
+LISTED = {"node": "nodes", "task": "pipeline.tasks"}
+
 
 def find(name: str, base: type[T], package: str, *, what: str) -> type[T]:
     """The class `name` stands for: a subclass of `base`, from a file of `package` or from the module that it names."""
@@ -53,6 +57,9 @@ def find(name: str, base: type[T], package: str, *, what: str) -> type[T]:
         kind = _class_of(_import(f"{package}.{name}", f"{what} '{name}'"), base)
         if kind is not None:
             return kind
+    for other, elsewhere in LISTED.items():
+        if elsewhere != package and name.isidentifier() and importlib.util.find_spec(f"{elsewhere}.{name}") is not None:
+            raise ConfigError(f"{name} is a {other}, not a {what}. See: {COMMAND} {other}s {name}")
     names = list(all_named(base, package))
     raise ConfigError(f"no {what} called '{name}'. Known: {', '.join(names)}, or module:Name.{nearest(name, names)}")
 

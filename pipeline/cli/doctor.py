@@ -1,7 +1,7 @@
-"""What works on this machine and what to do about the rest. Opens nothing for longer than it takes to look.
+"""`doctor`: what works on this machine, and how to fix the rest. Opens each device only briefly.
 
 Example:
-    for finding in examine(): print(finding.works, finding.what, finding.fix)
+    for section, finding in examine(): print(section, finding.works, finding.what, finding.fix)
 """
 
 from __future__ import annotations
@@ -21,23 +21,18 @@ from pipeline.node import Finding, Node
 from pipeline.plugins import all_named
 
 
-def examine() -> Iterator[tuple[str, Finding]]:
-    """(section, finding), in the order to print them."""
+def examine(*, gpu: bool = False) -> Iterator[tuple[str, Finding]]:
+    """(section, finding), in the order to print them. gpu: also what is missing for a GPU, where there is none."""
     yield "system", Finding(True, f"{platform.system()} {platform.release()}, Python {platform.python_version()}")
     if sys.platform != "linux":
-        yield "system", Finding(None, f"{platform.system()} takes the portable path, which was tested on Linux only")
+        yield (
+            "system",
+            Finding(None, f"{platform.system()} uses the portable transport, which was tested on Linux only"),
+        )
     for name, node in all_named(Node, "nodes").items():
         for finding in node.doctor():
             yield name, finding
-    gpus = cuda.probe()
-    for gpu in gpus.devices:
-        device = f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB"
-        yield "inference", Finding(True, f"{device}; the driver supports CUDA {gpus.driver}")
-    for name, backend in load.backends().items():
-        if not backend.has_hardware():
-            continue  # without the hardware there is nothing to install
-        reason = backend.unusable()
-        yield "inference", Finding(not reason, f"{name} {_version(name)}".strip() if not reason else name, reason)
+    yield from (("inference", finding) for finding in _inference(gpu))
     for asset in assets.entries():
         if asset.used_for == "run":
             yield "models", _asset(asset)
@@ -45,17 +40,31 @@ def examine() -> Iterator[tuple[str, Finding]]:
         yield "models", _model(model)
 
 
+def _inference(gpu: bool) -> Iterator[Finding]:
+    gpus = cuda.probe()
+    for device in gpus.devices:
+        capability = ".".join(map(str, device.capability))
+        what = f"{device.name}, compute capability {capability}, {device.memory_mib} MiB; the driver supports CUDA {gpus.driver}"
+        yield Finding(True, what)
+    if not gpus.devices:
+        yield Finding(True, f"GPU: none found; ONNX Runtime is used{'' if gpu else ' (doctor --gpu: what one needs)'}")
+    for name, backend in load.backends().items():
+        reason = backend.unusable()
+        if gpu or backend.has_hardware():
+            yield Finding(not reason, name if reason else f"{name} {_version(name)}".strip(), reason)
+
+
 def _asset(asset: assets.Asset) -> Finding:
     try:
-        here = assets.local(asset)
+        path = assets.local(asset)
     except SensoriumError as error:
         return Finding(False, asset.name, str(error))
     what = f"{asset.name}, runs on {_backend(asset.name)}" if asset.file.endswith(".onnx") else asset.name
-    return Finding(here is not None, what, "" if here else f"not fetched yet: {assets.PULL} {asset.name}")
+    return Finding(path is not None, what, "" if path else f"not fetched yet: {assets.PULL} {asset.name}")
 
 
 def _backend(model: str) -> str:
-    """What `auto` takes for it. Voice activity stays on the processor: tasks/emotion.py says why."""
+    """What `auto` chooses for it. Voice activity stays on the CPU: tasks/emotion.py says why."""
     return "onnxruntime" if model == "silero-vad" else load.best()[0]
 
 
