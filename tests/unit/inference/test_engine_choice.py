@@ -180,7 +180,7 @@ def test_the_detector_is_built_for_the_usual_cameras_upright_and_across() -> Non
 
 
 def test_doctor_names_no_backend_of_a_gpu_where_there_is_none_unless_asked(machine: Any) -> None:
-    machine(Gpus(missing="no NVIDIA driver on this machine"))
+    machine(Gpus(has_driver=False, missing="no NVIDIA driver on this machine"))
     text = "\n".join(finding.what for section, finding in examine() if section in ("inference", "models"))
     assert "GPU: none found; ONNX Runtime is used" in text and "tensorrt" not in text.lower()
     assert "tensorrt" in [finding.what for _, finding in examine(gpu=True)]
