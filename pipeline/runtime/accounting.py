@@ -1,8 +1,10 @@
-"""The books of a run: what every node says it sent, read and dropped → one summary, and whether it balances. Pure.
+"""Message accounting of a run: what every node sent, received and dropped → one summary, and what remains unaccounted for.
+
+For each edge of the graph, the messages that were sent must be those that were received or dropped with a reason. Pure.
 
 Example:
     summary = summarise(plan, health.nodes, ran_ns)
-    summary["frames_in"], summary["dropped"], summary["unaccounted"]     # {} when every message is accounted for
+    summary["frames_in"], summary["dropped"], summary["unaccounted"]     # {}: every message is accounted for
 """
 
 from __future__ import annotations
@@ -13,15 +15,21 @@ from typing import Any
 import msgspec
 
 from pipeline.clock import NS
-from pipeline.frame import AlignedSet, Frame, NodeHealth
-from pipeline.runtime.config import resolve
-from pipeline.runtime.graph import EVENTS, NodePlan, Plan
+from pipeline.frame import NodeHealth
+from pipeline.runtime.graph import EVENTS, Plan
 from pipeline.transport.drop_reasons import EDGE_REASONS
 
 
 def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bool = False) -> dict[str, Any]:
-    """The last line of `--out`: everything that came in, went out and was dropped, and whether the books balance."""
-    health = _at_least_what_was_read(plan, {n.node: n for n in nodes})
+    """The last line of `--out`.
+
+    Args:
+        plan: What ran on this host.
+        nodes: The counters of every node over the whole run.
+        ran_ns: How long it ran (ns).
+        cut: The end did not wait for what was on its way, so that missing messages are explained by it.
+    """
+    health = _with_evidence_of_readers(plan, {n.node: n for n in nodes})
     nodes = tuple(health.values())
     dropped = {n.node: {source: dict(reasons) for source, reasons in n.dropped.items()} for n in nodes if n.dropped}
     unaccounted: dict[str, int] = {}
@@ -29,32 +37,32 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
     for node in plan.nodes:
         for edge in node.inputs:
             reader = health[node.name]
-            if edge.host:  # its sender's books are another host's: what was sent is known from the numbers it bears
+            if edge.host:  # the sender's counters are on another host: what was sent is known from seq
                 sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
                 clock = reader.facts.get(f"{edge.source} on {edge.host}", "")
                 remote[f"{edge.source} → {node.name}"] = {"host": edge.host, "sent": sent, "clock": clock}
-            elif edge.source.endswith(EVENTS):  # a journal's numbers are its own
+            elif edge.source.endswith(EVENTS):  # events have a seq of their own, which no counter of the node holds
                 sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
             elif edge.source in health:
                 sent, restarted = health[edge.source].produced, bool(health[edge.source].restarts or reader.restarts)
             else:
                 continue
-            missing = sent - _known_of(reader, edge.source)
-            # Neither a killed process nor one that was cut short can say what it still held.
-            why = "lost with a process that died" if restarted else "on its way at the end"
+            missing = sent - _accounted_for(reader, edge.source)
+            # A process that was killed, or cut short, reports no counts of what it still held.
+            reason = "lost with a process that died" if restarted else "on its way at the end"
             if missing and (cut or restarted):
-                dropped.setdefault(node.name, {}).setdefault(edge.source, {})[why] = missing
+                dropped.setdefault(node.name, {}).setdefault(edge.source, {})[reason] = missing
             elif missing:
                 unaccounted[f"{edge.source} → {node.name}"] = missing
-    kinds = {node.name: node for node in plan.nodes}
+    plans = {node.name: node for node in plan.nodes}
     predicting = [n for n in nodes if "total" in n.latency_ms]
     return {
         "summary": True,
         "config": plan.config,
         "seconds": round(ran_ns / NS, 2),
-        "frames_in": {n.node: n.produced for n in nodes if kinds[n.node].is_source},
+        "frames_in": {n.node: n.produced for n in nodes if plans[n.node].is_source},
         "dropped": dropped,
-        "sets": sum(n.produced for n in nodes if _aligns(kinds[n.node])),
+        "sets": sum(n.produced for n in nodes if plans[n.node].is_aligner),
         "predictions": sum(n.produced for n in predicting),
         "unaccounted": unaccounted,
         "latency_ms": predicting[0].latency_ms["total"] if predicting else {},
@@ -66,20 +74,14 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
     }
 
 
-def _aligns(node: NodePlan) -> bool:
-    """Whether it groups frames into sets, also in a replay."""
-    kind = resolve(node.use, node.where)
-    return Frame in kind.consumes and kind.produces is AlignedSet
-
-
 def engines(nodes: Iterable[NodeHealth]) -> dict[str, dict[str, str]]:
-    """Node → what its answers hang on besides the data: its model, and what runs it."""
-    found = {n.node: {k: v for k, v in n.facts.items() if k == "model" or k.startswith("engine ")} for n in nodes}
-    return {node: facts for node, facts in found.items() if facts}
+    """Node → what its predictions depend on besides the data: its model, and the engine that runs it."""
+    facts = {n.node: {k: v for k, v in n.facts.items() if k == "model" or k.startswith("engine ")} for n in nodes}
+    return {node: those for node, those in facts.items() if those}
 
 
 def add(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
-    """A node's counters over all its incarnations."""
+    """A node's counters over all its restarts. now: since the last of them."""
     if before is None:
         return now
     dropped = {source: dict(reasons) for source, reasons in before.dropped.items()}
@@ -99,17 +101,17 @@ def add(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
     )
 
 
-def _at_least_what_was_read(plan: Plan, health: dict[str, NodeHealth]) -> dict[str, NodeHealth]:
-    """A sender that was killed had no time to report its last messages, but its readers know of them."""
+def _with_evidence_of_readers(plan: Plan, health: dict[str, NodeHealth]) -> dict[str, NodeHealth]:
+    """A sender that was killed could not report its last messages: it sent at least what its readers account for."""
     produced = {name: node.produced for name, node in health.items()}
     for node in plan.nodes:
         for edge in node.inputs:
             if edge.source in health and health[edge.source].restarts:
-                produced[edge.source] = max(produced[edge.source], _known_of(health[node.name], edge.source))
+                produced[edge.source] = max(produced[edge.source], _accounted_for(health[node.name], edge.source))
     return {name: msgspec.structs.replace(node, produced=produced[name]) for name, node in health.items()}
 
 
-def _known_of(reader: NodeHealth, source: str) -> int:
-    """How many messages of `source` came to the reader, or are known to it as lost."""
+def _accounted_for(reader: NodeHealth, source: str) -> int:
+    """How many messages of `source` the reader received, or counted as dropped before it received them."""
     dropped = reader.dropped.get(source, {})
     return reader.received.get(source, 0) + sum(dropped.get(reason, 0) for reason in EDGE_REASONS)

@@ -1,15 +1,16 @@
-"""YAML → typed config. Knows names and types, opens no device and no socket.
+"""YAML → typed config. Knows names and types; opens no device and no socket.
 
 Every error says where in the file, what was found and what to write instead. A node's options are its constructor's
-keyword arguments with their types; there is no other schema.
+keyword arguments with their types: they are checked and converted here, once (plugins.check_options).
 
+Example:
     config = load("configs/emotion-live.yaml", overrides=["nodes.camera.device=1"])
     config.nodes["camera"].options            # {"device": 1, "width_px": 1280, …}
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,48 @@ from pipeline.node import Node
 from pipeline.plugins import all_named, check_options, construct, find, renamed_key
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
-RESERVED = ("use", "inputs", "process", "host", "shared", "restart", "optional")
-INPUT_KEYS = ("from", "queue")
-HOST_PORT = 7700  # a host tells the time at this port, and its streams are at those above
-HEALTH = "health"  # the launcher's own stream: a name any `inputs` may use
+TOP_KEYS = {
+    "nodes": "the graph: a table of nodes, each with a name of your choice",
+    "hosts": "where the nodes run, if on several computers: name → address[:port]",
+    "portable": "true: loopback TCP only, no socket files and no shared memory; default false",
+}
+# Keys that every node may have; every other key is an option of the node itself.
+RESERVED = {
+    "use": "what the node is: a file of nodes/, or module:Name",
+    "inputs": "the nodes it reads from: names, or {from: NAME, queue: DEPTH}",
+    "process": "nodes with the same name here run in one process; default: each has its own",
+    "host": "where it runs, in a config with hosts",
+    "shared": "true: programs on other hosts may subscribe to it; default false",
+    "restart": "false: the run ends when it dies; default true",
+    "optional": "true: the run goes on without its device, which is retried; default false",
+}
+INPUT_KEYS = {
+    "from": "the node that sends; or health, the state of all nodes",
+    "queue": "how many messages may wait: all (the sender waits), latest, or a number; default 32",
+}
+FIRST_PORT = 7700  # where a host answers clock requests; its streams have the ports above
+HEALTH = "health"  # the launcher's own stream, which any node may read
 
 
 @dataclass(frozen=True)
 class InputConfig:
+    """One input of a node."""
+
     source: str
-    queue: QueueDepth | None  # None: the default
+    queue: QueueDepth | None  # None: the default, or all behind a source that can wait
 
 
 @dataclass(frozen=True)
 class NodeConfig:
+    """One node. The keys are described in RESERVED."""
+
     name: str
     use: str
     where: str  # "configs/emotion-live.yaml: nodes.camera"
     inputs: tuple[InputConfig, ...] = ()
     process: str = ""
-    host: str = ""  # where it runs; "" in a config without hosts
-    shared: bool = False  # programs on other hosts may subscribe to it
+    host: str = ""  # "" in a config without hosts
+    shared: bool = False
     restart: bool = True
     optional: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # converted to the types of its constructor
@@ -48,32 +70,42 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """The run is a recorded one again: its time begins at start_ns. speed 0: as fast as the machine can."""
+    """The clock of a run that replays a recording."""
 
-    start_ns: int
-    speed: float
+    start_ns: int  # the time of the recorded run at which it begins
+    speed: float  # 1: real time; 0: as fast as possible
 
 
 @dataclass(frozen=True)
 class Config:
-    path: str
+    """A graph of nodes."""
+
+    path: str  # of the file, for errors
     nodes: dict[str, NodeConfig]
-    portable: bool = False  # loopback TCP and inline payloads only: no ipc://, no shared memory
+    portable: bool = False
     hosts: dict[str, tuple[str, int]] = field(default_factory=dict)  # name → address, first port
-    replay: ReplayConfig | None = None  # not of the file: `replay` sets it
+    replay: ReplayConfig | None = None  # set by `replay`; no key of the file
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """overrides: "nodes.camera.device=1", the value in YAML. Raises ConfigError."""
-    path = found(path)
+    """Read a config.
+
+    Args:
+        path: A YAML file. One that comes with Sensorium is found from any folder, as configs/NAME.yaml or NAME.yaml.
+        overrides: Values to change, as with --set: "nodes.camera.device=1", the value in YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or something in it is wrong: with the place, what was found and the fix.
+    """
+    path = shipped(path, CONFIGS)
     try:
         text = path.read_text()
     except FileNotFoundError:
         raise _no_such_file(path) from None
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it holds no text"
+        reason = error.strerror if isinstance(error, OSError) else "it holds no text"
         raise ConfigError(
-            f"{path}: cannot be read: {why}. A config is a YAML file, such as configs/emotion-live.yaml"
+            f"{path}: cannot be read: {reason}. A config is a YAML file, such as configs/emotion-live.yaml"
         ) from error
     from pipeline.runtime import yaml_text
 
@@ -82,38 +114,32 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: the file holds {_a(tree)}, expected 'nodes:' with the graph below it")
+        raise ConfigError(f"{path}: the file holds {_describe(tree)}, expected 'nodes:' with the graph below it")
     for override in overrides:
         _override(tree, override)
     return parse(tree, str(path))
 
 
-def found(path: str | Path) -> Path:
-    """Where a config is: one that comes with Sensorium is found from any folder, as configs/NAME.yaml or NAME.yaml."""
-    return shipped(path, CONFIGS)
-
-
 def _no_such_file(path: Path) -> ConfigError:
-    ours = {p.stem: f"{CONFIGS.name}/{p.name}" for p in sorted(CONFIGS.glob("*.yaml"))}
-    known = ours | {p.stem: str(p) for p in path.parent.glob("*.y*ml")}
+    packaged = {p.stem: f"{CONFIGS.name}/{p.name}" for p in sorted(CONFIGS.glob("*.yaml"))}
+    known = packaged | {p.stem: str(p) for p in path.parent.glob("*.y*ml")}
     close = closest(path.stem, known)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     meant = f" Did you mean '{known[close]}'?" if close else ""
     return ConfigError(
         f"{path}: there is no such file{where}.{meant} Those that come with Sensorium, found from any folder: "
-        f"{', '.join(ours.values())}"
+        f"{', '.join(packaged.values())}"
     )
 
 
 def parse(tree: dict[str, Any], path: str) -> Config:
-    """A config from what its YAML holds. `path` is named in errors."""
-    known = ("nodes", "hosts", "portable")
+    """A config from the values of its YAML. `path` begins every error."""
     for key in tree:
-        if key not in known:
-            raise ConfigError(f"{path}: unknown key '{key}'. Known here: {', '.join(known)}.{nearest(str(key), known)}")
+        if key not in TOP_KEYS:
+            raise _unknown_key(path, key, TOP_KEYS)
     nodes = tree.get("nodes")
     if not isinstance(nodes, dict) or not nodes:
-        raise ConfigError(f"{path}: nodes: found {_a(nodes)}, expected a table of nodes")
+        raise ConfigError(f"{path}: nodes: found {_describe(nodes)}, expected a table of nodes")
     portable = tree.get("portable", False)
     if not isinstance(portable, bool):
         raise ConfigError(f"{path}: portable: found {portable!r}, expected true or false")
@@ -124,49 +150,73 @@ def parse(tree: dict[str, Any], path: str) -> Config:
 
 
 def without(config: Config, *uses: str) -> Config:
-    """Its nodes of these kinds left out: "dashboard"."""
+    """The config without the nodes whose `use` is one of these."""
     return replace(config, nodes={name: node for name, node in config.nodes.items() if node.use not in uses})
 
 
 def without_displays(config: Config) -> Config:
-    """Its nodes left out that show the run to a person: for runs that nobody watches."""
-    watched = {name for name, node in config.nodes.items() if resolve(node.use, node.where).is_display}
-    return replace(config, nodes={name: node for name, node in config.nodes.items() if name not in watched})
+    """The config without the nodes that show the run to a person: for runs that nobody watches."""
+    displays = {name for name, node in config.nodes.items() if resolve(node.use, node.where).is_display}
+    return replace(config, nodes={name: node for name, node in config.nodes.items() if name not in displays})
 
 
 def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:
     """{front: 192.168.1.20, brain: "192.168.1.21:7800"} → name → (address, first port)."""
     if not isinstance(hosts, dict):
         raise ConfigError(
-            f"{path}: hosts: found {_a(hosts)}, expected a table such as {{front: 192.168.1.20, brain: 192.168.1.21}}"
+            f"{path}: hosts: found {_describe(hosts)}, expected a table such as {{front: 192.168.1.20, brain: 192.168.1.21}}"
         )
     parsed = {}
-    for name, given in hosts.items():
-        address, colon, port = given.partition(":") if isinstance(given, str) else ("", "", "")
+    for name, value in hosts.items():
+        address, colon, port = value.partition(":") if isinstance(value, str) else ("", "", "")
         if not address or (colon and not (port.isdecimal() and 0 < int(port) < 65000)):
-            raise ConfigError(f"{path}: hosts.{name}: found {given!r}, expected an address such as 192.168.1.20:7700")
-        parsed[str(name)] = (address, int(port or HOST_PORT))
+            raise ConfigError(f"{path}: hosts.{name}: found {value!r}, expected an address such as 192.168.1.20:7700")
+        parsed[str(name)] = (address, int(port or FIRST_PORT))
     return parsed
 
 
 def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int]]) -> NodeConfig:
     where = f"{path}: nodes.{name}"
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: YAML reads this name as {_a(name)}. Put it in quotes, or choose another")
-    if name == HEALTH or not name.replace("_", "").replace("-", "").replace("/", "").isalnum():
-        raise ConfigError(
-            f"{where}: '{name}' cannot be a node's name. Use letters, digits, '_', '-'; '{HEALTH}' is taken"
-        )
+    _check_name(name, where)
     if not isinstance(node, dict):
-        raise ConfigError(f"{where}: found {_a(node)}, expected options such as {{use: camera, device: 0}}")
+        raise ConfigError(
+            f"{where}: found {_describe(node)}, expected a table that says what the node is: {{use: NODE, …}}"
+        )
     if not isinstance(use := node.get("use"), str):
         raise ConfigError(
             f"{where}.use: missing. It names what the node is: {', '.join(all_named(Node, 'nodes'))}, or module:Name"
         )
+    _check_reserved(node, where, hosts)
+    options = {str(key): value for key, value in node.items() if key not in RESERVED}
+    return NodeConfig(
+        name,
+        use,
+        where,
+        tuple(_parse_input(entry, f"{where}.inputs[{i}]") for i, entry in enumerate(node.get("inputs", []))),
+        node.get("process", ""),
+        node.get("host", ""),
+        node.get("shared", False),
+        node.get("restart", True),
+        node.get("optional", False),
+        check_options(resolve(use, where), options, where, reserved=RESERVED),
+    )
+
+
+def _check_name(name: Any, where: str) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: YAML reads this name as {_describe(name)}. Put it in quotes, or choose another")
+    if name == HEALTH or not name.replace("_", "").replace("-", "").replace("/", "").isalnum():
+        raise ConfigError(
+            f"{where}: '{name}' cannot be a node's name. Use letters, digits, '_', '-'; '{HEALTH}' is taken"
+        )
+
+
+def _check_reserved(node: dict[Any, Any], where: str, hosts: dict[str, tuple[str, int]]) -> None:
+    """The types of the keys that every node may have, and whether its host is one of the config's."""
     host = node.get("host", "")
     if hosts and host not in hosts:
-        found = f"no host called '{host}'." if "host" in node else "missing: this config has several hosts."
-        raise ConfigError(f"{where}.host: {found} Hosts here: {', '.join(hosts)}.{nearest(str(host), hosts)}")
+        problem = f"no host called '{host}'." if "host" in node else "missing: this config has several hosts."
+        raise ConfigError(f"{where}.host: {problem} Hosts here: {', '.join(hosts)}.{nearest(str(host), hosts)}")
     if host and not hosts:
         raise ConfigError(
             f"{where}.host: '{host}' has no address. Give it one at the top: hosts: {{{host}: 192.168.1.20}}"
@@ -180,23 +230,8 @@ def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int
         )
     if not isinstance(node.get("process", ""), str):
         raise ConfigError(f"{where}.process: found {node['process']!r}, expected a name")
-    inputs = node.get("inputs", [])
-    if not isinstance(inputs, list):
-        raise ConfigError(f"{where}.inputs: found {_a(inputs)}, expected a list such as [camera, microphone]")
-    given = {str(key): value for key, value in node.items() if key not in RESERVED}
-    options = check_options(resolve(use, where), given, where, reserved=RESERVED)
-    return NodeConfig(
-        name,
-        use,
-        where,
-        tuple(_parse_input(entry, f"{where}.inputs[{i}]") for i, entry in enumerate(inputs)),
-        node.get("process", ""),
-        host,
-        node.get("shared", False),
-        node.get("restart", True),
-        node.get("optional", False),
-        options,
-    )
+    if not isinstance(inputs := node.get("inputs", []), list):
+        raise ConfigError(f"{where}.inputs: found {_describe(inputs)}, expected a list such as [camera, microphone]")
 
 
 def _parse_input(entry: Any, where: str) -> InputConfig:
@@ -206,11 +241,7 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
         raise ConfigError(f"{where}: found {entry!r}, expected a node's name or {{from: camera, queue: latest}}")
     for key in entry:
         if key not in INPUT_KEYS:
-            if renamed := renamed_key(str(key), INPUT_KEYS, where):
-                raise renamed
-            raise ConfigError(
-                f"{where}: unknown key '{key}'. Known here: {', '.join(INPUT_KEYS)}.{nearest(str(key), INPUT_KEYS)}"
-            )
+            raise renamed_key(str(key), INPUT_KEYS, where) or _unknown_key(where, key, INPUT_KEYS)
     queue = entry.get("queue", DEFAULT_QUEUE_DEPTH)
     if queue not in ("all", "latest") and not (isinstance(queue, int) and not isinstance(queue, bool) and queue > 0):
         raise ConfigError(
@@ -223,7 +254,7 @@ def _parse_input(entry: Any, where: str) -> InputConfig:
 
 
 def resolve(use: str, where: str) -> type[Node]:
-    """ "camera" → the node in nodes/camera.py; "module:Name" → that class of anyone's module."""
+    """ "camera" → the node in nodes/camera.py; "module:Name" → that class of any module."""
     try:
         return find(use, Node, "nodes", what="node")
     except ConfigError as error:
@@ -231,7 +262,14 @@ def resolve(use: str, where: str) -> type[Node]:
 
 
 def instantiate(use: str, options: dict[str, Any], *, where: str, inputs: Sequence[str] | None = None) -> Node:
-    """inputs: the nodes it will read from, which its options must fit; None: not known here."""
+    """A node, not yet open. Raises ConfigError.
+
+    Args:
+        use: As in the config.
+        options: As NodeConfig has them.
+        where: Begins every error.
+        inputs: The nodes it will read from, which its options must fit. None: not known here.
+    """
     node = construct(resolve(use, where), options, where, reserved=RESERVED)
     if inputs is not None:
         try:
@@ -248,7 +286,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected a path and a value, such as nodes.camera.device=1")
     at: Any = tree
     for depth, key in enumerate(keys[:-1]):
-        if isinstance(at, dict) and depth > 1:  # below a node: a table that it may have, such as `options`
+        if isinstance(at, dict) and depth > 1:  # below a node a table may be added, such as `options`
             at.setdefault(key, {})
         if not isinstance(at, dict) or key not in at:
             known = list(at) if isinstance(at, dict) else []
@@ -266,5 +304,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
 
 
-def _a(value: Any) -> str:
+def _unknown_key(where: str, key: Any, known: Iterable[str]) -> ConfigError:
+    return ConfigError(f"{where}: unknown key '{key}'. Known here: {', '.join(known)}.{nearest(str(key), known)}")
+
+
+def _describe(value: Any) -> str:
+    """ "nothing", or type and beginning of a value, for errors."""
     return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"

@@ -1,10 +1,12 @@
-"""Config → plan: resolve names, check that what is sent is what is read, choose processes and addresses. Starts nothing.
+"""Config → plan: check that each node reads what its sources send, choose processes and addresses. Starts nothing.
 
+A config with hosts is planned on each of them from the same file; the plan holds what runs on that host. Every host derives
+the same addresses for all: it answers clock requests at its first port, and its streams have the ports after it, in the
+order of the file.
+
+Example:
     plan = plan_graph(config, run_folder)
     plan.processes[0].nodes[0].inputs          # edges with their addresses
-
-A config with hosts is planned on each of them, from the same file: the plan holds what runs there. Every host works out
-the same addresses for all: it tells the time at its first port, and the streams it has follow, in the file's order.
 """
 
 from __future__ import annotations
@@ -15,19 +17,19 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.frame import Frame, Health
+from pipeline.frame import AlignedSet, Frame, Health
 from pipeline.node import Sink, Source
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.run_folder import free_address
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
-MANY = 1000  # a reader that keeps so many, such as a recorder, means to miss none
-EVENTS = (
-    ".events"  # "align.events" in `inputs`: what that node was told and decided, as text (no node's name holds a '.')
-)
+RECORDER_DEPTH = 1000  # an input with so deep a queue, such as a recorder's, is not meant to lose anything
+EVENTS = ".events"  # "align.events" in `inputs`: the decisions of that node, as text (no node's name contains a '.')
 
 
 class EdgePlan(msgspec.Struct):
+    """One input of a node, with the address of its source."""
+
     source: str
     queue: QueueDepth
     address: str
@@ -35,6 +37,8 @@ class EdgePlan(msgspec.Struct):
 
 
 class NodePlan(msgspec.Struct):
+    """One node of this host, as its process runs it."""
+
     name: str
     use: str
     where: str
@@ -43,41 +47,44 @@ class NodePlan(msgspec.Struct):
     restart: bool
     is_source: bool
     is_sink: bool
+    is_aligner: bool  # it groups frames into sets
     address: str
     inputs: list[EdgePlan]
-    network: str = ""  # a second address, where other hosts read it
-    events: str = ""  # a third, where its journal is read
-    recorded: bool = False  # somebody who is not waited for wants to miss nothing
+    network: str = ""  # a second address, for readers on other hosts
+    events: str = ""  # a third address, of its events, if anything reads them
+    recorded: bool = False  # a reader with a deep queue, for which the sender does not wait, is to lose nothing
 
 
 class ProcessPlan(msgspec.Struct):
-    """One process: what `python -m pipeline.runtime.worker` reads as JSON."""
+    """One process: `python -m pipeline.runtime.worker` reads it as JSON."""
 
     name: str
     nodes: list[NodePlan]
-    control: str = ""
-    launcher: int = 0  # its process id
-    start_ns: int = 0
+    control: str = ""  # the launcher's address
+    launcher: int = 0  # the launcher's process id
+    start_ns: int = 0  # when the run began; 0: not yet
     restarts: int = 0
-    host: str = ""  # whose keys to use
-    clocks: dict[str, str] = {}  # of the other hosts it reads from: name → where it tells the time
-    replay: ReplayConfig | None = None  # its clock is that of a recorded run
+    host: str = ""  # whose keys it uses
+    clocks: dict[str, str] = {}  # other hosts whose streams it reads → the addresses of their clocks
+    replay: ReplayConfig | None = None
 
 
 class Plan(msgspec.Struct):
-    config: str
+    """What runs on this host."""
+
+    config: str  # path
     processes: list[ProcessPlan]
-    control: str
+    control: str  # address
     health: str  # address
     host: str = ""
-    clock: str = ""  # where this host tells others the time; "" when nobody asks
+    clock: str = ""  # where this host answers clock requests; "" when no other host reads from it
 
     @property
     def nodes(self) -> list[NodePlan]:
         return [node for process in self.processes for node in process.nodes]
 
     def streams(self) -> dict[str, str]:
-        """Node → address, of every node that publishes."""
+        """Stream → address, for every stream that other programs on this host may read."""
         events = {n.name + EVENTS: n.events for n in self.nodes if n.events}
         return {n.name: n.address for n in self.nodes if not n.is_sink} | events | {HEALTH: self.health}
 
@@ -100,73 +107,88 @@ def check_graph(config: Config) -> None:
 
 
 def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
-    """host: which of config.hosts this is. Raises ConfigError as check_graph does, and for a host that is not there."""
+    """The plan of one host.
+
+    Args:
+        config: The graph; checked here.
+        run_folder: Where its sockets will lie.
+        host: Which of config.hosts this is; "" for a config without hosts.
+
+    Raises:
+        ConfigError: As check_graph, and for a host that the config does not have.
+    """
     check_graph(config)
-    if (config.hosts or host) and host not in config.hosts:
-        found = (
-            f"--host: no host called '{host}'"
-            if host
-            else f"{config.path}: it has several hosts. Say which one this is: --host NAME"
-        )
-        raise ConfigError(f"{found}. Hosts here: {', '.join(config.hosts) or 'none'}.{nearest(host, config.hosts)}")
-    portable = config.portable
+    _check_host(config, host)
 
     def address(name: str) -> str:
-        return free_address(run_folder, name.replace("/", "+"), portable=portable)  # no node's name holds a '+'
+        return free_address(run_folder, name.replace("/", "+"), portable=config.portable)  # no node's name contains '+'
 
     here = [node for node in config.nodes.values() if node.host == host]
     addresses = {node.name: address(node.name) for node in here} | {HEALTH: address(HEALTH)}
-    journals = {e.source for node in here for e in node.inputs if e.source.endswith(EVENTS)}
-    addresses |= {name: address(name) for name in sorted(journals)}
-    recorded = {e.source for n in here for e in n.inputs if isinstance(e.queue, int) and e.queue >= MANY}
+    event_streams = {e.source for node in here for e in node.inputs if e.source.endswith(EVENTS)}
+    addresses |= {name: address(name) for name in sorted(event_streams)}
+    recorded = {e.source for n in here for e in n.inputs if isinstance(e.queue, int) and e.queue >= RECORDER_DEPTH}
     network, clocks = _network_addresses(config), _clock_addresses(config)
     read_elsewhere = {e.source for node in config.nodes.values() if node.host != host for e in node.inputs}
-    waits = _fed_by_unpaced(config)
+    can_wait = _behind_unpaced_sources(config)
+
+    def edge_plan(edge: InputConfig) -> EdgePlan:
+        # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
+        waits = edge.source.removesuffix(EVENTS) in can_wait and edge.queue != "latest"
+        queue: QueueDepth = "all" if waits else edge.queue or DEFAULT_QUEUE_DEPTH
+        if edge.source in addresses:
+            return EdgePlan(edge.source, queue, addresses[edge.source])
+        return EdgePlan(edge.source, queue, network[edge.source], config.nodes[edge.source].host)
+
     processes: dict[str, ProcessPlan] = {}
     for node in here:
         kind = resolve(node.use, node.where)
-        edges = []
-        for edge in node.inputs:
-            # A source that is not paced by real time can wait, so nothing needs to be dropped behind it.
-            queue: QueueDepth = (
-                "all"
-                if edge.source.removesuffix(EVENTS) in waits and edge.queue != "latest"
-                else edge.queue or DEFAULT_QUEUE_DEPTH
-            )
-            if edge.source in addresses:
-                edges.append(EdgePlan(edge.source, queue, addresses[edge.source]))
-            else:
-                edges.append(EdgePlan(edge.source, queue, network[edge.source], config.nodes[edge.source].host))
         plan = NodePlan(
-            node.name,
-            node.use,
-            node.where,
-            node.options,
-            node.optional,
-            node.restart,
-            issubclass(kind, Source),
-            issubclass(kind, Sink),
-            addresses[node.name],
-            edges,
-            network[node.name] if node.name in read_elsewhere or node.shared else "",
-            addresses.get(node.name + EVENTS, ""),
-            node.name in recorded,
+            name=node.name,
+            use=node.use,
+            where=node.where,
+            options=node.options,
+            optional=node.optional,
+            restart=node.restart,
+            is_source=issubclass(kind, Source),
+            is_sink=issubclass(kind, Sink),
+            is_aligner=Frame in kind.consumes and kind.produces is AlignedSet,
+            address=addresses[node.name],
+            inputs=[edge_plan(edge) for edge in node.inputs],
+            network=network[node.name] if node.name in read_elsewhere or node.shared else "",
+            events=addresses.get(node.name + EVENTS, ""),
+            recorded=node.name in recorded,
         )
         group = node.process or node.name
         process = processes.setdefault(group, ProcessPlan(group, [], host=host, replay=config.replay))
         process.nodes.append(plan)
-        process.clocks |= {e.host: clocks[e.host] for e in edges if e.host}
+        process.clocks |= {edge.host: clocks[edge.host] for edge in plan.inputs if edge.host}
     control = address("/control")
     for process in processes.values():
         process.control = control
-    tells_time = any(node.network for process in processes.values() for node in process.nodes)
+    serves_others = any(node.network for process in processes.values() for node in process.nodes)
     return Plan(
-        config.path, list(processes.values()), control, addresses[HEALTH], host, clocks[host] if tells_time else ""
+        config.path,
+        list(processes.values()),
+        control,
+        addresses[HEALTH],
+        host,
+        clocks[host] if serves_others else "",
     )
 
 
+def _check_host(config: Config, host: str) -> None:
+    if (config.hosts or host) and host not in config.hosts:
+        problem = (
+            f"--host: no host called '{host}'"
+            if host
+            else f"{config.path}: it has several hosts. Say which one this is: --host NAME"
+        )
+        raise ConfigError(f"{problem}. Hosts here: {', '.join(config.hosts) or 'none'}.{nearest(host, config.hosts)}")
+
+
 def shared_stream(config: Config, name: str) -> tuple[str, str, str]:
-    """A shared node's host, and where other hosts read it and its clock. Raises ConfigError for one that is not shared."""
+    """(host, address of the stream, address of the host's clock) of a shared node. ConfigError for one that is not shared."""
     shared = [node.name for node in config.nodes.values() if node.shared]
     if name not in shared:
         fix = (
@@ -184,7 +206,7 @@ def _clock_addresses(config: Config) -> dict[str, str]:
 
 
 def _network_addresses(config: Config) -> dict[str, str]:
-    """Node → where other hosts read it. Sinks have no place in the row, so adding one (--out) moves no other."""
+    """Node → its address for other hosts. Sinks get no port, so adding one (--out) changes no other address."""
     addresses = {}
     next_port = {name: port + 1 for name, (_, port) in config.hosts.items()}
     for node in config.nodes.values():
@@ -198,13 +220,12 @@ def _check_edge(config: Config, node: NodeConfig, edge: InputConfig, where: str)
     reader = resolve(node.use, node.where)
     if edge.source == HEALTH:
         produces: type | None = Health
-    elif edge.source.endswith(EVENTS) and _journals(config, edge.source.removesuffix(EVENTS)):
+    elif edge.source.endswith(EVENTS) and _publishes_events(config, edge.source.removesuffix(EVENTS)):
         produces = Frame
     elif edge.source not in config.nodes:
         others = [name for name in config.nodes if name != node.name]
-        raise ConfigError(
-            f"{where}: no node called '{edge.source}'. Nodes here: {', '.join(others)}.{nearest(edge.source, [*others, HEALTH])}"
-        )
+        meant = nearest(edge.source, [*others, HEALTH])
+        raise ConfigError(f"{where}: no node called '{edge.source}'. Nodes here: {', '.join(others)}.{meant}")
     else:
         source = config.nodes[edge.source]
         produces = resolve(source.use, source.where).produces
@@ -213,12 +234,12 @@ def _check_edge(config: Config, node: NodeConfig, edge: InputConfig, where: str)
     if produces is None:
         raise ConfigError(f"{where}: '{edge.source}' sends nothing: it is a sink")
     if produces not in reader.consumes:
-        wanted = " or ".join(kind.__name__ for kind in reader.consumes)
-        fix = " Put an align node between them." if wanted == "AlignedSet" else ""
-        raise ConfigError(f"{where}: '{edge.source}' sends {produces.__name__}, but {node.use} reads {wanted}.{fix}")
+        accepted = " or ".join(kind.__name__ for kind in reader.consumes)
+        fix = " Put an align node between them." if accepted == "AlignedSet" else ""
+        raise ConfigError(f"{where}: '{edge.source}' sends {produces.__name__}, but {node.use} reads {accepted}.{fix}")
 
 
-def _journals(config: Config, name: str) -> bool:
+def _publishes_events(config: Config, name: str) -> bool:
     node = config.nodes.get(name)
     return node is not None and resolve(node.use, node.where).publishes_events
 
@@ -240,13 +261,15 @@ def _check_cycles(config: Config) -> None:
         visit(name, [])
 
 
-def _fed_by_unpaced(config: Config) -> set[str]:
-    """The nodes that are, or are fed by, a source with `realtime: false`."""
-    fed = {name for name, node in config.nodes.items() if node.options.get("realtime") is False}
+def _behind_unpaced_sources(config: Config) -> set[str]:
+    """Sources with `realtime: false`, and all nodes that read from them, directly or not."""
+    unpaced = {name for name, node in config.nodes.items() if node.options.get("realtime") is False}
     while True:
         more = {
-            n.name for n in config.nodes.values() if any(e.source.removesuffix(EVENTS) in fed for e in n.inputs)
-        } - fed
+            node.name
+            for node in config.nodes.values()
+            if any(edge.source.removesuffix(EVENTS) in unpaced for edge in node.inputs)
+        } - unpaced
         if not more:
-            return fed
-        fed |= more
+            return unpaced
+        unpaced |= more

@@ -66,7 +66,7 @@ INVALID = {
     "node-name": ["'left camera' cannot be a node's name", "letters, digits"],
     "node-name-taken": ["'health' cannot be a node's name", "taken"],
     "node-name-not-text": ["nodes.True: YAML reads this name as bool True", "in quotes"],
-    "node-not-a-table": ["nodes.camera: found int 0", "{use: camera, device: 0}"],
+    "node-not-a-table": ["nodes.camera: found int 0", "{use: NODE, …}"],
     "no-nodes": ["nodes: found dict {}, expected a table of nodes"],
     "list": ["the file holds list", "expected 'nodes:'"],
     "empty": ["the file holds nothing", "expected 'nodes:'"],

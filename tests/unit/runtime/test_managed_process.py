@@ -33,7 +33,7 @@ class Double:
 
 
 def node(name: str, *, restart: bool = True) -> NodePlan:
-    return NodePlan(name, "infer", "", {}, False, restart, False, False, "", [])
+    return NodePlan(name, "infer", "", {}, False, restart, False, False, False, "", [])
 
 
 def a_process(*, restart: bool = True) -> tuple[ManagedProcess, Double]:
