@@ -166,7 +166,7 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    from pipeline.recording.importers.importer import import_source
+    from pipeline.cli.import_ import import_source
 
     import_source(args.source, args.out, mapping=args.map, raw=args.raw)
 

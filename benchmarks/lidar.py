@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.recording.importers.importer import open_source
+from pipeline.recording.importers.formats import open_source
 from pipeline.sensors.lidar.motion import deskew, from_rates
 from pipeline.sensors.lidar.packet_decoder import Sweep, make
 

@@ -24,8 +24,8 @@ from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.installation import setup_command
 from pipeline.node import Finding, Source
+from pipeline.recording.importers.file_frames import read_bytes
 from pipeline.recording.importers.pcap import Datagram, datagrams, metadata_beside
-from pipeline.recording.importers.source import read_bytes
 from pipeline.sensors.lidar.packet_decoder import PacketDecoder, make
 from pipeline.sensors.lidar.udp import BUFFER_BYTES, Receiver, largest_buffer_bytes
 

@@ -10,10 +10,11 @@ import pytest
 from lidars import ouster, sent, vlp16, write_pcap
 from running import finished
 
+from pipeline.cli.import_config import config_text
 from pipeline.clock import NS
 from pipeline.frame import AlignedSet, Frame
 from pipeline.node import Sink
-from pipeline.recording.importers.config import LidarPackets, config_text
+from pipeline.recording.importers.lidar_streams import LidarPackets
 
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
 

@@ -1,6 +1,6 @@
 """EuRoC MAV: mav0/ with cam0, imu0, … each a data.csv (nanoseconds first), a data/ folder and a sensor.yaml.
 
-Grey pictures become "bgr8" (the same number three times); sensor.yaml is kept as the text it is.
+Grey pictures become "bgr8" (the same number three times); sensor.yaml stays the text that it is.
 """
 
 from __future__ import annotations
@@ -12,29 +12,20 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.source import (
-    Item,
-    Opened,
-    from_items,
-    numbers,
-    picture_frame,
-    rate_hz,
-    read_bytes,
-    read_lines,
-    text_frame,
-)
+from pipeline.recording.importers.file_frames import numbers, picture_frame, read_bytes, read_lines, text_frame
+from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 
 
 def root(folder: Path) -> Path | None:
-    """The folder that holds the sensors, when `folder` is of this format."""
+    """The folder that holds the sensors; None when `folder` is not of this format."""
     for candidate in (folder / "mav0", folder):
         if any(candidate.glob("cam*/data.csv")) or any(candidate.glob("imu*/data.csv")):
             return candidate
     return None
 
 
-def open_euroc(folder: Path) -> Opened:
-    """folder: as `root` gave it. ConfigError for a table that cannot be read, with the line."""
+def open_euroc(folder: Path) -> ImportSource:
+    """folder: as `root` returned it. Raises ConfigError with the line for a table that cannot be read."""
     infos, items = [], []
     for table in sorted(folder.glob("*/data.csv")):
         sensor = table.parent
@@ -55,7 +46,7 @@ def open_euroc(folder: Path) -> Opened:
             items.append(Item(at_ns, sensor.name, read))
         if (sensor / "sensor.yaml").is_file():
             name = f"{sensor.name}/sensor"
-            infos.append(StreamInfo(name, "calibration", None, 1, sensor.name, "sensor.yaml, as given"))
+            infos.append(StreamInfo(name, "calibration", None, 1, sensor.name, "sensor.yaml, unchanged"))
             items.append(Item(times_ns[0], name, partial(_yaml, name, times_ns[0], sensor / "sensor.yaml")))
     return from_items("EuRoC", infos, items)
 
@@ -68,7 +59,7 @@ def _row(line: str, *, where: str) -> tuple[int, str]:
 
 
 def _numbers(stream: str, at_ns: int, rest: str, where: str, is_imu: bool) -> Frame:
-    """EuRoC's order is turning rate, acceleration; ours the other way round."""
+    """EuRoC writes angular velocity, then acceleration; our order is the reverse."""
     values = numbers(rest, where=where, count=6 if is_imu else None)
     if is_imu:
         return Frame(stream, -1, at_ns, "imu_f64", np.concatenate([values[3:], values[:3]]), publish_ns=at_ns)

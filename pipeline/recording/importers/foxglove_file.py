@@ -1,6 +1,6 @@
-"""MCAP files that others wrote with Foxglove's well-known schemas (protobuf): pictures, sound, points, calibration.
+"""MCAP files of other programs with Foxglove's well-known schemas (protobuf): pictures, sound, points, calibration.
 
-Whatever else such a file holds is told by its schema's name. A recording of our own needs no import, and is refused.
+Other topics are listed with their schema's name. A recording of Sensorium needs no import, and is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.installation import COMMAND
 from pipeline.recording.importers import ros_messages
 from pipeline.recording.importers.ros_messages import Topic
-from pipeline.recording.importers.source import Opened, numbered, stream_name
+from pipeline.recording.importers.source import ImportSource, numbered, stream_name
 from pipeline.recording.mcap import schemas
 from pipeline.recording.mcap.decode import decode_foxglove
 from pipeline.recording.mcap.file_reader import McapReader
@@ -30,19 +30,19 @@ NUMERIC_TYPES = {1: 2, 2: 1, 3: 4, 4: 3, 5: 6, 6: 5, 7: 7, 8: 8}
 
 
 def looks_like(path: Path) -> bool:
-    """Whether it is an MCAP file of no ROS. The header, which follows the magic, begins with the profile's name."""
+    """Whether an MCAP file is not ROS 2's. The header, which follows the magic, begins with the profile's name."""
     with path.open("rb") as file:
         head = file.read(64)
     return ROS2.encode() not in head[17:40]
 
 
-def open_mcap(path: Path) -> Opened:
-    """ConfigError where the file is broken, not closed, or our own."""
+def open_mcap(path: Path) -> ImportSource:
+    """Raises ConfigError when the file is broken, not closed, or a recording of Sensorium."""
     reader = McapReader(path, unclosed=False)
     if any(entry.name == "sensorium" for entry in reader.metadata):
         reader.close()
         raise ConfigError(f"{path}: it is a recording already. Play it with: {COMMAND} replay CONFIG {path}")
-    opened = Opened("Foxglove MCAP", {}, iter(()), reader.index.counts.total())
+    opened = ImportSource("Foxglove MCAP", {}, iter(()), reader.index.counts.total())
     topics: dict[int, tuple[Topic, str]] = {}
     for channel in reader.index.channels.values():
         schema = reader.index.schemas.get(channel.schema_id)
@@ -53,12 +53,12 @@ def open_mcap(path: Path) -> Opened:
             opened.infos[stream] = StreamInfo(stream, CONVERTERS[kind][1], None, 1, stream, f"{channel.topic} ({kind})")
         else:
             what = f"{schema.name if schema is not None else 'no schema'}, {channel.message_encoding or 'no encoding'}"
-            opened.left_out[channel.topic][f"{what}: no way to read this type"] = reader.index.counts[channel.id]
+            opened.left_out[channel.topic][f"{what}: this type is not supported"] = reader.index.counts[channel.id]
     opened.frames = numbered(_frames(reader, topics, opened))
     return opened
 
 
-def _frames(reader: McapReader, topics: dict[int, tuple[Topic, str]], opened: Opened) -> Iterator[Frame]:
+def _frames(reader: McapReader, topics: dict[int, tuple[Topic, str]], opened: ImportSource) -> Iterator[Frame]:
     try:
         for log_ns, id, data in reader.messages(topics.keys(), 0, 1 << 64):
             topic, kind = topics[id]
@@ -74,7 +74,7 @@ def _frames(reader: McapReader, topics: dict[int, tuple[Topic, str]], opened: Op
 
 
 def _like_ros(message: Any, **fields: Any) -> SimpleNamespace:
-    """With a header, as the converters of ROS messages want it."""
+    """A message with a ROS header, for the converters of ROS messages."""
     stamp = SimpleNamespace(sec=message.timestamp.seconds, nanosec=message.timestamp.nanos)
     return SimpleNamespace(header=SimpleNamespace(stamp=stamp, frame_id=message.frame_id), **fields)
 
@@ -123,7 +123,7 @@ def _audio(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 
 def _calibration(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
     at_ns = message.timestamp.seconds * NS + message.timestamp.nanos or log_ns
-    told = {
+    fields = {
         "kind": "camera_info",
         "frame_id": message.frame_id,
         "width": message.width,
@@ -131,7 +131,7 @@ def _calibration(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
         "distortion_model": message.distortion_model,
         **{key: list(getattr(message, key)) for key in "DKRP"},
     }
-    yield Frame(topic.stream, -1, at_ns, "calibration", _raw(json.dumps(told).encode()), publish_ns=log_ns)
+    yield Frame(topic.stream, -1, at_ns, "calibration", _raw(json.dumps(fields).encode()), publish_ns=log_ns)
 
 
 CONVERTERS: dict[str, tuple[Callable[[Any, Topic, int], Iterator[Frame]], Encoding]] = {

@@ -1,10 +1,10 @@
 """KITTI: a raw drive (2011_09_26_drive_0052_sync) and the folders of its object benchmark.
 
     raw       image_00…03, velodyne_points (or velodyne), oxts, each with data/ and timestamps.txt; calib_*.txt beside or above
-    object    image_2, velodyne, calib, label_2: moments that have nothing to do with each other, so they lie 1 s apart
+    object    image_2, velodyne, calib, label_2: unrelated moments, so they lie 1 s apart
 
-A raw drive without timestamps.txt is dated by its frames' numbers and the rate of its calib.txt (`rate_hz: 10.0`), else 10 Hz.
-Pictures and sweeps are kept to the bit, calibration and boxes as the text they are.
+A raw drive without timestamps.txt gets times from its frames' numbers and the rate in its calib.txt (`rate_hz: 10.0`), else
+10 Hz. Pictures and sweeps are stored to the bit, calibration and boxes as the text that they are.
 """
 
 from __future__ import annotations
@@ -18,27 +18,24 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.source import (
-    Item,
-    Opened,
-    from_items,
+from pipeline.recording.importers.file_frames import (
     numbers,
     picture_frame,
     pictures_in,
-    rate_hz,
     read_bytes,
     read_lines,
     sweep_frame,
     text_frame,
     time_ns,
 )
+from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 from pipeline.rig.rig import Pose, Rig, rigid
 from pipeline.rig.rig_formats import read_kitti
 
 DRIVE_HZ = 10.0
-LIDAR_M = 1.73  # of the Velodyne above the road, as the setup is published
+LIDAR_HEIGHT_M = 1.73  # of the Velodyne above the road, as KITTI published it
 OBJECT_STEP_NS = NS
-# Columns of an oxts line: acceleration along, left of and above the car in m/s², then turning rates about the same, rad/s.
+# Columns of an oxts line: acceleration forward, left and up (m/s²), and the angular velocity about these axes (rad/s).
 OXTS_NUMBERS, ACCELERATION, TURNING = 30, slice(11, 14), slice(17, 20)
 
 
@@ -49,8 +46,8 @@ def looks_like(folder: Path) -> bool:
     )
 
 
-def open_kitti(folder: Path) -> Opened:
-    """ConfigError for numbers of timestamps that do not fit the frames. Nothing but tables is read yet."""
+def open_kitti(folder: Path) -> ImportSource:
+    """Raises ConfigError when there are fewer timestamps than frames. Only tables are read here; frames are read later."""
     return _open_object(folder) if (folder / "calib").is_dir() else _open_raw(folder)
 
 
@@ -58,9 +55,9 @@ def _raw_sensors(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("image_0", "velodyne", "oxts")))
 
 
-def _open_raw(folder: Path) -> Opened:
+def _open_raw(folder: Path) -> ImportSource:
     infos, items, notes = [], [], []
-    hz = _told_rate(folder)
+    hz = _rate_of_calib(folder)
     first_ns: int | None = None
     for sensor in _raw_sensors(folder):
         data = _data(sensor)
@@ -72,10 +69,10 @@ def _open_raw(folder: Path) -> Opened:
         files = [p for p in files if p.stem.isdecimal()]
         if not files:
             continue
-        times_ns, ends_ns, told = _times(sensor, files, hz)
-        if not told:
+        times_ns, ends_ns, has_timestamps = _times(sensor, files, hz)
+        if not has_timestamps:
             notes.append(
-                f"{sensor.name}: no timestamps.txt, so it is dated by the frames' numbers at {hz:g} Hz, from 0 on"
+                f"{sensor.name}: no timestamps.txt, so its times are the frames' numbers at {hz:g} Hz, from 0 on"
             )
         first_ns = min(times_ns) if first_ns is None else min(first_ns, *times_ns)
         encoding = {"i": "bgr8", "v": "points_xyzi_f32", "o": "imu_f64"}[sensor.name[0]]
@@ -101,7 +98,7 @@ def _open_raw(folder: Path) -> Opened:
                 case _:
                     items.append(Item(at_ns, sensor.name, partial(_imu, sensor.name, at_ns, path)))
                     if "oxts/text" not in [info.stream for info in infos]:
-                        about = "position, speed and more, as KITTI's lines say"
+                        about = "position, speed and more, as KITTI's lines"
                         infos.append(StreamInfo("oxts/text", "text_utf8", rate_hz(times_ns), 1, sensor.name, about))
                     items.append(Item(at_ns, "oxts/text", partial(_text, "oxts/text", at_ns, path)))
     infos_of_texts, texts = _calibration(folder, first_ns or 0)
@@ -113,7 +110,7 @@ def _open_raw(folder: Path) -> Opened:
 
 
 def _rig(calib: Path, streams: list[str], ours: Callable[[str], str]) -> Rig:
-    """Of the cameras and the lidar there are. The base frame lies on the ground below the lidar, as the setup is published."""
+    """The rig of the drive's cameras and lidar. The base frame lies on the ground below the lidar, as KITTI published it."""
     cameras = {int(s.removeprefix("image_")): s for s in streams if s.startswith("image_")}
     pictures = [path for stream in cameras.values() for path in pictures_in(_data(calib.parent / stream))]
     height_px, width_px = picture_frame("", 0, pictures[0]).data.shape[:2]
@@ -121,26 +118,27 @@ def _rig(calib: Path, streams: list[str], ours: Callable[[str], str]) -> Rig:
     names = {number: ours(stream) for number, stream in cameras.items()}
     rig = read_kitti(calib, size=(width_px, height_px), names=names, lidar=lidar)
     return rig.with_pose(
-        Pose(rig.base, lidar, rigid(np.eye(3), (0.0, 0.0, LIDAR_M))), f"KITTI's setup: {LIDAR_M} m above the ground"
+        Pose(rig.base, lidar, rigid(np.eye(3), (0.0, 0.0, LIDAR_HEIGHT_M))),
+        f"KITTI's setup: {LIDAR_HEIGHT_M} m above the ground",
     )
 
 
-def _open_object(folder: Path) -> Opened:
+def _open_object(folder: Path) -> ImportSource:
     infos, items = [], []
     for sensor in sorted(p for p in folder.iterdir() if p.is_dir()):
         paths = [p for p in sorted(sensor.iterdir()) if p.stem.isdecimal()]
-        made = [(int(p.stem) * OBJECT_STEP_NS, p) for p in paths]
+        timed = [(int(p.stem) * OBJECT_STEP_NS, p) for p in paths]
         name, about = sensor.name, f"{folder.name}/{sensor.name}"
         if name.startswith("image_"):
             infos.append(StreamInfo(name, "bgr8", NS / OBJECT_STEP_NS, 3, name, about))
-            items += [Item(at, name, partial(picture_frame, name, at, p, publish_ns=at)) for at, p in made]
+            items += [Item(at, name, partial(picture_frame, name, at, p, publish_ns=at)) for at, p in timed]
         elif name == "velodyne":
             infos.append(StreamInfo(name, "points_xyzi_f32", NS / OBJECT_STEP_NS, 1, name, about))
-            items += [Item(at, name, partial(sweep_frame, name, at, p, publish_ns=at)) for at, p in made]
+            items += [Item(at, name, partial(sweep_frame, name, at, p, publish_ns=at)) for at, p in timed]
         elif name in ("calib", "label_2"):
             stream, encoding = ("calib", "calibration") if name == "calib" else ("boxes", "text_utf8")
-            infos.append(StreamInfo(stream, encoding, NS / OBJECT_STEP_NS, 1, name, f"{about}, as given"))
-            items += [Item(at, stream, partial(_text, stream, at, p)) for at, p in made]
+            infos.append(StreamInfo(stream, encoding, NS / OBJECT_STEP_NS, 1, name, f"{about}, unchanged"))
+            items += [Item(at, stream, partial(_text, stream, at, p)) for at, p in timed]
     return from_items(
         "KITTI object", infos, items, ["the moments of an object folder are unrelated: they lie 1 s apart, by number"]
     )
@@ -150,17 +148,17 @@ def _data(sensor: Path) -> Path:
     return sensor / "data" if (sensor / "data").is_dir() else sensor
 
 
-def _told_rate(folder: Path) -> float:
+def _rate_of_calib(folder: Path) -> float:
     calib = folder / "calib.txt"
     lines = read_lines(calib) if calib.is_file() else []
-    told = [
+    rates = [
         numbers(line.partition(":")[2], where=str(calib), count=1)[0] for line in lines if line.startswith("rate_hz:")
     ]
-    return float(told[0]) if told and told[0] > 0 else DRIVE_HZ
+    return float(rates[0]) if rates and rates[0] > 0 else DRIVE_HZ
 
 
 def _times(sensor: Path, files: list[Path], hz: float) -> tuple[list[int], list[int], bool]:
-    """When each file begins and ends, and whether the drive says so."""
+    """When each file begins and ends, and whether the drive has timestamps."""
     begins = (
         sensor / "timestamps_start.txt" if (sensor / "timestamps_start.txt").is_file() else sensor / "timestamps.txt"
     )
@@ -168,12 +166,14 @@ def _times(sensor: Path, files: list[Path], hz: float) -> tuple[list[int], list[
         times_ns = [round(int(path.stem) * NS / hz) for path in files]
         return times_ns, times_ns, False
     ends = sensor / "timestamps_end.txt" if (sensor / "timestamps_end.txt").is_file() else begins
-    found = [[time_ns(line, where=f"{t}:{i + 1}") for i, line in enumerate(read_lines(t))] for t in (begins, ends)]
-    # A drive's lidar has lost a few sweeps here and there: its files are fewer than its lines, and their numbers tell which.
+    tables = [[time_ns(line, where=f"{t}:{i + 1}") for i, line in enumerate(read_lines(t))] for t in (begins, ends)]
+    # A drive's lidar may lack a few sweeps: it has fewer files than lines, and the files' numbers are those of the lines.
     last = max(int(path.stem) for path in files)
-    if last >= min(map(len, found)):
-        raise ConfigError(f"{begins}: {len(found[0])} times, but there is a file number {last}. Is the drive complete?")
-    begun, ended = ([times[int(path.stem)] for path in files] for times in found)
+    if last >= min(map(len, tables)):
+        raise ConfigError(
+            f"{begins}: {len(tables[0])} times, but there is a file number {last}. The drive is incomplete: copy it again"
+        )
+    begun, ended = ([times[int(path.stem)] for path in files] for times in tables)
     return begun, ended, True
 
 
@@ -187,15 +187,15 @@ def _pictures_at(folder: Path, hz: float) -> list[tuple[Path, int]]:
 
 
 def _calibration(folder: Path, at_ns: int) -> tuple[list[StreamInfo], list[Item]]:
-    """calib.txt, and a raw drive's calib_*.txt, which lie beside the drive, one folder up."""
+    """calib.txt of the drive, or the calib_*.txt one folder up, as KITTI publishes raw drives."""
     paths = sorted(folder.glob("calib*.txt")) or sorted(folder.parent.glob("calib_*.txt"))
-    infos = [StreamInfo(f"calibration/{p.stem}", "calibration", None, 1, "", f"{p.name}, as given") for p in paths]
+    infos = [StreamInfo(f"calibration/{p.stem}", "calibration", None, 1, "", f"{p.name}, unchanged") for p in paths]
     return infos, [Item(at_ns, i.stream, partial(_text, i.stream, at_ns, p)) for i, p in zip(infos, paths, strict=True)]
 
 
 def _labels(folder: Path, at_ns: dict[int, int]) -> tuple[list[StreamInfo], list[Item]]:
     paths = [p for p in sorted((folder / "label_2").glob("*.txt")) if p.stem.isdecimal() and int(p.stem) in at_ns]
-    infos = [StreamInfo("boxes", "text_utf8", None, 1, "image_02", "label_2, as given")] if paths else []
+    infos = [StreamInfo("boxes", "text_utf8", None, 1, "image_02", "label_2, unchanged")] if paths else []
     return infos, [Item(at, "boxes", partial(_text, "boxes", at, p)) for p in paths for at in [at_ns[int(p.stem)]]]
 
 

@@ -1,4 +1,4 @@
-"""The topics of anybody's MCAP file, by the library's own reader: (topic, type, messages)."""
+"""The topics of any MCAP file, by the MCAP library's own reader: (topic, type, number of messages)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcap.reader import make_reader
 
 
 def topics_of(path: Path) -> list[tuple[str, str, int]]:
-    """The library's own exceptions where the file is damaged or was not closed."""
+    """Raises the library's own exceptions when the file is damaged or was not closed."""
     with path.open("rb") as file:
         reader = make_reader(file)
         summary = reader.get_summary()
@@ -17,7 +17,7 @@ def topics_of(path: Path) -> list[tuple[str, str, int]]:
             types = {id: schema.name for id, schema in summary.schemas.items()}
             counts = Counter(summary.statistics.channel_message_counts)
             return [(c.topic, types.get(c.schema_id, ""), counts[id]) for id, c in summary.channels.items()]
-        # A writer may leave the summary out: the messages are counted.
+        # A writer may omit the summary: count the messages.
         scanned: Counter[tuple[str, str]] = Counter()
         for schema, channel, _ in reader.iter_messages(log_time_order=False):
             scanned[channel.topic, schema.name if schema else ""] += 1

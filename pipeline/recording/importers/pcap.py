@@ -1,8 +1,8 @@
-"""Captures of a network (.pcap): every UDP packet of a lidar as it came, with the time the capture gave it.
+"""Network captures (.pcap): every UDP packet of a lidar, unchanged, with the capture's time.
 
 The packets are not decoded here: a recording holds them byte for byte as "packet" frames, and the sensor's decoder reads
-them on replay. IP fragments (an Ouster packet is larger than an Ethernet frame) are put together. The sensor's metadata
-JSON beside the capture comes along as a "calibration" frame.
+them on replay. IP fragments are reassembled (an Ouster packet is larger than an Ethernet frame). The sensor's metadata JSON
+beside the capture becomes a "calibration" frame.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.source import Opened, numbered, read_bytes, text_frame
+from pipeline.recording.importers.file_frames import read_bytes, text_frame
+from pipeline.recording.importers.source import ImportSource, numbered
 
-# magic as it stands in the file → (byte order, nanoseconds in a unit of the fraction)
+# magic, as in the file → (byte order, nanoseconds in a unit of the fraction)
 MAGICS = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
     b"\xa1\xb2\xc3\xd4": (">", 1000),
@@ -29,30 +30,32 @@ MAGICS = {
 }
 PCAPNG = b"\x0a\x0d\x0d\x0a"
 MAX_PACKET_BYTES = 1 << 18  # libpcap's own MAXIMUM_SNAPLEN
-# What a link layer puts before the IP header, and where its own type field says that one follows: link type → (bytes, where).
+# Link type → (bytes before the IP header, offset of the field with the protocol; None: always IP).
 LINKS = {0: (4, None), 1: (14, 12), 12: (0, None), 101: (0, None), 113: (16, 14), 276: (20, 0)}
 IPV4, IPV6, VLAN = 0x0800, 0x86DD, (0x8100, 0x88A8)
 UDP = 17
-PENDING_FRAGMENTS = 64  # datagrams; over a lossy link the first of an incomplete one would otherwise be kept for ever
-# The ports at which lidars send by default. Any other is called by its number.
+PENDING_FRAGMENTS = (
+    64  # incomplete datagrams; beyond it the oldest is given up, so that a lossy capture does not fill memory
+)
+# The default ports of lidars → the stream's name. A stream of another port is named by its number.
 PORTS = {2368: "lidar", 2369: "lidar", 8308: "lidar/position", 7502: "lidar", 7503: "imu"}
 
 
 class Datagram(NamedTuple):
     source: str
-    port: int  # where it went
+    port: int  # destination
     payload: bytes
 
 
-def open_pcap(path: Path) -> Opened:
-    """ConfigError where the file is no capture, or of another link layer; frames() raises it where the file breaks off."""
-    opened = Opened("network capture", {}, iter(()))
+def open_pcap(path: Path) -> ImportSource:
+    """Raises ConfigError for a file that is not a capture, or has another link layer; `frames` does where the file is cut off."""
+    opened = ImportSource("network capture", {}, iter(()))
     opened.frames = numbered(_frames(datagrams(path, opened.left_out["network"]), path, opened))
     return opened
 
 
 def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagram]]:
-    """(time of the capture, datagram) of every UDP packet. Raises as open_pcap does; counts in left_out what is none."""
+    """(capture time, datagram) of every UDP packet. Raises as open_pcap does; other packets are counted in left_out."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -61,14 +64,17 @@ def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagra
         header = file.read(24)
         if header[:4] == PCAPNG:
             fix = "Convert it with: editcap -F pcap IN.pcapng OUT.pcap"
-            raise ConfigError(f"{path}: a capture of the newer kind (pcapng), which is not read. {fix}")
+            raise ConfigError(f"{path}: a pcapng capture, which is not supported. {fix}")
         if header[:4] not in MAGICS or len(header) < 24:
-            raise ConfigError(f"{path}: no capture of a network: it does not begin as a .pcap does")
+            raise ConfigError(
+                f"{path}: not a network capture: it does not begin like a .pcap file. "
+                "Name a file that tcpdump or Wireshark wrote"
+            )
         order, unit_ns = MAGICS[header[:4]]
         (link,) = struct.unpack(order + "I", header[20:24])
         if link & 0xFFFF not in LINKS:
             raise ConfigError(
-                f"{path}: link layer {link & 0xFFFF} is not known here. Known: Ethernet, loopback, raw IP, Linux cooked"
+                f"{path}: link layer {link & 0xFFFF} is not supported. Supported: Ethernet, loopback, raw IP, Linux cooked"
             )
     except ConfigError:
         file.close()
@@ -76,35 +82,35 @@ def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagra
     return _datagrams(file, path, order, unit_ns, link & 0xFFFF, left_out)
 
 
-def _frames(found: Iterator[tuple[int, Datagram]], path: Path, opened: Opened) -> Iterator[Frame]:
-    told = metadata_beside(path)
+def _frames(received: Iterator[tuple[int, Datagram]], path: Path, opened: ImportSource) -> Iterator[Frame]:
+    metadata = metadata_beside(path)
     streams: dict[tuple[str, int], str] = {}
-    for capture_ns, datagram in found:
+    for capture_ns, datagram in received:
         key = (datagram.source, datagram.port)
         if (stream := streams.get(key)) is None:
             stream = streams[key] = _name(key, opened.infos)
-            what = f"packets from {datagram.source} to port {datagram.port}, as they came"
+            what = f"packets from {datagram.source} to port {datagram.port}, unchanged"
             opened.infos[stream] = StreamInfo(stream, "packet", None, 1, stream, what)
-            if told and datagram.port not in (7503, 8308):
+            if metadata and datagram.port not in (7503, 8308):
                 name = f"{stream}/metadata"
-                opened.infos[name] = StreamInfo(name, "calibration", None, 1, stream, f"{told.name}, as given")
-                yield text_frame(name, capture_ns, read_bytes(told))
-                told = None
+                opened.infos[name] = StreamInfo(name, "calibration", None, 1, stream, f"{metadata.name}, unchanged")
+                yield text_frame(name, capture_ns, read_bytes(metadata))
+                metadata = None
         data = np.frombuffer(datagram.payload, np.uint8)
         yield Frame(stream, -1, capture_ns, "packet", data, publish_ns=capture_ns)
 
 
 def _name(key: tuple[str, int], taken: dict[str, StreamInfo]) -> str:
-    """By the port; a second sensor at the same one by its address too."""
+    """The stream's name: by the port; of a second sensor at the same port with its address."""
     source, port = key
     name = PORTS.get(port, f"udp_{port}")
     return f"{name}_{source.replace('.', '_').replace(':', '_')}" if name in taken else name
 
 
 def metadata_beside(path: Path) -> Path | None:
-    """The sensor's description beside its capture: the JSON whose name is the longest beginning of the capture's."""
-    fitting = [p for p in path.parent.glob("*.json") if path.stem.startswith(p.stem)]
-    return max(fitting, key=lambda p: len(p.stem), default=None)
+    """The sensor's metadata beside its capture: the JSON whose name is the longest prefix of the capture's name."""
+    candidates = [p for p in path.parent.glob("*.json") if path.stem.startswith(p.stem)]
+    return max(candidates, key=lambda p: len(p.stem), default=None)
 
 
 def _datagrams(
@@ -123,25 +129,25 @@ def _records(
     while header := file.read(16):
         if len(header) < 16:
             raise ConfigError(
-                f"{path}: it breaks off within the header of packet {index}. Copy it anew, or shorten it with editcap"
+                f"{path}: it is cut off in the header of packet {index}. Copy it again, or shorten it with editcap"
             )
-        seconds, fraction, kept_bytes, full_bytes = record.unpack(header)
-        if kept_bytes > MAX_PACKET_BYTES or fraction * unit_ns >= NS:
+        seconds, fraction, stored_bytes, full_bytes = record.unpack(header)
+        if stored_bytes > MAX_PACKET_BYTES or fraction * unit_ns >= NS:
             raise ConfigError(
-                f"{path}: packet {index} of {kept_bytes} bytes at {seconds} s + {fraction}: the file is corrupt from here on"
+                f"{path}: packet {index} of {stored_bytes} bytes at {seconds} s + {fraction}: damaged from here on. Copy it again"
             )
-        raw = file.read(kept_bytes)
-        if len(raw) < kept_bytes:
-            raise ConfigError(f"{path}: it breaks off within packet {index}. Copy it anew, or shorten it with editcap")
+        raw = file.read(stored_bytes)
+        if len(raw) < stored_bytes:
+            raise ConfigError(f"{path}: it is cut off in packet {index}. Copy it again, or shorten it with editcap")
         index += 1
-        if kept_bytes < full_bytes:
-            left_out["packets that the capture itself had cut short"] += 1
+        if stored_bytes < full_bytes:
+            left_out["packets that the capture itself stored in part"] += 1
             continue
         datagram = _datagram(raw, link, fragments, left_out)
         if datagram is not None:
             yield seconds * NS + fraction * unit_ns, datagram
     if fragments:
-        left_out["packets of which a fragment is missing"] += len(fragments)
+        left_out["packets with a missing fragment"] += len(fragments)
 
 
 def _datagram(
@@ -150,7 +156,7 @@ def _datagram(
     fragments: OrderedDict[tuple[bytes, int], dict[int, tuple[bytes, bool]]],
     left_out: Counter[str],
 ) -> Datagram | None:
-    """The UDP datagram that `raw` is, or completes; None, and counted, for anything else."""
+    """The UDP datagram in a packet, or the one that it completes. None for anything else, which is counted."""
     before, where = LINKS[link]
     try:
         if where is not None:
@@ -159,14 +165,14 @@ def _datagram(
                 before += 4
                 (kind,) = struct.unpack_from(">H", raw, before - 2)
             if kind not in (IPV4, IPV6):
-                return _passed_over(left_out)
+                return _skip(left_out)
         packet = raw[before:]
         if packet[0] >> 4 == 6:
-            return _udp(packet[40:], _address6(packet[8:24])) if packet[6] == UDP else _passed_over(left_out)
+            return _udp(packet[40:], _address6(packet[8:24])) if packet[6] == UDP else _skip(left_out)
         if packet[0] >> 4 != 4 or packet[9] != UDP:
-            return _passed_over(left_out)
+            return _skip(left_out)
         length, id, flags = struct.unpack_from(">HHH", packet, 2)
-        body = packet[(packet[0] & 15) * 4 : length or len(packet)]  # 0: left to the network card
+        body = packet[(packet[0] & 15) * 4 : length or len(packet)]  # 0: the network card fills it in
         source = ".".join(str(byte) for byte in packet[12:16])
         more, offset = bool(flags & 0x2000), (flags & 0x1FFF) * 8
         if not more and not offset:
@@ -174,24 +180,24 @@ def _datagram(
         key = (packet[12:20], id)
         parts = fragments.setdefault(key, {})
         parts[offset] = (body, more)
-        if (whole := _whole(parts)) is not None:
+        if (whole := _reassemble(parts)) is not None:
             del fragments[key]
             return _udp(whole, source)
         if len(fragments) > PENDING_FRAGMENTS:
             fragments.popitem(last=False)
-            left_out["packets of which a fragment is missing"] += 1
+            left_out["packets with a missing fragment"] += 1
         return None
     except (struct.error, IndexError):
-        left_out["packets too short for what they say they are"] += 1
+        left_out["packets shorter than their headers say"] += 1
         return None
 
 
-def _passed_over(left_out: Counter[str]) -> Datagram | None:
+def _skip(left_out: Counter[str]) -> Datagram | None:
     left_out["packets that are not UDP"] += 1
     return None
 
 
-def _whole(parts: dict[int, tuple[bytes, bool]]) -> bytes | None:
+def _reassemble(parts: dict[int, tuple[bytes, bool]]) -> bytes | None:
     body, expected = bytearray(), 0
     for offset in sorted(parts):
         if offset != expected:
@@ -205,7 +211,7 @@ def _whole(parts: dict[int, tuple[bytes, bool]]) -> bytes | None:
 
 
 def _udp(packet: bytes, source: str) -> Datagram:
-    """struct.error where it is shorter than it says."""
+    """Raises struct.error for a packet that is shorter than its length field."""
     _, port, length, _ = struct.unpack_from(">4H", packet)
     if not 8 <= length <= len(packet):
         raise struct.error("UDP length")

@@ -1,7 +1,7 @@
 """ROS bags without ROS: ROS 1 .bag, ROS 2 .db3 and .mcap, alone or in the folder with their metadata.yaml.
 
-rosbags reads the files; messages are read by their type's name (ros_messages.py), with definitions found in the bag itself, and for
-bags that hold none with those of ROS 2 and of the common lidar drivers. Topics of any other type are told, not guessed.
+rosbags reads the files; messages are read by their type's name (ros_messages.py), with the definitions in the bag itself; bags
+without definitions are read with those of ROS 2 and of the common lidar drivers. Topics of other types are listed, not guessed.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pipeline.errors import ConfigError, missing_package
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.importers.mcap_topics import topics_of
 from pipeline.recording.importers.ros_messages import DRIVER_TYPES, PCM, Topic, converter
-from pipeline.recording.importers.source import Opened, numbered, stream_name
+from pipeline.recording.importers.source import ImportSource, numbered, stream_name
 
 AUDIO_INFO = "audio_common_msgs/msg/AudioInfo"
 FIXES = {
-    "not indexed": "The bag was not closed: mend it with `rosbag reindex`.",
+    "not indexed": "The bag was not closed: repair it with `rosbag reindex`.",
     "missing": "Copy all files of the bag.",
-    "malformed": "The file is damaged: copy it anew, or mend it with `sqlite3 IN.db3 .recover`.",
-    "Profile": "It is no ROS bag.",
+    "malformed": "The file is damaged: copy it again, or repair it with `sqlite3 IN.db3 .recover`.",
+    "Profile": "It is not a ROS bag.",
 }
 
 
-def open_ros(path: Path) -> Opened:
-    """path: a .bag, .db3 or .mcap, or a folder with metadata.yaml. ConfigError with rosbags' own reason where it cannot be read."""
+def open_ros(path: Path) -> ImportSource:
+    """path: a .bag, .db3 or .mcap, or a folder with metadata.yaml. Raises ConfigError with rosbags' reason when it cannot be read."""
     try:
         import rosbags.rosbag1  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing_package("rosbags", f"import {path}") from error
-    opened = Opened("ROS bag", {}, iter(()))
+    opened = ImportSource("ROS bag", {}, iter(()))
     frames = _frames(path, opened)
-    # What is wrong with the file is found before anything is written.
+    # Open the bag now, so that errors are raised before anything is written.
     with _errors(path):
         next(frames)
     opened.frames = numbered(frame for frame in frames if frame is not None)
@@ -50,16 +50,16 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # a damaged file meets any of rosbags' and its codecs' errors, assertions among them
-        told = str(error) or type(error).__name__
+    except Exception as error:  # a damaged file raises any error of rosbags and its codecs, also assertions
+        reason = str(error) or type(error).__name__
         fix = next(
-            (fix for word, fix in FIXES.items() if word in told), "Is it whole? `ros2 bag info` or `rosbag info` tells"
+            (fix for word, fix in FIXES.items() if word in reason), "Check it with `ros2 bag info` or `rosbag info`."
         )
-        raise ConfigError(f"{path}: cannot be read as a ROS bag: {told[:200]}. {fix}") from error
+        raise ConfigError(f"{path}: cannot be read as a ROS bag: {reason[:200]}. {fix}") from error
 
 
-def _frames(path: Path, opened: Opened) -> Iterator[Frame | None]:
-    """First None, once the bag is open; then its frames in the order in which the bag got them."""
+def _frames(path: Path, opened: ImportSource) -> Iterator[Frame | None]:
+    """None once the bag is open; then its frames in the order of the bag."""
     with contextlib.ExitStack() as stack:
         with _errors(path):
             reader, is_ros2 = _reader(path, stack)
@@ -75,15 +75,15 @@ def _frames(path: Path, opened: Opened) -> Iterator[Frame | None]:
                 if (entry := next(messages, None)) is None:
                     break
             connection, log_ns, raw = entry
-            if (known := topics.get(connection.topic)) is None:
-                opened.left_out[connection.topic][f"{connection.msgtype}: no way to read this type"] += 1
+            if (entry_of_topic := topics.get(connection.topic)) is None:
+                opened.left_out[connection.topic][f"{connection.msgtype}: this type is not supported"] += 1
                 continue
-            topic, convert = known
+            topic, convert = entry_of_topic
             try:
                 yield from convert(read(raw, connection.msgtype), topic, log_ns)
             except ConfigError as error:
                 opened.left_out[connection.topic][str(error)] += 1
-            except Exception as error:  # one message that is torn: rosbags raises whatever its bytes lead to
+            except Exception as error:  # a damaged message raises any error of rosbags
                 opened.left_out[connection.topic][f"messages that cannot be decoded ({type(error).__name__})"] += 1
         opened.notes += [f"{name}: {note}" for name, (topic, _) in topics.items() for note in topic.notes]
 
@@ -100,12 +100,12 @@ def _reader(path: Path, stack: contextlib.ExitStack) -> tuple[Any, bool]:
 
 
 def _with_metadata(path: Path, folder: Path) -> Path:
-    """A ROS 2 bag's file alone, made a bag: a link to it beside the metadata.yaml that it came without."""
+    """A folder with the metadata.yaml that a ROS 2 bag's single file lacks, and a link to the file."""
     import yaml
 
     topics, storage = (_topics_of_db3(path), "sqlite3") if path.suffix == ".db3" else (topics_of(path), "mcap")
     (folder / path.name).symlink_to(path.resolve())
-    told = {
+    metadata = {
         "version": 5,
         "storage_identifier": storage,
         "duration": {"nanoseconds": 0},
@@ -127,7 +127,7 @@ def _with_metadata(path: Path, folder: Path) -> Path:
             for name, kind, n in topics
         ],
     }
-    (folder / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": told}))
+    (folder / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": metadata}))
     return folder
 
 
@@ -138,14 +138,14 @@ def _topics_of_db3(path: Path) -> list[tuple[str, str, int]]:
 
 
 def _types(reader: Any, is_ros2: bool) -> Any:
-    """The bag's own definitions; for what has none, those of ROS 2 Humble and of the drivers."""
+    """The types by the bag's own definitions; for types without one, those of ROS 2 Humble and of the drivers."""
     from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE if is_ros2 else Stores.ROS1_NOETIC)
-    found: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     if is_ros2:
         for name, definition in DRIVER_TYPES.items():
-            found |= get_types_from_msg(definition, name)
+            types |= get_types_from_msg(definition, name)
     for connection in reader.connections:
         # Text in rosbags 0.9, (format, text) from 0.10 on.
         definition = connection.msgdef if isinstance(connection.msgdef, str) else connection.msgdef.data
@@ -154,16 +154,16 @@ def _types(reader: Any, is_ros2: bool) -> Any:
         separator = "=" * 80 + "\n"
         if definition.startswith(f"{separator}IDL: "):
             for part in definition.split(separator)[1:]:
-                found |= get_types_from_idl(part.split("\n", 1)[1])
+                types |= get_types_from_idl(part.split("\n", 1)[1])
         else:
-            found |= get_types_from_msg(definition, connection.msgtype)
+            types |= get_types_from_msg(definition, connection.msgtype)
     try:
-        store.register(found)
+        store.register(types)
         return store
-    except TypesysError:  # a type that both have, with other fields: an older ROS wrote them, so the bag's are right
-        fresh = get_typestore(Stores.EMPTY)
-        fresh.register({**_definitions(store), **found})
-        return fresh
+    except TypesysError:  # the bag defines a type with other fields, of an older ROS: the bag's definitions hold
+        own = get_typestore(Stores.EMPTY)
+        own.register({**_definitions(store), **types})
+        return own
 
 
 def _definitions(store: Any) -> dict[str, Any]:
@@ -172,16 +172,14 @@ def _definitions(store: Any) -> dict[str, Any]:
     return definitions
 
 
-def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, Any]]:
+def _topics(reader: Any, store: Any, opened: ImportSource) -> dict[str, tuple[Topic, Any]]:
     topics, definitions = {}, _definitions(store)
     for name, info in reader.topics.items():
         fields = [str(field[0]) for field in definitions[info.msgtype][1]] if info.msgtype in definitions else []
-        found = converter(info.msgtype, fields) if info.msgtype else None
-        if info.msgtype == AUDIO_INFO:
-            found = None
-        if found is None:
+        readable = info.msgtype and info.msgtype != AUDIO_INFO
+        if not readable or (match := converter(info.msgtype, fields)) is None:
             continue
-        convert, encoding = found
+        convert, encoding = match
         stream = stream_name(name, opened.infos)
         topics[name] = (Topic(stream, opened.left_out[name]), convert)
         rate_hz = (
@@ -189,14 +187,14 @@ def _topics(reader: Any, store: Any, opened: Opened) -> dict[str, tuple[Topic, A
             if info.msgcount > 1 and reader.duration > NS // 10
             else None
         )
-        rate_hz = None if encoding == "packet" else rate_hz  # a message holds many
+        rate_hz = None if encoding == "packet" else rate_hz  # a message holds many packets
         opened.infos[stream] = StreamInfo(stream, encoding, rate_hz, 1, stream, f"{name} ({info.msgtype})")
     return topics
 
 
 def _sounds(reader: Any, read: Any, topics: dict[str, tuple[Topic, Any]]) -> None:
-    """Give each topic of sound the AudioInfo of its own namespace, else the only one there is."""
-    told: dict[str, tuple[int, int, str]] = {}
+    """Set `sound` of each audio topic: from the AudioInfo of its own namespace, else from the only one."""
+    formats: dict[str, tuple[int, int, str]] = {}
     connections = [c for c in reader.connections if c.msgtype == AUDIO_INFO]
     if not connections:
         return
@@ -207,10 +205,12 @@ def _sounds(reader: Any, read: Any, topics: dict[str, tuple[Topic, Any]]) -> Non
             and str(info.coding_format).lower() in ("wave", "wav", "raw", "")
             and info.sample_rate > 0
         ):
-            told[connection.topic.rpartition("/")[0]] = (
+            formats[connection.topic.rpartition("/")[0]] = (
                 int(info.sample_rate),
                 int(info.channels),
                 str(info.sample_format),
             )
     for name, (topic, _) in topics.items():
-        topic.sound = told.get(name.rpartition("/")[0]) or (next(iter(told.values())) if len(told) == 1 else None)
+        topic.sound = formats.get(name.rpartition("/")[0]) or (
+            next(iter(formats.values())) if len(formats) == 1 else None
+        )

@@ -1,8 +1,8 @@
 """Video and sound files: the picture as `camera`, the sound as `microphone`, on the file's own time line from 0 on.
 
-Sound becomes mono at 16 kHz in chunks of 20 ms, as the microphone node makes it of a file, because that is what the tasks hear.
-Pictures are stored as JPEG; those of an MJPEG file are JPEG already, and stay as they are. An import that is told to keep all
-has the pictures to the bit, and the sound at the file's own rate.
+Sound becomes mono at 16 kHz in chunks of 20 ms, as from the microphone node, because that is what the tasks read. Pictures are
+stored as JPEG; those of an MJPEG file are JPEG already, and stay unchanged. A raw import has the pictures to the bit, and the
+sound at the file's own rate.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.source import Opened, numbered
+from pipeline.recording.importers.source import ImportSource, numbered
 from pipeline.sensors import media
 from pipeline.sensors.camera.picture import to_bgr
 
 CAMERA, MICROPHONE = "camera", "microphone"
-JPEG_QUALITY = 95  # faces a few dozen pixels wide must not blur, and a recording is not a network
+JPEG_QUALITY = 95  # faces a few dozen pixels wide must stay sharp
 SAMPLE_RATE_HZ = 16_000
 CHUNK_NS = NS // 50
-GAP_NS = 2_000_000  # stamps are rounded to 1 ms in some formats; beyond this sound is missing
+GAP_NS = 2_000_000  # time stamps are rounded to 1 ms in some formats; a larger step is missing sound
 
 
-def open_video(path: Path, *, raw: bool = False) -> Opened:
-    """raw: pictures as "bgr8", sound at its own rate. ConfigError where the file holds neither picture nor sound that can be decoded."""
+def open_video(path: Path, *, raw: bool = False) -> ImportSource:
+    """raw: pictures as "bgr8", sound at its own rate. Raises ConfigError for a file without decodable pictures and sound."""
     streams = {kind: file for kind in ("video", "audio") if (file := _stream(path, kind)) is not None}
     if not streams:
-        raise ConfigError(f"{path}: neither picture nor sound in it. Does it play elsewhere? Then convert it to MP4")
-    opened = Opened("media file", {}, iter(()), _expected(streams))
+        raise ConfigError(
+            f"{path}: it has neither pictures nor sound that can be decoded. If it plays elsewhere, convert it to MP4"
+        )
+    opened = ImportSource("media file", {}, iter(()), _expected(streams))
     parts = []
     if "video" in streams:
         rate = streams["video"].stream.average_rate
@@ -56,9 +58,7 @@ def _stream(path: Path, kind: Any) -> media.OpenFile | None:
     try:
         file = media.open_file(str(path), kind, where="import")
         if file.stream.codec_context is None:
-            raise ConfigError(
-                f"import: {path}: its {kind} is coded in a way that nothing here decodes. Convert it to MP4"
-            )
+            raise ConfigError(f"import: {path}: its {kind} has a codec that is not supported. Convert it to MP4")
         return file
     except ConfigError as error:
         if f"has no {kind}" in str(error):
@@ -94,7 +94,7 @@ def _pictures(file: media.OpenFile, raw: bool, left_out: Counter[str]) -> Iterat
             else:
                 encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
                 yield Frame(CAMERA, -1, time_ns, "jpeg", encoded.reshape(-1), publish_ns=time_ns)
-        _tell_if_cut(file, next_ns, left_out)
+        _note_if_cut(file, next_ns, left_out)
 
 
 def _jpegs(file: media.OpenFile, left_out: Counter[str]) -> Iterator[Frame]:
@@ -111,16 +111,16 @@ def _jpegs(file: media.OpenFile, left_out: Counter[str]) -> Iterator[Frame]:
         time_ns = next_ns if packet.pts is None else media.pts_ns(packet) - origin_ns  # type: ignore[operator]
         next_ns = time_ns + round(NS / (file.stream.average_rate or 25))
         yield Frame(CAMERA, -1, time_ns, "jpeg", raw, publish_ns=time_ns)
-    _tell_if_cut(file, next_ns, left_out)
+    _note_if_cut(file, next_ns, left_out)
 
 
 def _sound(file: media.OpenFile, sample_rate_hz: int, left_out: Counter[str]) -> Iterator[Frame]:
-    """Chunks of 20 ms; a gap in the file's stamps ends one early."""
+    """Chunks of 20 ms; a gap in the file's time stamps ends one early."""
     import av
 
     resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate_hz)
     chunk = max(1, sample_rate_hz * CHUNK_NS // NS)
-    waiting, origin_ns, sent = np.empty(0, np.float32), 0, 0  # origin: of the first sample since the last gap
+    pending, origin_ns, sent = np.empty(0, np.float32), 0, 0  # origin: of the first sample since the last gap
 
     def length_ns(samples: int) -> int:
         return samples * NS // sample_rate_hz
@@ -136,24 +136,24 @@ def _sound(file: media.OpenFile, sample_rate_hz: int, left_out: Counter[str]) ->
                 left_out["undecodable"] += 1
             else:
                 yield from resampler.resample(decoded)
-        yield from resampler.resample(None)  # what the resampler still held
+        yield from resampler.resample(None)  # flush the resampler
 
     with file:
         for part in decoded_parts():
             time_ns = file.time_ns(part)
-            expected_ns = origin_ns + length_ns(sent + len(waiting))
+            expected_ns = origin_ns + length_ns(sent + len(pending))
             if time_ns is not None and abs(time_ns - expected_ns) > GAP_NS:
-                if len(waiting):
-                    yield frame(waiting)
-                waiting, origin_ns, sent = np.empty(0, np.float32), time_ns, 0
-            waiting = np.concatenate([waiting, part.to_ndarray()[0]])
-            while len(waiting) >= chunk:
-                yield frame(waiting[:chunk])
-                waiting, sent = waiting[chunk:], sent + chunk
-        if len(waiting):
-            yield frame(waiting)
+                if len(pending):
+                    yield frame(pending)
+                pending, origin_ns, sent = np.empty(0, np.float32), time_ns, 0
+            pending = np.concatenate([pending, part.to_ndarray()[0]])
+            while len(pending) >= chunk:
+                yield frame(pending[:chunk])
+                pending, sent = pending[chunk:], sent + chunk
+        if len(pending):
+            yield frame(pending)
 
 
-def _tell_if_cut(file: media.OpenFile, end_ns: int, left_out: Counter[str]) -> None:
+def _note_if_cut(file: media.OpenFile, end_ns: int, left_out: Counter[str]) -> None:
     if file.duration_ns and end_ns < file.duration_ns - NS:
-        left_out[f"the file breaks off after {end_ns / NS:.1f} of {file.duration_ns / NS:.1f} s"] += 1
+        left_out[f"the file is cut off after {end_ns / NS:.1f} of {file.duration_ns / NS:.1f} s"] += 1

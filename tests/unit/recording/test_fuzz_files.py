@@ -1,6 +1,6 @@
-"""Cut short, altered or foreign files: every reader of files says what is wrong, or reads what is left; none crashes or hangs.
+"""Damaged or foreign files: every reader of files reports what is wrong, or reads what is left; none crashes or hangs.
 
-Bytes are altered at random places drawn from a fixed seed, so that a failure comes again.
+Bytes are altered at random places drawn from a fixed seed, so that a failure can be repeated.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import importing
 import numpy as np
 import pytest
 
+from pipeline.cli.import_ import import_source
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording import dataset, labels
-from pipeline.recording.importers.importer import import_source, open_source
+from pipeline.recording.importers.formats import open_source
 from pipeline.recording.part import repair
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import Writer
 
 ROUNDS = 15
-MAKERS: dict[str, Callable[[Path], Path]] = {
+SOURCES: dict[str, Callable[[Path], Path]] = {
     "bag": lambda folder: importing.ros1_bag(folder / "x.bag"),
     "db3": lambda folder: importing.ros2_bag(folder / "x") / "x.db3",
     "ros-mcap": lambda folder: importing.ros2_mcap(folder / "x.mcap"),
@@ -42,34 +43,34 @@ def altered(whole: bytes, seed: int) -> Iterator[bytes]:
     Cut anywhere, with bytes flipped, with a run of zeros or of noise, with a part doubled or taken out.
     """
     yield whole[:10]
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     for round in range(ROUNDS):
         raw = bytearray(whole)
-        at = chance.randrange(len(raw))
+        at = rng.randrange(len(raw))
         match round % 5:
             case 0:
                 del raw[at:]
             case 1:
-                for _ in range(chance.choice((1, 4, 32))):
-                    raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+                for _ in range(rng.choice((1, 4, 32))):
+                    raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
             case 2:
                 raw[at : at + 64] = bytes(len(raw[at : at + 64]))
             case 3:
-                raw[at : at + 16] = chance.randbytes(len(raw[at : at + 16]))
+                raw[at : at + 16] = rng.randbytes(len(raw[at : at + 16]))
             case _:
                 raw[at:at] = raw[at : at + 200] if round % 2 else b""
                 del raw[at + 7 : at + 70]
         yield bytes(raw)
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=SOURCES)
 def whole(request, tmp_path_factory):
-    path = MAKERS[request.param](tmp_path_factory.mktemp("fuzz"))
+    path = SOURCES[request.param](tmp_path_factory.mktemp("fuzz"))
     return path, path.read_bytes()
 
 
 @pytest.mark.timeout(180)
-def test_an_altered_recording_of_others_is_read_or_refused(whole, tmp_path):
+def test_an_altered_recording_of_another_format_is_read_or_refused(whole, tmp_path):
     path, raw = whole
     refused = 0
     for changed in altered(raw, seed=len(raw)):
@@ -84,15 +85,15 @@ def test_an_altered_recording_of_others_is_read_or_refused(whole, tmp_path):
 
 
 def test_an_import_that_fails_half_way_leaves_nothing(tmp_path):
-    path = MAKERS["pcap"](tmp_path)
+    path = SOURCES["pcap"](tmp_path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ConfigError, match="it breaks off within packet 19"):
+    with pytest.raises(ConfigError, match="it is cut off in packet 19"):
         import_source(path, tmp_path / "out.mcap", say=lambda line: None)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pcap"]
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("mp4", "mkv")])
-def test_a_file_that_only_calls_itself_so_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("mp4", "mkv")])
+def test_a_file_with_another_formats_content_is_refused(tmp_path, name):
     suffix = {"bag": ".bag", "db3": ".db3", "pcap": ".pcap"}.get(name, ".mcap")
     for content in (b"", b"hello, I am a letter\n" * 50, bytes(4096), np.random.default_rng(1).bytes(3000)):
         (tmp_path / f"x{suffix}").write_bytes(content)
@@ -140,8 +141,8 @@ def recorded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("unclosed", [False, True])
-def test_an_altered_recording_of_ours_gives_what_was_recorded_or_is_refused(recorded, tmp_path, unclosed):
-    """Chunks and the index have checksums: a wrong payload is never given."""
+def test_an_altered_recording_returns_what_was_recorded_or_is_refused(recorded, tmp_path, unclosed):
+    """Chunks and the index have checksums: a wrong payload is never returned."""
     with Reader(recorded) as reader:
         true = {(m.stream, m.message.seq): m.message.data.tobytes() for m in reader.messages()}
     refused = 0

@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from pipeline.cli.import_ import import_source
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Opinion, Prediction, Receipt, StreamInfo
 from pipeline.recording import dataset
 from pipeline.recording.dataset_export import export_dataset
 from pipeline.recording.export import export_recording
-from pipeline.recording.importers.importer import import_source
 from pipeline.recording.labels import Interval, Labels, add_labels, begin_ns, read_csv
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import Writer

@@ -18,7 +18,7 @@ from pipeline.clock import NS, LiveClock
 from pipeline.errors import DeviceError
 from pipeline.frame import Frame
 from pipeline.node import Context
-from pipeline.recording.importers.importer import open_source
+from pipeline.recording.importers.formats import open_source
 from pipeline.sensors.lidar.packet_decoder import Sweep, make
 from pipeline.testing import play
 

@@ -1,10 +1,10 @@
-"""A folder of pictures, dated by a table beside them or by their names.
+"""A folder of pictures, with times from a table beside them or from their names.
 
     timestamps.txt, times.txt     a time a line, in the order of the names
-    timestamps.csv, any .csv      "name,time" or "time,name"; a first line of words is passed over
+    timestamps.csv, any .csv      "name,time" or "time,name"; a first line of words is skipped
     1403636579763555584.png       else the names are the times
 
-Times are seconds, milli-, micro- or nanoseconds since 1970, or dates: see source.time_ns. JPEG files are kept as they are.
+Times are seconds, milli-, micro- or nanoseconds since 1970, or dates: see file_frames.time_ns. JPEG files are stored unchanged.
 """
 
 from __future__ import annotations
@@ -14,29 +14,21 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.frame import StreamInfo
-from pipeline.recording.importers.source import (
-    Item,
-    Opened,
-    from_items,
-    picture_frame,
-    pictures_in,
-    rate_hz,
-    read_lines,
-    time_ns,
-)
+from pipeline.recording.importers.file_frames import picture_frame, pictures_in, read_lines, time_ns
+from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 
 LISTS = ("timestamps.txt", "times.txt")
 FIX = "Put a timestamps.txt beside them: a time a line, such as 12.345 (seconds), in the order of their names"
 
 
-def open_pictures(folder: Path) -> Opened:
-    """ConfigError where nothing dates the pictures, or the numbers of times and pictures differ."""
+def open_pictures(folder: Path) -> ImportSource:
+    """Raises ConfigError when the pictures have no times, or the numbers of times and pictures differ."""
     paths = pictures_in(folder)
-    times = _listed(folder, paths) or _tabled(folder) or _named(folder, paths)
-    undated = [p.name for p in paths if p.name not in times]
-    if undated:
+    times = _from_list(folder, paths) or _from_table(folder) or _from_names(folder, paths)
+    untimed = [p.name for p in paths if p.name not in times]
+    if untimed:
         raise ConfigError(
-            f"{folder}: {len(undated)} of {len(paths)} pictures have no time, such as {undated[0]}. {FIX}"
+            f"{folder}: {len(untimed)} of {len(paths)} pictures have no time, such as {untimed[0]}. {FIX}"
         )
     name = folder.name if folder.name.replace("_", "").replace("-", "").isalnum() else "camera"
     is_jpeg = paths[0].suffix.lower() in (".jpg", ".jpeg")
@@ -47,7 +39,7 @@ def open_pictures(folder: Path) -> Opened:
     return from_items("folder of pictures", [info], items)
 
 
-def _listed(folder: Path, paths: list[Path]) -> dict[str, int]:
+def _from_list(folder: Path, paths: list[Path]) -> dict[str, int]:
     for table in (folder / name for name in LISTS if (folder / name).is_file()):
         lines = read_lines(table)
         if len(lines) != len(paths):
@@ -57,7 +49,7 @@ def _listed(folder: Path, paths: list[Path]) -> dict[str, int]:
     return {}
 
 
-def _tabled(folder: Path) -> dict[str, int]:
+def _from_table(folder: Path) -> dict[str, int]:
     times: dict[str, int] = {}
     for table in sorted(folder.glob("*.csv")):
         for i, line in enumerate(read_lines(table)):
@@ -65,14 +57,16 @@ def _tabled(folder: Path) -> dict[str, int]:
             name, at = (first, second) if Path(first).suffix else (second, first)
             if (folder / Path(name).name).is_file():
                 times[Path(name).name] = time_ns(at.partition(",")[0], where=f"{table}:{i + 1}")
-            elif i:  # the first line may name the columns
-                raise ConfigError(f"{table}:{i + 1}: found '{line[:60]}': there is no such picture in {folder}")
+            elif i:  # the first line may hold the names of the columns
+                raise ConfigError(
+                    f"{table}:{i + 1}: found '{line[:60]}', expected the name of a picture in {folder} and a time"
+                )
     return times
 
 
-def _named(folder: Path, paths: list[Path]) -> dict[str, int]:
-    """By the names, where they are times; 000001.png is a number, not a time."""
+def _from_names(folder: Path, paths: list[Path]) -> dict[str, int]:
+    """Times from the pictures' names; 000001.png is a number, not a time."""
     stems = [p.stem for p in paths]
     if not all(stem.replace(".", "", 1).isdecimal() and len(stem.partition(".")[0]) >= 10 for stem in stems):
-        raise ConfigError(f"{folder}: nothing says when its {len(paths)} pictures were taken. {FIX}")
+        raise ConfigError(f"{folder}: its {len(paths)} pictures have no times. {FIX}")
     return {p.name: time_ns(p.stem, where=str(p)) for p in paths}
