@@ -1,24 +1,152 @@
-"""Sensorium: a streaming, real-time, multimodal perception pipeline.
+"""Sensorium: a streaming, real-time, multimodal perception pipeline. All that is public is exported here.
 
 Example:
     import pipeline
+
     for prediction in pipeline.subscribe("emotion"):
         print(prediction.label, prediction.missing)
+
+Subscribe to a running pipeline; write your own sensor (Source), processing step (Transform), output (Sink), task, sync
+policy, lidar decoder or inference backend. What tests need is in pipeline.testing. Names that are not listed here may
+change in any version (docs/stability.md).
+
+Importing this package loads nothing: every name is loaded when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.runtime.subscribe import subscribe
+    from pipeline.alignment.sync_policies import WAIT, Match, NoMatch, SyncPolicy
+    from pipeline.clock import Clock, LiveClock, ManualClock, PtsClock, SampleClock
+    from pipeline.errors import (
+        AssetError,
+        ConfigError,
+        DeviceError,
+        DiffersError,
+        EngineError,
+        SensoriumError,
+        WireError,
+    )
+    from pipeline.frame import (
+        AlignedSet,
+        Arrival,
+        Encoding,
+        Frame,
+        Health,
+        Message,
+        NodeHealth,
+        Opinion,
+        Prediction,
+        Receipt,
+        StreamInfo,
+        Subject,
+        silence,
+    )
+    from pipeline.inference.engine import Engine
+    from pipeline.node import Context, Finding, Node, Sink, Source, Transform
+    from pipeline.runtime.subscribe import Subscription, subscribe
+    from pipeline.scene_state import FreeSpace, Obstacle, PathClearance, SceneState, Sector, Sound
+    from pipeline.sensors.lidar.packet_decoder import PacketDecoder, Sweep
+    from pipeline.task import Task
 
-__all__ = ["subscribe"]
+__all__ = [
+    "WAIT",
+    "AlignedSet",
+    "Arrival",
+    "AssetError",
+    "Clock",
+    "ConfigError",
+    "Context",
+    "DeviceError",
+    "DiffersError",
+    "Encoding",
+    "Engine",
+    "EngineError",
+    "Finding",
+    "Frame",
+    "FreeSpace",
+    "Health",
+    "LiveClock",
+    "ManualClock",
+    "Match",
+    "Message",
+    "NoMatch",
+    "Node",
+    "NodeHealth",
+    "Obstacle",
+    "Opinion",
+    "PacketDecoder",
+    "PathClearance",
+    "Prediction",
+    "PtsClock",
+    "Receipt",
+    "SampleClock",
+    "SceneState",
+    "Sector",
+    "SensoriumError",
+    "Sink",
+    "Sound",
+    "Source",
+    "StreamInfo",
+    "Subject",
+    "Subscription",
+    "Sweep",
+    "SyncPolicy",
+    "Task",
+    "Transform",
+    "WireError",
+    "silence",
+    "subscribe",
+]
+
+# Where each name is defined.
+_MODULES = {
+    "pipeline.alignment.sync_policies": ("WAIT", "Match", "NoMatch", "SyncPolicy"),
+    "pipeline.clock": ("Clock", "LiveClock", "ManualClock", "PtsClock", "SampleClock"),
+    "pipeline.errors": (
+        "AssetError",
+        "ConfigError",
+        "DeviceError",
+        "DiffersError",
+        "EngineError",
+        "SensoriumError",
+        "WireError",
+    ),
+    "pipeline.frame": (
+        "AlignedSet",
+        "Arrival",
+        "Encoding",
+        "Frame",
+        "Health",
+        "Message",
+        "NodeHealth",
+        "Opinion",
+        "Prediction",
+        "Receipt",
+        "StreamInfo",
+        "Subject",
+        "silence",
+    ),
+    "pipeline.inference.engine": ("Engine",),
+    "pipeline.node": ("Context", "Finding", "Node", "Sink", "Source", "Transform"),
+    "pipeline.runtime.subscribe": ("Subscription", "subscribe"),
+    "pipeline.scene_state": ("FreeSpace", "Obstacle", "PathClearance", "SceneState", "Sector", "Sound"),
+    "pipeline.sensors.lidar.packet_decoder": ("PacketDecoder", "Sweep"),
+    "pipeline.task": ("Task",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    if name != "subscribe":
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
-    from pipeline.runtime.subscribe import subscribe  # when asked for: it loads numpy and ZeroMQ
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next use does not come here
+    return value
 
-    return subscribe
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -98,7 +98,6 @@ PENDING = (
     "pipeline/sensors/rendered/",
     "pipeline/tasks/",
     "pipeline/training/",
-    "pipeline/__init__.py",
     "pipeline/assets.py",
     "pipeline/clock.py",
     "pipeline/errors.py",
