@@ -1,9 +1,11 @@
-"""How well clocks are known: a sound card's, and another host's, each against a truth that is known exactly.
+"""How accurately clocks are known: a sound card's, and another host's, each compared with the exact truth.
 
+Example:
     python -m benchmarks.clocks [--json out.json] [--seconds 20]
 
-The other host is another process on this machine, so its true offset is zero: what is found instead is the error. It is
-pinged over the loopback, and through a relay that delays every piece by 20 to 25 ms in each direction, at random.
+The other host is another process on this machine, so its true offset is zero, and any estimate other than zero is the
+error. It is pinged over the loopback, and through a relay that delays every piece by 20 to 25 ms in each direction, at
+random.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ RELAY_MS = (20.0, 25.0)
 
 
 def sound_card(ppm: float, seed: int, seconds: float = 60) -> tuple[float, float]:
-    """(standard deviation of the stamps in µs, error of the rate in ppm) after 30 s, with callbacks 1–3 ms late and bursts."""
+    """After 30 s, with callbacks 1–3 ms late and bursts.
+
+    Returns (standard deviation of the stamps in µs, error of the rate in ppm).
+    """
     draw = np.random.default_rng(seed)
     n = int(seconds * RATE_HZ / CHUNK)
     edges_ns = 5 * NS + np.arange(n + 1) * CHUNK / RATE_HZ / (1 + ppm * 1e-6) * NS
@@ -46,26 +51,26 @@ def sound_card(ppm: float, seed: int, seconds: float = 60) -> tuple[float, float
 
 
 def other_host(seconds: float, *, relayed: bool) -> dict[str, float]:
-    """Errors and stated bounds of the other process's clock, looked at every 5 ms."""
+    """Errors and stated bounds of the other process's clock, sampled every 5 ms."""
     port, relay_port = free_port(), free_port()
     serving = [serve("--serve", str(port))]
     if relayed:
         serving.append(serve("--relay", str(relay_port), str(port)))
     began_s = time.monotonic()
-    line = ClockClient("other", f"tcp://127.0.0.1:{relay_port if relayed else port}", None)
-    line.start()
+    client = ClockClient("other", f"tcp://127.0.0.1:{relay_port if relayed else port}", None)
+    client.start()
     known_s = 0.0
     rows: list[tuple[float, int, int]] = []
     try:
         while time.monotonic() - began_s < seconds:
-            if line.clock.ready:
+            if client.clock.ready:
                 known_s = known_s or time.monotonic() - began_s
                 now_ns = time.monotonic_ns()
-                local_ns, bound_ns = line.clock.to_local(now_ns)
+                local_ns, bound_ns = client.clock.to_local(now_ns)
                 rows.append((time.monotonic() - began_s, abs(local_ns - now_ns), bound_ns))
             time.sleep(0.005)
     finally:
-        line.stop()
+        client.stop()
         for process in serving:
             process.kill()
             process.wait()
@@ -89,31 +94,31 @@ def serve(*arguments: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "benchmarks.clocks", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    process.stdout.readline()  # it is there
+    process.stdout.readline()  # it is bound
     return process
 
 
 def relay(port: int, to_port: int) -> None:
-    """Passes TCP on in both directions, each piece later by a random time, in order."""
+    """Forwards TCP in both directions, each piece later by a random time, in order."""
 
-    def pass_on(source: socket.socket, target: socket.socket) -> None:
+    def forward(source: socket.socket, target: socket.socket) -> None:
         waiting: deque[tuple[float, bytes]] = deque()
-        there = threading.Condition()
+        arrived = threading.Condition()
 
         def send() -> None:
             while True:
-                with there:
+                with arrived:
                     while not waiting:
-                        there.wait()
+                        arrived.wait()
                     due_s, piece = waiting.popleft()
                 time.sleep(max(0.0, due_s - time.monotonic()))
                 target.sendall(piece)
 
         threading.Thread(target=send, daemon=True).start()
         while piece := source.recv(65536):
-            with there:
+            with arrived:
                 waiting.append((time.monotonic() + random.uniform(*RELAY_MS) / 1000, piece))
-                there.notify()
+                arrived.notify()
 
     listener = socket.create_server(("127.0.0.1", port))
     print("here", flush=True)
@@ -122,7 +127,7 @@ def relay(port: int, to_port: int) -> None:
         server = socket.create_connection(("127.0.0.1", to_port))
         for a, b in ((client, server), (server, client)):
             a.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=pass_on, args=(a, b), daemon=True).start()
+            threading.Thread(target=forward, args=(a, b), daemon=True).start()
 
 
 def free_port() -> int:
@@ -137,21 +142,21 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=20)
     arguments.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     arguments.add_argument("--relay", type=int, nargs=2, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    if given.serve:
-        server = ClockServer(f"tcp://127.0.0.1:{given.serve}", None)
+    args = arguments.parse_args()
+    if args.serve:
+        server = ClockServer(f"tcp://127.0.0.1:{args.serve}", None)
         print("here", flush=True)
         server.run()
-    elif given.relay:
-        relay(*given.relay)
+    elif args.relay:
+        relay(*args.relay)
     cards = np.array([sound_card(ppm, seed) for seed, ppm in enumerate((-120.0, -70.0, -30.0, 0.0, 25.0, 50.0))])
     figures: dict[str, Any] = {
         "sound_card": {
             "std_us": round(float(cards[:, 0].max()), 1),
             "rate_ppm": round(float(np.median(cards[:, 1])), 2),
         },
-        "loopback": other_host(given.seconds, relayed=False),
-        "relay": other_host(given.seconds, relayed=True),
+        "loopback": other_host(args.seconds, relayed=False),
+        "relay": other_host(args.seconds, relayed=True),
     }
     card, near, far = figures.values()
     print("sound card, 1–3 ms jitter and bursts, −120…+50 ppm, after 30 s")
@@ -166,8 +171,8 @@ def main() -> None:
         ("bound_within_20_percent_after_s", "bound within 20 % of its usual after", "s"),
     ):
         print(f"  {label:<40}{near[name]:>9} {unit:<2}{far[name]:>15} {unit}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

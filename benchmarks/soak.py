@@ -1,10 +1,11 @@
-"""Four 1080p cameras at 30 Hz through a whole graph for minutes: memory must stay flat, and nothing may be lost or torn.
+"""Four 1080p cameras at 30 Hz through a whole graph for minutes: memory must not grow, nothing may be lost or torn.
 
+Example:
     python -m benchmarks.soak [--minutes 10] [--json out.json]
 
-The graph is run as a user runs one, a process a camera, all four aligned, a task that reads in every picture the number
-drawn there. Memory is the unshared memory of all its processes, and what lies in the run's folder of rings; *drift* is
-the slope of a line through the second half, in MB an hour.
+The graph is run by the command line: one process per camera, all four aligned, and a task that reads the number drawn
+in every picture. Memory is the unshared memory of all processes, and the shared memory of the run; *drift* is the slope
+of a line through the second half, in MB per hour.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from pipeline.task import Task
 from pipeline.transport.shared_memory import shared_memory_root
 
 CAMERAS = 4
-LOOK_EVERY_S = 2.0
+SAMPLE_EVERY_S = 2.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Whole(Task):
-    """Whether every picture of a set shows its own number; at the end stands which ones did not."""
+    """Whether every picture of a set shows its own number; counts those that do not."""
 
     name = "whole"
     labels = ("whole", "torn")
@@ -56,7 +57,7 @@ def config() -> str:
 
 
 def megabytes(run: psutil.Process) -> tuple[float, float]:
-    """(unshared memory of the run's processes, rings)."""
+    """(unshared memory of the run's processes, shared memory of the run)."""
     own = 0
     for process in [run, *run.children(recursive=True)]:
         try:
@@ -65,8 +66,8 @@ def megabytes(run: psutil.Process) -> tuple[float, float]:
         except psutil.NoSuchProcess:
             continue
     base = shared_memory_root()
-    rings = sum(path.stat().st_blocks * 512 for path in base.glob(f"{run.pid}-*/*.ring")) if base else 0
-    return own / 1e6, rings / 1e6
+    shared = sum(path.stat().st_blocks * 512 for path in base.glob(f"{run.pid}-*/*.ring")) if base else 0
+    return own / 1e6, shared / 1e6
 
 
 def drift_mb_an_hour(times_s: list[float], values_mb: list[float]) -> float:
@@ -84,38 +85,39 @@ def main() -> None:
         graph.write_text(config())
         command = [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph), "--out", str(out)]
         run = subprocess.Popen([*command, "--for", f"{args.minutes * 60:.0f}s"], cwd=ROOT, stdout=subprocess.DEVNULL)
-        began_s, times_s, own_mb, rings_mb = time.monotonic(), [], [], []
+        began_s, times_s, own_mb, shared_mb = time.monotonic(), [], [], []
         while run.poll() is None:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(SAMPLE_EVERY_S)
             try:
-                own, rings = megabytes(psutil.Process(run.pid))
+                own, shared = megabytes(psutil.Process(run.pid))
             except psutil.NoSuchProcess:
                 break
-            if rings:
+            if shared:
                 times_s.append(time.monotonic() - began_s)
                 own_mb.append(own)
-                rings_mb.append(rings)
+                shared_mb.append(shared)
         if run.wait() != 0:
             raise SystemExit(f"the run ended with exit code {run.returncode}")
         lines = out.read_text().splitlines()
     summary: dict[str, Any] = json.loads(lines[-1])
     torn = sum(json.loads(line)["label"] != "whole" for line in lines[:-1])
-    times_s, own_mb, rings_mb = times_s[:-2], own_mb[:-2], rings_mb[:-2]  # processes that end let go of their memory
+    times_s, own_mb, shared_mb = times_s[:-2], own_mb[:-2], shared_mb[:-2]  # the last samples are of processes that end
     figures = {
         "minutes": args.minutes,
         "summary": summary,
         "torn": torn,
         "own_mb": own_mb,
-        "rings_mb": rings_mb,
+        "shared_mb": shared_mb,
         "seconds": times_s,
         "own_drift_mb_an_hour": drift_mb_an_hour(times_s, own_mb),
-        "rings_drift_mb_an_hour": drift_mb_an_hour(times_s, rings_mb),
+        "shared_drift_mb_an_hour": drift_mb_an_hour(times_s, shared_mb),
     }
     print(f"{'MB':<12}{'at 10 s':>10}{'middle':>10}{'end':>10}{'drift an hour':>16}")
-    for name, values, drift in (("processes", own_mb, "own"), ("rings", rings_mb, "rings")):
+    for name, values, drift in (("processes", own_mb, "own"), ("shared", shared_mb, "shared")):
         early = values[min(5, len(values) - 1)]
         print(
-            f"{name:<12}{early:10.1f}{values[len(values) // 2]:10.1f}{values[-1]:10.1f}{figures[drift + '_drift_mb_an_hour']:16.1f}"
+            f"{name:<12}{early:10.1f}{values[len(values) // 2]:10.1f}{values[-1]:10.1f}"
+            f"{figures[drift + '_drift_mb_an_hour']:16.1f}"
         )
     print(
         f"frames in {sum(summary['frames_in'].values())}, sets {summary['sets']}, torn {torn}, "

@@ -1,13 +1,15 @@
-"""Frames from one process to another: Sensorium's wire beside plain pyzmq, imagezmq and iceoryx2.
+"""Frames from one process to another: Sensorium's transport beside plain pyzmq, imagezmq and iceoryx2.
 
+Example:
     scripts/setup bench
     python -m benchmarks.transport [--runs 5] [--json out.json] [--only sensorium,pyzmq]
 
-The unit is one copy of the same payload inside one process, between buffers too many for the cache, measured before
-each run: so the figures of a slow or busy machine say the same. Systems take turns; medians of all runs. *p50* is from
-just before the send, the picture being there, to the moment the reader has it as an array and has looked into it
-("borrowed": it was drawn in place). *CPU* is of both processes, a frame. Each payload carries its number at both ends and in between: a
-frame that shows two numbers is torn. pyzmq sends arrays as its manual does (a JSON header, then the data, not copied).
+The unit is one copy of the same payload within a process, between buffers too many for the cache, measured before each
+run, so that the figures of slow and busy machines can be compared. Systems take turns; the medians of all runs are
+printed. *p50* is from just before the send, when the picture is complete, until the reader has it as an array and has
+read from it ("borrowed": it was drawn in place). *CPU* is that of both processes, per frame. Each payload carries its
+number at both ends and in between: a frame that shows two numbers is torn. pyzmq sends arrays as its manual does (a
+JSON header, then the data, not copied). The code of each system is in transport_systems.py.
 """
 
 from __future__ import annotations
@@ -24,267 +26,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-SHAPES: dict[str, tuple[tuple[int, ...], str]] = {
-    "1080p": ((1080, 1920, 3), "uint8"),
-    "lidar": ((30_000, 4), "float32"),
-    "audio": ((320,), "float32"),
-}
+from benchmarks.transport_systems import RECEIVERS, SENDERS, SHAPES, Receiver
+
 SYSTEMS = ("sensorium", "sensorium borrowed", "pyzmq", "imagezmq", "iceoryx2", "iceoryx2 borrowed")
-MARKS = 8  # places in a payload where its number stands
+MARKS = 8  # places in a payload that hold its number
 WARM_UP = 10
-
-
-# --- the systems ------------------------------------------------------------------------------------------------------
-
-
-class Sender(Protocol):
-    def borrow(self) -> np.ndarray | None:
-        """An array of the sender's to draw in; None: it has none to give."""
-
-    def send(self, array: np.ndarray) -> None: ...
-
-    def serve(self) -> None:
-        """Called while nothing is sent."""
-
-    def close(self) -> None: ...
-
-
-class Receiver(Protocol):
-    def receive(self) -> list[np.ndarray]:
-        """What has come; waits for at most 50 ms."""
-
-    ready: bool
-
-
-class SensoriumSender:
-    def __init__(self, address: str, payload: str, borrowed: bool) -> None:
-        from pipeline.frame import Frame, StreamInfo
-        from pipeline.transport.publisher import Publisher
-
-        self._publisher = Publisher(address, StreamInfo(Path(address).stem, "", 30.0))
-        self._kind, self._payload, self._borrowed, self._seq = Frame, payload, borrowed, 0
-        self._encoding: Any = {"1080p": "bgr8", "lidar": "points_xyzi_f32", "audio": "pcm_f32"}[payload]
-
-    def borrow(self) -> np.ndarray | None:
-        return self._publisher.borrow(*SHAPES[self._payload]) if self._borrowed else None
-
-    def send(self, array: np.ndarray) -> None:
-        self._seq += 1
-        # A Frame makes its array read-only.
-        self._publisher.send(self._kind("camera", self._seq, time.monotonic_ns(), self._encoding, array.view()))
-
-    def serve(self) -> None:
-        self._publisher.service(timeout_ms=10)
-
-    def close(self) -> None:
-        self._publisher.close(ended=True)
-
-
-class SensoriumReceiver:
-    """What `pipeline.subscribe` does, for several streams; flat out with flow control, as behind a file."""
-
-    def __init__(self, addresses: list[str], flat_out: bool) -> None:
-        from pipeline.frame import Frame
-        from pipeline.transport.credits import INITIAL_CREDITS
-        from pipeline.transport.poller import Poller
-        from pipeline.transport.subscriber import Subscriber
-
-        self._kind, self._flat_out = Frame, flat_out
-        self._connections = [Subscriber(a, "bench", credits=INITIAL_CREDITS if flat_out else None) for a in addresses]
-        self._bells = Poller(self._connections)
-
-    @property
-    def ready(self) -> bool:
-        self.receive()
-        return all(connection.info for connection in self._connections)
-
-    def receive(self) -> list[np.ndarray]:
-        for connection in self._connections:
-            connection.keep_alive()
-        arrays = []
-        for connection in self._bells.wait(50):
-            value, _ = connection.receive()
-            if isinstance(value, self._kind):
-                arrays.append(value.data)
-                if self._flat_out:
-                    connection.grant_credits(1)
-        return arrays
-
-
-class PyzmqSender:
-    def __init__(self, address: str, payload: str, borrowed: bool) -> None:
-        import zmq
-
-        self._socket = zmq.Context.instance().socket(zmq.PUSH)
-        self._socket.set_hwm(2)  # no more of the buffers in flight than there are
-        self._socket.bind(address)
-
-    def borrow(self) -> np.ndarray | None:
-        return None
-
-    def send(self, array: np.ndarray) -> None:
-        import zmq
-
-        self._socket.send_json({"dtype": str(array.dtype), "shape": array.shape}, zmq.SNDMORE)
-        self._socket.send(array, copy=False)
-
-    def serve(self) -> None:
-        time.sleep(0.01)
-
-    def close(self) -> None:
-        import zmq
-
-        self._socket.close()
-        zmq.Context.instance().term()  # waits for what is on its way
-
-
-class PyzmqReceiver:
-    ready = True
-
-    def __init__(self, addresses: list[str], flat_out: bool) -> None:
-        import zmq
-
-        self._poller = zmq.Poller()
-        for address in addresses:
-            socket = zmq.Context.instance().socket(zmq.PULL)
-            socket.set_hwm(2)
-            socket.connect(address)
-            self._poller.register(socket, zmq.POLLIN)
-
-    def receive(self) -> list[np.ndarray]:
-        arrays = []
-        for socket, _ in self._poller.poll(50):
-            header: Any = socket.recv_json()
-            data = socket.recv(copy=False)
-            arrays.append(np.frombuffer(data.buffer, header["dtype"]).reshape(header["shape"]))
-        return arrays
-
-
-class ImagezmqSender:
-    def __init__(self, address: str, payload: str, borrowed: bool) -> None:
-        import imagezmq
-
-        self._sender = imagezmq.ImageSender(connect_to=address)
-
-    def borrow(self) -> np.ndarray | None:
-        return None
-
-    def send(self, array: np.ndarray) -> None:
-        self._sender.send_image("camera", array)
-
-    def serve(self) -> None:
-        time.sleep(0.01)
-
-    def close(self) -> None:
-        self._sender.close()
-
-
-class ImagezmqReceiver:
-    ready = True
-
-    def __init__(self, addresses: list[str], flat_out: bool) -> None:
-        import imagezmq
-
-        (address,) = addresses
-        self._hub = imagezmq.ImageHub(open_port=address)
-
-    def receive(self) -> list[np.ndarray]:
-        if not self._hub.zmq_socket.poll(50):
-            return []
-        _, image = self._hub.recv_image()
-        self._hub.send_reply()
-        return [image]
-
-
-def _iceoryx(address: str) -> tuple[Any, Any, Any]:
-    """iceoryx2's node, its service for payloads and its service for wake-ups."""
-    import ctypes
-
-    import iceoryx2 as iox
-
-    iox.set_log_level(iox.LogLevel.Error)
-    node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
-    payloads = node.service_builder(iox.ServiceName.new(address)).publish_subscribe(iox.Slice[ctypes.c_uint8])
-    payloads = payloads.subscriber_max_buffer_size(8).subscriber_max_borrowed_samples(8).enable_safe_overflow(False)
-    bells = node.service_builder(iox.ServiceName.new(address + "!")).event()
-    return node, payloads.open_or_create(), bells.open_or_create()
-
-
-class IceoryxSender:
-    def __init__(self, address: str, payload: str, borrowed: bool) -> None:
-        import iceoryx2 as iox
-
-        self._node, payloads, bells = _iceoryx(address)
-        self._bytes = int(np.prod(SHAPES[payload][0])) * np.dtype(SHAPES[payload][1]).itemsize
-        publisher = payloads.publisher_builder().initial_max_slice_len(self._bytes)
-        self._publisher = publisher.backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered).create()
-        self._bell = bells.notifier_builder().create()
-        self._payload, self._borrowed, self._lent = payload, borrowed, None
-
-    def borrow(self) -> np.ndarray | None:
-        return self._loan() if self._borrowed else None
-
-    def _loan(self) -> np.ndarray:
-        shape, dtype = SHAPES[self._payload]
-        self._lent = self._publisher.loan_slice_uninit(self._bytes)
-        return np.frombuffer(self._lent.payload().as_memory_view(), dtype).reshape(shape)
-
-    def send(self, array: np.ndarray) -> None:
-        if not self._borrowed:
-            np.copyto(self._loan(), array)
-        self._lent.assume_init().send()  # type: ignore[attr-defined]
-        self._bell.notify()
-
-    def serve(self) -> None:
-        time.sleep(0.01)
-
-    def close(self) -> None:
-        pass
-
-
-class IceoryxReceiver:
-    ready = True
-
-    def __init__(self, addresses: list[str], flat_out: bool) -> None:
-        (address,) = addresses
-        self._node, payloads, bells = _iceoryx(address)
-        self._subscriber = payloads.subscriber_builder().create()
-        self._bell = bells.listener_builder().create()
-        self._samples: list[Any] = []
-
-    def receive(self) -> list[np.ndarray]:
-        import iceoryx2 as iox
-
-        for sample in self._samples:
-            sample.delete()
-        self._samples.clear()
-        self._bell.timed_wait(iox.Duration.from_millis(50))
-        while (sample := self._subscriber.receive()) is not None:
-            self._samples.append(sample)
-            if len(self._samples) == 4:
-                break
-        return [np.frombuffer(sample.payload().as_memory_view(), np.uint8) for sample in self._samples]
-
-
-SENDERS: dict[str, type[Any]] = {
-    "sensorium": SensoriumSender,
-    "pyzmq": PyzmqSender,
-    "imagezmq": ImagezmqSender,
-    "iceoryx2": IceoryxSender,
-}
-RECEIVERS: dict[str, type[Any]] = {
-    "sensorium": SensoriumReceiver,
-    "pyzmq": PyzmqReceiver,
-    "imagezmq": ImagezmqReceiver,
-    "iceoryx2": IceoryxReceiver,
-}
-
-
-# --- one run ----------------------------------------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -292,11 +42,11 @@ class Case(NamedTuple):
     payload: str
     streams: int
     rate_hz: float  # 0: flat out
-    count: int  # frames a stream
+    count: int  # frames per stream
 
 
 def marks(array: np.ndarray) -> np.ndarray:
-    """(MARKS,) int64 view into the payload: the places where the frame's number stands."""
+    """(MARKS,) int64 view into the payload: the places that hold the frame's number."""
     words = array.reshape(-1).view(np.int64)
     return words[:: (len(words) - 2) // (MARKS - 1)][:MARKS]
 
@@ -304,7 +54,7 @@ def marks(array: np.ndarray) -> np.ndarray:
 def send_all(case: Case, address: str) -> dict[str, float]:
     sender = SENDERS[case.system.split()[0]](address, case.payload, "borrowed" in case.system)
     shape, dtype = SHAPES[case.payload]
-    drawn = [np.ones(shape, dtype) for _ in range(8)]  # more than a cache holds: each picture of a camera is new
+    drawn = [np.ones(shape, dtype) for _ in range(8)]  # more than a cache holds, as a camera's pictures are
     print("ready", flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
         sender.serve()
@@ -332,10 +82,10 @@ def receive_all(case: Case, addresses: list[str]) -> dict[str, Any]:
     while not receiver.ready:
         pass
     print("ready", flush=True)
-    latency_ns, torn, wanted = [], 0, (case.count + WARM_UP) * len(addresses)
+    latency_ns, torn, expected = [], 0, (case.count + WARM_UP) * len(addresses)
     received, last_s = 0, time.monotonic()
     began_s = cpu_s = 0.0
-    while received < wanted and time.monotonic() < last_s + 2.0:
+    while received < expected and time.monotonic() < last_s + 2.0:
         for array in receiver.receive():
             sent_ns = int(array.reshape(-1).view(np.int64)[1])
             now_ns = time.monotonic_ns()
@@ -354,7 +104,7 @@ def receive_all(case: Case, addresses: list[str]) -> dict[str, Any]:
         "p99_ms": float(np.percentile(latency_ns, 99)) / 1e6,
         "per_s": (received - WARM_UP * len(addresses) - 1) / (last_s - began_s),
         "cpu_s": cpu_s,
-        "lost": wanted - received,
+        "lost": expected - received,
         "torn": torn,
     }
 
@@ -362,13 +112,13 @@ def receive_all(case: Case, addresses: list[str]) -> dict[str, Any]:
 def copy_ms(payload: str) -> float:
     """The unit: one copy between buffers in turn, so that neither lies in the cache."""
     shape, dtype = SHAPES[payload]
-    buffers = [np.ones(shape, dtype) for _ in range(16)]  # ones: memory that was never written to is not there yet
-    took = []
+    buffers = [np.ones(shape, dtype) for _ in range(16)]  # ones: memory that was never written to is not allocated
+    durations_ms = []
     for i in range(160):
         begin = time.perf_counter()
         np.copyto(buffers[i % 8], buffers[8 + i % 8])
-        took.append((time.perf_counter() - begin) * 1e3)
-    return median(took[16:])
+        durations_ms.append((time.perf_counter() - begin) * 1e3)
+    return median(durations_ms[16:])
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -390,7 +140,7 @@ def run(case: Case) -> dict[str, Any]:
 
 
 class run_folder:
-    """Where a run's sockets lie, and the folder beside it for its rings, as launch.py makes them."""
+    """The folder of a run's sockets, and the one for its shared memory, as the launcher creates them."""
 
     def __enter__(self) -> Path:
         from pipeline.transport.shared_memory import shared_memory_root
@@ -398,16 +148,14 @@ class run_folder:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-"))
         base = shared_memory_root()
         assert base is not None, "this benchmark needs /dev/shm"
-        self._rings = base / self._folder.name
-        self._rings.parent.mkdir(
-            mode=0o700, exist_ok=True
-        )  # parents=True would leave it open to others, and runs refuse that
-        self._rings.mkdir(mode=0o700)
+        self._shared = base / self._folder.name
+        self._shared.parent.mkdir(mode=0o700, exist_ok=True)  # not parents=True, which would let others read it
+        self._shared.mkdir(mode=0o700)
         return self._folder
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder)
-        shutil.rmtree(self._rings)
+        shutil.rmtree(self._shared)
 
 
 def _child(role: str, case: Case, addresses: list[str]) -> subprocess.Popen[str]:
@@ -471,7 +219,8 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     print(
-        f"{'':<34}{'p50 ms':>8}{'p99 ms':>8}{'copies':>8}{'CPU, copies':>13}{'a second':>10}{'of memcpy':>11}{'lost':>6}{'torn':>6}"
+        f"{'':<34}{'p50 ms':>8}{'p99 ms':>8}{'copies':>8}{'CPU, copies':>13}"
+        f"{'a second':>10}{'of memcpy':>11}{'lost':>6}{'torn':>6}"
     )
     for row in sorted(rows, key=lambda row: (row["payload"], row["streams"], not row["rate_hz"])):
         pace = f"{row['rate_hz']:.0f} Hz" if row["rate_hz"] else "flat out"

@@ -141,7 +141,6 @@ MAX_FILES, MAX_LINES = 20, 400
 
 # Files that are longer; each line leaves with the change that splits the file.
 LONG_FILES = {
-    "benchmarks/transport.py",
     "calibration/lens/bundle.py",
     "tests/system/test_hosts.py",
     "tests/unit/alignment/test_aligner.py",
