@@ -15,7 +15,7 @@ import numpy as np
 from calibration.lidar_camera.board_fit import BoardView
 from calibration.pose import Floats, inverse, moved
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply, rigid, rotation_from_vector
+from pipeline.rig.transforms import apply, rigid, rotation_from_vector
 
 BEAMS_RAD = np.radians(np.arange(-15, 16, 2.0))
 STEP_RAD = np.radians(0.2)

@@ -17,7 +17,8 @@ import numpy as np
 from calibration.clouds import read_points
 from calibration.pose import Floats
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, apply, rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.transforms import apply, rigid
 
 KITTI_SEQUENCE = "driving/kitti_sequence"
 KITTI_LABELLED = "driving/kitti_labelled"

@@ -33,8 +33,9 @@ from pipeline.perception.objects.detections import Detection
 from pipeline.perception.objects.detector import PINNED, Detector
 from pipeline.perception.objects.object_finder import CameraView, ObjectFinder
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig
 from pipeline.rig.rig_formats import read_kitti
+from pipeline.rig.transforms import rigid
 
 DEFAULT_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 CAMERA, LIDAR = "camera_2", "lidar"

@@ -33,7 +33,7 @@ from pipeline.frame import Frame  # noqa: E402
 from pipeline.perception.obstacles.ground import GroundFinder  # noqa: E402
 from pipeline.perception.obstacles.scene_model import SceneModel  # noqa: E402
 from pipeline.preprocessing import timed_cloud  # noqa: E402
-from pipeline.rig.rig import rigid  # noqa: E402
+from pipeline.rig.transforms import rigid  # noqa: E402
 from pipeline.scene_state import Obstacle  # noqa: E402
 
 PERIOD_S = 0.1

@@ -14,7 +14,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.rig.rig import rigid, rotation_from_vector, rotation_to_vector
+from pipeline.rig.transforms import rigid, rotation_from_vector, rotation_to_vector
 
 Floats = npt.NDArray[np.float64]
 

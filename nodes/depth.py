@@ -19,7 +19,9 @@ from pipeline.clock import Clock
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Encoding, Frame, StreamInfo
 from pipeline.node import Finding, Source
-from pipeline.rig.rig import BASE, Pose, Rig, load, rigid, save
+from pipeline.rig.rig import BASE, Pose, Rig
+from pipeline.rig.rig_file import load_rig, save_rig
+from pipeline.rig.transforms import rigid
 from pipeline.sensors import realsense
 from pipeline.sensors.camera.picture import LOST_AFTER_S
 
@@ -140,9 +142,9 @@ class Depth(Source):
 def save_lens(path: Path, name: str, tap: realsense.Tap, *, height_m: float = 0.0) -> None:
     """Into the rig file, which may know other sensors too."""
     with _saving:  # two nodes of one device start at the same time
-        known = load(path) if path.is_file() else Rig()
+        known = load_rig(path) if path.is_file() else Rig()
         rig = known.with_intrinsics(name, tap.lens, f"what {tap.description} says of itself")
         if not any(name in (pose.target, pose.source) for pose in rig.poses):
             pose = Pose(BASE, name, rigid(AHEAD, (0.0, 0.0, height_m)))
             rig = rig.with_pose(pose, f"not measured: taken for straight ahead, {height_m:g} m above the base's origin")
-        save(rig, path)
+        save_rig(rig, path)

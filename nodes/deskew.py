@@ -22,7 +22,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.node import Arrival, Transform
-from pipeline.rig.rig import load
+from pipeline.rig.rig_file import load_rig
 from pipeline.sensors.lidar.motion import Motion, deskew, from_rates
 
 KEPT_NS = 2 * NS  # of motion: far more than a sweep and its wait
@@ -52,7 +52,7 @@ class Deskew(Transform):
             raise ConfigError(f"deskew '{self.name}': inputs: a lidar and what tells its motion, such as [lidar, imu].")
         self._turn_into_lidar: dict[str, np.ndarray] = {}
         if self._rig is not None:
-            rig = load(self._rig)
+            rig = load_rig(self._rig)
             lidar, *others = self.context.inputs
             self._turn_into_lidar = {name: rig.transform(lidar, name)[:3, :3] for name in others}
 

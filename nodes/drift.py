@@ -18,7 +18,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.node import Arrival, Sink
-from pipeline.rig import rig as rigs
+from pipeline.rig.rig_file import load_rig
 
 ANSWER_EVERY = 5  # pairs: an answer costs as much as some twenty of them
 
@@ -38,7 +38,7 @@ class Drift(Sink):
         return ("camera", self.camera), ("lidar", self.lidar)
 
     def open(self) -> None:
-        self._rig = rigs.load(self.rig_path)
+        self._rig = load_rig(self.rig_path)
         self._lens = self._rig.camera(self.camera)
         self._monitor = Monitor(self._lens, self._rig.transform(self.camera, self.lidar))
         self._pictures: deque[Frame] = deque(maxlen=12)

@@ -167,9 +167,9 @@ class Record(Sink):
 
     def _store_rig(self, writer: Writer, path: Path) -> None:
         """Raises ConfigError for a file that is not a rig file."""
-        from pipeline.rig import rig
+        from pipeline.rig.rig_file import load_rig
 
-        for camera, lens in rig.load(path).intrinsics.items():
+        for camera, lens in load_rig(path).intrinsics.items():
             writer.calibration(
                 camera,
                 width_px=lens.width_px,

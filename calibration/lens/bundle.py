@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from pipeline.rig.intrinsics import MODELS, Intrinsics
-from pipeline.rig.rig import rigid, rotation_from_vector
+from pipeline.rig.transforms import rigid, rotation_from_vector
 
 # What may be estimated: the rig's models, and radtan with its higher coefficients held at 0. In order of their freedom.
 FREE = {

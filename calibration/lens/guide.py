@@ -19,7 +19,7 @@ from calibration.lens.bundle import Sight, free_parameters, solve, start, view_i
 from calibration.lens.estimate import CELLS, GOOD_VIEWS, NamedSight, cells
 from calibration.lens.uncertainty import sensitivity, sigma_map
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import rigid, rotation_from_vector
+from pipeline.rig.transforms import rigid, rotation_from_vector
 
 MODEL = "radtan4"  # what is planned with: richer ones ask for the same views
 FIRST_FIT = 4

@@ -19,7 +19,7 @@ from calibration.board.detect import Corners
 from calibration.lens.bundle import Sight
 from calibration.lens.estimate import NamedSight
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply, rigid, rotation_from_vector
+from pipeline.rig.transforms import apply, rigid, rotation_from_vector
 
 SQUARE_PX = 64  # of the board's own picture: markers of 4 × 4 bits come out exact
 MARGIN_SQUARES = 1.0  # white paper around the board

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.lens.bundle import project
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import rotation_from_vector
+from pipeline.rig.transforms import rotation_from_vector
 
 COLUMNS, ROWS = 12, 9
 TURN_STEPS = 6  # Gauss–Newton for one rotation, from nearly right: it has converged after three

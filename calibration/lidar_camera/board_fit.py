@@ -20,7 +20,7 @@ import numpy as np
 
 from calibration.pose import Floats, moved
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply, cross, rigid, rotation_from_vector
+from pipeline.rig.transforms import apply, cross, rigid, rotation_from_vector
 
 STEPS = 12
 CONVERGED = 1e-6  # rad and m: a hundredth of what any view can tell

@@ -22,7 +22,7 @@ import numpy as np
 from calibration.pose import Floats, fit_points, inverse, moved
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
-from pipeline.rig.rig import apply, cross, rotation_to_vector
+from pipeline.rig.transforms import apply, cross, rotation_to_vector
 
 ROWS = 19
 MIN_BOARDS, GOOD_BOARDS = 4, 8

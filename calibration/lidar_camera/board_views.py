@@ -24,7 +24,7 @@ from calibration.moments import Moment
 from calibration.pose import Floats
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply
+from pipeline.rig.transforms import apply
 
 CHOICE_TRIES = 400
 FITS_DEG, FITS_M = 10.0, 0.25

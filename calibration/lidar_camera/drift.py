@@ -23,7 +23,7 @@ import numpy as np
 from calibration.pose import Floats, turned
 from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply
+from pipeline.rig.transforms import apply
 
 LOOK_PX = 620  # width at which edges are compared: half of a driving camera's, a pixel is then about 0.15°
 SOFT_PX = 3.0  # an edge attracts over so many of those

@@ -22,7 +22,7 @@ from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply, cross, rigid, rotation_to_vector
+from pipeline.rig.transforms import apply, cross, rigid, rotation_to_vector
 
 MIN_VIEWS = 4
 GOOD_VIEWS = 8

@@ -20,7 +20,8 @@ from calibration.lens.views import Seen, look
 from calibration.report import camera_report, charts
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import load_rig, save_rig
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
         print(f"  skipped {name}: {why}")
     if args.against:
         return _conclude_against(seen, args)
-    rig = rigs.load(args.out) if args.out and args.out.exists() else rigs.Rig()
+    rig = load_rig(args.out) if args.out and args.out.exists() else Rig()
     first = rig.intrinsics.get(args.name)
     if first is not None and first.size != seen.size:
         print(
@@ -101,7 +102,7 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
     if args.out and not verdict.failed:
         made = f"{len(estimate.views)} views of a {seen.board.words}, {estimate.model}, RMS {estimate.rms_px:.3f} px, {verdict.level.name}"
         if not estimate.kept_start:
-            rigs.save(rig.with_intrinsics(args.name, estimate.lens, made), args.out)
+            save_rig(rig.with_intrinsics(args.name, estimate.lens, made), args.out)
         print(f"  rig: {args.out}")
     elif args.out:
         print(f"  {args.out} was not written")
@@ -110,7 +111,7 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
 
 
 def _conclude_against(seen: Seen, args: argparse.Namespace) -> Verdict:
-    lens = rigs.load(args.against).camera(args.name)
+    lens = load_rig(args.against).camera(args.name)
     if lens.size != seen.size:
         raise ConfigError(
             f"{args.against}: intrinsics.{args.name} is of {lens.width_px}×{lens.height_px}, the pictures are {seen.size[0]}×{seen.size[1]}"

@@ -28,8 +28,8 @@ from calibration.report.page import Report
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.installation import COMMAND
-from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import load_rig
 
 OVERLAYS = 6
 GOOD_M, BAD_M = 0.02, 0.05  # between the lidar's board and the camera's
@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Verdict:
-    rig = rigs.load(args.rig)
+    rig = load_rig(args.rig)
     pose = rig.transform(args.camera, args.sensor)
     lens = rig.camera(args.camera)
     drift, drawn = Drift(lens, pose), dict[str, np.ndarray]()

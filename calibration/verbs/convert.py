@@ -14,9 +14,8 @@ import re
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig
-from pipeline.rig.rig_file import read_yaml
+from pipeline.rig.rig_file import load_rig, save_rig
 from pipeline.rig.rig_formats import (
     read_camera_info,
     read_kalibr,
@@ -25,6 +24,7 @@ from pipeline.rig.rig_formats import (
     write_kalibr,
     write_kitti,
 )
+from pipeline.rig.yaml_table import read_yaml
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
     rig = read(args.source, name=args.name, size=args.size)
     if args.to == "rig":
         if args.out.exists():
-            rig = _added(rigs.load(args.out), rig)
-        rigs.save(rig, args.out)
+            rig = _added(load_rig(args.out), rig)
+        save_rig(rig, args.out)
     elif args.to == "ros":
         name = args.name or (next(iter(rig.intrinsics)) if len(rig.intrinsics) == 1 else "")
         if not name:
@@ -72,7 +72,7 @@ def read(path: Path, *, name: str | None = None, size: str | None = None) -> Rig
     if any(key in table for key in ("camera_matrix", "K", "k")):
         called, lens = read_camera_info(path)
         return Rig({name or called or "camera": lens}, where=str(path))
-    return rigs.load(path)
+    return load_rig(path)
 
 
 def _added(rig: Rig, more: Rig) -> Rig:

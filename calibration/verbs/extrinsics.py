@@ -28,8 +28,8 @@ from calibration.report.overlay import draw_board
 from calibration.report.page import Report
 from calibration.verdict import Verdict
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.rig_file import load_rig, save_rig
 
 OVERLAYS = 6  # pictures in the report
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Verdict:
         raise ConfigError(
             f"{args.source}: --rig (with the camera's intrinsics) and --board are needed. See: calibrate extrinsics --help"
         )
-    rig = rigs.load(args.rig)
+    rig = load_rig(args.rig)
     lens = rig.camera(args.camera)
     board = flat_board(Board.parse(args.board, square_mm=args.square_mm), args.board_size_mm)
     start = _start(rig, args.camera, args.sensor)
@@ -105,7 +105,7 @@ def _start(rig: Rig, camera: str, sensor: str) -> Floats | None:
 
 
 def _from_table(args: argparse.Namespace) -> Verdict:
-    rig = rigs.load(args.rig) if args.rig else Rig()
+    rig = load_rig(args.rig) if args.rig else Rig()
     result = board_poses.calibrate(board_poses.read_poses(args.source))
     for name, why in result.rejected.items():
         print(f"  rejected {name}: {why}")
@@ -130,8 +130,8 @@ def _write(args: argparse.Namespace, rig: Rig, pose: Floats, covariance: Floats,
         print(f"  {out} was not written")
         return
     if args.out and args.out.exists() and args.out != args.rig:
-        rig = rigs.load(args.out)
-    rigs.save(rig.with_pose(Pose(args.camera, args.sensor, pose, covariance), made), out)
+        rig = load_rig(args.out)
+    save_rig(rig.with_pose(Pose(args.camera, args.sensor, pose, covariance), made), out)
     print(f"  rig: {out}")
 
 

@@ -23,8 +23,9 @@ from calibration.clouds import read_points
 from calibration.pose import Floats
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
-from pipeline.rig.rig import rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.rig_file import load_rig, save_rig
+from pipeline.rig.transforms import rigid
 
 TRIES = 200
 SOME_POINTS = 4000
@@ -178,9 +179,9 @@ def run(args: argparse.Namespace) -> Verdict:
         checks.append(Check(Level.WARN, told, "keep the sensor where it is, on level ground"))
     verdict = judge(checks)
     if args.out:
-        rig = rigs.load(args.out) if args.out.exists() else rigs.Rig()
+        rig = load_rig(args.out) if args.out.exists() else Rig()
         made = f"ground in {args.cloud[0].name}, {plane.points} points, {1000 * plane.rms_m:.0f} mm RMS"
-        rigs.save(rig.with_pose(rigs.Pose(rig.base, args.sensor, pose, covariance), made), args.out)
+        save_rig(rig.with_pose(Pose(rig.base, args.sensor, pose, covariance), made), args.out)
         print(f"  rig: {args.out}")
     print(verdict)
     return verdict

@@ -23,9 +23,10 @@ from calibration.report.page import Report
 from calibration.verbs.camera import common_arguments
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, rotation_to_vector
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.rig_file import load_rig, save_rig
+from pipeline.rig.transforms import rotation_to_vector
 
 GOOD_PAIRS = 8
 BASELINE_SIGMA = 0.01  # of the baseline: range is known no better than the baseline is
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> Verdict:
     for seen in (left, right):
         for name, why in seen.skipped.items():
             print(f"  skipped {name}: {why}")
-    rig = rigs.load(args.out) if args.out and args.out.exists() else Rig()
+    rig = load_rig(args.out) if args.out and args.out.exists() else Rig()
     try:
         estimate = estimate_stereo(board, left, right, model=args.model)
     except ValueError as error:
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> Verdict:
         made = f"{len(estimate.names)} pairs of a {board.words}, RMS {estimate.solution.rms_px:.3f} px, {verdict.level.name}"
         for name, lens in zip(args.names, estimate.solution.lenses, strict=True):
             rig = rig.with_intrinsics(name, lens, made)
-        rigs.save(rig.with_pose(pose, made), args.out)
+        save_rig(rig.with_pose(pose, made), args.out)
         print(f"  rig: {args.out}")
     elif args.out:
         print(f"  {args.out} was not written")

@@ -23,8 +23,8 @@ from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.perception.expression.faces import FaceTracker
-from pipeline.rig import rig as rigs
 from pipeline.rig.rig import Rig, TimeOffset
+from pipeline.rig.rig_file import load_rig, save_rig
 from pipeline.sensors import media
 from pipeline.sensors.camera.picture import to_bgr
 
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> Verdict:
     if not _is_sound(args):
         check = Check(Level.FAIL, check.found, TURN_HINT) if answer.unknown else Check(Level.PASS, _plain(answer))
     if args.out and not answer.unknown:
-        rig = rigs.load(args.out) if args.out.exists() else Rig()
+        rig = load_rig(args.out) if args.out.exists() else Rig()
         offset = TimeOffset(args.sensor, args.camera, round(answer.offset_ms, 3), round(answer.sigma_ms, 3))
-        rigs.save(rig.with_time_offset(offset, f"{answer.how} in {args.source.name}"), args.out)
+        save_rig(rig.with_time_offset(offset, f"{answer.how} in {args.source.name}"), args.out)
         print(f"  rig: {args.out}")
         print(f"  in a config: nodes.{args.sensor}.rig={args.out}")
     elif args.out:
@@ -143,7 +143,7 @@ def _frames(path: Path, *streams: str) -> Iterator[Frame]:
 def _lidar(args: argparse.Namespace) -> Answer:
     if args.rig is None:
         raise ConfigError(f"{args.source}: --rig is needed: how fast a camera turns is read with its intrinsics")
-    rig = rigs.load(args.rig)
+    rig = load_rig(args.rig)
     camera, lidar = CameraTurns(intrinsics=rig.camera(args.camera)), LidarTurns()
     for frame in _frames(args.source, args.camera, args.sensor):
         if frame.stream == args.camera:

@@ -207,11 +207,11 @@ class Dashboard(Sink):
     def open(self) -> None:
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
 
-        from pipeline.rig import rig as rigs
+        from pipeline.rig.rig_file import load_rig
         from pipeline.web.scene_view import SceneView
         from pipeline.web.server import PageServer
 
-        self._scene = SceneView(rigs.load(self.rig_path) if self.rig_path else None)
+        self._scene = SceneView(load_rig(self.rig_path) if self.rig_path else None)
         server = PageServer(
             page_text(),
             host=self.address,

@@ -23,7 +23,7 @@ from pipeline.recording.part import part_path, refuse_existing, repair
 from pipeline.recording.provenance import DEFAULT_RECORDER, description, dropped_by_recorder
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import QUEUE_MESSAGES, Writer
-from pipeline.rig.rig import found as rig_path
+from pipeline.rig.rig_file import locate_rig as rig_path
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
 from pipeline.runtime.graph import EVENTS
 

@@ -1,10 +1,11 @@
-"""A camera's intrinsics: points in front of it ↔ pixels, exactly as its distortion model says.
+"""A camera's intrinsics: points in front of it ↔ pixels, by its distortion model.
 
-Owns the three models and their limits. Refuses to know where a camera stands (pipeline/rig/rig.py) and how its numbers
-were found (calibration/). Pixels count from the centre of the first one: a picture spans −0.5 to width − 0.5.
+Owns the three models and their limits. Knows neither the camera's pose (pipeline/rig/rig.py) nor how the numbers were
+estimated (calibration/). Pixels count from the centre of the first one: a picture spans −0.5 to width − 0.5.
 
+Example:
     intrinsics = Intrinsics("radtan", 640, 480, 535.4, 535.7, 342.6, 234.6, (-0.28, 0.07, 0.001, 0.0, 0.1))
-    pixels, seen = intrinsics.project(points_m)          # (n, 3) in the camera's frame: x right, y down, z forward
+    pixels, visible = intrinsics.project(points_m)          # (n, 3) in the camera's frame: x right, y down, z forward
     points_m = intrinsics.unproject(pixels, depth_m)
 """
 
@@ -91,11 +92,11 @@ class Intrinsics:
         """Points of the camera's frame → pixels.
 
         points_m: (n, 3). Returns (n, 2) float64, NaN where there is no pixel at all, and (n,) bool: in front of the
-        camera, within the angles at which the model still means something (a polynomial folds back beyond them, and
-        would put a point from beside the camera into the picture), and inside the picture.
+        camera, within the angles at which the model is valid (beyond them a polynomial folds back and would project a
+        point beside the camera into the picture), and inside the picture.
         """
-        pixels, _, seen = self._project(np.eye(4), points_m)
-        return pixels, seen
+        pixels, _, visible = self._project(np.eye(4), points_m)
+        return pixels, visible
 
     def project_from(
         self, camera_from_source: np.ndarray, points_m: np.ndarray
@@ -108,30 +109,31 @@ class Intrinsics:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points = np.asarray(points_m).reshape(-1, 3)
         n = len(points)
-        # One block of results, and scratch that every chunk uses again: fresh memory costs more than the arithmetic.
-        found, seen = np.empty((3, n)), np.empty(n, bool)
-        given, scratch = np.empty((CHUNK, 3)), np.empty((3, CHUNK))
-        # A slice of a (4, 4), or float32 beside float64, would keep numpy from calling BLAS, which is ten times as fast.
+        # One block of results, and scratch that every chunk reuses: fresh memory costs more than the arithmetic.
+        result, visible = np.empty((3, n)), np.empty(n, bool)
+        chunk, scratch = np.empty((CHUNK, 3)), np.empty((3, CHUNK))
+        # A slice of a (4, 4), or float32 beside float64, would keep numpy from calling BLAS, which is ten times as
+        # fast.
         rotation = np.ascontiguousarray(camera_from_source[:3, :3], np.float64)
         translation = np.asarray(camera_from_source[:3, 3:], np.float64)
         with np.errstate(all="ignore"):  # points in the camera's own plane, and infinite ones, end as NaN
             for start in range(0, n, CHUNK):
                 part, count = slice(start, start + CHUNK), min(CHUNK, n - start)
-                given[:count] = points[part]
-                x, y, z = rows = np.matmul(rotation, given[:count].T, out=scratch[:, :count])
+                chunk[:count] = points[part]
+                x, y, z = rows = np.matmul(rotation, chunk[:count].T, out=scratch[:, :count])
                 rows += translation
-                found[2, part] = z
-                if self.model != "fisheye" and not (z > 0).any():  # a sweep goes round: half of its chunks lie behind
-                    found[:2, part], seen[part] = np.nan, False
+                result[2, part] = z
+                if self.model != "fisheye" and not (z > 0).any():  # in a 360° sweep half of the chunks lie behind
+                    result[:2, part], visible[part] = np.nan, False
                     continue
                 u, v = self._fisheye_pixels(x, y, z) if self.model == "fisheye" else self._polynomial_pixels(x, y, z)
-                found[0, part], found[1, part] = u, v
+                result[0, part], result[1, part] = u, v
                 inside = u >= -0.5  # NaN is not
                 inside &= u < self.width_px - 0.5
                 inside &= v >= -0.5
                 inside &= v < self.height_px - 0.5
-                seen[part] = inside
-        return found[:2].T, found[2], seen
+                visible[part] = inside
+        return result[:2].T, result[2], visible
 
     def _polynomial_pixels(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of points, all three of which it overwrites. NaN behind the camera and beyond the lens's limit."""
@@ -167,7 +169,7 @@ class Intrinsics:
     def _polynomial(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """radtan and rational: undistorted → distorted, both normalised (z = 1)."""
         k1, k2, p1, p2, k3 = self.distortion[:5]
-        r2, term = x * x, y * y  # `term` is used again below: a fresh array costs as much as what is put into it
+        r2, term = x * x, y * y  # `term` is reused below: allocating an array costs as much as filling it
         r2 += term
         valid = r2 < self._limit**2
         radial = r2 * k3
@@ -261,9 +263,9 @@ class Intrinsics:
     def points(self, depth_m: np.ndarray) -> np.ndarray:
         """A depth picture (h, w) in metres → points (h·w, 3); NaN where the depth is 0 or NaN, which means none."""
         if depth_m.shape != (self.height_px, self.width_px):
-            found = " × ".join(map(str, depth_m.shape[::-1]))
+            shape = " × ".join(map(str, depth_m.shape[::-1]))
             raise ValueError(
-                f"a depth picture of {found}, but these intrinsics are of {self.width_px} × {self.height_px}"
+                f"a depth picture of {shape}, but these intrinsics are of {self.width_px} × {self.height_px}"
             )
         depth = np.where(depth_m > 0, depth_m, np.nan).astype(np.float64)
         points: np.ndarray = depth.reshape(-1, 1) * self._grid

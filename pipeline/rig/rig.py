@@ -1,26 +1,26 @@
-"""The rig: what is known of the sensors' lenses, places and clocks, and how well. Loads, checks, projects; estimates nothing.
+"""The rig: intrinsics, poses and time offsets of the sensors, each with its uncertainty. Projects; estimates nothing.
 
-Frames are named by their sensors; the base frame is x forward, y left, z up, a camera's x right, y down, z forward.
-Poses are a tree of `target_from_source`, (4, 4) float64 in metres, so that chains cancel by eye. `calibration/` makes
-rigs; everything that needs one reads it here.
+Frames are named after their sensors. The base frame is x forward, y left, z up; a camera's is x right, y down, z
+forward. Poses form a tree of `target_from_source`, (4, 4) float64 in metres, so that chains cancel by eye.
+`calibration/` writes rig files, rig_file.py reads them.
 
-    rig = load("rig.yaml")
+Example:
+    rig = load_rig("rig.yaml")                               # pipeline.rig.rig_file
     camera_from_lidar = rig.transform("camera", "lidar")
-    pixels, depth_m, seen = rig.project(points_m, source="lidar", camera="camera")
+    pixels, depth_m, visible = rig.project(points_m, source="lidar", camera="camera")
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.installation import COMMAND, CONFIGS, shipped
+from pipeline.installation import COMMAND
 from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.transforms import apply, cross, rigid
 
 BASE = "base"
 ROTATION_TOLERANCE = 1e-4  # R·Rᵀ − 1: what rounding to four digits in a hand-written file leaves
@@ -30,8 +30,8 @@ ROTATION_TOLERANCE = 1e-4  # R·Rᵀ − 1: what rounding to four digits in a ha
 class Pose:
     """target_from_source: (4, 4) float64, rigid, metres; brings points of the source's frame into the target's.
 
-    covariance: (6, 6) of (rx, ry, rz in radians, tx, ty, tz in metres), or None where not known. The errors it speaks of
-    are in the target's frame: R_true = exp([r]×)·R, t_true = t + (tx, ty, tz).
+    covariance: (6, 6) of (rx, ry, rz in radians, tx, ty, tz in metres), or None where unknown. These errors are
+    in the target's frame: R_true = exp([r]×)·R, t_true = t + (tx, ty, tz).
     """
 
     target: str
@@ -70,7 +70,7 @@ class Pose:
         return Pose(self.source, self.target, matrix, by @ self.covariance @ by.T)
 
     def then(self, inner: Pose) -> Pose:
-        """a_from_b.then(b_from_c) = a_from_c. Their errors are taken for independent; unknown if either is."""
+        """a_from_b.then(b_from_c) = a_from_c. Their errors are assumed independent; unknown if either is."""
         assert self.source == inner.target, (
             f"{self.target}_from_{self.source} does not fit {inner.target}_from_{inner.source}"
         )
@@ -90,8 +90,10 @@ class Pose:
 
 @dataclass(frozen=True)
 class TimeOffset:
-    """offset_ms is ADDED to a stream's capture times to bring them onto the reference's: a microphone whose sounds are
-    stamped 20 ms too late against the camera has −20. sigma_ms: its standard deviation, None where not known.
+    """offset_ms is ADDED to a stream's capture times to align them with the reference's.
+
+    A microphone whose timestamps are 20 ms late against the camera has −20. sigma_ms: standard deviation, None where
+    unknown.
     """
 
     sensor: str
@@ -102,8 +104,10 @@ class TimeOffset:
 
 @dataclass(frozen=True, eq=False)
 class Rig:
-    """intrinsics: by camera. poses: a tree over frames. time_offsets: by sensor. provenance: by what was estimated,
-    one line on how. Raises ConfigError where the poses are no tree.
+    """What is known of a sensor set-up.
+
+    intrinsics: by camera. poses: a tree over frames. time_offsets: by sensor. provenance: for each estimate, one line
+        on where it comes from. Raises ConfigError where the poses are not a tree.
     """
 
     intrinsics: dict[str, Intrinsics] = field(default_factory=dict)
@@ -125,56 +129,59 @@ class Rig:
             a, b = find(pose.target), find(pose.source)
             if a == b:
                 raise ConfigError(
-                    f"{self.where}: poses[{i}]: {pose.target}_from_{pose.source} closes a loop: the poses before it already "
-                    "join the two. Poses are a tree; leave one of them out"
+                    f"{self.where}: poses[{i}]: {pose.target}_from_{pose.source} closes a loop: the poses before "
+                    "it already connect the two. Poses are a tree; leave one of them out"
                 )
             root[a] = b
 
     @property
     def frames(self) -> tuple[str, ...]:
-        """Every name a pose, a lens or a time offset is known of."""
+        """Every name that has a pose, intrinsics or a time offset."""
         posed = (name for pose in self.poses for name in (pose.target, pose.source))
         return tuple(dict.fromkeys([*self.intrinsics, *posed, *self.time_offsets]))
 
     def camera(self, name: str) -> Intrinsics:
         if name not in self.intrinsics:
             raise ConfigError(
-                f"{self.where}: intrinsics: no camera called '{name}'. Cameras here: {', '.join(self.intrinsics) or 'none'}."
-                f"{nearest(name, self.intrinsics)}"
+                f"{self.where}: intrinsics: no camera called '{name}'. "
+                f"Cameras here: {', '.join(self.intrinsics) or 'none'}.{nearest(name, self.intrinsics)}"
             )
         return self.intrinsics[name]
 
     def pose(self, target: str, source: str) -> Pose:
-        """target_from_source along the tree, with its covariance. ConfigError where no chain of poses joins the two."""
+        """target_from_source along the tree, with its covariance.
+
+        ConfigError where no chain of poses connects the two.
+        """
         for name in (target, source):
             if name not in self.frames and name != self.base:
                 raise ConfigError(
                     f"{self.where}: poses: no frame called '{name}'. Frames here: {', '.join(self.frames) or 'none'}."
                     f"{nearest(name, self.frames)}"
                 )
-        found = {target: Pose(target, target, np.eye(4), np.zeros((6, 6)))}
+        poses = {target: Pose(target, target, np.eye(4), np.zeros((6, 6)))}
         open_ends = [target]
-        while open_ends and source not in found:
+        while open_ends and source not in poses:
             end = open_ends.pop()
             for pose in self.poses:
                 step = pose if pose.target == end else pose.inverse() if pose.source == end else None
-                if step is not None and step.source not in found:
-                    found[step.source] = found[end].then(step)
+                if step is not None and step.source not in poses:
+                    poses[step.source] = poses[end].then(step)
                     open_ends.append(step.source)
-        if source not in found:
-            reached = ", ".join(n for n in found if n != target) or "nothing"
+        if source not in poses:
+            reached = ", ".join(n for n in poses if n != target) or "nothing"
             raise ConfigError(
-                f"{self.where}: poses: nothing joins '{target}' and '{source}'. From '{target}' one reaches: {reached}. "
-                f"Estimate it with: {COMMAND} calibrate extrinsics"
+                f"{self.where}: poses: no chain connects '{target}' and '{source}'. "
+                f"Reachable from '{target}': {reached}. Estimate it with: {COMMAND} calibrate extrinsics"
             )
-        return found[source]
+        return poses[source]
 
     def transform(self, target: str, source: str) -> np.ndarray:
         """target_from_source, (4, 4) float64."""
         return self.pose(target, source).target_from_source
 
     def project(self, points_m: np.ndarray, *, source: str, camera: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (n, 3) of a sensor's frame → (pixels (n, 2), depth_m (n,), seen (n,) bool) of a camera."""
+        """Points (n, 3) of a sensor's frame → (pixels (n, 2), depth_m (n,), visible (n,) bool) of a camera."""
         return self.camera(camera).project_from(self.transform(camera, source), points_m)
 
     def unproject(self, pixels: np.ndarray, depth_m: np.ndarray, *, camera: str, target: str) -> np.ndarray:
@@ -182,7 +189,9 @@ class Rig:
         return apply(self.transform(target, camera), self.camera(camera).unproject(pixels, depth_m))
 
     def offset_ms(self, sensor: str, reference: str) -> TimeOffset:
-        """What is added to a sensor's capture times to bring them onto the reference's, through at most one common reference."""
+        """The offset to add to a sensor's capture times to align them with the reference's, through at most one common
+        reference.
+        """
         if sensor == reference:
             return TimeOffset(sensor, reference, 0.0, 0.0)
         mine, theirs = self.time_offsets.get(sensor), self.time_offsets.get(reference)
@@ -200,115 +209,27 @@ class Rig:
             f"Measure it with: {COMMAND} calibrate time"
         )
 
-    # A new rig with one thing more, or another: an estimate replaces what was there.
+    # Each returns a new rig; an estimate replaces the one before it.
 
-    def with_intrinsics(self, camera: str, intrinsics: Intrinsics, made: str = "") -> Rig:
+    def with_intrinsics(self, camera: str, intrinsics: Intrinsics, provenance: str = "") -> Rig:
         return dataclasses.replace(
             self,
             intrinsics={**self.intrinsics, camera: intrinsics},
-            provenance=self._with_made(f"intrinsics {camera}", made),
+            provenance=self._provenance_with(f"intrinsics {camera}", provenance),
         )
 
-    def with_pose(self, pose: Pose, made: str = "") -> Rig:
+    def with_pose(self, pose: Pose, provenance: str = "") -> Rig:
         """Replaces the pose between the same two frames. ConfigError if it closes a loop with others."""
         pair = {pose.target, pose.source}
         others = [p for p in self.poses if {p.target, p.source} != pair]
-        provenance = self._with_made(f"pose {pose.target}_from_{pose.source}", made)
-        return dataclasses.replace(self, poses=(*others, pose), provenance=provenance)
+        lines = self._provenance_with(f"pose {pose.target}_from_{pose.source}", provenance)
+        return dataclasses.replace(self, poses=(*others, pose), provenance=lines)
 
-    def with_time_offset(self, offset: TimeOffset, made: str = "") -> Rig:
+    def with_time_offset(self, offset: TimeOffset, provenance: str = "") -> Rig:
         offsets = {**self.time_offsets, offset.sensor: offset}
         return dataclasses.replace(
-            self, time_offsets=offsets, provenance=self._with_made(f"time {offset.sensor}", made)
+            self, time_offsets=offsets, provenance=self._provenance_with(f"time {offset.sensor}", provenance)
         )
 
-    def _with_made(self, what: str, made: str) -> dict[str, str]:
-        return {**self.provenance, what: made} if made else self.provenance
-
-
-# --- rigid motions ----------------------------------------------------------------------------------------------------
-
-
-def rigid(rotation: np.ndarray, translation_m: Iterable[float]) -> np.ndarray:
-    """(3, 3) and (3,) → (4, 4) float64."""
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = rotation, np.asarray(translation_m, np.float64).reshape(3)
-    return matrix
-
-
-def cross(v: np.ndarray) -> np.ndarray:
-    """[v]×: cross(v) @ w = v × w."""
-    return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]], np.float64)
-
-
-def rotation_from_vector(vector_rad: np.ndarray) -> np.ndarray:
-    """exp([v]×), (3, 3): Rodrigues' formula."""
-    angle = float(np.linalg.norm(vector_rad))
-    k = cross(vector_rad)
-    sine, cosine = (1.0, 0.5) if angle < 1e-8 else (np.sin(angle) / angle, (1 - np.cos(angle)) / angle**2)
-    rotation: np.ndarray = np.eye(3) + sine * k + cosine * (k @ k)
-    return rotation
-
-
-def rotation_to_vector(rotation: np.ndarray) -> np.ndarray:
-    """The inverse, (3,) radians, |v| ≤ π. By way of the quaternion, which is well conditioned at every angle."""
-    x, y, z, w = rotation_to_quaternion(rotation)
-    sine = float(np.sqrt(x * x + y * y + z * z))
-    if sine < 1e-12:
-        return np.array([2 * x, 2 * y, 2 * z])
-    return np.array([x, y, z], np.float64) * float(2.0 * np.arctan2(sine, w) / sine)
-
-
-def rotation_from_quaternion(x: float, y: float, z: float, w: float) -> np.ndarray:
-    """Of any length but 0. Raises ValueError for 0."""
-    n = np.array([x, y, z, w], np.float64)
-    length = float(np.linalg.norm(n))
-    if not length > 0:
-        raise ValueError("a quaternion of length 0 is no rotation")
-    k, w = cross(n[:3] / length), float(n[3] / length)
-    rotation: np.ndarray = np.eye(3) + 2 * w * k + 2 * k @ k
-    return rotation
-
-
-def rotation_to_quaternion(rotation: np.ndarray) -> np.ndarray:
-    """(x, y, z, w), w ≥ 0: the largest eigenvector of Bar-Itzhack's matrix, the nearest rotation where it is not exact."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(rotation, np.float64)
-    k = np.array(
-        [
-            [xx - yy - zz, 0, 0, 0],
-            [yx + xy, yy - xx - zz, 0, 0],
-            [zx + xz, zy + yz, zz - xx - yy, 0],
-            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
-        ]
-    )
-    quaternion: np.ndarray = np.linalg.eigh(k)[1][:, -1]
-    return quaternion if quaternion[3] >= 0 else np.negative(quaternion)
-
-
-def apply(target_from_source: np.ndarray, points_m: np.ndarray) -> np.ndarray:
-    """Points (n, 3) of the source → of the target, float64."""
-    # A slice of a (4, 4) would keep numpy from calling BLAS, which is five times as fast.
-    turned: np.ndarray = np.asarray(points_m, np.float64) @ np.ascontiguousarray(
-        target_from_source[:3, :3].T, np.float64
-    )
-    turned += target_from_source[:3, 3]
-    return turned
-
-
-def found(path: str | Path) -> Path:
-    """Where a rig file is: one that comes with Sensorium is found from any folder, as configs/rigs/NAME.yaml or NAME.yaml."""
-    return shipped(path, CONFIGS / "rigs")
-
-
-def load(path: str | Path) -> Rig:
-    """A rig file. ConfigError names the file, the field and the fix."""
-    from pipeline.rig.rig_file import read_rig
-
-    return read_rig(found(path))
-
-
-def save(rig: Rig, path: str | Path) -> None:
-    """Writes YAML that load() reads back to the last bit."""
-    from pipeline.rig.rig_file import write_rig
-
-    write_rig(rig, Path(path))
+    def _provenance_with(self, estimate: str, line: str) -> dict[str, str]:
+        return {**self.provenance, estimate: line} if line else self.provenance

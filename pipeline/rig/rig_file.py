@@ -1,162 +1,52 @@
-"""The rig's own file, YAML a person can write and read; and the careful reading that other formats share.
+"""The rig's own file: YAML that people can read and write. What is written is read back to the last bit.
 
-Every error names the file, the field, what was found and the nearest name. What is written is read back to the last bit.
-
+Example:
     version: 1
     intrinsics:
       camera: {model: radtan, width_px: 640, height_px: 480, fx_px: 535.4, fy_px: 535.7, cx_px: 342.6, cy_px: 234.6,
-               distortion: [-0.28, 0.07, 0.001, 0.0, 0.1], sigma: [0.4, 0.4, 0.6, 0.7, 0.003, 0.02, 0.0002, 0.0002, 0.03]}
+               distortion: [-0.28, 0.07, 0.001, 0.0, 0.1], sigma: [0.4, 0.4, 0.6, 0.7, 0.003, 0.02, 0.0002, 0.0002,
+                   0.03]}
     poses:
-      - {target: base, source: lidar, translation_m: [1.2, 0, 1.6], roll_pitch_yaw_deg: [0, 2, 0], sigma_deg: 0.5, sigma_m: 0.01}
+      - {target: base, source: lidar, translation_m: [1.2, 0, 1.6], roll_pitch_yaw_deg: [0, 2, 0], sigma_deg: 0.5,
+      sigma_m: 0.01}
     time_offsets:
       microphone: {reference: camera, offset_ms: -21.5, sigma_ms: 1.4}
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.installation import COMMAND
+from pipeline.installation import COMMAND, CONFIGS, shipped
 from pipeline.rig.intrinsics import LENS, MODELS, Intrinsics
-from pipeline.rig.rig import BASE, Pose, Rig, TimeOffset, rigid, rotation_from_quaternion, rotation_from_vector
+from pipeline.rig.rig import BASE, Pose, Rig, TimeOffset
+from pipeline.rig.transforms import rigid, rotation_from_quaternion, rotation_from_vector
+from pipeline.rig.yaml_table import Table, read_yaml, write_yaml
 
 VERSION = 1
 NO_FILE = f" A rig comes from: {COMMAND} calibrate (docs/calibration-sensors.md); or leave the option out"
 
 
-class Table:
-    """A mapping of a file, with the place it stands at: `rig.yaml: intrinsics.camera`. Every getter raises ConfigError."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: found {a(value)}, expected a table")
-        self.value, self.where = value, where
-
-    def __contains__(self, key: str) -> bool:
-        return self.value.get(key) is not None
-
-    def names(self) -> list[str]:
-        for key in self.value:
-            if not isinstance(key, str):
-                raise ConfigError(
-                    f"{self.where}: YAML reads the name {key!r} as {type(key).__name__}. Put it in quotes"
-                )
-        return list(self.value)
-
-    def only(self, known: Iterable[str]) -> Table:
-        known = list(known)
-        for key in self.value:
-            if key not in known:
-                raise ConfigError(
-                    f"{self.where}: unknown key '{key}'. Known here: {', '.join(known)}.{nearest(str(key), known)}"
-                )
-        return self
-
-    def at(self, key: str) -> str:
-        return f"{self.where}{'.' if self.where.rpartition(': ')[1] else ': '}{key}"
-
-    def get(self, key: str) -> Any:
-        if key not in self:
-            here = ", ".join(map(str, self.value)) or "nothing"
-            close = nearest(key, map(str, self.value)).replace("Did you mean", "Is it")
-            raise ConfigError(f"{self.at(key)}: missing. Here: {here}.{close}")
-        return self.value[key]
-
-    def table(self, key: str) -> Table:
-        return Table(self.get(key), self.at(key))
-
-    def tables(self, key: str) -> Iterator[Table]:
-        """Of a table of tables, or none where the key is missing."""
-        if key in self:
-            table = self.table(key)
-            yield from (table.table(name) for name in table.names())
-
-    def list(self, key: str) -> list[Any]:
-        value = self.get(key)
-        if not isinstance(value, list):
-            raise ConfigError(f"{self.at(key)}: found {a(value)}, expected a list")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.get(key)
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{self.at(key)}: found {a(value)}, expected a name")
-        return value
-
-    def number(self, key: str) -> float:
-        return number(self.get(key), self.at(key))
-
-    def whole(self, key: str) -> int:
-        value = self.number(key)
-        if value != int(value):
-            raise ConfigError(f"{self.at(key)}: found {value:g}, expected a whole number")
-        return int(value)
-
-    def array(self, key: str, *shape: int) -> np.ndarray:
-        """Nested lists of exactly this shape → float64; −1 stands for any length."""
-        return array(self.get(key), self.at(key), shape)
-
-
-def number(value: Any, where: str) -> float:
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        found = float(value)  # YAML takes 1e-5, without a point, for text
-    except ValueError:
-        raise ConfigError(f"{where}: found {a(value)}, expected a number") from None
-    if not np.isfinite(found):
-        raise ConfigError(f"{where}: found {found}, expected a finite number")
-    return found
-
-
-def array(value: Any, where: str, shape: tuple[int, ...]) -> np.ndarray:
-    if not shape:
-        return np.float64(number(value, where))  # type: ignore[return-value]
-    wanted = " × ".join("n" if n < 0 else str(n) for n in shape)
-    if not isinstance(value, list) or (shape[0] >= 0 and len(value) != shape[0]):
-        found = f"a list of {len(value)}" if isinstance(value, list) else a(value)
-        raise ConfigError(f"{where}: found {found}, expected {wanted} numbers")
-    return np.array([array(entry, f"{where}[{i}]", shape[1:]) for i, entry in enumerate(value)], np.float64)
-
-
-def a(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"
-
-
-def read_yaml(path: Path, *, kind: str) -> Table:
-    """The table that a YAML file holds. kind: what it should have been, for errors: "a rig"."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        beside = (
-            [p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".txt")]
-            if path.parent.is_dir()
-            else []
-        )
-        raise ConfigError(f"{path}: there is no such file.{nearest(path.name, beside) or NO_FILE}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as {kind}: {error}") from error
-    try:
-        # OpenCV writes a directive of its own first line, and tags for its matrices; ROS writes plain YAML.
-        tree = yaml.safe_load(text.replace("%YAML:1.0", "%YAML 1.1", 1) if text.startswith("%YAML:1.0") else text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: the file holds {a(tree)}, expected {kind}")
-    return Table(tree, str(path))
+def locate_rig(path: str | Path) -> Path:
+    """The path of a rig file: one that comes with Sensorium is found from any folder, as configs/rigs/NAME.yaml or
+    NAME.yaml.
+    """
+    return shipped(path, CONFIGS / "rigs")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_rig(path: Path) -> Rig:
-    table = read_yaml(path, kind="a rig").only(("version", "base", "intrinsics", "poses", "time_offsets", "provenance"))
+def load_rig(path: str | Path) -> Rig:
+    """Reads a rig file. ConfigError names the file, the field and the fix."""
+    path = locate_rig(path)
+    table = read_yaml(path, kind="a rig", missing_hint=NO_FILE).only(
+        ("version", "base", "intrinsics", "poses", "time_offsets", "provenance")
+    )
     if (version := table.whole("version")) != VERSION:
         raise ConfigError(
             f"{table.at('version')}: found {version}, and this program reads {VERSION}. Update it, or calibrate again"
@@ -175,8 +65,8 @@ def read_rig(path: Path) -> Rig:
         offsets[name] = TimeOffset(name, entry.text("reference"), entry.number("offset_ms"), sigma_ms)
     provenance = {}
     if "provenance" in table:
-        made = table.table("provenance")
-        provenance = {key: made.text(key) for key in made.names()}
+        lines = table.table("provenance")
+        provenance = {key: lines.text(key) for key in lines.names()}
     base = table.text("base") if "base" in table else BASE
     return Rig(intrinsics, poses, offsets, provenance, base, str(path))
 
@@ -205,12 +95,12 @@ def _intrinsics(table: Table) -> Intrinsics:
 
 
 def _pose(table: Table) -> Pose:
-    turns = ("matrix", "quaternion_xyzw", "roll_pitch_yaw_deg")
-    table.only(("target", "source", *turns, "translation_m", "covariance", "sigma_deg", "sigma_m"))
+    rotations = ("matrix", "quaternion_xyzw", "roll_pitch_yaw_deg")
+    table.only(("target", "source", *rotations, "translation_m", "covariance", "sigma_deg", "sigma_m"))
     target, source = table.text("target"), table.text("source")
-    given = [key for key in turns if key in table]
-    if len(given) > 1:
-        raise ConfigError(f"{table.where}: {' and '.join(given)} both give the rotation. Leave one of them out")
+    present = [key for key in rotations if key in table]
+    if len(present) > 1:
+        raise ConfigError(f"{table.where}: {' and '.join(present)} both hold the rotation. Leave one of them out")
     covariance = None
     if "covariance" in table:
         covariance = table.array("covariance", 6, 6)
@@ -220,18 +110,18 @@ def _pose(table: Table) -> Pose:
     elif "sigma_deg" in table or "sigma_m" in table:
         raise ConfigError(f"{table.where}: sigma_deg and sigma_m belong together; one of them is missing")
     try:
-        if given == ["matrix"]:
+        if present == ["matrix"]:
             if "translation_m" in table:
                 raise ConfigError(
                     f"{table.at('translation_m')}: the matrix has a translation already. Leave one of them out"
                 )
             return Pose(target, source, table.array("matrix", 4, 4), covariance)
         rotation = np.eye(3)
-        if given == ["quaternion_xyzw"]:
+        if present == ["quaternion_xyzw"]:
             rotation = rotation_from_quaternion(*table.array("quaternion_xyzw", 4))
-        elif given:
+        elif present:
             roll, pitch, yaw = np.deg2rad(table.array("roll_pitch_yaw_deg", 3))
-            x, y, z = np.eye(3)  # about the fixed axes x, y, z in this order, as ROS and airplanes have it
+            x, y, z = np.eye(3)  # about the fixed axes x, y, z in this order, as in ROS and aviation
             rotation = rotation_from_vector(z * yaw) @ rotation_from_vector(y * pitch) @ rotation_from_vector(x * roll)
         return Pose(target, source, rigid(rotation, table.array("translation_m", 3)), covariance)
     except ValueError as error:
@@ -241,7 +131,8 @@ def _pose(table: Table) -> Pose:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_rig(rig: Rig, path: Path) -> None:
+def save_rig(rig: Rig, path: str | Path) -> None:
+    """Writes YAML that load_rig() reads back to the last bit."""
     tree: dict[str, Any] = {"version": VERSION, "base": rig.base}
     if rig.intrinsics:
         tree["intrinsics"] = {name: _lens_tree(lens) for name, lens in rig.intrinsics.items()}
@@ -249,29 +140,16 @@ def write_rig(rig: Rig, path: Path) -> None:
         tree["poses"] = [_pose_tree(pose) for pose in rig.poses]
     if rig.time_offsets:
         tree["time_offsets"] = {
-            name: _known({"reference": o.reference, "offset_ms": o.offset_ms, "sigma_ms": o.sigma_ms})
+            name: _without_none({"reference": o.reference, "offset_ms": o.offset_ms, "sigma_ms": o.sigma_ms})
             for name, o in rig.time_offsets.items()
         }
     if rig.provenance:
         tree["provenance"] = dict(rig.provenance)
-    write_yaml(tree, path)
-
-
-def write_yaml(tree: Mapping[str, Any], path: Path) -> None:
-    """Whole or not at all: a rig that a crash cut in two would lose what was calibrated before."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(
-            yaml.safe_dump(plain(tree), sort_keys=False, default_flow_style=None, width=140, allow_unicode=True)
-        )
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}. Name a place you may write to") from error
+    write_yaml(tree, Path(path))
 
 
 def _lens_tree(lens: Intrinsics) -> dict[str, Any]:
-    return _known(
+    return _without_none(
         {
             "model": lens.model,
             "width_px": lens.width_px,
@@ -279,31 +157,22 @@ def _lens_tree(lens: Intrinsics) -> dict[str, Any]:
             **{name: getattr(lens, name) for name in LENS},
             "distortion": lens.distortion,
             "rms_px": lens.rms_px,
-            **_spread(lens.covariance),
+            **_uncertainty(lens.covariance),
         }
     )
 
 
-def _spread(covariance: np.ndarray | None) -> dict[str, Any]:
+def _uncertainty(covariance: np.ndarray | None) -> dict[str, Any]:
     if covariance is None:
         return {}
     return {"sigma": np.sqrt(np.diag(covariance)), "covariance": covariance}
 
 
 def _pose_tree(pose: Pose) -> dict[str, Any]:
-    return _known(
+    return _without_none(
         {"target": pose.target, "source": pose.source, "matrix": pose.target_from_source, "covariance": pose.covariance}
     )
 
 
-def _known(tree: dict[str, Any]) -> dict[str, Any]:
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if value is not None}
-
-
-def plain(value: Any) -> Any:
-    """numpy's numbers and arrays, and tuples, as what YAML knows."""
-    if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value

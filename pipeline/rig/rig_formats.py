@@ -1,8 +1,11 @@
 """Other programs' calibration files ↔ the rig: ROS camera_info, Kalibr camchain, KITTI calib.
 
-What a format cannot hold is refused with the reason, never dropped: Kalibr's radtan has no k3, KITTI's cameras no distortion.
+What a format cannot hold is refused with the reason, never dropped: Kalibr's radtan has no k3, KITTI's cameras no
+distortion.
 
-    name, intrinsics = read_camera_info("left.yaml")         # camera_calibration's file, or `ros2 topic echo` of the message
+Example:
+    # camera_calibration's file, or `ros2 topic echo` of the message
+    name, intrinsics = read_camera_info("left.yaml")
     rig = read_kalibr("camchain-imucam.yaml")
     rig = read_kitti("000007.txt", size=(1242, 375))
 """
@@ -18,12 +21,13 @@ import numpy as np
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.rig.intrinsics import MODELS, Intrinsics
-from pipeline.rig.rig import Pose, Rig, TimeOffset, rigid
-from pipeline.rig.rig_file import Table, array, read_yaml, write_yaml
+from pipeline.rig.rig import Pose, Rig, TimeOffset
+from pipeline.rig.transforms import rigid
+from pipeline.rig.yaml_table import Table, array, read_yaml, write_yaml
 
 ROS_MODELS = {"plumb_bob": "radtan", "rational_polynomial": "rational", "equidistant": "fisheye", "fisheye": "fisheye"}
 ROS_NAMES = {"radtan": "plumb_bob", "rational": "rational_polynomial", "fisheye": "equidistant"}
-SAME_PLACE_M, SAME_TURN = 1e-4, 1e-5  # what rounding leaves between two statements of one pose
+SAME_PLACE_M, SAME_TURN = 1e-4, 1e-5  # rounding differences between two entries of one pose
 IMU = "imu"
 
 # --- ROS --------------------------------------------------------------------------------------------------------------
@@ -45,16 +49,19 @@ def read_camera_info(path: str | Path) -> tuple[str, Intrinsics]:
         raise ConfigError(
             f"{table.where}: K has a skew of {skew:g}; cameras here have none. Calibrate again without it"
         )
-    told = table.text("distortion_model") if table.value.get("distortion_model") else "plumb_bob"
-    if told not in ROS_MODELS:
+    ros_model = table.text("distortion_model") if table.value.get("distortion_model") else "plumb_bob"
+    if ros_model not in ROS_MODELS:
         known = ", ".join(ROS_MODELS)
         raise ConfigError(
-            f"{table.at('distortion_model')}: there is no '{told}'. Known: {known}.{nearest(told, ROS_MODELS)}"
+            f"{table.at('distortion_model')}: there is no '{ros_model}'. "
+            f"Known: {known}.{nearest(ros_model, ROS_MODELS)}"
         )
     coefficients = _coefficients(
-        ROS_MODELS[told], _ros_array(table, ("distortion_coefficients", "D", "d")), table.at("distortion_coefficients")
+        ROS_MODELS[ros_model],
+        _ros_array(table, ("distortion_coefficients", "D", "d")),
+        table.at("distortion_coefficients"),
     )
-    return name, _lens(table, ROS_MODELS[told], (width_px, height_px), (fx_px, fy_px, cx_px, cy_px), coefficients)
+    return name, _lens(table, ROS_MODELS[ros_model], (width_px, height_px), (fx_px, fy_px, cx_px, cy_px), coefficients)
 
 
 def write_camera_info(intrinsics: Intrinsics, path: str | Path, *, name: str = "camera") -> None:
@@ -107,13 +114,13 @@ def read_kalibr(path: str | Path) -> Rig:
             raise ConfigError(
                 f"{entry.at('camera_model')}: '{kind}' is not known here, only pinhole (with radtan or equidistant)"
             )
-        told = entry.text("distortion_model")
-        model = {"radtan": "radtan", "equidistant": "fisheye", "none": "radtan"}.get(told)
+        kalibr_model = entry.text("distortion_model")
+        model = {"radtan": "radtan", "equidistant": "fisheye", "none": "radtan"}.get(kalibr_model)
         if model is None:
             raise ConfigError(
-                f"{entry.at('distortion_model')}: '{told}' is not known here. Known: radtan, equidistant, none"
+                f"{entry.at('distortion_model')}: '{kalibr_model}' is not known here. Known: radtan, equidistant, none"
             )
-        coefficients = [] if told == "none" else [float(v) for v in entry.array("distortion_coeffs", 4)]
+        coefficients = [] if kalibr_model == "none" else [float(v) for v in entry.array("distortion_coeffs", 4)]
         fx_px, fy_px, cx_px, cy_px = entry.array("intrinsics", 4)
         width_px, height_px = entry.array("resolution", 2)
         distortion = _coefficients(model, coefficients, entry.at("distortion_coeffs"))
@@ -133,7 +140,7 @@ def read_kalibr(path: str | Path) -> Rig:
 
 
 def write_kalibr(rig: Rig, path: str | Path) -> None:
-    """Every camera of the rig in its order; ConfigError where two that follow each other are not joined by poses."""
+    """Every camera of the rig in its order; ConfigError where no chain of poses connects two consecutive ones."""
     tree: dict[str, Any] = {}
     last = ""
     for i, (name, lens) in enumerate(rig.intrinsics.items()):
@@ -141,7 +148,8 @@ def write_kalibr(rig: Rig, path: str | Path) -> None:
         if lens.model == "rational" or (lens.model == "radtan" and lens.distortion[4] != 0.0):
             which = "the rational model" if lens.model == "rational" else f"k3 = {lens.distortion[4]:g}"
             raise ConfigError(
-                f"{path}: camera '{name}' has {which}, which Kalibr's radtan cannot hold. Calibrate it again with --model radtan4"
+                f"{path}: camera '{name}' has {which}, which Kalibr's radtan cannot hold. "
+                "Calibrate it again with --model radtan4"
             )
         entry |= {"distortion_model": "equidistant" if lens.model == "fisheye" else "radtan"}
         entry |= {"distortion_coeffs": lens.distortion[:4], "resolution": [lens.width_px, lens.height_px]}
@@ -166,7 +174,7 @@ def _name_of_topic(topic: str) -> str:
 
 
 def _with_imu(rig: Rig, pose: Pose, entry: Table) -> Rig:
-    """Kalibr states camera-to-IMU for every camera; a tree takes one of them, if the others say the same."""
+    """Kalibr states camera-to-IMU for every camera; a tree holds one of them, if the others agree."""
     if IMU not in rig.frames or not any(IMU in (p.target, p.source) for p in rig.poses):
         return rig.with_pose(pose)
     off = rig.transform(pose.target, IMU) - pose.target_from_source
@@ -190,18 +198,19 @@ def _matrix_pose(entry: Table, key: str, target: str, source: str) -> Pose:
 def read_kitti(
     path: str | Path, *, size: tuple[int, int], names: Mapping[int, str] | None = None, lidar: str = "lidar"
 ) -> Rig:
-    """KITTI's calib text, of the object benchmark (P2, R0_rect, Tr_velo_to_cam) or as raw data is often joined (P_rect_02, …).
+    """KITTI's calib text, of the object benchmark (P2, R0_rect, Tr_velo_to_cam) or as raw data is often joined
+    (P_rect_02, …).
 
-    size: (width, height) in px of the rectified pictures, which the file does not tell. names: camera's number → name
+    size: (width, height) in px of the rectified pictures, which the file does not hold. names: camera's number → name
     (default camera_0 …). All cameras are rectified: no distortion, and their poses differ by a translation only.
     """
     lines = _kitti_lines(Path(path))
     where, rig = str(path), Rig(where=str(path))
     root = (names or {}).get(0, "camera_0")
     for key, values in lines.items():
-        if not (found := re.fullmatch(r"P(?:_rect_0)?(\d)", key)):
+        if not (match := re.fullmatch(r"P(?:_rect_0)?(\d)", key)):
             continue
-        number = int(found[1])
+        number = int(match[1])
         name = (names or {}).get(number, f"camera_{number}")
         matrix = _shaped(values, 3, 4, f"{where}: {key}")
         k = matrix[:, :3]
@@ -230,8 +239,8 @@ def read_kitti(
 
 
 def write_kitti(rig: Rig, path: str | Path, *, lidar: str = "lidar") -> None:
-    """The object benchmark's text. Cameras must be called camera_0 … and be rectified, which camera_0 stands for."""
-    told = []
+    """The object benchmark's text. Cameras must be called camera_0 … and be rectified to camera_0."""
+    entries = []
     for name, lens in rig.intrinsics.items():
         number = name.removeprefix("camera_")
         if not number.isdecimal() or any(lens.distortion):
@@ -242,17 +251,17 @@ def write_kitti(rig: Rig, path: str | Path, *, lidar: str = "lidar") -> None:
             raise ConfigError(
                 f"{path}: camera '{name}' is turned against camera_0: KITTI's text holds rectified cameras only"
             )
-        told.append((f"P{number}", np.column_stack([lens.matrix, lens.matrix @ offset[:3, 3]])))
+        entries.append((f"P{number}", np.column_stack([lens.matrix, lens.matrix @ offset[:3, 3]])))
     unrectified = "camera_0_unrectified"
     if unrectified in rig.frames:
-        told.append(("R0_rect", rig.transform("camera_0", unrectified)[:3, :3]))
+        entries.append(("R0_rect", rig.transform("camera_0", unrectified)[:3, :3]))
     if lidar in rig.frames:
-        told.append(
+        entries.append(
             ("Tr_velo_to_cam", rig.transform(unrectified if unrectified in rig.frames else "camera_0", lidar)[:3])
         )
     if IMU in rig.frames:
-        told.append(("Tr_imu_to_velo", rig.transform(lidar, IMU)[:3]))
-    text = "".join(f"{key}: {' '.join(f'{v:.17g}' for v in matrix.ravel())}\n" for key, matrix in told)
+        entries.append(("Tr_imu_to_velo", rig.transform(lidar, IMU)[:3]))
+    text = "".join(f"{key}: {' '.join(f'{v:.17g}' for v in matrix.ravel())}\n" for key, matrix in entries)
     try:
         Path(path).write_text(text)
     except OSError as error:
@@ -281,12 +290,12 @@ def _first(lines: dict[str, list[str]], *keys: str) -> str | None:
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
-def _coefficients(model: str, given: list[float], where: str) -> tuple[float, ...]:
+def _coefficients(model: str, values: list[float], where: str) -> tuple[float, ...]:
     """As many as the model has: missing ones at the end are 0, and more are refused unless they are 0."""
     count = len(MODELS[model])
-    if any(given[count:]):
-        raise ConfigError(f"{where}: {len(given)} coefficients, and {model} has {count}: {', '.join(MODELS[model])}")
-    return tuple([*given[:count], *[0.0] * (count - len(given))])
+    if any(values[count:]):
+        raise ConfigError(f"{where}: {len(values)} coefficients, and {model} has {count}: {', '.join(MODELS[model])}")
+    return tuple([*values[:count], *[0.0] * (count - len(values))])
 
 
 def _lens(

@@ -1,9 +1,11 @@
-"""The time offset of a sensor, as its node's options give it: a number, or what a rig file has for it.
+"""The time offset of a sensor, from its node's options: a number, or the entry of a rig file.
 
+Example:
     correction = time_correction("microphone", offset_ms=None, rig="rig.yaml")
-    frame = correction.apply(frame)              # every capture time moved, and its error bound widened by how well it is known
+    frame = correction.apply(frame)              # capture times moved, error bounds widened
 
-Delays between devices that no clock can see (a webcam's pipeline, a sound card's buffer) are measured by `calibrate time`.
+Delays between devices that no clock can see (a webcam's pipeline, a sound card's buffer) are measured by `calibrate
+time`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ MAX_MS = 10_000.0
 
 
 class TimeCorrection(NamedTuple):
-    """offset_ns is added to capture times; error_ns is the bound on what it may be wrong by."""
+    """offset_ns is added to capture times; error_ns bounds the error of the offset."""
 
     offset_ns: int = 0
     error_ns: int = 0
 
     def apply(self, frame: Frame) -> Frame:
-        """Of watermarks, too: what was promised silent until t is silent until the corrected t."""
+        """Watermarks move too: a stream silent until t is silent until the corrected t."""
         if self == TimeCorrection() or frame.capture_ns >= FOREVER_NS:
             return frame
         return msgspec.structs.replace(
@@ -37,23 +39,23 @@ class TimeCorrection(NamedTuple):
 def check_offset(offset_ms: float | None, rig: str | None) -> None:
     """ConfigError for options that contradict each other or make no sense; opens nothing."""
     if offset_ms is not None and rig is not None:
-        raise ConfigError("offset_ms and rig both say how the times are corrected: leave one of them out.")
+        raise ConfigError("offset_ms and rig both set the time correction: leave one of them out.")
     if offset_ms is not None and not abs(offset_ms) <= MAX_MS:
         raise ConfigError(f"offset_ms must be from {-MAX_MS:.0f} to {MAX_MS:.0f}, not {offset_ms}.")
 
 
 def time_correction(sensor: str, *, offset_ms: float | None, rig: str | None) -> TimeCorrection:
-    """sensor: its name in the rig file. A sensor that others are measured against has none, which is right."""
+    """sensor: its name in the rig file. A sensor that others are measured against has no offset."""
     if offset_ms is not None:
         return TimeCorrection(round(offset_ms * 1e6))
     if rig is None:
         return TimeCorrection()
-    from pipeline.rig import rig as rigs
+    from pipeline.rig.rig_file import load_rig
 
-    found = rigs.load(rig)
-    offset = found.time_offsets.get(sensor)
+    loaded = load_rig(rig)
+    offset = loaded.time_offsets.get(sensor)
     if offset is None:
-        known = {*found.frames, *(o.reference for o in found.time_offsets.values())}
+        known = {*loaded.frames, *(o.reference for o in loaded.time_offsets.values())}
         if sensor not in known:
             here = ", ".join(sorted(known)) or "none"
             raise ConfigError(f"{rig}: no sensor called '{sensor}'. Sensors here: {here}.{nearest(sensor, known)}")

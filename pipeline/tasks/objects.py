@@ -22,7 +22,7 @@ from pipeline.perception.objects.detections import DETECTION_ENCODINGS, read_det
 from pipeline.perception.objects.detector import NO_DETECTOR, Detector
 from pipeline.perception.objects.object_finder import CameraViews, ObjectFinder
 from pipeline.perception.obstacles.clouds import Clouds
-from pipeline.rig import rig as rigs
+from pipeline.rig.rig_file import load_rig
 from pipeline.task import Task
 
 NO_RIG = "rig"  # in `missing`
@@ -55,7 +55,7 @@ class Objects(Task):
         self._detector_option, self._rig_path, self._sensors, self._threads = detector, rig, sensors or {}, threads
 
     def open(self, backend: str) -> None:
-        rig = rigs.load(self._rig_path) if self._rig_path else None
+        rig = load_rig(self._rig_path) if self._rig_path else None
         if rig is None:
             self.log.warning("no rig: the boxes have no ranges. Give one in options: {rig: rig.yaml}")
         clouds = None if rig is None else Clouds(rig, height_m=0.0, sensors=self._sensors, log=self.log)

@@ -22,7 +22,8 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Rig, apply, rigid
+from pipeline.rig.rig import Rig
+from pipeline.rig.transforms import apply, rigid
 
 MAX_SAMPLED = 30_000  # points of a sweep: about a fifth of a 360° lidar falls into a picture
 MAX_SHOWN = 4_000  # points in the picture, and as many from above

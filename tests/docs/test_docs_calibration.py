@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import run_pipeline
-from pipeline.rig import rig as rigs
+from pipeline.rig.rig_file import load_rig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_a_command_of_the_page_is_understood(command: str) -> None:
 def test_the_rig_file_of_the_page_is_read(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "rig.yaml").write_text(text, encoding="utf-8")
-    rig = rigs.load(tmp_path / "rig.yaml")
+    rig = load_rig(tmp_path / "rig.yaml")
     ahead = rig.transform("base", "camera") @ (0, 0, 1, 1)  # what is ahead of the camera is ahead of the base
     assert ahead == pytest.approx((1.1, 0, 1.2, 1), abs=1e-9)
     assert rig.offset_ms("camera", "microphone").offset_ms == 21.5

@@ -13,7 +13,8 @@ from nodes.dashboard import Dashboard
 from pipeline.frame import Frame
 from pipeline.node import Context
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.transforms import rigid
 
 MS = 1_000_000
 LENS = Intrinsics("radtan", 640, 360, 400.0, 400.0, 319.5, 179.5)

@@ -6,7 +6,7 @@ import pytest
 from pipeline.frame import Frame
 from pipeline.preprocessing import cloud, timed_cloud
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import rigid
+from pipeline.rig.transforms import rigid
 
 LENS = Intrinsics("radtan", 640, 480, 400.0, 400.0, 319.5, 239.5)
 FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # base from a camera that looks along x

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.preprocessing import timed_cloud
-from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.transforms import rigid
 
 Floats = npt.NDArray[np.float32]
 

@@ -17,7 +17,8 @@ from pipeline.frame import AlignedSet
 from pipeline.perception.obstacles.clouds import Clouds, check_ego_box
 from pipeline.perception.obstacles.path_clearance import Corridor
 from pipeline.perception.obstacles.scene_model import GridOptions, GroundOptions, SceneModel
-from pipeline.rig.rig import Rig, load
+from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import load_rig
 
 # Options of a task that are tables → the class that describes the table.
 NESTED: Mapping[str, type] = {"ground": GroundOptions, "grid": GridOptions, "corridor": Corridor}
@@ -55,7 +56,7 @@ class SceneOptions:
         deadline_s = time.monotonic() + self.rig_wait_s
         while not Path(self.rig).exists() and time.monotonic() < deadline_s:
             time.sleep(RIG_POLL_S)
-        return load(self.rig)
+        return load_rig(self.rig)
 
     def clouds(self, rig: Rig | None, log: logging.Logger) -> Clouds:
         return Clouds(

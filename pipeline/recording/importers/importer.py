@@ -26,7 +26,7 @@ from pipeline.recording.importers.lidar_streams import LidarPackets, LidarStream
 from pipeline.recording.importers.source import ImportSource
 from pipeline.recording.part import refuse_existing
 from pipeline.recording.writer import Writer
-from pipeline.rig.rig import save
+from pipeline.rig.rig_file import save_rig
 from pipeline.runtime.config import HEALTH
 
 PROGRESS_EVERY_S = 0.5
@@ -113,7 +113,7 @@ def _write_rig(out: Path, opened: ImportSource, names: _StreamNames) -> Path | N
     if opened.rig is None or path.exists():
         return path if path.exists() else None
     try:
-        save(opened.rig(names.ours), path)
+        save_rig(opened.rig(names.ours), path)
     except ConfigError as error:  # a calibration that is not KITTI's: the recording holds it as a stream
         opened.notes.append(f"no rig file: {error}")
         return None

@@ -29,7 +29,8 @@ from pipeline.recording.importers.file_frames import (
     time_ns,
 )
 from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
-from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.transforms import rigid
 from pipeline.rig.rig_formats import read_kitti
 
 DRIVE_HZ = 10.0

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.rig import rig as rig_file
+from pipeline.rig.rig_file import save_rig
 from pipeline.sensors.rendered.drive import BEAMS, Drive, rig
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="measure what each sensor takes, on one core")
     args = parser.parse_args()
     if args.rig:
-        rig_file.save(rig(width_px=args.width, height_px=args.height), args.rig)
+        save_rig(rig(width_px=args.width, height_px=args.height), args.rig)
     if args.picture:
         drive = Drive(seed=args.seed, width_px=args.width, height_px=args.height)
         cv2.imwrite(str(args.picture), drive.camera(round(args.at * NS)))

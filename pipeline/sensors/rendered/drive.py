@@ -23,7 +23,8 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.transforms import rigid
 from pipeline.sensors.rendered import ground, traffic
 from pipeline.sensors.rendered.picture import Scene
 from pipeline.sensors.rendered.rays import Caster, Hits, lap_shift

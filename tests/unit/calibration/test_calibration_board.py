@@ -14,7 +14,7 @@ from calibration.lens import simulate
 from calibration.verbs.board import black, fit, pdf
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply, rigid, rotation_from_vector
+from pipeline.rig.transforms import apply, rigid, rotation_from_vector
 
 LENS = Intrinsics("radtan", 480, 360, 400, 401, 242, 178, (-0.2, 0.06, 0.0005, -0.0005, 0.0))
 CHARUCO = Board.parse("charuco:8x6", square_mm=30)

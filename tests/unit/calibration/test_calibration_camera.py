@@ -21,8 +21,9 @@ from calibration.lens.views import look
 from calibration.verbs.stereo import estimate_stereo
 from calibration.verdict import Check, Level, judge
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import load_rig, save_rig
 
 EXAMPLES = Path("/usr/share/doc/opencv-doc/examples/data")
 CHESS = Board.parse("9x6", square_mm=25)
@@ -231,7 +232,7 @@ def test_the_command_writes_rig_and_report_and_ends_with_the_verdict(
     assert "skipped broken.jpg: cannot be decoded" in told
     assert "skipped empty.png: the picture shows next to nothing" in told
     assert "skipped small.png: is 320×240, and the pictures before it are 640×480" in told
-    lens = rigs.load(rig).camera("camera")
+    lens = load_rig(rig).camera("camera")
     assert lens.covariance is not None and 525 < lens.fx_px < 545
     page = report.read_text()
     assert page.count("data:image/jpeg;base64,") >= 6 and page.count("<svg") >= 4
@@ -270,7 +271,7 @@ def test_pictures_without_a_board_are_an_error_with_the_reasons(tmp_path: Path) 
 
 def test_a_rig_is_held_against_pictures(folder_of: Callable[..., Path], left: Estimate, tmp_path: Path) -> None:
     wrong = replace(left.lens, fx_px=left.lens.fx_px * 1.01, fy_px=left.lens.fy_px * 1.01)
-    rigs.save(rigs.Rig({"camera": wrong}), tmp_path / "rig.yaml")
+    save_rig(Rig({"camera": wrong}), tmp_path / "rig.yaml")
     pictures = folder_of(1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14)
     assert calibrate("camera", str(pictures), "--board", "9x6", "--against", str(tmp_path / "rig.yaml")) == 2
 

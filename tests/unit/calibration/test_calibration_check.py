@@ -13,9 +13,10 @@ from calibration.pose import turned
 from calibration.report.overlay import draw_points
 from nodes.drift import Drift as DriftNode
 from pipeline.frame import Frame
-from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.rig_file import save_rig
+from pipeline.rig.transforms import rigid
 from pipeline.testing import NodeHarness
 
 YAW_1_DEG = np.radians([0.0, 1.0, 0.0])
@@ -82,8 +83,8 @@ def told(*words):
 
 def test_the_command_fails_for_a_rig_that_is_off_and_leaves_pictures_to_look_at(driving, data_dir, tmp_path, capsys):
     rig, _ = driving
-    off = rigs.Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
-    rigs.save(rig.with_pose(off), tmp_path / "rig.yaml")
+    off = Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
+    save_rig(rig.with_pose(off), tmp_path / "rig.yaml")
     with pytest.raises(SystemExit):
         told(tmp_path / "rig.yaml", data_dir / KITTI_SEQUENCE, "--overlays", tmp_path / "overlays")
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL: the lidar seems turned by")
@@ -93,8 +94,8 @@ def test_the_command_fails_for_a_rig_that_is_off_and_leaves_pictures_to_look_at(
 
 def test_the_node_tells_a_drift_as_a_fact(driving, tmp_path):
     rig, frames = driving
-    off = rigs.Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
-    rigs.save(rig.with_pose(off), tmp_path / "rig.yaml")
+    off = Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
+    save_rig(rig.with_pose(off), tmp_path / "rig.yaml")
     harness = NodeHarness(DriftNode(rig=str(tmp_path / "rig.yaml"), every_s=0), inputs=["camera", "lidar"])
     for k, (image, points) in enumerate(frames):
         cloud = np.column_stack([points, np.zeros(len(points))]).astype(np.float32)
@@ -105,8 +106,8 @@ def test_the_node_tells_a_drift_as_a_fact(driving, tmp_path):
 
 
 def test_the_node_says_unknown_for_pictures_of_another_size(tmp_path):
-    rigs.save(
-        rigs.Rig({"camera": LENS}).with_pose(rigs.Pose("camera", "lidar", rigid(np.eye(3), (0, 0, 0)))),
+    save_rig(
+        Rig({"camera": LENS}).with_pose(Pose("camera", "lidar", rigid(np.eye(3), (0, 0, 0)))),
         tmp_path / "rig.yaml",
     )
     harness = NodeHarness(DriftNode(rig=str(tmp_path / "rig.yaml")), inputs=["camera", "lidar"])

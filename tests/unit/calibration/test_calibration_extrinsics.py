@@ -17,9 +17,10 @@ from calibration.pose import difference, moved
 from calibration.verbs import ground
 from calibration.verdict import Level
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import rotation_from_vector
+from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import load_rig, save_rig
+from pipeline.rig.transforms import rotation_from_vector
 
 HALF = Intrinsics("radtan", 640, 400, 450.0, 450.5, 320.75, 198.75, CAMERA.distortion)
 
@@ -119,7 +120,7 @@ def capture(tmp_path_factory):
             head = f"VERSION 0.7\nFIELDS x y z i\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nPOINTS {len(cloud)}\nDATA binary\n"
             (folder / f"cloud_{i}.pcd").write_bytes(head.encode() + cloud.tobytes())
     rig = folder.parent / "extrinsics-rig.yaml"
-    rigs.save(rigs.Rig({"camera": HALF}), rig)
+    save_rig(Rig({"camera": HALF}), rig)
     return folder, rig, s
 
 
@@ -136,7 +137,7 @@ def test_the_command_reads_a_folder_and_writes_the_pose_into_the_rig(capture, tm
     board = ("--board", "7x5", "--square-mm", 100, "--board-size-mm", "900x700")
     told("extrinsics", folder, "--rig", rig, *board, "--out", out, "--report", report)
     assert capsys.readouterr().out.splitlines()[-1].startswith(("PASS", "WARN"))
-    angle_deg, away_m = difference(rigs.load(out).transform("camera", "lidar"), s.camera_from_lidar)
+    angle_deg, away_m = difference(load_rig(out).transform("camera", "lidar"), s.camera_from_lidar)
     assert angle_deg < 0.4 and away_m < 0.015
     assert "data:image" in report.read_text()
 
@@ -159,10 +160,10 @@ def test_a_depth_camera_is_placed_by_its_pictures(tmp_path):
         metres = np.where(inside, depth, 5.5) + s.draw.normal(0, 0.005, len(depth))
         cv2.imwrite(str(tmp_path / f"depth_{i}.png"), np.rint(1000 * metres).astype(np.uint16).reshape(240, 320))
         cv2.imwrite(str(tmp_path / f"colour_{i}.png"), s.picture(board))
-    rigs.save(rigs.Rig({"camera": HALF, "depth": depth_lens}), tmp_path / "rig.yaml")
+    save_rig(Rig({"camera": HALF, "depth": depth_lens}), tmp_path / "rig.yaml")
     board = ("--board", "7x5", "--square-mm", 100, "--board-size-mm", "900x700")
     told("extrinsics", tmp_path, "--rig", tmp_path / "rig.yaml", "--sensor", "depth", *board)
-    angle_deg, away_m = difference(rigs.load(tmp_path / "rig.yaml").transform("camera", "depth"), camera_from_depth)
+    angle_deg, away_m = difference(load_rig(tmp_path / "rig.yaml").transform("camera", "depth"), camera_from_depth)
     assert angle_deg < 0.5 and away_m < 0.02
 
 

@@ -23,7 +23,7 @@ from calibration.verbs.camera_live import Page, guided, state
 from calibration.verdict import Level
 from pipeline.errors import DeviceError
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import apply, rigid, rotation_from_vector
+from pipeline.rig.transforms import apply, rigid, rotation_from_vector
 from pipeline.sensors.camera.picture import Picture
 from pipeline.sensors.camera.reader import PictureReader
 

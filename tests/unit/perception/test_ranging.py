@@ -12,7 +12,7 @@ from pipeline.perception.objects.detections import Detection
 from pipeline.perception.objects.object_tracks import Closing, ObjectTracker
 from pipeline.perception.objects.ranging import Ranged, range_boxes
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import rigid, rotation_from_vector
+from pipeline.rig.transforms import rigid, rotation_from_vector
 
 LENS = Intrinsics("radtan", 1200, 400, 700, 700, 599.5, 199.5)
 CAMERA_M = (0.3, 0.0, 0.0)  # a hand's breadth before the lidar, which stands at the origin 1.7 m above the ground

@@ -16,8 +16,9 @@ from pipeline.node import Context
 from pipeline.recording.labels import Labels as RecordedLabels
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import Writer
-from pipeline.rig import rig
 from pipeline.rig.intrinsics import Intrinsics
+from pipeline.rig.rig import Rig
+from pipeline.rig.rig_file import save_rig
 from pipeline.runtime.config import parse
 from pipeline.testing import NodeHarness
 
@@ -43,7 +44,7 @@ def test_pictures_are_stored_as_jpeg_where_requested(tmp_path):
 
 def test_the_rig_of_a_config_is_stored_whole_with_its_lenses_as_calibrations(tmp_path):
     lens = Intrinsics("radtan", 640, 480, 520, 522, 325, 236, (-0.25, 0.08, 0.0008, -0.0005, 0.0))
-    rig.save(rig.Rig(intrinsics={"camera": lens}), tmp_path / "rig.yaml")
+    save_rig(Rig(intrinsics={"camera": lens}), tmp_path / "rig.yaml")
     nodes = {"camera": {"use": "camera", "device": "clip.mp4", "rig": str(tmp_path / "rig.yaml")}}
     config = with_recorder(parse({"nodes": nodes}, "graph.yaml"), tmp_path / "a.mcap", RecordOptions())
     rigs = config.nodes["record"].options["rigs"]

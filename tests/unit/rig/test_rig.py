@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector, rotation_to_vector
+from pipeline.rig.rig import Pose, Rig, TimeOffset
+from pipeline.rig.rig_file import load_rig, save_rig
+from pipeline.rig.transforms import rigid, rotation_from_vector, rotation_to_vector
 
 cv2 = pytest.importorskip("cv2")
 
@@ -40,12 +41,12 @@ def some_rig() -> Rig:
 @MODELS
 def test_projection_agrees_with_opencv(camera: Intrinsics) -> None:
     points = np.random.default_rng(1).uniform((-3, -2, 4), (3, 2, 8), (1000, 3))
-    pixels, seen = camera.project(points)
+    pixels, visible = camera.project(points)
     zero, matrix, distortion = np.zeros(3), camera.matrix, np.array(camera.distortion)
     project = cv2.fisheye.projectPoints if camera.model == "fisheye" else cv2.projectPoints
     expected = project(points.reshape(-1, 1, 3), zero, zero, matrix, distortion)[0].reshape(-1, 2)
-    assert seen.sum() > 500
-    np.testing.assert_allclose(pixels[seen], expected[seen], atol=1e-9)
+    assert visible.sum() > 500
+    np.testing.assert_allclose(pixels[visible], expected[visible], atol=1e-9)
 
 
 @MODELS
@@ -53,14 +54,14 @@ def test_pixels_with_depth_come_back_as_the_points_they_were(camera: Intrinsics)
     u, v = np.meshgrid(np.linspace(0, camera.width_px - 1, 40), np.linspace(0, camera.height_px - 1, 30))
     pixels = np.column_stack([u.ravel(), v.ravel()])
     points = camera.unproject(pixels, np.linspace(1, 9, len(pixels)))
-    again, seen = camera.project(points)
-    assert seen.all()
+    again, visible = camera.project(points)
+    assert visible.all()
     np.testing.assert_allclose(again, pixels, atol=1e-6)
 
 
 def test_a_point_behind_the_camera_has_no_pixel() -> None:
-    pixels, seen = RADTAN.project(np.array([[0.1, 0.1, -5.0], [0.1, 0.1, 0.0], [0.0, 0.0, 5.0]]))
-    assert seen.tolist() == [False, False, True]
+    pixels, visible = RADTAN.project(np.array([[0.1, 0.1, -5.0], [0.1, 0.1, 0.0], [0.0, 0.0, 5.0]]))
+    assert visible.tolist() == [False, False, True]
     assert np.isnan(pixels[:2]).all()
 
 
@@ -69,25 +70,25 @@ def test_points_that_are_many_are_projected_as_each_alone(camera: Intrinsics) ->
     """A sweep goes round the camera: chunks of it lie in front, behind, and across."""
     bearing = np.linspace(-np.pi, np.pi, 40_000)
     points = np.column_stack([9 * np.sin(bearing), np.sin(37 * bearing), 9 * np.cos(bearing)])
-    pixels, seen = camera.project(points)
+    pixels, visible = camera.project(points)
     some = np.arange(0, len(points), 977)
     alone = [camera.project(points[i : i + 1]) for i in some]
-    np.testing.assert_array_equal(seen[some], np.concatenate([one[1] for one in alone]))
+    np.testing.assert_array_equal(visible[some], np.concatenate([one[1] for one in alone]))
     np.testing.assert_allclose(pixels[some], np.vstack([one[0] for one in alone]), atol=1e-9)
-    assert 0 < seen.sum() < len(points) / 2 and np.isnan(pixels[0]).all()
+    assert 0 < visible.sum() < len(points) / 2 and np.isnan(pixels[0]).all()
 
 
 def test_a_point_beside_the_camera_does_not_fold_back_into_the_picture() -> None:
     folding = Intrinsics("radtan", 640, 480, 500, 500, 320, 240, (-0.3, 0.0, 0.0, 0.0, 0.0))
     beside = np.array([[1.8, 0.0, 1.0]])  # 61° off the axis: the polynomial alone puts it at x = 345 px
-    pixels, seen = folding.project(beside)
-    assert not seen[0] and np.isnan(pixels).all()
+    pixels, visible = folding.project(beside)
+    assert not visible[0] and np.isnan(pixels).all()
 
 
 def test_a_fisheye_sees_past_90_degrees() -> None:
     wide = Intrinsics("fisheye", 2000, 2000, 500, 500, 1000, 1000)
-    pixels, seen = wide.project(np.array([[1.0, 0.0, -0.1]]))
-    assert seen[0] and pixels[0, 0] == pytest.approx(1000 + 500 * (np.pi / 2 + np.arctan(0.1)))
+    pixels, visible = wide.project(np.array([[1.0, 0.0, -0.1]]))
+    assert visible[0] and pixels[0, 0] == pytest.approx(1000 + 500 * (np.pi / 2 + np.arctan(0.1)))
 
 
 def test_a_depth_picture_becomes_points_and_no_depth_none() -> None:
@@ -123,8 +124,8 @@ def test_chains_cancel() -> None:
 
 
 def test_what_is_ahead_of_the_base_is_in_the_middle_of_the_picture() -> None:
-    pixels, depth_m, seen = some_rig().project(np.array([[10.3, 0.0, 1.6]]), source="base", camera="camera")
-    assert seen[0] and depth_m[0] == pytest.approx(10.0)
+    pixels, depth_m, visible = some_rig().project(np.array([[10.3, 0.0, 1.6]]), source="base", camera="camera")
+    assert visible[0] and depth_m[0] == pytest.approx(10.0)
     np.testing.assert_allclose(pixels[0], (RADTAN.cx_px, RADTAN.cy_px), atol=1e-9)
 
 
@@ -133,13 +134,13 @@ def test_covariance_of_a_chain_is_what_a_simulation_finds() -> None:
     outer, inner = rig.poses
     stated = rig.pose("lidar", "camera")
     assert stated.covariance is not None
-    found = []
+    errors = []
     for _ in range(1500):
         shaken = [_shaken(pose, rng) for pose in (outer, inner)]
         true = np.linalg.inv(shaken[0] @ shaken[1])
         turn = rotation_to_vector(true[:3, :3] @ stated.target_from_source[:3, :3].T)
-        found.append([*turn, *(true[:3, 3] - stated.target_from_source[:3, 3])])
-    np.testing.assert_allclose(np.std(found, axis=0), stated.sigma, rtol=0.09)
+        errors.append([*turn, *(true[:3, 3] - stated.target_from_source[:3, 3])])
+    np.testing.assert_allclose(np.std(errors, axis=0), stated.sigma, rtol=0.09)
 
 
 def _shaken(pose: Pose, rng: np.random.Generator) -> np.ndarray:
@@ -153,7 +154,7 @@ def test_rotation_vectors_and_matrices_are_each_others_inverse(angle: float) -> 
     np.testing.assert_allclose(rotation_to_vector(rotation_from_vector(vector)), vector, atol=1e-8)
 
 
-def test_time_offsets_are_found_both_ways_and_through_a_common_reference() -> None:
+def test_time_offsets_resolve_both_ways_and_through_a_common_reference() -> None:
     rig = some_rig()
     assert rig.offset_ms("camera", "microphone").offset_ms == 21.5
     assert rig.offset_ms("microphone", "lidar").offset_ms == -24.5
@@ -162,8 +163,8 @@ def test_time_offsets_are_found_both_ways_and_through_a_common_reference() -> No
 
 def test_a_rig_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     rig = some_rig().with_intrinsics("wide", FISHEYE, "by hand")
-    rigs.save(rig, tmp_path / "rig.yaml")
-    again = rigs.load(tmp_path / "rig.yaml")
+    save_rig(rig, tmp_path / "rig.yaml")
+    again = load_rig(tmp_path / "rig.yaml")
     assert (
         again.intrinsics == rig.intrinsics
         and again.time_offsets == rig.time_offsets
@@ -180,17 +181,20 @@ def test_a_pose_can_be_written_by_hand_as_angles(tmp_path: Path) -> None:
         "version: 1\nposes: [{target: base, source: lidar, translation_m: [1, 0, 2], roll_pitch_yaw_deg: [0, 0, 90], "
         "sigma_deg: 1.0, sigma_m: 1e-2}]\n"
     )
-    pose = rigs.load(tmp_path / "rig.yaml").pose("base", "lidar")
+    pose = load_rig(tmp_path / "rig.yaml").pose("base", "lidar")
     np.testing.assert_allclose(pose.target_from_source @ (5, 0, 0, 1), (1, 5, 2, 1), atol=1e-12)
     np.testing.assert_allclose(pose.sigma, [np.deg2rad(1)] * 3 + [0.01] * 3)
 
 
-CAMERA = "version: 1\nintrinsics: {camera: {model: radtan, width_px: 640, height_px: 480, fx_px: 500, fy_px: 500, cx_px: 320, cy_px: 240"
+CAMERA = (
+    "version: 1\nintrinsics: {camera: {model: radtan, width_px: 640, height_px: 480, "
+    "fx_px: 500, fy_px: 500, cx_px: 320, cy_px: 240"
+)
 POSE = "version: 1\nposes: [{target: base, source: lidar, "
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[1, 2]", "expected a rig"),
         ("version: 2", "version: found 2"),
@@ -211,7 +215,7 @@ POSE = "version: 1\nposes: [{target: base, source: lidar, "
         (POSE + "translation_m: [0, 0, 0], quaternion_xyzw: [0, 0, 0, 0]}]", "a quaternion of length 0"),
         (
             POSE + "translation_m: [0, 0, 0], quaternion_xyzw: [0, 0, 0, 1], roll_pitch_yaw_deg: [0, 0, 0]}]",
-            "both give the rotation",
+            "both hold the rotation",
         ),
         (
             POSE + "translation_m: [0, 0, 0]}, {target: lidar, source: base, translation_m: [0, 0, 0]}]",
@@ -222,24 +226,24 @@ POSE = "version: 1\nposes: [{target: base, source: lidar, "
         ("version: 1\nposes: [{target: [}", "not valid YAML"),
     ],
 )
-def test_a_bad_rig_file_is_told_with_its_place(text: str, told: str, tmp_path: Path) -> None:
+def test_a_bad_rig_file_is_refused_with_its_place(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "rig.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"rig\.yaml") as caught:
-        rigs.load(tmp_path / "rig.yaml")
-    assert told in str(caught.value)
+        load_rig(tmp_path / "rig.yaml")
+    assert message in str(caught.value)
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "my-rig.yaml").write_text("version: 1\n")
     with pytest.raises(ConfigError, match=r"Did you mean 'my-rig.yaml'\?"):
-        rigs.load(tmp_path / "my-rigs.yaml")
+        load_rig(tmp_path / "my-rigs.yaml")
 
 
-def test_an_unknown_camera_and_an_unjoined_frame_are_told() -> None:
+def test_an_unknown_camera_and_an_unconnected_frame_are_refused() -> None:
     rig = some_rig()
     with pytest.raises(ConfigError, match="Did you mean 'camera'"):
         rig.camera("camra")
     with pytest.raises(ConfigError, match="no frame called 'lidr'"):
         rig.transform("camera", "lidr")
-    with pytest.raises(ConfigError, match="nothing joins 'camera' and 'microphone'"):
+    with pytest.raises(ConfigError, match="no chain connects 'camera' and 'microphone'"):
         rig.transform("camera", "microphone")

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, TimeOffset, rigid, rotation_from_vector
+from pipeline.rig.rig import Pose, Rig, TimeOffset
 from pipeline.rig.rig_formats import (
     read_camera_info,
     read_kalibr,
@@ -18,6 +18,7 @@ from pipeline.rig.rig_formats import (
     write_kalibr,
     write_kitti,
 )
+from pipeline.rig.transforms import rigid, rotation_from_vector
 
 RADTAN = Intrinsics("radtan", 640, 480, 535.4, 535.7, 342.6, 234.6, (-0.28, 0.07, 0.001, -0.0002, 0.1))
 RADTAN4 = Intrinsics("radtan", 640, 480, 535.4, 535.7, 342.6, 234.6, (-0.28, 0.07, 0.001, -0.0002, 0.0))
@@ -45,7 +46,7 @@ def test_a_real_fisheye_camera_info_is_read(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("535.4, 0.0,", "535.4, 0.3,", "skew of 0.3"),
         ("plumb_bob", "plumbob", "Did you mean 'plumb_bob'?"),
@@ -54,7 +55,7 @@ def test_a_real_fisheye_camera_info_is_read(data_dir: Path) -> None:
         ("width: 640\n", "", "width: missing"),
     ],
 )
-def test_a_bad_camera_info_is_told(old: str, new: str, told: str, tmp_path: Path) -> None:
+def test_a_bad_camera_info_is_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
     text = (
         "height: 480\nwidth: 640\ndistortion_model: plumb_bob\nD: [-0.28, 0.07, 0.001, -0.0002, 0.1]\n"
         "K: [535.4, 0.0, 342.6, 0.0, 535.7, 234.6, 0.0, 0.0, 1.0]\n"
@@ -63,7 +64,7 @@ def test_a_bad_camera_info_is_told(old: str, new: str, told: str, tmp_path: Path
     (tmp_path / "info.yaml").write_text(text.replace(old, new))
     with pytest.raises(ConfigError) as caught:
         read_camera_info(tmp_path / "info.yaml")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_camchain_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_kalibr_cannot_hold_every_distortion(lens: Intrinsics, tmp_path: Path) -
         write_kalibr(Rig({"camera": lens}), tmp_path / "camchain.yaml")
 
 
-def test_a_camchain_that_contradicts_itself_is_told(tmp_path: Path) -> None:
+def test_a_camchain_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     camera = "camera_model: pinhole, distortion_model: none, intrinsics: [500, 500, 320, 240], resolution: [640, 480]"
     unit, moved = "[[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]", "[[1,0,0,0.1],[0,1,0,0],[0,0,1,0],[0,0,0,1]]"
     (tmp_path / "camchain.yaml").write_text(
@@ -112,19 +113,19 @@ def test_kitti_projects_as_its_own_formula_does(data_dir: Path) -> None:
     expected = (homogeneous[:, :3] @ rows["R_rect_00"].reshape(3, 3).T) @ rows["P_rect_02"].reshape(3, 4)[:, :3].T
     expected += rows["P_rect_02"].reshape(3, 4)[:, 3]
     rig = read_kitti(path, size=(1242, 375), names={2: "camera"})
-    pixels, depth_m, seen = rig.project(points, source="lidar", camera="camera")
-    assert seen.sum() > 100
+    pixels, depth_m, visible = rig.project(points, source="lidar", camera="camera")
+    assert visible.sum() > 100
     np.testing.assert_allclose(pixels, expected[:, :2] / expected[:, 2:], atol=1e-6)
     np.testing.assert_allclose(depth_m, expected[:, 2], atol=1e-9)
 
 
-def test_kitti_without_a_camera_says_what_it_found(tmp_path: Path) -> None:
+def test_kitti_without_a_camera_names_the_lines_it_has(tmp_path: Path) -> None:
     (tmp_path / "calib.txt").write_text("Tr: 1 0 0 0 0 1 0 0 0 0 1 0\n")
     with pytest.raises(ConfigError, match="no camera in it.*Here: Tr"):
         read_kitti(tmp_path / "calib.txt", size=(1242, 375))
 
 
-def test_kitti_with_a_short_line_is_told(tmp_path: Path) -> None:
+def test_kitti_with_a_short_line_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calib.txt").write_text("P2: 700 0 600 0 0 700 180\n")
     with pytest.raises(ConfigError, match="P2: found a list of 7, expected 12 numbers"):
         read_kitti(tmp_path / "calib.txt", size=(1242, 375))
@@ -132,9 +133,9 @@ def test_kitti_with_a_short_line_is_told(tmp_path: Path) -> None:
 
 def test_a_rig_goes_to_ros_and_comes_back_by_the_command(tmp_path: Path) -> None:
     import run_pipeline
-    from pipeline.rig import rig as rigs
+    from pipeline.rig.rig_file import load_rig, save_rig
 
-    rigs.save(Rig({"left": RADTAN, "wide": FISHEYE}), tmp_path / "rig.yaml")
+    save_rig(Rig({"left": RADTAN, "wide": FISHEYE}), tmp_path / "rig.yaml")
 
     def convert(*words: str) -> None:
         args = run_pipeline.parser().parse_args(["calibrate", "convert", *words])
@@ -142,6 +143,6 @@ def test_a_rig_goes_to_ros_and_comes_back_by_the_command(tmp_path: Path) -> None
 
     convert(str(tmp_path / "rig.yaml"), str(tmp_path / "wide.yaml"), "--to", "ros", "--name", "wide")
     convert(str(tmp_path / "wide.yaml"), str(tmp_path / "other.yaml"), "--to", "rig")
-    assert rigs.load(tmp_path / "other.yaml").intrinsics == {"wide": FISHEYE}
+    assert load_rig(tmp_path / "other.yaml").intrinsics == {"wide": FISHEYE}
     with pytest.raises(ConfigError, match="which camera\\? It has: left, wide"):
         convert(str(tmp_path / "rig.yaml"), str(tmp_path / "one.yaml"), "--to", "ros")

@@ -1,4 +1,4 @@
-"""A measured offset takes effect: every capture time of the node moves, and its error bound tells how well it is known."""
+"""A measured offset takes effect: every capture time of the node moves, and its error bound grows by how well it is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo, silence
 from pipeline.metrics import Metrics
 from pipeline.node import Context, Source
-from pipeline.rig import rig as rigs
+from pipeline.rig.rig import Rig, TimeOffset
+from pipeline.rig.rig_file import save_rig
 from pipeline.rig.time_correction import TimeCorrection, time_correction
 from pipeline.runtime.config import load
 from pipeline.runtime.node_loop import run
@@ -38,7 +39,7 @@ def tone(tmp_path):
 @pytest.fixture
 def rig_file(tmp_path):
     path = tmp_path / "rig.yaml"
-    rigs.save(rigs.Rig().with_time_offset(rigs.TimeOffset("microphone", "camera", -21.5, 1.5)), path)
+    save_rig(Rig().with_time_offset(TimeOffset("microphone", "camera", -21.5, 1.5)), path)
     return str(path)
 
 
@@ -77,7 +78,7 @@ def test_the_reference_itself_is_not_moved(rig_file):
     assert time_correction("camera", offset_ms=None, rig=rig_file) == TimeCorrection()
 
 
-def test_a_sensor_that_the_rig_does_not_know_is_told_with_the_nearest(rig_file):
+def test_a_sensor_that_the_rig_does_not_hold_is_refused_with_the_nearest(rig_file):
     with pytest.raises(ConfigError, match="no sensor called 'microfone'.*Did you mean 'microphone'"):
         time_correction("microfone", offset_ms=None, rig=rig_file)
 

@@ -19,7 +19,8 @@ from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Context
 from pipeline.recording.writer import Writer
-from pipeline.rig import rig
+from pipeline.rig.rig_file import load_rig
+from pipeline.rig.transforms import apply
 from pipeline.sensors import realsense
 from pipeline.sensors.realsense import millimetres
 from pipeline.testing import play
@@ -251,10 +252,10 @@ def test_lens_goes_into_the_rig_beside_what_it_holds(soft: Soft, tmp_path: Path)
         ("camera", depth_node(save_rig=str(path), colour=True)),
     ):
         opened(node, name).close()
-    saved = rig.load(path)
+    saved = load_rig(path)
     assert saved.intrinsics["depth"] == saved.intrinsics["camera"]
     assert saved.intrinsics["depth"].fx_px == 50 and saved.intrinsics["depth"].size == (WIDE, HIGH)
-    ahead = rig.apply(saved.transform("base", "depth"), np.array([[0.0, 0.0, 2.0]]))
+    ahead = apply(saved.transform("base", "depth"), np.array([[0.0, 0.0, 2.0]]))
     assert np.allclose(ahead, [[2, 0, 0]])
 
 

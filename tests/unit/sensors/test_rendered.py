@@ -17,7 +17,8 @@ from nodes.rendered import Rendered
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.node import Context
-from pipeline.rig import rig as rig_file
+from pipeline.rig.rig_file import save_rig
+from pipeline.rig.transforms import apply
 from pipeline.sensors.rendered import ground as street_ground
 from pipeline.sensors.rendered import traffic
 from pipeline.sensors.rendered.drive import CAMERA_M, LIDAR_M, RANGE_SIGMA_M, Drive, Truth, rig
@@ -217,7 +218,7 @@ def test_depth_picture_tells_how_far_the_car_ahead_is_and_lies_on_the_road() -> 
     assert np.median(middle) == pytest.approx(to_rear, abs=0.02)
     assert depth_m.max() <= 10.2 and (depth_m[:40] == 0).mean() > 0.5  # nothing in the sky
 
-    points = rig_file.apply(drive().rig.transform("base", "depth"), lens.points(depth_m))
+    points = apply(drive().rig.transform("base", "depth"), lens.points(depth_m))
     road = (np.abs(points[:, 1]) < 1.5) & (points[:, 0] < car.centre_m[0] - 3)
     assert road.sum() > 3000 and np.abs(points[road, 2]).max() < 0.08
 
@@ -306,7 +307,7 @@ def test_same_seed_gives_the_same_drive_to_the_bit_and_another_seed_another() ->
 
 
 def test_committed_rig_file_is_the_rig_of_the_drive(tmp_path: Path) -> None:
-    rig_file.save(rig(), tmp_path / "rig.yaml")
+    save_rig(rig(), tmp_path / "rig.yaml")
     assert (ROOT / "configs/rigs/rendered.yaml").read_text() == (tmp_path / "rig.yaml").read_text(), (
         "write it again: python -m pipeline.sensors.rendered --rig configs/rigs/rendered.yaml"
     )

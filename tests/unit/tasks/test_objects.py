@@ -20,9 +20,10 @@ from pipeline.frame import AlignedSet, Encoding, Frame, Prediction, Receipt, Sub
 from pipeline.perception.objects.detections import Detection
 from pipeline.perception.objects.object_finder import CameraView, ObjectFinder
 from pipeline.perception.objects.subject_matching import match_subjects
-from pipeline.rig import rig as rigs
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, rigid
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.rig_file import save_rig
+from pipeline.rig.transforms import apply, rigid
 from pipeline.scene_state import Obstacle
 from pipeline.task import make
 from pipeline.tasks.objects import Objects
@@ -71,7 +72,7 @@ def aligned(anchor_ms: int, **frames: tuple[Encoding, np.ndarray] | None) -> Ali
 
 @pytest.fixture
 def rig_path(tmp_path: Path) -> str:
-    rigs.save(RIG, tmp_path / "rig.yaml")
+    save_rig(RIG, tmp_path / "rig.yaml")
     return str(tmp_path / "rig.yaml")
 
 
@@ -118,7 +119,7 @@ def test_a_real_drive_is_replayed_and_the_boxes_sent_with_it_have_their_ranges(d
     from pipeline.rig.rig_formats import read_kitti
 
     rig = read_kitti(drive / "calib.txt", size=(1242, 375), lidar="velodyne", names={2: "image_02"})
-    rigs.save(rig.with_pose(Pose("base", "velodyne", rigid(np.eye(3), (0, 0, 1.73)))), folder / "rig.yaml")
+    save_rig(rig.with_pose(Pose("base", "velodyne", rigid(np.eye(3), (0, 0, 1.73)))), folder / "rig.yaml")
     (folder / "drive.yaml").write_text("""
 nodes:
   image_02: {use: replay, path: drive.mcap}
@@ -175,7 +176,7 @@ def test_points_sit_on_the_picture(data_dir: Path) -> None:
 def test_boxes_from_elsewhere_are_ranged_without_a_detector_or_a_picture() -> None:
     _, points = board(8.0)
     finder = ObjectFinder()
-    points_base = rigs.apply(RIG.transform("base", "lidar"), points[:, :3])
+    points_base = apply(RIG.transform("base", "lidar"), points[:, :3])
     box = Detection("sign", 0.7, (104, 104, 64, 64))
     (found,) = finder.find(None, points_base, 0, CameraView.of(RIG, "front"), boxes=[box])
     assert (found.label, found.score, found.box_px) == ("sign", 0.7, (104, 104, 64, 64))

@@ -18,7 +18,9 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Receipt
 from pipeline.rig.intrinsics import Intrinsics
-from pipeline.rig.rig import Pose, Rig, rigid, save
+from pipeline.rig.rig import Pose, Rig
+from pipeline.rig.rig_file import save_rig
+from pipeline.rig.transforms import rigid
 from pipeline.task import make
 from pipeline.tasks.obstacles import Obstacles
 from pipeline.tasks.scene import Scene
@@ -123,7 +125,7 @@ def rig_turn(down_rad: float) -> np.ndarray:
 
 def test_a_depth_camera_is_placed_by_the_rig(tmp_path):
     pose = Pose("base", "depth_camera", rigid(rig_turn(np.radians(DEPTH.pitch_deg)), (0, 0, DEPTH.height_m)))
-    save(Rig({"depth_camera": LENS}, (pose,)), tmp_path / "rig.yaml")
+    save_rig(Rig({"depth_camera": LENS}, (pose,)), tmp_path / "rig.yaml")
     task = opened(
         rig=str(tmp_path / "rig.yaml"),
         sensors={"depth": "depth_camera"},

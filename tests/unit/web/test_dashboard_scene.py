@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from nodes.dashboard import Dashboard
 from pipeline.frame import Frame, Health, NodeHealth, Prediction, Receipt, StreamInfo, Subject, silence
 from pipeline.node import Arrival
-from pipeline.rig import rig as rigs
+from pipeline.rig.rig_file import save_rig
 from pipeline.scene_state import FREE, OCCUPIED, UNKNOWN, FreeSpace, Obstacle, PathClearance, SceneState, Sector, Sound
 from pipeline.web.scene_view import NO_RIG
 
@@ -82,7 +82,7 @@ class Drive(Show):
 
 @pytest.fixture
 def rig_file(tmp_path: Path) -> Path:
-    rigs.save(RIG, tmp_path / "rig.yaml")
+    save_rig(RIG, tmp_path / "rig.yaml")
     return tmp_path / "rig.yaml"
 
 
