@@ -1,6 +1,6 @@
 """The verb `import`: a recording of another format becomes ours, with the config that replays it and a report.
 
-    python run_pipeline.py import drive.bag OUT.mcap --map /velodyne_points=lidar
+python run_pipeline.py import drive.bag OUT.mcap --map /velodyne_points=lidar
 """
 
 from __future__ import annotations

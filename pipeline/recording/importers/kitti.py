@@ -30,8 +30,8 @@ from pipeline.recording.importers.file_frames import (
 )
 from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 from pipeline.rig.rig import Pose, Rig
-from pipeline.rig.transforms import rigid
 from pipeline.rig.rig_formats import read_kitti
+from pipeline.rig.transforms import rigid
 
 DRIVE_HZ = 10.0
 LIDAR_HEIGHT_M = 1.73  # of the Velodyne above the road, as KITTI published it
