@@ -1,4 +1,4 @@
-"""What a set gives a task: its pictures, sounds and points, told apart by their encoding, not by their stream's name.
+"""The inputs of a task in an aligned set: pictures and sound, recognised by their encoding, not by their stream's name.
 
 Example:
     frames = first(aligned, PICTURES)
@@ -57,11 +57,11 @@ def picture(frame: Frame) -> tuple[Image | None, str]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame whose picture several look at: decoded once, and not before one of them asks."""
+    """A frame whose picture several consumers read: decoded once, on first use."""
 
     frame: Frame
 
     @cached_property
-    def seen(self) -> tuple[Image | None, str]:
-        """As picture() says."""
+    def decoded(self) -> tuple[Image | None, str]:
+        """As picture() returns it."""
         return picture(self.frame)

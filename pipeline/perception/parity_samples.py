@@ -1,10 +1,11 @@
-"""What engines are compared on: at least 256 inputs of each model, the same on every machine and at every call.
+"""Inputs that engines are compared on: at least 256 of each model, the same on every machine and at every call.
 
-Faces and pictures are cut from the packaged clip and perturbed by a seeded generator; sounds are voices made by rule
-(no clip with speech comes in a package under terms we can ship); opinions are drawn over all of their range, with each
-sense now there, now absent. Made when asked for, since they are 3 to 50 MB and only a new engine needs them.
+Faces and pictures are cut from the packaged clip and perturbed by a seeded generator; sounds are
+synthetic voices (no clip with speech comes in a package under terms we can ship); opinions are drawn over all of their
+range, with each modality present or absent. Computed on demand, since they are 3 to 50 MB and only a new engine needs them.
 
-    for inputs in samples.of(Path("models/face-expression.onnx")): engine.run(inputs)
+Example:
+    for inputs in parity_samples.of(Path("models/face-expression.onnx")): engine.run(inputs)
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ def of(model_path: Path, *, seed: int = 0) -> Iterator[Tensors]:
     """Batches of inputs of this model; another seed, other pictures and other draws. Raises ConfigError for a model whose
     inputs are none that are known here."""
     inputs = {value.name: value for value in OnnxFile.read(model_path).inputs}
-    maker = MAKERS.get(frozenset(inputs))
-    if maker is None and (size_px := _one_picture(tuple(inputs.values()))):
+    generate = GENERATORS.get(frozenset(inputs))
+    if generate is None and (size_px := _one_picture(tuple(inputs.values()))):
         return _letterboxed(next(iter(inputs)), size_px, seed)
-    if maker is None:
+    if generate is None:
         raise ConfigError(
-            f"{model_path}: no samples are made here for the inputs {sorted(inputs)}. Known: "
-            f"{', '.join(' + '.join(sorted(names)) for names in MAKERS)}"
+            f"{model_path}: there are no samples for the inputs {sorted(inputs)}. Known: "
+            f"{', '.join(' + '.join(sorted(names)) for names in GENERATORS)}"
         )
-    return _batched(maker(inputs, seed))
+    return _batched(generate(inputs, seed))
 
 
 def faces(inputs: dict[str, Value], seed: int) -> Tensors:
@@ -63,25 +64,25 @@ def faces(inputs: dict[str, Value], seed: int) -> Tensors:
     detector = FaceDetector(Onnxruntime(assets.path("centerface"), threads=1, device="cpu"))
     crops = []
     for image in _pictures(PICTURES, seed):
-        found = detector.whole(image)
-        if not found:
+        detected = detector.whole(image)
+        if not detected:
             continue
-        face = found[0]
+        face = detected[0]
         for look in range(LOOKS):
             shift = random.normal(0, 0.05, 2) * face.side_px
             grown = np.exp(random.normal(0, 0.12))
             box = np.array([*(face.box_px[:2] + shift), *(face.box_px[2:] * grown)], np.float32)
-            seen = image if look % 4 else image[:, ::-1]
+            shown = image if look % 4 else image[:, ::-1]
             if look % 4 == 0:
                 box[0] = image.shape[1] - box[0] - box[2]
-            crop = face_crop(np.ascontiguousarray(seen), box, face.landmarks_px if look % 4 else None).astype(
+            crop = face_crop(np.ascontiguousarray(shown), box, face.landmarks_px if look % 4 else None).astype(
                 np.float64
             )
             if look % 3 == 1:
                 crop = np.asarray(cv2.GaussianBlur(crop, (0, 0), random.uniform(0.5, 2.0)), np.float64)
             crop = crop * random.uniform(0.3, 1.2) + random.normal(0, random.uniform(0, 12), crop.shape)
             crops.append(np.clip(crop, 0, 255).astype(np.float32))
-    while len(crops) < COUNT:  # a picture in which no face was found
+    while len(crops) < COUNT:  # a picture in which no face is detected
         crops.append(np.clip(crops[len(crops) % 7] + random.normal(0, 20, crops[0].shape), 0, 255).astype(np.float32))
     return {"face": face_tensor(np.stack(crops[:COUNT]))}
 
@@ -104,7 +105,7 @@ def pictures(inputs: dict[str, Value], seed: int) -> Tensors:
 def places(inputs: dict[str, Value], seed: int) -> Tensors:
     """`place` (256, 1, 225, 225): cuts of the clip's pictures from a quarter of a side to all of it, lighter, darker, softer."""
     random = np.random.default_rng([5, seed])
-    found = []
+    tensors = []
     for image in _pictures(PICTURES, seed):
         for look in range(LOOKS):
             rows, columns = (round(size * random.uniform(0.25, 1)) for size in image.shape[:2])
@@ -116,12 +117,12 @@ def places(inputs: dict[str, Value], seed: int) -> Tensors:
             if look % 3 == 1:
                 cut = cv2.GaussianBlur(cut, (0, 0), random.uniform(0.5, 3.0))
             light = cut * random.uniform(0.3, 1.4) + random.normal(0, random.uniform(0, 12), cut.shape)
-            found.append(place_tensor(np.clip(light, 0, 255).astype(np.uint8)))
-    return {"place": np.stack(found[:COUNT])}
+            tensors.append(place_tensor(np.clip(light, 0, 255).astype(np.uint8)))
+    return {"place": np.stack(tensors[:COUNT])}
 
 
 def sounds(inputs: dict[str, Value], seed: int) -> Tensors:
-    """`samples` (256, k) at 16 kHz: voices made by rule."""
+    """`samples` (256, k) at 16 kHz: synthetic voices."""
     length = inputs["samples"].shape[1]
     count = length if isinstance(length, int) else VOICE_FRAMES * VOICE_HOP
     random = np.random.default_rng([3, seed])
@@ -129,38 +130,40 @@ def sounds(inputs: dict[str, Value], seed: int) -> Tensors:
 
 
 def voices(inputs: dict[str, Value], seed: int) -> Tensors:
-    """`voice` (256, 2, 64, 300): the same voices, some heard in part."""
+    """`voice` (256, 2, 64, 300): the same voices, some present in part."""
     random = np.random.default_rng([3, seed])
     return {"voice": _in_part(random, _voices(random, VOICE_FRAMES * VOICE_HOP))}
 
 
 def events(inputs: dict[str, Value], seed: int) -> Tensors:
-    """`sound` (256, 2, 64, 300): noises, ticks, tones, engines and voices made by rule, some heard in part."""
+    """`sound` (256, 2, 64, 300): synthetic noises, ticks, tones, engines and voices, some present in part."""
     random = np.random.default_rng([5, seed])
     count = VOICE_FRAMES * VOICE_HOP
-    made: list[Floats] = []
-    for kind in range(COUNT // LOOKS):  # each heard six times, at another moment and level
+    synthetic: list[Floats] = []
+    for kind in range(COUNT // LOOKS):  # each six times, at another moment and level
         event = _event(random, count, kind % 4)
-        made += [np.roll(event, int(random.integers(count))) * np.float32(random.uniform(0.1, 1)) for _ in range(6)]
-    return {"sound": _in_part(random, [*made, *itertools.islice(_voices(random, count), COUNT - len(made))])}
+        synthetic += [
+            np.roll(event, int(random.integers(count))) * np.float32(random.uniform(0.1, 1)) for _ in range(6)
+        ]
+    return {"sound": _in_part(random, [*synthetic, *itertools.islice(_voices(random, count), COUNT - len(synthetic))])}
 
 
 def opinions(inputs: dict[str, Value], seed: int) -> Tensors:
-    """Log-probabilities of each sense, from sure to undecided, and how present it is: 0, partly or fully."""
+    """Log-probabilities of each modality, from sure to undecided, and how present it is: 0, partly or fully."""
     random = np.random.default_rng([4, seed])
-    made: Tensors = {}
+    tensors: Tensors = {}
     for name, value in inputs.items():
         shape = (COUNT, *(size if isinstance(size, int) else 1 for size in value.shape[1:]))
         if name == "present":
-            made[name] = random.choice(np.array([0, 0.3, 0.7, 1, 1], np.float32), shape)
-            made[name][made[name].max(axis=1) == 0] = 1
+            tensors[name] = random.choice(np.array([0, 0.3, 0.7, 1, 1], np.float32), shape)
+            tensors[name][tensors[name].max(axis=1) == 0] = 1
         else:
             logits = random.normal(size=shape) * random.uniform(0.2, 4, (COUNT, *[1] * (len(shape) - 1)))
-            made[name] = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
-    return made
+            tensors[name] = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+    return tensors
 
 
-MAKERS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
+GENERATORS: dict[frozenset[str], Callable[[dict[str, Value], int], Tensors]] = {
     frozenset({"face"}): faces,
     frozenset({PICTURE}): pictures,
     frozenset({"samples"}): sounds,
@@ -213,14 +216,14 @@ def _pictures(count: int, seed: int) -> Iterable[npt.NDArray[np.uint8]]:
         clip.release()
 
 
-def _in_part(random: np.random.Generator, made: Iterable[Floats]) -> Floats:
-    """Each as a window of the microphone; of every fourth only the end was heard."""
+def _in_part(random: np.random.Generator, sounds: Iterable[Floats]) -> Floats:
+    """Each as a window of the microphone; of every fourth only the end is present."""
     tensors = []
-    for index, samples in enumerate(made):
-        heard = np.ones(len(samples), bool)
+    for index, samples in enumerate(sounds):
+        present = np.ones(len(samples), bool)
         if index % 4 == 1:
-            heard[: int(random.integers(1, len(heard) - VOICE_RATE_HZ // 2))] = False
-        tensors.append(voice_tensor(np.where(heard, samples, 0).astype(np.float32), heard))
+            present[: int(random.integers(1, len(present) - VOICE_RATE_HZ // 2))] = False
+        tensors.append(voice_tensor(np.where(present, samples, 0).astype(np.float32), present))
     return np.stack(tensors)
 
 
@@ -251,12 +254,12 @@ def _event(random: np.random.Generator, count: int, kind: int) -> Floats:
 
 
 def _voices(random: np.random.Generator, count: int) -> Iterator[Floats]:
-    """32 voices, each heard eight times: earlier, louder or softer, in another room."""
+    """32 voices, each eight times: earlier, louder or softer, in another room."""
     for _ in range(COUNT // LOOKS):
         voice = _voice(random, count)
         for _ in range(LOOKS):
-            heard = np.roll(voice, int(random.integers(count))) * random.uniform(0.1, 1.2)
-            yield np.clip(heard + random.normal(0, random.uniform(0, 0.05), count), -1, 1).astype(np.float32)
+            shifted = np.roll(voice, int(random.integers(count))) * random.uniform(0.1, 1.2)
+            yield np.clip(shifted + random.normal(0, random.uniform(0, 0.05), count), -1, 1).astype(np.float32)
 
 
 def _voice(random: np.random.Generator, count: int) -> Floats:

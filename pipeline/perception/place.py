@@ -75,7 +75,7 @@ class PlaceEstimator:
             self._run_ns, self._probs = None, None
         if self._run_ns is None or capture_ns - self._run_ns >= max(1, self._every_ns):
             self._run_ns = capture_ns
-            image, self._fault = picture.seen
+            image, self._fault = picture.decoded
             if image is not None:
                 probs = self._model.probs(image)
                 before = probs if self._probs is None else self._probs

@@ -232,7 +232,7 @@ class Scene(Task):
         if boxes is None and not self._detects:
             missing.append(NO_DETECTOR)
             return [], []
-        image, fault = picture.seen if picture is not None else (None, "")
+        image, fault = picture.decoded if picture is not None else (None, "")
         if picture is not None and image is None:
             bad[picture.frame.stream] = fault
         frame = picture.frame if picture is not None else text

@@ -1,11 +1,12 @@
 """Where the faces are in a picture, and which is which from one picture to the next.
 
 A whole picture is searched only when it must be: at the start, when a face was lost, and now and then for newcomers. In
-between, each face is found again in a small window around where it should be: a sixth of the cost. Owns detection and
-tracks; knows nothing of expressions, and identifies nobody: an id lives as long as its track and says nothing of looks.
+between, each face is detected in a small window around its expected place: a sixth of the cost. Owns detection and
+tracks; knows nothing of expressions, and identifies nobody: an id lives as long as its track and carries no looks.
 
+Example:
     tracker = FaceTracker(FaceDetector(engine))
-    for track in tracker.update(image_bgr, frame.capture_ns):     # those seen in this picture
+    for track in tracker.update(image_bgr, frame.capture_ns):     # those in this picture
         track.id, track.face.box_px, track.face.landmarks_px
 """
 
@@ -36,15 +37,15 @@ SAME_FACE_OVERLAP = 0.4  # boxes that overlap more (intersection over union) are
 # 48 px, where CenterFace is as steady as on the whole picture.
 WINDOW_PX = 96
 WINDOW_PER_FACE = 2.0
-# A window rests until the face has moved this share of it: boxes found in a window that follows every frame jitter
-# four times as much, because the network sees its own movement.
+# A window stays until the face has moved this share of it: boxes detected in a window that follows every frame jitter
+# four times as much, because the network reacts to the window's own movement.
 WINDOW_SLACK = 0.1
 MAX_WINDOWS = 6  # above this, one search of the whole picture costs less
 
 NEW_SCORE, KNOWN_SCORE = 0.5, 0.3  # a known place needs less evidence
 SEARCH_NS = 100 * MS  # while nobody, or not everybody, is in sight
 LOOK_AROUND_NS = 500 * MS  # for newcomers, while everybody is
-KEEP_NS = 750 * MS  # a face hidden for longer comes back under a new id
+MAX_HIDDEN_NS = 750 * MS  # a face hidden for longer comes back under a new id
 VELOCITY_GAIN = 0.4
 
 
@@ -77,14 +78,14 @@ class Window(NamedTuple):
 @dataclass
 class Track:
     id: int
-    face: Face  # as last seen
-    seen_ns: int
+    face: Face  # as last detected
+    last_seen_ns: int
     window: Window
     velocity_px_s: Floats = field(default_factory=lambda: np.zeros(2, np.float32))
 
     def expected_px(self, when_ns: int) -> Floats:
         """(2,) where the centre should be at `when_ns`."""
-        return self.face.centre_px + self.velocity_px_s * np.float32((when_ns - self.seen_ns) / 1e9)
+        return self.face.centre_px + self.velocity_px_s * np.float32((when_ns - self.last_seen_ns) / 1e9)
 
 
 class Detector(Protocol):
@@ -105,8 +106,8 @@ class FaceDetector:
         height, width = image.shape[:2]
         scale = self._search_px / max(height, width)
         # Bilinear sampling skips pixels when it shrinks, and what it skips flickers.
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=way)
+        sampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=sampling)
         below, right = -small.shape[0] % STRIDE_PX, -small.shape[1] % STRIDE_PX
         padded = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT)
         (faces,) = self._run([padded], NEW_SCORE)
@@ -116,11 +117,11 @@ class FaceDetector:
         """The faces that lie whole in one of the windows; all windows in one engine call."""
         if not windows:
             return []
-        found = []
+        detected = []
         for window, faces in zip(windows, self._run([_cut(image, w) for w in windows], KNOWN_SCORE), strict=True):
             scale = window.side / WINDOW_PX
-            found += [_moved(face, window.left, window.top, scale) for face in faces if _inside(face)]
-        return distinct(found)
+            detected += [_moved(face, window.left, window.top, scale) for face in faces if _inside(face)]
+        return distinct(detected)
 
     def _run(self, images: Sequence[Image], min_score: float) -> list[list[Face]]:
         """images: all of one size. Boxes in their pixels."""
@@ -143,11 +144,11 @@ def detector_shapes(search_px: int) -> list[dict[str, tuple[int, ...]]]:
 
 def distinct(faces: Sequence[Face]) -> list[Face]:
     """Of several boxes on one face, the surest; surest first."""
-    kept: list[Face] = []
+    selected: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
-        if all(overlap(face.box_px, other.box_px) < SAME_FACE_OVERLAP for other in kept):
-            kept.append(face)
-    return kept
+        if all(overlap(face.box_px, other.box_px) < SAME_FACE_OVERLAP for other in selected):
+            selected.append(face)
+    return selected
 
 
 def overlap(a: Floats, b: Floats) -> float:
@@ -175,29 +176,29 @@ class FaceTracker:
         self._shape: tuple[int, ...] = ()
 
     def update(self, image: Image, capture_ns: int) -> list[Track]:
-        """The tracks seen in this picture, oldest first. An earlier picture than the last, or another size: start over."""
+        """The tracks detected in this picture, oldest first. An earlier picture than the last, or another size: start over."""
         if capture_ns < self._now_ns or image.shape != self._shape:
             self._reset()
             self._shape = image.shape
         if capture_ns > self._now_ns:
             self._advance(image, capture_ns)
-        return [track for track in self._tracks if track.seen_ns == capture_ns]
+        return [track for track in self._tracks if track.last_seen_ns == capture_ns]
 
     def known_ids(self) -> set[int]:
         """Of the tracks in view and of those that may still come back."""
         return {track.id for track in self._tracks}
 
     def _advance(self, image: Image, now_ns: int) -> None:
-        self._tracks = [track for track in self._tracks if now_ns - track.seen_ns <= KEEP_NS]
-        in_sight = [track for track in self._tracks if track.seen_ns == self._now_ns]
+        self._tracks = [track for track in self._tracks if now_ns - track.last_seen_ns <= MAX_HIDDEN_NS]
+        in_sight = [track for track in self._tracks if track.last_seen_ns == self._now_ns]
         everybody = bool(in_sight) and len(in_sight) == len(self._tracks)
         crowd = len(in_sight) > MAX_WINDOWS
         self._now_ns = now_ns
         if not crowd:
             for track in in_sight:
-                track.window = _resting(track.window, track.expected_px(now_ns), track.face.side_px)
+                track.window = _steady_window(track.window, track.expected_px(now_ns), track.face.side_px)
             self._match(self._detector.windows(image, [track.window for track in in_sight]), now_ns)
-        lost = any(track.seen_ns < now_ns for track in in_sight)
+        lost = any(track.last_seen_ns < now_ns for track in in_sight)
         pause_ns = LOOK_AROUND_NS if everybody else SEARCH_NS
         if crowd or lost or now_ns - self._searched_ns >= pause_ns:
             self._searched_ns = now_ns
@@ -206,15 +207,15 @@ class FaceTracker:
                 self._begin(face, now_ns)
 
     def _match(self, faces: Sequence[Face], now_ns: int) -> list[Face]:
-        """Give faces to the tracks not yet seen now, best fit first. Returns the faces that belong to no track."""
-        unseen = [track for track in self._tracks if track.seen_ns < now_ns]
-        seen = [track for track in self._tracks if track.seen_ns == now_ns]
-        free = [f for f in faces if all(overlap(f.box_px, t.face.box_px) < SAME_FACE_OVERLAP for t in seen)]
-        fits = sorted((_misfit(t, f, now_ns), i, j) for i, t in enumerate(unseen) for j, f in enumerate(free))
+        """Assign faces to the tracks not yet detected now, best fit first. Returns the faces that belong to no track."""
+        undetected = [track for track in self._tracks if track.last_seen_ns < now_ns]
+        detected = [track for track in self._tracks if track.last_seen_ns == now_ns]
+        free = [f for f in faces if all(overlap(f.box_px, t.face.box_px) < SAME_FACE_OVERLAP for t in detected)]
+        fits = sorted((_misfit(t, f, now_ns), i, j) for i, t in enumerate(undetected) for j, f in enumerate(free))
         taken: set[int] = set()
         for misfit, i, j in fits:
-            track = unseen[i]
-            if math.isfinite(misfit) and track.seen_ns < now_ns and j not in taken:
+            track = undetected[i]
+            if math.isfinite(misfit) and track.last_seen_ns < now_ns and j not in taken:
                 taken.add(j)
                 _follow(track, free[j], now_ns)
         return [face for j, face in enumerate(free) if j not in taken]
@@ -231,14 +232,16 @@ def _misfit(track: Track, face: Face, now_ns: int) -> float:
     side_px = (track.face.side_px + face.side_px) / 2
     ratio = abs(math.log(face.side_px / track.face.side_px))
     away = float(np.linalg.norm(face.centre_px - track.expected_px(now_ns))) / side_px
-    reach = 0.6 + 0.8 * (now_ns - track.seen_ns) / KEEP_NS  # the longer unseen, the farther it may have gone
+    reach = (
+        0.6 + 0.8 * (now_ns - track.last_seen_ns) / MAX_HIDDEN_NS
+    )  # the longer hidden, the farther it may have moved
     return away + ratio if away <= reach and ratio <= math.log(1.8) else math.inf
 
 
 def _follow(track: Track, face: Face, now_ns: int) -> None:
-    measured = (face.centre_px - track.face.centre_px) / np.float32((now_ns - track.seen_ns) / 1e9)
+    measured = (face.centre_px - track.face.centre_px) / np.float32((now_ns - track.last_seen_ns) / 1e9)
     track.velocity_px_s = track.velocity_px_s + np.float32(VELOCITY_GAIN) * (measured - track.velocity_px_s)
-    track.face, track.seen_ns = face, now_ns
+    track.face, track.last_seen_ns = face, now_ns
 
 
 def _window(centre_px: Floats, face_px: float) -> Window:
@@ -246,12 +249,12 @@ def _window(centre_px: Floats, face_px: float) -> Window:
     return Window(round(float(centre_px[0]) - side / 2), round(float(centre_px[1]) - side / 2), side)
 
 
-def _resting(window: Window, centre_px: Floats, face_px: float) -> Window:
+def _steady_window(window: Window, centre_px: Floats, face_px: float) -> Window:
     """The same window while the face is well inside it, else one around the face."""
-    wanted = _window(centre_px, face_px)
-    moved = max(abs(w + wanted.side / 2 - h - window.side / 2) for w, h in zip(wanted[:2], window[:2], strict=True))
-    grown = abs(wanted.side / window.side - 1)
-    return window if moved <= WINDOW_SLACK * window.side and grown <= 1.5 * WINDOW_SLACK else wanted
+    centred = _window(centre_px, face_px)
+    moved = max(abs(w + centred.side / 2 - h - window.side / 2) for w, h in zip(centred[:2], window[:2], strict=True))
+    grown = abs(centred.side / window.side - 1)
+    return window if moved <= WINDOW_SLACK * window.side and grown <= 1.5 * WINDOW_SLACK else centred
 
 
 def _cut(image: Image, window: Window) -> Image:

@@ -1,11 +1,12 @@
 """Labels that do not flicker: a hidden Markov model over time, smoothed with a fixed lag.
 
-An expression stays for a while; each answer is evidence of it. With a lag of L the label told now is that of the moment L
-ago, in the light of what came since: L is the delay it adds. Advances by capture times alone; a rate twice as high is not
+An expression lasts for a while; each answer is evidence of it. With a lag of L the label reported now is that of the moment L
+ago, given all answers since: L is the delay it adds. Advances by capture times alone; a rate twice as high is not
 twice the evidence.
 
+Example:
     smoother = FixedLag(labels=7, lag_ms=400)
-    told = smoother.update(probs, frame.capture_ns)      # (7,) float32, of the moment 400 ms ago
+    probs = smoother.update(probs, frame.capture_ns)      # (7,) float32, of the moment 400 ms ago
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 DWELL_MS = 1500.0  # an expression's mean stay
 INDEPENDENT_MS = 300.0  # answers nearer than this repeat each other: the face's own smoothing has that memory
-PAUSE_MS = 2000.0  # after a longer gap nothing is known of before
+PAUSE_MS = 2000.0  # after a longer gap the smoother starts again
 
 
 class FixedLag:
@@ -49,7 +50,7 @@ class FixedLag:
         return self._smoothed()
 
     def _smoothed(self) -> Floats:
-        """The oldest step kept, in the light of all later ones."""
+        """The oldest remembered step, given all later ones."""
         later = np.ones(self._labels)
         steps = list(self._steps)
         for _, stays, likelihood, _ in reversed(steps[1:]):
@@ -59,7 +60,7 @@ class FixedLag:
         return np.asarray(smoothed / smoothed.sum(), np.float32)
 
     def _move(self, belief: npt.NDArray[np.float64], stays: float) -> npt.NDArray[np.float64]:
-        """One that does not stay goes anywhere alike; the matrix is symmetric, so it serves backwards too."""
+        """An expression that ends is followed by any other with equal chance; the matrix is symmetric, so it serves backwards too."""
         return np.asarray(stays * belief + (1 - stays) * belief.sum() / self._labels)
 
 

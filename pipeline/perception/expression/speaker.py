@@ -1,12 +1,13 @@
 """Whose voice is it? The face whose mouth moves when the voice is loud.
 
 The mouth's movement is what changes in the lower half of a face beyond what changes in the upper half, so that a nodding
-head is no talker. It is compared with the sound's level over the last two seconds. No face is recognised: a track's id is
+head is not taken for a speaker. It is compared with the sound's level over the last two seconds. No face is recognised: a track's id is
 all there is, and one that leaves is forgotten.
 
+Example:
     speaker = Speaker()
     speaker.update({1: crop_1, 2: crop_2}, level_db=-31.0, capture_ns=frame.capture_ns)
-    speaker.owner()                     # 2, or None where it cannot be told
+    speaker.owner()                     # 2, or None where it is not clear
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Speaker:
         """crops: track → (48, 48) grey. The same or an earlier picture changes nothing."""
         if capture_ns <= self._now_ns:
             if self._now_ns - capture_ns > REMEMBER_NS:
-                self.__init__()  # type: ignore[misc]  # the stream began anew
+                self.__init__()  # type: ignore[misc]  # the stream has started again
             return
         self._now_ns = capture_ns
         standard = {id: face_tensor(crop)[0] for id, crop in crops.items()}
