@@ -1,10 +1,11 @@
 """What the demo's graph needs of the processor for each picture once it flows, by process: no start-up in it.
 
+Example:
     python -m benchmarks.cpu [--runs 3] [--against OTHER_CHECKOUT] [--no-dashboard] [--unpaced] [--json OUT.json]
 
 From the health of the run, between its 60th and its 300th picture; the launcher's own from /proc (Linux). Another checkout
 is run in turns with this one. The clip has 24 pictures a second: `at 30` is what 30 a second take of one core. On a machine that is
-too busy for that, sets are shed, which costs less: `predicted` says how many were not. --unpaced takes the clip as fast as it
+too busy for that, sets are shed, which costs less: `predicted` is the share that was not. --unpaced takes the clip as fast as it
 is read, and sheds nothing.
 """
 
@@ -49,26 +50,26 @@ def one_run(checkout: Path, *, page: bool, paced: bool) -> dict[str, float]:
         )
         try:
             graph = _graph(Path(folder), running)
-            seen: list[tuple[Health, float]] = []
+            marks: list[tuple[Health, float]] = []
             for health in subscribe("health", address=graph["streams"]["health"]):
                 pictures = next(n.produced for n in health.nodes if n.node == "camera")
-                if pictures >= (LAST if seen else FIRST):
-                    seen.append((health, session_cpu_s(running.pid)))
-                    if len(seen) == 2:
+                if pictures >= (LAST if marks else FIRST):
+                    marks.append((health, session_cpu_s(running.pid)))
+                    if len(marks) == 2:
                         break
         finally:
             running.send_signal(signal.SIGINT)
             running.wait()
-    if len(seen) < 2:
+    if len(marks) < 2:
         raise SystemExit(f"{checkout}: the demo ended early: run it by hand to see why")
-    return _difference(*seen)
+    return _difference(*marks)
 
 
 def _graph(folder: Path, running: subprocess.Popen[bytes]) -> dict[str, Any]:
     while running.poll() is None:
         for path in (folder / "sensorium").glob("*/graph.json"):
-            found: dict[str, Any] = json.loads(path.read_text())
-            return found
+            graph: dict[str, Any] = json.loads(path.read_text())
+            return graph
         time.sleep(0.02)
     raise SystemExit(f"the demo ended with exit code {running.returncode}: run it by hand to see why")
 
@@ -80,15 +81,15 @@ def _difference(before: tuple[Health, float], after: tuple[Health, float]) -> di
     for node in now.values():
         groups.setdefault(node.pid, []).append(node.node)
     predicted = now["emotion"].produced - then["emotion"].produced
-    found = {}
+    cpu_ms = {}
     for names in groups.values():  # what predicts may be behind, or shed
         counted = predicted if "emotion" in names else pictures
-        found["+".join(names)] = (now[names[0]].cpu_s - then[names[0]].cpu_s) / max(1, counted) * 1e3
+        cpu_ms["+".join(names)] = (now[names[0]].cpu_s - then[names[0]].cpu_s) / max(1, counted) * 1e3
     spent_s = sum(now[names[0]].cpu_s - then[names[0]].cpu_s for names in groups.values())
-    found["launcher"] = max(0.0, after[1] - before[1] - spent_s) / pictures * 1e3
-    found["all"] = sum(found.values())
-    found["predicted"] = predicted / pictures
-    return found
+    cpu_ms["launcher"] = max(0.0, after[1] - before[1] - spent_s) / pictures * 1e3
+    cpu_ms["all"] = sum(cpu_ms.values())
+    cpu_ms["predicted"] = predicted / pictures
+    return cpu_ms
 
 
 def main() -> None:
@@ -100,13 +101,11 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="write the figures here")
     args = options.parse_args()
     checkouts = {"this checkout": ROOT, **({"the other": args.against.resolve()} if args.against else {})}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for _ in range(args.runs):
         for name, checkout in checkouts.items():
-            found[name].append(one_run(checkout, page=not args.no_dashboard, paced=not args.unpaced))
-    medians = {
-        name: {key: float(np.median([run[key] for run in runs])) for key in runs[0]} for name, runs in found.items()
-    }
+            runs[name].append(one_run(checkout, page=not args.no_dashboard, paced=not args.unpaced))
+    medians = {name: {key: float(np.median([run[key] for run in own])) for key in own[0]} for name, own in runs.items()}
     print(f"{args.runs} runs, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; ms of CPU a picture, median")
     print(f"{'':20}" + "".join(f"{name:>16}" for name in medians))
     for key in next(iter(medians.values())):
@@ -114,7 +113,7 @@ def main() -> None:
         print(f"{key:20}" + "".join(unit(each.get(key, float("nan"))) for each in medians.values()))
     print(f"{'at 30, of a core':20}" + "".join(f"{each['all'] * 30 / 1e3:16.0%}" for each in medians.values()))
     if args.json:
-        args.json.write_text(json.dumps({"load": os.getloadavg()[0], "runs": found}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"load": os.getloadavg()[0], "runs": runs}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

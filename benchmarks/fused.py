@@ -1,9 +1,10 @@
 """Encoders and fusion as one engine beside three engines called in turn, on the backend that `auto` takes here.
 
+Example:
     python run_pipeline.py bench fused [--voice FILE.onnx] [--fusion FILE.onnx] [--rounds 60]
 
 `live` is what the emotion task does: the face's encoder and the fusion for every picture of 30 a second, the voice's
-encoder four times a second. What fuses everything runs the voice's encoder for every picture too.
+encoder four times a second. One engine runs the voice's encoder for every picture too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.inference.manifest import METADATA_KEY, Manifest
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.installation import MODELS
 from pipeline.perception import parity_samples
+from pipeline.probabilities import log_softmax
 from pipeline.training.export import fused
 
 PICTURES_HZ, DECISIONS_HZ = 30, 4
@@ -42,31 +44,40 @@ def main() -> None:
 
 
 def compare(face: Path, voice: Path, fusion: Path, joined: Path, *, faces: int, rounds: int) -> str:
-    shown = next(batch for batch in parity_samples.of(face) if len(batch["face"]) >= faces)["face"][:faces]
-    heard = {name: value[:1] for name, value in next(iter(parity_samples.of(voice))).items()}
+    faces_tensor = next(batch for batch in parity_samples.of(face) if len(batch["face"]) >= faces)["face"][:faces]
+    window = {name: value[:1] for name, value in next(iter(parity_samples.of(voice))).items()}
     present = np.ones((faces, 2), np.float32)
-    whole = {"face": shown, "voice": next(iter(heard.values())), "present": present}
-    shapes = [{name: value.shape for name, value in inputs.items()} for inputs in ({"face": shown}, heard, whole)]
+    whole = {"face": faces_tensor, "voice": next(iter(window.values())), "present": present}
+    shapes = [
+        {name: value.shape for name, value in inputs.items()} for inputs in ({"face": faces_tensor}, window, whole)
+    ]
     opinion = {"face": (faces, 1, 7), "voice": (faces, 1, 7), "present": (faces, 2)}
     quiet = logging.getLogger("bench")
-    see, hear = (load(path, warm_up=shape, log=quiet) for path, shape in ((face, shapes[0]), (voice, shapes[1])))
-    join, one = load(fusion, warm_up=opinion, log=quiet), load(joined, warm_up=shapes[2], log=quiet)
-    calm = [_temperature(path) for path in (face, voice)]
+    face_engine, voice_engine = (
+        load(path, warm_up=shape, log=quiet) for path, shape in ((face, shapes[0]), (voice, shapes[1]))
+    )
+    fusion_engine, one = load(fusion, warm_up=opinion, log=quiet), load(joined, warm_up=shapes[2], log=quiet)
+    temperatures = [_temperature(path) for path in (face, voice)]
 
-    def sight() -> Tensors:
-        return see.run({"face": shown})
+    def run_face() -> Tensors:
+        return face_engine.run({"face": faces_tensor})
 
-    def sound() -> Tensors:
-        return hear.run(heard)
+    def run_voice() -> Tensors:
+        return voice_engine.run(window)
 
-    seen, said = _opinion(sight()["logits"], calm[0]), _opinion(sound()["logits"], calm[1])
-    said = np.repeat(said, faces, axis=0)
+    face_opinion, voice_opinion = (
+        log_softmax(call()["logits"], temperature=temperature).astype(np.float32)[:, None]
+        for call, temperature in zip((run_face, run_voice), temperatures, strict=True)
+    )
+    voice_opinion = np.repeat(voice_opinion, faces, axis=0)
 
     def fuse() -> Tensors:
-        return join.run({"face": seen, "voice": said, "present": present})
+        return fusion_engine.run({"face": face_opinion, "voice": voice_opinion, "present": present})
 
     apart = np.abs(np.exp(fuse()["logits"]) - np.exp(one.run(whole)["logits"])).max()
-    cost = _in_turns({"face": sight, "voice": sound, "fusion": fuse, "one engine": lambda: one.run(whole)}, rounds)
+    cost = _in_turns(
+        {"face": run_face, "voice": run_voice, "fusion": fuse, "one engine": lambda: one.run(whole)}, rounds
+    )
     three = cost["face"] + cost["voice"] + cost["fusion"]
     live = cost["face"] + cost["fusion"] + cost["voice"] * DECISIONS_HZ / PICTURES_HZ
     parts = ", ".join(f"{name} {cost[name]:.2f}" for name in ("face", "voice", "fusion"))
@@ -84,12 +95,6 @@ def _in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
             call()
             spent_ms[name].append((time.thread_time_ns() - began_ns) / 1e6)
     return {name: float(np.median(values)) for name, values in spent_ms.items()}
-
-
-def _opinion(logits: np.ndarray, temperature: float) -> np.ndarray:
-    calm = logits / temperature
-    calm = calm - calm.max(axis=1, keepdims=True)
-    return np.asarray(calm - np.log(np.exp(calm).sum(axis=1, keepdims=True)), np.float32)[:, None]
 
 
 def _temperature(path: Path) -> float:

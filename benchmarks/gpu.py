@@ -1,12 +1,13 @@
 """What only a machine with an NVIDIA GPU can show, in one run: scripts/gpu-check.
 
+Example:
     python -m benchmarks.gpu [--json OUT.json] [--rounds 12]
 
 1. Mechanics: pinned copies, a stream of one's own, graph capture and replay, two threads, poisoned outputs, wrong device;
    the runner's own code, with torch behind TensorRT's five calls where there is a CUDA build of torch.
 2. Each of TensorRT and TensorRT-RTX that is usable here: every model built, compared, run; refusals with their reason.
 3. The table of `bench infer`, with torch FP16 in a CUDA graph, named as such.
-Exit code 1 when a check failed; what could not be run is said, and fails nothing.
+Exit code 1 when a check failed; what could not be run is reported, and fails nothing.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ Submit = Callable[[int, Callable[[], None]], None]
 
 
 class TorchPlan:
-    """A model's torch twin as a runner's plan. view: the tensor at an address. submit: work, in the order of a stream."""
+    """A model in torch as a runner's plan. view: the tensor at an address. submit: work, in the order of a stream."""
 
     def __init__(self, path: Path, *, device: str, half: bool, view: View, submit: Submit, forget: str = "") -> None:
         from pipeline.training.export.onnx_to_torch import Twin
 
-        self.twin = Twin(path, device=device, half=half)
+        self.network = Twin(path, device=device, half=half)
         self.view, self.submit, self.forget = view, submit, forget
         self.shapes = Onnxruntime(path, threads=1, device="cpu")
         kind = np.dtype(np.float32)
         self.tensors = [
-            *(Tensor(n, kind, True) for n in self.twin.inputs),
-            *(Tensor(n, kind, False) for n in self.twin.outputs),
+            *(Tensor(n, kind, True) for n in self.network.inputs),
+            *(Tensor(n, kind, False) for n in self.network.outputs),
         ]
 
     def context(self) -> TorchContext:
@@ -91,12 +92,12 @@ class TorchContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         plan, shapes = self._plan, dict(self._shapes)
-        outputs = {name: self.get_tensor_shape(name) for name in plan.twin.outputs}
+        outputs = {name: self.get_tensor_shape(name) for name in plan.network.outputs}
 
         def work() -> None:
-            half = plan.twin.half
-            given = {n: plan.view(self._addresses[n], shapes[n], np.dtype(np.float32)) for n in plan.twin.inputs}
-            for name, value in plan.twin.forward({n: v.half() if half else v for n, v in given.items()}).items():
+            half = plan.network.half
+            inputs = {n: plan.view(self._addresses[n], shapes[n], np.dtype(np.float32)) for n in plan.network.inputs}
+            for name, value in plan.network.forward({n: v.half() if half else v for n, v in inputs.items()}).items():
                 if name != plan.forget:
                     plan.view(self._addresses[name], outputs[name], np.dtype(np.float32)).copy_(value)
 
@@ -129,20 +130,20 @@ class Report:
 
     @contextlib.contextmanager
     def check(self, what: str) -> Iterator[list[str]]:
-        """Yields a list for what was seen."""
-        seen: list[str] = []
+        """Yields a list for details to report."""
+        details: list[str] = []
         try:
-            yield seen
-            self._add("ok", what, "; ".join(seen))
+            yield details
+            self._add("ok", what, "; ".join(details))
         except (SensoriumError, AssertionError, RuntimeError, ImportError) as error:
             self._add("FAILED", what, f"{type(error).__name__}: {error}")
 
     def skip(self, what: str, why: str) -> None:
         self._add("not run", what, why)
 
-    def _add(self, state: str, what: str, seen: str) -> None:
-        self.findings.append({"state": state, "what": what, "seen": seen})
-        print(f"  {state:<8} {what}{': ' + seen if seen else ''}", flush=True)
+    def _add(self, state: str, what: str, details: str) -> None:
+        self.findings.append({"state": state, "what": what, "details": details})
+        print(f"  {state:<8} {what}{': ' + details if details else ''}", flush=True)
 
     @property
     def failed(self) -> bool:
@@ -155,13 +156,13 @@ def copies(report: Report) -> None:
     host, address = device.pinned(1 << 20), device.memory(1 << 20)
     with report.check("pinned memory goes up, is poisoned, and comes down on a stream of its own"):
         host[:] = np.arange(1 << 20, dtype=np.uint32).astype(np.uint8)
-        kept = host.copy()
+        original = host.copy()
         device.upload(address, host, stream)
         device.synchronise(stream)
         host[:] = 0
         device.download(host, address, stream)
         device.synchronise(stream)
-        assert np.array_equal(host, kept), "other bytes came back"
+        assert np.array_equal(host, original), "other bytes came back"
         device.fill(address, POISON, 1 << 20, stream)
         device.download(host, address, stream)
         device.synchronise(stream)
@@ -179,12 +180,12 @@ def copies(report: Report) -> None:
             device.download(back, address, stream)
             device.synchronise(stream)
             assert np.all(back == value), f"{back[0]} for {value}"
-    with report.check("a GPU that is not there is an error and not a crash") as seen:
+    with report.check("a GPU that is not there is an error and not a crash") as details:
         try:
             cuda.Cuda(99)
             raise AssertionError("GPU 99 was opened")
         except EngineError as error:
-            seen.append(str(error))
+            details.append(str(error))
     device.release()
 
 
@@ -200,18 +201,18 @@ def with_torch(report: Report) -> None:
         plan = TorchPlan(FACE, device="cuda", half=half, view=cuda_view, submit=cuda_submit, forget=forget)
         return Runner(plan, cuda.Cuda(0), profiles)
 
-    with report.check("torch context: three faces, filled up to four, captured and replayed") as seen:
-        made = runner()
-        made.prepare(shapes)
-        apart = max(float(np.abs(made.run({"face": faces})["logits"] - right).max()) for _ in range(20))
+    with report.check("torch context: three faces, filled up to four, captured and replayed") as details:
+        live = runner()
+        live.prepare(shapes)
+        apart = max(float(np.abs(live.run({"face": faces})["logits"] - right).max()) for _ in range(20))
         assert apart < 1e-2, f"apart from ONNX Runtime by {apart}"
-        seen.append(f"{made.graph_launches} graph launches, {made.plain_enqueues} plain, apart by {apart:.1e}")
-    with report.check("torch context: two threads at once, each with a stream and graphs of its own") as seen:
-        made = runner()
+        details.append(f"{live.graph_launches} graph launches, {live.plain_enqueues} plain, apart by {apart:.1e}")
+    with report.check("torch context: two threads at once, each with a stream and graphs of its own") as details:
+        live = runner()
         wrong: list[float] = []
 
         def many() -> None:
-            wrong.extend(float(np.abs(made.run({"face": faces})["logits"] - right).max()) for _ in range(50))
+            wrong.extend(float(np.abs(live.run({"face": faces})["logits"] - right).max()) for _ in range(50))
 
         threads = [threading.Thread(target=many) for _ in range(2)]
         for thread in threads:
@@ -221,13 +222,13 @@ def with_torch(report: Report) -> None:
         assert len(wrong) == 100 and max(wrong) < 1e-2, (
             f"{len(wrong)} answers, apart by up to {max(wrong, default=np.inf)}"
         )
-        seen.append(f"100 answers, apart by up to {max(wrong):.1e}")
-    with report.check("torch context: an output left unwritten is refused") as seen:
+        details.append(f"100 answers, apart by up to {max(wrong):.1e}")
+    with report.check("torch context: an output left unwritten is refused") as details:
         try:
             runner(forget="embedding").run({"face": faces})
             raise AssertionError("an output of poison passed")
         except EngineError as error:
-            seen.append(str(error))
+            details.append(str(error))
 
 
 def backends(report: Report) -> None:
@@ -241,13 +242,13 @@ def backends(report: Report) -> None:
         for model, path in infer.models(None):
             if model == "silero-vad" or precision_of(path) != "fp32":
                 continue  # silero-vad stays on the processor: its graph branches
-            with report.check(f"{name}: {model}") as seen:
+            with report.check(f"{name}: {model}") as details:
                 inputs = infer.inputs_of(path, 1) or {}
                 hint = [{n: v.shape for n, v in inputs.items()}]
-                made = load.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
-                assert isinstance(made, BuiltEngine)
-                seen.append(f"{made.description}, parity {made.approved}")
-                made.close()
+                engine = load.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
+                assert isinstance(engine, BuiltEngine)
+                details.append(f"{engine.description}, parity {engine.approved}")
+                engine.close()
 
 
 def torch_half() -> list[infer.Row]:

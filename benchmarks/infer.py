@@ -1,5 +1,6 @@
 """Every model on every backend that works here, in every precision and batch, beside torch eager and the floor, in one run.
 
+Example:
     python run_pipeline.py bench infer [--model NAME] [--precision fp32] [--rounds 12] [--json OUT.json]
 
 All rows are timed in turns, a few calls each, so that whatever else the machine does weighs on all alike; compare rows of
@@ -69,9 +70,9 @@ class Row:
 def inputs_of(path: Path, batch: int) -> Tensors | None:
     """The first samples of the model, `batch` of them; None where it takes one at a time."""
     if path.stem == "silero_vad":
-        heard = np.random.default_rng(0).normal(0, 0.05, (1, 576)).astype(np.float32)
+        samples = np.random.default_rng(0).normal(0, 0.05, (1, 576)).astype(np.float32)
         state = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16_000, np.int64)}
-        return {"input": heard, **state} if batch == 1 else None
+        return {"input": samples, **state} if batch == 1 else None
     batches = list(parity_samples.of(path))
     names = list(batches[0])
     whole = {name: np.concatenate([each[name] for each in batches[:6]]) for name in names}
@@ -107,7 +108,7 @@ def rows(only: str | None, folder: Path, precisions: Sequence[str] = PRECISIONS)
                             lambda f=file, b=backend, i=inputs: _engine(f, b, i),
                             inputs,
                         )
-            yield from _row(name, "torch eager", "fp32", batch, lambda p=path: _twin(p), inputs)
+            yield from _row(name, "torch eager", "fp32", batch, lambda p=path: _torch_network(p), inputs)
 
 
 def _row(
@@ -115,14 +116,14 @@ def _row(
 ) -> Iterator[Row]:
     before = resident_mib()
     try:
-        made = make()
-        if made is None:
+        engine = make()
+        if engine is None:
             return
-        made.run(inputs)
+        engine.run(inputs)
     except SensoriumError as error:
         print(f"{name} on {backend}, {precision}: {error}", flush=True)
         return
-    yield Row(name, backend, precision, batch, lambda: made.run(inputs), resident_mib() - before)
+    yield Row(name, backend, precision, batch, lambda: engine.run(inputs), resident_mib() - before)
 
 
 def _engine(path: Path, backend: str, inputs: Tensors) -> Engine:
@@ -134,7 +135,7 @@ def _engine(path: Path, backend: str, inputs: Tensors) -> Engine:
     )
 
 
-def _twin(path: Path) -> Any:
+def _torch_network(path: Path) -> Any:
     if importlib.util.find_spec("torch") is None:
         return None
     import torch
@@ -177,8 +178,8 @@ def floor(folder: Path) -> Row:
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])
     path = folder / "identity.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), str(path))
-    made, inputs = Onnxruntime(path, threads=1, device="cpu"), {"x": np.zeros((1, 7), np.float32)}
-    return Row("(a call)", "floor", "fp32", 1, lambda: made.run(inputs))
+    engine, inputs = Onnxruntime(path, threads=1, device="cpu"), {"x": np.zeros((1, 7), np.float32)}
+    return Row("(a call)", "floor", "fp32", 1, lambda: engine.run(inputs))
 
 
 def gpu_floor(size: int = 9216) -> Row:
@@ -212,13 +213,13 @@ def measure(timed: list[Row], rounds: int) -> None:
 
 def table(timed: list[Row]) -> list[str]:
     """Ready to print. `of eager`: the row's p50 divided by torch eager's for the same model and batch, of CPU time."""
-    found = [row.figures() for row in timed]
-    eager = {(f["model"], f["batch"]): f["cpu_p50_ms"] for f in found if f["backend"] == "torch eager"}
+    figures = [row.figures() for row in timed]
+    eager = {(f["model"], f["batch"]): f["cpu_p50_ms"] for f in figures if f["backend"] == "torch eager"}
     heads = ("p50 ms", "p99 ms", "CPU ms", "per s", "MiB", "of eager")
     lines = [f"{'model':<20}{'backend':<14}{'precision':<10}{'batch':>5}" + "".join(f"{head:>10}" for head in heads)]
-    for f in found:
-        twin = eager.get((f["model"], f["batch"]))
-        ratio = f"{f['cpu_p50_ms'] / twin:.2f}" if twin and f["backend"] == "onnxruntime" else ""
+    for f in figures:
+        eager_ms = eager.get((f["model"], f["batch"]))
+        ratio = f"{f['cpu_p50_ms'] / eager_ms:.2f}" if eager_ms and f["backend"] == "onnxruntime" else ""
         lines.append(
             f"{f['model']:<20}{f['backend']:<14}{f['precision']:<10}{f['batch']:>5}{f['p50_ms']:>10.3f}{f['p99_ms']:>10.3f}"
             f"{f['cpu_p50_ms']:>10.3f}{f['per_second']:>10.0f}{f['memory_mib']:>10.1f}{ratio:>10}"
@@ -242,8 +243,8 @@ def run(
     extra: Sequence[Row] = (),
 ) -> list[dict[str, Any]]:
     """Prints the table; writes its rows as JSON to `out`. only: one model. extra: rows of others, timed with the rest."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         timed = [
             floor(folder),
             *([gpu_floor()] if not cuda.probe().missing and importlib.util.find_spec("cuda") else []),
@@ -256,16 +257,16 @@ def run(
         + (gpus.missing or ", ".join(g.name for g in gpus.devices))
     )
     print("\n".join(table(timed)))
-    found = [row.figures() for row in timed]
+    figures = [row.figures() for row in timed]
     if out:
-        out.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--model", help="one model: a file of models/, centerface or silero-vad")
-    options.add_argument("--precision", choices=PRECISIONS, help="one; all of them unless said otherwise")
+    options.add_argument("--precision", choices=PRECISIONS, help="one; default: all of them")
     options.add_argument("--rounds", type=int, default=12, help=f"turns of {CALLS_A_TURN} calls for each row")
     options.add_argument("--json", type=Path, help="write the rows here")
     chosen = options.parse_args()

@@ -1,5 +1,6 @@
 """Which layers of a model have to stay in float for its INT8 file to answer as the fp32 one does.
 
+Example:
     python -m benchmarks.int8 [--model face-expression] [--seed 2]
 
 Judged as the parity gate judges, but on the samples of another seed: the gate's own (0) judge what was
@@ -30,10 +31,15 @@ def main() -> None:
         options.error("--seed: 0 is the parity gate's, 1 is what the ranges are taken from. Choose another")
     source = MODELS / f"{args.model}.onnx"
     names = layers(source)
-    kept = {"none": [], "the first": names[:1], "the last": names[-1:], "the first and the last": [names[0], names[-1]]}
+    in_float_by_title = {
+        "none": [],
+        "the first": names[:1],
+        "the last": names[-1:],
+        "the first and the last": [names[0], names[-1]],
+    }
     print(f"{args.model}: in float, of {len(names)} layers; samples of seed {args.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        for title, in_float in kept.items():
+        for title, in_float in in_float_by_title.items():
             target = Path(folder) / f"{args.model}.int8.onnx"
             quantize(source, target, in_float=in_float)
             engine = Onnxruntime(target, threads=1, device="cpu")

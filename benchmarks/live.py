@@ -1,5 +1,6 @@
 """The whole demo in real time, beside the plain loop that a person would write, in one run on one machine.
 
+Example:
     python -m benchmarks.live [--json out.json] [--page]
 
 The plain loop reads the clip, finds faces in every picture (CenterFace), classifies each and draws, on one thread, as

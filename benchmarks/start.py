@@ -1,5 +1,6 @@
 """How long a person waits for the first prediction: the demo, from the command to the first line of --out.
 
+Example:
     python -m benchmarks.start [--runs 5] [--against OTHER_CHECKOUT] [--no-dashboard] [--json OUT.json]
 
 CPU is what every process of the run has used by then, its ended children too (Linux: /proc). Another checkout is run in
@@ -33,7 +34,7 @@ def first_prediction(checkout: Path, *, page: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "predictions.jsonl"
         began_s = time.monotonic()
-        # A session of its own: all that it starts can be found by it, whoever its parent is by then.
+        # A session of its own: all that it starts is found by it, whatever its parent is by then.
         running = subprocess.Popen(
             [*command, "--out", str(out)],
             cwd=checkout,
@@ -74,17 +75,17 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="write the figures here")
     args = options.parse_args()
     checkouts = [ROOT, *([args.against.resolve()] if args.against else [])]
-    found: dict[Path, list[dict[str, float]]] = {checkout: [] for checkout in checkouts}
+    runs: dict[Path, list[dict[str, float]]] = {checkout: [] for checkout in checkouts}
     for turn in range(args.runs + 1):
         for checkout in checkouts:
             figures = first_prediction(checkout, page=not args.no_dashboard)
             if turn:
-                found[checkout].append(figures)
+                runs[checkout].append(figures)
     report: dict[str, Any] = {"load": round(os.getloadavg()[0], 1), "processors": os.cpu_count(), "runs": args.runs}
     print(f"{args.runs} runs, {report['processors']} processors, load {report['load']}")
     print(f"{'first prediction after the command':<44}{'wall s':>8}{'least':>8}{'most':>8}{'CPU s':>8}")
-    for checkout, runs in found.items():
-        wall_s, cpu_s = (np.array([run[key] for run in runs]) for key in ("wall_s", "cpu_s"))
+    for checkout, own in runs.items():
+        wall_s, cpu_s = (np.array([run[key] for run in own]) for key in ("wall_s", "cpu_s"))
         report[str(checkout)] = {"wall_s": wall_s.tolist(), "cpu_s": cpu_s.tolist()}
         name = "this checkout" if checkout == ROOT else "the other"
         print(f"{name:<44}{np.median(wall_s):8.2f}{wall_s.min():8.2f}{wall_s.max():8.2f}{np.median(cpu_s):8.2f}")

@@ -1,5 +1,6 @@
-"""What ONNX Runtime is best told on a processor: how many threads, and whether inputs and outputs are bound.
+"""The best settings of ONNX Runtime on a processor: how many threads, and whether inputs and outputs are bound.
 
+Example:
     python -m benchmarks.threads [--rounds 40] [--json OUT.json]
 
 Each live model with one and with two threads, alone and beside a process that computes all the time, as the graph's other
@@ -33,7 +34,7 @@ THREADS = (1, 2)
 
 def live() -> list[tuple[str, Path, Tensors]]:
     """What the emotion task calls, at the sizes at which it does."""
-    found = []
+    calls = []
     for title, path, batch in (
         ("face, 1", MODELS / "face-expression.onnx", 1),
         ("face, 4", MODELS / "face-expression.onnx", 4),
@@ -44,9 +45,9 @@ def live() -> list[tuple[str, Path, Tensors]]:
     ):
         inputs = inputs_of(path, batch)
         assert inputs is not None
-        found.append((title, path, inputs))
+        calls.append((title, path, inputs))
     picture = np.random.default_rng(0).uniform(0, 255, (1, 3, 192, 320)).astype(np.float32)
-    return [*found, ("detector 320×192", assets.path("centerface"), {"input.1": picture})]
+    return [*calls, ("detector 320×192", assets.path("centerface"), {"input.1": picture})]
 
 
 def bound(engine: Onnxruntime, inputs: Tensors) -> Callable[[], object]:
@@ -55,15 +56,15 @@ def bound(engine: Onnxruntime, inputs: Tensors) -> Callable[[], object]:
 
     session = engine._session
     binding = session.io_binding()
-    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
+    bound_inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
     answers = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in engine.run(inputs).items()}
-    for name, value in given.items():
+    for name, value in bound_inputs.items():
         binding.bind_ortvalue_input(name, value)
     for name, value in answers.items():
         binding.bind_ortvalue_output(name, value)
 
     def run() -> object:
-        for name, value in given.items():
+        for name, value in bound_inputs.items():
             value.update_inplace(inputs[name])
         session.run_with_iobinding(binding)
         return {name: value.numpy().copy() for name, value in answers.items()}

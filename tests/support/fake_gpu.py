@@ -1,5 +1,5 @@
-"""A GPU made of numpy arrays: memory at addresses, streams that run when they are waited for, graphs that replay, and an
-execution context that computes with ONNX Runtime, so that a runner can be watched where no GPU is."""
+"""A GPU of numpy arrays: memory at addresses, streams that run when they are waited for, graphs that replay, and an
+execution context that computes with ONNX Runtime, so that a runner can be tested without a GPU."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_the_frame_on_which_it_fails_is_answered_and_the_engine_is_built_again(
     assert double(engine) == 2.0 and backend.builds == 2 and len(backend.instances) == 2
 
 
-def test_what_fails_again_and_again_is_given_up(auto: Any, backend: type[FakeBackend]) -> None:
+def test_an_engine_that_fails_three_times_is_refused(auto: Any, backend: type[FakeBackend]) -> None:
     engine, reports = auto()
     for _ in range(3):
         until(lambda: engine.state == "run")

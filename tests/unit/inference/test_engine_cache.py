@@ -1,4 +1,4 @@
-"""Built engines on disk: found only where all is the same, loaded only if we wrote them, built once."""
+"""Built engines on disk: reused only where all is the same, loaded only if this user wrote them, built once."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def built(cache: Cache, content: bytes = b"an engine", key: Key = KEY) -> Path:
     return cache.folder / f"{key.name}.engine"
 
 
-def test_what_was_built_is_found_again_and_not_built_again(cache: Cache) -> None:
+def test_an_engine_is_built_once_and_then_read(cache: Cache) -> None:
     built(cache)
     assert cache.get(KEY) == b"an engine"
     assert cache.build(KEY, lambda: pytest.fail("built again")) == b"an engine"
 
 
 @pytest.mark.parametrize("what", [field for field in Key.__dataclass_fields__])
-def test_whatever_an_engine_depends_on_changes_it_is_built_anew(cache: Cache, what: str) -> None:
+def test_an_engine_is_built_again_whatever_changes_of_what_it_depends_on(cache: Cache, what: str) -> None:
     built(cache)
     assert cache.get(replace(KEY, **{what: "another"})) is None
 
@@ -158,7 +158,7 @@ Cache(Path({str(tmp_path / "engines")!r})).build(Key(*"abcdefgh"), lambda: (prin
     assert Cache(tmp_path / "engines").build(Key(*"abcdefgh"), lambda: b"mine") == b"mine"
 
 
-def test_only_the_newest_entries_are_kept(cache: Cache) -> None:
+def test_only_the_newest_entries_stay(cache: Cache) -> None:
     for index in range(KEEP_ENTRIES + 3):
         note = built(cache, key=replace(KEY, driver=str(index))).with_suffix(".json")
         os.utime(note, (index, index))

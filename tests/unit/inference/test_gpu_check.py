@@ -1,4 +1,4 @@
-"""The check for machines with a GPU: what of it can be watched without one."""
+"""The check for machines with a GPU: what of it can be tested without one."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def runner(gpu: FakeGpu, forget: str = "") -> Runner:
 
 def test_torch_behind_tensorrts_calls_answers_as_onnx_runtime_does() -> None:
     gpu = FakeGpu()
-    made = runner(gpu)
+    live = runner(gpu)
     right = Onnxruntime(FACE, threads=1).run({"face": FACES})["logits"]
     for _ in range(2):
-        assert np.abs(made.run({"face": FACES})["logits"] - right).max() < 1e-4
-    assert made.graph_launches == 2 and made.plain_enqueues == 0
+        assert np.abs(live.run({"face": FACES})["logits"] - right).max() < 1e-4
+    assert live.graph_launches == 2 and live.plain_enqueues == 0
 
 
 def test_torch_behind_tensorrts_calls_cannot_pass_with_an_output_unwritten() -> None:
@@ -43,10 +43,10 @@ def test_torch_behind_tensorrts_calls_cannot_pass_with_an_output_unwritten() -> 
         runner(FakeGpu(), forget="embedding").run({"face": FACES})
 
 
-def test_a_check_that_failed_is_told_and_ends_in_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_that_failed_is_reported_and_ends_in_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report()
-    with report.check("one") as seen:
-        seen.append("as it should")
+    with report.check("one") as details:
+        details.append("as it should")
     with report.check("two"):
         raise EngineError("cuInit: the GPU's driver answers 100 (no device)")
     report.skip("three", "no GPU")
@@ -57,8 +57,8 @@ def test_a_check_that_failed_is_told_and_ends_in_exit_code_1(capsys: pytest.Capt
 def test_without_a_driver_the_check_says_so_and_opens_nothing() -> None:
     if not cuda.probe().missing:
         pytest.skip("this machine has a GPU")
-    says = "from benchmarks import gpu; r = gpu.Report(); gpu.backends(r); print(r.failed)"
+    program = "from benchmarks import gpu; r = gpu.Report(); gpu.backends(r); print(r.failed)"
     done = subprocess.run(
-        [sys.executable, "-c", says], cwd=FACE.parent.parent, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", program], cwd=FACE.parent.parent, capture_output=True, text=True, timeout=100
     )
     assert done.stdout.count("not run") == 2 and "no NVIDIA driver" in done.stdout and done.stdout.endswith("False\n")

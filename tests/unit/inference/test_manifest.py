@@ -71,7 +71,7 @@ def test_a_file_without_manifest_says_how_to_get_one(tmp_path: Path) -> None:
         Manifest.read(tmp_path / "m.onnx")
 
 
-def test_a_missing_file_and_a_file_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_of_another_kind_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such model"):
         Manifest.read(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("not a network")

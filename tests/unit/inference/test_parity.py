@@ -57,8 +57,8 @@ def sure(count: int = 256) -> list[Tensors]:
     ],
 )
 def test_an_engine_is_held_to_the_bound_of_its_precision(precision: str, engine: Engine, refusal: str) -> None:
-    said = compare(engine, Scores(), sure(), precision=precision).refusal
-    assert refusal in said and bool(said) == bool(refusal)
+    reason = compare(engine, Scores(), sure(), precision=precision).refusal
+    assert refusal in reason and bool(reason) == bool(refusal)
 
 
 @pytest.mark.parametrize(("precision", "flipped", "passes"), [("int8", 5, True), ("int8", 6, False)])

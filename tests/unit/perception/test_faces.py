@@ -71,7 +71,7 @@ def test_empty_picture_is_searched_ten_times_a_second_at_most() -> None:
     assert scene.searches <= 10
 
 
-def test_newcomer_is_found_within_half_a_second() -> None:
+def test_newcomer_is_detected_within_half_a_second() -> None:
     scene = Scene(face_at(100))
     tracker = FaceTracker(scene)
     assert ids(tracker, 0) == [1]
@@ -107,12 +107,12 @@ def test_two_people_who_cross_keep_their_ids() -> None:
     for capture_ns in frames(17):
         step = capture_ns / FRAME_NS
         front, behind = face_at(100 + 25 * step, score=0.9), face_at(520 - 25 * step, score=0.8)
-        scene.faces = distinct([front, behind])  # where they overlap only one is seen
-        seen = tracker.update(PICTURE, capture_ns)
+        scene.faces = distinct([front, behind])  # where they overlap only one is detected
+        detected = tracker.update(PICTURE, capture_ns)
         if capture_ns == 0:
-            left_to_right = [track.id for track in sorted(seen, key=lambda track: track.face.centre_px[0])]
-    right_to_left = [track.id for track in sorted(seen, key=lambda track: -track.face.centre_px[0])]
-    assert len(seen) == 2 and right_to_left == left_to_right
+            left_to_right = [track.id for track in sorted(detected, key=lambda track: track.face.centre_px[0])]
+    right_to_left = [track.id for track in sorted(detected, key=lambda track: -track.face.centre_px[0])]
+    assert len(detected) == 2 and right_to_left == left_to_right
 
 
 def test_face_elsewhere_does_not_inherit_the_id_of_one_that_left() -> None:
@@ -200,9 +200,9 @@ def test_window_finds_the_face_where_the_whole_picture_does(detector: FaceDetect
     (whole,) = detector.whole(image)
     side = round(2 * whole.side_px)
     left, top = (round(float(v) - side / 2) for v in whole.centre_px)
-    (found,) = detector.windows(image, [Window(left + 20, top - 10, side)])
-    assert found.box_px == pytest.approx(whole.box_px, abs=0.08 * whole.side_px)
-    assert found.landmarks_px == pytest.approx(whole.landmarks_px, abs=0.05 * whole.side_px)
+    (detected,) = detector.windows(image, [Window(left + 20, top - 10, side)])
+    assert detected.box_px == pytest.approx(whole.box_px, abs=0.08 * whole.side_px)
+    assert detected.landmarks_px == pytest.approx(whole.landmarks_px, abs=0.05 * whole.side_px)
 
 
 def test_clip_without_a_face_has_none(detector: FaceDetector) -> None:
@@ -212,5 +212,7 @@ def test_clip_without_a_face_has_none(detector: FaceDetector) -> None:
 
 def test_face_of_the_demo_clip_is_followed_through_all_frames_under_one_id(detector: FaceDetector) -> None:
     tracker = FaceTracker(detector)
-    seen = [[track.id for track in tracker.update(image, capture_ns)] for capture_ns, image in pictures("demo-clip")]
-    assert seen == [[1]] * 472
+    detected = [
+        [track.id for track in tracker.update(image, capture_ns)] for capture_ns, image in pictures("demo-clip")
+    ]
+    assert detected == [[1]] * 472

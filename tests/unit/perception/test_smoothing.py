@@ -1,4 +1,4 @@
-"""The fixed-lag smoother of labels: it stills flicker, tells changes after its lag, and cares for time, not for frames."""
+"""The fixed-lag smoother of labels: it removes flicker, reports changes after its lag, and counts time, not frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def probs(label: int, sure: float = 0.6) -> np.ndarray:
     return np.array([sure if i == label else (1 - sure) / 2 for i in range(3)], np.float32)
 
 
-def told(labels: list[int], *, lag_ms: float, every_ms: float = 40.0, sure: float = 0.6) -> list[int]:
+def smoothed_labels(labels: list[int], *, lag_ms: float, every_ms: float = 40.0, sure: float = 0.6) -> list[int]:
     smoother = FixedLag(3, lag_ms=lag_ms)
     return [
         int(smoother.update(probs(label, sure), round(i * every_ms * MS)).argmax()) for i, label in enumerate(labels)
@@ -22,15 +22,15 @@ def told(labels: list[int], *, lag_ms: float, every_ms: float = 40.0, sure: floa
 
 
 def test_flicker_of_a_few_frames_is_stilled() -> None:
-    answers = told([0] * 50 + [1, 0, 1, 1, 0] + [0] * 50, lag_ms=200)
+    answers = smoothed_labels([0] * 50 + [1, 0, 1, 1, 0] + [0] * 50, lag_ms=200)
     assert set(answers) == {0}
 
 
-def test_change_is_told_and_comes_later_by_about_the_lag() -> None:
+def test_change_is_reported_later_by_about_the_lag() -> None:
     change = [0] * 50 + [1] * 50
 
     def delay_ms(lag_ms: float, sure: float) -> float:
-        return (told(change, lag_ms=lag_ms, sure=sure).index(1) - 50) * 40.0
+        return (smoothed_labels(change, lag_ms=lag_ms, sure=sure).index(1) - 50) * 40.0
 
     assert 400 <= delay_ms(400, 0.95) <= 480  # the lag, and no more than two frames of doubt
     assert 400 < delay_ms(400, 0.6) <= 800  # weak evidence must convince first
@@ -54,7 +54,7 @@ def test_long_pause_and_a_restart_forget_what_was_before() -> None:
     assert smoother.update(probs(2), 0).argmax() == 2
 
 
-def test_same_moment_twice_is_heard_once() -> None:
+def test_same_moment_twice_counts_once() -> None:
     smoother = FixedLag(3, lag_ms=100)
     once = smoother.update(probs(0), 0)
     assert np.array_equal(smoother.update(probs(0), 0), once)

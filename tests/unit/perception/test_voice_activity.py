@@ -1,4 +1,4 @@
-"""Voice activity and the window of sound: each sample once, gaps said, real speech heard."""
+"""Voice activity and the window of sound: each sample once, gaps counted, real speech detected."""
 
 from __future__ import annotations
 
@@ -43,76 +43,76 @@ def windows(frames: Sequence[Frame], length: int = 50) -> list[Sequence[Frame]]:
     return [frames[max(0, end - length) : end] for end in range(2, len(frames) + 1, 2)]
 
 
-class Ear:
-    """An engine that writes down what it is given, and takes loud hops for speech."""
+class FakeNetwork:
+    """An engine that records its inputs, and takes loud hops for speech."""
 
-    description = "ear"
+    description = "fake"
 
     def __init__(self) -> None:
-        self.heard: list[np.ndarray[Any, Any]] = []
+        self.hops: list[np.ndarray[Any, Any]] = []
         self.states: list[float] = []
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
-        self.heard.append(inputs["input"][0])
+        self.hops.append(inputs["input"][0])
         self.states.append(float(inputs["state"].max()))
         prob = 0.9 if np.abs(inputs["input"][0, 64:]).max() > 0.5 else 0.1
         return {"output": np.full((1, 1), prob, np.float32), "stateN": inputs["state"] + 1}
 
 
-def test_each_sample_of_overlapping_windows_is_heard_once_with_its_context() -> None:
-    ear = Ear()
-    activity = VoiceActivity(ear)  # type: ignore[arg-type]
+def test_each_sample_of_overlapping_windows_is_processed_once_with_its_context() -> None:
+    network = FakeNetwork()
+    activity = VoiceActivity(network)  # type: ignore[arg-type]
     samples = np.arange(40 * CHUNK, dtype=np.float32) / 1e6
     for window in windows(chunks(samples)):
         activity.update(window)
     hops = len(samples) // HOP
-    assert np.array_equal(np.concatenate([hop[64:] for hop in ear.heard]), samples[: hops * HOP])
-    assert np.array_equal(ear.heard[3][:64], samples[3 * HOP - 64 : 3 * HOP])
-    assert ear.states == list(range(hops))
+    assert np.array_equal(np.concatenate([hop[64:] for hop in network.hops]), samples[: hops * HOP])
+    assert np.array_equal(network.hops[3][:64], samples[3 * HOP - 64 : 3 * HOP])
+    assert network.states == list(range(hops))
 
 
-def test_gap_begins_anew_and_is_counted() -> None:
-    ear = Ear()
-    activity = VoiceActivity(ear)  # type: ignore[arg-type]
+def test_gap_starts_over_and_is_counted() -> None:
+    network = FakeNetwork()
+    activity = VoiceActivity(network)  # type: ignore[arg-type]
     frames = chunks(np.zeros(20 * CHUNK, np.float32))
     activity.update([*frames[:8], *frames[9:]])
-    assert activity.gaps == 1 and ear.states == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]
+    assert activity.gaps == 1 and network.states == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]
     activity.update(frames)
-    assert activity.gaps == 1 and len(ear.states) == 11
+    assert activity.gaps == 1 and len(network.states) == 11
 
 
-def test_microphone_that_starts_again_at_zero_is_heard() -> None:
-    ear = Ear()
-    activity = VoiceActivity(ear)  # type: ignore[arg-type]
+def test_microphone_that_starts_again_at_zero_is_processed() -> None:
+    network = FakeNetwork()
+    activity = VoiceActivity(network)  # type: ignore[arg-type]
     activity.update(chunks(np.zeros(8 * CHUNK, np.float32), first_seq=100))
     later = [
         Frame("microphone", seq, (200 + seq) * 20 * MS, "pcm_f32", np.zeros(CHUNK, np.float32), 20 * MS)
         for seq in range(8)
     ]
     activity.update(later)
-    assert len(ear.states) == 10
+    assert len(network.states) == 10
 
 
 def test_speaking_begins_after_64_ms_and_outlasts_a_pause_between_words() -> None:
-    activity = VoiceActivity(Ear())  # type: ignore[arg-type]
+    activity = VoiceActivity(FakeNetwork())  # type: ignore[arg-type]
     loud, quiet = np.ones(HOP, np.float32), np.zeros(HOP, np.float32)
     pattern = [quiet, loud, quiet, loud, loud, *[quiet] * 6, loud, *[quiet] * 12]  # one loud hop is a knock
-    said = []
+    speaking = []
     for seq, hop in enumerate(pattern):
         frame = Frame("microphone", seq, seq * 32 * MS, "pcm_f32", hop, 32 * MS)
-        said.append(activity.update([frame]))
-    assert said == [False] * 4 + [True] * 15 + [False] * 5
+        speaking.append(activity.update([frame]))
+    assert speaking == [False] * 4 + [True] * 15 + [False] * 5
 
 
 def test_unknown_without_a_microphone_or_at_another_rate(caplog: pytest.LogCaptureFixture) -> None:
-    activity = VoiceActivity(Ear())  # type: ignore[arg-type]
+    activity = VoiceActivity(FakeNetwork())  # type: ignore[arg-type]
     assert activity.update([]) is None
     for window in windows(chunks(np.zeros(20 * 960, np.float32), rate_hz=48_000)):
         assert activity.update(window) is None
     assert caplog.text.count("sample_rate_hz: 16000") == 1
 
 
-def test_real_speech_is_heard_and_its_silence_too(data_dir: Path) -> None:
+def test_real_speech_is_detected_and_its_silence_too(data_dir: Path) -> None:
     try:
         engine = load(assets.path("silero-vad"))
     except AssetError as error:
@@ -124,22 +124,22 @@ def test_real_speech_is_heard_and_its_silence_too(data_dir: Path) -> None:
         speech = np.concatenate([f.to_ndarray().ravel() for f in opened.decode(audio=0)]).astype(np.float32) / 2**15
     silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
     activity = VoiceActivity(engine)
-    said = []
+    speaking = []
     for window in windows(chunks(np.concatenate([silence, speech, silence, silence]))):
-        said.append(activity.update(window))
+        speaking.append(activity.update(window))
     per_second = 25
-    assert not any(said[:per_second]) and not said[-1]
-    assert sum(map(bool, said)) * 40 >= 800  # ms
+    assert not any(speaking[:per_second]) and not speaking[-1]
+    assert sum(map(bool, speaking)) * 40 >= 800  # ms
 
 
-# --- features.audio_window
+# --- preprocessing.audio_window
 
 
 def test_window_of_sound_is_exact_to_the_sample() -> None:
     samples = np.arange(100 * CHUNK, dtype=np.float32)
     anchor_ns = 1_500 * MS + 62_500 * 3  # three samples later
-    window, heard = audio_window(tuple(chunks(samples)), anchor_ns, before_ns=1_000 * MS, sample_rate_hz=16_000)
-    assert np.array_equal(window, samples[8_003:24_003]) and heard.all()
+    window, present = audio_window(tuple(chunks(samples)), anchor_ns, before_ns=1_000 * MS, sample_rate_hz=16_000)
+    assert np.array_equal(window, samples[8_003:24_003]) and present.all()
 
 
 def test_wandering_stamps_neither_tear_nor_double_a_sample() -> None:
@@ -149,20 +149,20 @@ def test_wandering_stamps_neither_tear_nor_double_a_sample() -> None:
         Frame("microphone", f.seq, f.capture_ns + int(wander_ns[f.seq]), "pcm_f32", f.data, f.duration_ns)
         for f in chunks(samples)
     )
-    window, heard = audio_window(frames, 1_500 * MS, before_ns=1_000 * MS, sample_rate_hz=16_000)
-    assert heard.all() and np.array_equal(np.diff(window), np.ones(15_999))
+    window, present = audio_window(frames, 1_500 * MS, before_ns=1_000 * MS, sample_rate_hz=16_000)
+    assert present.all() and np.array_equal(np.diff(window), np.ones(15_999))
     assert abs(window[0] - 8_000) <= 3
 
 
 def test_missing_chunk_is_a_gap_of_its_length_and_the_rest_stays_in_place() -> None:
     samples = np.arange(1, 50 * CHUNK + 1, dtype=np.float32)
     frames = tuple(frame for frame in chunks(samples) if frame.seq not in (10, 11))
-    window, heard = audio_window(frames, 1_000 * MS, before_ns=1_000 * MS, sample_rate_hz=16_000)
+    window, present = audio_window(frames, 1_000 * MS, before_ns=1_000 * MS, sample_rate_hz=16_000)
     gap = slice(10 * CHUNK, 12 * CHUNK)
-    assert (~heard).sum() == 2 * CHUNK and not heard[gap].any() and not window[gap].any()
-    assert np.array_equal(window[heard], samples[heard])
+    assert (~present).sum() == 2 * CHUNK and not present[gap].any() and not window[gap].any()
+    assert np.array_equal(window[present], samples[present])
 
 
-def test_nothing_heard_is_a_mask_without_a_sample() -> None:
-    window, heard = audio_window(None, 0, before_ns=20 * MS, sample_rate_hz=16_000)
-    assert len(window) == 320 and not heard.any()
+def test_no_sound_is_a_mask_without_a_sample() -> None:
+    window, present = audio_window(None, 0, before_ns=20 * MS, sample_rate_hz=16_000)
+    assert len(window) == 320 and not present.any()

@@ -22,7 +22,7 @@ from pipeline.training.fusion import own_data, train  # noqa: E402
 MOODS = ("calm", "tense", "glad")
 
 
-def made_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> Rows:
+def synthetic_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> Rows:
     """A face embedding and a belt's series, each a noisy view of one of three symbols in its own units, each missing now and
     then. interacting: the label is their sum, mod 3; else both show the label."""
     random = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def made_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> 
     label = (first + second) % 3 if interacting else first
     views = np.random.default_rng(9).normal(0, 1, (2, 3, width))
 
-    def seen(which: int, symbol: np.ndarray, kind: str, size: int, scale: float) -> Modality:
+    def view(which: int, symbol: np.ndarray, kind: str, size: int, scale: float) -> Modality:
         values = (
             views[which][symbol][:, :size] * scale + 10 * scale + random.normal(0, 0.3 * scale, (count, size))
         ).astype(np.float32)
@@ -39,8 +39,8 @@ def made_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> 
         return Modality(kind, values, present, np.zeros(count, np.int64))  # type: ignore[arg-type]
 
     modalities = {
-        "face": seen(0, first, "embedding", width, 1.0),
-        "belt": seen(1, second if interacting else first, "series", 4, 50.0),
+        "face": view(0, first, "embedding", width, 1.0),
+        "belt": view(1, second if interacting else first, "series", 4, 50.0),
     }
     return Rows(
         MOODS,
@@ -61,7 +61,7 @@ def face_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train fusion --data FOLDER --family cross --out FILE`, with few epochs."""
     folder = tmp_path_factory.mktemp("own")
-    dataset.save(folder / "data", made_rows())
+    dataset.save(folder / "data", synthetic_rows())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own_data, "FOLDS", 2)
         train.train(data=folder / "data", family="cross", out=folder / "cross.onnx", epochs=25)
@@ -116,20 +116,20 @@ def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, face_model:
 
 
 def test_table_has_every_set_of_modalities_beside_what_needs_no_training(tmp_path: Path) -> None:
-    dataset.save(tmp_path, made_rows(200, interacting=False))
+    dataset.save(tmp_path, synthetic_rows(200, interacting=False))
     table = own_data.evaluate_own(data=tmp_path, family="stacked,average", epochs=4, out=tmp_path / "own.json")
     assert set(table["stacked"]) == {"face", "belt", "face + belt"} == set(table["logistic regression for this set"])
     assert "most frequent label (no training)" in table and (tmp_path / "own.svg").is_file()
 
 
 def test_agreement_tells_pairs_of_one_label_only_where_the_modalities_show_it() -> None:
-    assert (own_data.agreement_auc(made_rows(300, interacting=False), "coordinated", seed=1, epochs=8) or 0) > 0.7
+    assert (own_data.agreement_auc(synthetic_rows(300, interacting=False), "coordinated", seed=1, epochs=8) or 0) > 0.7
     assert own_data.area(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == 1
     assert own_data.area(np.array([1.0, 1, 1, 1]), np.array([False, True, False, True])) == 0.5
 
 
 def test_data_that_cannot_be_judged_and_families_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    rows = made_rows(40)
+    rows = synthetic_rows(40)
     one = Rows(rows.labels, rows.label, np.full(40, "me"), rows.capture_ns, rows.modalities)
     with pytest.raises(ConfigError, match="40 labelled rows of 1 groups"):
         own_data.labelled(one)
