@@ -1,4 +1,4 @@
-"""Packets in a recording become clouds in a graph: imported, replayed, aligned, as a user does it."""
+"""Packets in a recording become clouds in a graph: imported, replayed, aligned, by its commands."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.recording.importers.lidar_streams import LidarPackets
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
 
 
-class Keep(Sink):
-    """Writes a line for every cloud it is given."""
+class CloudLog(Sink):
+    """Writes a line for every cloud."""
 
     consumes = (Frame, AlignedSet)
 
@@ -36,14 +36,14 @@ class Keep(Sink):
         for f in frames:
             if f.encoding.startswith("points"):
                 total = f.data.astype(np.float64).sum(axis=0).tolist()
-                told = {
+                line = {
                     "seq": f.seq,
                     "capture_ns": f.capture_ns,
                     "points": len(f.data),
                     "sum": total,
                     "reason": f.reason,
                 }
-                self._file.write(json.dumps(told) + "\n")
+                self._file.write(json.dumps(line) + "\n")
 
     def close(self):
         self._file.close()
@@ -54,12 +54,12 @@ def clouds(path: Path) -> list[dict[str, object]]:
 
 
 def replayed(folder: Path, name: str, speed: str) -> tuple[list[dict[str, object]], str]:
-    """What an imported recording's own config gives, with a node to keep it."""
+    """The clouds of an imported recording, replayed with the config that the import wrote, and the output of the replay."""
     config = folder / f"{name}.yaml"
     out = folder / f"{name}-{speed}.jsonl"
-    text = config.read_text() + f'  keep: {{use: "test_lidar_replay:Keep", inputs: [align], path: "{out}"}}\n'
-    (folder / "keep.yaml").write_text(text)
-    done = finished(folder, "replay", "keep.yaml", f"{name}.mcap", "--speed", speed, "--no-dashboard", timeout_s=200)
+    text = config.read_text() + f'  keep: {{use: "test_lidar_replay:CloudLog", inputs: [align], path: "{out}"}}\n'
+    (folder / "clouds.yaml").write_text(text)
+    done = finished(folder, "replay", "clouds.yaml", f"{name}.mcap", "--speed", speed, "--no-dashboard", timeout_s=200)
     assert done.returncode == 0, done.stderr
     return clouds(out), done.stdout
 
@@ -67,7 +67,7 @@ def replayed(folder: Path, name: str, speed: str) -> tuple[list[dict[str, object
 @pytest.mark.system
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
-def test_an_imported_capture_gives_clouds_in_the_graph_at_every_speed(folder, sensor):
+def test_an_imported_capture_replays_as_clouds_at_every_speed(folder, sensor):
     if sensor == "ouster":
         pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
         metadata, raw, _ = ouster(5)
@@ -80,8 +80,8 @@ def test_an_imported_capture_gives_clouds_in_the_graph_at_every_speed(folder, se
     done = finished(folder, "import", "drive.pcap", "drive.mcap")
     assert done.returncode == 0, done.stderr
     assert f"sensor: {sensor}, inputs: [lidar" in (folder / "drive.yaml").read_text()
-    fast, said = replayed(folder, "drive", "0")
-    assert [cloud["points"] for cloud in fast] == expected and "unaccounted: none" in said
+    fast, output = replayed(folder, "drive", "0")
+    assert [cloud["points"] for cloud in fast] == expected and "unaccounted: none" in output
     assert [cloud["seq"] for cloud in fast] == list(range(5))
     if sensor == "velodyne":
         again, _ = replayed(folder, "drive", "4")
@@ -90,7 +90,7 @@ def test_an_imported_capture_gives_clouds_in_the_graph_at_every_speed(folder, se
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-def test_the_data_set_s_bag_and_captures_give_clouds_in_the_graph(data_dir, folder):
+def test_the_bag_and_captures_of_the_data_set_replay_as_clouds(data_dir, folder):
     lidars = data_dir / "lidar"
     if not lidars.is_dir():
         pytest.skip(f"no lidar data at {lidars}")
@@ -99,8 +99,8 @@ def test_the_data_set_s_bag_and_captures_give_clouds_in_the_graph(data_dir, fold
     sources = {"vlp16": bag, "os1": lidars / "ouster/OS-1-128_v2.3.0_1024x10_lb_n3.pcap"}
     for name, source in sources.items():
         assert finished(folder, "import", str(source), f"{name}.mcap").returncode == 0
-        found, _ = replayed(folder, name, "0")
-        assert len(found) == {"vlp16": 5, "os1": 3}[name] and all(int(str(c["points"])) > 7000 for c in found)
+        points, _ = replayed(folder, name, "0")
+        assert len(points) == {"vlp16": 5, "os1": 3}[name] and all(int(str(c["points"])) > 7000 for c in points)
 
 
 def test_two_lidars_of_a_recording_get_a_node_each():

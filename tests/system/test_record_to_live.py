@@ -1,6 +1,6 @@
-"""The whole way, by its commands: record → label → export → train fusion → a live run with what was trained.
+"""From a recording to a live run, by commands: record → label → export → train fusion → run with the trained model.
 
-The recording is the sample session, which `record` makes of the packaged clip; the training is far too short to be good.
+The recording is the sample session, recorded from the packaged clip; the training is far too short to be good.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import run_pipeline  # noqa: E402
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
-def sensorium(*words: object) -> None:
-    """A command of ours, in this process: torch is imported once, and not for each."""
-    args = run_pipeline.parser().parse_args([str(word) for word in words])
+def command(*arguments: object) -> None:
+    """A command in this process, so that torch is imported once and not for each command."""
+    args = run_pipeline.parser().parse_args([str(argument) for argument in arguments])
     args.function(args)
 
 
@@ -37,14 +37,14 @@ def sample():
         pytest.skip(str(error))
 
 
-def test_from_a_recording_to_a_fusion_of_ones_own_that_runs_live(sample, tmp_path):
+def test_a_fusion_trained_on_a_labelled_recording_runs_live(sample, tmp_path):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("PyTorch is not installed: scripts/setup train")
     halves = {"first": "0.0,2.0,sad\n11.0,12.0,happy\n", "second": "4.0,6.0,sad\n13.0,,happy\n"}
     for name, text in halves.items():  # two sessions, of which no moment is in both
         (tmp_path / f"{name}.csv").write_text("start_s,end_s,label\n" + text)
-        sensorium("label", sample, tmp_path / f"{name}.csv", tmp_path / f"{name}.mcap", "--stream", "mine")
-    sensorium(
+        command("label", sample, tmp_path / f"{name}.csv", tmp_path / f"{name}.mcap", "--stream", "mine")
+    command(
         "export", tmp_path / "first.mcap", tmp_path / "second.mcap", tmp_path / "set", "--dataset", "--labels", "mine"
     )
     rows = dataset.load(tmp_path / "set")
@@ -53,7 +53,7 @@ def test_from_a_recording_to_a_fusion_of_ones_own_that_runs_live(sample, tmp_pat
         and rows.modalities["face"].kind == "embedding"
         and (rows.label >= 0).sum() > 100
     )
-    sensorium(
+    command(
         "train",
         "fusion",
         "--data",
@@ -65,7 +65,7 @@ def test_from_a_recording_to_a_fusion_of_ones_own_that_runs_live(sample, tmp_pat
         "--out",
         tmp_path / "mine.onnx",
     )
-    sensorium(
+    command(
         "run",
         ROOT / "configs/emotion-demo.yaml",
         "--no-dashboard",
@@ -77,5 +77,7 @@ def test_from_a_recording_to_a_fusion_of_ones_own_that_runs_live(sample, tmp_pat
         f"nodes.emotion.options={{voice: none, fusion: {tmp_path / 'mine.onnx'}}}",
     )
     lines = [json.loads(line) for line in (tmp_path / "live.jsonl").read_text().splitlines()]
-    answered = [line for line in lines if line.get("label")]
-    assert answered and all("mine@" in line["model"] for line in answered)  # how many, a busy machine decides
+    predicted = [line for line in lines if line.get("label")]
+    assert predicted and all(
+        "mine@" in line["model"] for line in predicted
+    )  # how many depends on the load of the machine
