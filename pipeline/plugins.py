@@ -1,7 +1,7 @@
 """A name in a config → a class, and a table of options → the arguments of its constructor.
 
-"emotion" is the Task in pipeline/tasks/emotion.py, "my_package.mood:Mood" is yours. There is no registration: a new node,
-task or backend is one new file, and its constructor's keyword arguments with their types are the only schema.
+"emotion" is the Task in pipeline/tasks/emotion.py, "my_package.mood:Mood" is yours. There is no registration: a new
+node, task or backend is one new file, and its constructor's keyword arguments with their types are the only schema.
 Raises ConfigError with the nearest name.
 
 Example:
@@ -184,7 +184,7 @@ def check_options(
 
 
 def construct(kind: type[T], options: Mapping[str, Any], where: str, *, reserved: Iterable[str] = ()) -> T:
-    """`kind(**options)`, checked. Raises ConfigError, which begins with `where`, also for what the constructor refuses."""
+    """`kind(**options)`, checked. Raises ConfigError that begins with `where`, also where the constructor fails."""
     checked = check_options(kind, options, where, reserved=reserved)
     try:
         return kind(**checked)

@@ -1,4 +1,4 @@
-"""Message accounting of a run: what every node sent, received and dropped → one summary, and what remains unaccounted for.
+"""Message accounting of a run: what every node sent, received and dropped → one summary, and what is unaccounted for.
 
 For each edge of the graph, the messages that were sent must be those that were received or dropped with a reason. Pure.
 

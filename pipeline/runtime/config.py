@@ -164,7 +164,8 @@ def _parse_hosts(hosts: Any, path: str) -> dict[str, tuple[str, int]]:
     """{front: 192.168.1.20, brain: "192.168.1.21:7800"} → name → (address, first port)."""
     if not isinstance(hosts, dict):
         raise ConfigError(
-            f"{path}: hosts: found {_describe(hosts)}, expected a table such as {{front: 192.168.1.20, brain: 192.168.1.21}}"
+            f"{path}: hosts: found {_describe(hosts)}, "
+            "expected a table such as {front: 192.168.1.20, brain: 192.168.1.21}"
         )
     parsed = {}
     for name, value in hosts.items():
@@ -226,7 +227,8 @@ def _check_reserved(node: dict[Any, Any], where: str, hosts: dict[str, tuple[str
             raise ConfigError(f"{where}.{key}: found {node[key]!r}, expected true or false")
     if node.get("shared") and not hosts:
         raise ConfigError(
-            f"{where}.shared: this host has no address. Give it one: hosts: {{robot: 192.168.1.20}}, and each node a host"
+            f"{where}.shared: this host has no address. "
+            "Give it one: hosts: {robot: 192.168.1.20}, and each node a host"
         )
     if not isinstance(node.get("process", ""), str):
         raise ConfigError(f"{where}.process: found {node['process']!r}, expected a name")

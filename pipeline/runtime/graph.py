@@ -1,8 +1,8 @@
 """Config → plan: check that each node reads what its sources send, choose processes and addresses. Starts nothing.
 
-A config with hosts is planned on each of them from the same file; the plan holds what runs on that host. Every host derives
-the same addresses for all: it answers clock requests at its first port, and its streams have the ports after it, in the
-order of the file.
+A config with hosts is planned on each of them from the same file; the plan holds what runs on that host. Every host
+derives the same addresses for all: a host answers clock requests at its first port, and its streams have the ports
+after it, in the order of the file.
 
 Example:
     plan = plan_graph(config, run_folder)
@@ -188,7 +188,7 @@ def _check_host(config: Config, host: str) -> None:
 
 
 def shared_stream(config: Config, name: str) -> tuple[str, str, str]:
-    """(host, address of the stream, address of the host's clock) of a shared node. ConfigError for one that is not shared."""
+    """(host, address of the stream, address of the host's clock) of a node. ConfigError for one that is not shared."""
     shared = [node.name for node in config.nodes.values() if node.shared]
     if name not in shared:
         fix = (

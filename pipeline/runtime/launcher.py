@@ -41,7 +41,7 @@ LAST_MESSAGES_MS = 20  # what a process sent before it ended may still be on its
 HEALTH_EVERY_S = 0.25
 WAITING_EVERY_S = 10.0
 # A run ends within 2 s of Ctrl-C: so long its streams may run dry, then processes get SIGTERM, then they are killed.
-DRAIN_S, TERMINATE_S = 1.0, 0.7
+DRAINING_S, TERMINATING_S = 1.0, 0.7
 BEGIN_AHEAD_NS = (
     50_000_000  # the start lies a little ahead, so that all sources start at the same time on the same clock
 )
@@ -155,11 +155,11 @@ class Launcher:
                 if self._for_s is not None and time.monotonic_ns() >= self._start_ns + self._for_s * NS:
                     self.stop()
             case Phase.DRAINING:
-                if waited_s > DRAIN_S or not self._start_ns:
+                if waited_s > DRAINING_S or not self._start_ns:
                     self._phase, self._is_cut = Phase.TERMINATING, True
             case Phase.TERMINATING:
                 # Before the start nothing is on its way, and processes that load models do not read control messages.
-                if waited_s > (DRAIN_S + TERMINATE_S if self._start_ns else TERMINATE_S):
+                if waited_s > (DRAINING_S + TERMINATING_S if self._start_ns else TERMINATING_S):
                     self._phase = Phase.KILLING
 
     def _reconcile(self) -> None:
@@ -270,8 +270,8 @@ def launch(
 
     Args:
         config: From config.load.
-        host: For a config with hosts: which one this is; its nodes run here. Runs on the other hosts are started there, and
-            their streams may come and go.
+        host: For a config with hosts: which one this is; its nodes run here. Runs on the other hosts are started there,
+            and their streams may come and go.
         for_s: How long to run (s). None: to the end of its sources.
         warm: This process may be forked, see Launcher.
         on_begin: Called with the plan when frames start to flow.
@@ -287,7 +287,7 @@ def launch(
 
 
 def _keyring(plan: Plan) -> Keyring | None:
-    """This host's keys, if anything leaves or enters it. Raises ConfigError, before anything starts, for a missing one."""
+    """This host's keys, if a stream leaves or enters it. ConfigError, before anything starts, for a missing key."""
     others = {name: address for process in plan.processes for name, address in process.clocks.items()}
     keyring = Keyring.for_addresses(plan.host, [plan.clock, *others.values()])
     if keyring is not None:

@@ -1,4 +1,4 @@
-"""One process of the graph over all its restarts: its state, why it ended, when it starts again, what its nodes counted.
+"""One process of the graph over all its restarts: its state, why it ended, when it restarts, what its nodes counted.
 
 The launcher says what should run; a ManagedProcess knows what does run. It has no loop and no socket of its own.
 

@@ -1,8 +1,8 @@
 """One node inside a node process: its thread, its inputs and outputs, its state, and how it fails.
 
 A node is constructed and opened, waits until every stream that it reads on this host is connected, is `ready`, and runs
-after the start signal. A stream of another host is not waited for: it is absent until it comes, and its times are converted
-to this host's clock on arrival.
+after the start signal. A stream of another host is not waited for: it is absent until it comes, and its times are
+converted to this host's clock on arrival.
 
 Example:
     runners = {plan.name: NodeRunner(plan, started, send_to_launcher, clock, keyring) for plan in process.nodes}
@@ -160,7 +160,7 @@ class NodeRunner:
         receiver.add(subscriber, deliver, lambda: count_lost(1, MALFORMED), lambda: self.queue.take_credits(source))
 
     def handle_ended_source(self, source: str) -> None:
-        """`source` finished before this node, which may have been restarted, could connect: no End will come from it."""
+        """`source` finished before this node, perhaps restarted, could connect: no End will come from it."""
         if source in self.subscribers and not self.subscribers[source].info and source not in self._ended_sources:
             self._ended_sources.add(source)
             self.queue.end(source)

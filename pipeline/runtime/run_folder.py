@@ -1,7 +1,7 @@
 """Where the runs on this host announce themselves: one folder a run, with its sockets and a graph.json of its streams.
 
-A run folder lies under `runs_folder()`, readable by this user only, and is removed with the run; folders of runs that were
-killed are removed by the next run.
+A run folder lies under `runs_folder()`, readable by this user only, and is removed with the run; folders of runs that
+were killed are removed by the next run.
 
 Example:
     with create_run_folder() as folder:

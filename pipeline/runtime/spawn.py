@@ -1,9 +1,10 @@
 """Start a process of the graph: a fork of the launcher where that is safe, else a new interpreter.
 
-Python, numpy, ZeroMQ and the nodes' modules take 0.5 s of CPU to load. A fork shares what the launcher has loaded, but it
-copies only one thread: a lock that another thread holds stays locked for ever, and CUDA and sound servers do not survive it.
-So only a launcher without threads and without such libraries forks: at the start, on Linux. Processes that are restarted,
-and all processes on other systems, begin as `python -m pipeline.runtime.worker` with their plan on standard input.
+Python, numpy, ZeroMQ and the nodes' modules take 0.5 s of CPU to load. A fork shares what the launcher has loaded, but
+it copies only one thread: a lock that another thread holds stays locked for ever, and CUDA and sound servers do not
+survive it. So only a launcher without threads and without such libraries forks: at the start, on Linux. Processes that
+are restarted, and all processes on other systems, begin as `python -m pipeline.runtime.worker` with their plan on
+standard input.
 
 Example:
     process = spawn(plan, warm=True)
@@ -131,7 +132,7 @@ def _interpreter(plan: ProcessPlan) -> ProcessHandle:
         [sys.executable, "-P", "-m", "pipeline.runtime.worker"],
         stdin=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": _python_path()},
-        # A process group of its own: a terminal's Ctrl-C reaches the launcher alone, and killing the group kills all of it.
+        # A process group of its own: a terminal's Ctrl-C reaches the launcher alone, and one kill ends the whole group.
         process_group=0 if os.name == "posix" else None,
     )
     assert popen.stdin is not None

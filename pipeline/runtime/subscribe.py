@@ -43,8 +43,8 @@ class Subscription(Iterator[M], Generic[M]):
 
     Attributes:
         node: The name of the node whose stream this is.
-        lost: Messages that were sent to this program and never came out here, counted by reason: "lost in transport" when
-            it reads too slowly, "overwritten in shared memory" when a payload in shared memory was reused before it was read,
+        lost: Messages that were sent to this program and never came out here, counted by reason: "lost in transport"
+            when it reads too slowly, "overwritten in shared memory" when a payload's slot was reused before it was read,
             "malformed", and "the clock of its host jumped". Empty: nothing was missed since the first message.
     """
 
@@ -115,7 +115,7 @@ class Subscription(Iterator[M], Generic[M]):
         return silent and self._subscriber.address not in announced_addresses()
 
     def _in_local_time(self, message: Message) -> Message | None:
-        """With the times of this host's clock; None when the other host's clock has jumped, so that nothing dates it."""
+        """With the times of this host's clock; None when the other host's clock has jumped, so that it has no date."""
         if (client := self._subscriber.clock_client) is None:
             return message
         if client.clock.admits(left_ns(message), self._clock.now_ns()):
@@ -128,7 +128,8 @@ class Subscription(Iterator[M], Generic[M]):
             self.close()
             sent = type(message).__name__
             raise ConfigError(
-                f"'{self.node}' sends {sent}, not {self._message_type.__name__}. Write: subscribe('{self.node}', {sent})"
+                f"'{self.node}' sends {sent}, not {self._message_type.__name__}. "
+                f"Write: subscribe('{self.node}', {sent})"
             )
         return cast(M, message)
 
@@ -185,8 +186,8 @@ def subscribe(
         message_type: What the node sends: Prediction, Frame, AlignedSet or Health. Without it any message is passed on,
             and type checkers expect predictions (of "health": Health).
         address: The stream's address, where it is known. Default: that of the newest run on this host with such a node.
-        config: The config of a pipeline on another host, in which the node is `shared: true`. Times are then converted to
-            this host's clock, and clock errors include the uncertainty of that conversion.
+        config: The config of a pipeline on another host, in which the node is `shared: true`. Times are then converted
+            to this host's clock, and clock errors include the uncertainty of that conversion.
         host: With config: the name of the host whose keys this program uses.
         wait_s: How long to wait for a pipeline on this host to start (s). Default 0: it must run already.
 
@@ -216,7 +217,7 @@ def _wait_for_stream(node: str, wait_s: float) -> str:
 
 
 def _on_other_host(config: str | Path, node: str, host: str, reader: str) -> Subscriber:
-    # Imported here: configs and graphs bring in all of the node interface (20 ms), which a reader on this host needs not.
+    # Imported here: configs and graphs import all of the node interface (20 ms), which a reader on this host needs not.
     from pipeline.runtime.config import load
     from pipeline.runtime.graph import shared_stream
 

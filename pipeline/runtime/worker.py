@@ -1,7 +1,8 @@
 """What runs inside a node process: a runner for each of its nodes, the receiver thread, the connection to the launcher.
 
-Started by spawn.py: a fork of the launcher, or `python -m pipeline.runtime.worker` with its plan as JSON on standard input. It
-reports the state of its nodes, handles the launcher's requests, and ends with its nodes: all of them when one fails.
+Started by spawn.py: a fork of the launcher, or `python -m pipeline.runtime.worker` with its plan as JSON on standard
+input. It reports the state of its nodes, handles the launcher's requests, and ends with its nodes: all of them when one
+fails.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ POLL_MS, LOADING_POLL_MS = (
 )  # also how soon a SIGTERM is noticed; while nodes load, reports are sent at every poll
 ORPHAN_S = 1.0  # so long nodes have to end by themselves when the launcher is gone
 LINGER_S = 0.6  # longer than any socket lingers
-# A node that computes in Python must not keep the receiver thread from the interpreter for the default 5 ms: to take one
-# message, the receiver asks for it five times. p99 of an arrival beside one computing thread: 2.0 ms at 500 µs, 0.85 at
-# 100, 0.83 at 50; beside two 11, 2.1 and 1.5. Two threads that compute all the time lose 8 % to it, all others nothing.
+# A node that computes in Python must not block the receiver thread for the interpreter's default 5 ms: to take one
+# message, the receiver needs the interpreter five times. p99 of an arrival beside one computing thread: 2.0 ms at
+# 500 µs, 0.85 at 100, 0.83 at 50; beside two 11, 2.1 and 1.5. Two threads that always compute lose 8 % to it, all
+# others nothing.
 SWITCH_INTERVAL_S = 0.00005
 
 

@@ -15,15 +15,15 @@ class _Loader(yaml.SafeLoader):
     """A SafeLoader that refuses a key given twice, where YAML would silently take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key_node.start_mark)
-            if key_node.value in seen:
+            if key_node.value in keys:
                 raise yaml.MarkedYAMLError(
                     problem=f"'{key_node.value}' is given twice", problem_mark=key_node.start_mark
                 )
-            seen.add(key_node.value)
+            keys.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 

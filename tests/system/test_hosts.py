@@ -34,8 +34,9 @@ pytestmark = [pytest.mark.system, pytest.mark.paced, pytest.mark.timeout(180)]
 CONFIG = """
 hosts: {front: FRONT, brain: BRAIN}
 nodes:
-  camera:     {use: synthetic, host: front, shared: true, encoding: bgr8, rate_hz: 30, width_px: 96, height_px: 32, count: COUNT}
-  told:       {use: "two_hosts:Stamps", host: front, inputs: [{from: camera, queue: 2000}], path: "TOLD"}
+  camera:
+    {use: synthetic, host: front, shared: true, encoding: bgr8, rate_hz: 30, width_px: 96, height_px: 32, count: COUNT}
+  sent:       {use: "two_hosts:Stamps", host: front, inputs: [{from: camera, queue: 2000}], path: "SENT"}
   microphone: {use: synthetic, host: brain, encoding: pcm_f32, rate_hz: 50}
   align:
     use: align
@@ -45,7 +46,7 @@ nodes:
     max_wait_ms: 500  # a loaded machine may wake the microphone late: that is not what is tested here
     sync: {microphone: {policy: window, before_ms: 100}}
   pairs:      {use: "two_hosts:Pairs", host: brain, inputs: [align], process: align}
-  seen:       {use: "two_hosts:Stamps", host: brain, inputs: [{from: camera, queue: 2000}], path: "SEEN"}
+  received:   {use: "two_hosts:Stamps", host: brain, inputs: [{from: camera, queue: 2000}], path: "RECEIVED"}
 """
 
 NODES = '''
@@ -84,7 +85,7 @@ class Pairs(Transform):
         s = arrival.message
         one = np.ones(1, np.float32)
         how = {"used": tuple(s.frames), "missing": s.missing, "receipts": s.receipts}
-        yield Prediction("pairs", s.anchor_ns, ("seen",), one, "seen", "pairs", **how)
+        yield Prediction("pairs", s.anchor_ns, ("received_stamps",), one, "received_stamps", "pairs", **how)
 '''
 
 
@@ -225,7 +226,7 @@ def stamps(path: Path) -> dict[int, list[int]]:
 
 def config(folder: Path, *, count: int) -> Path:
     text = CONFIG.replace("FRONT", "10.77.0.1").replace("BRAIN", "10.77.0.2").replace("COUNT", str(count))
-    text = text.replace("TOLD", str(folder / "told.jsonl")).replace("SEEN", str(folder / "seen.jsonl"))
+    text = text.replace("SENT", str(folder / "sent.jsonl")).replace("RECEIVED", str(folder / "received.jsonl"))
     path = folder / "two-hosts.yaml"
     path.write_text(text)
     return path
@@ -242,8 +243,8 @@ def until(happened: Callable[[], bool], seconds: float, what: str) -> None:
 class Run:
     """What a run on two hosts left behind."""
 
-    told: dict[int, list[int]]  # by front's clock
-    seen: dict[int, list[int]]  # by brain's
+    sent_stamps: dict[int, list[int]]  # by front's clock
+    received_stamps: dict[int, list[int]]  # by brain's
     records: list[dict[str, Any]]
     summaries: dict[str, dict[str, Any]]
     output: dict[str, str]
@@ -257,10 +258,10 @@ def run(cable: Cable, tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = str(config(folder, count=FRAMES))
     outs = {host.name: folder / f"{host.name}.jsonl" for host in (cable.front, cable.brain)}
     brain = cable.brain.start("run", path, "--host", "brain", "--out", str(outs["brain"]))
-    until(lambda: (folder / "seen.jsonl").exists(), 20, "brain runs")
+    until(lambda: (folder / "received.jsonl").exists(), 20, "brain runs")
     front = cable.front.start("run", path, "--host", "front", "--out", str(outs["front"]))
     try:
-        until(lambda: (folder / "told.jsonl").exists() and len(stamps(folder / "told.jsonl")) > 90, 30, "front runs")
+        until(lambda: (folder / "sent.jsonl").exists() and len(stamps(folder / "sent.jsonl")) > 90, 30, "front runs")
         cable.lose(20)
         time.sleep(3)
         cable.heal()
@@ -280,19 +281,19 @@ def run(cable: Cable, tmp_path_factory: pytest.TempPathFactory) -> Run:
     assert (front.returncode, brain.returncode) == (0, 0), output
     lines = {name: [json.loads(line) for line in out.read_text().splitlines()] for name, out in outs.items()}
     return Run(
-        stamps(folder / "told.jsonl"),
-        stamps(folder / "seen.jsonl"),
+        stamps(folder / "sent.jsonl"),
+        stamps(folder / "received.jsonl"),
         lines["brain"][:-1],
-        {name: found[-1] for name, found in lines.items()},
+        {name: rows[-1] for name, rows in lines.items()},
         output,
         (pulled_ns, plugged_ns),
     )
 
 
 def test_every_stamp_from_the_other_host_is_true_within_its_stated_error(run: Run) -> None:
-    assert len(run.seen) > FRAMES / 2
-    for seq, (capture_ns, error_ns, arrival_ns) in run.seen.items():
-        true_ns = run.told[seq][0] - SHIFT_S * NS
+    assert len(run.received_stamps) > FRAMES / 2
+    for seq, (capture_ns, error_ns, arrival_ns) in run.received_stamps.items():
+        true_ns = run.sent_stamps[seq][0] - SHIFT_S * NS
         assert abs(capture_ns - true_ns) <= error_ns
         assert error_ns < 10_000_000
         assert capture_ns <= arrival_ns + error_ns
@@ -303,7 +304,7 @@ def test_sets_are_aligned_within_the_stated_error(run: Run) -> None:
     assert len(both) > FRAMES / 2
     for record in both:
         camera, microphone = record["receipts"]
-        true_ns = run.told[camera["seq"][0]][0] - SHIFT_S * NS
+        true_ns = run.sent_stamps[camera["seq"][0]][0] - SHIFT_S * NS
         assert camera["clock_error_ns"] > 0
         assert abs(record["capture_ns"] - true_ns) <= camera["clock_error_ns"]
         assert microphone["state"] in ("exact", "partial")
@@ -314,23 +315,23 @@ def test_nothing_is_unaccounted_after_loss_and_partition(run: Run) -> None:
     for summary in run.summaries.values():
         assert summary["unaccounted"] == {}
     front, brain = run.summaries["front"], run.summaries["brain"]
-    sent = brain["from_other_hosts"]["camera → seen"]["sent"]
+    sent = brain["from_other_hosts"]["camera → received"]["sent"]
     unpromised = front["frames_in"]["camera"] - sent  # sent before the reader was there
     assert front["frames_in"]["camera"] == FRAMES
     assert 0 <= unpromised < FRAMES / 3
-    assert min(run.seen) >= unpromised
-    assert len(run.seen) + sum(brain["dropped"].get("seen", {}).get("camera", {}).values()) == sent
+    assert min(run.received_stamps) >= unpromised
+    assert len(run.received_stamps) + sum(brain["dropped"].get("received", {}).get("camera", {}).values()) == sent
 
 
 def test_what_the_partition_cost_is_counted_and_the_stream_goes_on_after_it(run: Run) -> None:
     pulled_ns, plugged_ns = run.parted_ns
-    captured_ns = sorted(capture_ns for capture_ns, *_ in run.seen.values())
+    captured_ns = sorted(capture_ns for capture_ns, *_ in run.received_stamps.values())
     before = [t for t in captured_ns if t < pulled_ns]
     after = [t for t in captured_ns if t > plugged_ns]
     assert len(before) > RATE_HZ * 5
     assert after[0] - plugged_ns < 3 * NS
-    assert max(run.seen) == FRAMES - 1  # the last frame, and the end, came through
-    assert run.summaries["brain"]["dropped"]["seen"]["camera"]["lost in transport"] > 0
+    assert max(run.received_stamps) == FRAMES - 1  # the last frame, and the end, came through
+    assert run.summaries["brain"]["dropped"]["received"]["camera"]["lost in transport"] > 0
 
 
 def test_other_senses_carry_on_while_a_host_is_away(run: Run) -> None:
@@ -377,7 +378,7 @@ def test_program_on_another_host_reads_a_shared_node_on_its_own_clock(cable: Cab
     try:
         output = program.communicate(timeout=40)[0]
         until(
-            lambda: (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > 60, 20, "front writes"
+            lambda: (tmp_path / "sent.jsonl").exists() and len(stamps(tmp_path / "sent.jsonl")) > 60, 20, "front writes"
         )
         cable.front.power_off()
         front.wait()
@@ -385,34 +386,42 @@ def test_program_on_another_host_reads_a_shared_node_on_its_own_clock(cable: Cab
         for process in (front, program):
             process.kill()
     assert program.returncode == 0, output
-    told, seen = stamps(tmp_path / "told.jsonl"), {row[0]: row[1:] for row in map(json.loads, output.splitlines())}
-    assert len(seen) == 40
-    assert all(
-        abs(capture_ns - (told[seq][0] - SHIFT_S * NS)) <= error_ns for seq, (capture_ns, error_ns) in seen.items()
+    sent_stamps, received_stamps = (
+        stamps(tmp_path / "sent.jsonl"),
+        {row[0]: row[1:] for row in map(json.loads, output.splitlines())},
     )
-    assert all(0 < error_ns < 50_000_000 for _, error_ns in seen.values())
+    assert len(received_stamps) == 40
+    assert all(
+        abs(capture_ns - (sent_stamps[seq][0] - SHIFT_S * NS)) <= error_ns
+        for seq, (capture_ns, error_ns) in received_stamps.items()
+    )
+    assert all(0 < error_ns < 50_000_000 for _, error_ns in received_stamps.values())
 
 
-def test_a_host_that_was_restarted_with_another_clock_is_found_again(cable: Cable, tmp_path: Path) -> None:
+def test_a_host_that_was_restarted_with_another_clock_is_read_again(cable: Cable, tmp_path: Path) -> None:
     path = str(config(tmp_path, count=100_000))
     brain = cable.brain.start("run", path, "--host", "brain", "--for", "60s", "--out", str(tmp_path / "brain.jsonl"))
     started = []
 
-    def is_told(count: int) -> bool:
-        return (tmp_path / "told.jsonl").exists() and len(stamps(tmp_path / "told.jsonl")) > count
+    def has_sent(count: int) -> bool:
+        return (tmp_path / "sent.jsonl").exists() and len(stamps(tmp_path / "sent.jsonl")) > count
 
     try:
         for shift_s in (SHIFT_S, SHIFT_S // 2, SHIFT_S * 2):
             cable.front.shift_s = shift_s
-            (tmp_path / "told.jsonl").unlink(missing_ok=True)
+            (tmp_path / "sent.jsonl").unlink(missing_ok=True)
             started.append(front := cable.front.start("run", path, "--host", "front"))
-            until(lambda: is_told(60) or front.poll() is not None, 30, "front runs")
+            until(lambda: has_sent(60) or front.poll() is not None, 30, "front runs")
             assert front.poll() is None, front.communicate()[0]
             cable.front.power_off()
             front.wait()
-            seen, told = stamps(tmp_path / "seen.jsonl"), stamps(tmp_path / "told.jsonl")
-            newest = max(seen.keys() & told.keys())  # one of the two may not have got to the very last
-            assert abs(seen[newest][0] - (told[newest][0] - shift_s * NS)) <= seen[newest][1]
+            received_stamps, sent_stamps = stamps(tmp_path / "received.jsonl"), stamps(tmp_path / "sent.jsonl")
+            newest = max(
+                received_stamps.keys() & sent_stamps.keys()
+            )  # one of the two may not have got to the very last
+            assert (
+                abs(received_stamps[newest][0] - (sent_stamps[newest][0] - shift_s * NS)) <= received_stamps[newest][1]
+            )
         brain.send_signal(signal.SIGINT)
         output = brain.communicate(timeout=20)[0]
     finally:

@@ -1,4 +1,4 @@
-"""Processes started, watched, started again and stopped; nothing is left behind, and the books balance."""
+"""Processes are started, watched, restarted and stopped; nothing is left behind, every message is accounted for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def flowing(nodes: dict[str, NodeHealth]) -> bool:
     return all(node.state == "running" and (node.produced or node.received) for node in nodes.values())
 
 
-def balanced(summary: dict[str, Any]) -> bool:
+def reconciled(summary: dict[str, Any]) -> bool:
     return summary["unaccounted"] == {} and all(
         n > 0 for s in summary["dropped"].values() for w in s.values() for n in w.values()
     )
@@ -52,7 +52,7 @@ def test_run_ends_by_itself_when_its_sources_have_ended(folder: Path) -> None:
     summary = last_line(folder / "p.jsonl")
     assert done.returncode == 0, done.stderr
     assert (summary["frames_in"], summary["sets"], summary["predictions"]) == ({"camera": 20}, 20, 20)
-    assert balanced(summary)
+    assert reconciled(summary)
 
 
 @pytest.mark.paced
@@ -60,7 +60,7 @@ def test_for_ends_the_run_after_that_long(folder: Path) -> None:
     finished(folder, "run", a_file(folder, MOOD), "--for", "500ms", "--out", "p.jsonl")
     summary = last_line(folder / "p.jsonl")
     assert 20 <= summary["frames_in"]["camera"] <= 30
-    assert balanced(summary)
+    assert reconciled(summary)
 
 
 def test_a_node_may_ask_for_the_end(folder: Path) -> None:
@@ -99,12 +99,12 @@ def test_ctrl_c_ends_a_run_that_is_behind_with_its_work_and_counts_it(folder: Pa
         assert run.wait() == 0
         assert time.monotonic() - asked_s < 2.2  # the interpreter's own end included
     summary = last_line(folder / "p.jsonl")
-    assert balanced(summary)
+    assert reconciled(summary)
     assert summary["dropped"]["slow"]["camera"]["not read before the end"] > 0
 
 
 @pytest.mark.paced
-def test_ctrl_c_while_nodes_start_ends_without_a_word(folder: Path) -> None:
+def test_ctrl_c_while_nodes_load_ends_without_output(folder: Path) -> None:
     nodes = MOOD + 'slow: {use: "third_party:Failing", when: "open, hangs", inputs: [camera]}'
     with running(folder, "run", a_file(folder, nodes)) as run:
         health_until(run, lambda nodes: nodes["camera"].state == "ready")
@@ -168,7 +168,7 @@ def test_next_run_clears_what_a_killed_one_left(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", ["camera", "align"])
-def test_killed_node_is_started_again_and_the_books_balance(folder: Path, victim: str) -> None:
+def test_killed_node_is_restarted_and_every_message_is_accounted_for(folder: Path, victim: str) -> None:
     with running(folder, "run", a_file(folder, MOOD.replace(", process: align", "")), "--out", "p.jsonl") as run:
         nodes = health_until(run, flowing)
         os.kill(nodes[victim].pid, signal.SIGKILL)
@@ -184,10 +184,10 @@ def test_killed_node_is_started_again_and_the_books_balance(folder: Path, victim
         assert "Restarting it in 0.5 s." in run.err
     summary = last_line(folder / "p.jsonl")
     assert summary["restarts"] == {victim: 1}
-    assert balanced(summary), summary
+    assert reconciled(summary), summary
 
 
-def test_node_that_raises_is_started_again_and_its_error_is_told_once(folder: Path) -> None:
+def test_node_that_raises_is_restarted_and_its_error_is_logged_once(folder: Path) -> None:
     nodes = MOOD.replace("inputs: [camera]", "inputs: [fails]").replace("anchor: camera", "anchor: fails")
     nodes += f'fails: {{use: "third_party:Failing", when: process, mark: {folder}/mark, inputs: [camera]}}'
     with running(folder, "run", a_file(folder, nodes), "--out", "p.jsonl") as run:
@@ -197,7 +197,7 @@ def test_node_that_raises_is_started_again_and_its_error_is_told_once(folder: Pa
         assert run.err.count("Traceback") == 1
         assert "node 'fails' failed: ValueError: the tenth is too much. Restarting it" in run.err
     summary = last_line(folder / "p.jsonl")
-    assert balanced(summary), summary
+    assert reconciled(summary), summary
 
 
 def test_node_that_must_not_restart_ends_the_run(folder: Path) -> None:
@@ -256,7 +256,7 @@ THERMOMETER = """
 """
 
 
-def test_optional_source_that_is_absent_is_told_and_joins_when_it_comes(folder: Path) -> None:
+def test_optional_source_that_is_absent_is_reported_and_joins_when_it_comes(folder: Path) -> None:
     with running(folder, "run", a_file(folder, THERMOMETER)) as run:
         predictions = subscribe("mood", address=run.graph()["streams"]["mood"])
         first = next(predictions)
@@ -271,7 +271,7 @@ def test_source_that_is_not_optional_must_be_there(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (3, "error: thermometer 'heat': there is no heat.device. Plug it in\n")
 
 
-def test_mute_reaches_the_source_and_its_silence_is_told(folder: Path) -> None:
+def test_mute_reaches_the_source_and_its_silence_is_reported(folder: Path) -> None:
     nodes = THERMOMETER + 'mute: {use: "third_party:Stopper", after: 10, verb: mute, argument: heat, inputs: [mood]}'
     nodes += '\nunmute: {use: "third_party:Stopper", after: 60, verb: unmute, argument: heat, inputs: [mood]}'
     (folder / "heat.device").touch()

@@ -1,4 +1,4 @@
-"""The launcher is copied where that is safe, and only there; what it promises of its processes holds for copies too."""
+"""The launcher forks where that is safe, and only there; what holds for its processes holds for forks too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from running import ROOT, Running, a_file, running
 from test_launcher import MOOD, flowing, health_until
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux copies the launcher")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the launcher forks on Linux only")
 IS_INTERPRETER = [sys.executable, "-P", "-m", "pipeline.runtime.worker"]
 
 
@@ -23,7 +23,7 @@ def commands(run: Running) -> list[list[str]]:
 
 @linux
 @pytest.mark.system
-def test_nodes_are_copies_of_the_launcher_and_what_dies_comes_back_as_a_new_interpreter(folder: Path) -> None:
+def test_nodes_are_forks_of_the_launcher_and_are_restarted_as_new_interpreters(folder: Path) -> None:
     with running(folder, "run", a_file(folder, MOOD)) as run:
         nodes = health_until(run, flowing)
         assert commands(run) == [psutil.Process(run.process.pid).cmdline()] * 2
@@ -34,7 +34,7 @@ def test_nodes_are_copies_of_the_launcher_and_what_dies_comes_back_as_a_new_inte
 
 
 @pytest.mark.system
-def test_portable_path_copies_nothing(folder: Path) -> None:
+def test_portable_path_forks_nothing(folder: Path) -> None:
     with running(folder, "run", a_file(folder, MOOD, portable=True)) as run:
         health_until(run, flowing)
         assert commands(run) == [IS_INTERPRETER] * 2
@@ -42,7 +42,7 @@ def test_portable_path_copies_nothing(folder: Path) -> None:
 
 @linux
 @pytest.mark.system
-def test_copy_hears_a_hang_up_as_a_new_interpreter_does(folder: Path) -> None:
+def test_hang_up_ends_a_fork_as_it_ends_a_new_interpreter(folder: Path) -> None:
     with running(folder, "run", a_file(folder, MOOD)) as run:
         nodes = health_until(run, flowing)
         os.kill(nodes["camera"].pid, signal.SIGHUP)  # the launcher's own handler would have ended the run
@@ -52,30 +52,30 @@ def test_copy_hears_a_hang_up_as_a_new_interpreter_does(folder: Path) -> None:
         assert "its process ended with SIGHUP" in run.err
 
 
-def uncopiable_after(statement: str) -> str:
-    """What a launcher of its own says that has done `statement`: the tests' process holds libraries of other tests."""
-    says = (
+def reason_not_to_fork_after(statement: str) -> str:
+    """In a process of its own, after `statement`: the tests' process holds libraries of other tests."""
+    program = (
         f"import os, sys, threading; from pipeline.runtime import spawn; {statement}; "
         "print(spawn.reason_not_to_fork(), flush=True); os._exit(0)"
     )
     return subprocess.run(
-        [sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 
 @linux
-def test_launcher_with_a_thread_is_not_copied() -> None:
-    assert "threads run" in uncopiable_after("threading.Thread(target=threading.Event().wait).start()")
+def test_launcher_with_a_thread_does_not_fork() -> None:
+    assert "threads run" in reason_not_to_fork_after("threading.Thread(target=threading.Event().wait).start()")
 
 
 @linux
-def test_launcher_that_holds_a_device_s_library_is_not_copied() -> None:
-    assert uncopiable_after("sys.modules['pyaudio'] = sys") == "pyaudio must not be forked"
+def test_launcher_with_a_device_s_library_does_not_fork() -> None:
+    assert reason_not_to_fork_after("sys.modules['pyaudio'] = sys") == "pyaudio must not be forked"
 
 
 @linux
 @pytest.mark.parametrize("config", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
-def test_launcher_of_what_is_shipped_can_be_copied(config: str, tmp_path: Path) -> None:
+def test_launcher_of_every_packaged_config_can_fork(config: str, tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from pipeline.runtime import spawn\n"
         "from pipeline.runtime.config import load; from pipeline.runtime.graph import plan_graph\n"
@@ -84,5 +84,7 @@ def test_launcher_of_what_is_shipped_can_be_copied(config: str, tmp_path: Path) 
         "print(spawn.reason_not_to_fork())"
     )
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout == "\n"
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "\n"

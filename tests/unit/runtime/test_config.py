@@ -1,4 +1,4 @@
-"""Each tests/configs/invalid-*.yaml must be refused with a message that names the place, what was found, and the fix."""
+"""Each tests/configs/invalid-*.yaml is refused with a message that names the place, what was found, and the fix."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_invalid_config_is_refused_with_the_place_and_the_fix(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("import math\ndef x(:\n", "own_mood.py, line 2: invalid syntax"),
         ("import math\n\nRATE = 1 / 0\n", "own_mood.py, line 3: ZeroDivisionError: division by zero"),
@@ -119,12 +119,12 @@ def test_invalid_config_is_refused_with_the_place_and_the_fix(name: str) -> None
         ("import no_such_package\n", "-m pip install no_such_package"),
     ],
 )
-def test_a_module_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
-    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_user_module_that_cannot_be_imported_is_reported_with_its_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_mood.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="nodes.mood.use: node 'own_mood:Mood': .*" + re.escape(said)):
+    with pytest.raises(ConfigError, match="nodes.mood.use: node 'own_mood:Mood': .*" + re.escape(message)):
         parse({"nodes": {"mood": {"use": "own_mood:Mood"}}}, "graph.yaml")
 
 
@@ -139,11 +139,11 @@ def test_set_reaches_below_a_node_what_its_table_does_not_hold_yet() -> None:
         load(ROOT / "configs/emotion-demo.yaml", ["nodes.emotoin.options.voice=none"])
 
 
-@pytest.mark.parametrize(("text", "said"), [(b"\x89PNG", "it holds no text"), (None, "Is a directory")])
-def test_what_is_no_text_is_no_config(text: bytes | None, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "message"), [(b"\x89PNG", "it holds no text"), (None, "Is a directory")])
+def test_what_is_no_text_is_no_config(text: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "graph.yaml"
     path.mkdir() if text is None else path.write_bytes(text)
-    with pytest.raises(ConfigError, match=f"{said}. A config is a YAML file"):
+    with pytest.raises(ConfigError, match=f"{message}. A config is a YAML file"):
         load(path)
 
 
@@ -157,7 +157,7 @@ def test_configs_that_ship_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("path", "meant"),
     [
         ("configs/emotion-lif.yaml", "configs/emotion-live.yaml"),
         ("emotion-live", "configs/emotion-live.yaml"),
@@ -165,22 +165,22 @@ def test_configs_that_ship_are_valid(path: Path) -> None:
     ],
 )
 def test_missing_file_names_what_was_looked_for_and_the_nearest(
-    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "porch.yaml").write_text("nodes: {camera: {use: camera}}")
     with pytest.raises(ConfigError) as raised:
-        load(given)
-    assert str(raised.value).startswith(f"{given}: there is no such file in {tmp_path}. Did you mean '{meant}'?")
+        load(path)
+    assert str(raised.value).startswith(f"{path}: there is no such file in {tmp_path}. Did you mean '{meant}'?")
     load(meant)  # what is meant can be given just so
 
 
 def test_missing_file_like_none_there_is_lists_those_that_ship(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load(tmp_path / "xyzzy.yaml")
-    said = str(raised.value)
-    assert said.startswith(f"{tmp_path}/xyzzy.yaml: there is no such file. Those that come with Sensorium")
-    assert all(f"configs/{path.name}" in said for path in (ROOT / "configs").glob("*.yaml"))
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path}/xyzzy.yaml: there is no such file. Those that come with Sensorium")
+    assert all(f"configs/{path.name}" in message for path in (ROOT / "configs").glob("*.yaml"))
 
 
 def test_folder_instead_of_a_file_is_refused(tmp_path: Path) -> None:

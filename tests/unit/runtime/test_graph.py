@@ -26,19 +26,19 @@ def node(plan: Plan, name: str) -> NodePlan:
     return next(n for n in plan.nodes if n.name == name)
 
 
-def test_a_reader_is_given_the_address_of_what_it_reads(tmp_path: Path) -> None:
-    made = plan(tmp_path, camera=CAMERA, align=ALIGN)
-    assert node(made, "align").inputs[0].address == node(made, "camera").address
+def test_an_edge_has_the_address_of_its_source(tmp_path: Path) -> None:
+    result = plan(tmp_path, camera=CAMERA, align=ALIGN)
+    assert node(result, "align").inputs[0].address == node(result, "camera").address
 
 
 def test_each_node_has_its_process() -> None:
-    made = plan(Path("/run"), camera=CAMERA, align=ALIGN, console=CONSOLE)
-    assert [[n.name for n in p.nodes] for p in made.processes] == [["camera"], ["align"], ["console"]]
+    result = plan(Path("/run"), camera=CAMERA, align=ALIGN, console=CONSOLE)
+    assert [[n.name for n in p.nodes] for p in result.processes] == [["camera"], ["align"], ["console"]]
 
 
 def test_process_joins_nodes(tmp_path: Path) -> None:
-    made = plan(tmp_path, camera=CAMERA, align=ALIGN, console={**CONSOLE, "process": "align"})
-    assert [[n.name for n in p.nodes] for p in made.processes] == [["camera"], ["align", "console"]]
+    result = plan(tmp_path, camera=CAMERA, align=ALIGN, console={**CONSOLE, "process": "align"})
+    assert [[n.name for n in p.nodes] for p in result.processes] == [["camera"], ["align", "console"]]
 
 
 def test_streams_are_what_others_can_read(tmp_path: Path) -> None:
@@ -46,25 +46,25 @@ def test_streams_are_what_others_can_read(tmp_path: Path) -> None:
 
 
 def test_health_can_be_read_though_it_is_no_node(tmp_path: Path) -> None:
-    made = plan(tmp_path, camera=CAMERA, align=ALIGN, console=CONSOLE)
-    assert node(made, "console").inputs[0].address == made.health
+    result = plan(tmp_path, camera=CAMERA, align=ALIGN, console=CONSOLE)
+    assert node(result, "console").inputs[0].address == result.health
 
 
 def test_addresses_differ_for_names_that_look_alike(tmp_path: Path) -> None:
     names = ["rig/left", "rig-left", "rig_left", "control", "launcher"]
-    made = plan(tmp_path, **dict.fromkeys(names, CAMERA))
-    addresses = [n.address for n in made.nodes] + [made.control, made.health]
+    result = plan(tmp_path, **dict.fromkeys(names, CAMERA))
+    addresses = [n.address for n in result.nodes] + [result.control, result.health]
     assert len(set(addresses)) == len(addresses)
 
 
 def test_addresses_are_socket_files_of_this_run(tmp_path: Path) -> None:
-    made = plan(tmp_path, camera=CAMERA, align=ALIGN)
-    assert [n.address for n in made.nodes] == [f"ipc://{tmp_path}/camera.sock", f"ipc://{tmp_path}/align.sock"]
+    result = plan(tmp_path, camera=CAMERA, align=ALIGN)
+    assert [n.address for n in result.nodes] == [f"ipc://{tmp_path}/camera.sock", f"ipc://{tmp_path}/align.sock"]
 
 
 def test_portable_path_uses_the_loopback_alone(tmp_path: Path) -> None:
-    made = plan(tmp_path, portable=True, camera=CAMERA, align=ALIGN)
-    assert all(a.startswith("tcp://127.0.0.1:") for a in [*made.streams().values(), made.control])
+    result = plan(tmp_path, portable=True, camera=CAMERA, align=ALIGN)
+    assert all(a.startswith("tcp://127.0.0.1:") for a in [*result.streams().values(), result.control])
 
 
 def test_folder_too_deep_for_a_socket_says_what_to_set() -> None:
@@ -74,21 +74,21 @@ def test_folder_too_deep_for_a_socket_says_what_to_set() -> None:
 
 def test_queue_depth_is_32_unless_another_is_set(tmp_path: Path) -> None:
     align = {**ALIGN, "inputs": ["camera", {"from": "sound", "queue": "latest"}, {"from": "imu", "queue": 8}]}
-    made = plan(tmp_path, camera=CAMERA, sound=CAMERA, imu=CAMERA, align=align)
-    assert [e.queue for e in node(made, "align").inputs] == [32, "latest", 8]
+    result = plan(tmp_path, camera=CAMERA, sound=CAMERA, imu=CAMERA, align=align)
+    assert [e.queue for e in node(result, "align").inputs] == [32, "latest", 8]
 
 
 def test_behind_a_source_that_is_not_paced_nothing_is_dropped(tmp_path: Path) -> None:
     camera = {"use": "synthetic", "realtime": False}
     smoother = {"use": "third_party:Smoother", "inputs": ["camera"]}
-    made = plan(tmp_path, camera=camera, smooth=smoother, align={**ALIGN, "inputs": ["smooth"], "anchor": "smooth"})
-    assert [e.queue for e in node(made, "smooth").inputs + node(made, "align").inputs] == ["all", "all"]
+    result = plan(tmp_path, camera=camera, smooth=smoother, align={**ALIGN, "inputs": ["smooth"], "anchor": "smooth"})
+    assert [e.queue for e in node(result, "smooth").inputs + node(result, "align").inputs] == ["all", "all"]
 
 
 def test_a_reader_that_wants_the_latest_gets_it_even_from_a_source_that_can_wait(tmp_path: Path) -> None:
     align = {**ALIGN, "inputs": [{"from": "camera", "queue": "latest"}]}
-    made = plan(tmp_path, camera={"use": "synthetic", "realtime": False}, align=align)
-    assert node(made, "align").inputs[0].queue == "latest"
+    result = plan(tmp_path, camera={"use": "synthetic", "realtime": False}, align=align)
+    assert node(result, "align").inputs[0].queue == "latest"
 
 
 def test_a_node_of_an_unread_stream_is_no_error(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_node_that_is_not_shared_cannot_be_read_by_a_program_elsewhere(name: str
 
 
 def test_a_sink_that_comes_or_goes_moves_no_stream(tmp_path: Path) -> None:
-    without = {name: made for name, made in TWO_HOSTS.items() if name != "preview"}
+    without = {name: result for name, result in TWO_HOSTS.items() if name != "preview"}
     assert node(plan_for(tmp_path, "front", without), "lidar").where
     for nodes in (TWO_HOSTS, without):
         reads_lidar = {**nodes, "align": {**ALIGN, "inputs": ["lidar"], "anchor": "lidar", "host": "brain"}}
@@ -189,8 +189,8 @@ def test_a_host_cannot_be_named_in_a_config_without_hosts(tmp_path: Path) -> Non
 def test_a_journal_has_an_address_of_its_own_when_somebody_reads_it(tmp_path: Path) -> None:
     record = {"use": "record", "path": "a.mcap", "inputs": ["camera", "align.events"]}
     assert node(plan(tmp_path, camera=CAMERA, align=ALIGN), "align").events == ""
-    made = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
-    assert node(made, "record").inputs[1].address == node(made, "align").events != node(made, "align").address
+    result = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
+    assert node(result, "record").inputs[1].address == node(result, "align").events != node(result, "align").address
 
 
 def test_a_node_that_keeps_no_journal_has_no_events_to_read(tmp_path: Path) -> None:
@@ -201,5 +201,5 @@ def test_a_node_that_keeps_no_journal_has_no_events_to_read(tmp_path: Path) -> N
 
 def test_what_is_recorded_has_more_room_in_shared_memory(tmp_path: Path) -> None:
     record = {"use": "record", "path": "a.mcap", "inputs": [{"from": "camera", "queue": 4000}]}
-    made = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
-    assert (node(made, "camera").recorded, node(made, "align").recorded) == (True, False)
+    result = plan(tmp_path, camera=CAMERA, align=ALIGN, record=record)
+    assert (node(result, "camera").recorded, node(result, "align").recorded) == (True, False)

@@ -52,7 +52,7 @@ def test_run_that_was_killed_is_ignored(runs: Path) -> None:
         find_stream("emotion")
 
 
-def test_announced_streams_are_found_until_the_run_ends(runs: Path) -> None:
+def test_announced_streams_can_be_read_until_the_run_ends(runs: Path) -> None:
     with create_run_folder() as folder:
         announce(folder, config="mine.yaml", streams={"emotion": "ipc:///a"})
         assert (find_stream("emotion"), announced_addresses()) == ("ipc:///a", {"ipc:///a"})
