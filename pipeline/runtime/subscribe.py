@@ -44,8 +44,8 @@ class Subscription(Iterator[M], Generic[M]):
     Attributes:
         node: The name of the node whose stream this is.
         lost: Messages that were sent to this program and never came out here, counted by reason: "lost in transport"
-            when it reads too slowly, "overwritten in shared memory" when a payload's slot was reused before it was read,
-            "malformed", and "the clock of its host jumped". Empty: nothing was missed since the first message.
+            when it reads too slowly, "overwritten in shared memory" when a payload's slot was reused before it was
+            read, "malformed", and "the clock of its host jumped". Empty: nothing was missed since the first message.
     """
 
     def __init__(self, node: str, subscriber: Subscriber, message_type: type[M] | None, *, announced: bool) -> None:
