@@ -1,7 +1,8 @@
-"""Clocks: who says what time it is, and how a device's own stamps become times on the host's monotonic clock.
+"""Clocks: the time of a run, and a device's own timestamps converted to the host's monotonic clock.
 
-A node is given its clock and never asks the system for the time, so that tests and replay own time.
+A node gets its clock and never reads the system's, so that tests and replays control time.
 
+Example:
     clock = LiveClock(start_ns=begin)
     clock.sleep_until(clock.start_ns + pts_ns)
     capture_ns = sample_clock.stamp_chunk(first_index=n, count=320, arrival_ns=clock.now_ns())
@@ -23,7 +24,7 @@ NS = 1_000_000_000
 
 
 class Clock(Protocol):
-    """start_ns: the moment the run began; a file source's capture_ns is start_ns + its own time stamp."""
+    """What every clock has. start_ns: the moment the run began; a file source's capture_ns is start_ns + the timestamp in the file."""
 
     start_ns: int
 
@@ -53,7 +54,7 @@ class LiveClock:
 
 
 class ManualClock:
-    """Time that moves only when told to: for tests. Sleeping moves it."""
+    """Time that moves only by `advance` and by sleeping: for tests."""
 
     def __init__(self, start_ns: int = 0) -> None:
         self.start_ns = start_ns
@@ -71,22 +72,22 @@ class ManualClock:
 
 
 class ReplayClock:
-    """The clock of a recorded run, told again: it goes `speed` times as fast as the host's, and stands while paused.
+    """The clock of a replay: it runs `speed` times as fast as the host's clock, and stops while paused.
 
-    It stands at `start_ns`, a moment of the recorded run, until `begin`. At speed 0 nobody waits for it, and it goes as the
-    host's does.
+    It stands at `start_ns`, a moment of the recorded run, until `begin`. At speed 0 (as fast as possible) no source waits
+    for it, and it runs at the host's speed.
     """
 
     def __init__(self, start_ns: int, speed: float = 1.0) -> None:
         self.start_ns = start_ns
         self._speed = speed or 1.0
-        self._at_ns = start_ns  # the time here when the host's clock said _host_ns
-        self._host_ns: int | None = None  # None: it stands
-        self._goes = threading.Event()
+        self._at_ns = start_ns  # this clock's time when the host's was _host_ns
+        self._host_ns: int | None = None  # None: it stands still
+        self._running = threading.Event()
 
     def begin(self, host_ns: int) -> None:
         self._host_ns = host_ns
-        self._goes.set()
+        self._running.set()
 
     def now_ns(self) -> int:
         host_ns = self._host_ns
@@ -96,12 +97,12 @@ class ReplayClock:
 
     @property
     def paused(self) -> bool:
-        return not self._goes.is_set()
+        return not self._running.is_set()
 
     def pause(self) -> None:
         if self._host_ns is not None:
             self._at_ns, self._host_ns = self.now_ns(), None
-            self._goes.clear()
+            self._running.clear()
 
     def resume(self) -> None:
         if self._host_ns is None:
@@ -109,7 +110,7 @@ class ReplayClock:
 
     def wait_while_paused(self, interrupt: threading.Event) -> bool:
         """Returns False when `interrupt` was set meanwhile."""
-        while not self._goes.wait(0.05):
+        while not self._running.wait(0.05):
             if interrupt.is_set():
                 return False
         return True
@@ -127,25 +128,25 @@ class ReplayClock:
 class DelayFloor:
     """A counter's time → host time, when readings arrive late by an unknown amount and never early.
 
-    The offset arrival − counter is drift plus delay, so the true line is the floor under the cloud of points. Of each
-    short block only the least late reading is kept; the lower convex hull of the kept ones is the floor as seen so far,
-    and the line is fitted to the hull's middle half (its ends rest on one reading each) and moved down until no reading
-    lies below it. Bursts of late readings never touch it; the window forgets, so a wandering rate is followed.
-    A constant delay cannot be seen by any clock: it belongs in the rig file.
+    The offset arrival − counter is drift plus delay, so the true line is the lower bound of the points. Of each short
+    block only the least delayed reading is retained; the lower convex hull of those is the bound so far, and the line is
+    fitted to the hull's middle half (its ends rest on one reading each) and moved down until no reading lies below it.
+    Bursts of late readings do not move it; old readings leave the window, so a drifting rate is followed.
+    No clock can observe a constant delay: it belongs in the rig file.
 
-    Emitted times never go back: where the fit or the counter does, they stand still, and `error_ns` says by how much they
-    are off meanwhile.
+    Emitted times never decrease: where the fit or the counter does, they stand still, and `error_ns` bounds the error
+    meanwhile.
     """
 
     BLOCK_NS = NS // 4
     WINDOW_NS = 32 * NS
-    RATE_AFTER_NS = 2 * NS  # before that a slope would be noise, and the nominal rate is the better guess
-    MAX_RATE_ERROR = 500e-6  # sound cards and cameras are within ±200 ppm: beyond, the fit is being fooled
+    RATE_AFTER_NS = 2 * NS  # before that a fitted slope is mostly noise, and the nominal rate is the better estimate
+    MAX_RATE_ERROR = 500e-6  # sound cards and cameras are within ±200 ppm: a larger slope is a wrong fit
     UNKNOWN_RATE_ERROR = 200e-6
-    # What the first reading may be late by: a driver's buffer. n readings divide it by n.
+    # Largest delay of the first reading: a driver's buffer. n readings divide it by n.
     FIRST_ERROR_NS = 50_000_000
     JUMP_SPREADS = 4  # where jitter alone is that wide, a jump must be wider
-    # A jump must last this long on the host's clock to be believed: a queue that drains after a stall lasts no time.
+    # A jump must last this long on the host's clock to count: a queue that empties after a stall does not.
     CONFIRM_NS = NS
     LARGE_JUMP_NS, CONFIRM_LARGE_NS = NS // 2, NS // 10
 
@@ -159,7 +160,9 @@ class DelayFloor:
         self._restart()
 
     def _restart(self) -> None:
-        self._kept: deque[tuple[int, int]] = deque()  # per block: (counter, offset) of its least late reading
+        self._block_minima: deque[tuple[int, int]] = (
+            deque()
+        )  # per block: (counter, offset) of its least delayed reading
         self._block_end_ns: int | None = None
         self._readings = 0
         self._slope = 0.0
@@ -179,9 +182,9 @@ class DelayFloor:
     def _observe(self, counter_ns: int, offset_ns: int, arrival_ns: int) -> None:
         late_ns = offset_ns - self._offset_at(counter_ns)
         jump_ns = max(self.jump_ns, self.JUMP_SPREADS * self._spread_ns)
-        backwards = bool(self._kept) and counter_ns < self._kept[-1][0] - jump_ns
+        backwards = bool(self._block_minima) and counter_ns < self._block_minima[-1][0] - jump_ns
         if self._readings and (late_ns < -jump_ns or backwards):
-            # Nothing arrives early, so all before was late, or the counter jumped: either way it no longer counts.
+            # Nothing arrives early: all earlier readings were delayed, or the counter jumped. Either way they are obsolete.
             self.steps += backwards or self._spans_ns() >= self.RATE_AFTER_NS
             self._restart()
         elif self._readings and late_ns > jump_ns:
@@ -191,40 +194,42 @@ class DelayFloor:
             late, self.steps = self._late, self.steps + 1
             self._restart()
             for _, late_counter_ns, late_offset_ns in late[:-1]:
-                self._keep(late_counter_ns, late_offset_ns)
+                self._add(late_counter_ns, late_offset_ns)
         else:
             self._late.clear()
-        self._keep(counter_ns, offset_ns)
+        self._add(counter_ns, offset_ns)
 
     def _jump_confirmed(self, now_ns: int) -> bool:
         lasted_ns = now_ns - self._late[0][0]
         min_ns = min(offset - self._offset_at(counter) for _, counter, offset in self._late)
         return lasted_ns >= (self.CONFIRM_LARGE_NS if min_ns > self.LARGE_JUMP_NS else self.CONFIRM_NS)
 
-    def _keep(self, counter_ns: int, offset_ns: int) -> None:
+    def _add(self, counter_ns: int, offset_ns: int) -> None:
         self._readings += 1
         late_ns = offset_ns - self._offset_at(counter_ns)
         if self._block_end_ns is None or counter_ns >= self._block_end_ns:
             self._block_end_ns = counter_ns + self.BLOCK_NS
-            self._kept.append((counter_ns, offset_ns))
-            while self._kept[0][0] < counter_ns - self.WINDOW_NS:
-                self._kept.popleft()
-        elif offset_ns - self._offset_at(counter_ns) < self._kept[-1][1] - self._offset_at(self._kept[-1][0]):
-            self._kept[-1] = (counter_ns, offset_ns)
+            self._block_minima.append((counter_ns, offset_ns))
+            while self._block_minima[0][0] < counter_ns - self.WINDOW_NS:
+                self._block_minima.popleft()
+        elif offset_ns - self._offset_at(counter_ns) < self._block_minima[-1][1] - self._offset_at(
+            self._block_minima[-1][0]
+        ):
+            self._block_minima[-1] = (counter_ns, offset_ns)
             if late_ns > 0:
-                return  # above the line: it can wait for the block's end
+                return  # above the line: the fit can wait until the block ends
         else:
             return
         self._fit()
 
     def _spans_ns(self) -> int:
-        return self._kept[-1][0] - self._kept[0][0] if self._kept else 0
+        return self._block_minima[-1][0] - self._block_minima[0][0] if self._block_minima else 0
 
     def _fit(self) -> None:
-        self._origin_ns = self._kept[0][0]
-        base_ns = self._kept[0][1]
-        x = np.array([counter - self._origin_ns for counter, _ in self._kept], np.float64)
-        y = np.array([offset - base_ns for _, offset in self._kept], np.float64)
+        self._origin_ns = self._block_minima[0][0]
+        base_ns = self._block_minima[0][1]
+        x = np.array([counter - self._origin_ns for counter, _ in self._block_minima], np.float64)
+        y = np.array([offset - base_ns for _, offset in self._block_minima], np.float64)
         self._slope = 0.0
         if self._spans_ns() >= self.RATE_AFTER_NS:
             hull_x, hull_y = _lower_hull(x, y)
@@ -265,7 +270,7 @@ def _lower_hull(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]
 class SampleClock(DelayFloor):
     """Sample index → capture time, for a device that counts samples evenly and delivers them with jitter."""
 
-    # Less than a driver's smallest buffer: when that is lost, every later sample is late by as much.
+    # Less than a driver's smallest buffer: when one is lost, every later sample is late by as much.
     JUMP_NS = 5_000_000
 
     def __init__(self, sample_rate_hz: int) -> None:
@@ -279,9 +284,9 @@ class SampleClock(DelayFloor):
 
 
 class PtsClock(DelayFloor):
-    """Presentation time stamps of a network stream → host time: their steps are right, their epoch is arbitrary."""
+    """Presentation timestamps of a network stream → host time: their differences are right, their epoch is arbitrary."""
 
-    # A network may well delay everything by half a second for a while; a jump beyond this is a restarted stream.
+    # A network may delay everything by half a second for a while; a jump beyond this is a restarted stream.
     JUMP_NS = NS
 
     def __init__(self) -> None:
@@ -297,7 +302,7 @@ class HeaderClock:
 
     Written as seconds with a decimal point ("1700000000.123456") or as integer nanoseconds. On the same host it may be
     CLOCK_MONOTONIC or UTC: whichever makes it a plausible moment just before the arrival. Any other epoch (another
-    host, a camera that counts from its own start) is tied to the arrivals like a presentation time stamp.
+    host, a camera that counts from its own start) is fitted to the arrivals like a presentation timestamp.
     """
 
     MAX_AGE_NS = 5 * NS  # a stamp older than this on arrival belongs to another clock
@@ -308,7 +313,7 @@ class HeaderClock:
         self._pts_clock = PtsClock()
 
     def stamp(self, header: str | None, arrival_ns: int) -> tuple[int, int] | None:
-        """(host time, bound on its error); None where the header says nothing that can be used."""
+        """(host time, bound on its error); None where the header holds no usable time."""
         stamp_ns = self.parse(header)
         if stamp_ns is None:
             return None
@@ -333,8 +338,8 @@ class HeaderClock:
 def offset_to_monotonic(read_ns: Callable[[], int], clock: Clock, tries: int = 7) -> tuple[int, int]:
     """(offset, error bound): other clock + offset = host's monotonic clock.
 
-    The other clock is read between two readings of ours; the tightest of a few tries counts. Which clock it is (a sound
-    card may report CLOCK_REALTIME or CLOCK_MONOTONIC) need not be known.
+    The other clock is read between two readings of ours; the tightest of a few attempts counts. Which clock it is need not
+    be known: a sound card may report CLOCK_REALTIME or CLOCK_MONOTONIC.
     """
     best: tuple[int, int] | None = None
     for _ in range(tries):

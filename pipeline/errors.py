@@ -1,14 +1,14 @@
-"""Every error a user can meet, and the exit code it ends the program with.
+"""Every error that a user can meet, and the exit code with which it ends the program.
 
     SensoriumError                 1  our bug, if it ever reaches a user as itself
     ├── ConfigError                2  the user's config, arguments, files or environment
     │   └── AssetError             2  a model or clip that is missing, altered or out of reach
-    ├── DiffersError               4  two things that were compared are not alike
+    ├── DiffersError               4  two things that were compared differ
     ├── DeviceError                3  a camera, microphone or lidar; `retry` says whether waiting can help
-    ├── EngineError                1  a model's engine that was refused by its runtime, or failed while it ran
-    └── WireError                  1  a message that is not ours: counted and dropped by readers, never fatal
+    ├── EngineError                1  a model's engine that its runtime refused, or that failed while it ran
+    └── WireError                  1  a malformed message: counted and dropped by readers, never fatal
 
-A message says where, what was found, and what to do. Late or dropped frames are not errors: they are counted.
+A message says where, what the value is, and what to do. Late or dropped frames are not errors: they are counted.
 """
 
 from __future__ import annotations
@@ -20,25 +20,34 @@ from pipeline.installation import setup_command
 
 
 class SensoriumError(Exception):
+    """The base of all of them."""
+
     exit_code = 1
 
 
 class ConfigError(SensoriumError):
+    """The user's config, arguments, files or environment; the message says how to fix it."""
+
     exit_code = 2
 
 
 class AssetError(ConfigError):
-    pass
+    """A model or clip that is missing, altered or out of reach."""
 
 
 class DiffersError(SensoriumError):
-    """Two things that were compared are not alike: nobody's fault, but a script must see it."""
+    """Two things that were compared differ: no mistake, but a script must be able to detect it."""
 
     exit_code = 4
 
 
 class DeviceError(SensoriumError):
-    """retry: the device may come back by itself (unplugged, busy, network gone); the node loop then retries."""
+    """A camera, microphone or lidar that cannot be used.
+
+    Args:
+        message: Which device, why, and what to do.
+        retry: The device may come back by itself (unplugged, busy, network down): opening it is then retried.
+    """
 
     exit_code = 3
 
@@ -48,20 +57,20 @@ class DeviceError(SensoriumError):
 
 
 class EngineError(SensoriumError):
-    pass
+    """A model's engine that its runtime refused, or that failed while it ran."""
 
 
 class WireError(SensoriumError):
-    pass
+    """A malformed message: readers count it and drop it."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that was meant by a misspelt name; None when nothing is close."""
+    """The one of `known` that a misspelt name most likely means; None when none is close."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'microphone'?" for a misspelt name, or "" when nothing is close."""
+    """ " Did you mean 'microphone'?" for a misspelt name; "" when none is close."""
     close = closest(name, known)
     return f" Did you mean '{close}'?" if close else ""
 

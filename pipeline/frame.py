@@ -1,14 +1,15 @@
-"""What travels through the graph: Frame, AlignedSet, Prediction, Health.
+"""The messages of the graph: Frame, AlignedSet, Prediction, Health.
 
 Owns the meaning of every field; knows nothing of sockets, files or devices. All times are int nanoseconds of the rig's
-monotonic clock. Three of them are never mixed: `capture_ns` (when the world did it), `publish_ns` (when the node sent
-it), and the reader's own `arrival_ns` (see Arrival).
+monotonic clock. Three of them are never mixed: `capture_ns` (when it happened in the world), `publish_ns` (when the
+node sent it), and the reader's own `arrival_ns` (see Arrival).
 
+Example:
     frame = Frame(stream="camera", seq=7, capture_ns=clock.now_ns(), encoding="bgr8", data=image)
     frame.end_ns                      # capture_ns + duration_ns
     msgspec.json.encode(prediction.record())   # one line of --out
 
-Those made for every frame are left out of garbage collection (gc=False): frozen values cannot form a cycle.
+The types that are created for every frame are left out of garbage collection (gc=False): frozen values form no cycle.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ Encoding = Literal[
     "depth_u16_mm",  # (h, w) uint16, millimetres, 0 = no reading
     "points_xyzi_f32",  # (n, 4) float32: metres, metres, metres, reflectance in [0, 1]
     "points_xyzit_f32",  # (n, 5) float32: the same, and seconds since capture_ns at which each point was measured
-    "depth_png",  # (n,) uint8, depth_u16_mm between hosts (packing.py)
+    "depth_png",  # (n,) uint8, depth_u16_mm between hosts (transport/compression.py)
     "points_zlib",  # (n,) uint8, points_xyzi_f32 between hosts
     "points_t_zlib",  # (n,) uint8, points_xyzit_f32 between hosts
     "imu_f64",  # (6,) float64: m/s² x3, rad/s x3
     "series_f32",  # (n,) float32, any numeric series
     "text_utf8",  # (n,) uint8
     "label",  # (n,) uint8, UTF-8
-    "packet",  # (n,) uint8, one packet of a sensor as it came over the network: its decoder knows what it holds
-    "calibration",  # (n,) uint8, UTF-8: a sensor's numbers as they were given (calib.txt, camera_info as JSON)
+    "packet",  # (n,) uint8, one network packet of a sensor, as received; its decoder knows the format
+    "calibration",  # (n,) uint8, UTF-8: a sensor's calibration as recorded (calib.txt, camera_info as JSON)
     "none",  # (0,) uint8: nothing happened until capture_ns (a watermark)
 ]
 
 ENCODINGS = frozenset(get_args(Encoding))
-POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")  # encodings that say where things are
+POINTS = ("points_xyzi_f32", "points_xyzit_f32", "depth_u16_mm")  # encodings from which 3D points are computed
 
 ReceiptState = Literal[
     "exact",  # the sample's time is the anchor's, or a window is covered to the last sample
@@ -50,14 +51,14 @@ ReceiptState = Literal[
     "held",  # the latest frame before the anchor
     "interpolated",
     "partial",  # a window with gaps
-    "predicted",  # right unless the stream broke its learned minimum gap
-    "late",  # the stream is alive, but what was needed came after the deadline
-    "absent",  # nothing near the anchor exists
-    "silent",  # the stream has stopped, or its source said that nothing happened
+    "predicted",  # sent early; right unless the stream's next frame came before its learned minimum period
+    "late",  # the stream is alive, but the frame that was needed came after the deadline
+    "absent",  # no frame near the anchor exists
+    "silent",  # the stream has stopped, or its source sent a watermark
     "bad",  # it arrived and cannot be used: dark, torn, undecodable
 ]
 
-# A watermark at the end of time: the source is finished and nothing will ever come.
+# The watermark of a source that has ended: no frame will follow.
 FOREVER_NS = 1 << 62
 
 NO_DATA = np.empty(0, np.uint8)
@@ -67,7 +68,7 @@ NO_EMBEDDING.setflags(write=False)
 
 
 class StreamInfo(msgspec.Struct, frozen=True, array_like=True, tag="StreamInfo"):
-    """Once per stream, at the handshake and in a recording."""
+    """What a stream is; sent once, when a reader connects, and stored in a recording."""
 
     stream: str
     encoding: str
@@ -81,21 +82,21 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False,
     """One measurement. `data` is read-only: other readers share it."""
 
     stream: str
-    seq: int  # +1 per frame, given by the node loop: a gap is a drop
+    seq: int  # +1 per frame, set by the loop that runs the node: a gap is a drop
     capture_ns: int  # mid-exposure, first sample, sweep start
     encoding: Encoding
     data: np.ndarray = NO_DATA
     duration_ns: int = 0  # 0 for an instant; the length of an audio chunk or of a lidar sweep
     publish_ns: int = 0  # when it left the node
     clock_error_ns: int = 0  # bound on the error of capture_ns against the rig's clock
-    reason: str = ""  # of an encoding "none": why nothing happened ("muted", "unplugged"); else what it lacks
+    reason: str = ""  # of an encoding "none": why nothing happened ("muted", "unplugged"); else what is wrong with it
 
     def __post_init__(self) -> None:
         try:
             self.data.setflags(write=False)
         except AttributeError:
-            found = f"data is {type(self.data).__name__}, expected a numpy array"
-            raise TypeError(f"Frame of '{self.stream}': {found}, such as np.array([20.5], np.float32)") from None
+            problem = f"data is {type(self.data).__name__}, expected a numpy array"
+            raise TypeError(f"Frame of '{self.stream}': {problem}, such as np.array([20.5], np.float32)") from None
 
     @property
     def end_ns(self) -> int:
@@ -108,7 +109,7 @@ def silence(stream: str, until_ns: int, reason: str) -> Frame:
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How one stream of one set was answered."""
+    """How one stream of one aligned set was matched to the anchor."""
 
     stream: str
     state: ReceiptState
@@ -125,7 +126,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet", eq=False, gc=False):
-    """The frames of all streams that belong to one moment. A stream that is missing is not in `frames`: never faked."""
+    """The frames of all streams that belong to one moment. A missing stream is not in `frames`: nothing is made up."""
 
     anchor: str  # the anchor stream's name, or "" for a tick of a fixed rate
     anchor_ns: int
@@ -141,45 +142,45 @@ class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     id: int
     box_px: tuple[float, float, float, float]  # x, y, width, height in the captured picture
-    probs: tuple[float, ...]  # in the order of Prediction.labels; empty where those speak of something else
+    probs: tuple[float, ...]  # in the order of Prediction.labels; empty where those describe something else
     score: float = 1.0  # of the detection, in [0, 1]
-    voice: str = ""  # "own": the voice is taken for this one's; "shared": it may be another's; "": it had no part
-    label: str = ""  # of an object: what it is, where Prediction.labels speak of something else
+    voice: str = ""  # "own": the voice counts as this face's; "shared": it may be another's; "": it did not count
+    label: str = ""  # of an object: its class, where Prediction.labels describe something else
     range_m: float | None = None  # of an object: from the camera to its nearest surface; None: not measured
     position_m: tuple[float, ...] = ()  # of that surface, x, y, z in the base frame; empty: not measured
-    closing_mps: float | None = None  # by how much range_m shrinks in a second; None: not known yet
+    closing_mps: float | None = None  # by how much range_m shrinks per second; None: not known yet
 
 
 class Opinion(msgspec.Struct, frozen=True, array_like=True, eq=False):
-    """What one modality alone would say, and how much it counted."""
+    """The answer of one modality alone, and how much it counted."""
 
     modality: str  # "face", "voice"
     stream: str  # where it came from
-    weight: float  # presence and quality, in [0, 1]: 0 = it had no part in the answer
-    probs: tuple[float, ...] = ()  # in the order of Prediction.labels; empty where it had nothing to say
+    weight: float  # presence and quality, in [0, 1]; 0: it did not count
+    probs: tuple[float, ...] = ()  # in the order of Prediction.labels; empty where it has no answer
     reason: str = ""  # why the weight is below 1: "blurred", "nobody speaks"
-    embedding: np.ndarray = NO_EMBEDDING  # (d,) float32, the network's; empty unless the task was asked for it
+    embedding: np.ndarray = NO_EMBEDDING  # (d,) float32, the network's; empty unless the task's option asks for it
 
 
 class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction", eq=False):
-    """One answer of a task, with its receipts."""
+    """One answer of a task, with the receipts of the streams it used."""
 
     task: str
     capture_ns: int  # the anchor's
     labels: tuple[str, ...]
-    probs: np.ndarray  # (n,) float32, sums to 1; uniform where nothing could be seen
-    label: str | None  # None: no evidence, so no answer; "uncertain": an answer that is not sure enough
+    probs: np.ndarray  # (n,) float32, sums to 1; uniform where there is no evidence
+    label: str | None  # None: no evidence, so no answer; "uncertain": no probability is high enough
     model: str  # "face-expression@1a2b3c4d"
     subjects: tuple[Subject, ...] = ()
     used: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     receipts: tuple[Receipt, ...] = ()
-    speaking: bool | None = None  # None: no microphone to tell by
+    speaking: bool | None = None  # None: no microphone
     timing_ns: dict[str, int] = {}  # wait (anchor's arrival → set), infer (the task), total (capture → published)
     opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
-    disagree: bool = False  # two of the opinions are sure of different labels
-    agreement: float | None = None  # -1 to 1: how well the modalities fit together; None where the fusion tells none
-    surroundings: SceneState | None = None  # what is around the rig; None from tasks that do not look at that
+    disagree: bool = False  # two of the opinions are certain of different labels
+    agreement: float | None = None  # -1 to 1: how well the modalities fit together; None: the fusion has no such output
+    surroundings: SceneState | None = None  # what is around the rig; None: the task does not estimate it
 
     def record(self) -> dict[str, Any]:
         """The JSON object of `--out`, of the page's WebSocket and of docs/prediction.schema.json."""
@@ -243,7 +244,7 @@ NodeState = Literal[
 
 
 class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
-    """One node, as the launcher last heard of it."""
+    """The last report of one node."""
 
     node: str
     state: NodeState
@@ -256,7 +257,7 @@ class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
     dropped: dict[str, dict[str, int]] = {}  # source → reason → count
     latency_ms: dict[str, dict[str, float]] = {}  # name → p50, p95, p99
     facts: dict[str, str] = {}  # "engine face-expression": "onnxruntime 1.27, 1 thread"
-    promised: dict[str, int] = {}  # by source in another process: messages since its first welcome, as its seq says
+    promised: dict[str, int] = {}  # by source in another process: messages sent since the connection, by their seq
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
@@ -279,9 +280,11 @@ class Arrival:
 
 
 def moved(message: Message, to_local: Callable[[int], tuple[int, int]]) -> Message:
-    """A message of another host with its times on this host's clock, and every clock error larger by the bound of that.
+    """A message of another host with its times converted to this host's clock, and its clock errors increased to match.
 
-    to_local: a time there → (the time here, the bound on its error), as HostClock has it.
+    Args:
+        message: As received.
+        to_local: Time of the other host → (time of this host, bound on the error of the conversion): see HostClock.
     """
 
     replace = msgspec.structs.replace
@@ -316,7 +319,7 @@ def moved(message: Message, to_local: Callable[[int], tuple[int, int]]) -> Messa
 
 
 def left_ns(message: Message) -> int:
-    """When it left the node that made it, as far as the message says; else when what it tells of was captured."""
+    """When its node sent it, where the message has that time; of a prediction, when its anchor was captured."""
     if isinstance(message, AlignedSet):
         return message.sent_ns
     return message.capture_ns if isinstance(message, Prediction) else message.publish_ns

@@ -1,4 +1,4 @@
-"""Counting: what came in, what went out, what was dropped and why, and how long things took. Bounded memory, no I/O.
+"""The counters of a node: received, produced, dropped with reasons, and latencies. Bounded memory, no I/O.
 
 Example:
     metrics.drop("camera", "overload", 3)
@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 
 
 class Latency:
-    """Histogram of durations in steps of 1 %, from 1 µs up: percentiles of a whole run in a few kilobytes."""
+    """Histogram of durations in steps of 1 %, from 1 µs up: percentiles of a whole run in a few kilobytes of memory."""
 
     _STEP = math.log(1.01)
 
@@ -44,12 +44,11 @@ class Metrics:
     def __init__(self) -> None:
         self.produced = 0
         self.received: Counter[str] = Counter()  # by source
-        self.promised: Counter[str] = (
-            Counter()
-        )  # by source in another process: what it sent us by its seq, whatever came of it
+        # By source in another process: how many messages it sent to this node, by their seq, received or not.
+        self.promised: Counter[str] = Counter()
         self._dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._latencies: dict[str, Latency] = {}
-        self.facts: dict[str, str] = {}  # what a person may want to know: which engine, which device
+        self.facts: dict[str, str] = {}  # for people: which engine, which device
 
     def drop(self, source: str, reason: str, count: int = 1) -> None:
         self._dropped[source][reason] += count

@@ -1,9 +1,10 @@
-"""What is around a rig: obstacles, free space, sounds and the way ahead, as a Prediction carries it.
+"""What is around a rig: obstacles, free space, sounds and the clearance of the path ahead, as a Prediction carries it.
 
-Owns the meaning of every field; knows nothing of how any of it is found. Places are in the rig's base frame: x forward,
+Owns the meaning of every field; knows nothing of how it is estimated. Positions are in the rig's base frame: x forward,
 y left, z up, in metres; bearings in degrees from straight ahead, to the left positive; velocities relative to the rig.
-A prototype's eyes, not a safety function.
+A prototype for experiments, not a safety function.
 
+Example:
     for obstacle in prediction.surroundings.obstacles: print(obstacle.range_m, obstacle.bearing_deg, obstacle.ttc_s)
     prediction.surroundings.free_space.at(5.0, 0.0)     # FREE
 """
@@ -22,34 +23,34 @@ ClearanceState = Literal["clear", "caution", "blocked", "unknown"]
 
 
 class Obstacle(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Something that stands above the ground, followed from sweep to sweep."""
+    """Something that stands above the ground, tracked from sweep to sweep."""
 
-    id: int  # the same as long as it is followed
+    id: int  # stable while the obstacle is tracked
     centre_m: tuple[float, float, float]  # x, y, z of the middle of its box
-    size_m: tuple[float, float, float]  # length along yaw, width, height of what was seen of it
+    size_m: tuple[float, float, float]  # length along yaw, width, height of its visible part
     yaw_rad: float  # of its length, from x towards y
     range_m: float  # horizontal, from the base frame's origin to its nearest point
     bearing_deg: float  # of that point
     velocity_mps: tuple[float, float] | None = None  # x, y; None: not known yet
     velocity_sigma_mps: float | None = None  # standard deviation of either
-    ttc_s: float | None = None  # until it reaches the rig if nothing changes; None: it does not come nearer
-    points: int = 0  # of the newest sweep that fell on it; 0: carried on from sweeps before
-    label: str = ""  # what the camera takes it for; "": not told
-    score: float = 0.0  # of that
+    ttc_s: float | None = None  # time to contact at constant velocity; None: it does not approach
+    points: int = 0  # in the newest sweep; 0: predicted from earlier sweeps
+    label: str = ""  # its class, from the camera; "": unknown
+    score: float = 0.0  # of that class, 0 to 1
 
 
 class Sector(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A slice of the world around, from one bearing to the next."""
+    """The directions from one bearing to the next."""
 
     from_deg: float
     to_deg: float
-    nearest_m: float | None  # of anything above the ground; None: nothing was seen
-    ttc_s: float | None = None  # the least of its obstacles
-    seen: float = 0.0  # share of the slice, out to the farthest cell, that was seen free or occupied, 0 to 1
+    nearest_m: float | None  # of anything above the ground; None: nothing was measured
+    ttc_s: float | None = None  # the smallest of its obstacles
+    seen: float = 0.0  # share of its cells that are known to be free or occupied, 0 to 1
 
 
 class FreeSpace(msgspec.Struct, frozen=True, array_like=True, eq=False):
-    """A grid seen from above. cells[i, j] covers x from origin_m[0] + i·cell_m and y from origin_m[1] + j·cell_m on."""
+    """A grid from above. cells[i, j] covers x from origin_m[0] + i·cell_m and y from origin_m[1] + j·cell_m on."""
 
     cells: np.ndarray  # (rows, columns) uint8: UNKNOWN, FREE or OCCUPIED
     cell_m: float
@@ -66,30 +67,32 @@ class FreeSpace(msgspec.Struct, frozen=True, array_like=True, eq=False):
 
 
 class Sound(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One kind of sound event, as likely as it is now."""
+    """One kind of sound event with its present probability."""
 
     label: str
     prob: float
 
 
 class PathClearance(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The way ahead. "clear" needs fresh evidence that it is free; without any it is "unknown"."""
+    """Whether the path ahead is clear: that needs fresh evidence that it is free; else the state is "unknown"."""
 
     state: ClearanceState = "unknown"
     because: tuple[str, ...] = ()  # for people: "obstacle 7 at 4.2 m, closing at 3.1 m/s", "no lidar for 0.7 s"
-    nearest_m: float | None = None  # in the corridor; None: nothing in it, or not known
+    nearest_m: float | None = None  # in the corridor; None: nothing in it, or unknown
     ttc_s: float | None = None
 
 
 class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
+    """All of it, at one moment."""
+
     ahead: PathClearance = PathClearance()
     obstacles: tuple[Obstacle, ...] = ()  # nearest first
     sectors: tuple[Sector, ...] = ()  # from the right (-180°) to the left
     free_space: FreeSpace | None = None
-    sounds: tuple[Sound, ...] = ()  # likeliest first; empty: nothing was listened to
+    sounds: tuple[Sound, ...] = ()  # most probable first; empty: no sound was classified
 
     def record(self) -> dict[str, Any]:
-        """The JSON object of docs/prediction.schema.json. A grid is a list of texts, a letter a cell, rearmost row first."""
+        """The JSON object of docs/prediction.schema.json. A grid is a list of strings, a letter a cell, rear row first."""
         plain = {
             "ahead": msgspec.structs.asdict(self.ahead),
             "obstacles": [_rounded(o) for o in self.obstacles],
@@ -104,7 +107,7 @@ class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
 
 
 def _rounded(part: msgspec.Struct) -> dict[str, Any]:
-    """To the millimetre, which is finer than anything here is known."""
+    """To three decimals: finer than any of these values is measured."""
 
     def short(value: Any) -> Any:
         if isinstance(value, tuple):

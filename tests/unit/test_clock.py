@@ -181,7 +181,7 @@ def test_long_runs_keep_bounded_memory() -> None:
     clock = SampleClock(RATE_HZ)
     for k in range(20_000):
         clock.stamp_chunk(k * CHUNK, CHUNK, START_NS + k * 20 * MS)
-    assert len(clock._kept) <= DelayFloor.WINDOW_NS // DelayFloor.BLOCK_NS + 2
+    assert len(clock._block_minima) <= DelayFloor.WINDOW_NS // DelayFloor.BLOCK_NS + 2
 
 
 def test_pts_are_tied_to_the_least_delayed_arrival() -> None:
