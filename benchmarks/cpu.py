@@ -3,10 +3,10 @@
 Example:
     python -m benchmarks.cpu [--runs 3] [--against OTHER_CHECKOUT] [--no-dashboard] [--unpaced] [--json OUT.json]
 
-From the health of the run, between its 60th and its 300th picture; the launcher's own from /proc (Linux). Another checkout
-is run in turns with this one. The clip has 24 pictures a second: `at 30` is what 30 a second take of one core. On a machine that is
-too busy for that, sets are shed, which costs less: `predicted` is the share that was not. --unpaced takes the clip as fast as it
-is read, and sheds nothing.
+From the health of the run, between its 60th and its 300th picture; the launcher's own from /proc (Linux). Another
+checkout is run in turns with this one. The clip has 24 pictures a second: `at 30` is what 30 a second take of one core.
+On a machine that is too busy for that, sets are shed, which costs less: `predicted` is the share that was not.
+--unpaced takes the clip as fast as it is read, and sheds nothing.
 """
 
 from __future__ import annotations

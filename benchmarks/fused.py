@@ -82,7 +82,8 @@ def compare(face: Path, voice: Path, fusion: Path, joined: Path, *, faces: int, 
     live = cost["face"] + cost["fusion"] + cost["voice"] * DECISIONS_HZ / PICTURES_HZ
     parts = ", ".join(f"{name} {cost[name]:.2f}" for name in ("face", "voice", "fusion"))
     return (
-        f"{faces} face{'s' if faces > 1 else ''}, {one.description}; ms of CPU p50: one engine {cost['one engine']:.2f}, "
+        f"{faces} face{'s' if faces > 1 else ''}, {one.description}; ms of CPU p50: "
+        f"one engine {cost['one engine']:.2f}, "
         f"three {three:.2f} ({parts}), live {live:.2f}; apart by {apart:.0e}"
     )
 

@@ -3,8 +3,8 @@
 Example:
     python -m benchmarks.gpu [--json OUT.json] [--rounds 12]
 
-1. Mechanics: pinned copies, a stream of one's own, graph capture and replay, two threads, poisoned outputs, wrong device;
-   the runner's own code, with torch behind TensorRT's five calls where there is a CUDA build of torch.
+1. Mechanics: pinned copies, a stream of one's own, graph capture and replay, two threads, poisoned outputs, wrong
+   device; the runner's own code, with torch behind TensorRT's five calls where there is a CUDA build of torch.
 2. Each of TensorRT and TensorRT-RTX that is usable here: every model built, compared, run; refusals with their reason.
 3. The table of `bench infer`, with torch FP16 in a CUDA graph, named as such.
 Exit code 1 when a check failed; what could not be run is reported, and fails nothing.
@@ -41,7 +41,7 @@ View = Callable[[int, tuple[int, ...], np.dtype], Any]
 Submit = Callable[[int, Callable[[], None]], None]
 
 
-# ---- torch behind TensorRT's calls ------------------------------------------------------------------------------------
+# --- torch behind TensorRT's calls
 
 
 class TorchPlan:
@@ -121,7 +121,7 @@ def cuda_submit(stream: int, work: Callable[[], None]) -> None:
         work()
 
 
-# ---- the checks -------------------------------------------------------------------------------------------------------
+# --- the checks
 
 
 class Report:
@@ -276,7 +276,8 @@ def run(*, rounds: int, out: Path | None) -> int:
     report, gpus = Report(), cuda.probe()
     for gpu in gpus.devices:
         print(
-            f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB; CUDA {gpus.driver}"
+            f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_mib} MiB; "
+            f"CUDA {gpus.driver}"
         )
     extra: list[infer.Row] = []
     if gpus.missing:

@@ -1,13 +1,14 @@
-"""Every model on every backend that works here, in every precision and batch, beside torch eager and the floor, in one run.
+"""Every model on every backend that works here, in every precision and batch, beside torch eager and the floor.
 
 Example:
     python run_pipeline.py bench infer [--model NAME] [--precision fp32] [--rounds 12] [--json OUT.json]
 
-All rows are timed in turns, a few calls each, so that whatever else the machine does weighs on all alike; compare rows of
-one run, and ratios between runs. One thread, whose own CPU time stands beside the wall time: that is not disturbed by
-other programs, and on a processor `of eager` is made of it. fp16 and int8 files are made for the run where they are not there. The floor
-is what a call costs that computes nothing: on a processor one Identity through ONNX Runtime, on a GPU the copies up and
-down and the launch of an empty graph. Memory is what loading and running a row added to this process (on a GPU: its own).
+All rows are timed in turns, a few calls each, so that whatever else the machine does weighs on all alike; compare rows
+of one run, and ratios between runs. One thread, whose own CPU time stands beside the wall time: that is not disturbed
+by other programs, and on a processor `of eager` is made of it. fp16 and int8 files are made for the run where they are
+not there. The floor is what a call costs that computes nothing: on a processor one Identity through ONNX Runtime, on a
+GPU the copies up and down and the launch of an empty graph. Memory is what loading and running a row added to this
+process (on a GPU: its own).
 """
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ def run(
     out: Path | None = None,
     extra: Sequence[Row] = (),
 ) -> list[dict[str, Any]]:
-    """Prints the table; writes its rows as JSON to `out`. only: one model. extra: rows of others, timed with the rest."""
+    """Prints the table; writes its rows as JSON to `out`. only: one model. extra: other rows, timed with these."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         timed = [

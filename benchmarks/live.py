@@ -4,8 +4,9 @@ Example:
     python -m benchmarks.live [--json out.json] [--page]
 
 The plain loop reads the clip, finds faces in every picture (CenterFace), classifies each and draws, on one thread, as
-fast as it can; both use the same models. CPU counts every process of the graph; its start-up is measured by a run of one
-second and taken off. --page opens the page in a headless Chromium (/usr/bin/chromium), as a person would have it open.
+fast as it can; both use the same models. CPU counts every process of the graph; its start-up is measured by a run of
+one second and taken off. --page opens the page in a headless Chromium (/usr/bin/chromium), as a person would have it
+open.
 """
 
 from __future__ import annotations
@@ -106,12 +107,12 @@ def main() -> None:
     timing = whole["timing_ms"]
     lost = frames - whole["predictions"]
     print(f"{'ms a frame':<44}{'p50':>8}{'p95':>8}{'CPU':>8}")
-    print(
-        f"{'plain loop, one thread (detect every frame)':<44}{plain['p50_ms']:8.1f}{plain['p95_ms']:8.1f}{plain['cpu_ms_a_frame']:8.1f}"
-    )
-    print(
-        f"{'Sensorium, capture → prediction':<44}{timing['total']['p50']:8.1f}{timing['total']['p95']:8.1f}{cpu_ms:8.1f}"
-    )
+    total = timing["total"]
+    for name, row in (
+        ("plain loop, one thread (detect every frame)", (plain["p50_ms"], plain["p95_ms"], plain["cpu_ms_a_frame"])),
+        ("Sensorium, capture → prediction", (total["p50"], total["p95"], cpu_ms)),
+    ):
+        print(f"{name:<44}" + "".join(f"{value:8.1f}" for value in row))
     for name, label in (("wait", "waiting for the microphone"), ("infer", "models"), ("rest", "everything else")):
         print(f"{'  ' + label:<44}{timing[name]['p50']:8.1f}{timing[name]['p95']:8.1f}")
     print(

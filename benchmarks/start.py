@@ -4,7 +4,8 @@ Example:
     python -m benchmarks.start [--runs 5] [--against OTHER_CHECKOUT] [--no-dashboard] [--json OUT.json]
 
 CPU is what every process of the run has used by then, its ended children too (Linux: /proc). Another checkout is run in
-turns with this one, so that whatever else the machine does weighs on both alike; the first turn fills caches and is left out.
+turns with this one, so that whatever else the machine does weighs on both alike; the first turn fills caches and is
+left out.
 """
 
 from __future__ import annotations

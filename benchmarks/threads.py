@@ -3,9 +3,10 @@
 Example:
     python -m benchmarks.threads [--rounds 40] [--json OUT.json]
 
-Each live model with one and with two threads, alone and beside a process that computes all the time, as the graph's other
-processes may; and with its inputs and outputs bound to memory of its own (I/O binding), whose outputs are copied, since
-those of an engine are the caller's to keep. Rows take turns, call by call. CPU is the whole process's, wall the call's.
+Each live model with one and with two threads, alone and beside a process that computes all the time, as the graph's
+other processes may; and with its inputs and outputs bound to memory of its own (I/O binding), whose outputs are copied,
+since those of an engine are the caller's to keep. Rows take turns, call by call. CPU is the whole process's, wall the
+call's.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def bring_up(
 
 
 class _FallbackEngine(Engine):
-    """ONNX Runtime until the built engine runs, and from the call in which it fails. state: of the built engine. `run` is
-    called from one thread; another one brings the engine up."""
+    """ONNX Runtime until the built engine runs, and from the call in which it fails. state: of the built engine. `run`
+    is called from one thread; another one brings the engine up."""
 
     def __init__(
         self,

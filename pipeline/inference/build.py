@@ -4,7 +4,8 @@ Example:
     echo '{"backend": "tensorrt_rtx", "model": "models/face-expression.onnx", "shapes": [{"face": [1, 1, 48, 48]}]}' |
         python -m pipeline.inference.build
 
-`gpu` {"name", "capability", "driver"} in the order stands for one that is not here, for a runtime that builds ahead of time.
+`gpu` {"name", "capability", "driver"} in the order stands for one that is not here, for a runtime that builds ahead of
+time.
 """
 
 from __future__ import annotations

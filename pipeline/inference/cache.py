@@ -1,9 +1,9 @@
 """Built engines on disk: reused only where everything they depend on is the same, loaded only if this user wrote them.
 
 An entry is two files, `<key's hash>.engine` and `.json` beside it, which holds the key, the engine's hash and the
-parity gate's figures. Both are written under another name and renamed; the JSON comes last, so an entry is whole or absent.
-One process builds at a time: a second one waits, and then reads what the first has built. Knows nothing of what an
-engine is.
+parity gate's figures. Both are written under another name and renamed; the JSON comes last, so an entry is whole or
+absent. One process builds at a time: a second one waits, and then reads what the first has built. Knows nothing of what
+an engine is.
 
 Example:
     cache = Cache()

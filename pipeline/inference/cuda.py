@@ -1,8 +1,8 @@
 """The NVIDIA driver: whether there is one, and the few calls of it that an engine's run is made of.
 
-`probe` asks through ctypes and constructs nothing of TensorRT's, whose Runtime can end a process without a driver with a
-segmentation fault. `Cuda` owns one GPU's primary context: pinned memory, its own streams, graphs. Every call's status is
-checked. Nothing here is imported where there is no GPU, but for `probe`.
+`probe` asks through ctypes and constructs nothing of TensorRT's, whose Runtime can end a process without a driver with
+a segmentation fault. `Cuda` owns one GPU's primary context: pinned memory, its own streams, graphs. Every call's status
+is checked. Nothing here is imported where there is no GPU, but for `probe`.
 
 Example:
     gpus = probe()                                   # Gpus(driver="13.0", devices=(Gpu("NVIDIA L4", (8, 9), 23034),))
@@ -50,8 +50,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """driver: the CUDA version that the driver supports. missing: why there is nothing to run on, with the fix; "" if there is
-    something. has_driver: False on a machine without NVIDIA's driver, where there is nothing to report."""
+    """driver: the CUDA version that the driver supports. missing: why there is nothing to run on, with the fix; "" if
+    there is something. has_driver: False on a machine without NVIDIA's driver, where there is nothing to report."""
 
     driver: str = ""
     devices: tuple[Gpu, ...] = ()
@@ -61,7 +61,7 @@ class Gpus:
 
 @functools.cache
 def probe() -> Gpus:
-    """What the driver reports, asked once a process. Never raises, never loads anything but the driver's own library."""
+    """What the driver reports, asked once a process. Never raises; loads nothing but the driver's own library."""
     for name in _LIBRARIES.get(sys.platform, ()):
         try:
             return _ask(ctypes.CDLL(name))
@@ -136,7 +136,8 @@ class Device(Protocol):
 
 
 class Cuda:
-    """GPU number `index`, through cuda-bindings (extra `gpu` or `trt-rtx`). Raises EngineError with the driver's status."""
+    """GPU number `index`, through cuda-bindings (extra `gpu` or `trt-rtx`). Raises EngineError with the driver's
+    status."""
 
     def __init__(self, index: int = 0) -> None:
         from cuda.bindings import driver  # the extra's; not there without it

@@ -1,7 +1,8 @@
 """The interface of a backend: what runs an ONNX model, whichever runtime does the work.
 
-Knows neither what a model is for nor where it came from, nor any backend. A backend is one file of the package `backends`,
-or anybody's class, named as "module:Name"; nothing is registered. load.py chooses one and loads a model with it.
+Knows neither what a model is for nor where it came from, nor any backend. A backend is one file of the package
+`backends`, or anybody's class, named as "module:Name"; nothing is registered. load.py chooses one and loads a model
+with it.
 
 Example:
     class Mine(Engine):
@@ -36,8 +37,8 @@ class Engine(ABC):
 
     @classmethod
     def has_hardware(cls) -> bool:
-        """False where a machine has nothing of the hardware that this backend is for: `auto` then passes over it without
-        a message, for there is nothing to do about it."""
+        """False where a machine has nothing of the hardware that this backend is for: `auto` then passes over it
+        without a message, for there is nothing to do about it."""
         return True
 
     @classmethod

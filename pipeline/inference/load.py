@@ -37,15 +37,15 @@ def load(
 ) -> Engine:
     """A model, ready to run.
 
-    A backend asked for by name never falls back: ConfigError says why it cannot run. "auto" logs what it chose and why it
-    passed over the others; where the best one must be built first, ONNX Runtime serves meanwhile (bring_up.py).
+    A backend asked for by name never falls back: ConfigError says why it cannot run. "auto" logs what it chose and why
+    it passed over the others; where the best one must be built first, ONNX Runtime serves meanwhile (bring_up.py).
 
     Args:
         backend: "auto", a file of the package `backends`, or "module:Name".
         precision: fp32, or another file of the same model, made by `export`.
         threads: On a processor.
-        warm_up: The shapes that will be run, one for every float32 input, run once with zeros, so that the first real frame
-            is not the slowest; a GPU's engine is built for them.
+        warm_up: The shapes that will be run, one for every float32 input, run once with zeros, so that the first real
+            frame is not the slowest; a GPU's engine is built for them.
         samples: What such an engine must agree with ONNX Runtime on.
         report: Called with the engine's description, again whenever it changes, from any thread.
         log: Default: the log "engine".
@@ -88,8 +88,8 @@ def backends() -> dict[str, type[Engine]]:
 
 
 def best() -> tuple[str, type[Engine], list[str]]:
-    """What `auto` takes here: its name, its class, and a line with reason and fix for each backend that was passed over,
-    but for those whose hardware this machine does not have."""
+    """What `auto` takes here: its name, its class, and a line with reason and fix for each backend that was passed
+    over, but for those whose hardware this machine does not have."""
     passed_over: list[str] = []
     for name, backend in backends().items():
         reason = backend.unusable()
@@ -113,7 +113,8 @@ def _best(log: logging.Logger) -> type[Engine]:
 
 
 def named(backend: str) -> type[Engine]:
-    """A backend's class, whether it can run here or not. ConfigError with the nearest name where there is none of that name."""
+    """A backend's class, whether it can run here or not. ConfigError with the nearest name where there is none of that
+    name."""
     return find(backend, Engine, PACKAGE, what="backend")  # type: ignore[type-abstract]
 
 

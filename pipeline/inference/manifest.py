@@ -1,4 +1,4 @@
-"""What an ONNX file records about itself: its inputs, labels, calibration, origin and figures, kept in the file's metadata.
+"""What an ONNX file records about itself: its inputs, labels, calibration, origin and figures, in its metadata.
 
 A model travels as one file; its manifest cannot be lost, and the task reads labels and temperature from it instead of
 from its own code. The hash is of the graph with its weights, not of the file: writing the manifest does not change it,
@@ -30,7 +30,7 @@ METADATA_KEY = "sensorium.manifest"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """shape: a name instead of a number where the size is free, as in ("n", 1, 48, 48). meaning: unit, range, how it is made."""
+    """shape: a name stands for a free size, as in ("n", 1, 48, 48). meaning: unit, range, how it is computed."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -72,7 +72,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Raises ConfigError when the file is missing, is no ONNX file, has no manifest, or is not what was exported."""
+        """Raises ConfigError when the file is missing, is no ONNX file, has no manifest, or has changed."""
         file = OnnxFile.read(path)
         stored = file.metadata.get(METADATA_KEY)
         if stored is None:
@@ -96,7 +96,7 @@ class Manifest:
         return manifest
 
     def write(self, path: Path) -> Manifest:
-        """Put this manifest into the ONNX file, in place of an earlier one. Returns it with the graph's hash filled in."""
+        """Write this manifest into the ONNX file, in place of an earlier one. Returns it with the graph's hash."""
         import onnx
 
         model = _load(path)

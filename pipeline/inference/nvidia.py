@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX, whose Python interfaces are the same: parse, build, deserialise, run.
 
-`parse` and `build` need no GPU where the runtime builds ahead of time (TensorRT-RTX); everything below `Engine` needs one.
-Nothing of NVIDIA's is imported before the driver has reported a GPU.
+`parse` and `build` need no GPU where the runtime builds ahead of time (TensorRT-RTX); everything below `Engine` needs
+one. Nothing of NVIDIA's is imported before the driver has reported a GPU.
 
 Example:
     content = build(trt, Path("models/face-expression.onnx"), profiles, capabilities=[(8, 9)])
@@ -83,15 +83,15 @@ def parse(trt: Any, model_path: Path, network: Any, messages: Any) -> None:
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     unknown = sorted({error.node_operator() for error in errors if error.code() == trt.ErrorCode.UNSUPPORTED_NODE})
+    runtime = f"{trt.__name__} {trt.__version__}"
     if unknown:
         where = ", ".join(filter(None, (error.node_name() for error in errors)))
         raise EngineError(
-            f"{model_path}: {trt.__name__} {trt.__version__} does not know the operator{'s' if len(unknown) > 1 else ''} "
+            f"{model_path}: {runtime} does not know the operator{'s' if len(unknown) > 1 else ''} "
             f"{', '.join(unknown)} ({where or 'unnamed nodes'}). Export the model without, or set backend: onnxruntime"
         )
-    raise EngineError(
-        f"{model_path}: {trt.__name__} {trt.__version__} refuses it: {'; '.join(e.desc() for e in errors) or messages.last()}"
-    )
+    reasons = "; ".join(error.desc() for error in errors) or messages.last()
+    raise EngineError(f"{model_path}: {runtime} refuses it: {reasons}")
 
 
 @functools.cache

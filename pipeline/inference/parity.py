@@ -33,8 +33,8 @@ class Bound:
     agreement: float
 
 
-# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8's logits wander further than that and it is judged by its
-# labels; the bound there only keeps out an engine that is broken.
+# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8's logits wander further than that and it is judged by
+# its labels; the bound there only keeps out an engine that is broken.
 BOUNDS = {"fp32": Bound(1e-3, 1.0), "fp16": Bound(2e-2, 0.995), "int8": Bound(0.5, 0.98)}
 
 
@@ -71,7 +71,8 @@ def compare(
     log_probs: bool = False,
 ) -> ParityResult:
     """samples: batches of inputs; the batch is the first size of every output. labels: the output that holds logits.
-    log_probs: these are logarithms of probabilities, whose tails rounding moves far and nobody reads: as probabilities."""
+    log_probs: that output holds log-probabilities, whose tails rounding moves far: they are compared as probabilities.
+    """
     count, sure, agreed = 0, 0, 0
     difference: dict[str, float] = {}
     scale: dict[str, float] = {}
@@ -100,8 +101,8 @@ def compare(
 
 
 def compare_with_reference(engine: Engine, path: Path, samples: Samples | None, *, precision: str = "") -> ParityResult:
-    """With ONNX Runtime on the CPU and the model's fp32 file. precision: default: what the file's name says. samples: None
-    for a model that has none; the comparison is then on noise."""
+    """With ONNX Runtime on the CPU and the model's fp32 file. precision: default: what the file's name says. samples:
+    None for a model that has none; the comparison is then on noise."""
     reference_path = full_precision(path)
     reference = Onnxruntime(reference_path, threads=1, device="cpu")
     manifest = Manifest.read(path) if METADATA_KEY in OnnxFile.read(path).metadata else None
@@ -136,7 +137,10 @@ def _refusal(count: int, relative: dict[str, float], sure: int, agreement: float
         raise ConfigError("the engine has no outputs to compare")
     name, worst = max(relative.items(), key=lambda item: item[1])
     if not worst <= bound.relative:
-        return f"output '{name}' differs by {worst:.2g} of its largest value from ONNX Runtime fp32, at most {bound.relative:g} is allowed"
+        return (
+            f"output '{name}' differs by {worst:.2g} of its largest value from ONNX Runtime fp32, "
+            f"at most {bound.relative:g} is allowed"
+        )
     if agreement < bound.agreement:
         return f"labels agree in {agreement:.1%} of {sure} sure samples, at least {bound.agreement:.1%} are needed"
     return ""

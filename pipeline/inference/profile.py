@@ -1,10 +1,11 @@
-"""The shapes an engine is built for. A GPU's engine knows ranges only: each profile is one, with the size it is best at.
+"""The shapes an engine is built for. A GPU's engine knows ranges only: each profile is one, and its best size.
 
 Batches are filled up to the next power of two, so that a handful of CUDA graphs serves any number of faces or of rigs.
 
 Example:
-    profiles = derive({"face": ("n", 1, 48, 48)}, [{"face": (1, 1, 48, 48)}])
-    profiles[0].admits({"face": (3, 1, 48, 48)}), profiles[0].filled({"face": (3, 1, 48, 48)})    # True, {"face": (4, 1, 48, 48)}
+    (profile,) = derive({"face": ("n", 1, 48, 48)}, [{"face": (1, 1, 48, 48)}])
+    profile.admits({"face": (3, 1, 48, 48)})           # True
+    profile.filled({"face": (3, 1, 48, 48)})           # {"face": (4, 1, 48, 48)}
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def derive(
 ) -> tuple[Profile, ...]:
     """One profile a hint, and one that spans them all where they differ in more than the batch.
 
-    hints: shapes that will be run; without any, free sizes are taken for 1. Raises ValueError for a hint that is no shape
-    of the model's.
+    hints: shapes that will be run; without any, free sizes are taken for 1. Raises ValueError for a hint that is no
+    shape of the model's.
     """
     requested = list(hints) or [{}]
     for hint in requested:

@@ -66,7 +66,8 @@ class _Slot(NamedTuple):
 
 @dataclass
 class _Lane:
-    """What one thread runs in. contexts: a profile each. graphs: (profile, input shapes) → graph; None: capturing failed."""
+    """What one thread runs in. contexts: a profile each. graphs: (profile, input shapes) → graph; None: capturing
+    failed."""
 
     stream: int
     slots: dict[str, _Slot]

@@ -47,8 +47,8 @@ class Engines:
         reduced: bool = True,
         branches: bool = False,
     ) -> Engine:
-        """reduced: at the task's precision; else fp32, for a model that has no other file. branches: the graph has an If,
-        which some backends refuse; ONNX Runtime runs it then."""
+        """reduced: at the task's precision; else fp32, for a model that has no other file. branches: the graph has an
+        If, which some backends refuse; ONNX Runtime runs it then."""
 
         def report(description: str) -> None:  # also from the thread that brings a built engine up
             self._metrics.facts[f"engine {name}"] = description

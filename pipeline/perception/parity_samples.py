@@ -1,8 +1,8 @@
 """Inputs that engines are compared on: at least 256 of each model, the same on every machine and at every call.
 
-Faces and pictures are cut from the packaged clip and perturbed by a seeded generator; sounds are
-synthetic voices (no clip with speech comes in a package under terms we can ship); opinions are drawn over all of their
-range, with each modality present or absent. Computed on demand, since they are 3 to 50 MB and only a new engine needs them.
+Faces and pictures are cut from the packaged clip and perturbed by a seeded generator; sounds are synthetic voices (no
+clip with speech comes in a package under terms we can ship); opinions are drawn over all of their range, with each
+modality present or absent. Computed on demand, since they are 3 to 50 MB and only a new engine needs them.
 
 Example:
     for inputs in parity_samples.of(Path("models/face-expression.onnx")): engine.run(inputs)
@@ -44,8 +44,8 @@ PICTURES, LOOKS = 32, 8  # pictures of the clip; perturbations of each
 
 
 def of(model_path: Path, *, seed: int = 0) -> Iterator[Tensors]:
-    """Batches of inputs of this model; another seed, other pictures and other draws. Raises ConfigError for a model whose
-    inputs are none that are known here."""
+    """Batches of inputs of this model; another seed, other pictures and other draws. Raises ConfigError for a model
+    whose inputs are none that are known here."""
     inputs = {value.name: value for value in OnnxFile.read(model_path).inputs}
     generate = GENERATORS.get(frozenset(inputs))
     if generate is None and (size_px := _one_picture(tuple(inputs.values()))):
@@ -103,7 +103,8 @@ def pictures(inputs: dict[str, Value], seed: int) -> Tensors:
 
 
 def places(inputs: dict[str, Value], seed: int) -> Tensors:
-    """`place` (256, 1, 225, 225): cuts of the clip's pictures from a quarter of a side to all of it, lighter, darker, softer."""
+    """`place` (256, 1, 225, 225): cuts of the clip's pictures from a quarter of a side to all of it, lighter, darker,
+    softer."""
     random = np.random.default_rng([5, seed])
     tensors = []
     for image in _pictures(PICTURES, seed):
@@ -228,7 +229,7 @@ def _in_part(random: np.random.Generator, sounds: Iterable[Floats]) -> Floats:
 
 
 def _event(random: np.random.Generator, count: int, kind: int) -> Floats:
-    """kind 0: a steady noise of some colour; 1: ticks; 2: a tone that glides, now and then; 3: an engine's harmonics."""
+    """kind 0: a steady coloured noise; 1: ticks; 2: a gliding tone with pauses; 3: the harmonics of an engine."""
     seconds = np.arange(count) / VOICE_RATE_HZ
     noise = random.normal(size=count)
     colour = np.convolve(noise, np.exp(-np.arange(64) / random.uniform(0.3, 20)), "same")

@@ -1,9 +1,9 @@
 """Expressions of the faces in view and of the voice in the room: AlignedSet → Prediction.
 
-detect → track → classify → listen → fuse → report. Faces are detected and tracked, cut out as in training, classified in
-one engine call, and smoothed over time; while somebody speaks, the voice is classified every 250 ms. The two are fused for
-every face by how good each is. Without a voice model, or while nobody speaks, the faces are the only evidence. A stream's
-encoding, not its name, says whether it holds pictures or sound. Expressions, not feelings.
+detect → track → classify → listen → fuse → report. Faces are detected and tracked, cut out as in training, classified
+in one engine call, and smoothed over time; while somebody speaks, the voice is classified every 250 ms. The two are
+fused for every face by how good each is. Without a voice model, or while nobody speaks, the faces are the only
+evidence. A stream's encoding, not its name, says whether it holds pictures or sound. Expressions, not feelings.
 
 Example:
     task = Emotion(smoothing_ms=300)
@@ -47,8 +47,8 @@ NO_VOICE = VoiceEvidence(None, 0.0, "")
 
 
 class View(NamedTuple):
-    """The picture of a set. stream: "" where there is none, and capture_ns is then the anchor's. image: None where it cannot
-    be used, and `fault` says why."""
+    """The picture of a set. stream: "" where there is none, and capture_ns is then the anchor's. image: None where it
+    cannot be used, and `fault` says why."""
 
     stream: str
     capture_ns: int
@@ -57,7 +57,8 @@ class View(NamedTuple):
 
 
 class Audio(NamedTuple):
-    """The sound of a set. stream: "" where there is none, and end_ns is then the anchor's. speaking: None where unknown."""
+    """The sound of a set. stream: "" where there is none, and end_ns is then the anchor's. speaking: None where
+    unknown."""
 
     stream: str
     end_ns: int
@@ -66,25 +67,26 @@ class Audio(NamedTuple):
 
 
 class Emotion(Task):
-    """`probs` of a prediction are those of the largest face, smoothed and fused with the voice that is its own or shared;
-    `subjects` are all faces in view, each with its own. No face: the voice's. Neither: uniform, no label. A picture in
-    which no face is detected was still searched, so the camera counts as used; the microphone counts while the voice does.
+    """`probs` of a prediction are those of the largest face, smoothed and fused with the voice that is its own or
+    shared; `subjects` are all faces in view, each with its own. No face: the voice's. Neither: uniform, no label. A
+    picture in which no face is detected was still searched, so the camera counts as used; the microphone counts while
+    the voice does.
 
     Args:
         model: Face network: a file of the models folder, without .onnx, or a path.
         voice: Voice network, named likewise; "none": the faces alone.
         fusion: Fusion network, named likewise; "average": the mean of face and voice, which needs no model and is worse
             than the face alone (docs/emotion.md).
-        smoothing_ms: Time constant of the exponential mean of a face's answers (ms, ≥ 0; 0: none). Default 300: stills the
-            flicker of single pictures, and a change of expression still shows within half a second.
-        uncertain_below: The label is "uncertain" where no probability reaches this (0 to below 1). Default 0.35: two and a
-            half times an even share among seven labels.
-        lag_ms: The answer (not the subjects') goes through a hidden Markov smoother and is that of the moment lag_ms ago
-            (ms, ≥ 0); timing_ms.lag repeats it. Default null: no smoother, no delay; the faces' own smoothing has
+        smoothing_ms: Time constant of the exponential mean of a face's answers (ms, ≥ 0; 0: none). Default 300: stills
+            the flicker of single pictures, and a change of expression still shows within half a second.
+        uncertain_below: The label is "uncertain" where no probability reaches this (0 to below 1). Default 0.35: two
+            and a half times an even share among seven labels.
+        lag_ms: The answer (not the subjects') goes through a hidden Markov smoother and is that of the moment lag_ms
+            ago (ms, ≥ 0); timing_ms.lag repeats it. Default null: no smoother, no delay; the faces' own smoothing has
             already removed the flicker (docs/emotion.md).
         max_faces: How many faces are tracked, the largest first (≥ 1). Default 8: the largest batch of a GPU's engine.
-        search_px: Longest side at which a whole picture is searched for faces (pixels). Default 320: faces down to about a
-            thirtieth of the picture are detected; a larger side costs CPU with its square.
+        search_px: Longest side at which a whole picture is searched for faces (pixels). Default 320: faces down to
+            about a thirtieth of the picture are detected; a larger side costs CPU with its square.
         embeddings: True: opinions carry the networks' embeddings, from which a person may be recognised. Default false.
         sources: For a fusion of one's own (train fusion --family): modality → the stream of "series_f32" that it comes
             from, where that is not called as the modality is. Default null: face and voice come from the two networks.

@@ -16,7 +16,7 @@ CHUNK, CHUNK_NS = 320, 20_000_000
 
 
 class Speech(Source):
-    """samples: .npy of float32 at 16 kHz, repeated endlessly. unplugged: while this file exists, the device does not."""
+    """samples: .npy of float32 at 16 kHz, repeated. unplugged: while this file exists, the device does not."""
 
     def __init__(self, *, samples: str, unplugged: str) -> None:
         self._samples, self._unplugged = np.load(samples), Path(unplugged)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs everywhere on the CPU, where the other backends are compared with it; on CUDA where that is installed."""
+"""ONNX Runtime: on the CPU everywhere, and the reference of the other backends; on CUDA where that is installed."""
 
 # Absolute imports: `onnxruntime` below is the package of that name, not this file.
 from __future__ import annotations

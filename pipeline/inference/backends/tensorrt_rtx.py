@@ -20,7 +20,10 @@ class TensorrtRtx(NvidiaEngine):
             return ""
         known = ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
         capability = f"{gpu.capability[0]}.{gpu.capability[1]}"
-        return f"{gpu.name} has compute capability {capability}; TensorRT-RTX serves {known}. Use TensorRT: {setup_command('gpu')}"
+        return (
+            f"{gpu.name} has compute capability {capability}; TensorRT-RTX serves {known}. "
+            f"Use TensorRT: {setup_command('gpu')}"
+        )
 
     @classmethod
     def for_gpu(cls, gpu: Gpu) -> tuple[tuple[int, int], ...]:

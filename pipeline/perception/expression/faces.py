@@ -176,7 +176,8 @@ class FaceTracker:
         self._shape: tuple[int, ...] = ()
 
     def update(self, image: Image, capture_ns: int) -> list[Track]:
-        """The tracks detected in this picture, oldest first. An earlier picture than the last, or another size: start over."""
+        """The tracks detected in this picture, oldest first. An earlier picture than the last, or another size: start
+        over."""
         if capture_ns < self._now_ns or image.shape != self._shape:
             self._reset()
             self._shape = image.shape
@@ -207,7 +208,7 @@ class FaceTracker:
                 self._begin(face, now_ns)
 
     def _match(self, faces: Sequence[Face], now_ns: int) -> list[Face]:
-        """Assign faces to the tracks not yet detected now, best fit first. Returns the faces that belong to no track."""
+        """Assign faces to the tracks not yet detected now, best fit first. Returns the faces without a track."""
         undetected = [track for track in self._tracks if track.last_seen_ns < now_ns]
         detected = [track for track in self._tracks if track.last_seen_ns == now_ns]
         free = [f for f in faces if all(overlap(f.box_px, t.face.box_px) < SAME_FACE_OVERLAP for t in detected)]
@@ -228,7 +229,7 @@ class FaceTracker:
 
 
 def _misfit(track: Track, face: Face, now_ns: int) -> float:
-    """How badly a face fits where the track should be now, in face sides; infinite when it cannot be the same person."""
+    """How far a face is from where the track should be now, in face sides; infinite for another person."""
     side_px = (track.face.side_px + face.side_px) / 2
     ratio = abs(math.log(face.side_px / track.face.side_px))
     away = float(np.linalg.norm(face.centre_px - track.expected_px(now_ns))) / side_px

@@ -3,8 +3,8 @@
 Three kinds of fusion run through the same class:
 - "average", which needs no training: the mean of the encoders' probabilities, each weighted by its presence.
 - A model of two opinions: any ONNX with a manifest whose inputs are `face` and `voice` (n, 1, labels), calibrated
-  log-probabilities, and `present` (n, 2), a weight of each from 0 to 1, and whose output is `logits` (n, labels); an output
-  `agreement` (n, 1) says how well the voice fits the face. It is asked only where both are present.
+  log-probabilities, and `present` (n, 2), a weight of each from 0 to 1, and whose output is `logits` (n, labels); an
+  output `agreement` (n, 1) says how well the voice fits the face. It is asked only where both are present.
 - A model of `train fusion --family`: any modalities, any subset of them present (modalities.py).
 
 Example:
@@ -37,8 +37,8 @@ SURE = 0.5  # two opinions disagree when each is this sure of another label; bel
 
 
 class Fused(NamedTuple):
-    """probs: (cases, labels), or None where the answering case has no evidence. opinions: what each modality of that case
-    says alone. agreement: how well they fit together, -1 to 1; None where the fusion has no such output."""
+    """probs: (cases, labels), or None where the answering case has no evidence. opinions: what each modality of that
+    case says alone. agreement: how well they fit together, -1 to 1; None where the fusion has no such output."""
 
     probs: Floats | None
     opinions: tuple[Opinion, ...]
@@ -79,8 +79,8 @@ class Fusion:
             modalities = Modalities.of_model(manifest, sources)
             if "opinion" in modalities.encoders.values() and manifest.labels != tuple(labels):
                 raise ConfigError(
-                    f"fusion model {manifest.id}: it takes opinions about {manifest.labels}, the face model's are about "
-                    f"{tuple(labels)}. Use the face model it was trained with."
+                    f"fusion model {manifest.id}: it takes opinions about {manifest.labels}, the face model's are "
+                    f"about {tuple(labels)}. Use the face model it was trained with."
                 )
             return cls(manifest.labels, modalities, engine, manifest)
         inputs, expected = [tensor.name for tensor in manifest.inputs], [*ENCODED, PRESENT]

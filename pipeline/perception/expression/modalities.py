@@ -1,8 +1,9 @@
 """The evidence that a fusion joins: which modalities it takes, and what each of them has to say in one aligned set.
 
-`face` and `voice` come from the task's own encoders, as opinions or as embeddings. Any other modality, and these two where
-`sources` names a stream for them, is a feature stream: "series_f32" frames of an aligned stream, from any node (a text
-encoder's sentence vectors, a pulse belt's rates, another face encoder). What is absent has the weight 0 and a reason.
+`face` and `voice` come from the task's own encoders, as opinions or as embeddings. Any other modality, and these two
+where `sources` names a stream for them, is a feature stream: "series_f32" frames of an aligned stream, from any node (a
+text encoder's sentence vectors, a pulse belt's rates, another face encoder). What is absent has the weight 0 and a
+reason.
 
 Example:
     modalities = Modalities.of_model(Manifest.read(Path("my-fusion.onnx")), sources={"pulse": "belt"})

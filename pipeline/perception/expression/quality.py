@@ -1,4 +1,4 @@
-"""How good the evidence is: a weight from 0 to 1 for a face's picture and for a stretch of sound, and why it is below 1.
+"""How good the evidence is: a weight from 0 to 1 for a face's picture and for a stretch of sound, with the reason.
 
 Pure functions. The weight goes to the fusion, the reason to the prediction.
 
@@ -18,7 +18,8 @@ from pipeline.preprocessing import face_tensor
 MIN_WEIGHT = 0.05  # a poor face is still the best evidence where it is the only one
 
 # Variance of the Laplacian of the standardised 48-pixel crop. Held-back faces blurred by σ = 1.5 px of 48 lie around
-# the first and still add 10 points to the voice; by σ = 3 px around the second, and take some away (evaluate degradation).
+# the first and still add 10 points to the voice; by σ = 3 px around the second, and take some away (evaluate
+# degradation).
 SHARP, BLURRED = 0.02, 0.005
 BRIGHT, DARK = 45.0, 15.0  # mean grey level: one in a hundred of FER2013's faces is below the first
 WELL_SIZED_PX, SMALL_PX = 20.0, 8.0  # the network sees 48 px; faces of 20 px still add 12 points to the voice
@@ -43,7 +44,8 @@ def face_quality(crop: npt.NDArray[np.uint8], *, side_px: float) -> tuple[float,
 
 
 def voice_quality(samples: npt.NDArray[np.float32], present: npt.NDArray[np.bool_]) -> tuple[float, str]:
-    """samples, present: (n,) at 16 kHz, as preprocessing.audio_window returns them. Pauses between words show the noise."""
+    """samples, present: (n,) at 16 kHz, as preprocessing.audio_window returns them. Pauses between words show the
+    noise."""
     whole = len(samples) // FRAME * FRAME
     complete = present[:whole].reshape(-1, FRAME).all(axis=1)
     frames = samples[:whole].reshape(-1, FRAME)[complete]

@@ -1,8 +1,8 @@
 """Labels that do not flicker: a hidden Markov model over time, smoothed with a fixed lag.
 
-An expression lasts for a while; each answer is evidence of it. With a lag of L the label reported now is that of the moment L
-ago, given all answers since: L is the delay it adds. Advances by capture times alone; a rate twice as high is not
-twice the evidence.
+An expression lasts for a while; each answer is evidence of it. With a lag of L the label reported now is that of the
+moment L ago, given all answers since: L is the delay it adds. Advances by capture times alone; a rate twice as high is
+not twice the evidence.
 
 Example:
     smoother = FixedLag(labels=7, lag_ms=400)
@@ -60,13 +60,15 @@ class FixedLag:
         return np.asarray(smoothed / smoothed.sum(), np.float32)
 
     def _move(self, belief: npt.NDArray[np.float64], stays: float) -> npt.NDArray[np.float64]:
-        """An expression that ends is followed by any other with equal chance; the matrix is symmetric, so it serves backwards too."""
+        """An expression that ends is followed by any other with equal chance; the matrix is symmetric, so it serves
+        backwards too."""
         return np.asarray(stays * belief + (1 - stays) * belief.sum() / self._labels)
 
 
 def towards(
     before: npt.NDArray[np.float32], now: npt.NDArray[np.float32], elapsed_ns: int, constant_ns: float
 ) -> npt.NDArray[np.float32]:
-    """Exponential mean after `elapsed_ns` of `now`: how much counts depends on the time between frames, not on their number."""
+    """Exponential mean after `elapsed_ns` of `now`: how much counts depends on the time between frames, not on their
+    number."""
     share = 1.0 if constant_ns <= 0 else 1 - math.exp(-elapsed_ns / constant_ns)
     return np.asarray(before + np.float32(share) * (now - before), dtype=np.float32)

@@ -1,8 +1,8 @@
 """Whose voice is it? The face whose mouth moves when the voice is loud.
 
-The mouth's movement is what changes in the lower half of a face beyond what changes in the upper half, so that a nodding
-head is not taken for a speaker. It is compared with the sound's level over the last two seconds. No face is recognised: a track's id is
-all there is, and one that leaves is forgotten.
+The mouth's movement is what changes in the lower half of a face beyond what changes in the upper half, so that a
+nodding head is not taken for a speaker. It is compared with the sound's level over the last two seconds. No face is
+recognised: a track's id is all there is, and one that leaves is forgotten.
 
 Example:
     speaker = Speaker()

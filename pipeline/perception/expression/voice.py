@@ -38,8 +38,8 @@ FLOOR = 1e-6
 
 
 class VoiceEvidence(NamedTuple):
-    """log_probs: (labels,) or None before the first decision. weight: presence times quality. reason: why it is below 1.
-    embedding: (d,) float32, of the latest decision; empty where the network has no such output."""
+    """log_probs: (labels,) or None before the first decision. weight: presence times quality. reason: why it is below
+    1. embedding: (d,) float32, of the latest decision; empty where the network has no such output."""
 
     log_probs: Floats | None
     weight: float
@@ -71,8 +71,8 @@ class DecisionSchedule:
 class VoiceClassifier:
     """
     Args:
-        engine: The network, with one input: `voice` (preprocessing.voice_tensor) or `samples` (n, k), the last k samples
-            at 16 kHz as they are.
+        engine: The network, with one input: `voice` (preprocessing.voice_tensor) or `samples` (n, k), the last k
+            samples at 16 kHz as they are.
         manifest: Of the network.
         labels: What the task answers with. A network that knows fewer leaves the others their even share.
     """
@@ -84,8 +84,8 @@ class VoiceClassifier:
         if len(manifest.inputs) != 1 or self._input not in ("voice", "samples") or len(known) != len(manifest.labels):
             raise ConfigError(
                 f"voice model {manifest.id}: it has the inputs {[i.name for i in manifest.inputs]} and the labels "
-                f"{manifest.labels}; expected one input, 'voice' (n, 2, 64, 300) or 'samples' (n, k), and labels out of "
-                f"{tuple(labels)}"
+                f"{manifest.labels}; expected one input, 'voice' (n, 2, 64, 300) or 'samples' (n, k), and labels out "
+                f"of {tuple(labels)}"
             )
         self._samples = int(shape[1]) if self._input == "samples" else VOICE_FRAMES * VOICE_HOP
         self._columns = [list(labels).index(label) for label in manifest.labels]

@@ -50,7 +50,8 @@ class VoiceActivity:
         self._hops = 0  # in a row that contradict the present answer
 
     def update(self, frames: Sequence[Frame]) -> bool | None:
-        """frames: "pcm_f32", in the order of capture; those of an earlier call are passed over. None: no sound, or not at 16 kHz."""
+        """frames: "pcm_f32", in the order of capture; those of an earlier call are passed over. None: no sound, or not
+        at 16 kHz."""
         if not frames or not self._has_known_rate(frames[-1]):
             return None
         for frame in frames:

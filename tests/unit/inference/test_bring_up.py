@@ -1,4 +1,4 @@
-"""build → parity → warm → run → error → build again: ONNX Runtime answers wherever the built engine cannot, and every state is reported."""
+"""build → parity → warm → run → error → build again: ONNX Runtime answers meanwhile, and every state is reported."""
 
 from __future__ import annotations
 

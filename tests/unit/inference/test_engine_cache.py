@@ -150,7 +150,10 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from pipeline.inference.cache import Cache, Key
-Cache(Path({str(tmp_path / "engines")!r})).build(Key(*"abcdefgh"), lambda: (print("building", flush=True), time.sleep(60)))
+def make():
+    print("building", flush=True)
+    time.sleep(60)
+Cache(Path({str(tmp_path / "engines")!r})).build(Key(*"abcdefgh"), make)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "building\n"

@@ -36,5 +36,8 @@ def test_a_file_cut_short_anywhere_is_a_config_error(tmp_path: Path, share: floa
 
 
 def test_a_process_of_the_live_graph_starts_without_the_package_onnx() -> None:
-    says = "import sys, pipeline.runtime.worker, pipeline.tasks.emotion, nodes.infer, pipeline.cli.doctor; print('onnx' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", says], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+    program = (
+        "import sys, pipeline.runtime.worker, pipeline.tasks.emotion, nodes.infer, pipeline.cli.doctor; "
+        "print('onnx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"

@@ -1,6 +1,7 @@
 """The emotion task with a voice: who is fused with whom, what poor evidence counts, and what the prediction reports.
 
-A small voice network with known answers stands in for the trained one, and voice activity is fixed; the face model is random.
+A small voice network with known answers stands in for the trained one, and voice activity is fixed; the face model is
+random.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def with_voice(face_model: Path, tmp_path: Path) -> Open:
 
 
 def watch(task: Emotion, images: Sequence[np.ndarray[Any, Any]], **sound: Any) -> list[Prediction]:
-    """Two seconds of pictures and sound, 24 sets a second with the last second of sound, as the demo config gives them."""
+    """Two seconds of pictures and sound, 24 sets a second with the last second of sound, as in the demo."""
     answers = []
     for i in range(48):
         last = 50 + int(i * 1000 / 24 / 20)
