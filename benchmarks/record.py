@@ -1,9 +1,9 @@
-"""1080p at 30 Hz and sound, recorded for as long as asked: memory must stay flat, and every message must be in the file.
+"""Records 1080p at 30 Hz and sound for a given time: memory must stay flat, and every message must be in the file.
 
     python -m benchmarks.record [--minutes 30] [--jpeg] [--json out.json]
 
-The sources are not paced, so half an hour takes as long as the machine needs for 54,000 pictures; the recorder is waited
-for, so nothing may be lost. Pictures are kept as captured, or as JPEG. The file is split at 1 GB and each part removed once
+The sources are not paced, so half an hour takes as long as the machine needs for 54,000 pictures; they wait for the recorder,
+so nothing may be lost. Pictures are stored as captured, or as JPEG. The file is split at 1 GB and each part removed once
 it is closed and its messages are counted: half an hour needs 2 GB of disk. Memory is the unshared memory of the recorder's
 process, printed every minute of the recording; *growth* compares its last quarter with its second.
 """
@@ -46,7 +46,7 @@ def recorder_of(run: psutil.Process) -> psutil.Process | None:
 
 
 def counted(path: Path) -> Counter[str]:
-    """Of one part, which is then removed."""
+    """The messages in one part, which is then removed."""
     alone = path.with_name("counted.mcap")  # so that the parts after it are not read with it
     path.rename(alone)
     with Reader(alone) as reader:
@@ -58,17 +58,17 @@ def counted(path: Path) -> Counter[str]:
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--minutes", type=float, default=30.0)
-    options.add_argument("--jpeg", action="store_true", help="keep pictures as JPEG")
+    options.add_argument("--jpeg", action="store_true", help="store pictures as JPEG")
     options.add_argument("--json", type=Path, help="write the figures here")
     args = options.parse_args()
-    wanted = {"camera": round(args.minutes * 60 * RATE_HZ), "microphone": round(args.minutes * 60 * CHUNKS_HZ)}
+    expected = {"camera": round(args.minutes * 60 * RATE_HZ), "microphone": round(args.minutes * 60 * CHUNKS_HZ)}
     counts: Counter[str] = Counter()
     memory_mb: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         path, graph = Path(folder) / "rec.mcap", Path(folder) / "graph.yaml"
         jpeg = "[camera]" if args.jpeg else "[]"
-        graph.write_text(GRAPH.format(pictures=wanted["camera"], chunks=wanted["microphone"], path=path, jpeg=jpeg))
-        began_s, part, bytes_, minute = time.monotonic(), 0, 0, 0
+        graph.write_text(GRAPH.format(pictures=expected["camera"], chunks=expected["microphone"], path=path, jpeg=jpeg))
+        start_s, part, bytes_, minute = time.monotonic(), 0, 0, 0
         run = subprocess.Popen(
             [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph)], cwd=ROOT, stdout=subprocess.DEVNULL
         )
@@ -86,7 +86,7 @@ def main() -> None:
                     memory_mb.append((used.rss - used.shared) / 1e6)
             except psutil.NoSuchProcess:
                 continue
-            if memory_mb and time.monotonic() - began_s >= 60 * (minute + 1):
+            if memory_mb and time.monotonic() - start_s >= 60 * (minute + 1):
                 minute += 1
                 print(
                     f"{minute:4d} min of running: recorder {memory_mb[-1]:6.1f} MB, {part} files of 1 GB closed",
@@ -94,10 +94,10 @@ def main() -> None:
                 )
         if run.returncode != 0:
             raise SystemExit(f"the run ended with exit code {run.returncode}")
-        took_s = time.monotonic() - began_s
+        took_s = time.monotonic() - start_s
         bytes_ += part_path(path, part).stat().st_size
         counts += counted(part_path(path, part))
-    lost = {stream: wanted[stream] - counts[stream] for stream in wanted if wanted[stream] != counts[stream]}
+    lost = {stream: expected[stream] - counts[stream] for stream in expected if expected[stream] != counts[stream]}
     quarter = max(1, len(memory_mb) // 4)
     second, last = np.mean(memory_mb[quarter : 2 * quarter]), np.mean(memory_mb[-quarter:])
     print(

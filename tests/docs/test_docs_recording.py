@@ -1,4 +1,4 @@
-"""docs/recording.md: its commands are run here as they stand, on a shorter piece; its options are those there are."""
+"""docs/recording.md: its commands are run as they stand, on a shorter piece; its options exist."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def test_the_commands_of_the_page_do_what_it_says(folder: Path) -> None:
         assets.pull(["demo-clip", "centerface", "silero-vad"])
     except AssetError as error:
         pytest.skip(f"the clip and the models cannot be fetched: {error}")
-    said = []
+    outputs = []
     for line in COMMANDS:
         words = shlex.split(line)[2:]
         shorter = {"record": ["--for", "2s", "--no-dashboard"], "replay": ["--no-dashboard"]}.get(words[0], [])
         done = finished(folder, *words, *shorter, timeout_s=120)
         assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
+        outputs.append(done.stdout)
     assert [c.split()[2] for c in COMMANDS] == ["record", "verify", "replay", "diff"]
-    assert "every message is accounted for" in said[1]
-    assert "identical to the recorded run: every prediction, in every field but timing_ms and age_ns" in said[2]
-    assert "all alike" in said[3]
+    assert "every message is accounted for" in outputs[1]
+    assert "identical to the recorded run: every prediction, in every field but timing_ms and age_ns" in outputs[2]
+    assert "all alike" in outputs[3]
     program = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     (folder / "read.py").write_text(program)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Small recordings of other people's formats, made by the formats' own writers where there is one, for the import tests."""
+"""Small recordings in every format that import reads, written by the formats' own writers where there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def imported(out: Path, stream: str | None = None) -> list[Frame]:
 
 
 def shade(i: int, *, width: int = 48, height: int = 32) -> np.ndarray:
-    """A picture that tells its number."""
+    """A picture whose colour depends on its number."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, :, 0], image[:, : width // 2, 2] = 10 * i, 200
     return image
@@ -105,7 +105,7 @@ def video(path: Path, count: int = 25, *, codec: str = "mpeg4") -> Path:
 
 
 def udp_packet(body: bytes, *, port: int = 2368, id: int = 1) -> bytes:
-    """Of Ethernet, IPv4 and UDP."""
+    """A packet of Ethernet, IPv4 and UDP."""
     udp = struct.pack(">4H", port, port, 8 + len(body), 0) + body
     return b"\0" * 12 + b"\x08\x00" + ip_packet(udp, id=id)
 
@@ -151,12 +151,12 @@ def ros_store(*, ros1: bool) -> Any:
 
 
 def ros_messages(store: Any, *, ros1: bool) -> list[tuple[str, str, Any]]:
-    """(topic, type, message), one of each that an import reads, and one that it does not."""
+    """(topic, type, message): one of each type that an import reads, and one that it does not."""
     types = store.types
 
     def header(ns: int = 5) -> Any:
-        given = {"stamp": types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=ns), "frame_id": "here"}
-        return types["std_msgs/msg/Header"](**given, **({"seq": 0} if ros1 else {}))
+        fields = {"stamp": types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=ns), "frame_id": "here"}
+        return types["std_msgs/msg/Header"](**fields, **({"seq": 0} if ros1 else {}))
 
     raw = lambda array: np.ascontiguousarray(array).view(np.uint8).reshape(-1)  # noqa: E731
     picture = shade(3)
@@ -337,7 +337,7 @@ def ros2_mcap(path: Path) -> Path:
 
 
 def foxglove_mcap(path: Path) -> Path:
-    """As a program of somebody else's writes Foxglove's schemas."""
+    """A file with Foxglove's schemas, as another program writes it."""
     from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
     from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
     from foxglove_schemas_protobuf.SceneUpdate_pb2 import SceneUpdate
