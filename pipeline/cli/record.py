@@ -23,7 +23,7 @@ from pipeline.recording.part import part_path, refuse_existing, repair
 from pipeline.recording.provenance import DEFAULT_RECORDER, description, dropped_by_recorder
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import QUEUE_MESSAGES, Writer
-from pipeline.rig.rig_file import locate_rig as rig_path
+from pipeline.rig.rig_file import locate_rig
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
 from pipeline.runtime.graph import EVENTS
 
@@ -136,7 +136,7 @@ def _require_consent(config: Config, streams: list[str], options: RecordOptions)
 def _rig_files(config: Config) -> list[str]:
     """The rig files that nodes, or the tasks in them, name. One that does not exist is reported by the node that reads it."""
     of_nodes = [o for node in config.nodes.values() for o in (node.options, node.options.get("options") or {})]
-    paths = [rig_path(options["rig"]) for options in of_nodes if options.get("rig")]
+    paths = [locate_rig(options["rig"]) for options in of_nodes if options.get("rig")]
     return sorted({str(path.absolute()) for path in paths if path.exists()})
 
 

@@ -351,17 +351,13 @@ def test_a_node_that_is_named_is_noticed(code: str) -> None:
     assert list(named_nodes(ast.parse(code), node_names()))
 
 
-# Modules that still name a node; each line leaves with the change that lets the node say of itself what it is.
-NAMING = ("pipeline/recording/importers/",)
-
-
 def test_pipeline_names_no_node() -> None:
     """A node class says of itself what it is; a graph is composed of named nodes in pipeline/cli/ only."""
     names = node_names()
     named = [
         f"{where}:{line} {name}"
         for where in files("pipeline")
-        if not where.startswith(("pipeline/cli/", *NAMING))
+        if not where.startswith("pipeline/cli/")
         for line, name in named_nodes(parsed(where), names)
     ]
     assert named == []
