@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.transport import shared_memory as ring
+from pipeline.transport.shared_memory import shared_memory_root
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
@@ -48,8 +48,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def shared_memory(tmp_path: Path) -> Iterator[Path]:
-    """The folder for the rings of a run in tmp_path, as the launcher makes it."""
-    base = ring.shared_memory_root()
+    """The shared-memory folder of a run in tmp_path, as the launcher creates it."""
+    base = shared_memory_root()
     if base is None:
         pytest.skip("no shared memory here: /dev/shm cannot be written to")
     folder = base / tmp_path.name
@@ -58,7 +58,7 @@ def shared_memory(tmp_path: Path) -> Iterator[Path]:
     yield folder
     left = [path.name for path in folder.iterdir()]
     shutil.rmtree(folder)
-    assert not left, "a ring or a socket was left behind"
+    assert not left, "a file or a socket was left in shared memory"
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,7 @@ class Publisher:
         if hello.payloads == "ring" and self._shared_memory is None and self._folder is not None:
             self._shared_memory = SharedMemoryWriter(self._folder, self.info.stream, self.info.rate_hz, self._span_s)
         self._peers[identity] = _Peer(hello, time.monotonic(), self._seq, self._folder)
-        # Compression takes milliseconds: the subscribers of this host come first.
+        # Compression takes milliseconds, so the subscribers of this host are served first.
         self._peers = dict(sorted(self._peers.items(), key=lambda item: item[1].payloads == "packed"))
         self._post(identity, self._codec.encode(self._session, self._seq, Welcome(self.info)))
         if self._ended:
