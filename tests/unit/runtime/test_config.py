@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.runtime.config import instantiate, load, parse
+from pipeline.plugins import check_options
+from pipeline.runtime.config import instantiate, load, parse, resolve
 from pipeline.runtime.graph import check_graph
+from pipeline.task import find_task
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "tests" / "configs"
@@ -36,6 +38,7 @@ INVALID = {
     "queue-nothing": ["nodes.align.inputs[0].queue: found 0", "all, latest, or how many"],
     "input-key": ["nodes.align.inputs[0]: unknown key 'queu'", "Known here: from, queue", "Did you mean 'queue'?"],
     "renamed-input-key": ["nodes.align.inputs[0]: 'keep' is now called 'queue'"],
+    "renamed-task-option": ["nodes.scene.options: 'own_m' is now called 'ego_box_m'"],
     "renamed-sync": ["nodes.align: 'pick' is now called 'sync'"],
     "input-not-a-name": ["nodes.align.inputs[0]: found 3", "{from: camera, queue: latest}"],
     "inputs-not-a-list": ["nodes.align.inputs: found str 'camera'", "a list such as"],
@@ -243,6 +246,14 @@ def test_set_below_a_value_is_refused(tmp_path: Path) -> None:
 def test_set_to_broken_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the value is not valid YAML"):
         load(a_config(tmp_path), ["nodes.camera.device=[1"])
+
+
+def test_options_are_converted_once_also_those_of_a_task(tmp_path: Path) -> None:
+    config = load(ROOT / "configs/emotion-demo.yaml", ["nodes.emotion.options.uncertain_below=0"])
+    align, task = config.nodes["align"].options, config.nodes["emotion"].options["options"]
+    assert isinstance(align["max_wait_ms"], float) and isinstance(task["uncertain_below"], float)
+    assert check_options(resolve("align", ""), align, "") is align
+    assert check_options(find_task("emotion"), task, "") is task
 
 
 def test_whole_number_is_taken_for_a_float(tmp_path: Path) -> None:
