@@ -1,6 +1,8 @@
-"""YAML text → plain values, safely, and stricter than YAML: a key given twice is refused. Imported by who reads a file,
-so that the processes of a graph, whose plan comes as JSON, start without PyYAML (60 ms).
+"""YAML text → plain values, safely, and stricter than YAML: a key that appears twice is an error.
 
+Imported only where a file is read: the processes of a graph get their plan as JSON and start without PyYAML (60 ms).
+
+Example:
     tree = parse("nodes: {}", name="configs/x.yaml")           # {"nodes": {}}; raises ValueError with line and column
 """
 
