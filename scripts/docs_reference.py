@@ -1,6 +1,7 @@
-"""Pages of the documentation site that are made from the code: nodes, tasks, YAML keys, the command line. A hook of MkDocs.
+"""Pages of the documentation site that are made from the code and from the models' cards. A hook of MkDocs.
 
-They cannot go stale: options come from the constructors, their meaning from the `Args:` lines, verbs from the parser.
+Nodes, tasks, YAML keys, the command line: they cannot go stale, because options come from the constructors, their meaning
+from the `Args:` lines, verbs from the parser. The cards in models/ become pages of the site, too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,16 @@ def on_files(files: Files, config: Any) -> Files:
     }
     for path, lines in pages.items():
         files.append(File.generated(config, path, content="\n".join(lines)))
+    for card in sorted((ROOT / "models").glob("*.md")):
+        files.append(File.generated(config, f"models/{card.name}", content=card.read_text(encoding="utf-8")))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page in docs/ links to a card as ../models/NAME.md, which is right in the repository; on the site it lies beside."""
+    if page.file.src_uri.startswith("models/"):
+        return markdown.replace("](../docs/", "](../")
+    return markdown.replace("](../models/", "](models/")
 
 
 def nodes_page() -> Iterator[str]:
