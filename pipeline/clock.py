@@ -24,7 +24,7 @@ NS = 1_000_000_000
 
 
 class Clock(Protocol):
-    """What every clock has. start_ns: the moment the run began; a file source's capture_ns is start_ns + the timestamp in the file."""
+    """The time of a run. start_ns: when it began; a file source's capture_ns is start_ns + the file's timestamp."""
 
     start_ns: int
 
@@ -74,8 +74,8 @@ class ManualClock:
 class ReplayClock:
     """The clock of a replay: it runs `speed` times as fast as the host's clock, and stops while paused.
 
-    It stands at `start_ns`, a moment of the recorded run, until `begin`. At speed 0 (as fast as possible) no source waits
-    for it, and it runs at the host's speed.
+    It stands at `start_ns`, a moment of the recorded run, until `begin`. At speed 0 (as fast as possible) no source
+    waits for it, and it runs at the host's speed.
     """
 
     def __init__(self, start_ns: int, speed: float = 1.0) -> None:
@@ -129,10 +129,10 @@ class DelayFloor:
     """A counter's time → host time, when readings arrive late by an unknown amount and never early.
 
     The offset arrival − counter is drift plus delay, so the true line is the lower bound of the points. Of each short
-    block only the least delayed reading is retained; the lower convex hull of those is the bound so far, and the line is
-    fitted to the hull's middle half (its ends rest on one reading each) and moved down until no reading lies below it.
-    Bursts of late readings do not move it; old readings leave the window, so a drifting rate is followed.
-    No clock can observe a constant delay: it belongs in the rig file.
+    block only the least delayed reading is retained; the lower convex hull of those is the bound so far, and the line
+    is fitted to the hull's middle half (its ends rest on one reading each) and moved down until no reading lies below
+    it. Bursts of late readings do not move it; old readings leave the window, so a drifting rate is followed. No clock
+    can observe a constant delay: it belongs in the rig file.
 
     Emitted times never decrease: where the fit or the counter does, they stand still, and `error_ns` bounds the error
     meanwhile.
@@ -184,7 +184,8 @@ class DelayFloor:
         jump_ns = max(self.jump_ns, self.JUMP_SPREADS * self._spread_ns)
         backwards = bool(self._block_minima) and counter_ns < self._block_minima[-1][0] - jump_ns
         if self._readings and (late_ns < -jump_ns or backwards):
-            # Nothing arrives early: all earlier readings were delayed, or the counter jumped. Either way they are obsolete.
+            # Nothing arrives early: all earlier readings were delayed, or the counter jumped. Either way they are
+            # obsolete.
             self.steps += backwards or self._spans_ns() >= self.RATE_AFTER_NS
             self._restart()
         elif self._readings and late_ns > jump_ns:
@@ -284,7 +285,7 @@ class SampleClock(DelayFloor):
 
 
 class PtsClock(DelayFloor):
-    """Presentation timestamps of a network stream → host time: their differences are right, their epoch is arbitrary."""
+    """Presentation timestamps of a network stream → host time: right differences, arbitrary epoch."""
 
     # A network may delay everything by half a second for a while; a jump beyond this is a restarted stream.
     JUMP_NS = NS
@@ -338,8 +339,8 @@ class HeaderClock:
 def offset_to_monotonic(read_ns: Callable[[], int], clock: Clock, tries: int = 7) -> tuple[int, int]:
     """(offset, error bound): other clock + offset = host's monotonic clock.
 
-    The other clock is read between two readings of ours; the tightest of a few attempts counts. Which clock it is need not
-    be known: a sound card may report CLOCK_REALTIME or CLOCK_MONOTONIC.
+    The other clock is read between two readings of ours; the tightest of a few attempts counts. Which clock it is need
+    not be known: a sound card may report CLOCK_REALTIME or CLOCK_MONOTONIC.
     """
     best: tuple[int, int] | None = None
     for _ in range(tries):

@@ -96,7 +96,7 @@ class Node:
         """Set once by whatever runs the node, before `open()`. RuntimeError when it is used earlier."""
         if self._context is None:
             raise RuntimeError(
-                f"{type(self).__name__}: its context (name, clock, inputs, log, metrics) is set once it is constructed. "
+                f"{type(self).__name__}: its context (name, clock, inputs, log, metrics) is set after construction. "
                 "Use it from open() on; in a test, run the node with pipeline.testing.NodeHarness or play()"
             )
         return self._context

@@ -1,8 +1,9 @@
-"""Where a frame becomes a tensor. The live tasks and the training loops call these same functions, so a network never
-meets live what it did not meet in training.
+"""Frames → the input tensors of the networks. Live tasks and training call these same functions, so that a network gets
+live exactly the input it was trained on.
 
 Pure: numpy and OpenCV in, numpy out. It knows no torch, no model, no file and no clock.
 
+Example:
     grey = face_crop(frame.data, box_px, landmarks_px)     # (48, 48) uint8
     logits = engine.run({"face": face_tensor(grey)[None]})["logits"]
 """
@@ -22,13 +23,14 @@ from pipeline.rig.intrinsics import Intrinsics
 
 FACE_PX = 48
 
-# The crop's side in units of the detector box's geometric mean side. FER2013's pictures were framed by another detector:
-# CenterFace boxes drawn on them give a median of 1.21 (quartiles 1.12 and 1.30) with the same centre. Detected and cropped
-# again, held-back faces are recognised equally well from 1.0 to 1.3; the tighter end keeps hair and background out.
+# The crop's side in units of the detector box's geometric mean side. FER2013's pictures were framed by another
+# detector: CenterFace boxes on them give a median of 1.21 (quartiles 1.12 and 1.30) with the same centre. When they are
+# detected and cropped again, held-back faces are recognised equally well from 1.0 to 1.3; a tighter crop has less hair
+# and background.
 FACE_SIDE_PER_BOX = 1.1
 
-# Heads tilted further than the network's training rotation (15°) are turned upright by their eyes; the detector's eye
-# points are too noisy on a profile for more than this to be believed.
+# Heads tilted further than the network's training rotation (15°) are turned upright by their eyes; beyond this the
+# detector's eye points, which are noisy on a profile, are not reliable.
 MAX_ROLL_DEG = 45.0
 
 # A face's contrast is divided out, but not below this many grey levels: a nearly flat picture (a covered lens, fog)
@@ -51,8 +53,8 @@ def face_crop(
     side_px = FACE_SIDE_PER_BOX * math.sqrt(width * height)
     roll_rad = 0.0 if landmarks_px is None else _roll_rad(landmarks_px)
 
-    # One bilinear sample per target pixel would skip pixels of a large face, and the flicker of what it skips looks like
-    # movement: sample finely first, then average down.
+    # One bilinear sample per target pixel would skip pixels of a large face, and the aliasing would look like movement:
+    # sample finely first, then average down.
     fine = max(1, min(8, round(side_px / FACE_PX)))
     fine_px = FACE_PX * fine
     step_px = side_px / fine_px
@@ -92,27 +94,28 @@ def face_tensor(grey: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.ND
 
 
 def _roll_rad(landmarks_px: npt.NDArray[np.float32]) -> float:
-    """The head's tilt in the picture, clockwise positive, from the line between the eyes; 0 where that is not believable."""
+    """Tilt of the head in the picture, clockwise positive, from the line between the eyes; 0: implausible."""
     (left_x, left_y), (right_x, right_y) = (float(x) for x in landmarks_px[0]), (float(x) for x in landmarks_px[1])
     roll_rad = math.atan2(right_y - left_y, right_x - left_x)
     return roll_rad if abs(roll_rad) <= math.radians(MAX_ROLL_DEG) else 0.0
 
 
-# Sizes of the form 32k + 1 are halved five times without a remainder at the edge, as the place network's padding wants it.
+# Sizes of the form 32k + 1 are halved five times without a remainder at the edge, as the place network's padding needs.
 # 225 keeps all of its 200-pixel training pictures and takes less than 18 ms on one thread; 257 takes more.
 PLACE_PX = 225
 
-# A place shows at the sides of a wide picture what it shows in the middle, but above and below something else (sky, roofs,
-# ground): so nothing is cut from a picture up to 3:2, and the sides of a wider one are. What is left is squeezed into a
-# square; training meets the same amount of squeezing.
+# The sides of a wide picture show much the same as its middle, but top and bottom show something else (sky, roofs,
+# ground): so nothing is cut from a picture up to 3:2, and a wider one loses its sides. The rest is squeezed into a
+# square; the training pictures are squeezed as much.
 MAX_PLACE_ASPECT = 1.5
 
 
 def place_tensor(image_bgr: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What the place network sees of a whole picture: its grey middle, squeezed into a square.
+    """The place network's input from a whole picture: its grey middle, squeezed into a square.
 
-    image_bgr: (h, w, 3) or grey (h, w), of any size. Returns (1, 225, 225) float32, about -1 (black) to 1 (white). Colour
-    is left out on purpose: the training pictures have none, so that a colour picture and its grey copy get one answer.
+    image_bgr: (h, w, 3) or grey (h, w), of any size. Returns (1, 225, 225) float32, about -1 (black) to 1 (white).
+    Colour is left out on purpose: the training pictures have none, and so a colour picture and its grey copy get the
+    same answer.
     """
     height, width = image_bgr.shape[:2]
     rows, columns = min(height, round(MAX_PLACE_ASPECT * width)), min(width, round(MAX_PLACE_ASPECT * height))
@@ -127,22 +130,31 @@ def place_tensor(image_bgr: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.asarray((square.astype(np.float32) - 127) / 128)[None]
 
 
-# Chunks are stamped by a fitted clock, whose stamps wander by less than this while no sample is missing.
+# Chunks are stamped by a fitted clock, whose timestamps vary by less than this while no sample is missing.
 SEAM_NS = 5_000_000
 
 
 def audio_window(
     frames: tuple[Frame, ...] | None, anchor_ns: int, *, before_ns: int, sample_rate_hz: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The sound of [anchor − before, anchor), to the sample, and which of its samples were heard.
+    """The sound of [anchor − before, anchor), to the sample, and which of its samples were received.
 
-    frames: "pcm_f32" at `sample_rate_hz`, in rising seq; None or empty: nothing was heard. Returns (n,) float32, zero
-    where nothing was heard, and (n,) bool, with n = before_ns × sample_rate_hz. Chunks of neighbouring seq are laid end
-    to end where their stamps say on the whole, so no sample is used twice and none is torn off by a wandering stamp.
+    Chunks of consecutive seq are concatenated and placed at the median of their timestamps, so that no sample is used
+    twice or lost because a timestamp varies.
+
+    Args:
+        frames: "pcm_f32" at `sample_rate_hz`, in rising seq. None or empty: no sound.
+        anchor_ns: The end of the window.
+        before_ns: Its length.
+        sample_rate_hz: Of the frames.
+
+    Returns:
+        (n,) float32, zero where no sample was received, and (n,) bool, true where one was; n = before_ns ×
+        sample_rate_hz.
     """
     begin_ns = anchor_ns - before_ns
     samples = np.zeros(round(before_ns * sample_rate_hz / NS), np.float32)
-    heard = np.zeros(len(samples), bool)
+    valid = np.zeros(len(samples), bool)
     free = 0  # everything before this index is taken
     for run in _unbroken(frames or (), sample_rate_hz):
         counts = [len(frame.data) for frame in run]
@@ -152,9 +164,9 @@ def audio_window(
         begin, end = max(first, free, 0), min(first + len(sound), len(samples))
         if begin < end:
             samples[begin:end] = sound[begin - first : end - first]
-            heard[begin:end] = True
+            valid[begin:end] = True
             free = end
-    return samples, heard
+    return samples, valid
 
 
 def _unbroken(frames: tuple[Frame, ...], sample_rate_hz: int) -> list[list[Frame]]:
@@ -174,23 +186,24 @@ VOICE_RATE_HZ = 16_000
 VOICE_HOP = 160  # samples: a column every 10 ms
 VOICE_WINDOW = 640  # 40 ms: long enough to keep a deep voice's harmonics apart, short enough for syllables
 VOICE_BANDS = 64
-VOICE_FRAMES = 300  # columns the voice network sees: the last 3 s
+VOICE_FRAMES = 300  # columns in the voice network's input: the last 3 s
 
-# The level of the loudest tenth of the columns becomes 0, and nothing counts that lies further below it than this:
-# what is left of a quiet room, a recorder's own noise and MP3's holes would tell the recordings apart, not the voices.
+# The level of the loudest tenth of the columns becomes 0, and anything further below it than this is cut off: room
+# noise, a recorder's own noise and the gaps of MP3 would distinguish the recordings, not the voices.
 VOICE_RANGE_DB = 60.0
 _LN_PER_DB = math.log(10) / 10
-_SILENCE = 1e-10  # power of a column that is not there, full scale = 1
+_SILENCE = 1e-10  # power of an absent column, full scale = 1
 
 
 def log_mel(
     samples: npt.NDArray[np.float32], *, sample_rate_hz: int = VOICE_RATE_HZ, bands: int = VOICE_BANDS
 ) -> npt.NDArray[np.float32]:
-    """Log-mel spectrogram of one mono stream: column i is known as soon as sample (i + 1) × hop has been heard.
+    """Log-mel spectrogram of one mono stream: column i is known once sample (i + 1) × hop has arrived.
 
-    samples: (n,) float32 in [-1, 1]. Returns (bands, n // hop) float32, natural log of power, hop = 10 ms; a column looks
-    back 40 ms and no further, so any stretch of a longer stream gives the same columns, but for its first three, which
-    look back at nothing. Raises ValueError below one window. Filter shape: Slaney 1998, 50 Hz to the Nyquist frequency.
+    samples: (n,) float32 in [-1, 1]. Returns (bands, n // hop) float32, natural log of power, hop = 10 ms; a column
+    looks back 40 ms and no further, so any stretch of a longer stream gives the same columns, but for its first three,
+    which look back at nothing. Raises ValueError below one window. Filter shape: Slaney 1998, 50 Hz to the Nyquist
+    frequency.
     """
     scale = sample_rate_hz / VOICE_RATE_HZ
     hop, window = round(VOICE_HOP * scale), round(VOICE_WINDOW * scale)
@@ -200,47 +213,47 @@ def log_mel(
     padded = np.concatenate([np.zeros(window - hop, np.float32), samples[: count * hop].astype(np.float32, copy=False)])
     columns = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]  # (count, window), no copy
     taper, filters = _mel_filters(sample_rate_hz, window, bands)
-    # OpenCV transforms all rows in a tenth of the time that numpy takes, which is most of this function's.
+    # OpenCV transforms all rows in a tenth of numpy's time, and this is most of the function's time.
     spectrum = cv2.dft(columns * taper, flags=cv2.DFT_ROWS | cv2.DFT_COMPLEX_OUTPUT)[:, : window // 2 + 1]
     power = spectrum[..., 0] ** 2 + spectrum[..., 1] ** 2  # (count, bins)
     return np.asarray(np.log(power.astype(np.float32) @ filters + _SILENCE).T, dtype=np.float32)
 
 
-def heard_columns(heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which columns of `log_mel` rest on samples that were all heard. heard: (n,) at 16 kHz. Returns (n // 160,)."""
-    count = len(heard) // VOICE_HOP
-    missing = np.concatenate([np.ones(VOICE_WINDOW - VOICE_HOP, bool), ~heard[: count * VOICE_HOP]])
+def complete_columns(valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which columns of `log_mel` rest on received samples only. valid: (n,) at 16 kHz. Returns (n // 160,)."""
+    count = len(valid) // VOICE_HOP
+    missing = np.concatenate([np.ones(VOICE_WINDOW - VOICE_HOP, bool), ~valid[: count * VOICE_HOP]])
     before = np.concatenate([[0], np.cumsum(missing)])
     ends = VOICE_WINDOW + VOICE_HOP * np.arange(count)
     return np.asarray(before[ends] == before[ends - VOICE_WINDOW])
 
 
-def voice_tensor(samples: npt.NDArray[np.float32], heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """What the voice network sees of the sound that ends now; both as `audio_window` gives them.
+def voice_tensor(samples: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """The voice network's input from the sound that ends now; both arguments as `audio_window` returns them.
 
-    samples, heard: (n,) at 16 kHz; of more than 3 s the last 3 s are taken, less is filled with columns that were not
-    heard. Returns (2, 64, 300) float32 as `voice_columns` does. Raises ValueError below 40 ms.
+    samples, valid: (n,) at 16 kHz; of more than 3 s the last 3 s are used, less is filled with invalid columns. Returns
+    (2, 64, 300) float32 as `voice_columns` does. Raises ValueError below 40 ms.
     """
     return voice_columns(
-        log_mel(samples[-VOICE_FRAMES * VOICE_HOP :]), heard_columns(heard[-VOICE_FRAMES * VOICE_HOP :])
+        log_mel(samples[-VOICE_FRAMES * VOICE_HOP :]), complete_columns(valid[-VOICE_FRAMES * VOICE_HOP :])
     )
 
 
-def voice_columns(mel: npt.NDArray[np.floating], heard: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """The last 300 columns of a log-mel spectrogram at a level of their own, so that no gain reaches the network.
+def voice_columns(mel: npt.NDArray[np.floating], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """The last 300 columns of a log-mel spectrogram, normalised to their own level, so that gain has no effect.
 
-    mel: (64, t) natural log of power. heard: (t,). Returns (2, 64, 300) float32: [0] from 0 (60 dB below the loudest
-    tenth of the columns) to about 1, 0 where nothing was heard; [1] is 1 in heard columns, else 0. Uses nothing outside
+    mel: (64, t) natural log of power. valid: (t,). Returns (2, 64, 300) float32: [0] from 0 (60 dB below the loudest
+    tenth of the columns) to about 1, 0 in invalid columns; [1] is 1 in valid columns, else 0. Uses nothing outside
     the window.
     """
-    mel, heard = mel[:, -VOICE_FRAMES:], heard[-VOICE_FRAMES:]
+    mel, valid = mel[:, -VOICE_FRAMES:], valid[-VOICE_FRAMES:]
     tensor = np.zeros((2, VOICE_BANDS, VOICE_FRAMES), np.float32)
-    if heard.any():
+    if valid.any():
         level = np.log(np.exp(mel.astype(np.float32)).mean(axis=0) + _SILENCE)  # (t,)
-        loudest = np.sort(level[heard])[-max(1, int(heard.sum()) // 10) :].mean()
+        loudest = np.sort(level[valid])[-max(1, int(valid.sum()) // 10) :].mean()
         span = VOICE_RANGE_DB * _LN_PER_DB
-        tensor[0, :, VOICE_FRAMES - len(heard) :] = np.where(heard, np.maximum(mel - loudest + span, 0) / span, 0)
-        tensor[1, :, VOICE_FRAMES - len(heard) :] = heard
+        tensor[0, :, VOICE_FRAMES - len(valid) :] = np.where(valid, np.maximum(mel - loudest + span, 0) / span, 0)
+        tensor[1, :, VOICE_FRAMES - len(valid) :] = valid
     return tensor
 
 
@@ -268,11 +281,11 @@ def cloud(
     base_from_sensor: npt.NDArray[np.float64],
     lens: Intrinsics | None = None,
     *,
-    every_px: int = 2,
-    own_m: tuple[float, ...] = (),
+    stride_px: int = 2,
+    ego_box_m: tuple[float, ...] = (),
 ) -> npt.NDArray[np.float32]:
     """The points of a sweep or a depth picture in the rig's base frame. (n, 3) float32; see `timed_cloud`."""
-    return timed_cloud(frame, base_from_sensor, lens, every_px=every_px, own_m=own_m)[0]
+    return timed_cloud(frame, base_from_sensor, lens, stride_px=stride_px, ego_box_m=ego_box_m)[0]
 
 
 def timed_cloud(
@@ -280,32 +293,40 @@ def timed_cloud(
     base_from_sensor: npt.NDArray[np.float64],
     lens: Intrinsics | None = None,
     *,
-    every_px: int = 2,
-    own_m: tuple[float, ...] = (),
+    stride_px: int = 2,
+    ego_box_m: tuple[float, ...] = (),
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Points and their times: (n, 3) float32 metres, x forward, y left, z up; (n,) float32 seconds since capture_ns.
 
-    frame: one of POINTS. base_from_sensor: (4, 4). lens: of a depth picture, of which every `every_px`-th pixel of every
-    such row is taken. own_m: (x from, x to, y from, y to) in the base frame: what is seen there is the rig itself and left
-    out. What is not finite, or at the sensor itself, was not measured and is left out. Where a sweep has no times of its
-    own, each point has the middle of its duration. Raises ValueError for what is no cloud.
+    Points that are not finite, or at the sensor itself, were not measured and are left out. Where a sweep has no times
+    per point, each point gets the middle of its duration.
+
+    Args:
+        frame: One of POINTS.
+        base_from_sensor: (4, 4).
+        lens: Of a depth picture.
+        stride_px: Of a depth picture, every n-th pixel of every n-th row is used (≥ 1).
+        ego_box_m: x from, x to, y from, y to in the base frame: points in it are on the rig itself and are left out.
+
+    Raises:
+        ValueError: The frame has no points, or a depth picture does not fit its lens.
     """
     if frame.encoding not in POINTS:
-        raise ValueError(f"'{frame.encoding}' is no cloud, expected one of {', '.join(POINTS)}")
+        raise ValueError(f"'{frame.encoding}' has no points, expected one of {', '.join(POINTS)}")
     depth = frame.encoding == "depth_u16_mm"
     if depth and lens is None:
         raise ValueError("a depth picture needs its lens to become points")
-    rows = _depth_points(frame.data, lens, every_px) if lens is not None and depth else frame.data
+    rows = _depth_points(frame.data, lens, stride_px) if lens is not None and depth else frame.data
     if rows.ndim != 2 or rows.shape[1] < (5 if frame.encoding == "points_xyzit_f32" else 3):
         raise ValueError(f"points of shape {rows.shape}, expected a row x y z … per point")
-    own = np.ascontiguousarray(rows[:, :3], np.float32)
-    # One pass of OpenCV: a matrix product of this shape makes BLAS wake all its threads, to wait for each other.
-    points = cv2.transform(own[:, None], base_from_sensor[:3].astype(np.float32))[:, 0] if len(own) else own
-    spread = np.abs(own[:, 0]) + np.abs(own[:, 1]) + np.abs(own[:, 2])
+    local = np.ascontiguousarray(rows[:, :3], np.float32)  # in the sensor's frame
+    # One pass of OpenCV: for a matrix product of this shape BLAS wakes all its threads, which costs more than it saves.
+    points = cv2.transform(local[:, None], base_from_sensor[:3].astype(np.float32))[:, 0] if len(local) else local
+    spread = np.abs(local[:, 0]) + np.abs(local[:, 1]) + np.abs(local[:, 2])
     keep = np.isfinite(spread) & (spread > 0)
-    if own_m:
+    if ego_box_m:
         x, y = points[:, 0], points[:, 1]
-        keep &= ~((x > own_m[0]) & (x < own_m[1]) & (y > own_m[2]) & (y < own_m[3]))
+        keep &= ~((x > ego_box_m[0]) & (x < ego_box_m[1]) & (y > ego_box_m[2]) & (y < ego_box_m[3]))
     if frame.encoding == "points_xyzit_f32":
         seconds = np.ascontiguousarray(rows[:, 4], np.float32)
     else:
@@ -313,23 +334,23 @@ def timed_cloud(
     return (points, seconds) if keep.all() else (points[keep], seconds[keep])
 
 
-def _depth_points(depth_mm: npt.NDArray[np.uint16], lens: Intrinsics, every_px: int) -> npt.NDArray[np.float32]:
+def _depth_points(depth_mm: npt.NDArray[np.uint16], lens: Intrinsics, stride_px: int) -> npt.NDArray[np.float32]:
     """(n, 3) in the camera's frame; (0, 0, 0) where nothing was measured."""
     if depth_mm.shape != (lens.height_px, lens.width_px):
-        found, known = " × ".join(map(str, depth_mm.shape[::-1])), f"{lens.width_px} × {lens.height_px}"
-        raise ValueError(f"a depth picture of {found} px, but its lens is known for {known}")
-    thinned = depth_mm[::every_px, ::every_px].reshape(-1, 1).astype(np.float32)
-    return np.asarray(thinned * np.float32(1e-3) * _depth_rays(lens, every_px), np.float32)
+        size, known = " × ".join(map(str, depth_mm.shape[::-1])), f"{lens.width_px} × {lens.height_px}"
+        raise ValueError(f"a depth picture of {size} px, but its lens is known for {known}")
+    thinned = depth_mm[::stride_px, ::stride_px].reshape(-1, 1).astype(np.float32)
+    return np.asarray(thinned * np.float32(1e-3) * _depth_rays(lens, stride_px), np.float32)
 
 
 @lru_cache(maxsize=8)
-def _depth_rays(lens: Intrinsics, every_px: int) -> npt.NDArray[np.float32]:
-    v, u = np.mgrid[: lens.height_px : every_px, : lens.width_px : every_px]
+def _depth_rays(lens: Intrinsics, stride_px: int) -> npt.NDArray[np.float32]:
+    v, u = np.mgrid[: lens.height_px : stride_px, : lens.width_px : stride_px]
     rays = lens.unproject(np.column_stack([u.ravel(), v.ravel()]), np.ones(u.size))
     return np.asarray(np.nan_to_num(rays), np.float32)
 
 
-# What the published detectors were trained with: the grey of the border, and bilinear sampling also where it shrinks.
+# As in the training of the published detectors: the grey of the border, and bilinear sampling also for shrinking.
 BORDER_LEVEL = 114
 
 
@@ -341,11 +362,11 @@ def letterbox(
     mean: tuple[float, ...] = (0.0, 0.0, 0.0),
     std: tuple[float, ...] = (1.0, 1.0, 1.0),
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """A picture as a detector takes it: as large as fits, in the upper left corner, the rest of one grey.
+    """A detector's input: the picture as large as fits, in the upper left corner, the rest of one grey.
 
-    image_bgr: (h, w, 3). size_px: width, height. rgb: the order of the channels, which mean and std are in, of 0 to 255.
-    Returns (1, 3, height, width) float32, and the scale: pixels of the tensor = scale × pixels of the picture. Source:
-    `preproc` in yolox/data/data_augment.py of the YOLOX repository.
+    image_bgr: (h, w, 3). size_px: width, height. rgb: the order of the channels, which mean and std are in, of 0 to
+    255. Returns (1, 3, height, width) float32, and the scale: pixels of the tensor = scale × pixels of the picture.
+    Source: `preproc` in yolox/data/data_augment.py of the YOLOX repository.
     """
     scale = min(size_px[0] / image_bgr.shape[1], size_px[1] / image_bgr.shape[0])
     width, height = max(1, int(image_bgr.shape[1] * scale)), max(1, int(image_bgr.shape[0] * scale))

@@ -92,7 +92,7 @@ class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
     sounds: tuple[Sound, ...] = ()  # most probable first; empty: no sound was classified
 
     def record(self) -> dict[str, Any]:
-        """The JSON object of docs/prediction.schema.json. A grid is a list of strings, a letter a cell, rear row first."""
+        """The JSON object of docs/prediction.schema.json. A grid is a list of strings: a letter a cell."""
         plain = {
             "ahead": msgspec.structs.asdict(self.ahead),
             "obstacles": [_rounded(o) for o in self.obstacles],

@@ -30,7 +30,7 @@ from pipeline.preprocessing import (
     VOICE_HOP,
     VOICE_RATE_HZ,
     audio_window,
-    heard_columns,
+    complete_columns,
     log_mel,
     voice_columns,
 )
@@ -145,7 +145,7 @@ class SoundEventDetector:
 
     def _classify(self, due_ns: int) -> Decision:
         samples, valid = audio_window(tuple(self._frames), due_ns, before_ns=WINDOW_NS, sample_rate_hz=VOICE_RATE_HZ)
-        mel, valid_columns = log_mel(samples), heard_columns(valid)
+        mel, valid_columns = log_mel(samples), complete_columns(valid)
         if valid_columns.sum() < MIN_COLUMNS - 3:  # the first three columns after a gap look back into it
             return Decision(due_ns, (), None, f"only {valid_columns.sum() * COLUMN_NS / NS:.1f} s of sound so far")
         level_db = loudness_db(mel)[valid_columns]

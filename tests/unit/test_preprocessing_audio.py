@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.preprocessing import VOICE_FRAMES, heard_columns, log_mel, voice_tensor
+from pipeline.preprocessing import VOICE_FRAMES, complete_columns, log_mel, voice_tensor
 
 RATE_HZ = 16_000
 
@@ -57,7 +57,7 @@ def test_less_than_one_window_is_refused() -> None:
 def test_a_column_counts_as_heard_when_all_that_it_looks_back_at_was() -> None:
     heard = np.ones(16_000, bool)
     heard[8_000:8_100] = False
-    columns = heard_columns(heard)
+    columns = complete_columns(heard)
     assert columns.shape == (100,)
     assert np.flatnonzero(~columns).tolist() == [0, 1, 2, 50, 51, 52, 53]  # the first three look back at nothing
 

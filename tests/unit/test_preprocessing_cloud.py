@@ -49,7 +49,7 @@ def test_what_was_not_measured_is_left_out():
 
 def test_the_rig_itself_is_left_out():
     rows = [[0.5, 0.2, 0, 0], [3, 0.2, 0, 0]]
-    assert cloud(points(rows), np.eye(4), own_m=(-1, 1, -1, 1)).tolist() == [[3, pytest.approx(0.2), 0]]
+    assert cloud(points(rows), np.eye(4), ego_box_m=(-1, 1, -1, 1)).tolist() == [[3, pytest.approx(0.2), 0]]
 
 
 @pytest.mark.parametrize(

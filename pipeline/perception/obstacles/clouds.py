@@ -80,7 +80,7 @@ class Clouds:
         if frame.encoding == "depth_u16_mm" and (lens := self.rig.intrinsics.get(name)) is None:
             raise ValueError(f"the lens of '{name}' is not known: name a rig file with its intrinsics (options: rig)")
         pose = self._pose(name)
-        points_m, seconds = timed_cloud(frame, pose, lens, every_px=self._stride_px, own_m=self._ego_box_m)
+        points_m, seconds = timed_cloud(frame, pose, lens, stride_px=self._stride_px, ego_box_m=self._ego_box_m)
         x, y, z = (float(v) for v in pose[:3, 3])
         return Cloud(frame.stream, points_m, seconds, (x, y, z), frame.capture_ns, frame.duration_ns)
 
