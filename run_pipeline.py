@@ -336,7 +336,8 @@ def main() -> int:
     sys.path.append(os.getcwd())  # where a user's own nodes are, named module:Name
     args = parser().parse_args()
     if args.function in (run, record, replay, demo):
-        # Before numpy is loaded: else every process of the graph has a pool of BLAS threads, and the launcher cannot fork.
+        # Before numpy is loaded: else every process of the graph has a pool of BLAS threads, and the launcher cannot
+        # fork.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from pipeline import subscribe  # noqa: F401  # with it what every verb needs: msgspec, numpy, ZeroMQ

@@ -1,9 +1,10 @@
-"""Measures during a live session how far sound and picture are apart; `run CONFIG --auto-time` adds it to any graph.
+"""Auto-time: measures the time offset between sound and picture while a graph runs; `run CONFIG --auto-time` adds it.
 
+Example:
     auto-time: {use: auto_time, inputs: [{from: camera, queue: 8}, microphone]}
 
-Clap a few times in view, or let one person talk: at the end it offers the correction. Keeps no picture and no sound, only
-how bright, how much moved, how open a mouth was and how loud it was.
+Clap a few times in view, or let one person talk: at the end it prints the correction. It stores no picture and no
+sound, only brightness, motion, mouth opening and loudness over time.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from pipeline.frame import Frame
 from pipeline.node import Arrival, Sink
 
 ANSWER_EVERY_NS = 15 * NS
-MAX_NS = 600 * NS  # of a session: then what is known is known
+MAX_NS = 600 * NS  # of a session: more data does not improve the estimate
 
 
 class AutoTime(Sink):
-    """camera, microphone: the streams. in_use_ms: the offset that the microphone's stamps already carry.
-    faces: false looks for claps and flashes alone, at a tenth of the cost."""
+    """Prints the offset, and the option that corrects it, when the run ends.
+
+    Args:
+        camera: The picture stream.
+        microphone: The sound stream.
+        in_use_ms: The offset that the microphone's timestamps already contain (ms). Default 0: none.
+        faces: false: only claps and flashes are used, at a tenth of the cost. Default true: talking mouths too.
+    """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
 

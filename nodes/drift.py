@@ -1,9 +1,10 @@
-"""Drift monitor: says when a lidar has moved against its camera, from what they see anyway.
+"""Drift monitor: detects when a lidar has moved relative to its camera, from their ordinary data.
 
+Example:
     drift: {use: drift, inputs: [camera, lidar], rig: rig.yaml, camera: camera, lidar: lidar}
 
-Looks at a picture and its sweep every few seconds; what it finds ("aligned", "drifted" or "unknown", with the angles) is a
-fact of the node, on the page and in the summary, and a warning in the log when it changes to "drifted".
+Compares a picture with its sweep every few seconds; the result ("aligned", "drifted" or "unknown", with the angles) is
+a fact of the node, on the page and in the summary, and a warning in the log when it changes to "drifted".
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from pipeline.frame import Frame
 from pipeline.node import Arrival, Sink
 from pipeline.rig.rig_file import load_rig
 
-ANSWER_EVERY = 5  # pairs: an answer costs as much as some twenty of them
+PAIRS_PER_ESTIMATE = 5  # an estimate costs as much as some twenty pairs
 
 
 class Drift(Sink):
-    """rig: the rig file. camera, lidar: the streams, which are also the sensors' names in it. every_s: between two looks."""
+    """Needs a lens of the camera and the pose of the lidar, both in the rig file.
+
+    Args:
+        rig: The rig file.
+        camera: The picture stream; also the sensor's name in the rig file.
+        lidar: The sweep stream; also the sensor's name in the rig file.
+        every_s: Time between two comparisons (s, ≥ 0). Default 2: a mount does not move faster, and each one costs CPU.
+    """
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
 
@@ -43,7 +51,7 @@ class Drift(Sink):
         self._monitor = Monitor(self._lens, self._rig.transform(self.camera, self.lidar))
         self._pictures: deque[Frame] = deque(maxlen=12)
         self._next_ns, self._pairs = -(1 << 62), 0
-        self._tell("unknown", "nothing seen yet")
+        self._report("unknown", "no picture and sweep yet")
 
     def consume(self, arrival: Arrival) -> None:
         frame = arrival.message
@@ -52,12 +60,12 @@ class Drift(Sink):
         if frame.stream == self.camera:
             self._pictures.append(frame)
         elif frame.stream == self.lidar and frame.capture_ns >= self._next_ns:
-            self._look(frame)
+            self._compare(frame)
 
     def finish(self) -> None:
-        self._answer()
+        self._estimate()
 
-    def _look(self, sweep: Frame) -> None:
+    def _compare(self, sweep: Frame) -> None:
         middle_ns = sweep.capture_ns + sweep.duration_ns // 2
         picture = min(self._pictures, key=lambda p: abs(p.capture_ns - middle_ns), default=None)
         if picture is None or abs(picture.capture_ns - middle_ns) > TOGETHER_MS * 1e6:
@@ -67,19 +75,19 @@ class Drift(Sink):
         if image is None or points is None:
             return
         if image.shape[1::-1] != self._lens.size:
-            found, wanted = "×".join(map(str, image.shape[1::-1])), "×".join(map(str, self._lens.size))
-            self._tell("unknown", f"pictures are {found}, the rig's are {wanted}")
+            size, expected = "×".join(map(str, image.shape[1::-1])), "×".join(map(str, self._lens.size))
+            self._report("unknown", f"pictures are {size}, the rig's are {expected}")
             return
         self._monitor.add(image, points)
         self._pairs += 1
-        if self._pairs % ANSWER_EVERY == 0:
-            self._answer()
+        if self._pairs % PAIRS_PER_ESTIMATE == 0:
+            self._estimate()
 
-    def _answer(self) -> None:
+    def _estimate(self) -> None:
         answer = self._monitor.answer()
-        self._tell(answer.state, answer.reason)
+        self._report(answer.state, answer.reason)
 
-    def _tell(self, state: str, reason: str) -> None:
+    def _report(self, state: str, reason: str) -> None:
         if state == "drifted" and self.state != "drifted":
             self.context.log.warning("%s", reason)
         self.state = state

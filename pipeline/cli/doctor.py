@@ -44,8 +44,8 @@ def _inference(gpu: bool) -> Iterator[Finding]:
     gpus = cuda.probe()
     for device in gpus.devices:
         capability = ".".join(map(str, device.capability))
-        what = f"{device.name}, compute capability {capability}, {device.memory_mib} MiB; the driver supports CUDA {gpus.driver}"
-        yield Finding(True, what)
+        what = f"{device.name}, compute capability {capability}, {device.memory_mib} MiB"
+        yield Finding(True, f"{what}; the driver supports CUDA {gpus.driver}")
     if not gpus.devices:
         yield Finding(True, f"GPU: none found; ONNX Runtime is used{'' if gpu else ' (doctor --gpu: what one needs)'}")
     for name, backend in load.backends().items():

@@ -33,7 +33,9 @@ OPTIONS = (
 
 
 def call(module: str, function: str, args: argparse.Namespace, *, verb: str) -> Any:
-    """`function` of pipeline.training.`module`. Raises ConfigError for a missing package and for options that do not fit."""
+    """`function` of pipeline.training.`module`. Raises ConfigError for a missing package and for options that do not
+    fit.
+    """
     try:
         called = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
     except ModuleNotFoundError as error:

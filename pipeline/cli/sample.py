@@ -2,9 +2,9 @@
 
     python run_pipeline.py sample sample.mcap        # then: verify, replay, export, label …; no camera needed
 
-The demo's graph is recorded for 14 s with all its streams: pictures as captured (320 px wide), sound, the aligner's event
-log, predictions with embeddings, health. A person labelled it: sad until 6 s, happy from 11 s on, nothing between. It is
-recorded once for each version of models and code, and stored in the cache.
+The demo's graph is recorded for 14 s with all its streams: pictures as captured (320 px wide), sound, the aligner's
+event log, predictions with embeddings, health. A person labelled it: sad until 6 s, happy from 11 s on, nothing
+between. It is recorded once for each version of models and code, and stored in the cache.
 """
 
 from __future__ import annotations

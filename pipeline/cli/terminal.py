@@ -1,4 +1,4 @@
-"""What a run tells whoever started it: what to tell the people in view, where the page is, and at the end the summary.
+"""What a run prints: the notice for the people in view, the address of the page, and the summary at the end.
 
 Example:
     print_notice(config, stored="me.mcap")
@@ -24,24 +24,24 @@ NOTICE = """\
 
 
 def print_notice(config: Config, stored: str) -> None:
-    """stored: where what is seen will be kept; "": nowhere."""
+    """stored: the file in which the run is recorded; "": none."""
     if any(node.options.get("task") in SCENE_TASKS for node in config.nodes.values()):
         print(
-            f"  A prototype's eyes, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}",
+            f"  A prototype, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}",
             flush=True,
         )
         return
     if stored:
         print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
         return
-    seen = cache_folder().parent / "notice-was-shown"
-    if seen.exists():
+    marker = cache_folder().parent / "notice-was-shown"
+    if marker.exists():
         print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
         return
     print(NOTICE, flush=True)
     try:
-        seen.parent.mkdir(parents=True, exist_ok=True)
-        seen.touch()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
     except OSError:
         pass  # shown again next time: better once too often
 
@@ -72,17 +72,16 @@ def print_summary(summary: dict[str, Any]) -> None:
             "rest": "  everything else",
         }
         for name, label in names.items():
-            if (
-                name in timing and timing[name]["p95"] > 0.002
-            ):  # a replay that is faster than it happened has no latency
+            # A replay that is faster than the recorded run has no latency.
+            if name in timing and timing[name]["p95"] > 0.002:
                 print(f"  {label:<28}" + "".join(f"{timing[name][p]:8.1f}" for p in ("p50", "p95", "p99")))
     first = next(iter(summary["frames_in"].values()), 0)
     per_frame = f"   {1000 * summary['cpu_s'] / first:.1f} ms a frame, start-up included" if first else ""
     print(f"  CPU: {summary['cpu_s']:.1f} s{per_frame}")
     for node, sources in summary["dropped"].items():
         for source, reasons in sources.items():
-            told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            print(f"  {node}: of {source}: {told}")
+            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            print(f"  {node}: of {source}: {counts}")
     for edge, facts in summary.get("from_other_hosts", {}).items():
         print(f"  {edge}: {facts['sent']} sent by host '{facts['host']}'; {facts['clock'] or 'not here yet'}")
     for node, count in summary["restarts"].items():

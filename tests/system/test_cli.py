@@ -164,7 +164,7 @@ def test_out_on_a_full_disk_is_counted_and_the_run_goes_on_to_its_summary(folder
 
 def test_out_of_a_graph_without_predictions_is_refused(folder: Path) -> None:
     graph = a_file(folder, f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}")
-    assert "makes predictions" in refused(folder, "run", graph, "--out", "p.jsonl", exit_code=2)
+    assert "sends predictions" in refused(folder, "run", graph, "--out", "p.jsonl", exit_code=2)
 
 
 # --- models, assets, packages -----------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_time_to_collision_is_reported_per_obstacle_and_sector():
     assert car.ttc_s == pytest.approx(car.range_m / 4, rel=0.1)
     ahead = [s for s in state.sectors if s.from_deg <= 1 <= s.to_deg]
     assert ahead[0].nearest_m == pytest.approx(car.range_m, abs=0.1) and ahead[0].ttc_s == pytest.approx(car.ttc_s)
-    assert ahead[0].seen > 0.1
+    assert ahead[0].observed > 0.1
     behind = state.sectors[0]
     assert behind.nearest_m is None and behind.ttc_s is None and len(state.sectors) == 36
 
