@@ -2,10 +2,10 @@
 
     python -m benchmarks.record [--minutes 30] [--jpeg] [--json out.json]
 
-The sources are not paced, so half an hour takes as long as the machine needs for 54,000 pictures; they wait for the recorder,
-so nothing may be lost. Pictures are stored as captured, or as JPEG. The file is split at 1 GB and each part removed once
-it is closed and its messages are counted: half an hour needs 2 GB of disk. Memory is the unshared memory of the recorder's
-process, printed every minute of the recording; *growth* compares its last quarter with its second.
+The sources are not paced, so half an hour takes as long as the machine needs for 54,000 pictures; they wait for the
+recorder, so nothing may be lost. Pictures are stored as captured, or as JPEG. The file is split at 1 GB and each part
+removed once it is closed and its messages are counted: half an hour needs 2 GB of disk. Memory is the unshared memory
+of the recorder's process, printed every minute of the recording; *growth* compares its last quarter with its second.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def main() -> None:
     quarter = max(1, len(memory_mb) // 4)
     second, last = np.mean(memory_mb[quarter : 2 * quarter]), np.mean(memory_mb[-quarter:])
     print(
-        f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {bytes_ / 1e9:.2f} GB, {counts.total()} messages, "
-        f"lost {lost or 'none'}"
+        f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {bytes_ / 1e9:.2f} GB, "
+        f"{counts.total()} messages, lost {lost or 'none'}"
     )
     print(
         f"recorder's memory: second quarter {second:.1f} MB, last quarter {last:.1f} MB, growth {last - second:+.1f} MB"

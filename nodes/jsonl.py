@@ -1,4 +1,7 @@
-"""Writes predictions to a file, one JSON object a line (docs/prediction.schema.json). `--out P.jsonl` adds this node."""
+"""Writes predictions to a file, one JSON object a line (docs/prediction.schema.json).
+
+`--out P.jsonl` adds this node.
+"""
 
 from __future__ import annotations
 

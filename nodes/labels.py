@@ -1,4 +1,6 @@
-"""Adds labels that are set on the page during a replay to the recording, as its stream `label`. `replay` adds this node.
+"""Adds labels that are set on the page during a replay to the recording, as its stream `label`.
+
+`replay` adds this node:
 
     label-keys: {use: labels, path: rec.mcap, inputs: [emotion, health]}
 

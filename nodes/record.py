@@ -50,15 +50,15 @@ class Record(Sink):
 
     Args:
         path: The file to write. One that exists is refused.
-        jpeg: The inputs whose pictures are stored as JPEG: a tenth of the size, and a replay is then not identical. Default
-            none: pictures are stored as captured.
+        jpeg: The inputs whose pictures are stored as JPEG: a tenth of the size, and a replay is then not identical.
+            Default none: pictures are stored as captured.
         features_only: Store no pictures, sound or points, whatever the inputs send. Default false.
-        compression: Of the file's chunks: none, lz4 or zstd. Default lz4: fast enough for live video on one core; zstd makes
-            smaller files and takes more time.
+        compression: Of the file's chunks: none, lz4 or zstd. Default lz4: fast enough for live video on one core; zstd
+            makes smaller files and takes more time.
         split_mb: Begin another file (out.001.mcap, …) after this size (MB, > 0). Default null: never.
         split_s: Begin another file after this time (s, > 0). Default null: never.
-        rigs: Rig files to store whole, with the lenses in them as calibrations. `record` fills it with the graph's rig files.
-        about: How the recording came to be, as JSON; stored in the file. `record` fills it with the graph and the machine.
+        rigs: Rig files to store whole, with their lenses as calibrations. `record` fills it with the graph's files.
+        about: How the recording came to be, as JSON. `record` fills it with the graph and the machine.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""The config that `import` writes beside a recording: its streams as sources, aligned, and tasks for the sensors there
-are.
+"""The config that `import` writes beside a recording: its streams as sources, aligned, with tasks.
 
 Packets of a known lidar become sweeps in a node of their own. Streams that have no place in a set (other packets,
 calibration, texts) are comments in the file, for nodes that read them.

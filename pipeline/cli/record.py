@@ -134,8 +134,9 @@ def _require_consent(config: Config, streams: list[str], options: RecordOptions)
 
 
 def _rig_files(config: Config) -> list[str]:
-    """The rig files that nodes, or the tasks in them, name. One that does not exist is reported by the node that reads
-    it.
+    """The rig files that nodes, or the tasks in them, name.
+
+    One that does not exist is reported by the node that reads it.
     """
     of_nodes = [o for node in config.nodes.values() for o in (node.options, node.options.get("options") or {})]
     paths = [locate_rig(options["rig"]) for options in of_nodes if options.get("rig")]

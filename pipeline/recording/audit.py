@@ -1,5 +1,5 @@
-"""Audits a recording: what each stream holds, whether every aligned set follows from what arrived, and whether every message
-is accounted for. verify.py prints it, timeline.py draws it.
+"""Audits a recording: what each stream holds, whether every aligned set follows from what arrived, and whether every
+message is accounted for. verify.py prints it, timeline.py draws it.
 
 Example:
     audit = Audit(Path("rec.mcap"))
@@ -156,7 +156,10 @@ class Audit:
             )
 
     def has_all_events(self, align: str) -> bool:
-        """Whether the recording holds the aligner's whole event log. Events that the recorder dropped at the end leave no gap in seq."""
+        """Whether the recording holds the aligner's whole event log.
+
+        Events that the recorder dropped at the end leave no gap in seq.
+        """
         return not self.streams[align + EVENTS].missing and not self.dropped_by_the_recorder(align + EVENTS)
 
     # --- message accounting -------------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ class Audit:
             yield from self._unmatched(node, predictions)
 
     def _unreceived(self, align: str) -> Iterator[str]:
-        """Frames that the aligner received and the recording lacks, or that are recorded and never reached the aligner."""
+        """Frames that the aligner received and the recording lacks, and recorded frames that never reached it."""
         arrivals = self.arrivals[align]
         for source in sorted({stream for stream, _, _ in arrivals} & self.streams.keys()):
             stream = self.streams[source]
@@ -215,7 +218,10 @@ class Audit:
             unreceived = len(stream.seqs) - (received - unrecorded)
             dropped = self._dropped(align, source)
             if self.summary and unreceived > sum(dropped[reason] for reason in EDGE_REASONS):
-                yield f"{align}: {unreceived} recorded frames of '{source}' never arrived, and no node counted them as dropped"
+                yield (
+                    f"{align}: {unreceived} recorded frames of '{source}' never arrived, "
+                    "and no node counted them as dropped"
+                )
 
     def _unmatched(self, node: str, predictions: list[Prediction]) -> Iterator[str]:
         """Predictions without a set, receipts that differ from their set's, and sets without a prediction."""
@@ -232,7 +238,8 @@ class Audit:
             p.capture_ns for p in predictions if (s := sets.get(p.capture_ns)) and not _from_set(p.receipts, s.receipts)
         ]
         if altered:
-            yield f"{node}: the receipts of {len(altered)} predictions differ from their set's (the first at {altered[0]})"
+            first = f"the first at {altered[0]}"
+            yield f"{node}: the receipts of {len(altered)} predictions differ from their set's ({first})"
         left = len(sets) - (len(predictions) - len(unknown)) - self.dropped_by_the_recorder(node)
         dropped = self._dropped(node, align)
         if whole and self.summary and left > sum(dropped[reason] for reason in EDGE_REASONS):

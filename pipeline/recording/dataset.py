@@ -1,14 +1,15 @@
 """The format of an aligned, labelled data set: a folder with one row a moment, each modality's values and presence.
 
-`export REC.mcap FOLDER --dataset` writes one, `train fusion --data FOLDER` reads it. Owns the two files and their rules;
-knows nothing of recordings, networks or torch (dataset_export.py makes rows from recordings).
+`export REC.mcap FOLDER --dataset` writes one, `train fusion --data FOLDER` reads it. Owns the two files and their
+rules; knows nothing of recordings, networks or torch (dataset_export.py makes rows from recordings).
 
     dataset.json    {"format": "sensorium-aligned", "version": 1, "labels": ["angry", …], "rows": 471, "made_by": "…",
-                     "modalities": {"face": {"dim": 96, "kind": "embedding"}, "voice": {"dim": 64, "kind": "embedding"}}}
+                     "modalities": {"face": {"dim": 96, "kind": "embedding"}, …}}
     rows.npz        label, group, capture_ns; of each modality NAME, NAME_present and NAME_offset_ns (no pickle in it)
 
 Example:
-    dataset.save(folder, Rows(labels, label, group, capture_ns, {"face": Modality("embedding", values, present, offset_ns)}))
+    face = Modality("embedding", values, present, offset_ns)
+    dataset.save(folder, Rows(labels, label, group, capture_ns, {"face": face}))
     dataset.load(folder).modalities["face"].values          # (n, d) float32, zeros where `present` is False
 """
 
@@ -175,8 +176,8 @@ def load(folder: Path) -> Rows:
     stored_dims = {name: modality.dim for name, modality in modalities.items()}
     if description.get("rows") != len(rows) or dims != stored_dims:
         raise ConfigError(
-            f"{folder}: dataset.json says {description.get('rows')} rows of {dims}, rows.npz has {len(rows)} of {stored_dims}. "
-            "Export the data set again"
+            f"{folder}: dataset.json says {description.get('rows')} rows of {dims}, "
+            f"rows.npz has {len(rows)} of {stored_dims}. Export the data set again"
         )
     return rows
 

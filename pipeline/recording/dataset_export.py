@@ -2,8 +2,8 @@
 
     python run_pipeline.py export anna.mcap ben.mcap FOLDER --dataset        # each recording is a group of its own
 
-A modality's values in a row are the embedding in the prediction's opinion, where it was recorded (`embeddings: true`), else
-its probabilities. The label is the one that holds at the prediction's moment; where none does, the row is unlabelled.
+A modality's values in a row are the embedding in the prediction's opinion, where it was recorded (`embeddings: true`),
+else its probabilities. The label is the one that holds at the prediction's moment; without one the row is unlabelled.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _modality(name: str, rows: int, opinions: Sequence[tuple[int, Opinion, int]]
     dims = {len(values) for _, values, _ in present}
     if len(dims) > 1:
         raise ConfigError(
-            f"{path}: '{name}' has {kind}s of {', '.join(map(str, sorted(dims)))} numbers. Export recordings of one model at a time"
+            f"{path}: '{name}' has {kind}s of {', '.join(map(str, sorted(dims)))} numbers. "
+            "Export recordings of one model at a time"
         )
     modality = Modality(
         kind, np.zeros((rows, *(dims or {0})), np.float32), np.zeros(rows, bool), np.zeros(rows, np.int64)

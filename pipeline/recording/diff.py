@@ -49,7 +49,10 @@ class Difference(NamedTuple):
 
 
 def read_predictions(path: Path) -> list[Record]:
-    """The predictions of a file that --out wrote, without its summary. Raises ConfigError with the line that is not one."""
+    """The predictions of a file that --out wrote, without its summary.
+
+    Raises ConfigError with the line that is not one.
+    """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

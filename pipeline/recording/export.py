@@ -1,7 +1,7 @@
 """Exports a recording to files that other programs open: MP4, WAV, CSV, network captures, KITTI's .bin, JSON lines.
 
-Every stream of frames has a CSV with a line a frame: its number and times, so that none of them is lost. Videos and sounds
-begin together, at the earliest capture of any of them. Predictions and aligned sets become a JSON object a line.
+Every stream of frames has a CSV with a line a frame: its number and times, so that none of them is lost. Videos and
+sounds begin together, at the earliest capture of any of them. Predictions and aligned sets become JSON lines.
 
 Example:
     export_recording(Path("talk.mcap"), Path("talk"))       # talk/camera.mp4, talk/camera.csv, talk/microphone.wav, …
@@ -54,7 +54,7 @@ def export_recording(recording: Path, folder: Path, *, say: Callable[[str], None
 
 
 class _Export:
-    """The open files of an export: for each stream and encoding a file and its CSV, for each stream of JSON its lines."""
+    """The open files of an export: a file and a CSV for each stream and encoding, a JSON lines file for the others."""
 
     def __init__(self, reader: Reader, folder: Path) -> None:
         self._folder = folder

@@ -33,14 +33,20 @@ class StreamFile(Protocol):
     """Where the frames of one stream go."""
 
     def write(self, frame: Frame) -> list[Any]:
-        """Append a frame. Returns the cells of its CSV line. Raises ValueError for a frame that the format cannot hold."""
+        """Append a frame.
+
+        Returns the cells of its CSV line. Raises ValueError for a frame that the format cannot hold.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 def stream_file(path: Path, first: Frame, zero_ns: int) -> StreamFile:
-    """The format for a stream's frames. path: without a suffix. zero_ns: the capture time at which video and sound begin."""
+    """The format for a stream's frames.
+
+    path: without a suffix. zero_ns: the capture time at which video and sound begin.
+    """
     match first.encoding:
         case "bgr8" | "jpeg":
             return VideoFile(path.with_name(f"{path.name}.mp4"), zero_ns)
@@ -109,7 +115,10 @@ class VideoFile:
 
 
 class WavFile:
-    """WAV of 32-bit floats, to the bit. Where sound is missing it is silent, so that a sample's index gives its time."""
+    """WAV of 32-bit floats, to the bit.
+
+    Where sound is missing it is silent, so that a sample's index gives its time.
+    """
 
     def __init__(self, path: Path, zero_ns: int) -> None:
         self._file, self._zero_ns, self._rate_hz, self._samples = path.open("wb"), zero_ns, 0, 0

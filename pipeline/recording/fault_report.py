@@ -1,7 +1,7 @@
 """What injected faults did to the sets and to the predictions: states of each stream, agreement, accuracy.
 
-Compares a run with faults with the recorded run, where it has predictions, and with the labels, where there are any. Reads
-predictions as `--out` writes them.
+Compares a run with faults with the recorded run, where it has predictions, and with the labels, where there are any.
+Reads predictions as `--out` writes them.
 
 Example:
     print(table(clean, with_faults, labels))
@@ -30,7 +30,10 @@ def states(records: Sequence[Record]) -> dict[str, Counter[str]]:
 
 
 def accuracy(records: Sequence[Record], labels: Labels) -> tuple[float, int]:
-    """(share of correct predictions, of how many). A prediction without an answer, or an uncertain one, is not correct."""
+    """(share of correct predictions, of how many).
+
+    A prediction without an answer, or an uncertain one, is not correct.
+    """
     judged = [(record["label"], label) for record in records if (label := labels.at(record["capture_ns"]))]
     return (sum(predicted == label for predicted, label in judged) / len(judged) if judged else 0.0), len(judged)
 

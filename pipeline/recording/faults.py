@@ -5,14 +5,15 @@
     fault      meaning
     delay      every frame arrives this much later; its capture_ns stays correct
     offset     capture_ns is wrong by this much, as of a device whose delay was not calibrated (may be negative)
-    drift      the sensor's clock runs fast by this many parts in a million (negative: slow), from the recording's start on
+    drift      the sensor's clock runs fast by this many parts in a million (negative: slow), from the start on
     drop       this share of the frames is lost at random; their numbers stay gaps in `seq`
-    noise      white noise at this signal-to-noise ratio, in sound, pictures, IMU and series; 0 dB: as loud as the signal
+    noise      white noise at this signal-to-noise ratio, in sound, pictures, IMU and series; 0 dB: equal power
     cut        no frames for this long from that time of the recording on; may be repeated
     seed       of the random numbers (default 0)
 
-Pure: an iterator of recorded messages in, one out, in the order of their new arrival. The same faults and seed give the same
-frames, to the bit, wherever a replay begins and however fast it runs: the random numbers depend on a frame's `seq` alone.
+Pure: an iterator of recorded messages in, one out, in the order of their new arrival. The same faults and seed give
+the same frames, to the bit, wherever a replay begins and however fast it runs: the random numbers depend on a frame's
+`seq` alone.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def parse_all(texts: Sequence[str], streams: Iterable[str]) -> tuple[Fault, ...]
     for fault in faults:
         if fault.stream not in known:
             raise ConfigError(
-                f"--fault {fault.stream}: no such stream. Streams here: {', '.join(known)}.{nearest(fault.stream, known)}"
+                f"--fault {fault.stream}: no such stream. "
+                f"Streams here: {', '.join(known)}.{nearest(fault.stream, known)}"
             )
         if sum(other.stream == fault.stream for other in faults) > 1:
             raise ConfigError(f"--fault {fault.stream}: given twice. Put all faults of a stream after one colon")
@@ -188,7 +190,10 @@ class FaultInjector:
         self._start_ns, self._seed = start_ns, (fault.seed, zlib.crc32(fault.stream.encode()))
 
     def apply(self, frame: Frame, log_ns: int) -> Frame | None:
-        """The frame with faults; None: it is lost. A watermark ("none") is delayed and shifted, and lost in a cut only."""
+        """The frame with faults; None: it is lost.
+
+        A watermark ("none") is delayed and shifted, and lost in a cut only.
+        """
         since_ns = log_ns - self._start_ns
         if any(begin <= since_ns < to for begin, to in self.fault.cuts):
             if frame.encoding != "none":

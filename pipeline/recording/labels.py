@@ -1,7 +1,7 @@
 """Labels of a recording: which label holds from when to when. A stream of frames with the encoding "label".
 
-A label holds from its capture_ns on: for its duration_ns, or, where that is 0 (a key press), until the next label of the
-stream. An empty text ends a label without beginning another.
+A label holds from its capture_ns on: for its duration_ns, or, where that is 0 (a key press), until the next label of
+the stream. An empty text ends a label without beginning another.
 
 A CSV of intervals has seconds since the first picture (else the first frame) of the recording:
 
@@ -113,7 +113,10 @@ class _PageLabel(msgspec.Struct):
 
 
 def read_csv(path: Path) -> list[Interval]:
-    """The intervals of a CSV, in ns since the recording's first picture. Raises ConfigError with the line that is not one."""
+    """The intervals of a CSV, in ns since the recording's first picture.
+
+    Raises ConfigError with the line that is not one.
+    """
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), skipinitialspace=True, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -145,7 +148,7 @@ def read_csv(path: Path) -> list[Interval]:
 
 
 def begin_ns(reader: Reader) -> int:
-    """The capture time of 0 s in a CSV: the first picture's, as in a player; the first frame's where there is no picture."""
+    """The capture time of 0 s in a CSV: of the first picture, as in a player, or else of the first frame."""
     pictures = [name for name, info in reader.streams.items() if info.encoding in PICTURES and reader.counts[name]]
     for _, message, _ in reader.messages(pictures or None):
         if isinstance(message, Frame) and message.encoding != "none":
@@ -177,7 +180,8 @@ def add_labels(recording: Path, intervals: Path, out: Path, *, stream: str = STR
             if zero_ns + interval.begin_ns > last_ns:
                 ends = f"{(last_ns - zero_ns) / NS:.1f} s"
                 raise ConfigError(
-                    f"{intervals}: '{interval.label}' begins at {interval.begin_ns / NS:g} s; the recording ends at {ends}"
+                    f"{intervals}: '{interval.label}' begins at {interval.begin_ns / NS:g} s; "
+                    f"the recording ends at {ends}"
                 )
         frames = label_frames(labels, stream, zero_ns, last_ns)
         with Writer(out, about=reader.about | {"labelled_with": intervals.name}) as writer:

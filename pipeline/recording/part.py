@@ -1,7 +1,7 @@
 """One file of a recording: what makes an MCAP file a recording of ours, and how one that was not closed is repaired.
 
-A split recording is several such files (out.mcap, out.001.mcap, …), each whole by itself. writer.py writes them, reader.py
-reads them as one.
+A split recording is several such files (out.mcap, out.001.mcap, …), each whole by itself. writer.py writes them,
+reader.py reads them as one.
 
 Example:
     with Part(part_path(Path("out.mcap"), 1), unclosed=False) as part:
@@ -88,7 +88,10 @@ class Part(McapReader):
 
 
 def repair(path: Path) -> tuple[int, int]:
-    """Close a file whose writer was killed. Returns (messages in it, bytes cut off); (n, 0) when it was closed already."""
+    """Close a file whose writer was killed.
+
+    Returns (messages in it, bytes cut off); (n, 0) when it was closed already.
+    """
     part = Part(Path(path), unclosed=True)
     part.close()
     if not part.closed:

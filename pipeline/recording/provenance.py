@@ -24,7 +24,10 @@ DEFAULT_RECORDER = "record"  # the recorder's node name in recordings that do no
 
 
 def description(config: Config) -> dict[str, Any]:
-    """What `about` holds of a run: the graph and the machine. `run` is a random id that the parts of a recording share."""
+    """What `about` holds of a run: the graph and the machine.
+
+    `run` is a random id that the parts of a recording share.
+    """
     nodes = {
         n.name: {"use": n.use, "inputs": [e.source for e in n.inputs], "options": n.options}
         for n in config.nodes.values()

@@ -1,7 +1,8 @@
 """Reads a recording: streams of messages, what was written about the run, calibrations and attachments.
 
-All times are the rig's monotonic clock, as in frame.py; in the file they are UTC, by about["utc_offset_ns"]. Only the index
-is read until messages are asked for. A split recording (out.mcap, out.001.mcap, …) is read as one, from its first file.
+All times are the rig's monotonic clock, as in frame.py; in the file they are UTC, by about["utc_offset_ns"]. Only the
+index is read until messages are asked for. A split recording (out.mcap, out.001.mcap, …) is read as one, from its
+first file.
 
 Example:
     with Reader(Path("out.mcap")) as reader:

@@ -1,4 +1,4 @@
-"""A recording's timeline as an SVG picture: when each stream was present, its gaps and silences, and the predictions. Pure.
+"""A recording's timeline as an SVG picture: when each stream was present, its gaps and silences, the predictions.
 
 Example:
     Path("timeline.svg").write_text(draw(Audit(Path("rec.mcap"))))

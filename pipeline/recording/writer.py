@@ -1,8 +1,9 @@
 """Writes a recording: streams of messages to an MCAP file that Foxglove and the MCAP tools open.
 
-A file holds streams of messages (mcap/encode.py says as which bytes), `about` (one JSON object: how the recording came to
-be), notes, calibrations and attachments. All times that this module takes are the rig's monotonic clock, as in frame.py; in
-the file they are UTC, by about["utc_offset_ns"]. A message's log time is `log_ns`, by default when it left its node.
+A file holds streams of messages (mcap/encode.py says as which bytes), `about` (one JSON object: how the recording came
+to be), notes, calibrations and attachments. All times that this module takes are the rig's monotonic clock, as in
+frame.py; in the file they are UTC, by about["utc_offset_ns"]. A message's log time is `log_ns`, by default when it
+left its node.
 
 Example:
     with Writer(Path("out.mcap"), about={"utc_offset_ns": offset_ns, "consent": "Ada agreed"}) as writer:
@@ -10,8 +11,8 @@ Example:
         writer.write("camera", frame)                           # Frame, AlignedSet, Prediction, Health
         writer.note("finished", {"dropped": {}})                # anything JSON, at any time
 
-A large message (a picture) has a chunk of its own, so that a reader of the sound need not read pictures; small messages are
-written out at least every second. So a file whose writer was killed lacks at most its last second:
+A large message (a picture) has a chunk of its own, so that a reader of the sound need not read pictures; small
+messages are written out at least every second. So a file whose writer was killed lacks at most its last second:
 `Reader(path, unclosed=True)` reads it and `repair(path)` (part.py) closes it.
 """
 
@@ -34,7 +35,7 @@ from pipeline.recording.mcap.file_writer import McapWriter
 from pipeline.recording.mcap.schemas import CALIBRATION, FRAME, schema
 from pipeline.recording.part import METADATA, VERSION, Part, part_path, refuse_existing
 
-# How many messages of a stream may wait for the disk, as long as they are small (input_queue.MAX_BYTES bounds the large).
+# Small messages of a stream that may wait for the disk; input_queue.MAX_BYTES bounds large ones.
 QUEUE_MESSAGES = 4000
 
 
@@ -43,15 +44,15 @@ class Writer:
 
     Args:
         path: The recording's first file. One that exists is refused.
-        about: How the recording came to be: any JSON. `utc_offset_ns` (monotonic + offset = UTC, see clock.utc_offset_ns) is
-            needed for UTC times in the file; 0 without it.
+        about: How the recording came to be: any JSON. `utc_offset_ns` (monotonic + offset = UTC, see
+            clock.utc_offset_ns) is needed for UTC times in the file; 0 without it.
         compression: Of chunks: "none", "lz4" or "zstd". Default "lz4": fast enough for live video on one core.
         split_bytes: Begin another file after this many bytes (> 0). None: never.
         split_ns: Begin another file after this much log time (ns, > 0). None: never.
 
     Raises:
-        ConfigError: The file exists already, or cannot be created. `write` and `close` raise OSError when the disk is full:
-            what is in the file stays readable, and the next write may succeed.
+        ConfigError: The file exists already, or cannot be created. `write` and `close` raise OSError when the disk is
+            full: what is in the file stays readable, and the next write may succeed.
     """
 
     def __init__(
@@ -97,7 +98,10 @@ class Writer:
         return self._bytes_before + self._file.index.end
 
     def stream(self, info: StreamInfo) -> None:
-        """Describe a stream before its first message. A stream that was not described has no encoding, rate or sensor."""
+        """Describe a stream before its first message.
+
+        A stream that was not described has no encoding, rate or sensor.
+        """
         self._infos[info.stream] = info
 
     def write(self, stream: str, message: Message, *, log_ns: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Files as frames, and the small readers that all folder formats share: text lines, numbers, times as people write them.
+"""Files as frames, and the readers that all folder formats share: text lines, numbers, times.
 
 Every error is a ConfigError that names the file, and the line where there is one.
 
@@ -108,7 +108,8 @@ def sweep_frame(stream: str, capture_ns: int, path: Path, **fields: Any) -> Fram
     raw = read_bytes(path)
     if len(raw) % 16:
         raise ConfigError(
-            f"{path}: {len(raw)} bytes, expected a multiple of 16 (x y z reflectance, float32). It is cut off: copy it again"
+            f"{path}: {len(raw)} bytes, expected a multiple of 16 (x y z reflectance, float32). "
+            "It is cut off: copy it again"
         )
     points = np.frombuffer(raw, "<f4").reshape(-1, 4)
     return Frame(stream, -1, capture_ns, "points_xyzi_f32", points, **fields)
@@ -128,7 +129,10 @@ def numbers(line: str, *, where: str, count: int | None = None) -> npt.NDArray[n
 
 
 def seconds_ns(text: str, *, where: str) -> int:
-    """ "1305031453.359684" → nanoseconds, exactly; a float would be off by 100 ns. Raises ConfigError for other text."""
+    """Seconds such as "1305031453.359684" → nanoseconds, exactly; a float would be off by 100 ns.
+
+    Raises ConfigError for other text.
+    """
     try:
         value = Decimal(text.strip())
         if not value.is_finite() or abs(value) > MAX_TIME_S:
@@ -141,8 +145,9 @@ def seconds_ns(text: str, *, where: str) -> int:
 def time_ns(text: str, *, where: str) -> int:
     """A time as people write it, in nanoseconds.
 
-    Seconds with or without a fraction; milli-, micro- or nanoseconds since 1970, recognised by the number of digits; or a date
-    such as "2011-09-26 13:02:25.964389445", in UTC unless it has a zone. Raises ConfigError for anything else.
+    Seconds with or without a fraction; milli-, micro- or nanoseconds since 1970, recognised by the number of digits;
+    or a date such as "2011-09-26 13:02:25.964389445", in UTC unless it has a zone. Raises ConfigError for anything
+    else.
     """
     text = text.strip()
     dated = re.fullmatch(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?\s*(Z|[+-]\d\d:?\d\d)?", text)

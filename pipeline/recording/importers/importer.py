@@ -1,4 +1,4 @@
-"""Imports a recording of another format (formats.py) as a recording of ours. Leaves nothing behind when an import fails.
+"""Imports a recording of another format (formats.py). Leaves nothing behind when an import fails.
 
 Owns the names and the writing; each importer (source.ImportSource) only reads.
 
@@ -36,16 +36,15 @@ MAX_LISTED = 20
 class Imported(NamedTuple):
     """What an import wrote.
 
-    encodings: by stream. lidars: streams of a known lidar's packets. rig: the rig file beside the recording. left_out: topic
-    or stream → why a message is not in the recording → how many. notes: what a user must know about the times or numbers.
+    rig: the rig file beside the recording. left_out: topic or stream → why a message is left out → how many.
     """
 
     format: str
-    encodings: dict[str, str]
-    lidars: dict[str, LidarPackets]
+    encodings: dict[str, str]  # by stream
+    lidars: dict[str, LidarPackets]  # by stream
     rig: Path | None
     left_out: dict[str, dict[str, int]]
-    notes: list[str]
+    notes: list[str]  # what a user must know about the times or numbers
 
 
 def import_recording(source: Path, out: Path, *, mapping: Sequence[str] = (), raw: bool = False) -> Imported:

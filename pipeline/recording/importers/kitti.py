@@ -1,10 +1,10 @@
 """KITTI: a raw drive (2011_09_26_drive_0052_sync) and the folders of its object benchmark.
 
-    raw       image_00…03, velodyne_points (or velodyne), oxts, each with data/ and timestamps.txt; calib_*.txt beside or above
+    raw       image_00…03, velodyne_points (or velodyne), oxts, each with data/ and timestamps.txt; calib_*.txt
     object    image_2, velodyne, calib, label_2: unrelated moments, so they lie 1 s apart
 
-A raw drive without timestamps.txt gets times from its frames' numbers and the rate in its calib.txt (`rate_hz: 10.0`), else
-10 Hz. Pictures and sweeps are stored to the bit, calibration and boxes as the text that they are.
+A raw drive without timestamps.txt gets times from its frames' numbers and the rate in its calib.txt (`rate_hz: 10.0`),
+else 10 Hz. Pictures and sweeps are stored to the bit, calibration and boxes as the text that they are.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def looks_like(folder: Path) -> bool:
 
 
 def open_kitti(folder: Path) -> ImportSource:
-    """Raises ConfigError when there are fewer timestamps than frames. Only tables are read here; frames are read later."""
+    """Raises ConfigError when there are fewer timestamps than frames.
+
+    Only tables are read here; frames are read later.
+    """
     return _open_object(folder) if (folder / "calib").is_dir() else _open_raw(folder)
 
 
@@ -111,7 +114,10 @@ def _open_raw(folder: Path) -> ImportSource:
 
 
 def _rig(calib: Path, streams: list[str], ours: Callable[[str], str]) -> Rig:
-    """The rig of the drive's cameras and lidar. The base frame lies on the ground below the lidar, as KITTI published it."""
+    """The rig of the drive's cameras and lidar.
+
+    The base frame lies on the ground below the lidar, as KITTI published it.
+    """
     cameras = {int(s.removeprefix("image_")): s for s in streams if s.startswith("image_")}
     pictures = [path for stream in cameras.values() for path in pictures_in(_data(calib.parent / stream))]
     height_px, width_px = picture_frame("", 0, pictures[0]).data.shape[:2]
@@ -168,11 +174,13 @@ def _times(sensor: Path, files: list[Path], hz: float) -> tuple[list[int], list[
         return times_ns, times_ns, False
     ends = sensor / "timestamps_end.txt" if (sensor / "timestamps_end.txt").is_file() else begins
     tables = [[time_ns(line, where=f"{t}:{i + 1}") for i, line in enumerate(read_lines(t))] for t in (begins, ends)]
-    # A drive's lidar may lack a few sweeps: it has fewer files than lines, and the files' numbers are those of the lines.
+    # A drive's lidar may lack a few sweeps: it has fewer files than lines, and the files' numbers are those of the
+    # lines.
     last = max(int(path.stem) for path in files)
     if last >= min(map(len, tables)):
         raise ConfigError(
-            f"{begins}: {len(tables[0])} times, but there is a file number {last}. The drive is incomplete: copy it again"
+            f"{begins}: {len(tables[0])} times, but there is a file number {last}. "
+            "The drive is incomplete: copy it again"
         )
     begun, ended = ([times[int(path.stem)] for path in files] for times in tables)
     return begun, ended, True

@@ -1,4 +1,4 @@
-"""Recognises lidars by their packets while an import passes them on, so that the config beside a recording decodes them.
+"""Recognises lidars by their packets during an import, so that the config beside the recording decodes them.
 
 Example:
     lidars = LidarStreams()
@@ -56,8 +56,8 @@ class LidarStreams:
         """By stream."""
         lidars = {stream: LidarPackets(sensor) for stream, sensor in self._sensors.items() if sensor}
         for metadata in self._metadata:
-            # Streams beside it by name: ouster/metadata and ouster/lidar_packets of ROS drivers, lidar/metadata and lidar
-            # of our captures.
+            # Streams beside it by name: ouster/metadata and ouster/lidar_packets of ROS drivers, lidar/metadata and
+            # lidar of our captures.
             place = metadata.rpartition("/")[0]
             others = [s for s in self._sensors if s not in lidars]
             beside = [s for s in others if s == place or s.rpartition("/")[0] == place]

@@ -1,8 +1,8 @@
 """Network captures (.pcap): every UDP packet of a lidar, unchanged, with the capture's time.
 
-The packets are not decoded here: a recording holds them byte for byte as "packet" frames, and the sensor's decoder reads
-them on replay. IP fragments are reassembled (an Ouster packet is larger than an Ethernet frame). The sensor's metadata JSON
-beside the capture becomes a "calibration" frame.
+The packets are not decoded here: a recording holds them byte for byte as "packet" frames, and the sensor's decoder
+reads them on replay. IP fragments are reassembled (an Ouster packet is larger than an Ethernet frame). The sensor's
+metadata JSON beside the capture becomes a "calibration" frame.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Datagram(NamedTuple):
 
 
 def open_pcap(path: Path) -> ImportSource:
-    """Raises ConfigError for a file that is not a capture, or has another link layer; `frames` does where the file is cut off."""
+    """Open a capture; its frames are read later.
+
+    Raises ConfigError for a file that is not a capture, or has another link layer; `frames` does where it is cut off.
+    """
     opened = ImportSource("network capture", {}, iter(()))
     opened.frames = numbered(_frames(datagrams(path, opened.left_out["network"]), path, opened))
     return opened
@@ -74,7 +77,8 @@ def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagra
         (link,) = struct.unpack(order + "I", header[20:24])
         if link & 0xFFFF not in LINKS:
             raise ConfigError(
-                f"{path}: link layer {link & 0xFFFF} is not supported. Supported: Ethernet, loopback, raw IP, Linux cooked"
+                f"{path}: link layer {link & 0xFFFF} is not supported. "
+                "Supported: Ethernet, loopback, raw IP, Linux cooked"
             )
     except ConfigError:
         file.close()
@@ -134,7 +138,8 @@ def _records(
         seconds, fraction, stored_bytes, full_bytes = record.unpack(header)
         if stored_bytes > MAX_PACKET_BYTES or fraction * unit_ns >= NS:
             raise ConfigError(
-                f"{path}: packet {index} of {stored_bytes} bytes at {seconds} s + {fraction}: damaged from here on. Copy it again"
+                f"{path}: packet {index} of {stored_bytes} bytes at {seconds} s + {fraction}: "
+                "damaged from here on. Copy it again"
             )
         raw = file.read(stored_bytes)
         if len(raw) < stored_bytes:

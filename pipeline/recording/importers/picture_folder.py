@@ -4,7 +4,7 @@
     timestamps.csv, any .csv      "name,time" or "time,name"; a first line of words is skipped
     1403636579763555584.png       else the names are the times
 
-Times are seconds, milli-, micro- or nanoseconds since 1970, or dates: see file_frames.time_ns. JPEG files are stored unchanged.
+Times are seconds, milli-, micro- or nanoseconds since 1970, or dates (file_frames.time_ns). JPEG files stay unchanged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """ROS bags without ROS: ROS 1 .bag, ROS 2 .db3 and .mcap, alone or in the folder with their metadata.yaml.
 
-rosbags reads the files; messages are read by their type's name (ros_messages.py), with the definitions in the bag itself; bags
-without definitions are read with those of ROS 2 and of the common lidar drivers. Topics of other types are listed, not guessed.
+rosbags reads the files; messages are read by their type's name (ros_messages.py), with the definitions in the bag
+itself; bags without definitions are read with those of ROS 2 and of the common lidar drivers. Topics of other types
+are listed, not guessed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ FIXES = {
 
 
 def open_ros(path: Path) -> ImportSource:
-    """path: a .bag, .db3 or .mcap, or a folder with metadata.yaml. Raises ConfigError with rosbags' reason when it cannot be read."""
+    """path: a .bag, .db3 or .mcap, or a folder with metadata.yaml.
+
+    Raises ConfigError with rosbags' reason when it cannot be read.
+    """
     try:
         import rosbags.rosbag1  # noqa: F401
     except ModuleNotFoundError as error:

@@ -1,7 +1,8 @@
 """One ROS message → frames. Knows message types by name and field; knows nothing of bags or files.
 
-Frames have the header's stamp as capture_ns and the bag's time as publish_ns. What a frame has no place for (a point's ring, a
-covariance) is listed once a topic in `notes`. Sensors' packets are stored byte for byte: their decoders read them on replay.
+Frames have the header's stamp as capture_ns and the bag's time as publish_ns. What a frame has no place for (a point's
+ring, a covariance) is listed once a topic in `notes`. Sensors' packets are stored byte for byte: their decoders read
+them on replay.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def _rows(message: Any, height: int, row_bytes: int) -> npt.NDArray[np.uint8]:
     step = int(message.step) or row_bytes
     if not height or not row_bytes or step < row_bytes or len(data) < step * height:
         raise ConfigError(
-            f"a picture of {message.width}×{message.height} {message.encoding} with {len(data)} bytes: its size does not match"
+            f"a picture of {message.width}×{message.height} {message.encoding} "
+            f"with {len(data)} bytes: its size does not match"
         )
     return np.ascontiguousarray(data[: step * height].reshape(height, step)[:, :row_bytes])
 
@@ -150,7 +152,8 @@ def point_cloud(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
     data = np.asarray(message.data, np.uint8)
     if not {"x", "y", "z"} <= fields.keys() or step < 12 or row < step * width or len(data) < row * height:
         raise ConfigError(
-            f"a cloud of {width}×{height} points with the fields {', '.join(fields)} and {len(data)} bytes: its layout is not supported"
+            f"a cloud of {width}×{height} points with the fields {', '.join(fields)} "
+            f"and {len(data)} bytes: its layout is not supported"
         )
     raw = np.ascontiguousarray(data[: row * height].reshape(height, row)[:, : step * width]).reshape(-1, step)
     order = ">" if message.is_bigendian else "<"
@@ -176,7 +179,7 @@ def point_cloud(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 
 
 def _intensity_scale(topic: Topic, dtype: str, values: npt.NDArray[np.float32]) -> float:
-    """The intensity that means a reflectance of 1: an integer type's maximum; for floats by the first sweep's maximum."""
+    """The intensity that means a reflectance of 1: an integer type's maximum; for floats by the first sweep."""
     if topic.intensity_scale is None:
         largest = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
         scale = {"u1": 255.0, "u2": 65535.0}.get(dtype, 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0)
@@ -230,7 +233,10 @@ def text(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
 
 
 def packets(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]:
-    """A driver's message of packets: each packet is a frame with its own stamp. `size`: the bytes used of a fixed field."""
+    """A driver's message of packets: each packet is a frame with its own stamp.
+
+    `size`: the bytes used of a fixed field.
+    """
     for packet in message.packets:
         data = np.asarray(packet.data, np.uint8)
         data = data[: int(packet.size)] if hasattr(packet, "size") else data

@@ -1,7 +1,7 @@
 """What every importer returns: the streams of a recording in another format, and their frames with their capture times.
 
-Owns what all formats share: numbering frames, naming streams, counting what is left out. file_frames.py reads single files;
-importer.py writes the recording.
+Owns what all formats share: numbering frames, naming streams, counting what is left out. file_frames.py reads single
+files; importer.py writes the recording.
 
 Example:
     source = ImportSource("EuRoC", {"cam0": StreamInfo("cam0", "bgr8", 20.0)}, frames(), expected=3682)
@@ -32,8 +32,8 @@ MAX_FILE_BYTES = 1 << 30  # a picture, a sweep or a table larger than this is no
 class ImportSource:
     """A recording in another format, opened.
 
-    frames is read once, in the file's own order. infos may grow while it is read, but holds a stream before its first frame.
-    left_out is complete once frames has ended.
+    frames is read once, in the file's own order. infos may grow while it is read, but holds a stream before its first
+    frame. left_out is complete once frames has ended.
     """
 
     format: str  # for people: "KITTI raw"
@@ -86,6 +86,6 @@ def numbered(frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def stream_name(topic: str, taken: Container[str]) -> str:
-    """ "/camera/image raw" → "camera/image_raw": a valid node name, with a number appended where it is taken."""
+    """A topic such as "/camera/image raw" → "camera/image_raw": a valid node name, numbered where it is taken."""
     name = "".join(c if c.isalnum() or c in "_-/" else "_" for c in topic.strip("/")) or "topic"
     return name if name not in taken else next(f"{name}_{n}" for n in count(2) if f"{name}_{n}" not in taken)

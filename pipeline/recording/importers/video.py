@@ -1,8 +1,8 @@
 """Video and sound files: the picture as `camera`, the sound as `microphone`, on the file's own time line from 0 on.
 
-Sound becomes mono at 16 kHz in chunks of 20 ms, as from the microphone node, because that is what the tasks read. Pictures are
-stored as JPEG; those of an MJPEG file are JPEG already, and stay unchanged. A raw import has the pictures to the bit, and the
-sound at the file's own rate.
+Sound becomes mono at 16 kHz in chunks of 20 ms, as from the microphone node, because that is what the tasks read.
+Pictures are stored as JPEG; those of an MJPEG file are JPEG already, and stay unchanged. A raw import has the pictures
+to the bit, and the sound at the file's own rate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ GAP_NS = 2_000_000  # time stamps are rounded to 1 ms in some formats; a larger 
 
 
 def open_video(path: Path, *, raw: bool = False) -> ImportSource:
-    """raw: pictures as "bgr8", sound at its own rate. Raises ConfigError for a file without decodable pictures and sound."""
+    """raw: pictures as "bgr8", sound at its own rate.
+
+    Raises ConfigError for a file without decodable pictures and sound.
+    """
     streams = {kind: file for kind in ("video", "audio") if (file := _stream(path, kind)) is not None}
     if not streams:
         raise ConfigError(

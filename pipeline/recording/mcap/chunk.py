@@ -50,7 +50,7 @@ class ChunkBuilder:
         return {channel: len(entries) for channel, entries in self._entries.items()}
 
     def build(self, *, at: int, compression: Compression) -> tuple[tuple[bytes, ...], ChunkIndex]:
-        """The bytes of the chunk and its message indexes, to be written at byte `at`, and their entry in the file's index."""
+        """The bytes of the chunk and its message indexes, for byte `at` of the file, and their entry in the index."""
         content = b"".join(self._parts)
         data = _compressed(content, compression)
         times = [log_time for entries in self._entries.values() for log_time, _ in entries]
@@ -87,7 +87,7 @@ def _compressed(data: bytes, compression: Compression) -> bytes:
 def chunk_index_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
     """The index entry of a chunk whose record begins at byte `at`, without its message indexes.
 
-    head: its first HEAD_BYTES, or fewer at the file's end. Raises struct.error or UnicodeDecodeError when it is not a chunk's.
+    head: its first HEAD_BYTES, or fewer at the file's end. Raises struct.error or UnicodeDecodeError for other bytes.
     """
     first, last, size, _ = _HEAD.unpack_from(head)
     (name_bytes,) = struct.unpack_from("<I", head, _HEAD.size)
@@ -106,7 +106,10 @@ def chunk_index_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
 
 
 def messages_of(chunk: Chunk, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
-    """(log time, channel, data) in the chunk's order. Raises ValueError, and what lz4 and zstandard raise, when it is broken."""
+    """(log time, channel, data) in the chunk's order.
+
+    Raises ValueError, and what lz4 and zstandard raise, when it is broken.
+    """
     if chunk.uncompressed_size != entry.uncompressed_size or chunk.compression not in ("", "lz4", "zstd"):
         raise ValueError("its size or compression differs from the index")
     content = get_chunk_data_stream(chunk, validate_crc=True)[0].read(chunk.uncompressed_size)

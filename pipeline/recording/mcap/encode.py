@@ -1,7 +1,7 @@
 """Messages → the bytes of a recording, by the schemas of schemas.py. Knows no files.
 
-Frames are protobuf; predictions, health and aligned sets (without their frames' payload) are JSON objects whose last member,
-`exact`, is the value to the bit (base64 of msgpack). decode.py is the way back.
+Frames are protobuf; predictions, health and aligned sets (without their frames' payload) are JSON objects whose last
+member, `exact`, is the value to the bit (base64 of msgpack). decode.py is the way back.
 
 Example:
     kind = kind_of(frame)                      # "foxglove.RawImage"

@@ -1,7 +1,7 @@
 """Reads an MCAP file by its index, or record by record where its writer was killed before it wrote one.
 
-Knows nothing of what a message holds. The MCAP library's own readers refuse a file that was not closed; so its records are
-used, and the file is read here (chunk.py: what is inside a chunk; index.py: what ends a file).
+Knows nothing of what a message holds. The MCAP library's own readers refuse a file that was not closed; so its records
+are used, and the file is read here (chunk.py: what is inside a chunk; index.py: what ends a file).
 
 Example:
     with McapReader(Path("out.mcap"), unclosed=False) as reader:

@@ -1,7 +1,7 @@
 """Writes an MCAP file in chunks that can be written out at any time. Knows nothing of what a message holds.
 
-The MCAP library's own writer has one open chunk, which it writes out when it is full and not when it is asked to; so its
-records are used, and the file is written here (chunk.py: what is inside a chunk; index.py: what ends a file).
+The MCAP library's own writer has one open chunk, which it writes out when it is full and not when it is asked to; so
+its records are used, and the file is written here (chunk.py: what is inside a chunk; index.py: what ends a file).
 
 Example:
     file = McapWriter(Path("out.mcap"), "lz4")
@@ -151,7 +151,7 @@ class McapWriter:
         self.index.end += sum(map(len, parts))
 
     def _cut_back(self) -> None:
-        # Closing the buffered stream tries again to write what did not fit, so the file is opened a second time before it.
+        # Closing the buffered stream tries again to write what did not fit, so the file is opened a second time first.
         assert self._stream is not None
         descriptor = self._stream.fileno()
         os.ftruncate(descriptor, self.index.end)

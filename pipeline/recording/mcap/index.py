@@ -1,4 +1,4 @@
-"""The index of an MCAP file: what its chunks hold and where, and the summary that ends the file. Bytes and values; no file.
+"""The index of an MCAP file: what its chunks hold and where, and the summary that ends the file. Opens no file.
 
 Example:
     index = Index(packed=True)
@@ -27,8 +27,8 @@ class Index:
     """The index of one file, read from its summary, collected by a scan, or growing while the file is written.
 
     Args:
-        packed: Store chunk entries as the bytes that will be written: a tenth of the memory, for the 100,000 entries that an
-            hour of video adds to a file being written. They cannot be listed then.
+        packed: Store chunk entries as the bytes that will be written: a tenth of the memory, for the 100,000 entries
+            that an hour of video adds to a file being written. They cannot be listed then.
     """
 
     def __init__(self, *, packed: bool = False) -> None:

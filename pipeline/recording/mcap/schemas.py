@@ -1,9 +1,9 @@
 """The schemas that a recording's messages are written by: Foxglove's well-known ones, and our own beside them.
 
-Pictures, sound and points are foxglove.CompressedImage, RawImage, RawAudio and PointCloud (protobuf), each with one more
-field, `sensorium` (number 1000, a sensorium.Frame) for what the schema has no place for. A reader that knows only Foxglove's
-schemas skips it, as protobuf asks. All other frames are a sensorium.Frame alone; predictions, health and aligned sets are
-JSON. encode.py and decode.py turn messages into bytes and back.
+Pictures, sound and points are foxglove.CompressedImage, RawImage, RawAudio and PointCloud (protobuf), each with one
+more field, `sensorium` (number 1000, a sensorium.Frame) for what the schema has no place for. A reader that knows only
+Foxglove's schemas skips it, as protobuf asks. All other frames are a sensorium.Frame alone; predictions, health and
+aligned sets are JSON. encode.py and decode.py turn messages into bytes and back.
 
 Example:
     schema("foxglove.RawImage")                # Schema(name, encoding, data, message_encoding)
@@ -74,7 +74,7 @@ def _own_file() -> descriptor_pb2.FileDescriptorProto:
 
 
 def _files() -> dict[str, descriptor_pb2.FileDescriptorProto]:
-    """Every descriptor file by name, after those it imports; `sensorium` is added to the four messages that carry frames."""
+    """Every descriptor file by name, after those it imports, with `sensorium` in the messages that carry frames."""
     files = {"sensorium/Frame.proto": _own_file()}
 
     def add(described: Any) -> None:

@@ -216,7 +216,8 @@ from pipeline.frame import Frame
 from pipeline.recording.writer import Writer
 writer = Writer(Path(sys.argv[1]), about={})
 for i in range(10**9):
-    writer.write("camera", Frame("camera", i, i * 40_000_000, "bgr8", np.zeros((200, 200, 3), np.uint8), publish_ns=i * 40_000_000))
+    at_ns, image = i * 40_000_000, np.zeros((200, 200, 3), np.uint8)
+    writer.write("camera", Frame("camera", i, at_ns, "bgr8", image, publish_ns=at_ns))
     if i == 20: print("writing", flush=True)
 """
 

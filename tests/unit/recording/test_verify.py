@@ -29,7 +29,7 @@ def picture(seq: int) -> Frame:
 def recorded_run(path: Path, *, without: int | None = None, events_dropped: int = 0) -> None:
     """Ten pictures, each aligned and predicted from, as `record` writes them.
 
-    without: a picture that is missing. events_dropped: how many of the last lines of the event log the recorder dropped.
+    without: a picture that is missing. events_dropped: how many of the event log's last lines were dropped.
     """
     journal: list[bytes] = []
     node = Align(anchor="camera", max_wait_ms=20)
