@@ -1,13 +1,13 @@
-"""Ranges of labelled objects beside their labels, on real pictures and sweeps; and what ranging and projecting cost.
+"""Ranges of labelled objects beside their labels, on real pictures and sweeps; and the cost of ranging and projecting.
 
 The labels' 2-D boxes are taken for detections, so that nothing here depends on a detector. Truth: along the ground, from
 the camera to the nearest point of the label's 3-D box that lies in the picture's field of view (of a truck that reaches
-past the picture's edge, what is beside the camera cannot be seen by it). Costs are the thread's own CPU time: another
-program slows the wall's, and the memory that both share.
+past the picture's edge, what is beside the camera is not visible to it). Costs are the thread's own CPU time, since
+other programs slow the wall clock's.
 
     python -m benchmarks.objects                       # SENSORIUM_DATA, or ../shared/data
     python -m benchmarks.objects --overlay /tmp/objects
-    python -m benchmarks.objects --detector auto       # or a file: what it finds of the labelled boxes, and its cost
+    python -m benchmarks.objects --detector auto       # or a file: its recall on the labelled boxes, and its cost
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _moment(name: str, picture: Path, sweep: Path, labels: Path, calib: Path) ->
     assert image is not None, picture
     size = (image.shape[1], image.shape[0])
     rig = read_kitti(calib, size=size, lidar=LIDAR)
-    # Labels are told in the frame of the rectified camera 0, beside which camera 2 stands.
+    # Labels are in the frame of the rectified camera 0; camera 2 is beside it.
     camera_from_label = rig.transform(CAMERA, "camera_0") if "camera_0" in rig.frames else np.eye(4)
     rig = rig.with_pose(Pose("base", LIDAR, np.eye(4)))
     points = np.fromfile(sweep, np.float32).reshape(-1, 4)[:, :3]
@@ -119,14 +119,14 @@ def _nearest_m(box: np.ndarray, camera_from_label: np.ndarray, lens: Intrinsics)
     outline = np.column_stack(
         [x + np.cos(turn) * a + np.sin(turn) * b, middle, z - np.sin(turn) * a + np.cos(turn) * b]
     )
-    seen = outline @ camera_from_label[:3, :3].T + camera_from_label[:3, 3]
-    column = lens.fx_px * seen[:, 0] / seen[:, 2] + lens.cx_px
-    inside = (seen[:, 2] > 0) & (column >= -0.5) & (column < lens.width_px - 0.5)
-    return float(np.hypot(seen[inside, 0], seen[inside, 2]).min())
+    camera_m = outline @ camera_from_label[:3, :3].T + camera_from_label[:3, 3]
+    column = lens.fx_px * camera_m[:, 0] / camera_m[:, 2] + lens.cx_px
+    inside = (camera_m[:, 2] > 0) & (column >= -0.5) & (column < lens.width_px - 0.5)
+    return float(np.hypot(camera_m[inside, 0], camera_m[inside, 2]).min())
 
 
-def found(moment: Moment, random: np.random.Generator | None = None) -> list[tuple[Labelled, float | None, int, str]]:
-    """Each label with the range found for its 2-D box, the points it stands on, and why there is none. random: moves the
+def ranged_objects(moment: Moment, random: np.random.Generator | None = None) -> list[tuple[Labelled, float | None, int, str]]:
+    """Each label with the range of its 2-D box, the number of its points, and why there is none. random: moves the
     edges of the boxes, as a detector's are not a label's."""
     finder, boxes = ObjectFinder(), []
     for o in moment.objects:
@@ -215,7 +215,7 @@ def drawn_over(moment: Moment, folder: Path) -> Path:
     drawn = draw_points(
         moment.image, moment.points_m.astype(np.float64), moment.view.intrinsics, moment.view.camera_from_base
     )
-    for (label, _, box, truth_m), range_m, *_ in found(moment):
+    for (label, _, box, truth_m), range_m, *_ in ranged_objects(moment):
         left, top, width, height = map(round, box)
         cv2.rectangle(drawn, (left, top), (left + width, top + height), (255, 255, 255), 1)
         text = f"{label} {'?' if range_m is None else f'{range_m:.1f}'} ({truth_m:.1f})"
@@ -227,17 +227,17 @@ def drawn_over(moment: Moment, folder: Path) -> Path:
 
 
 def main() -> None:
-    told = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    told.add_argument("--data", type=Path, default=Path(os.environ.get("SENSORIUM_DATA") or DEFAULT_DATA))
-    told.add_argument("--overlay", type=Path, help="a folder for pictures with points and ranges drawn in")
-    told.add_argument("--detector", help="auto, the name of an asset, or an ONNX file")
-    told.add_argument("--json", type=Path)
-    args = told.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SENSORIUM_DATA") or DEFAULT_DATA))
+    parser.add_argument("--overlay", type=Path, help="a folder for pictures with points and ranges drawn in")
+    parser.add_argument("--detector", help="auto, the name of an asset, or an ONNX file")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
     rows = []
     if (args.data / "driving").is_dir():
         print(f"{'moment':<12} {'label':<11} {'hidden':>6} {'truth m':>8} {'found m':>8} {'error m':>8} {'points':>6}")
         for moment in moments(args.data):
-            for o, range_m, points, reason in found(moment):
+            for o, range_m, points, reason in ranged_objects(moment):
                 error_m = None if range_m is None else range_m - o.truth_m
                 rows.append(
                     {
@@ -259,7 +259,7 @@ def main() -> None:
         print(f"within 3 % or 0.3 m: {sum(bool(r['right']) for r in rows)} of {len(rows)}")
         all_moments, random = list(moments(args.data)), np.random.default_rng(0)
         hits = [
-            right(range_m, o.truth_m) for _ in range(DRAWS) for m in all_moments for o, range_m, *_ in found(m, random)
+            right(range_m, o.truth_m) for _ in range(DRAWS) for m in all_moments for o, range_m, *_ in ranged_objects(m, random)
         ]
         print(
             f"the same with each edge of a box moved at random by {JITTER:.0%} of its side, {DRAWS} draws: {np.mean(hits):.0%}"
@@ -278,8 +278,8 @@ def main() -> None:
         ranging = None
         print(f"no driving/ in {args.data}: set SENSORIUM_DATA for the ranges of labelled objects")
     took = projecting()
-    told_ms = ", ".join(f"{name} {cost}" for name, cost in took.items())
-    print(f"projecting {POINTS} points, ms of CPU, median (least): {told_ms}")
+    costs = ", ".join(f"{name} {cost}" for name, cost in took.items())
+    print(f"projecting {POINTS} points, ms of CPU, median (least): {costs}")
     if args.json:
         args.json.write_text(json.dumps({"objects": rows, "ranging_ms": ranging, "projecting_ms": took}, indent=2))
 

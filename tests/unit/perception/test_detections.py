@@ -30,18 +30,18 @@ PLANTED = [(CAR, 0.9, (40, 60, 140, 120)), (CAR, 0.8, (120, 60, 240, 130)), (PER
 
 @pytest.fixture
 def engines():
-    made = Engines("onnxruntime", precision="fp32", threads=1, log=LOG, metrics=Metrics())
-    yield made
-    made.close()
+    engines = Engines("onnxruntime", precision="fp32", threads=1, log=LOG, metrics=Metrics())
+    yield engines
+    engines.close()
 
 
 def picture(width: int = SIZE, height: int = SIZE) -> np.ndarray:
     return np.full((height, width, 3), 90, np.uint8)
 
 
-def agree(found: list[Detection], factor: float = 1.0, within_px: float = 0.01) -> None:
-    assert [(d.label, round(d.score, 3)) for d in found] == [(COCO[kind], score) for kind, score, _ in PLANTED]
-    for detection, (_, _, box) in zip(found, PLANTED, strict=True):
+def agree(detections: list[Detection], factor: float = 1.0, within_px: float = 0.01) -> None:
+    assert [(d.label, round(d.score, 3)) for d in detections] == [(COCO[kind], score) for kind, score, _ in PLANTED]
+    for detection, (_, _, box) in zip(detections, PLANTED, strict=True):
         left, top, right, bottom = (v * factor for v in box)
         np.testing.assert_allclose(detection.box_px, (left, top, right - left, bottom - top), atol=within_px * factor)
 
@@ -50,7 +50,7 @@ def agree(found: list[Detection], factor: float = 1.0, within_px: float = 0.01) 
 
 
 def yolox_output() -> np.ndarray:
-    """PLANTED as yolox_head.py has its targets: offset from the cell's corner and log size, in strides; a near twin of each,
+    """PLANTED as yolox_head.py has its targets: offset from the cell's corner and log size, in strides; a near copy of each,
     less sure, for suppression."""
     rows = np.zeros((52**2 + 26**2 + 13**2, 85), np.float32)
     for kind, score, (left, top, right, bottom) in PLANTED:
@@ -78,15 +78,15 @@ def test_boxes_come_back_in_the_pixels_of_a_wide_picture(tmp_path: Path, engines
 
 
 def test_a_network_that_looks_finds_the_squares_where_they_are(tmp_path: Path, engines: Engines) -> None:
-    told = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "min_score": 0.7}
-    detector = Detector.load(told, engines, LOG)
+    option = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "min_score": 0.7}
+    detector = Detector.load(option, engines, LOG)
     assert detector is not None and detector.layout == "yolox"
     image = picture(256, 192)  # halved on its way in, so squares of 64 px
     image[40:104, 24:88], image[104:168, 136:200] = BGR["blue"], BGR["red"]
-    found = {d.label: d.box_px for d in detector.find(image)}
-    assert set(found) == {"blue", "red"}
-    np.testing.assert_allclose(found["blue"], (24, 40, 64, 64), atol=0.1)
-    np.testing.assert_allclose(found["red"], (136, 104, 64, 64), atol=0.1)
+    boxes = {d.label: d.box_px for d in detector.find(image)}
+    assert set(boxes) == {"blue", "red"}
+    np.testing.assert_allclose(boxes["blue"], (24, 40, 64, 64), atol=0.1)
+    np.testing.assert_allclose(boxes["red"], (136, 104, 64, 64), atol=0.1)
     assert detector.find(picture(256, 192)) == []
 
 
@@ -173,8 +173,8 @@ def test_ssd_as_trained_is_decoded_from_its_priors(tmp_path: Path, engines: Engi
 def test_of_boxes_on_one_thing_the_surest_stays_and_another_class_beside_it() -> None:
     boxes = np.array([(0, 0, 100, 100), (5, 5, 105, 105), (3, 0, 100, 100), (np.nan, 0, 1, 1)], np.float32)
     scores = np.array([(0.6, 0.1), (0.9, 0.1), (0.1, 0.5), (0.9, 0)], np.float32)
-    found = suppressed(Candidates(boxes, scores), min_score=0.35, overlap=0.5)
-    assert [(kind, round(score, 3)) for kind, score, _ in found] == [(0, 0.9), (1, 0.5)]
+    selected = suppressed(Candidates(boxes, scores), min_score=0.35, overlap=0.5)
+    assert [(kind, round(score, 3)) for kind, score, _ in selected] == [(0, 0.9), (1, 0.5)]
 
 
 def test_letterbox_keeps_proportions_and_says_its_scale() -> None:
@@ -194,7 +194,7 @@ def test_outputs_in_no_layout_are_listed_with_what_was_expected(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"file": "x.onnx", "layuot": "ssd"}, "unknown key 'layuot'.*Did you mean 'layout'"),
         ({"file": "x.onnx", "layout": "yolo"}, r"detector\.layout: found 'yolo'.*yolox"),
@@ -204,8 +204,8 @@ def test_outputs_in_no_layout_are_listed_with_what_was_expected(tmp_path: Path, 
         ("yolox-tyni", "no asset called 'yolox-tyni'.*Did you mean 'yolox-tiny'"),
     ],
 )
-def test_a_wrong_description_is_refused_with_the_fix(option: object, said: str, engines: Engines) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_wrong_description_is_refused_with_the_fix(option: object, message: str, engines: Engines) -> None:
+    with pytest.raises(ConfigError, match=message):
         Detector.load(option, engines, LOG)  # type: ignore[arg-type]
 
 
@@ -224,7 +224,7 @@ def test_the_pinned_detector_is_not_fetched_unasked_and_the_log_says_how(
 ) -> None:
     monkeypatch.setenv("SENSORIUM_CACHE", str(tmp_path))
     monkeypatch.delenv("SENSORIUM_ASSETS", raising=False)
-    monkeypatch.setattr(assets, "_fetch", lambda *given: pytest.fail("fetched"))
+    monkeypatch.setattr(assets, "_fetch", lambda *args: pytest.fail("fetched"))
     monkeypatch.setattr(assets, "MODELS", tmp_path)
     with caplog.at_level(logging.WARNING):
         assert Detector.load("auto", engines, LOG) is None
@@ -249,19 +249,19 @@ def test_an_engine_built_for_a_detector_has_pictures_to_be_compared_on(tmp_path:
     from pipeline.perception import parity_samples
 
     path = constant(tmp_path / "yolox.onnx", {"output": yolox_output()}, size=(1, 3, 64, 96))
-    made = list(parity_samples.of(path))
-    assert len(made) >= 256 and {tensors["images"].shape for tensors in made} == {(1, 3, 64, 96)}
-    assert 20 < np.mean([tensors["images"].std() for tensors in made])
+    samples = list(parity_samples.of(path))
+    assert len(samples) >= 256 and {tensors["images"].shape for tensors in samples} == {(1, 3, 64, 96)}
+    assert 20 < np.mean([tensors["images"].std() for tensors in samples])
 
 
 # ---- boxes of another program
 
 
 def test_boxes_are_read_from_json_and_from_kitti_labels() -> None:
-    told = json.dumps(
+    text = json.dumps(
         [{"label": "car", "box_px": [1, 2, 30, 40], "score": 0.5}, {"label": "dog", "box_px": [5, 6, 7, 8]}]
     )
-    assert read_detections(told) == [Detection("car", 0.5, (1, 2, 30, 40)), Detection("dog", 1.0, (5, 6, 7, 8))]
+    assert read_detections(text) == [Detection("car", 0.5, (1, 2, 30, 40)), Detection("dog", 1.0, (5, 6, 7, 8))]
     line = "Car 0.00 0 -1.59 556.06 185.21 714.24 334.53 1.49 1.60 3.83 0.21 1.67 9.30 -1.57"
     (car,) = read_detections(f"{line}\nDontCare -1 -1 -10 601.42 168.24 663.17 184.06 -1 -1 -1 -1000 -1000 -1000 -10\n")
     assert car.label == "car" and car.box_px == pytest.approx((556.06, 185.21, 158.18, 149.32))

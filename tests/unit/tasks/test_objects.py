@@ -61,13 +61,13 @@ def board(range_m: float, colour: str = "red", *, side_m: float = 2.0) -> tuple[
 
 
 def aligned(anchor_ms: int, **frames: tuple[Encoding, np.ndarray] | None) -> AlignedSet:
-    given = {
+    present = {
         n: (Frame(n, anchor_ms // 100, anchor_ms * MS, f[0], np.array(f[1])),)
         for n, f in frames.items()
         if f is not None
     }
-    receipts = tuple(Receipt(n, "exact" if n in given else "absent") for n in frames)
-    return AlignedSet("front", anchor_ms * MS, given, receipts, tuple(n for n in frames if n not in given))
+    receipts = tuple(Receipt(n, "exact" if n in present else "absent") for n in frames)
+    return AlignedSet("front", anchor_ms * MS, present, receipts, tuple(n for n in frames if n not in present))
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def opened(tmp_path: Path, rig_path: str) -> Iterator[Any]:
     tasks: list[Objects] = []
 
     def open_(**options: Any) -> Objects:
-        told = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "min_score": 0.6}
-        task = make("objects", {"detector": told, "rig": rig_path, **options})
+        option = {"file": str(squares(tmp_path / "squares.onnx")), "labels": list(COLOURS), "min_score": 0.6}
+        task = make("objects", {"detector": option, "rig": rig_path, **options})
         assert isinstance(task, Objects)
         task.log = logging.getLogger("objects")
         task.open("onnxruntime")
@@ -102,10 +102,10 @@ def test_ranges_of_labelled_boxes_are_within_3_percent_or_30_cm(moment: str, dat
     """What the truth is: benchmarks/objects.py."""
     if not (data_dir / "driving").is_dir():
         pytest.skip(f"no driving/ in {data_dir}")
-    from benchmarks.objects import found, moments, right
+    from benchmarks.objects import moments, ranged_objects, right
 
     (this,) = (m for m in moments(data_dir) if m.name == moment)
-    wrong = [(o, range_m, reason) for o, range_m, _, reason in found(this) if not right(range_m, o.truth_m)]
+    wrong = [(o, range_m, reason) for o, range_m, _, reason in ranged_objects(this) if not right(range_m, o.truth_m)]
     assert wrong == []
 
 
@@ -137,8 +137,8 @@ nodes:
     played = finished(
         folder, "replay", "drive.yaml", "drive.mcap", "--out", "found.jsonl", "--no-dashboard", timeout_s=240
     )
-    told = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
-    predictions = [one for one in told if "task" in one]
+    lines = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
+    predictions = [one for one in lines if "task" in one]
     assert len(predictions) == 10, played.stderr
     labelled = predictions[7]
     truths = [o.truth_m for o in next(moments(data_dir)).objects]
@@ -159,8 +159,8 @@ def test_points_sit_on_the_picture(data_dir: Path) -> None:
     this = next(moments(data_dir))
     grey = cv2.GaussianBlur(cv2.cvtColor(this.image, cv2.COLOR_BGR2GRAY), (0, 0), 1).astype(float)
     edges = np.minimum(np.abs(np.gradient(grey, axis=1)), 20)
-    pixels, depth_m, seen = this.view.intrinsics.project_from(this.view.camera_from_base, this.points_m)
-    beside = (np.abs(np.diff(pixels, axis=0)) < (12, 4)).all(axis=1) & seen[:-1] & seen[1:]
+    pixels, depth_m, visible = this.view.intrinsics.project_from(this.view.camera_from_base, this.points_m)
+    beside = (np.abs(np.diff(pixels, axis=0)) < (12, 4)).all(axis=1) & visible[:-1] & visible[1:]
     jump_m = np.diff(depth_m)
     near = np.concatenate([np.flatnonzero(beside & (jump_m > 1.5)), np.flatnonzero(beside & (jump_m < -1.5)) + 1])
     x, y = np.rint(pixels[near]).astype(int).T
@@ -178,10 +178,10 @@ def test_boxes_from_elsewhere_are_ranged_without_a_detector_or_a_picture() -> No
     finder = ObjectFinder()
     points_base = apply(RIG.transform("base", "lidar"), points[:, :3])
     box = Detection("sign", 0.7, (104, 104, 64, 64))
-    (found,) = finder.find(None, points_base, 0, CameraView.of(RIG, "front"), boxes=[box])
-    assert (found.label, found.score, found.box_px) == ("sign", 0.7, (104, 104, 64, 64))
-    assert found.range_m == pytest.approx(8.0, abs=0.05)
-    assert found.position_m == pytest.approx((8.2, 0, 0.5), abs=0.1)
+    (subject,) = finder.find(None, points_base, 0, CameraView.of(RIG, "front"), boxes=[box])
+    assert (subject.label, subject.score, subject.box_px) == ("sign", 0.7, (104, 104, 64, 64))
+    assert subject.range_m == pytest.approx(8.0, abs=0.05)
+    assert subject.position_m == pytest.approx((8.2, 0, 0.5), abs=0.1)
     assert finder.find(None, points_base, MS, CameraView.of(RIG, "front")) == []
 
 
@@ -190,14 +190,14 @@ def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
     turned = Obstacle(2, (12.0, 6.0, 0.7), (4.0, 1.8, 1.5), np.pi / 2, 11.0, 25.0)
     nothing = Obstacle(3, (30.0, -5.0, 0.7), (1.0, 1.0, 1.5), 0.0, 29.0, -10.0)
 
-    def seen(label: str, score: float, *position_m: float) -> Subject:
+    def subject(label: str, score: float, *position_m: float) -> Subject:
         return Subject(1, (0, 0, 9, 9), (), score, label=label, range_m=10.0, position_m=position_m)
 
     subjects = [
-        seen("car", 0.9, 10.0, 0.2, 0.5),
-        seen("truck", 0.4, 10.1, 0.0, 0.5),
-        seen("van", 0.5, 12.0, 4.1, 0.5),
-        seen("dog", 0.9, 20.0, 0.0, 0.2),
+        subject("car", 0.9, 10.0, 0.2, 0.5),
+        subject("truck", 0.4, 10.1, 0.0, 0.5),
+        subject("van", 0.5, 12.0, 4.1, 0.5),
+        subject("dog", 0.9, 20.0, 0.0, 0.2),
         Subject(9, (0, 0, 9, 9), (), label="cat"),
     ]
     labels, others = match_subjects(subjects, [ahead, turned, nothing])
@@ -209,7 +209,7 @@ def test_an_obstacle_is_called_what_the_surest_box_on_it_is() -> None:
 # ---- the task
 
 
-def test_a_board_is_found_ranged_and_its_approach_told(opened: Any) -> None:
+def test_a_board_is_detected_ranged_and_its_closing_speed_reported(opened: Any) -> None:
     task = opened()
     predictions = []
     for i in range(12):
@@ -222,8 +222,8 @@ def test_a_board_is_found_ranged_and_its_approach_told(opened: Any) -> None:
     assert {p.subjects[0].id for p in predictions} == {1}
     assert last.label == "red" and last.used == ("front", "lidar") and last.missing == ()
     assert last.model.startswith("squares@")
-    told = last.record()["subjects"][0]
-    assert told["label"] == "red" and told["range_m"] == pytest.approx(7.4, abs=0.05) and len(told["position_m"]) == 3
+    record = last.record()["subjects"][0]
+    assert record["label"] == "red" and record["range_m"] == pytest.approx(7.4, abs=0.05) and len(record["position_m"]) == 3
 
 
 def test_the_same_sets_give_the_same_predictions_again(opened: Any) -> None:
@@ -285,20 +285,20 @@ def test_boxes_that_cannot_be_read_leave_nobody_who_tells_what_things_are(opened
 
 
 @pytest.mark.parametrize(
-    ("stream", "frame", "said"),
+    ("stream", "frame", "message"),
     [
         ("boxes", ("text_utf8", np.frombuffer(b"nonsense", np.uint8)), "expected JSON"),
         ("front", ("bgr8", np.zeros((256, 256, 3), np.uint8)), "dark"),
         ("lidar", ("points_xyzi_f32", np.zeros(7, np.float32)), "shape (7,)"),
     ],
 )
-def test_what_cannot_be_used_is_missing_with_the_reason(stream: str, frame: Any, said: str, opened: Any) -> None:
+def test_what_cannot_be_used_is_missing_with_the_reason(stream: str, frame: Any, message: str, opened: Any) -> None:
     image, points = board(8.0)
-    given = {"front": ("bgr8", image), "lidar": ("points_xyzi_f32", points), stream: frame}
-    prediction = opened().predict(aligned(0, **given))
+    frames = {"front": ("bgr8", image), "lidar": ("points_xyzi_f32", points), stream: frame}
+    prediction = opened().predict(aligned(0, **frames))
     assert stream in prediction.missing and stream not in prediction.used
     (reason,) = (r.reason for r in prediction.receipts if r.stream == stream)
-    assert said in reason
+    assert message in reason
 
 
 def test_pictures_of_another_size_than_the_rigs_have_no_ranges_and_the_log_says_why(

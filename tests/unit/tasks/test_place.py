@@ -107,7 +107,7 @@ def test_any_size_becomes_a_square_from_black_to_white(shape: tuple[int, ...]) -
 
 def test_the_sides_of_a_wide_picture_are_left_out_and_nothing_of_one_that_is_three_to_two() -> None:
     wide = np.zeros((200, 600, 3), np.uint8)
-    wide[:, :145] = wide[:, 455:] = 255  # what is kept is 300 wide: columns 150 to 449
+    wide[:, :145] = wide[:, 455:] = 255  # the crop is 300 wide: columns 150 to 449
     assert place_tensor(wide).max() < -0.9
     usual = np.zeros((200, 300, 3), np.uint8)
     usual[:, :20] = usual[:, 280:] = 255
@@ -117,7 +117,7 @@ def test_the_sides_of_a_wide_picture_are_left_out_and_nothing_of_one_that_is_thr
 # --- the task
 
 
-def test_place_is_told_with_its_receipt_and_what_it_rests_on(weights: Path) -> None:
+def test_place_is_reported_with_its_receipt_and_used_stream(weights: Path) -> None:
     prediction = opened(weights).predict(aligned(picture(220, at_ms=100)))
     assert (prediction.task, prediction.label, prediction.used, prediction.missing) == (
         "place",
@@ -149,7 +149,7 @@ def test_between_two_looks_the_answer_is_held_and_says_how_old_it_is(weights: Pa
     assert task.predict(aligned(picture(60, at_ms=200))).label == "dim"
 
 
-def test_covered_lens_gives_no_label_and_is_told_as_missing(weights: Path) -> None:
+def test_covered_lens_gives_no_label_and_counts_as_missing(weights: Path) -> None:
     task = opened(weights, every_ms=0)
     task.predict(aligned(picture(220, at_ms=0)))
     covered = Frame(

@@ -1,4 +1,4 @@
-"""The scene as a whole: what each sense says of one moment, and what is said when one of them is cut, frozen or late."""
+"""The scene as a whole: what each sensor contributes to one set, and the answer when one of them is cut off, frozen or late."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def scene(**options: object) -> Scene:
     return task
 
 
-def told(sets: Sweeps, **options: object) -> list[Prediction]:
+def predictions_of(sets: Sweeps, **options: object) -> list[Prediction]:
     task = scene(**options)
     return [task.predict(one) for one in sets]
 
@@ -67,7 +67,7 @@ def ahead(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def test_a_free_road_is_clear_and_the_prediction_names_what_it_rests_on():
-    last = told([moment(i) for i in range(6)])[-1]
+    last = predictions_of([moment(i) for i in range(6)])[-1]
     assert last.surroundings.ahead.state == "clear"
     assert last.label in (*last.labels, "uncertain") and len(last.labels) == 15
     assert set(last.used) == {"lidar", "depth", "camera"}
@@ -84,19 +84,19 @@ def test_without_a_place_model_the_label_is_the_way_ahead():
 
 
 def test_without_lidar_the_depth_camera_carries_on_and_the_lidar_is_missing():
-    predictions = told(
+    predictions = predictions_of(
         [*(moment(i) for i in range(5)), *(moment(i, "lidar") for i in range(5, 12)), moment(12), moment(13)]
     )
     cut = predictions[11]
     assert "lidar" in cut.missing and "depth" in cut.used
     assert cut.surroundings.obstacles or cut.surroundings.free_space is not None
-    assert cut.surroundings.ahead.state != "clear"  # 10 m of depth are not the 12 m that must be seen
+    assert cut.surroundings.ahead.state != "clear"  # 10 m of depth are not the 12 m that must be visible
     assert any("lidar" in why for why in cut.surroundings.ahead.because)
     assert ahead(predictions)[12] != "unknown" and "lidar" in predictions[12].used  # within one sweep
 
 
 def test_without_any_points_the_way_is_unknown_though_the_camera_sees():
-    predictions = told(
+    predictions = predictions_of(
         [*(moment(i) for i in range(5)), *(moment(i, "lidar", "depth") for i in range(5, 12)), moment(12)]
     )
     assert ahead(predictions)[8:12] == ["unknown"] * 4
@@ -106,7 +106,7 @@ def test_without_any_points_the_way_is_unknown_though_the_camera_sees():
 
 
 def test_without_the_camera_obstacles_and_the_way_carry_on():
-    predictions = told([*(moment(i) for i in range(5)), *(moment(i, "camera") for i in range(5, 9)), moment(9)])
+    predictions = predictions_of([*(moment(i) for i in range(5)), *(moment(i, "camera") for i in range(5, 9)), moment(9)])
     assert ahead(predictions)[5:9] == ["clear"] * 4
     assert "camera" in predictions[8].missing and "camera" not in predictions[8].used
     assert "camera" in predictions[9].used
@@ -119,7 +119,7 @@ def test_frozen_points_are_not_clear(broken: tuple[str, ...]):
         old, new = (next(f for f in sweep(k) if f.stream == name) for k in (4, i))
         return msgspec.structs.replace(old, seq=new.seq, capture_ns=new.capture_ns)
 
-    predictions = told(
+    predictions = predictions_of(
         [*(moment(i) for i in range(5)), *(moment(i, **{n: again(n, i) for n in broken}) for i in range(5, 10))]
     )
     assert ahead(predictions)[4] == "clear"
@@ -132,7 +132,7 @@ def test_frozen_points_are_not_clear(broken: tuple[str, ...]):
 
 def test_points_that_come_half_a_second_late_are_not_clear():
     late = [msgspec.structs.replace(moment(i), arrival_ns=i * PERIOD_NS + 600_000_000) for i in range(6)]
-    predictions = told(late)
+    predictions = predictions_of(late)
     assert ahead(predictions) == ["unknown"] * 6
     assert any("lidar" in why for why in predictions[-1].surroundings.ahead.because)
 
@@ -140,7 +140,7 @@ def test_points_that_come_half_a_second_late_are_not_clear():
 def test_when_a_thread_sent_a_set_which_no_recording_knows_changes_no_answer():
     sets = [moment(i) for i in range(6)]
     held_up = [msgspec.structs.replace(one, sent_ns=one.arrival_ns + 600_000_000) for one in sets]
-    assert ahead(told(held_up)) == ahead(told(sets)) == ["clear"] * 6
+    assert ahead(predictions_of(held_up)) == ahead(predictions_of(sets)) == ["clear"] * 6
 
 
 def test_a_set_of_a_tick_is_not_taken_for_earlier_than_its_newest_cloud():
@@ -148,7 +148,7 @@ def test_a_set_of_a_tick_is_not_taken_for_earlier_than_its_newest_cloud():
         moment(i, *(("lidar",) if i > 4 else ())) for i in range(9)
     ]  # the last sweep ended at 500 ms, the last depth is of 840
     ticked = [msgspec.structs.replace(one, arrival_ns=one.anchor_ns) for one in sets]
-    assert ahead(told(ticked))[7:] == ahead(told(sets, by_arrival=False))[7:] == ["clear", "unknown"]
+    assert ahead(predictions_of(ticked))[7:] == ahead(predictions_of(sets, by_arrival=False))[7:] == ["clear", "unknown"]
 
 
 @pytest.mark.parametrize("stream", ALL)
@@ -158,7 +158,7 @@ def test_what_cannot_be_used_is_bad_and_the_rest_carries_on(stream: str):
         "depth": Frame("depth", 5, 5 * PERIOD_NS + AHEAD_NS, "depth_u16_mm", np.zeros((7, 9), np.uint16)),
         "camera": Frame("camera", 5, 5 * PERIOD_NS + AHEAD_NS, "bgr8", np.zeros((360, 640, 3), np.uint8)),
     }
-    last = told([*(moment(i) for i in range(5)), moment(5, **{stream: broken[stream]})])[-1]
+    last = predictions_of([*(moment(i) for i in range(5)), moment(5, **{stream: broken[stream]})])[-1]
     assert stream in last.missing and stream not in last.used
     receipt = next(r for r in last.receipts if r.stream == stream)
     assert receipt.state == "bad" and receipt.reason
@@ -167,7 +167,7 @@ def test_what_cannot_be_used_is_bad_and_the_rest_carries_on(stream: str):
 
 def test_the_same_sets_give_the_same_predictions():
     sets = [moment(i, *(("lidar",) if i in (4, 5) else ())) for i in range(8)]
-    assert [p.record() for p in told(sets)] == [p.record() for p in told(sets)]
+    assert [p.record() for p in predictions_of(sets)] == [p.record() for p in predictions_of(sets)]
 
 
 def with_boxes(i: int, text: Callable[[int], str]) -> AlignedSet:
@@ -209,11 +209,11 @@ def test_a_box_of_another_program_names_the_obstacle_it_lies_on():
         key=lambda t: t.centre_m[0],
     )
 
-    def seen(i: int) -> str:
+    def boxes(i: int) -> str:
         box = box_of(next(t for t in DRIVE.truth(FREE_ROAD_NS + i * PERIOD_NS + AHEAD_NS) if t.id == car.id))
         return msgspec.json.encode([{"label": "car", "score": 0.9, "box_px": box}]).decode()
 
-    last = told([with_boxes(i, seen) for i in range(6)])[-1]
+    last = predictions_of([with_boxes(i, boxes) for i in range(6)])[-1]
     (subject,) = last.subjects
     assert subject.label == "car" and subject.range_m is not None
     assert "detector" not in last.missing and "boxes" in last.used
@@ -227,6 +227,6 @@ def box_of(thing: object) -> list[float]:
     corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * thing.size_m  # type: ignore[attr-defined]
     cos, sin = np.cos(thing.yaw_rad), np.sin(thing.yaw_rad)  # type: ignore[attr-defined]
     turned = corners @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + thing.centre_m  # type: ignore[attr-defined]
-    pixels, _, seen = DRIVE.rig.project(turned, source="base", camera="camera")
-    low, high = pixels[seen].min(axis=0), pixels[seen].max(axis=0)
+    pixels, _, visible = DRIVE.rig.project(turned, source="base", camera="camera")
+    low, high = pixels[visible].min(axis=0), pixels[visible].max(axis=0)
     return [float(v) for v in (*low, *(high - low))]

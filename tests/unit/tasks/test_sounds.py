@@ -1,4 +1,4 @@
-"""Sound events: when the detector listen, what they say when there is nothing to say, and real barks and rain."""
+"""Sound events: when the network runs, the answer when there is nothing to report, and real barks and rain."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def hiss(seconds: float, level: float = 0.1) -> np.ndarray[Any, Any]:
 
 
 class Net:
-    """An engine that writes down when it was asked, and says what it is told to."""
+    """An engine that records its inputs and returns a chosen answer."""
 
     description = "net"
 
@@ -62,8 +62,8 @@ class Net:
         return {"logits": self.logits}
 
 
-def listen(detector: SoundEventDetector, frames: list[Frame]) -> list[tuple[str, ...]]:
-    """What is heard after every chunk, given with the chunks of the second before it."""
+def run(detector: SoundEventDetector, frames: list[Frame]) -> list[tuple[str, ...]]:
+    """The events after every chunk, each passed with the chunks of the second before it."""
     return [
         tuple(s.label for s in detector.update(frames[max(0, i - 50) : i + 1], frames[i].end_ns))
         for i in range(len(frames))
@@ -72,15 +72,15 @@ def listen(detector: SoundEventDetector, frames: list[Frame]) -> list[tuple[str,
 
 def test_decides_twice_a_second_from_the_first_second_on(manifest: Manifest) -> None:
     net = Net(manifest)
-    said = listen(SoundEventDetector(net, manifest), chunks(hiss(3.0)))  # type: ignore[arg-type]
+    events = run(SoundEventDetector(net, manifest), chunks(hiss(3.0)))  # type: ignore[arg-type]
     assert len(net.inputs) == 5  # after 1, 1.5, 2, 2.5 and 3 s
-    assert said[48] == () and said[49] == ("rain",)
-    assert net.inputs[0][0, 1, 0].sum() == 97 and net.inputs[-1][0, 1, 0].sum() == 297  # heard columns
+    assert events[48] == () and events[49] == ("rain",)
+    assert net.inputs[0][0, 1, 0].sum() == 97 and net.inputs[-1][0, 1, 0].sum() == 297  # valid columns
 
 
-def test_what_is_heard_does_not_depend_on_how_often_it_is_asked_for(manifest: Manifest) -> None:
+def test_the_answer_does_not_depend_on_how_often_it_is_updated(manifest: Manifest) -> None:
     frames, often, seldom = chunks(hiss(4.0)), Net(manifest), Net(manifest)
-    listen(SoundEventDetector(often, manifest), frames)  # type: ignore[arg-type]
+    run(SoundEventDetector(often, manifest), frames)  # type: ignore[arg-type]
     detector = SoundEventDetector(seldom, manifest)  # type: ignore[arg-type]
     for end in range(25, len(frames) + 1, 25):
         detector.update(frames[end - 25 : end], frames[end - 1].end_ns)
@@ -91,38 +91,38 @@ def test_silence_and_a_quiet_room_are_not_judged(manifest: Manifest) -> None:
     for level in (0.0, 0.001):  # digital silence; a microphone's hiss, 60 dB below full scale
         net = Net(manifest)
         detector = SoundEventDetector(net, manifest)  # type: ignore[arg-type]
-        assert listen(detector, chunks(hiss(2.0, level)))[-1] == ("silence",)
+        assert run(detector, chunks(hiss(2.0, level)))[-1] == ("silence",)
         assert not net.inputs and detector.reason.startswith("silence: -")
 
 
 def test_unsure_answer_is_other_with_the_reason(manifest: Manifest) -> None:
     detector = SoundEventDetector(Net(manifest, sure=1.0), manifest)  # type: ignore[arg-type]
-    assert listen(detector, chunks(hiss(2.0)))[-1] == ("other",)
+    assert run(detector, chunks(hiss(2.0)))[-1] == ("other",)
     assert "most like rain" in detector.reason
 
 
-def test_microphone_that_falls_silent_is_told_after_two_seconds_and_back_at_once(manifest: Manifest) -> None:
+def test_a_microphone_without_frames_is_reported_after_two_seconds_and_back_at_once(manifest: Manifest) -> None:
     detector = SoundEventDetector(Net(manifest), manifest)  # type: ignore[arg-type]
     frames = chunks(hiss(4.0))
-    listen(detector, frames)
+    run(detector, frames)
     assert detector.update(None, 5_400 * MS) and not detector.update(None, 5_600 * MS) and detector.reason == "no sound"
     later = [
         Frame("microphone", 300 + i, (300 + i) * 20 * MS, "pcm_f32", f.data, 20 * MS) for i, f in enumerate(frames)
     ]
-    assert listen(detector, later)[-1] == ("rain",)
+    assert run(detector, later)[-1] == ("rain",)
 
 
 def test_gap_in_the_stream_is_masked_not_filled(manifest: Manifest) -> None:
     net = Net(manifest)
     frames = [f for f in chunks(hiss(3.0)) if not 50 <= f.seq < 60]
-    listen(SoundEventDetector(net, manifest), frames)  # type: ignore[arg-type]
+    run(SoundEventDetector(net, manifest), frames)  # type: ignore[arg-type]
     mask = net.inputs[-1][0, 1, 0]
     assert not mask[100:123].any() and mask[123:].all() and mask[3:100].all()
 
 
 def test_another_rate_is_refused_in_words(manifest: Manifest) -> None:
     detector = SoundEventDetector(Net(manifest), manifest)  # type: ignore[arg-type]
-    assert listen(detector, chunks(hiss(2.0), rate_hz=8_000))[-1] == () and detector.reason == "not at 16 kHz"
+    assert run(detector, chunks(hiss(2.0), rate_hz=8_000))[-1] == () and detector.reason == "not at 16 kHz"
 
 
 # --- the task, with the shipped network
@@ -160,8 +160,8 @@ def sound(path: Path) -> np.ndarray[Any, Any]:
         return np.concatenate([out.to_ndarray()[0] for f in opened.decode(audio=0) for out in resampler.resample(f)])
 
 
-def test_real_clips_are_heard_for_what_they_are_and_speech_is_no_event(data_dir: Path) -> None:
-    """It was trained on these events, so this shows that the live path works, not how good it is. The speaker it never heard."""
+def test_real_clips_get_their_labels_and_speech_is_no_event(data_dir: Path) -> None:
+    """It was trained on these events, so this shows that the live path works, not how good it is. The speaker is unknown to it."""
     task = make("sounds")
     task.open("onnxruntime")
     for name in ("dog_bark", "rain", "rooster", "clock_tick"):
@@ -170,10 +170,10 @@ def test_real_clips_are_heard_for_what_they_are_and_speech_is_no_event(data_dir:
         frames = chunks(sound(path))
         before = task.predict(aligned(frames, 10))
         assert before.label is None or before.label == "silence"
-        said = [task.predict(aligned(frames, i)) for i in range(len(frames))]
-        heard = {p.label for p in said[100:]}
-        assert name in heard and heard <= {name, "other", "silence"}
-        assert all(s.label == name for p in said for s in p.surroundings.sounds if s.label not in ("other", "silence"))  # type: ignore[union-attr]
+        predictions = [task.predict(aligned(frames, i)) for i in range(len(frames))]
+        labels = {p.label for p in predictions[100:]}
+        assert name in labels and labels <= {name, "other", "silence"}
+        assert all(s.label == name for p in predictions for s in p.surroundings.sounds if s.label not in ("other", "silence"))  # type: ignore[union-attr]
         task.close()
         task = make("sounds")
         task.open("onnxruntime")
