@@ -1,4 +1,5 @@
-"""Ten frames of a real drive with their published calibration (KITTI raw, 2011_09_26_0052), for the drift monitor's figures.
+"""Ten frames of a real drive with their published calibration (KITTI raw, 2011_09_26_0052), for the drift monitor's
+figures.
 
 Example:
     rig = kitti_rig(data_folder)
@@ -66,15 +67,15 @@ class LabelledBox(NamedTuple):
 
 
 def kitti_labelled(data: Path) -> list[tuple[str, np.ndarray, list[LabelledBox]]]:
-    """(name, sweep (n, 4) float32 as it was published, what is labelled in it), of the four sweeps that have labels."""
-    found = []
+    """(name, sweep (n, 4) float32 as published, labels), of the four labelled sweeps."""
+    labelled = []
     sequence, others = data / KITTI_SEQUENCE, data / KITTI_LABELLED
     calib = {p: sequence / "calib.txt" for p in sorted((sequence / "label_2").glob("*.txt"))}
     calib |= {p: others / "calib" / p.name for p in sorted((others / "label_2").glob("*.txt"))}
     for labels, numbers in calib.items():
         sweep = np.fromfile(labels.parent.parent / "velodyne" / f"{labels.stem}.bin", np.float32).reshape(-1, 4)
-        found.append((labels.stem, sweep, _boxes(labels, numbers)))
-    return found
+        labelled.append((labels.stem, sweep, _boxes(labels, numbers)))
+    return labelled
 
 
 def _boxes(labels: Path, calib: Path) -> list[LabelledBox]:

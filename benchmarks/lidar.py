@@ -1,4 +1,5 @@
-"""What it costs to make sweeps of packets: CPU time on one core, from recorded packets of real sensors, and to de-skew them.
+"""What it costs to make sweeps of packets: CPU time on one core, from recorded packets of real sensors, and to de-skew
+them.
 
     python -m benchmarks.lidar [--rounds 7] [--json OUT.json]
 
@@ -37,18 +38,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     folder = Path(os.environ.get("SENSORIUM_DATA") or "../shared/data") / "lidar"
     if not folder.is_dir():
         print(f"no captures at {folder}: set SENSORIUM_DATA", file=sys.stderr)
         return 2
     rows = []
     print(
-        f"{'sensor':<22}{'points':>9}{'packets':>9}{'ms a sweep':>12}{'ms / 120,000':>14}{'de-skew':>9}{'at its end':>12}"
+        f"{'sensor':<22}{'points':>9}{'packets':>9}{'ms a sweep':>12}{'ms / 120,000':>14}"
+        f"{'de-skew':>9}{'at its end':>12}"
     )
     for name, place, sensor in CAPTURES:
         try:
-            row = measured(folder / place, sensor, given.rounds)
+            row = measured(folder / place, sensor, args.rounds)
         except ConfigError as error:
             print(f"{name:<22} {error}")
             continue
@@ -57,42 +59,43 @@ def main() -> int:
             f"{name:<22}{row['points']:>9.0f}{row['packets']:>9.1f}{row['ms']:>12.2f}{row['ms_of_120000']:>14.1f}"
             f"{row['deskew_ms']:>9.1f}{row['last_packet_ms']:>12.2f}"
         )
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
     return 0
 
 
 def measured(source: Path, sensor: str, rounds: int) -> dict[str, float]:
-    """Medians over the rounds, CPU time of this process. last_packet_ms: what is left to do when a sweep's last packet comes."""
+    """Medians over the rounds, CPU time of this process. last_packet_ms: what is left to do when a sweep's last packet
+    comes."""
     path = source if source.is_file() else next(source.glob("*/metadata.yaml")).parent
     frames = list(open_source(path).frames)
     metadata = next((f.data.tobytes().decode() for f in frames if f.encoding == "calibration"), "")
     packets = [(f.data.tobytes(), f.capture_ns) for f in frames if f.encoding == "packet" and "imu" not in f.stream]
-    took_ms, last_ms, still_ms, points = [], [], [], []
+    decode_ms, last_ms, deskew_ms, points = [], [], [], []
     for _ in range(rounds):
         total_ms, sweeps = 0.0, []
-        for at_ms, made in timed(packets, metadata, sensor):
+        for at_ms, completed in timed(packets, metadata, sensor):
             total_ms += at_ms
-            if made:
-                sweeps += made
+            if completed:
+                sweeps += completed
                 last_ms.append(at_ms)
         whole = sum(len(sweep.data) for sweep in sweeps)
-        took_ms.append(total_ms / whole)  # ms a point
+        decode_ms.append(total_ms / whole)  # ms a point
         points.append(max(len(sweep.data) for sweep in sweeps))
         sweep = max(sweeps, key=lambda sweep: len(sweep.data))
         times_ns = sweep.capture_ns + np.arange(-1, 12) * 10_000_000
         motion = from_rates(times_ns, np.tile([0.0, 0.0, 0.5], (13, 1)), np.tile([10.0, 0.0, 0.0], (13, 1)))
         begin_s = time.process_time()
         deskew(sweep.data, sweep.capture_ns, motion)
-        still_ms.append((time.process_time() - begin_s) * 1000)
-    a_point, a_sweep = statistics.median(took_ms), float(statistics.median(points))
+        deskew_ms.append((time.process_time() - begin_s) * 1000)
+    a_point, a_sweep = statistics.median(decode_ms), float(statistics.median(points))
     share = a_sweep / sum(len(s.data) for s in sweeps)
     return {
         "points": a_sweep,
         "packets": len(packets) * share,
         "ms": a_point * a_sweep,
         "ms_of_120000": a_point * SWEEP_POINTS,
-        "deskew_ms": statistics.median(still_ms),
+        "deskew_ms": statistics.median(deskew_ms),
         "last_packet_ms": statistics.median(last_ms),
     }
 
@@ -105,8 +108,8 @@ def timed(packets: list[tuple[bytes, int]], metadata: str, sensor: str) -> Itera
         decoder.take_metadata(metadata)
     for packet, arrival_ns in packets:
         begin_s = time.process_time()
-        made = decoder.take(packet, arrival_ns)
-        yield (time.process_time() - begin_s) * 1000, made
+        completed = decoder.take(packet, arrival_ns)
+        yield (time.process_time() - begin_s) * 1000, completed
     yield 0.0, list(decoder.finish())
 
 

@@ -1,9 +1,9 @@
 """Ranges of labelled objects beside their labels, on real pictures and sweeps; and the cost of ranging and projecting.
 
-The labels' 2-D boxes are taken for detections, so that nothing here depends on a detector. Truth: along the ground, from
-the camera to the nearest point of the label's 3-D box that lies in the picture's field of view (of a truck that reaches
-past the picture's edge, what is beside the camera is not visible to it). Costs are the thread's own CPU time, since
-other programs slow the wall clock's.
+The labels' 2-D boxes are taken for detections, so that nothing here depends on a detector. Truth: along the ground,
+from the camera to the nearest point of the label's 3-D box that lies in the picture's field of view (of a truck that
+reaches past the picture's edge, what is beside the camera is not visible to it). Costs are the thread's own CPU time,
+since other programs slow the wall clock's.
 
     python -m benchmarks.objects                       # SENSORIUM_DATA, or ../shared/data
     python -m benchmarks.objects --overlay /tmp/objects
@@ -125,7 +125,9 @@ def _nearest_m(box: np.ndarray, camera_from_label: np.ndarray, lens: Intrinsics)
     return float(np.hypot(camera_m[inside, 0], camera_m[inside, 2]).min())
 
 
-def ranged_objects(moment: Moment, random: np.random.Generator | None = None) -> list[tuple[Labelled, float | None, int, str]]:
+def ranged_objects(
+    moment: Moment, random: np.random.Generator | None = None
+) -> list[tuple[Labelled, float | None, int, str]]:
     """Each label with the range of its 2-D box, the number of its points, and why there is none. random: moves the
     edges of the boxes, as a detector's are not a label's."""
     finder, boxes = ObjectFinder(), []
@@ -168,7 +170,8 @@ def costs_ms(acts: dict[str, Callable[[], object]], times: int = 25) -> dict[str
 
 
 def projecting() -> dict[str, Cost]:
-    """ms for 120,000 points all around, float32 as frames carry them, beside the plain matrix product of the same points."""
+    """ms for 120,000 points all around, float32 as frames carry them, beside the plain matrix product of the same
+    points."""
     random = np.random.default_rng(0)
     bearing = np.sort(random.uniform(-np.pi, np.pi, POINTS))
     reach_m, height_m = random.uniform((2, -2), (60, 1), (POINTS, 2)).T
@@ -259,10 +262,14 @@ def main() -> None:
         print(f"within 3 % or 0.3 m: {sum(bool(r['right']) for r in rows)} of {len(rows)}")
         all_moments, random = list(moments(args.data)), np.random.default_rng(0)
         hits = [
-            right(range_m, o.truth_m) for _ in range(DRAWS) for m in all_moments for o, range_m, *_ in ranged_objects(m, random)
+            right(range_m, o.truth_m)
+            for _ in range(DRAWS)
+            for m in all_moments
+            for o, range_m, *_ in ranged_objects(m, random)
         ]
         print(
-            f"the same with each edge of a box moved at random by {JITTER:.0%} of its side, {DRAWS} draws: {np.mean(hits):.0%}"
+            f"the same with each edge of a box moved at random by {JITTER:.0%} of its side, {DRAWS} draws: "
+            f"{np.mean(hits):.0%}"
         )
         first = all_moments[0]
         boxes = [Detection(o.label.lower(), 1.0, o.box_px) for o in first.objects]
@@ -270,7 +277,8 @@ def main() -> None:
         act = partial(finder.find, first.image, first.points_m, 0, first.view, boxes=boxes)
         ranging = costs_ms({"ranging": act})["ranging"]
         print(
-            f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included, ms of CPU, median (least): {ranging}"
+            f"ranging {len(boxes)} boxes by {len(first.points_m)} points, projection included, ms of CPU, "
+            f"median (least): {ranging}"
         )
         if args.detector:
             detecting(args.detector, all_moments)

@@ -1,12 +1,12 @@
 """Obstacles from points: accuracy on synthetic sweeps with exact truth and on labelled real ones, and time per sweep.
 
     python -m benchmarks.obstacles                 # the figures of docs/scene.md, about a minute
-    python -m benchmarks.obstacles --only time     # ms a part, one thread, beside a plain numpy pass over the same points
+    python -m benchmarks.obstacles --only time # ms a part, one thread, beside a plain numpy pass over the same points
 
-"ground": of points within 60 m. "place": |range of an obstacle − range of the true box's nearest point|, once it has been
-followed for half a second; "speed": length of the velocity's error, once it is reported; both over boxes of which 8 points or
-more were seen. KITTI: labelled cars, vans and lorries within 40 m, found if an obstacle's nearest point lies within 0.5 m
-of its box, and as far off as the box's own nearest point, to 0.5 m.
+"ground": of points within 60 m. "place": |range of an obstacle − range of the true box's nearest point|, once it has
+been followed for half a second; "speed": length of the velocity's error, once it is reported; both over boxes of which
+8 points or more were seen. KITTI: labelled cars, vans and lorries within 40 m, found if an obstacle's nearest point
+lies within 0.5 m of its box, and as far off as the box's own nearest point, to 0.5 m.
 """
 
 from __future__ import annotations

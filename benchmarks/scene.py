@@ -2,9 +2,9 @@
 
     python run_pipeline.py bench scene [--seconds 30] [--beams 32] [--depth] [--json out.json]
 
-configs/scene-demo.yaml without the page and, unless --depth, without the depth camera. "After the sweep" is from the moment at
-which the sweep's last ray returned to the prediction; the sweep itself lasts 100 ms. CPU counts every process but takes off
-what rendering costs, measured by the same sources with nothing behind them, and what the start costs.
+configs/scene-demo.yaml without the page and, unless --depth, without the depth camera. "After the sweep" is from the
+moment at which the sweep's last ray returned to the prediction; the sweep itself lasts 100 ms. CPU counts every process
+but takes off what rendering costs, measured by the same sources with nothing behind them, and what the start costs.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def main() -> None:
     states = Counter(p["surroundings"]["ahead"]["state"] for p in predictions)
     frames = ", ".join(f"{count} of {name}" for name, count in whole["frames_in"].items())
     print(
-        f"frames {frames}; {whole['sets']} sets, {whole['predictions']} predictions; dropped {whole['dropped'] or 'none'}, "
+        f"frames {frames}; {whole['sets']} sets, {whole['predictions']} predictions; "
+        f"dropped {whole['dropped'] or 'none'}, "
         f"unaccounted {whole['unaccounted'] or 'none'}"
     )
     print(f"the way ahead: {', '.join(f'{state} {count}' for state, count in states.items())}")

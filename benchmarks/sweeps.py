@@ -1,8 +1,9 @@
-"""Lidar sweeps of a made-up world with exact truth, for obstacle figures and tests: a ground, boxes, walls (thin boxes), noise.
+"""Lidar sweeps of a made-up world with exact truth, for obstacle figures and tests: a ground, boxes, walls (thin
+boxes), noise.
 
 Example:
     world = World(boxes=(Box(10, 0, 4, 1.8, 1.5, velocity_mps=(-5, 0)),), slope=(0.03, 0.0), bump_m=0.05)
-    sweep = cast(HDL64, world, at_s=0.2, seed=3)     # .points_m (n, 3) in the base frame, .hit: GROUND or the box's index
+    sweep = cast(HDL64, world, at_s=0.2, seed=3) # .points_m (n, 3) in the base frame, .hit: GROUND or the box's index
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROUNDS = 12  # of the secant steps to a bumpy ground: below a millimetre from th
 
 @dataclass(frozen=True)
 class Lidar:
-    """What it sends out in a turn; or a depth camera's fan, where the azimuths do not go round."""
+    """The rays of one turn; or a depth camera's field, where the azimuths do not cover a full turn."""
 
     elevations_deg: tuple[float, ...]
     azimuths: int
@@ -92,7 +93,7 @@ class World:
 
 
 def street(rig_mps: float = 0.0, *, slope: tuple[float, float] = (0.02, 0.0), bump_m: float = 0.04) -> World:
-    """Two cars and a pedestrian on their ways, parked cars, a pillar, house fronts; all as seen from a rig that drives
+    """Two cars and a pedestrian in motion, parked cars, a pillar, house fronts; all relative to a rig that drives
     straight on at rig_mps. Nothing comes nearer than 2 m within 2 s at up to 5 m/s."""
 
     def box(
@@ -130,7 +131,7 @@ def street(rig_mps: float = 0.0, *, slope: tuple[float, float] = (0.02, 0.0), bu
 
 
 def room() -> World:
-    """What a depth camera on a robot sees: a person who crosses, a chair, a box, a wall."""
+    """The view of a depth camera on a robot: a person who crosses, a chair, a box, a wall."""
     return World(
         (
             Box(3.0, -1.0, 0.4, 0.5, 1.7, velocity_mps=(0.0, 0.8)),
@@ -149,7 +150,7 @@ class Sweep(NamedTuple):
 
 
 def cast(lidar: Lidar, world: World, *, at_s: float = 0.0, seed: int = 0) -> Sweep:
-    """One turn from `at_s` on; a box is met where it is at its ray's own time."""
+    """One turn from `at_s` on; each ray hits a box at its position at the ray's own time."""
     rng = np.random.default_rng(seed)
     field = np.radians(lidar.field_deg)
     azimuth = np.linspace(field / 2, -field / 2, lidar.azimuths, endpoint=False)
@@ -165,14 +166,14 @@ def cast(lidar: Lidar, world: World, *, at_s: float = 0.0, seed: int = 0) -> Swe
         near_m = _box(rays, origin, box, world, at_s + seconds)
         closer = near_m < range_m
         range_m[closer], hit[closer] = near_m[closer], i
-    keep = range_m < lidar.range_m
-    noisy_m = range_m[keep] + rng.normal(0, lidar.noise_m, int(keep.sum()))
-    points = np.array(origin) + rays[keep] * noisy_m[:, None]
-    return Sweep(points.astype(np.float32), hit[keep], seconds[keep].astype(np.float32), origin)
+    inside = range_m < lidar.range_m
+    noisy_m = range_m[inside] + rng.normal(0, lidar.noise_m, int(inside.sum()))
+    points = np.array(origin) + rays[inside] * noisy_m[:, None]
+    return Sweep(points.astype(np.float32), hit[inside], seconds[inside].astype(np.float32), origin)
 
 
 def _ground(rays: np.ndarray, origin: tuple[float, float, float], world: World) -> np.ndarray:
-    """(n,) range, infinite where a ray never comes down."""
+    """(n,) range, infinite where a ray does not reach the ground."""
     if not world.ground:
         return np.full(len(rays), np.inf)
     falls = rays[:, 2] - rays[:, 0] * world.slope[0] - rays[:, 1] * world.slope[1]

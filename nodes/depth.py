@@ -1,10 +1,11 @@
-"""Depth camera (RealSense): depth aligned to its colour picture, and the colour picture too, with the times of their exposure.
+"""Depth camera (RealSense): depth aligned to its colour picture, and the colour picture, both with exposure times.
 
     depth:  {use: depth, process: rgbd, width_px: 640, height_px: 480, rate_hz: 30}
     camera: {use: depth, process: rgbd, width_px: 640, height_px: 480, rate_hz: 30, colour: true}
 
 One device can be opened by one process: a node for its depth and one for its colour share it where both have the same
-`process:`. A pixel of the depth is the same pixel of the colour picture, so both have one lens, which `save_rig` writes.
+`process:`. A pixel of the depth is the same pixel of the colour picture, so both have one lens, which `save_rig`
+writes.
 """
 
 from __future__ import annotations
@@ -25,21 +26,14 @@ from pipeline.rig.transforms import rigid
 from pipeline.sensors import realsense
 from pipeline.sensors.camera.picture import LOST_AFTER_S
 
-LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
+POLL_S = 0.25  # how often a wait checks whether the run is being stopped
 # Base (x forward, y left, z up) from camera (x right, y down, z forward), looking straight ahead.
 AHEAD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 _saving = threading.Lock()
 
 
 class Depth(Source):
-    """One stream of a RealSense camera: depth in millimetres, 0 where there is no reading.
-
-    serial: its serial number; the first camera when left empty. width_px, height_px, rate_hz: of depth and colour alike; they
-    must be a size that the camera has. colour: the colour picture instead of the depth.
-    save_rig: a rig file into which what the camera says of its lens is written at every start, under this node's name; a
-    place that the file has not is taken for straight ahead, height_m above the base's origin.
-    offset_ms: added to every capture time, or rig: a rig file that has it under this node's name.
-    """
+    """One stream of a RealSense camera: depth in millimetres, 0 where there is no reading."""
 
     def __init__(
         self,
@@ -54,6 +48,21 @@ class Depth(Source):
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
+        """
+        Args:
+            serial: Serial number of the camera. Empty: the first one.
+            width_px: Width of depth and colour (px); the camera must have the size.
+            height_px: Height of depth and colour (px).
+            rate_hz: Frames per second of depth and colour (> 0); the camera must have the rate.
+            colour: Send the colour picture instead of the depth.
+            save_rig: A rig file to which the camera's own intrinsics are written at every start, under this node's
+                name. If the file has no pose of it, the camera is assumed to look straight ahead, height_m above the
+                base's origin.
+            height_m: Height above the base's origin (m), for save_rig.
+            offset_ms: Added to every capture time (ms), for a constant delay measured by `calibrate time`. null: as the
+                rig has it, else 0.
+            rig: A rig file that has the offset under this node's name.
+        """
         super().__init__(offset_ms=offset_ms, rig=rig)
         for option, value in (("width_px", width_px), ("height_px", height_px), ("rate_hz", rate_hz)):
             if value <= 0:
@@ -70,21 +79,21 @@ class Depth(Source):
         except ConfigError as error:
             yield Finding(False, "depth cameras", str(error).partition(": ")[2])
             return
-        found = realsense.devices(sdk)
-        for device in found:
+        devices = realsense.devices(sdk)
+        for device in devices:
             usb = (
                 device.get_info(sdk.camera_info.usb_type_descriptor)
                 if device.supports(sdk.camera_info.usb_type_descriptor)
                 else ""
             )
             slow = (
-                "It hangs on USB 2, which is too slow for most sizes: use a USB 3 cable and socket"
+                "It is connected by USB 2, which is too slow for most sizes: use a USB 3 cable and socket"
                 if usb.startswith("2")
                 else ""
             )
             what = f"{device.get_info(sdk.camera_info.name)} {device.get_info(sdk.camera_info.serial_number)}"
             yield Finding(not slow, what, slow)
-        if not found:
+        if not devices:
             yield Finding(False, "no RealSense camera", "Plug one in, or replay a recording")
 
     def open(self) -> None:
@@ -122,13 +131,13 @@ class Depth(Source):
     def frames(self, clock: Clock) -> Iterator[Frame]:
         tap, encoding = self._tap, self._encoding
         assert tap is not None, "frames() before open()"
-        tap.clear()  # what was seen while other nodes were still loading
+        tap.clear()  # drop frames from before the start of the run
         waited_s = 0.0
         while not self.context.stopping.is_set():
-            there = tap.wait(LOOK_UP_S)
+            has_frames = tap.wait(POLL_S)
             for reason, count in tap.take_lost().items():
                 self.dropped(count, reason)
-            waited_s = 0.0 if there else waited_s + LOOK_UP_S
+            waited_s = 0.0 if has_frames else waited_s + POLL_S
             if waited_s >= LOST_AFTER_S:  # the other stream of the device may go on
                 kind = "colour" if self.colour else "depth"
                 raise DeviceError(
@@ -140,11 +149,13 @@ class Depth(Source):
 
 
 def save_lens(path: Path, name: str, tap: realsense.Tap, *, height_m: float = 0.0) -> None:
-    """Into the rig file, which may know other sensors too."""
+    """Write the lens to the rig file, which may have other sensors too."""
     with _saving:  # two nodes of one device start at the same time
         known = load_rig(path) if path.is_file() else Rig()
-        rig = known.with_intrinsics(name, tap.lens, f"what {tap.description} says of itself")
+        rig = known.with_intrinsics(name, tap.lens, f"reported by {tap.description}")
         if not any(name in (pose.target, pose.source) for pose in rig.poses):
             pose = Pose(BASE, name, rigid(AHEAD, (0.0, 0.0, height_m)))
-            rig = rig.with_pose(pose, f"not measured: taken for straight ahead, {height_m:g} m above the base's origin")
+            rig = rig.with_pose(
+                pose, f"not measured: assumed to look straight ahead, {height_m:g} m above the base's origin"
+            )
         save_rig(rig, path)

@@ -5,9 +5,9 @@
     lidar: {use: lidar, sensor: velodyne, device: drive.pcap}
     lidar: {use: lidar, sensor: "my_lidar:Mine", port: 4000}
 
-A sweep is `points_xyzit_f32`, cut at a fixed azimuth: capture_ns is when it began, by the sensor's own clock, which is tied to
-the least delayed arrivals of its packets. What it lacks stands in the frame's `reason`; packets that were lost, late or no
-packets at all are counted. Packets that a recording holds become sweeps in nodes/sweeps.py.
+A sweep is `points_xyzit_f32`, cut at a fixed azimuth: capture_ns is its start by the sensor's own clock, which is
+mapped to host time by the least delayed arrivals of its packets. The frame's `reason` states what is missing; lost,
+late and malformed packets are counted. nodes/sweeps.py makes sweeps from the packets of a recording.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pipeline.recording.importers.pcap import Datagram, datagrams, metadata_besi
 from pipeline.sensors.lidar.packet_decoder import PacketDecoder, make
 from pipeline.sensors.lidar.udp import BUFFER_BYTES, Receiver, largest_buffer_bytes
 
-OPEN_TIMEOUT_S = 10.0  # a sensor that has just been switched on takes longer; the run then tries again
-LOST_AFTER_S = 2.0  # no packet of the sensor for so long: it is gone
-LOOK_UP_S = 0.25  # how often a wait looks whether the run is being stopped
-PORTS_FROM = 2000  # packets of a capture that are looked at for its ports
+OPEN_TIMEOUT_S = 10.0  # a sensor that was just switched on takes longer; the run then retries
+LOST_AFTER_S = 2.0  # without packets for this long, the sensor counts as lost
+POLL_S = 0.25  # how often a wait checks whether the run is being stopped
+PORTS_FROM = 2000  # packets at the beginning of a capture that are searched for its ports
 EXTRAS = (
     ("velodyne_decoder", "velodyne-decoder", "lidar", "Velodyne"),
     ("ouster.sdk", "ouster-sdk", "ouster", "Ouster"),
@@ -40,14 +40,7 @@ EXTRAS = (
 
 
 class Lidar(Source):
-    """sensor: velodyne, ouster, hesai, ouster_imu, or module:Name of a PacketDecoder. options: of the sensor's
-    decoder (docs/lidar.md): cut_deg, min_range_m, max_range_m, metadata, …
-    device: null for the network, or a .pcap. port: where its packets arrive, or went; null: the sensor's usual one.
-    bind: listen at this address only. source: take packets from this address only, where several sensors send to one port.
-    realtime: false gives a capture's sweeps as fast as readers take them. loop: begin a capture again at its end.
-    offset_ms: added to every capture time, for a delay that no clock sees (measured by `calibrate time`), or rig: a rig file
-    that has it under this node's name.
-    """
+    """Sweeps from the network or from a capture."""
 
     def __init__(
         self,
@@ -63,12 +56,26 @@ class Lidar(Source):
         offset_ms: float | None = None,
         rig: str | None = None,
     ) -> None:
+        """
+        Args:
+            sensor: "velodyne", "ouster", "hesai", "ouster_imu", or module:Name of a PacketDecoder.
+            options: Of the sensor's decoder (docs/lidar.md): cut_deg, min_range_m, max_range_m, metadata, …
+            device: null: the network; or the path of a .pcap.
+            port: The UDP port that its packets are sent to (1 to 65535). null: the sensor's usual one.
+            bind: Listen on this address only. Default: on all.
+            source: Accept packets from this address only, where several sensors send to one port. Empty: from any.
+            realtime: false delivers a capture's sweeps as fast as the receivers read.
+            loop: Start a capture again at its end.
+            offset_ms: Added to every capture time (ms), for a constant delay measured by `calibrate time`. null: as the
+                rig has it, else 0.
+            rig: A rig file that has the offset under this node's name.
+        """
         super().__init__(offset_ms=offset_ms, rig=rig)
         if port is not None and not 0 < port < 65536:
             raise ConfigError(f"port must be from 1 to 65535, not {port}.")
         self.sensor, self.options, self.device = sensor, options, device
         self.bind, self.source, self.realtime, self.loop = bind, source, realtime, loop
-        self._decoder = make(sensor, options, where="lidar")  # a wrong option is said before the run
+        self._decoder = make(sensor, options, where="lidar")  # wrong options are reported before the run
         self.port = port
         self._receiver: Receiver | None = None
         self._capture: Path | None = None
@@ -80,7 +87,7 @@ class Lidar(Source):
             yield Finding(here, f"{package}: reads packets of {kind} lidars", "" if here else setup_command(extra))
         limit = largest_buffer_bytes()
         if limit is not None:
-            fix = f"sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}   # else a busy moment costs packets"
+            fix = f"sudo sysctl -w net.core.rmem_max={BUFFER_BYTES}   # else packets are lost under load"
             small = limit < BUFFER_BYTES
             yield Finding(
                 None if small else True, f"UDP receive buffer of up to {limit >> 10} KiB", fix if small else ""
@@ -128,8 +135,8 @@ class Lidar(Source):
         return decoder
 
     def _need_metadata(self) -> None:
-        if told := self._decoder.needs_metadata():
-            raise ConfigError(f"{self._where}: {told}")
+        if message := self._decoder.needs_metadata():
+            raise ConfigError(f"{self._where}: {message}")
 
     def _count(self, lost: Counter[str]) -> None:
         for reason, count in lost.items():
@@ -140,20 +147,20 @@ class Lidar(Source):
 
     def _open_capture(self, path: Path) -> None:
         self._capture = path
-        found = list(islice(datagrams(path, Counter()), PORTS_FROM))
-        if not found:
+        first = list(islice(datagrams(path, Counter()), PORTS_FROM))
+        if not first:
             raise ConfigError(f"{self._where}: {path}: no UDP packet in it.")
-        packets = Counter((d.port, d.source) for _, d in found if not self.source or d.source == self.source)
+        packets = Counter((d.port, d.source) for _, d in first if not self.source or d.source == self.source)
         fitting = {key: n for key, n in packets.items() if key[0] == self._port} or ({} if self.port else packets)
         if not fitting:
-            ports = ", ".join(sorted({f"{d.port} from {d.source}" for _, d in found}))
-            wanted = f"to port {self._port} from {self.source or 'anywhere'}"
-            raise ConfigError(f"{self._where}: {path}: no packets {wanted}. Those there: {ports}.")
-        self._taken = max(fitting, key=lambda key: fitting[key])
-        self._give_metadata(path)
+            ports = ", ".join(sorted({f"{d.port} from {d.source}" for _, d in first}))
+            filter_text = f"to port {self._port} from {self.source or 'anywhere'}"
+            raise ConfigError(f"{self._where}: {path}: no packets {filter_text}. It has: {ports}.")
+        self._selected = max(fitting, key=lambda key: fitting[key])
+        self._load_metadata(path)
         self._need_metadata()
 
-    def _give_metadata(self, path: Path) -> None:
+    def _load_metadata(self, path: Path) -> None:
         if self._decoder.needs_metadata() and (beside := metadata_beside(path)) is not None:
             self._decoder.take_metadata(read_bytes(beside).decode(errors="replace"))
 
@@ -162,7 +169,7 @@ class Lidar(Source):
         first_ns: int | None = None
         for time_ns, datagram in datagrams(path, Counter()):
             first_ns = time_ns if first_ns is None else first_ns
-            if (datagram.port, datagram.source) == self._taken:
+            if (datagram.port, datagram.source) == self._selected:
                 yield time_ns - first_ns, datagram
 
     def _capture_frames(self, clock: Clock) -> Iterator[Frame]:
@@ -185,13 +192,13 @@ class Lidar(Source):
             self._count(self._decoder.take_lost())
             if not self._decoder.understood:
                 raise ConfigError(
-                    f"{self._where}: {path}: no packet to port {self._taken[0]} is one that '{self.sensor}' can read."
+                    f"{self._where}: {path}: '{self.sensor}' can read none of the packets to port {self._selected[0]}."
                 )
             if not self.loop:
                 return
-            turn_ns = at_ns - clock.start_ns + NS // 10  # the capture breaks off within a sweep
+            turn_ns = at_ns - clock.start_ns + NS // 10  # the capture ends within a sweep
             self._decoder = self._begin_decoder()
-            self._give_metadata(path)
+            self._load_metadata(path)
 
     # The network
 
@@ -205,7 +212,7 @@ class Lidar(Source):
         )
         self.context.metrics.facts["receive buffer"] = f"{receiver.buffer_bytes >> 10} KiB"
         until_ns, sizes = clock.now_ns() + round(OPEN_TIMEOUT_S * NS), set()
-        while not self._decoder.understood:  # a packet that can be read shows that this is the sensor, and which
+        while not self._decoder.understood:  # a readable packet confirms the sensor and its model
             if self.context.stopping.is_set():
                 return
             for packet, arrival_ns in self._take(receiver):
@@ -216,29 +223,29 @@ class Lidar(Source):
 
     def _silent(self, waited_s: float, sizes: set[int]) -> str:
         if sizes:
-            found = ", ".join(map(str, sorted(sizes)[:4]))
+            lengths = ", ".join(map(str, sorted(sizes)[:4]))
             return (
-                f"packets of {found} bytes come to UDP port {self._port}, none in {waited_s:.0f} s that '{self.sensor}' can read. "
-                "Is it this sensor, and its metadata?"
+                f"packets of {lengths} bytes come to UDP port {self._port}, "
+                f"none in {waited_s:.0f} s that '{self.sensor}' can read. Is it this sensor, and its metadata?"
             )
         fix = "Is it on, and is this host's address the destination of its packets? See them with: sudo tcpdump -n udp"
         return f"no packet came to UDP port {self._port} for {waited_s:.0f} s. {fix}"
 
     def _take(self, receiver: Receiver) -> list[tuple[bytes, int]]:
         try:
-            return receiver.take(LOOK_UP_S)
+            return receiver.take(POLL_S)
         except OSError as error:
-            raise DeviceError(f"{self._where}: UDP port {self._port} broke off: {error}.", retry=True) from error
+            raise DeviceError(f"{self._where}: UDP port {self._port} failed: {error}.", retry=True) from error
 
     def _network_frames(self, clock: Clock) -> Iterator[Frame]:
         receiver, decoder = self._receiver, self._decoder
         assert receiver is not None, "frames() before open()"
-        # What came while other nodes were still loading has trained the clock, and goes no further.
+        # Packets that arrived while other nodes were loading only calibrated the clock: they are dropped.
         receiver.forget()
         for _ in decoder.finish():
             pass
         decoder.take_lost()
-        understood, heard_ns, sizes = decoder.understood, clock.now_ns(), set[int]()
+        understood, last_packet_ns, sizes = decoder.understood, clock.now_ns(), set[int]()
         while not self.context.stopping.is_set():
             for packet, arrival_ns in self._take(receiver):
                 sizes.add(len(packet))
@@ -248,9 +255,9 @@ class Lidar(Source):
             self._count(decoder.take_lost())
             self._count(receiver.take_lost())
             if decoder.understood != understood:
-                understood, heard_ns = decoder.understood, clock.now_ns()
+                understood, last_packet_ns = decoder.understood, clock.now_ns()
                 sizes.clear()
-            elif clock.now_ns() - heard_ns >= LOST_AFTER_S * NS:
+            elif clock.now_ns() - last_packet_ns >= LOST_AFTER_S * NS:
                 for sweep in decoder.finish():
                     yield sweep.frame(self.name)
                 self._count(decoder.take_lost())

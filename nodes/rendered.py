@@ -4,8 +4,9 @@
     camera: {use: rendered, sensor: camera, trigger_ms: 40}      # taken when the lidar looks ahead
     depth:  {use: rendered, sensor: depth, trigger_ms: 40}
 
-Nodes with the same seed show the same street at the same time, in whatever processes they run: the drive begins with the run. What
-happens in it stands in pipeline/sensors/rendered/traffic.py, where the sensors sit in configs/rigs/rendered.yaml.
+Nodes with the same seed show the same street at the same time, in any process: the drive begins with the run. The
+timeline of the drive is in pipeline/sensors/rendered/traffic.py, the poses of the sensors in
+configs/rigs/rendered.yaml.
 """
 
 from __future__ import annotations
@@ -30,16 +31,7 @@ SIZES_PX = {"camera": (640, 360), "depth": (320, 180)}
 
 
 class Rendered(Source):
-    """sensor: camera (bgr8), lidar (points_xyzit_f32) or depth (depth_u16_mm).
-
-    rate_hz: frames a second; a sweep lasts 1/rate_hz. width_px, height_px: of a picture (default: 640×360, depth 320×180);
-    another size needs another rig file (python -m pipeline.sensors.rendered --help). beams: of the lidar, 16, 32 or 64.
-    seed: another street, other noise; give all nodes the same one. trigger_ms: every capture comes this long after the even grid;
-    with 40 a picture is taken just when the lidar, at 10 Hz, looks ahead. start_s: the second of the drive to begin with.
-    count: frames until it ends; null: forever. drop_percent: chance of a frame being lost before delivery; it is counted,
-    and leaves a gap in `seq`. delay_ms: each frame is delivered this long after it is complete. realtime: false delivers as
-    fast as readers take it, with the same capture times.
-    """
+    """One simulated sensor of the rendered drive."""
 
     def __init__(
         self,
@@ -57,6 +49,24 @@ class Rendered(Source):
         delay_ms: float = 0.0,
         realtime: bool = True,
     ) -> None:
+        """
+        Args:
+            sensor: "camera" (bgr8), "lidar" (points_xyzit_f32) or "depth" (depth_u16_mm).
+            rate_hz: Frames per second (> 0); a sweep lasts 1/rate_hz. Default 10: a usual lidar.
+            width_px: Width of a picture (px, 16 to 4096). Default 640, of depth 320. Another size needs another rig
+                file (python -m pipeline.sensors.rendered --help).
+            height_px: Height of a picture (px, 16 to 4096). Default 360, of depth 180.
+            beams: Beams of the lidar: 16, 32 or 64.
+            seed: Another seed gives another street and other noise. All nodes of a run need the same one.
+            trigger_ms: Every capture is this long after the regular grid (ms, ≥ 0). With 40 a picture is taken when the
+                lidar, at 10 Hz, looks straight ahead.
+            start_s: The second of the drive at which the run begins (s, ≥ 0).
+            count: Number of frames after which the stream ends. null: endless.
+            drop_percent: Probability that a frame is lost before delivery (%, 0 ≤ p < 100); lost frames are counted and
+                leave gaps in `seq`.
+            delay_ms: Each frame is delivered this long after it is complete (ms, ≥ 0).
+            realtime: false delivers as fast as the receivers read, with the same capture times.
+        """
         if sensor not in ENCODINGS:
             raise ConfigError(f"sensor: found '{sensor}', expected one of {', '.join(ENCODINGS)}.")
         if rate_hz <= 0:
@@ -105,9 +115,9 @@ class Rendered(Source):
         return StreamInfo(self.name, ENCODINGS[self.sensor], self.rate_hz, channels, self.sensor, about)
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
-        return delivered(self, clock, self._made(clock), realtime=self.realtime)
+        return delivered(self, clock, self._simulate(clock), realtime=self.realtime)
 
-    def _made(self, clock: Clock) -> Iterator[SimulatedFrame]:
+    def _simulate(self, clock: Clock) -> Iterator[SimulatedFrame]:
         """The world is known ahead of time, so a frame is ready when its sensor's would be."""
         random = np.random.default_rng([self.seed, 21])
         number = 0

@@ -1,10 +1,10 @@
-"""Sweeps: the packets of a lidar, as a recording or a bag holds them, become the sweeps that nodes/lidar.py gives live.
+"""Sweeps: the packets of a lidar in a recording or a bag → the sweeps that nodes/lidar.py sends live.
 
     lidar:  {use: replay, path: drive.mcap}                     # a stream of packets
-    lidar/metadata: {use: replay, path: drive.mcap}             # of an Ouster: what the packets cannot be read without
+    lidar/metadata: {use: replay, path: drive.mcap}             # of an Ouster: needed to read the packets
     points: {use: sweeps, sensor: ouster, inputs: [lidar, lidar/metadata]}
 
-Packets arrived when their frames say they were captured, so that a replay gives the same sweeps at every speed.
+The arrival time of a packet is its frame's capture time, so that a replay gives the same sweeps at every speed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ METADATA = ("calibration", "text_utf8")
 
 
 class Sweeps(Transform):
-    """sensor, options: as of nodes/lidar.py. Inputs: the packets and, where the sensor needs it, its metadata."""
+    """Inputs: the packets and, where the sensor needs it, its metadata."""
 
     consumes: ClassVar[tuple[type, ...]] = (Frame,)
     produces: ClassVar[type | None] = Frame
 
     def __init__(self, *, sensor: str, options: dict[str, Any] | None = None) -> None:
+        """
+        Args:
+            sensor: "velodyne", "ouster", "hesai", "ouster_imu", or module:Name of a PacketDecoder.
+            options: Of the sensor's decoder (docs/lidar.md): cut_deg, min_range_m, max_range_m, …
+        """
         self.sensor, self.options = sensor, options
         self._decoder: PacketDecoder = make(sensor, options, where="sweeps")
         self._seq = 0
@@ -46,7 +51,7 @@ class Sweeps(Transform):
             raise ConfigError(f"sweeps '{self.name}': {self._decoder.needs_metadata()} {fix}")
 
     def ready_for(self, source: str) -> bool:
-        """Packets that come before the metadata stay where they are."""
+        """Packets that arrive before the metadata stay in their queue."""
         info = self.context.info(source) if self._waits else None
         return info is None or info.encoding != "packet"
 
@@ -72,7 +77,7 @@ class Sweeps(Transform):
     def ended(self, source: str, arrival_ns: int) -> Iterable[Frame]:
         self._metadata_from.discard(source)
         if self._waits and not [s for s in self._metadata_from if self.ready_for(s)]:
-            raise ConfigError(f"sweeps '{self.name}': none of its inputs held it: {self._decoder.needs_metadata()}")
+            raise ConfigError(f"sweeps '{self.name}': none of its inputs has it: {self._decoder.needs_metadata()}")
         return ()
 
     def finish(self) -> Iterator[Frame]:

@@ -1,11 +1,11 @@
-"""Synthetic: a generated stream of any encoding whose truth is known exactly. No hardware needed.
+"""Synthetic: a generated stream of any encoding with exactly known contents. No hardware needed.
 
     camera:     {use: synthetic, encoding: bgr8, rate_hz: 30, width_px: 640, height_px: 360, jitter_ms: 3}
     microphone: {use: synthetic, encoding: pcm_f32, rate_hz: 50, delay_ms: 20}
     lidar:      {use: synthetic, encoding: points_xyzi_f32, rate_hz: 10, drop_percent: 1, seed: 7}
 
 Every picture shows its own number (`picture_number` reads it, also from a JPEG), sound is one chirp a second (its
-position tells the time), a series is a sine of the capture time. The same options give the same stream, to the bit.
+position gives the time), a series is a sine of the capture time. The same options give the same stream, bit by bit.
 """
 
 from __future__ import annotations
@@ -29,14 +29,7 @@ Generated = Literal["bgr8", "pcm_f32", "series_f32", "depth_u16_mm", "points_xyz
 
 
 class Synthetic(Source):
-    """A generated stream.
-
-    rate_hz: frames a second; for pcm_f32 a frame is a chunk of 1/rate_hz. count: frames until it ends; null: forever.
-    jitter_ms: each capture lies up to ± this beside the even grid (never sound: it is sampled evenly).
-    delay_ms: each frame is delivered this long after it is complete; delay_jitter_ms adds 0 to this.
-    drop_percent: chance of a frame being lost before delivery; it is counted, and leaves a gap in `seq`.
-    realtime: false delivers as fast as readers take it, with the same capture times.
-    """
+    """A generated stream."""
 
     def __init__(
         self,
@@ -56,6 +49,25 @@ class Synthetic(Source):
         seed: int = 0,
         realtime: bool = True,
     ) -> None:
+        """
+        Args:
+            encoding: bgr8, pcm_f32, series_f32, depth_u16_mm, points_xyzi_f32 or imu_f64.
+            rate_hz: Frames per second (> 0); a frame of pcm_f32 is a chunk of 1/rate_hz.
+            width_px: Width of a picture (px, at least 96 for bgr8, so that it can show its number).
+            height_px: Height of a picture (px, at least 32 for bgr8).
+            sample_rate_hz: Sample rate of pcm_f32 (≥ rate_hz).
+            points: Number of points of points_xyzi_f32.
+            channels: Number of values of series_f32.
+            jitter_ms: Each capture deviates by up to ± this from the regular grid (ms, below half a period). Sound is
+                always sampled evenly.
+            delay_ms: Each frame is delivered this long after it is complete (ms).
+            delay_jitter_ms: A random 0 to this is added to delay_ms (ms).
+            drop_percent: Probability that a frame is lost before delivery (%, 0 ≤ p < 100); lost frames are counted and
+                leave gaps in `seq`.
+            count: Number of frames after which the stream ends. null: endless.
+            seed: Of the jitter and the losses.
+            realtime: false delivers as fast as the receivers read, with the same capture times.
+        """
         if rate_hz <= 0:
             raise ConfigError(f"rate_hz must be above 0, not {rate_hz}.")
         if encoding == "bgr8" and (width_px < 4 * NUMBER_BITS or height_px < 32):
@@ -79,15 +91,14 @@ class Synthetic(Source):
         return StreamInfo(self.name, self.encoding, self.rate_hz, channels, self.name, what)
 
     def frames(self, clock: Clock) -> Iterator[Frame]:
-        return delivered(self, clock, self._made(clock), realtime=self.realtime)
+        return delivered(self, clock, self._simulate(clock), realtime=self.realtime)
 
-    def _made(self, clock: Clock) -> Iterator[SimulatedFrame]:
+    def _simulate(self, clock: Clock) -> Iterator[SimulatedFrame]:
         random = np.random.default_rng(self.seed)
         number = 0
         while self.count is None or number < self.count:
-            jitter, delay, fate = random.uniform(
-                [-1, 0, 0], [1, 1, 100]
-            )  # drawn always, so that options do not shift it
+            # All three are always drawn, so that one option does not change the effect of the others.
+            jitter, delay, fate = random.uniform([-1, 0, 0], [1, 1, 100])
             delay_ns = self.delay_ns + round(delay * self.delay_jitter_ns)
             yield SimulatedFrame(self._frame(number, clock.start_ns, jitter), delay_ns, fate < self.drop_percent)
             number += 1
@@ -110,7 +121,7 @@ class Synthetic(Source):
                 return np.full(self.channels, value, np.float32)
             case "imu_f64":
                 return np.array([0.0, 0.0, 9.81, 0.0, 0.0, value])
-            case "depth_u16_mm":  # a wall that comes and goes between 1 m and 3 m
+            case "depth_u16_mm":  # a wall that moves between 1 m and 3 m
                 depth = self.borrow((self.height_px, self.width_px), np.uint16)
                 depth.fill(2000 + round(1000 * value))
                 return depth
@@ -137,7 +148,8 @@ def chirp(first_index: int, count: int, sample_rate_hz: int) -> np.ndarray:
 
 
 def picture(number: int, width_px: int, height_px: int, borrow: Callable[..., np.ndarray] = np.empty) -> np.ndarray:
-    """(h, w, 3) uint8: a bar that wanders to the right, under a band of NUMBER_BITS fields, highest bit first, white = 1."""
+    """(h, w, 3) uint8: a bar that moves to the right, under a band of NUMBER_BITS fields, highest bit first, white =
+    1."""
     image = borrow((height_px, width_px, 3), np.uint8)
     image.fill(64)
     bar_px = max(1, width_px // 40)

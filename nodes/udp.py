@@ -3,8 +3,8 @@
     robot: {use: udp, inputs: [scene], address: "127.0.0.1:9870"}
     robot: {use: udp, inputs: [scene], address: "192.168.1.20:9870", allow_remote: true, grid: true}
 
-A datagram is the object of docs/prediction.schema.json. Nobody has to listen, and nothing waits for whoever does: what cannot
-be sent at once is dropped and counted.
+A datagram is the object of docs/prediction.schema.json. No receiver is needed, and nothing waits for one: a datagram
+that cannot be sent at once is dropped and counted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ GRID = "free_space"
 
 
 class Udp(Sink):
-    """address: host:port, [ipv6]:port. allow_remote: needed for any host but this one, since nothing is encrypted.
-    grid: the free-space grid too, of tens of kilobytes. max_bytes: of a datagram; 1472 fits an Ethernet packet whole, more is
-    split on the way and lost if any part is. What is larger loses its grid, and if that is not enough it is dropped.
-    """
+    """Sends predictions as JSON datagrams. A prediction larger than max_bytes is sent without its grid, and dropped if
+    it is still too large."""
 
     consumes: ClassVar[tuple[type, ...]] = (Prediction,)
 
@@ -40,6 +38,14 @@ class Udp(Sink):
         max_bytes: int = MAX_BYTES,
         allow_remote: bool = False,
     ) -> None:
+        """
+        Args:
+            address: The destination: host:port or [ipv6]:port.
+            grid: Send the free-space grid too (tens of kilobytes).
+            max_bytes: Largest datagram (bytes, 100 to 65507). 1472 fits into one Ethernet packet; larger ones are split
+                on the network and lost if any part is. Default 65507: the most that UDP has.
+            allow_remote: Allow any other host than this one. Default false, since nothing is encrypted.
+        """
         matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]+)):(\d{1,5})", address)
         if not matched or not 0 < int(matched[3]) < 65_536:
             raise ConfigError(f"address: found '{address}', expected host:port, such as 127.0.0.1:9870 or [::1]:9870.")
@@ -48,8 +54,9 @@ class Udp(Sink):
         self._host, self._port = matched[1] or matched[2], int(matched[3])
         if not allow_remote and not _is_here(self._host):
             raise ConfigError(
-                f"address: {self._host} is not this host. UDP is not encrypted, so predictions about the people and places in view "
-                "could be read and forged by anyone on the way. Send them to 127.0.0.1, or set allow_remote: true to allow it."
+                f"address: {self._host} is not this host. UDP is not encrypted, so predictions about the people "
+                "and places in view could be read and forged by anyone on the way. Send them to 127.0.0.1, or set "
+                "allow_remote: true to allow it."
             )
         self._grid, self._max_bytes = grid, max_bytes
         self._socket: socket.socket | None = None
@@ -61,7 +68,7 @@ class Udp(Sink):
             family, kind, protocol, _, self._to = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)[0]
         except OSError as error:
             raise ConfigError(
-                f"udp '{self.name}': address: no host called '{self._host}' is known: {error.strerror}."
+                f"udp '{self.name}': address: there is no host '{self._host}': {error.strerror}."
             ) from error
         self._socket = socket.socket(family, kind, protocol)
         self._socket.setblocking(False)
@@ -78,14 +85,14 @@ class Udp(Sink):
             self._socket.sendto(datagram, self._to)
             self._sent += 1
         except BlockingIOError:
-            self.context.metrics.drop(arrival.source, "the network takes no more")
+            self.context.metrics.drop(arrival.source, "the send buffer is full")
         except OSError as error:
             self.context.metrics.drop(arrival.source, f"not sent: {error.strerror}")
 
     def _datagram(self, record: dict[str, Any]) -> bytes | None:
         """None: it is too large even without the grid."""
-        around: dict[str, Any] = record.get("surroundings") or {}
-        has_grid = GRID in around
+        surroundings: dict[str, Any] = record.get("surroundings") or {}
+        has_grid = GRID in surroundings
         if self._grid or not has_grid:
             datagram = msgspec.json.encode(record)
             if len(datagram) <= self._max_bytes:
@@ -98,12 +105,12 @@ class Udp(Sink):
             )
             if self._without_grid == 1:
                 self.context.log.warning(
-                    "a prediction has %d bytes with its grid, more than %d: it goes without. Set grid: false, or a "
+                    "a prediction has %d bytes with its grid, more than %d: it is sent without. Set grid: false, or a "
                     "coarser grid",
                     len(datagram),
                     self._max_bytes,
                 )
-        plain = {name: value for name, value in around.items() if name != GRID}
+        plain = {name: value for name, value in surroundings.items() if name != GRID}
         datagram = msgspec.json.encode({**record, "surroundings": plain})
         return datagram if len(datagram) <= self._max_bytes else None
 
@@ -114,7 +121,7 @@ class Udp(Sink):
 
 
 def _is_here(host: str) -> bool:
-    """Whether it can only mean this host. A name is taken at its word only where it is localhost."""
+    """Whether it can only be this host. Of names, only localhost counts."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:

@@ -34,15 +34,15 @@ def test_the_commands_of_the_page_do_what_it_says(folder):
     pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
     write_pcap(folder / "drive.pcap", sent(vlp16(160)[0], start_ns=1_700_000_000 * NS), 2368)
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    said = []
+    text = []
     for line in commands:
         words = shlex.split(line)[2:]
         done = finished(folder, *words, *(["--no-dashboard"] if words[0] == "replay" else []), timeout_s=120)
         assert done.returncode == 0, f"{line}: {done.stderr}"
-        said.append(done.stdout)
+        text.append(done.stdout)
     assert [c.split()[2] for c in commands] == ["nodes", "import", "check", "replay"]
-    assert "sensor: str" in said[0] and "points" in said[2]
-    assert "aligned sets: 3" in said[3] and "unaccounted: none" in said[3]
+    assert "sensor: str" in text[0] and "points" in text[2]
+    assert "aligned sets: 3" in text[3] and "unaccounted: none" in text[3]
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
@@ -69,6 +69,6 @@ def test_the_class_of_the_page_is_a_sensor():
 
 
 def test_doctor_tells_the_extras_and_the_receive_buffer():
-    found = {finding.what.split(":")[0]: finding for finding in Lidar.doctor()}
+    findings = {finding.what.split(":")[0]: finding for finding in Lidar.doctor()}
     for package, extra in (("velodyne-decoder", "lidar"), ("ouster-sdk", "ouster")):
-        assert found[package].works or found[package].fix == f"scripts/setup {extra}"
+        assert findings[package].works or findings[package].fix == f"scripts/setup {extra}"

@@ -17,7 +17,7 @@ from pipeline.tasks.obstacles import Obstacles
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "scene.md").read_text(encoding="utf-8")
-COMMANDS = sorted({found.strip() for found in re.findall(r"python run_pipeline\.py ([^\n#`|]*)", PAGE)})
+COMMANDS = sorted({command.strip() for command in re.findall(r"python run_pipeline\.py ([^\n#`|]*)", PAGE)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,18 +34,18 @@ def test_the_options_of_obstacles_have_the_defaults_that_the_table_says() -> Non
     for row in table[1].splitlines():
         names, defaults = (cell.strip() for cell in row.split("|")[1:3])
         values = re.findall(r"\[[^]]*\]|[^,\s]+", defaults)
-        for name, said in zip(re.findall(r"`(\w+)`", names), values, strict=False):
+        for name, text in zip(re.findall(r"`(\w+)`", names), values, strict=False):
             value = parameters[name].default
-            if said[0].isdigit():
-                assert float(said) == value, name
+            if text[0].isdigit():
+                assert float(text) == value, name
             else:
                 assert name in parameters, name
 
 
 def test_the_corridor_of_the_page_is_the_default() -> None:
-    said = re.search(r"`corridor: \{([^}]*)\}`", PAGE)
-    assert said is not None
-    assert {name: float(value) for name, value in re.findall(r"(\w+): ([\d.]+)", said[1])} == vars(Corridor())
+    text = re.search(r"`corridor: \{([^}]*)\}`", PAGE)
+    assert text is not None
+    assert {name: float(value) for name, value in re.findall(r"(\w+): ([\d.]+)", text[1])} == vars(Corridor())
 
 
 def test_every_config_page_and_benchmark_that_is_named_exists() -> None:

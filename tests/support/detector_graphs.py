@@ -28,14 +28,14 @@ def constant(
         helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
         for name, value in outputs.items()
     ]
-    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in outputs.items()]
-    graph = helper.make_graph(nodes, "constant", [helper.make_tensor_value_info("images", kind, list(size))], told)
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in outputs.items()]
+    graph = helper.make_graph(nodes, "constant", [helper.make_tensor_value_info("images", kind, list(size))], infos)
     return _save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path, onnx)
 
 
 def squares(path: Path) -> Path:
-    """(1, 3, 128, 128) BGR, 0 to 255 → (1, 336, 8): a cell of stride 8 answers for a square of 32 px around its middle, as
-    far as one colour outshines the others within it more than around it."""
+    """(1, 3, 128, 128) BGR, 0 to 255 → (1, 336, 8): a cell of stride 8 answers for a square of 32 px around its middle,
+    as far as one colour outshines the others within it more than around it."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

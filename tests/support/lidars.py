@@ -1,5 +1,5 @@
-"""Packets whose points are known exactly: a VLP-16 and an Ouster in a room of our own, what a network does to packets, and
-what our decoders make of them."""
+"""Packets whose points are known exactly: a VLP-16 and an Ouster in a room of our own, what a network does to packets,
+and what our decoders make of them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ XT32_NS = 400_000  # of a packet with one return
 
 
 def xt32(packets: int, *, from_deg: float = 0.0, since_ns: int = 0) -> tuple[list[bytes], Truth]:
-    """Single-return packets from 1 January 2026, 00:00:59.9 UTC + since_ns on, at 10 turns a second, in a lumpy round room."""
+    """Single-return packets from 1 January 2026, 00:00:59.9 UTC + since_ns on, at 10 turns a second, in a lumpy round
+    room."""
     block, laser = np.arange(packets * 8).reshape(packets, 8), np.arange(32)
     azimuth_deg = from_deg + block * 0.18
     azimuth, elevation = np.radians(azimuth_deg)[..., None], np.radians(15.0 - laser)
@@ -96,11 +97,11 @@ def ouster(frames: int, *, first_id: int = 7, start_ns: int = 5 * NS) -> tuple[s
     """(metadata, packets, truth of each frame): an OS1-64 of 1024 columns at 10 Hz in a lumpy room."""
     import ouster.sdk.core as sdk
 
-    told = json.loads(sdk.SensorInfo.from_default(sdk.LidarMode._1024x10).to_json_string())
-    told["lidar_data_format"]["udp_profile_lidar"] = "RNG19_RFL8_SIG16_NIR16"
-    told["config_params"] |= {"udp_port_lidar": 7502, "udp_port_imu": 7503}  # 0 would mean: it sends none
-    told["sensor_info"] |= {"initialization_id": 1234, "prod_sn": "122000000001"}
-    metadata = json.dumps(told)
+    tree = json.loads(sdk.SensorInfo.from_default(sdk.LidarMode._1024x10).to_json_string())
+    tree["lidar_data_format"]["udp_profile_lidar"] = "RNG19_RFL8_SIG16_NIR16"
+    tree["config_params"] |= {"udp_port_lidar": 7502, "udp_port_imu": 7503}  # 0 would mean: it sends none
+    tree["sensor_info"] |= {"initialization_id": 1234, "prod_sn": "122000000001"}
+    metadata = json.dumps(tree)
     info = sdk.SensorInfo(metadata)
     form = sdk.PacketFormat(info)
     raw: list[bytes] = []

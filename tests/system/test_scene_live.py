@@ -1,4 +1,4 @@
-"""The scene graph as it is run: sensors cut, a real drive, the demo; the books balanced."""
+"""The scene graph as it is run: sensors cut, a real drive, the demo; every message accounted for."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ def test_a_real_drive_is_imported_with_its_rig_and_looked_at(data_dir: Path, fol
 
 
 def test_a_recorded_scene_gives_the_same_predictions_when_it_is_replayed(folder: Path) -> None:
-    made = finished(
+    export = finished(
         folder, "record", DEMO, "drive.mcap", "--for", "4s", "--no-dashboard", "--consent", "rendered", timeout_s=120
     )
-    assert made.returncode == 0, made.stderr
+    assert export.returncode == 0, export.stderr
     again = finished(
         folder, "replay", DEMO, "drive.mcap", "--speed", "0", "--out", "p.jsonl", "--no-dashboard", timeout_s=240
     )

@@ -1,7 +1,8 @@
-"""A sweep as if its sensor had stood still: every point moved to where it is seen from the place at one moment.
+"""A sweep as if its sensor had stood still: every point moved to its position seen from one pose.
 
+Example:
     motion = from_rates(times_ns, angular_velocity_rps, velocity_mps)      # of the sensor, in its own frame
-    still = deskew(points, capture_ns, motion)                             # seen from where it was at capture_ns
+    static = deskew(points, capture_ns, motion)                            # seen from the pose at capture_ns
 
 Pure: no stream, no clock. A sensor that turns at 30 °/s and drives at 15 m/s smears a sweep of 0.1 s by 3° and 1.5 m.
 """
@@ -16,12 +17,13 @@ import numpy.typing as npt
 from pipeline.clock import NS
 
 Floats = npt.NDArray[np.float64]
-# Between two knots a point's motion is taken as straight: at 3 rad/s, 0.1 s over 128 knots, 100 m away, it is off by 0.07 mm.
+# Between two knots a point's motion is linear: at 3 rad/s, 0.1 s over 128 knots, 100 m away, the error is 0.07 mm.
 KNOTS = 128
 
 
 class Motion(NamedTuple):
-    """Poses of the sensor: at times_ns[k], world_from_sensor is (rotations[k], positions_m[k]). The world's origin is free."""
+    """Poses of the sensor: at times_ns[k], world_from_sensor is (rotations[k], positions_m[k]). The world's origin is
+    free."""
 
     times_ns: npt.NDArray[np.int64]  # (m,) rising
     rotations: Floats  # (m, 3, 3)
@@ -35,19 +37,19 @@ class Motion(NamedTuple):
 def from_rates(
     times_ns: npt.ArrayLike, angular_velocity_rps: npt.ArrayLike, velocity_mps: npt.ArrayLike | None = None
 ) -> Motion:
-    """Rates of the sensor in its own frame, integrated; between two samples they change evenly.
+    """Integrate rates of the sensor in its own frame; between two samples they change linearly.
 
-    times_ns: (m,) rising. angular_velocity_rps: (m, 3), a gyroscope's. velocity_mps: (m, 3), odometry's; None: it only turns.
-    Raises ValueError where the shapes do not fit, or time does not rise.
+    times_ns: (m,) rising. angular_velocity_rps: (m, 3), a gyroscope's. velocity_mps: (m, 3), odometry's; None: no
+    translation. Raises ValueError where the shapes do not fit, or time does not rise.
     """
     at_ns = np.asarray(times_ns, np.int64)
     turning = np.asarray(angular_velocity_rps, np.float64)
     moving = np.zeros_like(turning) if velocity_mps is None else np.asarray(velocity_mps, np.float64)
     if at_ns.ndim != 1 or turning.shape != (len(at_ns), 3) or moving.shape != turning.shape:
-        found = f"times {at_ns.shape}, angular velocities {turning.shape}, velocities {moving.shape}"
-        raise ValueError(f"{found}: expected (m,), (m, 3), (m, 3)")
+        shapes = f"times {at_ns.shape}, angular velocities {turning.shape}, velocities {moving.shape}"
+        raise ValueError(f"{shapes}: expected (m,), (m, 3), (m, 3)")
     if len(at_ns) < 1 or (np.diff(at_ns) <= 0).any():
-        raise ValueError("times must rise, and there must be one")
+        raise ValueError("times must be at least one, and rising")
     took_s = np.diff(at_ns) / NS
     turns = rotation(0.5 * (turning[:-1] + turning[1:]) * took_s[:, None])
     halves = rotation(0.25 * (turning[:-1] + turning[1:]) * took_s[:, None])
@@ -63,8 +65,8 @@ def from_rates(
 def deskew(
     points: npt.NDArray[np.float32], capture_ns: int, motion: Motion, *, at_ns: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """points: (n, 5) x y z reflectance seconds. Returns (n, 4) float32, x y z reflectance, seen from the sensor's place at `at_ns`
-    (None: capture_ns). Beyond the motion's ends the sensor goes on as it did last.
+    """points: (n, 5) x y z reflectance seconds. Returns (n, 4) float32, x y z reflectance, seen from the sensor's pose
+    at `at_ns` (None: capture_ns). Beyond its ends the motion is extrapolated.
 
     Raises ValueError for points without times.
     """
@@ -96,10 +98,8 @@ def rotation(vector: npt.ArrayLike) -> Floats:
     x, y, z = np.moveaxis(turned, -1, 0)
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*turned.shape[:-1], 3, 3)
-    sine, cosine = (
-        np.sinc(angle / np.pi),
-        0.5 * np.sinc(angle / (2 * np.pi)) ** 2,
-    )  # sin a / a, (1 - cos a) / a², also at 0
+    # sin a / a and (1 - cos a) / a², also at 0.
+    sine, cosine = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
     return np.asarray(np.eye(3) + sine * cross + cosine * (cross @ cross))
 
 

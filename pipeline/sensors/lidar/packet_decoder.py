@@ -1,5 +1,6 @@
-"""A lidar's packets → sweeps, whoever brings the packets: a socket, a capture, a recording. One vendor a file.
+"""A lidar's packets → sweeps, from a socket, a capture or a recording. One vendor per file in decoders/.
 
+Example:
     decoder = make("velodyne", {"cut_deg": 180.0}, where="lidar 'roof'")
     decoder.open()
     for sweep in decoder.feed(packet, arrival_ns): sweep.data       # (n, 5) float32: x y z reflectance seconds
@@ -12,7 +13,7 @@ Any other source of points is a class of yours, named `module:Name`, with one me
             points = numpy.frombuffer(packet, "<f4").reshape(-1, 5)
             yield Sweep(arrival_ns, 0, 0, points)
 
-Points are metres in the sensor's own frame, x forward, y left, z up. Nothing here opens a socket or a file of packets.
+Points are in metres in the sensor's own frame, x forward, y left, z up. Nothing here opens a socket or a capture.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from pipeline.clock import DelayFloor
 from pipeline.frame import Encoding, Frame
 from pipeline.plugins import construct, find
 
-# Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these, once.
+# Why a packet is not in the sweeps. Each packet that was sent is in a sweep or counted under one of these exactly once.
 MALFORMED = "malformed packets"
-LOST = "packets lost"  # they never came, as far as the gaps between the others tell
+LOST = "packets lost"  # inferred from the gaps between the others
 LATE = "packets too late for their sweep"
 TWICE = "packets that came twice"
 
 
 class Sweep(NamedTuple):
-    """One revolution, or whatever the sensor gives at once."""
+    """One revolution, or the sensor's unit of points."""
 
     capture_ns: int  # host time of its start
     duration_ns: int
     clock_error_ns: int  # bound on the error of capture_ns
     data: npt.NDArray[Any]  # (n, 5) float32: x, y, z in metres, reflectance in [0, 1], seconds since capture_ns
-    reason: str = ""  # what it lacks, for people: "7 of 76 packets missing, 33° without points"; "": nothing
+    reason: str = ""  # what is missing, for people: "7 of 76 packets missing, 33° without points"; "": nothing
     encoding: Encoding = "points_xyzit_f32"
 
     def frame(self, stream: str, *, more_error_ns: int = 0, **fields: Any) -> Frame:
@@ -65,27 +66,27 @@ class PacketDecoder:
     """One sensor's packets. Its constructor's keyword arguments are the node's `options`."""
 
     port: ClassVar[int] = 0  # where the sensor sends by default
-    rate_hz: float | None = None  # sweeps a second, where the sensor says so before it sends any
-    where = "lidar"  # how errors begin; set by make()
 
     def __init__(self) -> None:
+        self.where = "lidar"  # how errors begin; make() sets it
+        self.rate_hz: float | None = None  # sweeps a second, where the metadata has it
         self.lost: Counter[str] = Counter()
         self.good = 0  # packets that were understood; an adapter need not count them
         self.sweeps = 0
 
     def open(self) -> None:
-        """Import the vendor's package, read the files that were named. ConfigError with the fix."""
+        """Import the vendor's package and read the files of the options. Raises ConfigError with the fix."""
 
     def take_metadata(self, text: str) -> None:
-        """What the sensor says of itself, as a capture or a recording holds it. ConfigError where it cannot be used."""
+        """Use the sensor's metadata from a capture or a recording. Raises ConfigError where it is unusable."""
 
     def feed(self, packet: bytes, arrival_ns: int) -> Iterable[Sweep]:
-        """The sweeps that `packet`, which arrived at `arrival_ns` on the host's clock, completes. Of bytes that are none of
-        its sensor's it makes nothing and counts them in `lost`, or raises ValueError."""
+        """The sweeps that `packet`, which arrived at `arrival_ns` on the host's clock, completes. Bytes that are no
+        packet of its sensor are counted in `lost`, or raise ValueError."""
         raise TypeError(f"{type(self).__name__} does not define feed()")
 
     def take(self, packet: bytes, arrival_ns: int) -> list[Sweep]:
-        """feed() as nodes call it: bytes over which an adapter stumbles are a malformed packet, and end nothing."""
+        """feed() as nodes call it: an exception of an adapter counts as a malformed packet."""
         try:
             sweeps = list(self.feed(packet, arrival_ns))
         except (ValueError, IndexError, struct.error):
@@ -96,15 +97,15 @@ class PacketDecoder:
 
     @property
     def understood(self) -> int:
-        """Grows with every packet that shows that this is its sensor."""
+        """Grows with every packet that is recognised as one of its sensor."""
         return self.good + self.sweeps
 
     def finish(self) -> Iterable[Sweep]:
-        """No more packets for now: the sweep in progress, as far as it came."""
+        """No more packets for now: the sweep in progress, incomplete."""
         return ()
 
     def needs_metadata(self) -> str:
-        """Why nothing can be decoded before take_metadata(), and how to get it; "": it is known, or not needed."""
+        """Why nothing can be decoded before take_metadata(), and how to get the metadata; "": not needed, or known."""
         return ""
 
     def describe(self) -> str:
@@ -118,8 +119,8 @@ class PacketDecoder:
 
 
 class SensorClock(DelayFloor):
-    """The time in a sensor's packets → host time. A cable delays little, so a jump of 50 ms that lasts is the sensor's
-    clock being set."""
+    """The time in a sensor's packets → host time. A cable's delay is small, so a lasting jump of 50 ms means that the
+    sensor's clock was set."""
 
     JUMP_NS = 50_000_000
 
@@ -146,10 +147,10 @@ def recognise(packet: bytes, metadata: str = "") -> str:
 
 def is_ouster(metadata: str) -> bool:
     try:
-        told = json.loads(metadata)
+        tree = json.loads(metadata)
     except ValueError:
         return False
-    return isinstance(told, dict) and any("beam" in key for key in (*told, *told.get("beam_intrinsics", ())))
+    return isinstance(tree, dict) and any("beam" in key for key in (*tree, *tree.get("beam_intrinsics", ())))
 
 
 def points_array(

@@ -1,12 +1,13 @@
-"""Packets of a lidar that turns → sweeps cut at a fixed azimuth. What Velodyne and Hesai share; neither's format is known here.
+"""Packets of a rotating lidar → sweeps cut at a fixed azimuth: the common part of Velodyne and Hesai, without formats.
 
-A packet has the sensor's own time and the azimuth of its first firing. From one packet to the next the azimuth rises evenly, so
-the moment at which it passes the cut is known to the microsecond, and points are divided by their time: a packet that holds the
-cut belongs to both sweeps. What is missing shows in the steps of the sensor's time, which are all alike.
+A packet has the sensor's own time and the azimuth of its first firing. Between packets the azimuth rises evenly, so the
+time at which it passes the cut is known to the microsecond, and points are divided by their time: a packet that
+contains the cut belongs to both sweeps. Missing packets show in the steps of the sensor's time, which are equal
+otherwise.
 
-Damage is expected. A packet whose time or azimuth does not follow from those before it is set aside: if the next one follows
-from it, the sensor's clock was set (or its motor caught up), else it was garbage. Packets in the wrong order find their sweep
-by their time as long as it is not sent.
+Damaged packets are expected. A packet whose time or azimuth is inconsistent with the previous ones is held back: if the
+next one is consistent with it, the sensor's clock was set (or its motor changed speed), else it was malformed. Packets
+in the wrong order are assigned to their sweep by time as long as it has not been sent.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.sensors.lidar.packet_decoder import LATE, LOST, MALFORMED, TWICE, PacketDecoder, SensorClock, Sweep
 
-DECODE_AT = 24  # packets decoded together: the work is spread over the revolution, and little is left at its end
-REORDER_NS = 100_000_000  # what is older than this was not overtaken on its way: the sensor's clock was set back
-SILENCE_NS = NS // 2  # no packet for so long: the sweep in progress is sent as it is
-SLOWEST_TURN_NS = NS  # a revolution takes 50 to 200 ms: beyond this the head stands still, and sweeps are cut by time
+DECODE_AT = 24  # packets decoded together: spreads the work over the revolution, so that little is left at its end
+REORDER_NS = 100_000_000  # an older packet was not reordered on the network: the sensor's clock was set back
+SILENCE_NS = NS // 2  # no packet for so long: the sweep in progress is sent incomplete
+SLOWEST_TURN_NS = (
+    NS  # a revolution takes 50 to 200 ms: beyond this the head is standing still, and sweeps are cut by time
+)
 RATE_AFTER_NS = 20_000_000  # over less than this, the azimuth's steps of 0.01° are too coarse for a rate
-AZIMUTH_DEG = 20.0  # how far an azimuth may be from where the last revolution's rate puts it
+AZIMUTH_DEG = 20.0  # largest difference from the azimuth predicted by the last revolution's rate
 
 
 class Head(NamedTuple):
-    """What is known of a packet before it is decoded."""
+    """The fields of a packet that are read before it is decoded."""
 
     stamp_ns: int  # the sensor's time of its first firing, which wraps
     azimuth_deg: float  # of its first firing, rising with time
@@ -43,12 +46,13 @@ class _Packet(NamedTuple):
 
 
 class Rotating(PacketDecoder, ABC):
-    """cut_deg: the sensor's own azimuth at which sweeps begin. A subclass reads one vendor's packets: head(), points()."""
+    """cut_deg: the sensor's own azimuth at which sweeps begin. A subclass reads one vendor's packets: head(),
+    points()."""
 
-    wrap_ns = 3600 * NS  # after which the sensor's time begins again
+    wrap_ns = 3600 * NS  # after which the sensor's time starts again at 0
 
-    _times_ns: list[int]  # of the packets that began since the sweep did
-    _ahead: int  # packets missing since the sweep's beginning, before the first of those
+    _times_ns: list[int]  # of the packets since the start of the sweep
+    _ahead: int  # packets missing between the start of the sweep and the first of those
     _waiting: list[tuple[int, bytes]]  # to be decoded together
     _decoded: list[tuple[int, npt.NDArray[np.float32]]]  # (origin, points)
 
@@ -62,15 +66,15 @@ class Rotating(PacketDecoder, ABC):
         self._time: tuple[int, int, int] | None = None  # stamp, unwrapped time and arrival of the newest packet of all
         self._host_ns = 0  # host time of the newest packet
         self._suspect: tuple[Head, bytes, int] | None = None
-        self._step_ns = 0.0  # between two packets, as the sweeps so far have it
+        self._step_ns = 0.0  # between two packets, measured on the sweeps so far
         self._degrees_per_ns = 0.0
-        self._missing = 0  # of the sweep sent last: what comes late is taken off before it is counted as lost
+        self._missing = 0  # of the sweep sent last: late packets are subtracted before it is counted as lost
         self._capture_ns = -(1 << 62)
         self._begin()
 
     @abstractmethod
     def head(self, packet: bytes) -> Head | None:
-        """None: no packet of this sensor."""
+        """The packet's header; None: it is no packet of this sensor."""
 
     @abstractmethod
     def points(self, packets: list[bytes], offsets_ns: list[int]) -> npt.NDArray[np.float32]:
@@ -90,7 +94,7 @@ class Rotating(PacketDecoder, ABC):
         if self._follows(head, arrival_ns):
             self.lost[MALFORMED] += suspect is not None
         elif suspect is not None and self._pair(suspect[0], head):
-            yield from self._begin_again(suspect)
+            yield from self._restart(suspect)
         else:
             self.lost[MALFORMED] += suspect is not None
             self._suspect = (head, packet, arrival_ns)
@@ -114,10 +118,8 @@ class Rotating(PacketDecoder, ABC):
         since_ns = self._since(head.stamp_ns, self._time[0])
         if not -REORDER_NS < since_ns < SILENCE_NS:
             return False
-        if (
-            since_ns > REORDER_NS and since_ns - (arrival_ns - self._time[2]) > REORDER_NS
-        ):  # not lost: no time has passed here
-            return False
+        if since_ns > REORDER_NS and since_ns - (arrival_ns - self._time[2]) > REORDER_NS:
+            return False  # a jump of the sensor's clock, not lost packets: the host's clock did not advance
         if not self._degrees_per_ns:
             return True
         expected_deg = self._newest.angle_deg + since_ns * self._degrees_per_ns
@@ -127,11 +129,12 @@ class Rotating(PacketDecoder, ABC):
         turned_deg = (second.azimuth_deg - first.azimuth_deg + 180) % 360 - 180
         return abs(self._since(second.stamp_ns, first.stamp_ns)) < REORDER_NS and abs(turned_deg) < 2 * AZIMUTH_DEG
 
-    def _begin_again(self, first: tuple[Head, bytes, int]) -> Iterator[Sweep]:
-        """Two packets follow from each other and not from those before: a silence, a clock that was set, a head that jumped."""
+    def _restart(self, first: tuple[Head, bytes, int]) -> Iterator[Sweep]:
+        """Two packets are consistent with each other but not with those before: a gap, a clock that was set, a head
+        that jumped."""
         assert self._time is not None
-        stamp_ns, _, came_ns = self._time
-        since_ns, waited_ns = self._since(first[0].stamp_ns, stamp_ns), first[2] - came_ns
+        stamp_ns, _, arrived_ns = self._time
+        since_ns, waited_ns = self._since(first[0].stamp_ns, stamp_ns), first[2] - arrived_ns
         silent = since_ns >= SILENCE_NS and abs(since_ns - waited_ns) < REORDER_NS
         yield from self._close_early(
             f"no packets for {waited_ns / NS:.1f} s" if silent else "the sensor's time or head jumped"
@@ -149,7 +152,7 @@ class Rotating(PacketDecoder, ABC):
             newest = _Packet(device_ns, head.azimuth_deg)
             self._start_ns, self._start_deg = newest
         elif device_ns <= before.device_ns:
-            self._overtaken(device_ns, raw)
+            self._reordered(device_ns, raw)
             return
         else:
             newest = _Packet(device_ns, before.angle_deg + self._turned_deg(before, device_ns, head.azimuth_deg))
@@ -158,16 +161,16 @@ class Rotating(PacketDecoder, ABC):
         self._host_ns = self.clock.stamp(device_ns, device_ns + head.span_ns, arrival_ns)
         if not self._degrees_per_ns and device_ns - self._start_ns > RATE_AFTER_NS:
             self._degrees_per_ns = (newest.angle_deg - self._start_deg) / (device_ns - self._start_ns)
-        self._keep(device_ns, raw)
+        self._buffer(device_ns, raw)
 
     def _turned_deg(self, before: _Packet, device_ns: int, azimuth_deg: float) -> float:
         turned_deg = (azimuth_deg - before.angle_deg) % 360
-        if self._degrees_per_ns:  # whole turns that nobody saw
+        if self._degrees_per_ns:  # whole turns without packets
             expected_deg = (device_ns - before.device_ns) * self._degrees_per_ns
             return turned_deg + 360 * max(0, round((expected_deg - turned_deg) / 360))
-        return turned_deg if turned_deg < 180 else 0.0  # the encoder's noise, of a head that stands
+        return turned_deg if turned_deg < 180 else 0.0  # the encoder's noise while the head stands still
 
-    def _overtaken(self, device_ns: int, raw: bytes) -> None:
+    def _reordered(self, device_ns: int, raw: bytes) -> None:
         if device_ns in self._times_ns:
             self.lost[TWICE] += 1
             return
@@ -177,9 +180,9 @@ class Rotating(PacketDecoder, ABC):
             return
         if self._ahead and device_ns < min(self._times_ns, default=device_ns):
             self._ahead -= 1
-        self._keep(device_ns, raw)
+        self._buffer(device_ns, raw)
 
-    def _keep(self, device_ns: int, raw: bytes) -> None:
+    def _buffer(self, device_ns: int, raw: bytes) -> None:
         self._times_ns.append(device_ns)
         self._waiting.append((device_ns, raw))
         if len(self._waiting) >= DECODE_AT:
@@ -193,7 +196,7 @@ class Rotating(PacketDecoder, ABC):
         try:
             points = self.points([raw for _, raw in waiting], [at_ns - origin_ns for at_ns, _ in waiting])
         except (ValueError, RuntimeError, IndexError):
-            if len(waiting) == 1:  # its head was right, and the rest is not
+            if len(waiting) == 1:  # its header was valid, the rest is not
                 self.lost[MALFORMED] += 1
                 return
             for one in waiting:
@@ -231,7 +234,7 @@ class Rotating(PacketDecoder, ABC):
             self._start_deg = after.angle_deg
 
     def _close_early(self, why: str) -> Iterator[Sweep]:
-        """Send what there is of a sweep that will not be finished; the next packet begins another."""
+        """Send a sweep that will not be finished; the next packet begins another."""
         if self._newest is not None and self._times_ns:
             step_ns = round(self._step_ns) or 1
             end_ns = self._newest.device_ns + step_ns
@@ -241,9 +244,10 @@ class Rotating(PacketDecoder, ABC):
         self._begin()
 
     def _close(self, end_ns: int, end_deg: float, next_ns: int, *, begin_ns: int | None = None, why: str = "") -> Sweep:
-        """The points from _start_ns to end_ns. next_ns: of the first packet behind them; begin_ns: of the next sweep."""
+        """The points from _start_ns to end_ns. next_ns: of the first packet behind them; begin_ns: of the next
+        sweep."""
         self._decode()
-        start_ns, mine, rest = self._start_ns, [], []
+        start_ns, own, rest = self._start_ns, [], []
         begin_ns = begin_ns or end_ns
         for origin_ns, points in self._decoded:
             start_s, end_s, begin_s = ((at_ns - origin_ns) / NS for at_ns in (start_ns, end_ns, begin_ns))
@@ -251,21 +255,19 @@ class Rotating(PacketDecoder, ABC):
             if seconds.max() >= end_s:
                 rest.append((origin_ns, points[seconds >= begin_s]))
                 points = points[seconds < end_s]
-            points[:, 4] -= (
-                start_s  # a laser that fires a moment before its packet's own time is a moment before the cut
-            )
-            mine.append(points)
-        reason = self._account(end_ns, end_deg - self._start_deg, next_ns, begin_ns, why)
+            points[:, 4] -= start_s  # may be slightly negative: some lasers fire before their packet's own time
+            own.append(points)
+        reason = self._count_missing(end_ns, end_deg - self._start_deg, next_ns, begin_ns, why)
         host_ns = self._host_ns if self._newest is None else self._host_ns - (self._newest.device_ns - start_ns)
         capture_ns = self._capture_ns = max(host_ns, self._capture_ns + 1)
-        data = np.concatenate(mine) if mine else np.empty((0, 5), np.float32)
+        data = np.concatenate(own) if own else np.empty((0, 5), np.float32)
         self._decoded = [(origin_ns, points) for origin_ns, points in rest if len(points)]
         self._times_ns, self._start_ns = [], begin_ns
         return Sweep(capture_ns, end_ns - start_ns, self.clock.error_ns + capture_ns - host_ns, data, reason)
 
-    def _account(self, end_ns: int, turned_deg: float, next_ns: int, begin_ns: int, why: str) -> str:
-        """Count what is missing of the sweep, and say it."""
-        self.lost[LOST] += self._missing  # of the one before: nothing comes that late any more
+    def _count_missing(self, end_ns: int, turned_deg: float, next_ns: int, begin_ns: int, why: str) -> str:
+        """Count the missing packets of the sweep. Returns a sentence about them, "" when it is complete."""
+        self.lost[LOST] += self._missing  # of the sweep before: its packets cannot arrive any more
         times_ns = np.sort(np.array([*self._times_ns, next_ns], np.int64))
         steps_ns = np.diff(times_ns)
         if np.count_nonzero(steps_ns) > 8:
@@ -276,18 +278,18 @@ class Rotating(PacketDecoder, ABC):
             else np.zeros(len(steps_ns), int)
         )
         missing, last = self._ahead + int(holes[:-1].sum()), int(holes[-1]) if len(holes) else 0
-        # The last hole lies around the cut: what of it is behind that is missing of the next sweep.
-        would_be_ns = times_ns[-2] + self._step_ns * np.arange(1, last + 1) if last else np.empty(0)
-        missing += int((would_be_ns < end_ns).sum())
-        self._ahead = int((would_be_ns >= begin_ns).sum())
-        self.lost[LOST] += last - int((would_be_ns < end_ns).sum()) - self._ahead
+        # The last gap spans the cut: its part behind the cut is missing from the next sweep.
+        expected_ns = times_ns[-2] + self._step_ns * np.arange(1, last + 1) if last else np.empty(0)
+        missing += int((expected_ns < end_ns).sum())
+        self._ahead = int((expected_ns >= begin_ns).sum())
+        self.lost[LOST] += last - int((expected_ns < end_ns).sum()) - self._ahead
         self._missing = missing
-        said = []
+        parts = []
         if turned_deg < 359:
-            said.append(f"only {max(turned_deg, 0):.0f}° of a turn: {why or 'the packets began there'}")
+            parts.append(f"only {max(turned_deg, 0):.0f}° of a turn: {why or 'the packets began there'}")
         if missing:
             without_deg = min(turned_deg, missing * self._step_ns * turned_deg / max(end_ns - self._start_ns, 1))
-            said.append(
+            parts.append(
                 f"{missing} of {missing + len(self._times_ns)} packets missing, {without_deg:.0f}° without points"
             )
-        return "; ".join(said)
+        return "; ".join(parts)

@@ -1,10 +1,11 @@
-"""A sensor's packets off the network, each with the host time of its arrival. Linux stamps them in the kernel, so that a
-process that is late to read does not make them late; elsewhere they are stamped when read.
+"""A sensor's packets from the network, each with the host time of its arrival. Linux timestamps them in the kernel, so
+that a process that reads late does not make them late; elsewhere they are timestamped when read.
 
+Example:
     with Receiver(2368, clock=clock, where="lidar 'roof'") as receiver:
         for packet, arrival_ns in receiver.take(0.25): ...
 
-A thread does nothing but read: decoding a sweep must not cost packets. Everything that is lost here is counted.
+A thread only reads, so that decoding a sweep does not lose packets. Every lost packet is counted.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 from pipeline.clock import NS, Clock, utc_offset_ns
 from pipeline.errors import DeviceError
 
-BUFFER_BYTES = 4 << 20  # asked of the kernel: a third of a second of the most talkative sensor
-WAITING = 20_000  # packets between the thread and the run, three seconds of that sensor
+BUFFER_BYTES = 4 << 20  # requested from the kernel: a third of a second of the sensor with the highest rate
+MAX_QUEUE = 20_000  # packets between the thread and the run: three seconds of that sensor
 MAX_BYTES = 65_535
-LOOK_UP_S = 0.25  # how often the thread looks whether it is to end
-OFFSET_EVERY_NS = NS  # the kernel stamps in UTC, which may be set while we run
-MAX_AGE_NS = NS  # a stamp older than this on reading was made with another UTC
+POLL_S = 0.25  # how often the thread checks whether it should stop
+OFFSET_EVERY_NS = NS  # the kernel's timestamps are in UTC, which may be set during a run
+MAX_AGE_NS = NS  # a timestamp older than this on reading is from before UTC was set
 
 _LINUX = sys.platform.startswith("linux")
 _SO_TIMESTAMPNS, _SO_RXQ_OVFL, _SO_RCVBUFFORCE = 35, 40, 33  # linux/socket.h; Python has no names for them
@@ -35,7 +36,8 @@ OVERLOAD = "packets lost: overload"
 
 
 class Receiver:
-    """One UDP port. bind: the address of the interface to listen at. source: only packets from this address; "" of any.
+    """One UDP port. bind: the address of the interface to listen on. source: only packets from this address; "": from
+    any.
 
     Raises DeviceError where it cannot listen.
     """
@@ -56,7 +58,8 @@ class Receiver:
         self._thread.start()
 
     def take(self, timeout_s: float) -> list[tuple[bytes, int]]:
-        """(packet, arrival_ns) of all that came since the last call; waits for the first. Raises OSError when the port is gone."""
+        """(packet, arrival_ns) of all packets since the last call; waits for the first. Raises OSError when the port
+        fails."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._error, timeout_s)
             if self._error is not None and not self._waiting:
@@ -71,14 +74,14 @@ class Receiver:
         return lost
 
     def forget(self) -> None:
-        """Throw away what was read so far: it belongs to the time before the run."""
+        """Drop everything read so far: it is from before the run."""
         with self._changed:
             self._waiting.clear()
             self._lost.clear()
 
     def close(self) -> None:
         self._stopping.set()
-        self._thread.join(2 * LOOK_UP_S)
+        self._thread.join(2 * POLL_S)
         self._socket.close()
 
     def __enter__(self) -> Receiver:
@@ -91,7 +94,7 @@ class Receiver:
         space = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_COUNT.size)
         while not self._stopping.is_set():
             try:
-                packet, told, _, (sender, *_) = self._socket.recvmsg(MAX_BYTES, space)
+                packet, ancillary, _, (sender, *_) = self._socket.recvmsg(MAX_BYTES, space)
             except TimeoutError:
                 continue
             except OSError as error:
@@ -99,24 +102,24 @@ class Receiver:
                     self._error = error
                     self._changed.notify()
                 return
-            arrival_ns, kernel_lost = self._told(told)
+            arrival_ns, kernel_lost = self._parse_ancillary(ancillary)
             with self._changed:
                 if kernel_lost is not None and kernel_lost != self._kernel_lost:
                     self._lost[NOT_READ] += (kernel_lost - self._kernel_lost) & 0xFFFF_FFFF
                     self._kernel_lost = kernel_lost
                 if self._source and sender != self._source:
                     continue
-                if len(self._waiting) == WAITING:
+                if len(self._waiting) == MAX_QUEUE:
                     self._waiting.popleft()
                     self._lost[OVERLOAD] += 1
                 self._waiting.append((packet, arrival_ns))
                 self._changed.notify()
 
-    def _told(self, told: list[tuple[int, int, bytes]]) -> tuple[int, int | None]:
-        """(arrival, how many packets the kernel has dropped so far, where it says so)."""
+    def _parse_ancillary(self, ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int | None]:
+        """(arrival, number of packets the kernel has dropped so far, where it is known)."""
         now_ns = arrival_ns = self._clock.now_ns()
         kernel_lost = None
-        for level, kind, data in told:
+        for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
                 if not 0 <= now_ns - self._offset_at_ns < OFFSET_EVERY_NS:
                     self._offset_ns, self._offset_at_ns = utc_offset_ns(self._clock)[0], now_ns
@@ -136,30 +139,30 @@ def _listen(port: int, bind: str, where: str) -> socket.socket:
             try:
                 listening.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
                 break
-            except OSError:  # to go beyond the system's limit needs a right that few have
+            except OSError:  # exceeding the system's limit needs a privilege
                 continue
         for option in (_SO_TIMESTAMPNS, _SO_RXQ_OVFL) if _LINUX else ():
             _try(listening, option)
         listening.bind((bind, port))
-        listening.settimeout(LOOK_UP_S)
+        listening.settimeout(POLL_S)
         return listening
     except (OSError, OverflowError) as error:
         listening.close()
-        fix = "Another program listens there: see which with `ss -ulpn`, or choose another `port`."
+        fix = "Another program uses this port: see which with `ss -ulpn`, or choose another `port`."
         if isinstance(error, OSError) and error.errno in (99, 49, -2):  # EADDRNOTAVAIL on Linux, macOS; no such name
             fix = f"No interface here has the address {bind}: see them with `ip addr`, or leave `bind` out."
-        raise DeviceError(f"{where}: cannot listen at UDP {bind}:{port}: {error}. {fix}", retry=True) from error
+        raise DeviceError(f"{where}: cannot listen on UDP {bind}:{port}: {error}. {fix}", retry=True) from error
 
 
 def _try(listening: socket.socket, option: int, value: Any = 1) -> None:
     try:
         listening.setsockopt(socket.SOL_SOCKET, option, value)
-    except OSError:  # an older kernel: arrivals are then stamped when read, and its drops show as gaps only
+    except OSError:  # an older kernel: packets are then timestamped when read, and its drops show as gaps only
         pass
 
 
 def largest_buffer_bytes() -> int | None:
-    """What the kernel lets anybody ask for; None where it does not say."""
+    """The kernel's limit for unprivileged processes; None where it is unknown."""
     try:
         with open("/proc/sys/net/core/rmem_max") as file:
             return int(file.read())

@@ -3,7 +3,7 @@
 Example:
     python -m pipeline.sensors.rendered --rig configs/rigs/rendered.yaml
     python -m pipeline.sensors.rendered --picture street.png --at 12.5          # the camera's picture at that second
-    python -m pipeline.sensors.rendered --time                                  # ms a picture, sweep and depth picture take here
+    python -m pipeline.sensors.rendered --time # ms a picture, sweep and depth picture take here
 """
 
 from __future__ import annotations

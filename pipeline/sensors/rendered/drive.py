@@ -1,9 +1,11 @@
 """A small drive rendered by our own code: camera, lidar and depth camera in one street, whose truth is known exactly.
 
-Rendered, not real: for a demo and for tests, never for figures about the world. A function of the seed and the time alone: the same
-options give the same stream, to the bit. Time counts from the drive's beginning; after traffic.LOOP_S everything is as it
-was, a street further (the timeline stands in traffic.py). The base frame lies on the ground below the vehicle, level, x forward.
+Rendered, not real: for a demo and for tests, never for figures about the world. A function of the seed and the time
+alone: the same options give the same stream, bit by bit. Time counts from the drive's beginning; after traffic.LOOP_S
+everything is as it was, a street further (the timeline is in traffic.py). The base frame lies on the ground below the
+vehicle, level, x forward.
 
+Example:
     drive = Drive(seed=0)
     image = drive.camera(at_ns)                    # (360, 640, 3) uint8 BGR, an instant
     points = drive.sweep(start_ns)                 # (n, 5) float32, points_xyzit_f32 in the lidar's frame
@@ -31,19 +33,15 @@ from pipeline.sensors.rendered.rays import Caster, Hits, lap_shift
 from pipeline.sensors.rendered.street import street
 
 SWEEP_NS = NS // 10
-CUT_DEG = 144.0  # where a sweep begins and ends, to the left of ahead; it turns to the right …
-AHEAD_NS = (
-    SWEEP_NS * 4 // 10
-)  # … and so looks ahead this long after its start: the moment to take the picture that goes with it
+CUT_DEG = 144.0  # azimuth where a sweep begins and ends, to the left of ahead; it turns to the right
+# The lidar looks straight ahead this long after a sweep's start: the time to take the picture of the same moment.
+AHEAD_NS = SWEEP_NS * 4 // 10
 
 CAMERA_M, LIDAR_M, DEPTH_M = (0.6, 0.0, 1.45), (0.1, 0.0, 1.85), (1.9, 0.0, 0.9)
 CAMERA_FOCAL, DEPTH_FOCAL = 0.68, 0.62  # focal length over the picture's width: 73° and 78° wide
 LIDAR_FARTHEST_M, LIDAR_NEAREST_M = 80.0, 0.9
 RANGE_SIGMA_M = 0.015
-DEPTH_FARTHEST_M, DEPTH_SIGMA = (
-    10.0,
-    0.001,
-)  # σ = DEPTH_SIGMA · depth², as of two cameras that see a thing from both sides
+DEPTH_FARTHEST_M, DEPTH_SIGMA = 10.0, 0.001  # σ = DEPTH_SIGMA · depth², as of a stereo camera
 
 
 class Beams(NamedTuple):
@@ -66,16 +64,15 @@ class Truth:
     centre_m: tuple[float, float, float]  # of its box
     size_m: tuple[float, float, float]  # length along yaw, width, height
     yaw_rad: float
-    velocity_mps: tuple[
-        float, float
-    ]  # by which its centre moves in the base frame, which itself moves and turns with the rig
+    # By which its centre moves in the base frame, which itself moves and turns with the rig.
+    velocity_mps: tuple[float, float]
     moves: bool  # over the ground, at times
 
 
 def rig(*, width_px: int = 640, height_px: int = 360, depth_width_px: int = 320, depth_height_px: int = 180) -> Rig:
     """The sensors "camera", "lidar" and "depth" over "base"."""
     looking = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # base_from_camera: right is −y, down is −z
-    made = "rendered, not real: exact by construction"
+    source = "rendered, not real: exact by construction"
     return Rig(
         {
             "camera": _lens(width_px, height_px, CAMERA_FOCAL),
@@ -86,7 +83,7 @@ def rig(*, width_px: int = 640, height_px: int = 360, depth_width_px: int = 320,
             Pose("base", "camera", rigid(looking, CAMERA_M)),
             Pose("base", "depth", rigid(looking, DEPTH_M)),
         ),
-        provenance={"all": made},
+        provenance={"all": source},
     )
 
 
@@ -129,13 +126,14 @@ class Drive:
         return self.scene.take(lens, (float(x[0]), float(y[0]), float(z[0]), float(yaw[0])), t_s, image)
 
     def sweep(self, start_ns: int, duration_ns: int = SWEEP_NS) -> np.ndarray:
-        """(n, 5) float32: x, y, z in the lidar's frame as it was at each point's own time, reflectance in [0, 1], seconds since
-        start_ns. Turns to the right from CUT_DEG on, column by column, each column's beams at once.
+        """(n, 5) float32: x, y, z in the lidar's frame as it was at each point's own time, reflectance in [0, 1],
+        seconds since start_ns. Turns to the right from CUT_DEG on, column by column, each column's beams at once.
         """
         return self.labelled_sweep(start_ns, duration_ns)[0]
 
     def labelled_sweep(self, start_ns: int, duration_ns: int = SWEEP_NS) -> tuple[np.ndarray, np.ndarray]:
-        """The same, and the id of the thing that each point fell on, (n,) int32: 0 is the ground (road, kerb, pavement, lawn)."""
+        """The same, and the id of the thing that each point fell on, (n,) int32: 0 is the ground (road, kerb, pavement,
+        lawn)."""
         columns = self.beams.columns
         since_s = np.arange(columns) * (duration_ns / 1e9 / columns)
         azimuth = np.radians(CUT_DEG) - 2 * np.pi * np.arange(columns) / columns
@@ -154,7 +152,7 @@ class Drive:
         random = np.random.default_rng([self.seed, 11, start_ns])
         range_m = hits.t / np.cos(self.elevations_rad).astype(np.float32)
         reflectance = self._reflectance(hits, origin, direction)
-        # Little comes back from far, from dark and from what is seen aslant; a share gets lost anyhow.
+        # The return is weak from far, dark and slanted surfaces; a share of returns is lost anyway.
         echo = reflectance * (0.3 + 0.7 * hits.facing)
         strength = echo * (LIDAR_FARTHEST_M / np.maximum(range_m, 1)) ** 2
         lost = random.random(hits.t.shape, np.float32) < 0.01 + 0.5 * np.exp(-5 * strength)
@@ -192,7 +190,7 @@ class Drive:
         at = np.array([t_s - 1e-4, t_s, t_s + 1e-4])  # the slope over ± 0.1 ms is the velocity
         rig_x, rig_y, rig_yaw = traffic.ego(at)
         rig_z, cos, sin = ground.height(rig_x[1]), np.cos(rig_yaw), np.sin(rig_yaw)
-        found = []
+        truths = []
         for thing in self.things:
             x, y, yaw = thing.track(at)
             z = float(ground.stand(x[1], y[1]) - rig_z)
@@ -201,11 +199,12 @@ class Drive:
             centre = (float(ahead[1]), float(left[1]), z + thing.size_m[2] / 2)
             velocity = (float(ahead[2] - ahead[0]) / 2e-4, float(left[2] - left[0]) / 2e-4)
             turned = float((yaw[1] - rig_yaw[1] + np.pi) % (2 * np.pi) - np.pi)
-            found.append(Truth(thing.id, thing.kind, centre, thing.size_m, turned, velocity, thing.moves))
-        return tuple(found)
+            truths.append(Truth(thing.id, thing.kind, centre, thing.size_m, turned, velocity, thing.moves))
+        return tuple(truths)
 
     def base(self, at_ns: int) -> np.ndarray:
-        """street_from_base, (4, 4): where the rig is. x grows by traffic.STREET_M in every loop and starts anew with it."""
+        """street_from_base, (4, 4): where the rig is. x grows by traffic.STREET_M in every loop and starts again with
+        it."""
         (x, y, z), yaw = self._sensor(np.array([_loop_s(at_ns)]), (0.0, 0.0, 0.0))
         cos, sin = float(np.cos(yaw[0])), float(np.sin(yaw[0]))
         return rigid(np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]), (x[0], y[0], z[0]))
@@ -221,11 +220,11 @@ class Drive:
         i, j = np.nonzero(hits.id == 0)
         x = origin[0, i] + hits.t[i, j] * direction[0, i]
         y = origin[1, i] + hits.t[i, j] * direction[1, i]
-        found = hits.reflectance.copy()
-        found[i, j] = self.scene.paint.reflectance(x, y)
-        return found
+        reflectance = hits.reflectance.copy()
+        reflectance[i, j] = self.scene.paint.reflectance(x, y)
+        return reflectance
 
 
 def _loop_s(at_ns: int) -> float:
-    """Seconds within the loop: what differs by whole loops is the same moment, to the bit."""
+    """Seconds within the loop: times that differ by whole loops are the same moment, bit by bit."""
     return at_ns % traffic.LOOP_NS / NS

@@ -1,4 +1,5 @@
-"""The rendered street's ground: a gently uneven road between kerbs, pavements and lawns; what it looks like, and where a ray meets it.
+"""The rendered street's ground: a gently uneven road between kerbs, pavements and lawns; what it looks like, and where
+a ray meets it.
 
 Example:
     z_m = height(x_m)                                    # of the road; pavements lie KERB_M above it
@@ -22,7 +23,7 @@ WAVE_M, WAVES = 0.03, 4  # the road's unevenness: amplitude, and waves in one st
 CELL_M = 0.05
 SIDE_M = 20.0  # the picture of the ground reaches so far to either side; beyond, its edge goes on
 LAYERS = ((1, 1), (4, 1), (16, 2), (64, 4))  # the same picture made coarser (along, across), for what is far away
-SHADE = 0.62  # what is left of the light where the sun does not reach
+SHADE = 0.62  # share of the light that remains in shadow
 
 ASPHALT: Colour = (92, 90, 88)
 STRIPE: Colour = (226, 230, 232)
@@ -38,7 +39,7 @@ def height(x_m: np.ndarray) -> np.ndarray:
 
 
 def stand(x_m: np.ndarray, y_m: np.ndarray) -> np.ndarray:
-    """z of what stands at a place; who crosses a kerb is lifted over it, not thrown."""
+    """z of what stands at a place; it rises smoothly across a kerb."""
     z: np.ndarray = height(x_m) + KERB_M * np.clip((np.abs(y_m) - ROAD_M + 0.15) / 0.3, 0, 1)
     return z
 
@@ -58,7 +59,7 @@ def meet(origin: np.ndarray, direction: np.ndarray, slopes: np.ndarray, *, farth
     kerb_t = np.where(np.abs(kerb_t) < 1e6, kerb_t, np.float32(1e6))
 
     def fall(level: np.ndarray | float, t: np.ndarray) -> np.ndarray:
-        # The road rises by far less than a ray that gets so far falls, so each round leaves a small part of the error.
+        # The road rises far less than the ray falls, so each round leaves a small part of the error.
         for _ in range(4):
             t = np.clip((height(ox + dx * t) + level - oz) / s, 0, 2 * farthest_m)
         return t
@@ -67,13 +68,14 @@ def meet(origin: np.ndarray, direction: np.ndarray, slopes: np.ndarray, *, farth
     beyond = t > kerb_t
     t = fall(np.where(beyond, np.float32(KERB_M), np.float32(0)), t)
     t = np.where(beyond, np.maximum(t, kerb_t), t)  # over the kerb's edge, or against its face
-    found = np.full((len(ox), len(slopes)), np.inf, np.float32)
-    found[:, down] = np.where(t < farthest_m, t, np.inf)
-    return found
+    t_of_ray = np.full((len(ox), len(slopes)), np.inf, np.float32)
+    t_of_ray[:, down] = np.where(t < farthest_m, t, np.inf)
+    return t_of_ray
 
 
 class Paint:
-    """What the ground looks like from above, one street long. shadows: outlines on the ground, each (n, 2) in metres."""
+    """What the ground looks like from above, one street long. shadows: outlines on the ground, each (n, 2) in
+    metres."""
 
     def __init__(self, seed: int, shadows: list[np.ndarray]) -> None:
         random = np.random.default_rng([seed, 3])
@@ -109,7 +111,7 @@ class Paint:
             band(-ROAD_M, ROAD_M, ASPHALT, 0.12, (ends[0] - 1.0, ends[1] + 1.0))
             for y_m in np.arange(-ROAD_M + 0.25, ROAD_M - 0.5, 1.0):
                 band(y_m, y_m + 0.5, STRIPE, 0.7, ends)
-            band(-ROAD_M + 2.3, -0.1, STRIPE, 0.7, (ends[0] - 1.8, ends[0] - 1.4))  # where one stops
+            band(-ROAD_M + 2.3, -0.1, STRIPE, 0.7, (ends[0] - 1.8, ends[0] - 1.4))  # the stop line
 
         grain = random.standard_normal((rows, columns), np.float32)
         coarse = np.pad(grain[::8, ::8], ((0, 0), (48, 48)), mode="wrap")  # the street's ends must fit together
@@ -130,8 +132,8 @@ class Paint:
         rows, columns = self._reflectance.shape
         i = np.clip(((y_m + SIDE_M) / CELL_M).astype(np.int32), 0, rows - 1)
         j = (np.mod(x_m, STREET_M) / CELL_M).astype(np.int32) % columns
-        found: np.ndarray = self._reflectance[i, j]
-        return found
+        values: np.ndarray = self._reflectance[i, j]
+        return values
 
 
 def lit(shadows: list[np.ndarray], rows: int, columns: int) -> np.ndarray:
@@ -156,9 +158,9 @@ def draw(
     rows = np.arange(image.shape[0])
     slopes = -(rows - cy) / fy
     ahead = np.array([[np.cos(yaw)], [np.sin(yaw)]])
-    first = int(np.searchsorted(-slopes, 1.2 / 200))  # nothing is told apart beyond 200 m
+    first = int(np.searchsorted(-slopes, 1.2 / 200))  # nothing is visible beyond 200 m
     slopes = slopes[first:]
-    # Straight ahead the ground is met at this depth, in this whole row: what it rises aside of that is far below a pixel.
+    # The depth of the ground straight ahead holds for the whole row: the road's rise beside it is far below a pixel.
     depth = -(z - height(x - z / slopes * np.cos(yaw))) / slopes
     depth = (height(x + depth * np.cos(yaw)) - z) / slopes
     raised = (height(x + depth * np.cos(yaw)) + KERB_M - z) / slopes

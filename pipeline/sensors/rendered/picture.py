@@ -23,8 +23,8 @@ SUN = np.array([0.42, 0.5, 0.76]) / np.linalg.norm([0.42, 0.5, 0.76])  # towards
 HAZE = np.array([224.0, 214, 204])  # what the horizon fades into
 HAZE_M = 210.0  # after so far, 63 % of it
 NEAR_M = 0.25
-SMALLEST_PX = 1.2  # patches smaller than this are not drawn …
-DECALS_M = 75.0  # … nor those farther than this
+SMALLEST_PX = 1.2  # smaller patches are not drawn
+DECALS_M = 75.0  # neither are farther ones
 SUBPIXEL = 4  # bits of a pixel's fraction that OpenCV draws polygons with
 
 
@@ -34,8 +34,8 @@ class _View(NamedTuple):
     lens: Intrinsics
     eye: np.ndarray  # (3,), in the street's frame
     world: np.ndarray  # (corners, 3), in the street's frame
-    seen: np.ndarray  # (corners, 3), in the camera's: right, down, ahead
-    pixels: np.ndarray  # (corners, 2); of no meaning behind the camera
+    corners_m: np.ndarray  # (corners, 3), in the camera's frame: right, down, ahead
+    pixels: np.ndarray  # (corners, 2); meaningless behind the camera
 
 
 class Scene:
@@ -46,9 +46,8 @@ class Scene:
         solids = [(k, solid) for k, thing in enumerate(things) for solid in thing.solids]
         corners: list[np.ndarray] = []
         of_solid: list[int] = []
-        polygons: list[
-            tuple[int, list[int], np.ndarray, Colour, bool]
-        ] = []  # solid, corners, normal, colour, whether a decal
+        # Solid, corners, normal, colour, whether a decal.
+        polygons: list[tuple[int, list[int], np.ndarray, Colour, bool]] = []
         count = 0
         for s, (_, solid) in enumerate(solids):
             for face, normal in zip(solid.faces, solid.normals, strict=True):
@@ -65,9 +64,9 @@ class Scene:
         self._swing = np.array([solid.swing_m for _, solid in solids])
         self._first = np.searchsorted(self._of_solid, np.arange(len(solids)))
         self._solid = np.array([p[0] for p in polygons])
-        most = max(len(p[1]) for p in polygons)
+        max_sides = max(len(p[1]) for p in polygons)
         self._sides = np.array([len(p[1]) for p in polygons])
-        self._index = np.array([p[1] + [p[1][-1]] * (most - len(p[1])) for p in polygons])
+        self._index = np.array([p[1] + [p[1][-1]] * (max_sides - len(p[1])) for p in polygons])
         self._normal = np.array([p[2] for p in polygons])
         self._colour = np.array([p[3] for p in polygons], float)
         self._decal = np.array([p[4] for p in polygons])
@@ -84,7 +83,8 @@ class Scene:
     def take(
         self, lens: Intrinsics, camera: tuple[float, float, float, float], t_s: float, out: np.ndarray
     ) -> np.ndarray:
-        """camera: its x, y, z and yaw in the street's frame; it looks level. out: (h, w, 3) uint8, filled and returned."""
+        """camera: its x, y, z and yaw in the street's frame; it looks level. out: (h, w, 3) uint8, filled and
+        returned."""
         x, y, z, yaw = camera
         first = ground.draw(self.paint, out, (lens.fx_px, lens.fy_px, lens.cx_px, lens.cy_px), camera)
         self._draw_sky(lens, yaw, out, first)
@@ -93,14 +93,14 @@ class Scene:
         place = places[self._thing_of_solid]
         world = self._world(place, t_s)
         cos, sin, dx, dy = np.cos(yaw), np.sin(yaw), world[:, 0] - x, world[:, 1] - y
-        seen = np.stack([sin * dx - cos * dy, z - world[:, 2], cos * dx + sin * dy], axis=1)
+        corners_m = np.stack([sin * dx - cos * dy, z - world[:, 2], cos * dx + sin * dy], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            pixels = seen[:, :2] / seen[:, 2:] * (lens.fx_px, lens.fy_px) + (lens.cx_px, lens.cy_px)
-        self._draw_things(_View(lens, np.array([x, y, z]), world, seen, pixels), place, out)
+            pixels = corners_m[:, :2] / corners_m[:, 2:] * (lens.fx_px, lens.fy_px) + (lens.cx_px, lens.cy_px)
+        self._draw_things(_View(lens, np.array([x, y, z]), world, corners_m, pixels), place, out)
         return out
 
     def _places(self, t_s: float, rig_x_m: float) -> np.ndarray:
-        """(things, 4): x, y, yaw and the ground's z under each, of the one of all its copies that is seen."""
+        """(things, 4): x, y, yaw and the ground's z under each, of its copy that is visible."""
         places = self._standing_at.copy()
         for k in np.flatnonzero(self._moves).tolist():
             places[k] = [float(v[0]) for v in self.things[k].track(np.array([t_s]))]
@@ -128,13 +128,13 @@ class Scene:
         for p in np.argsort(rank[self._solid[patch]], kind="stable").tolist():
             if not behind[p]:
                 cv2.fillConvexPoly(out, fixed[p, : sides[p]], bgr[p], cv2.LINE_AA, SUBPIXEL)
-            elif (clipped := before(view.seen[self._index[patch[p], : sides[p]]])) is not None:
+            elif (clipped := before(view.corners_m[self._index[patch[p], : sides[p]]])) is not None:
                 cv2.fillConvexPoly(out, _pixels(view.lens, clipped), bgr[p], cv2.LINE_AA, SUBPIXEL)
 
     def _ranks(self, view: _View) -> np.ndarray:
-        """Of each solid: the how manieth it is to be drawn; −1: it cannot be seen."""
+        """Each solid's place in the drawing order; −1: it is not visible."""
         low, high = (f.reduceat(view.world, self._first, axis=0) - view.eye for f in (np.minimum, np.maximum))
-        nearest, farthest = (f.reduceat(view.seen[:, 2], self._first) for f in (np.minimum, np.maximum))
+        nearest, farthest = (f.reduceat(view.corners_m[:, 2], self._first) for f in (np.minimum, np.maximum))
         left, right = (f.reduceat(view.pixels[:, 0], self._first) for f in (np.minimum, np.maximum))
         with np.errstate(invalid="ignore"):
             inside = (right > 0) & (left < view.lens.width_px) & (right - left > 0.7)
@@ -146,33 +146,34 @@ class Scene:
     def _patches(
         self, view: _View, place: np.ndarray, visible: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Faces and decals that can be seen: which, whether a part of each lies behind the camera, and its colour (n, 3)."""
+        """Visible faces and decals: indices, whether a part of each lies behind the camera, and colours (n, 3)."""
         patch = np.flatnonzero(visible[self._solid])
         cos, sin, n = np.cos(place[self._solid[patch], 2]), np.sin(place[self._solid[patch], 2]), self._normal[patch]
         normal = np.stack([cos * n[:, 0] - sin * n[:, 1], sin * n[:, 0] + cos * n[:, 1], n[:, 2]], axis=1)
         facing = np.flatnonzero(((view.world[self._index[patch, 0]] - view.eye) * normal).sum(axis=1) < 0)
         patch, normal = patch[facing], normal[facing]
         index, is_decal = self._index[patch], self._decal[patch]
-        u, v, depth = (values[index.T] for values in (*view.pixels.T, view.seen[:, 2]))  # (corners of a patch, patches)
+        u, v, depth = (
+            values[index.T] for values in (*view.pixels.T, view.corners_m[:, 2])
+        )  # (corners of a patch, patches)
         left, right, top, bottom = u.min(axis=0), u.max(axis=0), v.min(axis=0), v.max(axis=0)
         nearest, farthest = depth.min(axis=0), depth.max(axis=0)
         behind = nearest < NEAR_M
         with np.errstate(invalid="ignore"):
             inside = (right > 0) & (left < view.lens.width_px) & (bottom > 0) & (top < view.lens.height_px)
             large = np.minimum(right - left, bottom - top) > np.where(is_decal, SMALLEST_PX, 0.2)
-        kept = np.flatnonzero((farthest > NEAR_M) & (behind | (inside & large)) & ~(is_decal & (nearest > DECALS_M)))
-        light = 0.6 + 0.42 * np.maximum(normal[kept] @ SUN, 0) + 0.06 * normal[kept, 2]
-        away = np.maximum(depth[0, kept], 0)
-        haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[
-            :, None
-        ]  # what enters the street does so unseen
-        colour = np.minimum(self._colour[patch[kept]] * light[:, None], 255) * (1 - haze) + HAZE * haze
-        return patch[kept], behind[kept], colour
+        drawn = np.flatnonzero((farthest > NEAR_M) & (behind | (inside & large)) & ~(is_decal & (nearest > DECALS_M)))
+        light = 0.6 + 0.42 * np.maximum(normal[drawn] @ SUN, 0) + 0.06 * normal[drawn, 2]
+        away = np.maximum(depth[0, drawn], 0)
+        # Full haze from 120 m on hides objects that enter the street.
+        haze = np.maximum(1 - np.exp(-away / HAZE_M), np.clip((away - 85) / 35, 0, 1))[:, None]
+        colour = np.minimum(self._colour[patch[drawn]] * light[:, None], 255) * (1 - haze) + HAZE * haze
+        return patch[drawn], behind[drawn], colour
 
     def _draw_shadows(
         self, lens: Intrinsics, camera: tuple[float, float, float, float], places: np.ndarray, out: np.ndarray
     ) -> None:
-        """Of what moves; the ground's own picture holds the others."""
+        """Of moving things; the ground's picture has the shadows of all others."""
         x, y, z, yaw = camera
         mask: np.ndarray | None = None
         for k in np.flatnonzero(self._moves).tolist():
@@ -213,10 +214,10 @@ def shadow(
 
 
 def far_to_near(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """An order to draw boxes in, none before what it may hide. low, high: (n, 3) corners, as seen from the eye at 0.
+    """A drawing order in which no box comes before one that it may hide. low, high: (n, 3) corners relative to the eye.
 
-    One box may hide another only if no plane between the two has the eye on its own side: so each pair that is apart along
-    some axis has its order, or needs none.
+    A box may hide another only if no plane between the two has the eye on the other box's side: each pair that is
+    separated along some axis has an order, or needs none.
     """
     n = len(low)
     behind = np.zeros((n, n), bool)  # [a, b]: a cannot hide b
@@ -231,7 +232,7 @@ def far_to_near(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     left, layer, layers = np.ones(n, bool), np.zeros(n), 0
     while left.any():
         ready = left & (waits == 0)
-        if not ready.any():  # boxes that hide each other in a ring: the farthest goes first
+        if not ready.any():  # boxes that hide each other in a cycle: the farthest is drawn first
             ready = left & (np.arange(n) == np.argmax(np.where(left, distance, -1)))
         layer[ready] = layers
         layers += 1
@@ -242,16 +243,16 @@ def far_to_near(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def before(corners: np.ndarray) -> np.ndarray | None:
-    """What of a polygon, (n, 3) with depth last, lies farther than NEAR_M; None: nothing."""
-    kept = []
+    """The part of a polygon, (n, 3) with depth last, farther than NEAR_M; None: there is none."""
+    clipped = []
     ring = corners.tolist()
     for a, b in zip(ring, ring[1:] + ring[:1], strict=True):
         if a[2] >= NEAR_M:
-            kept.append(a)
+            clipped.append(a)
         if (a[2] >= NEAR_M) != (b[2] >= NEAR_M):
             share = (NEAR_M - a[2]) / (b[2] - a[2])
-            kept.append([p + (q - p) * share for p, q in zip(a, b, strict=True)])
-    return np.array(kept) if len(kept) >= 3 else None
+            clipped.append([p + (q - p) * share for p, q in zip(a, b, strict=True)])
+    return np.array(clipped) if len(clipped) >= 3 else None
 
 
 def _pixels(lens: Intrinsics, corners: np.ndarray) -> np.ndarray:
@@ -259,13 +260,13 @@ def _pixels(lens: Intrinsics, corners: np.ndarray) -> np.ndarray:
 
 
 def _fixed(pixels: np.ndarray) -> np.ndarray:
-    """As OpenCV takes them: whole numbers with SUBPIXEL bits of fraction, within what it can draw."""
+    """In OpenCV's format: integers with SUBPIXEL bits of fraction, within its range."""
     fixed: np.ndarray = np.round(np.clip(pixels, -20000, 20000) * (1 << SUBPIXEL)).astype(np.int32)
     return fixed
 
 
 def sky(lens: Intrinsics) -> np.ndarray:
-    """A clear day with hills, wider than the picture by as much as the rig ever turns."""
+    """A clear day with hills, wider than the picture by the largest turn of the rig."""
     margin = round(0.2 * lens.fx_px)
     width, height = lens.width_px + 2 * margin, lens.height_px
     up = np.clip((lens.cy_px - np.arange(height)) / lens.fy_px, 0, 1)[:, None]

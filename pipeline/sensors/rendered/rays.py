@@ -1,10 +1,12 @@
-"""Where rays meet things: one caster for the spinning lidar and for the depth camera.
+"""Ray casting: one caster for the spinning lidar and for the depth camera.
 
-Both look in columns and rows: a column has a direction over the ground, an origin and a time of its own, a row a slope. All pairs of
-a solid and a column that may meet go through the same few large operations; upright faces are the same to all rows of a column.
+Both have columns and rows: a column has its own direction over the ground, origin and time, a row its slope. All pairs
+of a solid and a column that may intersect go through the same few large operations; an upright face is the same for all
+rows of a column.
 
+Example:
     hits = Caster(things).cast(t_s=t_s, origin=origin, direction=direction, slopes=np.tan(elevation_rad), farthest_m=80)
-    hits.t                # (columns, rows): a ray goes origin + t·(direction, slope); inf where it meets nothing
+    hits.t                # (columns, rows): a ray goes origin + t·(direction, slope); inf where it hits nothing
 """
 
 from __future__ import annotations
@@ -18,22 +20,23 @@ from pipeline.sensors.rendered import ground
 from pipeline.sensors.rendered.solids import Thing
 from pipeline.sensors.rendered.traffic import LOOP_S, STREET_M
 
-BEHIND_M = 72.0  # every thing is seen once: from so far behind the rig to STREET_M − BEHIND_M ahead of it
+BEHIND_M = 72.0  # every thing appears once: from this far behind the rig to STREET_M − BEHIND_M ahead of it
 GAIT_HZ = 74 / LOOP_S  # whole steps in a loop
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """All (columns, rows). id: of the thing, 0 the ground, −1 nothing. facing: cosine to the face's normal, in [0, 1]."""
+    """All (columns, rows). id: of the thing, 0 the ground, −1 nothing. facing: cosine to the face's normal, in [0,
+    1]."""
 
     t: np.ndarray  # float32
     id: np.ndarray  # int32
-    reflectance: np.ndarray  # float32, of the material; NaN on the ground, which knows its own
+    reflectance: np.ndarray  # float32, of the material; NaN on the ground, which has its own
     facing: np.ndarray  # float32
 
 
 def lap_shift(x_m: np.ndarray, rig_x_m: float) -> np.ndarray:
-    """What is added to a thing's x so that it is the one of all the streets that is seen from the rig."""
+    """The offset of a thing's x to its copy that is visible from the rig."""
     shift: np.ndarray = np.mod(x_m - rig_x_m + BEHIND_M, STREET_M) - BEHIND_M - (x_m - rig_x_m)
     return shift
 
@@ -52,17 +55,17 @@ class Caster:
     def __init__(self, things: Sequence[Thing]) -> None:
         self.things = things
         solids = [(k, solid) for k, thing in enumerate(things) for solid in thing.solids]
-        # Those with few slanted faces last: what has a face to look at is then always the beginning of the list.
+        # Sorted by the number of slanted faces, so that those with a k-th face are always the beginning of the list.
         counts = [self._slanted(solid.normals, float(solid.low[2])).sum() for _, solid in solids]
         solids = [solids[i] for i in np.argsort(-np.array(counts), kind="stable")]
-        most = max(len(solid.faces) for _, solid in solids)
+        max_faces = max(len(solid.faces) for _, solid in solids)
         n = len(solids)
         self._low, self._high = np.array([s.low for _, s in solids]), np.array([s.high for _, s in solids])
         self._swing = np.array([s.swing_m for _, s in solids])
         self._reflectance = np.array([s.reflectance for _, s in solids], np.float32)
         self._slanted_count = np.array(sorted(counts, reverse=True))
         # A face that is none: no ray comes nearer to it or leaves it. Upright ones come first, then the slanted.
-        self._normals, self._offsets = np.zeros((2, n, most, 3)), np.ones((2, n, most))
+        self._normals, self._offsets = np.zeros((2, n, max_faces, 3)), np.ones((2, n, max_faces))
         for i, (_, solid) in enumerate(solids):
             slanted = self._slanted(solid.normals, float(solid.low[2]))
             for kind, faces in enumerate((np.abs(solid.normals[:, 2]) < 1e-9, slanted)):

@@ -1,6 +1,7 @@
 """What a rendered street is built of: convex solids, put together to things that stand or move.
 
-A solid is given in its thing's frame: x along the thing's heading, y left, z up from the ground it stands on, in metres.
+A solid is given in its thing's frame: x along the thing's heading, y left, z up from the ground it stands on, in
+metres.
 
     body = frustum((4.3, 1.8), (4.3, 1.8), 0.2, 0.85, colour=(60, 60, 190), reflectance=0.5)
     van = Thing(7, "car", standing(31.0, -5.0), (4.3, 1.8, 1.5), (body, cabin))
@@ -22,7 +23,8 @@ Track = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Decal:
-    """A flat patch on one face of a solid, seen when that face is: a window, a door, a wheel. corners: (n, 3), convex."""
+    """A flat patch on one face of a solid, seen when that face is: a window, a door, a wheel. corners: (n, 3),
+    convex."""
 
     corners: np.ndarray
     normal: np.ndarray  # (3,), of the face
@@ -33,8 +35,10 @@ class Decal:
 class Solid:
     """A convex polyhedron: n·x ≤ offset for every face.
 
-    vertices: (v, 3). faces: indices of vertices, one tuple a face. normals: (k, 3), outward, of length 1. offsets: (k,).
-    reflectance: in [0, 1], as a lidar sees it head-on. swing_m: how far it swings to and fro along x while its thing walks.
+    vertices: (v, 3). faces: indices of vertices, one tuple a face. normals: (k, 3), outward, of length 1. offsets:
+        (k,).
+    reflectance: in [0, 1], as a lidar sees it head-on. swing_m: how far it swings to and fro along x while its thing
+    walks.
     """
 
     vertices: np.ndarray
@@ -48,20 +52,20 @@ class Solid:
 
     @cached_property
     def low(self) -> np.ndarray:
-        """(3,): the box that holds it begins here …"""
-        found: np.ndarray = self.vertices.min(axis=0)
-        return found
+        """(3,): the least corner of its box."""
+        corner: np.ndarray = self.vertices.min(axis=0)
+        return corner
 
     @cached_property
     def high(self) -> np.ndarray:
-        """… and ends here."""
-        found: np.ndarray = self.vertices.max(axis=0)
-        return found
+        """(3,): the greatest corner of its box."""
+        corner: np.ndarray = self.vertices.max(axis=0)
+        return corner
 
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """size_m: length, width and height of the box that holds it, standing on the ground around the track's point."""
+    """size_m: length, width and height of its box, standing on the ground around the track's point."""
 
     id: int  # 1 and up; 0 is the ground
     kind: str

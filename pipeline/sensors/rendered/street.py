@@ -1,4 +1,4 @@
-"""The rendered street: houses, fences, trees, lamps, parked cars, and who drives and walks there.
+"""The rendered street: houses, fences, trees, lamps, parked cars, and the moving cars, cyclist and people.
 
 Example:
     things = street(seed=0)          # the same seed builds the same street
@@ -40,14 +40,14 @@ SKIN: Colour = (140, 172, 216)
 
 
 def street(seed: int) -> tuple[Thing, ...]:
-    """Ids rise from 1; who moves comes first, so that ids of movers are the same for every seed."""
+    """Ids count from 1. Moving things come first, so that their ids are the same for every seed."""
     random = np.random.default_rng([seed, 1])
-    made: list[tuple[str, Track, tuple[float, float, float], tuple[Solid, ...], bool]] = []
+    things: list[tuple[str, Track, tuple[float, float, float], tuple[Solid, ...], bool]] = []
 
     def add(
         kind: str, track: Track, size_m: tuple[float, float, float], solids: tuple[Solid, ...], moves: bool = False
     ) -> None:
-        made.append((kind, track, size_m, solids, moves))
+        things.append((kind, track, size_m, solids, moves))
 
     add("car", traffic.ahead, *car((52, 46, 170), lights=True), True)
     for x_m, colour in zip(traffic.ONCOMING_FROM_M, ((206, 208, 206), (150, 92, 38)), strict=True):
@@ -58,13 +58,13 @@ def street(seed: int) -> tuple[Thing, ...]:
         add("person", traffic.walking(*walk), *person(coat, trousers), True)
     for kind, x_m, y_m, (size_m, solids) in _standing(random):
         add(kind, standing(x_m, y_m), size_m, solids)
-    return tuple(Thing(i + 1, *parts) for i, parts in enumerate(made))
+    return tuple(Thing(i + 1, *parts) for i, parts in enumerate(things))
 
 
 def _standing(
     random: np.random.Generator,
 ) -> Iterator[tuple[str, float, float, tuple[tuple[float, float, float], tuple[Solid, ...]]]]:
-    """(kind, x, y, (size, solids)) of what does not move."""
+    """(kind, x, y, (size, solids)) of the static things."""
     for side in (-1, 1):
         x_m = random.uniform(0, 3)
         while x_m < traffic.STREET_M - 9:
@@ -103,7 +103,7 @@ def _free(x_m: float, by_m: float) -> bool:
     return all(abs(x_m - crossing) > by_m for crossing in traffic.CROSSINGS_X_M)
 
 
-Built = tuple[tuple[float, float, float], tuple[Solid, ...]]  # size, and what it is made of
+Built = tuple[tuple[float, float, float], tuple[Solid, ...]]  # size, and what it is things of
 
 
 def darker(colour: Colour, share: float) -> Colour:

@@ -1,4 +1,4 @@
-"""Predictions over UDP: on a real socket, within a datagram's size, to this host unless told otherwise."""
+"""Predictions over UDP: on a real socket, within a datagram's size, to this host unless allowed otherwise."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PAGE = (ROOT / "docs" / "udp.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def inbox() -> Iterator[socket.socket]:
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.bind(("127.0.0.1", 0))
-    made.settimeout(5)
-    yield made
-    made.close()
+def receiving() -> Iterator[socket.socket]:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bound.bind(("127.0.0.1", 0))
+    bound.settimeout(5)
+    yield bound
+    bound.close()
 
 
-def address(inbox: socket.socket) -> str:
-    return f"127.0.0.1:{inbox.getsockname()[1]}"
+def address(receiving: socket.socket) -> str:
+    return f"127.0.0.1:{receiving.getsockname()[1]}"
 
 
 def scene(cells: int = 0, capture_ns: int = 7) -> Prediction:
@@ -55,41 +55,41 @@ def scene(cells: int = 0, capture_ns: int = 7) -> Prediction:
     )
 
 
-def received(inbox: socket.socket) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(inbox.recv(65536))
-    return told
+def received(receiving: socket.socket) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(receiving.recv(65536))
+    return record
 
 
-def test_each_prediction_is_one_datagram_of_the_published_object(inbox: socket.socket) -> None:
-    with NodeHarness(Udp(address=address(inbox), grid=True), inputs=["scene"]) as harness:
+def test_each_prediction_is_one_datagram_of_the_published_object(receiving: socket.socket) -> None:
+    with NodeHarness(Udp(address=address(receiving), grid=True), inputs=["scene"]) as harness:
         for seq in range(3):
             harness.send("scene", scene(cells=20, capture_ns=seq))
-    told = [received(inbox) for _ in range(3)]
-    assert told == [json.loads(msgspec.json.encode(scene(20, seq).record())) for seq in range(3)]
-    assert told[0]["surroundings"]["free_space"]["rows"][0] == "." * 20
+    records = [received(receiving) for _ in range(3)]
+    assert records == [json.loads(msgspec.json.encode(scene(20, seq).record())) for seq in range(3)]
+    assert records[0]["surroundings"]["free_space"]["rows"][0] == "." * 20
 
 
-def test_grid_is_left_out_unless_asked_for(inbox: socket.socket) -> None:
-    with NodeHarness(Udp(address=address(inbox)), inputs=["scene"]) as harness:
+def test_grid_is_left_out_unless_asked_for(receiving: socket.socket) -> None:
+    with NodeHarness(Udp(address=address(receiving)), inputs=["scene"]) as harness:
         harness.send("scene", scene(cells=400))  # 160,000 letters
-    told = received(inbox)
-    assert "free_space" not in told["surroundings"] and told["surroundings"]["sounds"][0]["label"] == "rain"
+    record = received(receiving)
+    assert "free_space" not in record["surroundings"] and record["surroundings"]["sounds"][0]["label"] == "rain"
     assert not harness.node.context.metrics.dropped()
 
 
-def test_too_large_loses_its_grid_first_then_is_dropped_and_both_are_counted(inbox: socket.socket) -> None:
-    with NodeHarness(Udp(address=address(inbox), grid=True, max_bytes=1472), inputs=["scene"]) as harness:
+def test_too_large_loses_its_grid_first_then_is_dropped_and_both_are_counted(receiving: socket.socket) -> None:
+    with NodeHarness(Udp(address=address(receiving), grid=True, max_bytes=1472), inputs=["scene"]) as harness:
         harness.send("scene", scene(cells=100))
-        assert "free_space" not in received(inbox)["surroundings"]
+        assert "free_space" not in received(receiving)["surroundings"]
         metrics = harness.node.context.metrics
         assert metrics.facts["without the grid"].startswith("1,") and not metrics.dropped()
         labels = tuple(f"a label {i}" for i in range(200))
         crowd = msgspec.structs.replace(scene(cells=100), labels=labels, probs=np.full(200, 0.005, np.float32))
         harness.send("scene", crowd)
         assert metrics.dropped() == {"scene": {"larger than 1472 bytes": 1}}
-    inbox.settimeout(0.1)
+    receiving.settimeout(0.1)
     with pytest.raises(TimeoutError):
-        inbox.recv(65536)
+        receiving.recv(65536)
 
 
 def test_nobody_listening_and_a_full_network_never_block() -> None:
@@ -134,13 +134,13 @@ def test_address_that_is_none_says_what_is_expected(wrong: str) -> None:
         Udp(address=wrong)
 
 
-def test_unknown_name_is_told_at_open() -> None:
-    with pytest.raises(ConfigError, match="no host called 'no-such-host.invalid'"):
+def test_unknown_name_is_reported_at_open() -> None:
+    with pytest.raises(ConfigError, match="there is no host 'no-such-host.invalid'"):
         NodeHarness(Udp(address="no-such-host.invalid:9870", allow_remote=True))
 
 
 @pytest.mark.system
-def test_config_and_command_of_the_page_send_what_they_promise(inbox: socket.socket, tmp_path: Path) -> None:
+def test_config_and_command_of_the_page_send_what_they_promise(receiving: socket.socket, tmp_path: Path) -> None:
     try:
         for asset in ("demo-clip", "centerface", "silero-vad"):
             assets.path(asset)
@@ -149,22 +149,22 @@ def test_config_and_command_of_the_page_send_what_they_promise(inbox: socket.soc
     (config,), (command,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("yaml", "sh"))
     (tmp_path / "robot.yaml").write_text(config)
     words = command.replace("robot.yaml", str(tmp_path / "robot.yaml")).replace("10s", "3s").split()[2:]
-    told = subprocess.run(
-        [sys.executable, ROOT / "run_pipeline.py", *words, "--set", f"nodes.robot.address={address(inbox)}"],
+    run = subprocess.run(
+        [sys.executable, ROOT / "run_pipeline.py", *words, "--set", f"nodes.robot.address={address(receiving)}"],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    assert received(inbox)["task"] == "emotion" and "unaccounted: none" in told.stdout
+    assert received(receiving)["task"] == "emotion" and "unaccounted: none" in run.stdout
 
 
 @pytest.mark.system
-def test_receiver_of_the_page_prints_what_is_sent(inbox: socket.socket) -> None:
+def test_receiver_of_the_page_prints_what_is_sent(receiving: socket.socket) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(program.splitlines()) == 3
-    where, port = address(inbox), inbox.getsockname()[1]
-    inbox.close()
+    where, port = address(receiving), receiving.getsockname()[1]
+    receiving.close()
     receiver = subprocess.Popen(
         [sys.executable, "-c", program.replace("9870", str(port))], stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,5 @@
-"""Detectors: what their tensors say, by real ONNX files whose answers are planted; and the errors of those that fit no layout."""
+"""Detectors: what their tensors say, by real ONNX files whose answers are planted; and the errors of those that fit no
+layout."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ def agree(detections: list[Detection], factor: float = 1.0, within_px: float = 0
 
 
 def yolox_output() -> np.ndarray:
-    """PLANTED as yolox_head.py has its targets: offset from the cell's corner and log size, in strides; a near copy of each,
-    less sure, for suppression."""
+    """PLANTED as yolox_head.py has its targets: offset from the cell's corner and log size, in strides; a near copy of
+    each, less sure, for suppression."""
     rows = np.zeros((52**2 + 26**2 + 13**2, 85), np.float32)
     for kind, score, (left, top, right, bottom) in PLANTED:
         x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
@@ -94,8 +95,8 @@ def test_a_network_that_looks_finds_the_squares_where_they_are(tmp_path: Path, e
 
 
 def nanodet_rows() -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """PLANTED as nanodet_plus_head.py has its targets: distances from the cell's own point to the sides, in strides, each a
-    distribution over 0 … 7; stride 32 reaches far enough for all."""
+    """PLANTED as nanodet_plus_head.py has its targets: distances from the cell's own point to the sides, in strides,
+    each a distribution over 0 … 7; stride 32 reaches far enough for all."""
     counts = [52**2, 26**2, 13**2, 7**2]
     scores, logits = np.full((sum(counts), 80), 0.01, np.float32), np.zeros((sum(counts), 32), np.float32)
     for kind, score, (left, top, right, bottom) in PLANTED:
@@ -133,7 +134,8 @@ def test_nanodet_in_a_pair_of_tensors_a_level_is_the_same_in_any_order(tmp_path:
 
 
 def test_ssd_of_tensorflow_counts_classes_as_coco_does(tmp_path: Path, engines: Engines) -> None:
-    """bytes of any size in; top, left, bottom, right as shares out; car is 3, person 1, and 77 (cell phone) label 67."""
+    """bytes of any size in; top, left, bottom, right as shares out; car is 3, person 1, and 77 (cell phone) label
+    67."""
     boxes = np.array([(top, left, bottom, right) for _, _, (left, top, right, bottom) in PLANTED], np.float32) / SIZE
     outputs = {
         "detection_boxes:0": np.vstack([boxes, boxes[:1]])[None],

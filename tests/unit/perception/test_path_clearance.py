@@ -118,7 +118,7 @@ def test_a_faster_rig_has_a_longer_corridor():
         Corridor(stop_m=30.0)
 
 
-# --- from points: the same, through the whole scene model ---------------------------------------------------------------
+# --- from points: the same, through the whole scene model -----------------------------------------------------------
 
 pytest.importorskip("pypatchworkpp", reason="pip install 'sensorium[lidar]'")
 LIDAR = dataclasses.replace(HDL64, azimuths=1000, turn_s=0.0)

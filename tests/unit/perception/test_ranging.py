@@ -1,4 +1,5 @@
-"""Ranges of boxes by points that a lidar would see: walls behind, things before, thin things, few points; and closing speeds."""
+"""Ranges of boxes by points that a lidar would see: walls behind, things before, thin things, few points; and closing
+speeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The depth camera, on the SDK's own software device: aligned to colour, true capture times, one device for two nodes."""
+"""The depth camera, on the SDK's own software device: aligned to colour, true capture times, one device for two
+nodes."""
 
 from __future__ import annotations
 

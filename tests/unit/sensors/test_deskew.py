@@ -25,7 +25,8 @@ def world(count: int = 20_000, seed: int = 1) -> np.ndarray:
 
 
 def pose_at(seconds: np.ndarray, turn: np.ndarray = TURN, drive: np.ndarray = DRIVE) -> tuple[np.ndarray, np.ndarray]:
-    """Exact pose of a sensor whose rates in its own frame are constant: start_from_sensor (n, 3, 3), position (n, 3)."""
+    """Exact pose of a sensor whose rates in its own frame are constant: start_from_sensor (n, 3, 3), position (n,
+    3)."""
     angle = np.linalg.norm(turn) * seconds[:, None, None]
     x, y, z = turn / np.linalg.norm(turn)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -43,8 +44,8 @@ def skewed(points: np.ndarray, turn: np.ndarray = TURN, drive: np.ndarray = DRIV
     """(n, 5) as the moving lidar measures them, each at its own moment of the sweep."""
     seconds = np.linspace(0, 0.1, len(points), endpoint=False)
     turned, position = pose_at(seconds, turn, drive)
-    seen = np.einsum("nji,nj->ni", turned, points - position)
-    return np.column_stack([seen, np.full(len(points), 0.5), seconds]).astype(np.float32)
+    in_sensor = np.einsum("nji,nj->ni", turned, points - position)
+    return np.column_stack([in_sensor, np.full(len(points), 0.5), seconds]).astype(np.float32)
 
 
 def rates(rate_hz: int, start_ns: int = 0, turn: np.ndarray = TURN, drive: np.ndarray = DRIVE):
@@ -62,7 +63,7 @@ def test_points_come_back_to_where_they_are():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_points_are_seen_from_any_moment_of_the_sweep(share):
+def test_points_can_be_seen_from_any_time_of_the_sweep(share):
     points = world()
     [turned], [position] = pose_at(np.array([0.1 * share]))
     still = deskew(skewed(points), 0, from_rates(*rates(200)), at_ns=round(share * SWEEP_NS))
@@ -82,8 +83,8 @@ def test_a_sensor_that_turns_unevenly():
     at = np.searchsorted(fine_ns, np.round(seconds * NS))
     home, home_m = truth.rotations[1000], truth.positions_m[1000]
     in_world = points @ home.T + home_m
-    seen = np.einsum("nji,nj->ni", truth.rotations[at], in_world - truth.positions_m[at])
-    measured = np.column_stack([seen, np.zeros(len(points)), fine_ns[at] / NS]).astype(np.float32)
+    in_sensor = np.einsum("nji,nj->ni", truth.rotations[at], in_world - truth.positions_m[at])
+    measured = np.column_stack([in_sensor, np.zeros(len(points)), fine_ns[at] / NS]).astype(np.float32)
     coarse_ns = np.arange(-10_000_000, 112_500_000, 2_500_000)
     still = deskew(measured, 0, from_rates(coarse_ns, turning(coarse_ns / NS), np.tile(DRIVE, (len(coarse_ns), 1))))
     assert np.linalg.norm(still[:, :3] - points, axis=1).max() < 2e-3
@@ -136,7 +137,7 @@ def odometry(at_ns: int, drive: np.ndarray = DRIVE) -> Frame:
     return Frame("odometry", -1, at_ns, "series_f32", drive.astype(np.float32))
 
 
-def told(harness: NodeHarness, from_ms: int, to_ms: int) -> None:
+def send_rates(harness: NodeHarness, from_ms: int, to_ms: int) -> None:
     for at_ms in range(from_ms, to_ms, 5):
         harness.send("imu", imu(at_ms * 1_000_000), at_ns=max(harness.clock.now_ns(), at_ms * 1_000_000))
         harness.send("odometry", odometry(at_ms * 1_000_000))
@@ -145,9 +146,9 @@ def told(harness: NodeHarness, from_ms: int, to_ms: int) -> None:
 def test_a_sweep_waits_for_the_motion_to_its_end_and_no_longer():
     points = world(5000)
     with NodeHarness(Deskew(), inputs=["lidar", "imu", "odometry"], name="still") as harness:
-        told(harness, 950, 1090)
+        send_rates(harness, 950, 1090)
         assert harness.send("lidar", sweep(0, NS, skewed(points)), at_ns=NS + SWEEP_NS) == []
-        told(harness, 1090, 1110)
+        send_rates(harness, 1090, 1110)
     [frame] = harness.emitted
     assert isinstance(frame, Frame) and (frame.stream, frame.seq, frame.encoding, frame.reason) == (
         "still",
@@ -166,7 +167,7 @@ def test_a_sweep_without_motion_goes_on_as_it_is_and_says_so():
         assert harness.node.wake_ns() == SWEEP_NS + 50_000_000 and harness.wait_until(SWEEP_NS + 49_000_000) == []
         [frame] = harness.wait_until(SWEEP_NS + 51_000_000)
     assert isinstance(frame, Frame) and frame.encoding == "points_xyzit_f32" and np.array_equal(frame.data, points)
-    assert frame.reason == "not de-skewed: no motion came"
+    assert frame.reason == "not de-skewed: no motion was received"
 
 
 def test_motion_with_a_gap_is_not_believed():
@@ -188,7 +189,7 @@ def test_an_imu_that_is_mounted_otherwise_is_turned_by_the_rig(tmp_path):
     assert isinstance(frame, Frame) and np.linalg.norm(frame.data[:, :3] - points, axis=1).max() < 1e-3
 
 
-def test_silences_are_passed_on_and_order_is_kept():
+def test_silences_are_passed_on_in_order():
     with NodeHarness(Deskew(), inputs=["lidar", "imu"], name="still") as harness:
         harness.send("lidar", sweep(0, 0, skewed(world(100))), at_ns=SWEEP_NS)
         sent = harness.send("lidar", silence("lidar", NS, "unplugged"), at_ns=NS)

@@ -46,8 +46,8 @@ def points_in(sweeps: Sequence[Sweep]) -> int:
 
 
 def missing(sweeps: Sequence[Sweep]) -> int:
-    said = [part for sweep in sweeps for part in sweep.reason.split("; ") if GAP in part]
-    return sum(int(part.split()[0]) for part in said)
+    message = [part for sweep in sweeps for part in sweep.reason.split("; ") if GAP in part]
+    return sum(int(part.split()[0]) for part in message)
 
 
 # Geometry and time
@@ -162,15 +162,15 @@ def test_late_arrivals_do_not_move_the_time(turns):
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
 @pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
-def test_lost_packets_are_told_and_counted(turns, frames, sensor, share):
+def test_lost_packets_are_reported_and_counted(turns, frames, sensor, share):
     metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
-    kept = lossy(sent(raw, every_ns=every_ns), share)
-    sweeps, lost, _ = decoded(kept, sensor, metadata)
-    gone = len(raw) - len(kept)
+    received = lossy(sent(raw, every_ns=every_ns), share)
+    sweeps, lost, _ = decoded(received, sensor, metadata)
+    gone = len(raw) - len(received)
     assert gone - 2 <= lost["packets lost"] <= gone  # those before the first and after the last that came are not known
     assert missing(sweeps) == lost["packets lost"] and set(lost) == {"packets lost"}
     whole, _, _ = decoded(sent(raw, every_ns=every_ns), sensor, metadata)
-    assert points_in(sweeps) * len(raw) == points_in(whole) * len(kept)
+    assert points_in(sweeps) * len(raw) == points_in(whole) * len(received)
     assert any(f"{GAP}, " in sweep.reason and "° without points" in sweep.reason for sweep in sweeps)
 
 

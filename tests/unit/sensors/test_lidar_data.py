@@ -1,5 +1,5 @@
-"""Real sensors' packets, out of files and over a real socket, against what others made of them: Nebula's clouds of a VLP-16 and
-an XT32, the digests of Ouster's SDK."""
+"""Real sensors' packets, out of files and over a real socket, against what others made of them: Nebula's clouds of a
+VLP-16 and an XT32, the digests of Ouster's SDK."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def lidars(data_dir: Path) -> Path:
 
 def read_pcd(path: Path) -> np.ndarray:
     head, _, body = path.read_bytes().partition(b"DATA binary\n")
-    told = {line.split()[0]: line.split()[1:] for line in head.decode().splitlines()}
-    kinds = [POINT[kind + size] for kind, size in zip(told["TYPE"], told["SIZE"], strict=True)]
-    return np.frombuffer(body, np.dtype(list(zip(told["FIELDS"], kinds, strict=True))), int(told["POINTS"][0]))
+    fields = {line.split()[0]: line.split()[1:] for line in head.decode().splitlines()}
+    kinds = [POINT[kind + size] for kind, size in zip(fields["TYPE"], fields["SIZE"], strict=True)]
+    return np.frombuffer(body, np.dtype(list(zip(fields["FIELDS"], kinds, strict=True))), int(fields["POINTS"][0]))
 
 
 def xyz_of(cloud: np.ndarray) -> np.ndarray:
@@ -87,8 +87,9 @@ def without_offsets(points: np.ndarray) -> np.ndarray:
 
 
 def test_the_bag_of_a_vlp16_decodes_to_its_reference_cloud(lidars):
-    """Nebula's cloud differs from the sensor's manual in two ways, which are taken off here: it leaves out the lasers' vertical
-    offsets (up to 11 mm), and it does not turn the last two blocks of a packet between their firings (0.2°, 3 cm at 8 m)."""
+    """Nebula's cloud differs from the sensor's manual in two ways, which are taken off here: it leaves out the lasers'
+    vertical offsets (up to 11 mm), and it does not turn the last two blocks of a packet between their firings (0.2°, 3
+    cm at 8 m)."""
     pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
     reference = read_pcd(next(lidars.glob("velodyne_bag/*/*.pcd")))
     bag = next(lidars.glob("velodyne_bag/*/*/metadata.yaml")).parent
@@ -112,16 +113,16 @@ def test_the_bag_of_a_vlp16_decodes_to_its_reference_cloud(lidars):
 
 
 def test_the_bag_of_an_xt32_decodes_to_its_reference_cloud(lidars, tmp_path):
-    """The reference was made with that sensor's own angles, which the bag does not hold. They are read off every second point of the
-    reference, and the other half judges; with nominal angles, what is left is the angles' error."""
+    """The reference was made with that sensor's own angles, which the bag does not hold. They are read off every second
+    point of the reference, and the other half judges; with nominal angles, what is left is the angles' error."""
     bag = next(lidars.glob("hesai_bag/*/*/metadata.yaml")).parent
     cloud = xyz_of(read_pcd(next(lidars.glob("hesai_bag/*/*.pcd")))).astype(np.float64)
     reference = np.stack([cloud[:, 1], -cloud[:, 0], cloud[:, 2]], axis=1)  # Hesai's y is ahead, its x right
     nominal = sweeps_of(bag, "pandar_packets", "hesai", cut_deg=0.0)
     assert [s.reason for s in nominal[1:4]] == [""] * 3 and "only 1°" in nominal[4].reason
     assert np.abs(np.diff([s.capture_ns for s in nominal[1:4]]) - 100_000_000).max() < 1_000_000
-    seen_m = nearest_m(reference, nominal[3].data[:, :3])
-    assert np.median(seen_m) < 0.0015 and seen_m.max() < 0.025
+    measured_m = nearest_m(reference, nominal[3].data[:, :3])
+    assert np.median(measured_m) < 0.0015 and measured_m.max() < 0.025
 
     chosen, judged = reference[::2], reference[1::2]
     ring = np.round(15 - np.degrees(np.arcsin(chosen[:, 2] / np.linalg.norm(chosen, axis=1)))).astype(int)
@@ -149,15 +150,15 @@ def test_an_ouster_s_frame_has_the_digest_that_its_maker_gives(lidars, capture):
     decoder.take_metadata(metadata)
     for f in packets[:-1]:
         assert not [*decoder.feed(f.data.tobytes(), f.capture_ns)]
-    seen = {}
-    clear, decoder._clear = decoder._clear, lambda: seen.update(decoder._ranges | decoder._brightness)  # type: ignore[attr-defined]
+    fields_of = {}
+    clear, decoder._clear = decoder._clear, lambda: fields_of.update(decoder._ranges | decoder._brightness)  # type: ignore[attr-defined]
     [sweep] = decoder.feed(packets[-1].data.tobytes(), packets[-1].capture_ns)
     assert {
-        name: hashlib.md5(field.tobytes()).hexdigest() for name, field in seen.items() if name.startswith("RANGE")
-    } == {name: digest[name] for name in seen if name.startswith("RANGE")}
+        name: hashlib.md5(field.tobytes()).hexdigest() for name, field in fields_of.items() if name.startswith("RANGE")
+    } == {name: digest[name] for name in fields_of if name.startswith("RANGE")}
     assert (
         sweep.reason == ""
-        and len(sweep.data) == sum((seen[name] > 0).sum() for name in seen if name.startswith("RANGE"))
+        and len(sweep.data) == sum((fields_of[name] > 0).sum() for name in fields_of if name.startswith("RANGE"))
         and clear
     )
 
@@ -229,7 +230,7 @@ def test_packets_sent_over_the_network_give_the_points_of_the_file(lidars, sourc
         port = sender.getsockname()[1]
     node = Lidar(sensor=sensor, port=port, options=options)
     node.context = Context("roof", LiveClock())
-    seen: list[Frame] = []
+    frames_of_node: list[Frame] = []
     listening = threading.Event()
 
     def listen() -> None:
@@ -237,7 +238,7 @@ def test_packets_sent_over_the_network_give_the_points_of_the_file(lidars, sourc
             node.open()
             frames = node.frames(node.context.clock)
             listening.set()
-            seen.extend(frames)
+            frames_of_node.extend(frames)
         except DeviceError:  # the packets have ended
             node.close()
 
@@ -253,7 +254,7 @@ def test_packets_sent_over_the_network_give_the_points_of_the_file(lidars, sourc
             sender.sendto(f.data.tobytes(), ("127.0.0.1", port))
     thread.join(20)
     expected = sweeps_of(lidars / source, stream, sensor)
-    assert node.context.metrics.dropped() == {} and len(seen) == len(expected)
-    for ours, theirs in zip(seen, expected, strict=True):
+    assert node.context.metrics.dropped() == {} and len(frames_of_node) == len(expected)
+    for ours, theirs in zip(frames_of_node, expected, strict=True):
         assert np.array_equal(ours.data, theirs.data) and ours.reason == theirs.reason
         assert abs(ours.duration_ns - theirs.duration_ns) < 1000

@@ -39,7 +39,8 @@ def udp_port() -> int:
 
 @contextmanager
 def sending(port: int, packets: Sequence[tuple[bytes, int]], *, again: bool = False) -> Iterator[threading.Event]:
-    """Sends each packet at its time, counted from now; `again`: from the beginning, for ever. Set the event to hold still."""
+    """Sends each packet at its time, counted from now; `again`: from the beginning, for ever. Set the event to hold
+    still."""
     quiet, ended = threading.Event(), threading.Event()
 
     def send() -> None:
@@ -82,13 +83,15 @@ def endless(turns: int) -> list[tuple[bytes, int]]:
 def test_sweeps_of_the_network_are_stamped_by_the_sensor_s_clock(udp_port):
     node = Lidar(sensor="velodyne", port=udp_port, options={"cut_deg": 0.0})
     with sending(udp_port, endless(40)), opened(node) as frames:
-        seen = list(islice(frames, 15))
+        sweeps = list(islice(frames, 15))
     now_ns = time.monotonic_ns()
-    steps_ns = np.diff([f.capture_ns for f in seen[1:]])
-    told_ns = max(f.clock_error_ns for f in seen[1:])  # the sender is a thread of a test on a busy machine, and late
-    assert np.abs(steps_ns - 900 * 110_592).max() < 1_000_000 + told_ns and told_ns < 50_000_000
-    assert seen[-1].end_ns <= now_ns and [f.reason for f in seen[1:]] == [""] * 14
-    assert "only" in seen[0].reason
+    steps_ns = np.diff([f.capture_ns for f in sweeps[1:]])
+    reported_ns = max(
+        f.clock_error_ns for f in sweeps[1:]
+    )  # the sender is a thread of a test on a busy machine, and late
+    assert np.abs(steps_ns - 900 * 110_592).max() < 1_000_000 + reported_ns and reported_ns < 50_000_000
+    assert sweeps[-1].end_ns <= now_ns and [f.reason for f in sweeps[1:]] == [""] * 14
+    assert "only" in sweeps[0].reason
     assert node.context.metrics.dropped() == {} and node.info().description == f"Velodyne VLP16, UDP port {udp_port}"
 
 
@@ -99,13 +102,13 @@ def test_garbage_on_the_port_is_counted_and_the_sweeps_stay_whole(udp_port):
         mixed.insert(200 + 2 * k, (packet, mixed[200 + 2 * k - 1][1]))
     node = Lidar(sensor="velodyne", port=udp_port)
     with sending(udp_port, mixed), opened(node) as frames:
-        seen = list(islice(frames, 22))
-    assert [f.reason for f in seen[1:]] == [""] * 21
+        sweeps = list(islice(frames, 22))
+    assert [f.reason for f in sweeps[1:]] == [""] * 21
     assert set(node.context.metrics.dropped()["roof"]) == {"malformed packets"}
     assert 900 <= node.context.metrics.dropped()["roof"]["malformed packets"] <= 1000
 
 
-def test_a_lidar_that_falls_silent_is_lost_and_said_so(udp_port):
+def test_a_lidar_without_packets_is_lost_with_a_reason(udp_port):
     node = Lidar(sensor="velodyne", port=udp_port)
     with sending(udp_port, endless(60), again=True) as quiet, opened(node) as frames:
         next(frames)
@@ -116,12 +119,12 @@ def test_a_lidar_that_falls_silent_is_lost_and_said_so(udp_port):
         assert caught.value.retry and "the packets ended" in last.reason
 
 
-def test_packets_of_another_sensor_are_told_by_their_size(udp_port, monkeypatch):
+def test_packets_of_another_sensor_are_recognised_by_their_size(udp_port, monkeypatch):
     monkeypatch.setattr("nodes.lidar.OPEN_TIMEOUT_S", 1.0)
     node = Lidar(sensor="velodyne", port=udp_port)
-    said = "packets of 1080 bytes come to UDP port .* none in 1 s that 'velodyne' can read"
+    message = "packets of 1080 bytes come to UDP port .* none in 1 s that 'velodyne' can read"
     foreign = [(b"x" * 1080, k * 10_000_000) for k in range(100)]
-    with sending(udp_port, foreign, again=True), pytest.raises(DeviceError, match=said), opened(node):
+    with sending(udp_port, foreign, again=True), pytest.raises(DeviceError, match=message), opened(node):
         pass
 
 
@@ -214,13 +217,13 @@ def test_an_ouster_is_asked_for_its_metadata(udp_port, tmp_path):
     try:
         node = Lidar(sensor="ouster", port=udp_port, options={"address": f"127.0.0.1:{server.server_port}"})
         with sending(udp_port, sent(raw, every_ns=NS // 640)), opened(node) as frames:
-            seen = list(islice(frames, 5))
+            sweeps = list(islice(frames, 5))
     finally:
         server.shutdown()
     nobody = Lidar(sensor="ouster", port=udp_port, options={"address": "127.0.0.1:1"})
-    with pytest.raises(DeviceError, match="does not tell its metadata.*Is it on"), opened(nobody):
+    with pytest.raises(DeviceError, match="does not send its metadata.*Is it on"), opened(nobody):
         pass
-    assert all(len(f.data) == 64 * 1024 for f in seen[1:]) and node.info().rate_hz == 10.0
+    assert all(len(f.data) == 64 * 1024 for f in sweeps[1:]) and node.info().rate_hz == 10.0
 
 
 @pytest.mark.paced
@@ -249,5 +252,7 @@ def test_an_extra_that_is_missing_says_what_to_do(tmp_path):
         "except Exception as error: print(error)\n"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path).stdout
-    assert "lidar 'roof'" in said and "velodyne-decoder" in said and "scripts/setup lidar" in said
+    message = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path
+    ).stdout
+    assert "lidar 'roof'" in message and "velodyne-decoder" in message and "scripts/setup lidar" in message

@@ -1,4 +1,4 @@
-"""The nodes of a lidar: packets from captures and recordings, anybody's points, and what is wrong said with its fix."""
+"""The nodes of a lidar: packets from captures and recordings, anybody's points, and what is wrong message with its fix."""
 
 from __future__ import annotations
 
@@ -87,13 +87,18 @@ def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(turns):
         for k, (raw, at_ns) in enumerate(packets):
             harness.send("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
         harness.send("lidar", silence("lidar", NS, "muted"), at_ns=NS)
-        *_, cut, told = harness.emitted
-    assert isinstance(cut, Frame) and isinstance(told, Frame)
+        *_, cut, silence_frame = harness.emitted
+    assert isinstance(cut, Frame) and isinstance(silence_frame, Frame)
     assert "the packets ended" in cut.reason and cut.capture_ns < NS
-    assert (told.encoding, told.capture_ns, told.reason, told.stream) == ("none", NS, "muted", "points")
+    assert (silence_frame.encoding, silence_frame.capture_ns, silence_frame.reason, silence_frame.stream) == (
+        "none",
+        NS,
+        "muted",
+        "points",
+    )
 
 
-# What is wrong is said with its fix
+# What is wrong is message with its fix
 
 
 def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
@@ -107,7 +112,7 @@ def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
         NodeHarness(Sweeps(sensor="ouster"), inputs=["lidar"])
 
 
-def test_metadata_beside_a_capture_is_found(frames, tmp_path):
+def test_metadata_beside_a_capture_is_used(frames, tmp_path):
     metadata, raw, _ = frames
     (tmp_path / "os1.json").write_text(metadata)
     capture = write_pcap(tmp_path / "os1-drive.pcap", sent(raw, every_ns=OUSTER_NS), 7502)
@@ -124,14 +129,14 @@ def test_metadata_that_is_none_is_refused(tmp_path, text):
 
 def test_a_capture_of_another_sensor_is_refused(turns, tmp_path):
     capture = write_pcap(tmp_path / "other.pcap", [(b"x" * 900, k) for k in range(9)], 2368)
-    with pytest.raises(ConfigError, match="no packet to port 2368 is one that 'velodyne' can read"):
+    with pytest.raises(ConfigError, match="'velodyne' can read none of the packets to port 2368"):
         play(Lidar(sensor="velodyne", device=str(capture)))
     with pytest.raises(ConfigError, match="no packets to port 9999.*2368 from 10.0.0.7"):
         play(Lidar(sensor="velodyne", device=str(capture), port=9999))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"sensor": "velodine"}, "no lidar called 'velodine'.*Did you mean 'velodyne'"),
         ({"sensor": "velodyne", "options": {"cut": 3}}, "unknown key 'cut'"),
@@ -140,8 +145,8 @@ def test_a_capture_of_another_sensor_is_refused(turns, tmp_path):
         ({"sensor": "ouster", "options": {"metadata": "a.json", "address": "b"}}, "either metadata"),
     ],
 )
-def test_a_wrong_option_is_said_before_the_run(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_wrong_option_is_reported_before_the_run(options, message):
+    with pytest.raises(ConfigError, match=message):
         Lidar(**options)
 
 

@@ -70,7 +70,7 @@ def off_surface_m(thing: Thing, at_m: np.ndarray, t_s: np.ndarray) -> np.ndarray
 
 
 @pytest.mark.parametrize("start_ns", MOMENTS_NS)
-def test_every_point_lies_on_the_thing_it_is_said_to_have_met_where_that_was_at_the_point_s_time(start_ns: int) -> None:
+def test_every_point_lies_on_its_thing_at_the_position_of_the_point_s_time(start_ns: int) -> None:
     points, ids = drive().labelled_sweep(start_ns)
     street, t_s = in_street(points, start_ns), start_ns % traffic.LOOP_NS / NS + points[:, 4].astype(float)
     assert len(points) > 25_000 and len(set(ids.tolist())) > 25
@@ -128,15 +128,15 @@ def test_points_on_the_red_car_project_onto_red_in_the_picture() -> None:
     at_ns = 12 * NS  # both cars stand
     points, ids = drive().labelled_sweep(at_ns)
     image = drive().camera(at_ns)
-    pixels, _, seen = drive().rig.project(points[:, :3], source="lidar", camera="camera")
+    pixels, _, visible = drive().rig.project(points[:, :3], source="lidar", camera="camera")
 
     def share_of_red(chosen: np.ndarray) -> float:
-        u, v = np.round(pixels[chosen & seen]).astype(int).T
+        u, v = np.round(pixels[chosen & visible]).astype(int).T
         blue, green, red = image[v, u].astype(int).T
         return float(np.mean(red - np.maximum(blue, green) > 50))
 
     on_body = (ids == AHEAD_ID) & (points[:, 2] + LIDAR_M[2] < 0.86)
-    assert (on_body & seen).sum() > 150
+    assert (on_body & visible).sum() > 150
     assert share_of_red(on_body) > 0.85  # the rest is its number plate, and noise at the edges
     assert share_of_red(ids == 0) < 0.01
 
@@ -146,9 +146,9 @@ def test_points_on_painted_stripes_project_onto_white_in_the_picture_and_points_
     points, ids = drive().labelled_sweep(at_ns)
     x, y, _ = in_street(points, at_ns).T
     image = cv2.cvtColor(drive().camera(at_ns), cv2.COLOR_BGR2GRAY)
-    pixels, depth_m, seen = drive().rig.project(points[:, :3], source="lidar", camera="camera")
+    pixels, depth_m, visible = drive().rig.project(points[:, :3], source="lidar", camera="camera")
     around = [drive().scene.paint.reflectance(x + dx, y + dy) for dx in (-0.3, 0, 0.3) for dy in (-0.12, 0, 0.12)]
-    near = seen & (ids == 0) & (depth_m < 12)
+    near = visible & (ids == 0) & (depth_m < 12)
     for chosen, is_right in (
         (near & (np.min(around, axis=0) > 0.6), image > 130),
         (near & (np.max(around, axis=0) < 0.13), image < 110),
@@ -275,12 +275,12 @@ def turned(thing: Truth) -> tuple[float, float]:
 def test_a_loop_holds_a_free_road_a_car_to_stop_behind_and_people_who_cross() -> None:
     def in_the_way(at_s: float) -> tuple[str, float]:
         """The nearest thing in a lane of 2.2 m ahead, and the gap to the front of the ego, 2.2 m before its middle."""
-        found = [("nothing", np.inf)]
+        ahead_m = [("nothing", np.inf)]
         for t in drive().truth(round(at_s * NS)):
             length, width = turned(t)
             if t.centre_m[0] > 0 and abs(t.centre_m[1]) < width / 2 + 1.1 and t.kind not in ("tree", "lamp"):
-                found.append((t.kind, t.centre_m[0] - length / 2 - 2.2))
-        return min(found, key=lambda f: f[1])
+                ahead_m.append((t.kind, t.centre_m[0] - length / 2 - 2.2))
+        return min(ahead_m, key=lambda f: f[1])
 
     for at_s in (1.0, 20.0, 23.0, 38.0):
         assert in_the_way(at_s)[1] > 20
@@ -336,7 +336,7 @@ def test_frames_are_delivered_when_the_sensor_would_have_them() -> None:
 def test_stream_says_that_it_is_rendered() -> None:
     for sensor in ("camera", "lidar", "depth"):
         node = Rendered(sensor=sensor)  # type: ignore[arg-type]
-        node.context = Context("seen")
+        node.context = Context("camera")
         assert "rendered, not real" in node.info().description and node.info().sensor == sensor
 
 

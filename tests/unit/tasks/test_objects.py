@@ -42,7 +42,8 @@ MS = 1_000_000
 
 
 def board(range_m: float, colour: str = "red", *, side_m: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of a square board straight ahead of the camera, and the lidar's points of it, of the wall behind and the ground."""
+    """A picture of a square board straight ahead of the camera, and the lidar's points of it, of the wall behind and
+    the ground."""
     image = np.full((256, 256, 3), 90, np.uint8)
     half = round(256 * side_m / 2 / range_m)
     image[136 - half : 136 + half, 136 - half : 136 + half] = BGR[colour]
@@ -149,7 +150,8 @@ nodes:
 
 
 def test_points_sit_on_the_picture(data_dir: Path) -> None:
-    """Where the depth of neighbouring points of a line jumps, the picture has edges; a few pixels aside it has fewer."""
+    """Where the depth of neighbouring points of a line jumps, the picture has edges; a few pixels aside it has
+    fewer."""
     if not (data_dir / "driving").is_dir():
         pytest.skip(f"no driving/ in {data_dir}")
     import cv2
@@ -223,7 +225,11 @@ def test_a_board_is_detected_ranged_and_its_closing_speed_reported(opened: Any) 
     assert last.label == "red" and last.used == ("front", "lidar") and last.missing == ()
     assert last.model.startswith("squares@")
     record = last.record()["subjects"][0]
-    assert record["label"] == "red" and record["range_m"] == pytest.approx(7.4, abs=0.05) and len(record["position_m"]) == 3
+    assert (
+        record["label"] == "red"
+        and record["range_m"] == pytest.approx(7.4, abs=0.05)
+        and len(record["position_m"]) == 3
+    )
 
 
 def test_the_same_sets_give_the_same_predictions_again(opened: Any) -> None:

@@ -1,4 +1,5 @@
-"""The scene as a whole: what each sensor contributes to one set, and the answer when one of them is cut off, frozen or late."""
+"""The scene as a whole: what each sensor contributes to one set, and the answer when one of them is cut off, frozen or
+late."""
 
 from __future__ import annotations
 
@@ -106,7 +107,9 @@ def test_without_any_points_the_way_is_unknown_though_the_camera_sees():
 
 
 def test_without_the_camera_obstacles_and_the_way_carry_on():
-    predictions = predictions_of([*(moment(i) for i in range(5)), *(moment(i, "camera") for i in range(5, 9)), moment(9)])
+    predictions = predictions_of(
+        [*(moment(i) for i in range(5)), *(moment(i, "camera") for i in range(5, 9)), moment(9)]
+    )
     assert ahead(predictions)[5:9] == ["clear"] * 4
     assert "camera" in predictions[8].missing and "camera" not in predictions[8].used
     assert "camera" in predictions[9].used
@@ -148,7 +151,9 @@ def test_a_set_of_a_tick_is_not_taken_for_earlier_than_its_newest_cloud():
         moment(i, *(("lidar",) if i > 4 else ())) for i in range(9)
     ]  # the last sweep ended at 500 ms, the last depth is of 840
     ticked = [msgspec.structs.replace(one, arrival_ns=one.anchor_ns) for one in sets]
-    assert ahead(predictions_of(ticked))[7:] == ahead(predictions_of(sets, by_arrival=False))[7:] == ["clear", "unknown"]
+    assert (
+        ahead(predictions_of(ticked))[7:] == ahead(predictions_of(sets, by_arrival=False))[7:] == ["clear", "unknown"]
+    )
 
 
 @pytest.mark.parametrize("stream", ALL)

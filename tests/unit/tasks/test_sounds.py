@@ -161,7 +161,8 @@ def sound(path: Path) -> np.ndarray[Any, Any]:
 
 
 def test_real_clips_get_their_labels_and_speech_is_no_event(data_dir: Path) -> None:
-    """It was trained on these events, so this shows that the live path works, not how good it is. The speaker is unknown to it."""
+    """It was trained on these events, so this shows that the live path works, not how good it is. The speaker is
+    unknown to it."""
     task = make("sounds")
     task.open("onnxruntime")
     for name in ("dog_bark", "rain", "rooster", "clock_tick"):
@@ -173,7 +174,9 @@ def test_real_clips_get_their_labels_and_speech_is_no_event(data_dir: Path) -> N
         predictions = [task.predict(aligned(frames, i)) for i in range(len(frames))]
         labels = {p.label for p in predictions[100:]}
         assert name in labels and labels <= {name, "other", "silence"}
-        assert all(s.label == name for p in predictions for s in p.surroundings.sounds if s.label not in ("other", "silence"))  # type: ignore[union-attr]
+        assert all(
+            s.label == name for p in predictions for s in p.surroundings.sounds if s.label not in ("other", "silence")
+        )  # type: ignore[union-attr]
         task.close()
         task = make("sounds")
         task.open("onnxruntime")

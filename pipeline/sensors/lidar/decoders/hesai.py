@@ -1,7 +1,9 @@
-"""Hesai PandarXT-32, by its manual: packets of 1080 bytes, 8 blocks of 32 channels, decoded here, since no kept package does.
+"""Hesai PandarXT-32, by its manual: packets of 1080 bytes, 8 blocks of 32 channels, decoded here, since no maintained
+package does it.
 
-pre-header 6 (EE FF 06 01 …) · header 6 (lasers, blocks, …, unit of distance) · 8 × (azimuth in 0.01°, 32 × (distance, reflectance,
-reserved)) · tail 28 (… return mode, motor's speed, date and time to the second, microseconds, …). Numbers are little-endian.
+pre-header 6 (EE FF 06 01 …) · header 6 (lasers, blocks, …, unit of distance) · 8 × (azimuth in 0.01°, 32 × (distance,
+reflectance, reserved)) · tail 28 (… return mode, motor's speed, date and time to the second, microseconds, …). Numbers
+are little-endian.
 """
 
 from __future__ import annotations
@@ -31,12 +33,10 @@ _TURN_IN_PACKET = 2000  # 0.01°: at 20 turns a second 8 blocks of one return sp
 
 
 class Hesai(Rotating):
-    """calibration: the sensor's own file of angles (CSV: Laser id, Elevation, Azimuth, in degrees), as its page or PandarView
-    gives it; null: the nominal angles, which a sensor may miss by 0.1°, 2 cm at 10 m. cut_deg: the sensor's azimuth at which
-    sweeps begin; 0 is straight ahead, 180 behind. min_range_m, max_range_m: nearer and farther points are left out."""
+    """A Hesai PandarXT-32. Of two returns both become points."""
 
     port = 2368
-    wrap_ns = 1 << 62  # it sends the date too
+    wrap_ns = 1 << 62  # its packets have the date too
 
     def __init__(
         self,
@@ -46,12 +46,21 @@ class Hesai(Rotating):
         min_range_m: float = 0.1,
         max_range_m: float = 200.0,
     ) -> None:
+        """
+        Args:
+            cut_deg: The azimuth at which sweeps begin (degrees, 0 ≤ a < 360; 0: straight ahead). Default 180: behind,
+                so that no object ahead is cut in two.
+            calibration: The sensor's own file of angles (CSV: Laser id, Elevation, Azimuth, in degrees), from its web
+                page or PandarView. null: the nominal angles, which may be wrong by 0.1°, 2 cm at 10 m.
+            min_range_m: Nearer points are left out (m, ≥ 0). Default 0.1.
+            max_range_m: Farther points are left out (m). Default 200: farther than it measures.
+        """
         super().__init__(cut_deg)
         if not 0 <= min_range_m < max_range_m:
             raise ValueError(f"min_range_m must lie from 0 to max_range_m, found {min_range_m} and {max_range_m}.")
         self._calibration, self._range_m = calibration, (min_range_m, max_range_m)
         self.elevation_deg, self.azimuth_deg = 15.0 - np.arange(LASERS), np.zeros(LASERS)
-        self._second: tuple[bytes, int] = (b"", 0)  # a date as it was sent, and the nanoseconds since 1970 that it is
+        self._second: tuple[bytes, int] = (b"", 0)  # a date as sent, and as nanoseconds since 1970
 
     def open(self) -> None:
         if self._calibration is not None:
@@ -100,17 +109,17 @@ class Hesai(Rotating):
             + _LASER_S * np.arange(LASERS)
             + _FIRST_LASER_S
         )
-        seen = (range_m >= max(self._range_m[0], 1e-3)) & (range_m <= self._range_m[1])
-        # Of two returns that are one, the second block repeats the first.
+        valid = (range_m >= max(self._range_m[0], 1e-3)) & (range_m <= self._range_m[1])
+        # Where both returns are the same, the second block repeats the first.
         distance = blocks["returns"]["distance"]
-        seen[:, 1::2] &= single[:, None, None] | (distance[:, 1::2] != distance[:, ::2])
+        valid[:, 1::2] &= single[:, None, None] | (distance[:, 1::2] != distance[:, ::2])
         azimuth = np.radians(blocks["azimuth"][..., None] / 100 + self.azimuth_deg)
         elevation = np.broadcast_to(np.radians(self.elevation_deg), range_m.shape)
-        range_m, azimuth, elevation = range_m[seen], azimuth[seen], elevation[seen]
+        range_m, azimuth, elevation = range_m[valid], azimuth[valid], elevation[valid]
         flat = range_m * np.cos(elevation)
-        # Azimuth turns to the right of straight ahead, seen from above.
+        # Azimuth turns to the right of straight ahead, valid from above.
         xyz = np.stack([flat * np.cos(azimuth), -flat * np.sin(azimuth), range_m * np.sin(elevation)], axis=1)
-        return points_array(xyz, reflectance[seen], since_s[seen])
+        return points_array(xyz, reflectance[valid], since_s[valid])
 
     def _second_ns(self, date: bytes) -> int | None:
         if date != self._second[0]:
@@ -133,6 +142,6 @@ def _angles(path: Path, where: str) -> tuple[npt.NDArray[np.float64], npt.NDArra
         ) from error
     if angles.shape != (LASERS, 2) or not np.isfinite(angles).all():
         raise ConfigError(
-            f"{where}: calibration {path}: {len(angles)} lines of angles, expected {LASERS}: it is another sensor's"
+            f"{where}: calibration {path}: {len(angles)} lines of angles, expected {LASERS}: it is of another sensor"
         )
     return angles[:, 0], angles[:, 1]

@@ -1,7 +1,7 @@
-"""Ouster: OS0, OS1, OS2, OSDome of any profile; packets are read and points computed by ouster-sdk.
+"""Ouster: OS0, OS1, OS2, OSDome of any profile; ouster-sdk reads the packets and computes the points.
 
-A packet holds a few columns of a frame, each with its number and the sensor's time; frames begin where the encoder is at 0, so
-that is where sweeps are cut. Which bits mean what, and where each beam looks, stands in the sensor's metadata only.
+A packet has a few columns of a frame, each with its number and the sensor's time; frames begin where the encoder is at
+0, and sweeps are cut there. The packet format and the direction of each beam are in the sensor's metadata only.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from pipeline.sensors.lidar.packet_decoder import (
     points_array,
 )
 
-NEAR_FRAMES = 8  # how far a frame's number may be from the newest one's before it needs a second packet to be believed
-SILENCE_NS = NS // 2  # the same for the sensor's time
-MAX_NS = 1 << 62  # beyond, a time is none
+NEAR_FRAMES = 8  # a frame number farther from the newest than this needs a second packet to confirm it
+SILENCE_NS = NS // 2  # likewise for the sensor's time
+MAX_NS = 1 << 62  # a later time is invalid
 HTTP_TIMEOUT_S = 5
 GET_METADATA = (
-    "Save it once, from a host that reaches the sensor: curl http://SENSOR/api/v1/sensor/metadata > metadata.json, and name it: "
-    "options: {metadata: metadata.json}; or let it be asked: options: {address: os-122000000000.local}."
+    "Save it once, from a host that reaches the sensor: "
+    "curl http://SENSOR/api/v1/sensor/metadata > metadata.json, and set options: {metadata: metadata.json}; "
+    "or have it requested: options: {address: os-122000000000.local}."
 )
 
 
 class OusterPackets(PacketDecoder):
-    """What the decoders of an Ouster's lidar and IMU packets share: the metadata."""
+    """The common part of the decoders of lidar and IMU packets: the metadata."""
 
     def __init__(self, metadata: str | None, address: str | None) -> None:
         super().__init__()
         if metadata is not None and address is not None:
-            raise ValueError("give either metadata (a file) or address (of the sensor).")
+            raise ValueError("set either metadata (a file) or address (of the sensor).")
         self._metadata, self._address = metadata, address
         self.sensor: Any = None  # SensorInfo, once the metadata is known
 
@@ -61,7 +62,7 @@ class OusterPackets(PacketDecoder):
                     f"{self.where}: metadata {self._metadata}: cannot be read: {error}. {GET_METADATA}"
                 ) from error
         elif self._address is not None:
-            self.take_metadata(self._ask(self._address))
+            self.take_metadata(self._request(self._address))
 
     def take_metadata(self, text: str) -> None:
         named = " ".join(filter(None, ("metadata", self._metadata, self._address)))
@@ -81,16 +82,18 @@ class OusterPackets(PacketDecoder):
             else f"an Ouster's packets cannot be read without the sensor's metadata. {GET_METADATA}"
         )
 
-    def _ask(self, address: str) -> str:
-        """From the sensor itself. Not through the SDK, whose request stops every thread of the process until it is answered."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # sensors stand in one's own network
+    def _request(self, address: str) -> str:
+        """From the sensor itself; not by the SDK, whose request blocks every thread of the process until the answer."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # sensors are in the local network
         try:
             with opener.open(f"http://{address}/api/v1/sensor/metadata", timeout=HTTP_TIMEOUT_S) as answer:
                 return str(answer.read().decode())
         except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: no address, no text
             why = getattr(error, "reason", error)
-            message = f"{self.where}: the sensor at {address} does not tell its metadata: {why}. Is it on, and is that its address?"
-            raise DeviceError(message, retry=True) from error
+            fix = "Is it on, and is that its address?"
+            raise DeviceError(
+                f"{self.where}: the sensor at {address} does not send its metadata: {why}. {fix}", retry=True
+            ) from error
 
 
 def _short(error: Exception) -> str:
@@ -98,18 +101,17 @@ def _short(error: Exception) -> str:
 
 
 class _Columns(NamedTuple):
-    """A packet's head."""
+    """A packet's header."""
 
     frame: int
     first: int  # the number of its first column
     times_ns: list[int]  # of each column, the sensor's
     valid: list[bool]  # of each column
-    span_ns: tuple[int, int] | None  # of the valid ones; None: there is none
+    span_ns: tuple[int, int] | None  # of the valid ones; None: there are none
 
 
 class Ouster(OusterPackets):
-    """metadata: the sensor's JSON. address: ask the sensor for it; where it sends its packets is set on its own page.
-    min_range_m, max_range_m: nearer and farther points are left out. Of two returns both are given."""
+    """An Ouster lidar. Of two returns both become points."""
 
     port = 7502
 
@@ -121,6 +123,14 @@ class Ouster(OusterPackets):
         min_range_m: float = 0.1,
         max_range_m: float = 500.0,
     ) -> None:
+        """
+        Args:
+            metadata: The sensor's metadata, a JSON file.
+            address: The sensor's address, to request the metadata from it instead. The destination of its packets is
+                set on its own web page.
+            min_range_m: Nearer points are left out (m, ≥ 0). Default 0.1.
+            max_range_m: Farther points are left out (m). Default 500: farther than any model measures.
+        """
         super().__init__(metadata, address)
         if not 0 <= min_range_m < max_range_m:
             raise ValueError(f"min_range_m must lie from 0 to max_range_m, found {min_range_m} and {max_range_m}.")
@@ -131,29 +141,30 @@ class Ouster(OusterPackets):
         self._host_ns = 0  # and on the host's
         self._suspect: tuple[_Columns, bytes, int] | None = None
         self._sent: int | None = None  # the frame that was sent last
-        self._missing = 0  # of it: what comes late is taken off before it is counted as lost
+        self._missing = 0  # packets of it: late ones are subtracted before they are counted as lost
         self._capture_ns = -(1 << 62)
 
     def take_metadata(self, text: str) -> None:
         super().take_metadata(text)
-        told = self.sensor.format
-        self.rate_hz = float(told.fps) if told.fps else None
-        first, last = told.column_window
+        layout = self.sensor.format
+        self.rate_hz = float(layout.fps) if layout.fps else None
+        first, last = layout.column_window
         columns = np.arange(self.sensor.w)
         self._window = (
             (columns >= first) & (columns <= last) if first <= last else (columns >= first) | (columns <= last)
         )
-        self._per_packet = int(told.columns_per_packet)
+        self._per_packet = int(layout.columns_per_packet)
         self._whole = len(np.unique(columns[self._window] // self._per_packet))  # packets of a frame
         self._lut = self.sdk.XYZLutFloat(self.sensor, False)
-        self._id, self._width = int(self.sensor.init_id), int(self.sensor.w)  # legacy packets tell no id
+        self._id, self._width = int(self.sensor.init_id), int(self.sensor.w)  # legacy packets have no id
         fields = set(self.format.fields)
         self._returns = [
             (r, i) for r, i in (("RANGE", "REFLECTIVITY"), ("RANGE2", "REFLECTIVITY2")) if {r, i} <= fields
         ]
         if not self._returns:
             raise ConfigError(
-                f"{self.where}: the sensor's profile {told.udp_profile_lidar} holds no ranges. Choose another on its page"
+                f"{self.where}: the sensor's profile {layout.udp_profile_lidar} has no ranges. "
+                "Choose another on its page"
             )
         self._clear()
 
@@ -163,7 +174,7 @@ class Ouster(OusterPackets):
         self._brightness = {i: np.zeros((height, width), np.uint16) for _, i in self._returns}
         self._times_ns = np.zeros(width, np.int64)
         self._valid = np.zeros(width, bool)
-        self._came: set[int] = set()  # packets of the frame, by the place of their first column
+        self._arrived: set[int] = set()  # packets of the frame, by the number of their first column
 
     def feed(self, packet: bytes, arrival_ns: int) -> Iterator[Sweep]:
         columns = self._columns(packet)
@@ -194,21 +205,21 @@ class Ouster(OusterPackets):
         if self.sensor is None or len(packet) != self.format.lidar_packet_size:
             return None
         head, buffer = self.sdk.ColHeader, np.frombuffer(packet, np.uint8)
-        ids = self.format.packet_header(
-            head.MEASUREMENT_ID, buffer
-        ).tolist()  # sixteen numbers: lists are faster than arrays
+        # Lists are faster than arrays for sixteen numbers.
+        ids = self.format.packet_header(head.MEASUREMENT_ID, buffer).tolist()
         if ids[0] % self._per_packet or ids[-1] >= self._width or ids != list(range(ids[0], ids[0] + len(ids))):
             return None
         if self._id and self.format.init_id(buffer) not in (0, self._id):
             return None  # of another sensor, or from before its settings were changed
         valid = [bool(status & 1) for status in self.format.packet_header(head.STATUS, buffer).tolist()]
         times_ns = self.format.packet_header(head.TIMESTAMP, buffer).tolist()
-        told = [at_ns for at_ns, is_valid in zip(times_ns, valid, strict=True) if is_valid]
-        if told and (told[0] <= 0 or told[-1] > MAX_NS or told != sorted(told) or told[-1] - told[0] > SILENCE_NS):
+        valid_ns = [at_ns for at_ns, is_valid in zip(times_ns, valid, strict=True) if is_valid]
+        span_ns = (valid_ns[0], valid_ns[-1]) if valid_ns else None
+        if span_ns is not None and (span_ns[0] <= 0 or span_ns[1] > MAX_NS or span_ns[1] - span_ns[0] > SILENCE_NS):
             return None
-        return _Columns(
-            int(self.format.frame_id(buffer)), ids[0], times_ns, valid, (told[0], told[-1]) if told else None
-        )
+        if valid_ns != sorted(valid_ns):
+            return None
+        return _Columns(int(self.format.frame_id(buffer)), ids[0], times_ns, valid, span_ns)
 
     def _ahead(self, frame: int, of: int) -> int:
         """By how many frames, across the wrap of their number; negative: older."""
@@ -238,13 +249,13 @@ class Ouster(OusterPackets):
             self.lost[LATE if in_last or ahead < 0 else TWICE] += 1
             self._missing -= 1 if in_last else 0
             return
-        if ahead == 0 and number in self._came:
+        if ahead == 0 and number in self._arrived:
             self.lost[TWICE] += 1
             return
         if ahead > 0 and self._frame is not None:
             yield from self._close()
         if ahead > 0:
-            self.lost[LOST] += self._whole * (ahead - 1)  # frames of which nothing came
+            self.lost[LOST] += self._whole * (ahead - 1)  # frames without any packet
             self._frame = columns.frame
         self._stamp(columns, arrival_ns)
         place = slice(columns.first, columns.first + self._per_packet)
@@ -253,8 +264,8 @@ class Ouster(OusterPackets):
             self._ranges[ranges][:, place] = self.format.packet_field(ranges, buffer)
             self._brightness[brightness][:, place] = self.format.packet_field(brightness, buffer)
         self._times_ns[place], self._valid[place] = columns.times_ns, columns.valid
-        self._came.add(number)
-        if len(self._came) == self._whole:
+        self._arrived.add(number)
+        if len(self._arrived) == self._whole:
             yield from self._close()
 
     def _stamp(self, columns: _Columns, arrival_ns: int) -> None:
@@ -268,18 +279,18 @@ class Ouster(OusterPackets):
             return
         self.lost[LOST] += self._missing
         self._sent, self._frame = self._frame, None
-        self._missing = self._whole - len(self._came)
+        self._missing = self._whole - len(self._arrived)
         without_deg = 360 * self._missing * self._per_packet / self.sensor.w
         reason = f"{self._missing} of {self._whole} packets missing, {without_deg:.0f}° without points"
-        there = np.flatnonzero(self._valid & self._window)
-        if len(there) and self._newest_ns is not None:
-            yield self._sweep(there, reason if self._missing else "", why)
+        columns = np.flatnonzero(self._valid & self._window)
+        if len(columns) and self._newest_ns is not None:
+            yield self._sweep(columns, reason if self._missing else "", why)
         self._clear()
 
-    def _sweep(self, there: npt.NDArray[np.int64], reason: str, why: str) -> Sweep:
+    def _sweep(self, columns: npt.NDArray[np.int64], reason: str, why: str) -> Sweep:
         assert self._newest_ns is not None
         window = np.flatnonzero(self._window)
-        first, last = int(there[0]), int(there[-1])
+        first, last = int(columns[0]), int(columns[-1])
         nominal_ns = NS / (self.rate_hz or 10.0) / self.sensor.w
         period_ns = (self._times_ns[last] - self._times_ns[first]) / (last - first) if last > first else nominal_ns
         start_ns = int(self._times_ns[first]) - round((first - window[0]) * period_ns)
@@ -289,12 +300,12 @@ class Ouster(OusterPackets):
         parts = []
         for ranges, brightness in self._returns:
             range_mm = self._ranges[ranges]
-            seen = (range_mm >= max(1, self._range_mm[0])) & (range_mm <= self._range_mm[1]) & self._valid
-            where = np.flatnonzero(seen)  # a quarter of the time of a mask over all coordinates
+            valid = (range_mm >= max(1, self._range_mm[0])) & (range_mm <= self._range_mm[1]) & self._valid
+            where = np.flatnonzero(valid)  # a quarter of the time of a mask over all coordinates
             xyz = self._lut(range_mm).reshape(-1, 3)[where]
             reflectance = np.minimum(self._brightness[brightness].ravel()[where] * np.float32(1 / 255), 1)
             parts.append(points_array(xyz, reflectance, seconds[where % len(seconds)]))
-        said = "; ".join(part for part in (reason, why) if part)
+        reasons = "; ".join(part for part in (reason, why) if part)
         duration_ns = round((int(window[-1]) - int(window[0]) + 1) * period_ns)
         error_ns = self.clock.error_ns + capture_ns - host_ns
-        return Sweep(capture_ns, duration_ns, error_ns, parts[0] if len(parts) == 1 else np.concatenate(parts), said)
+        return Sweep(capture_ns, duration_ns, error_ns, parts[0] if len(parts) == 1 else np.concatenate(parts), reasons)

@@ -1,4 +1,4 @@
-"""An Ouster's IMU, as `imu_f64` in the axes of its lidar: what nodes/deskew.py needs, from the sensor itself.
+"""An Ouster's IMU, as `imu_f64` in the axes of its lidar, for a node that removes the sensor's motion from sweeps.
 
 Example:
     imu: {use: lidar, sensor: ouster_imu, options: {metadata: os1.json}}
@@ -13,15 +13,20 @@ import numpy as np
 from pipeline.sensors.lidar.decoders.ouster import OusterPackets
 from pipeline.sensors.lidar.packet_decoder import MALFORMED, SensorClock, Sweep
 
-MAX_MPS2, MAX_RPS = 700.0, 150.0  # beyond what any of its ranges can say
+MAX_MPS2, MAX_RPS = 700.0, 150.0  # beyond its largest measuring range
 
 
 class OusterImu(OusterPackets):
-    """metadata, address: as of `ouster`."""
+    """The IMU of an Ouster lidar."""
 
     port = 7503
 
     def __init__(self, *, metadata: str | None = None, address: str | None = None) -> None:
+        """
+        Args:
+            metadata: The sensor's metadata, a JSON file.
+            address: The sensor's address, to request the metadata from it instead.
+        """
         super().__init__(metadata, address)
         self.clock = SensorClock()
         self._newest_ns = -1
@@ -37,19 +42,23 @@ class OusterImu(OusterPackets):
             return
         raw = self.sdk.ImuPacket(self.format)
         raw.buf[:] = np.frombuffer(packet, np.uint8)
-        pulls_mps2, turns_rps = np.asarray(raw.accel(), np.float64), np.asarray(raw.gyro(), np.float64)  # (m, 3)
-        times_ns = self._times_ns(raw, len(pulls_mps2))
+        accelerations_mps2, rates_rps = (
+            np.asarray(raw.accel(), np.float64),
+            np.asarray(raw.gyro(), np.float64),
+        )  # (m, 3)
+        times_ns = self._times_ns(raw, len(accelerations_mps2))
+        # Written so that NaN fails too.
         if not (
-            np.abs(pulls_mps2).max() < MAX_MPS2 and np.abs(turns_rps).max() < MAX_RPS and times_ns.min() > 0
-        ):  # nor NaN
+            np.abs(accelerations_mps2).max() < MAX_MPS2 and np.abs(rates_rps).max() < MAX_RPS and times_ns.min() > 0
+        ):
             self.lost[MALFORMED] += 1
             return
         self.good += 1
         last_host_ns = self.clock.stamp(int(times_ns[-1]), int(times_ns[-1]), arrival_ns)
-        for at_ns, pull, turning in zip(times_ns, pulls_mps2, turns_rps, strict=True):
+        for at_ns, acceleration, rate in zip(times_ns, accelerations_mps2, rates_rps, strict=True):
             host_ns = last_host_ns - int(times_ns[-1] - at_ns)
             self._capture_ns = max(host_ns, self._capture_ns + 1)
-            data = np.concatenate([self._turn @ pull, self._turn @ turning])
+            data = np.concatenate([self._turn @ acceleration, self._turn @ rate])
             error_ns = self.clock.error_ns + self._capture_ns - host_ns
             yield Sweep(self._capture_ns, 0, error_ns, data, encoding="imu_f64")
 

@@ -1,4 +1,4 @@
-"""Velodyne: VLP-16, Puck Hi-Res, VLP-32C, HDL-32E, VLS-128, HDL-64E; the points are computed by velodyne-decoder.
+"""Velodyne: VLP-16, Puck Hi-Res, VLP-32C, HDL-32E, VLS-128, HDL-64E; velodyne-decoder computes the points.
 
 A packet is 1206 bytes: 12 blocks (flag, azimuth in 0.01°, 32 returns), microseconds since the hour, return mode, model.
 """
@@ -20,9 +20,9 @@ from pipeline.sensors.lidar.rotating import Head, Rotating
 PACKET_BYTES = 1206
 _HEADS = struct.Struct("<" + "HH96x" * 12 + "IBB")
 _FLAGS = {0xEEFF, 0xDDFF, 0xCCFF, 0xBBFF}  # of the laser banks, as little-endian numbers
-# Factory byte → model. HDL-64E sends none, so its model is asked for.
+# Factory byte → model. HDL-64E sends none, so its model is an option.
 _MODELS = {0x21: "HDL32E", 0x22: "VLP16", 0x24: "PuckHiRes", 0x28: "VLP32C", 0xA1: "VLS128"}
-# How long a packet's firings take, by factory byte; of two returns, half the firings fit into one. HDL-64E: 0.
+# Duration of a packet's firings, by factory byte; with two returns a packet has half the firings. HDL-64E: 0.
 _PACKET_NS = {0x21: 552_960, 0x22: 1_327_104, 0x24: 1_327_104, 0x28: 663_552, 0xA1: 159_900, 0: 288_000}
 _DUAL = 0x39
 _US = 1000
@@ -31,9 +31,7 @@ _TURN_IN_PACKET = 6000  # 0.01°: at 20 turns a second a packet spans some 10°,
 
 
 class Velodyne(Rotating):
-    """model: null, as the packets say; an HDL-64E does not, and wants `HDL64E_S2` or `HDL64E_S3` and its calibration (a YAML
-    file of the ROS driver's or VeloView's form). cut_deg: azimuth at which sweeps begin; 0 is straight ahead, 180 behind.
-    min_range_m, max_range_m: nearer and farther points are left out. Of two returns both are given."""
+    """A Velodyne lidar. Of two returns both become points."""
 
     port = 2368
 
@@ -46,12 +44,23 @@ class Velodyne(Rotating):
         min_range_m: float = 0.1,
         max_range_m: float = 300.0,
     ) -> None:
+        """
+        Args:
+            cut_deg: The azimuth at which sweeps begin (degrees, 0 ≤ a < 360; 0: straight ahead). Default 180: behind,
+                so that no object ahead is cut in two.
+            model: The model; null: from the packets. An HDL-64E does not send it and needs "HDL64E_S2" or "HDL64E_S3"
+                and its calibration.
+            calibration: The sensor's own calibration, a YAML file of the ROS driver's or VeloView's form. null: the
+                model's nominal one.
+            min_range_m: Nearer points are left out (m, ≥ 0). Default 0.1.
+            max_range_m: Farther points are left out (m). Default 300: farther than any model measures.
+        """
         super().__init__(cut_deg)
         if not 0 <= min_range_m < max_range_m:
             raise ValueError(f"min_range_m must lie from 0 to max_range_m, found {min_range_m} and {max_range_m}.")
         self._model, self._calibration, self._range_m = model, calibration, (min_range_m, max_range_m)
-        self._said_model = 0  # the factory byte that packets have had so far
-        self._others: list[int] = []  # other ones, of the packets since the last that had it
+        self._packet_model = 0  # the factory byte of the packets so far
+        self._others: list[int] = []  # differing ones of the latest packets
 
     def open(self) -> None:
         try:
@@ -61,12 +70,12 @@ class Velodyne(Rotating):
         self._package: Any = velodyne_decoder
         models = velodyne_decoder.Model.__members__
         if self._model is not None and self._model not in models:
-            found = f"{self.where}: model: found '{self._model}'"
-            raise ConfigError(f"{found}, expected one of {', '.join(models)}.{nearest(self._model, models)}")
+            message = f"{self.where}: model: found '{self._model}'"
+            raise ConfigError(f"{message}, expected one of {', '.join(models)}.{nearest(self._model, models)}")
         try:
             self._decoder = velodyne_decoder.ScanDecoder(self._config(self._model))
         except RuntimeError as error:
-            fix = "Give it as options: {calibration: file.yml}, of the ROS driver's or VeloView's form"
+            fix = "Set options: {calibration: file.yml}, of the ROS driver's or VeloView's form"
             raise ConfigError(
                 f"{self.where}: {self._model} cannot be decoded without its sensor's calibration ({error}). {fix}"
             ) from error
@@ -88,7 +97,7 @@ class Velodyne(Rotating):
         )
 
     def describe(self) -> str:
-        return f"Velodyne {self._model or _MODELS.get(self._said_model, '')}".strip()
+        return f"Velodyne {self._model or _MODELS.get(self._packet_model, '')}".strip()
 
     def head(self, packet: bytes) -> Head | None:
         if len(packet) != PACKET_BYTES:
@@ -99,35 +108,37 @@ class Velodyne(Rotating):
             return None
         if (azimuths[-1] - azimuths[0]) % 36000 > _TURN_IN_PACKET or not (self._model or self._is_model(model)):
             return None
-        if self._model is not None:  # an HDL-64E writes something else where others tell mode and model
+        if self._model is not None:  # an HDL-64E has other data at the bytes of mode and model
             model = next((byte for byte, name in _MODELS.items() if name == self._model), 0)
         span_ns = _PACKET_NS[model] // (2 if model and mode == _DUAL else 1)
         return Head(since_hour_us * _US, azimuths[0] / 100, span_ns)
 
     def _is_model(self, model: int) -> bool:
-        """Whether that factory byte is the sensor's. One bent packet does not make it another; three that agree do."""
-        if model == self._said_model:
+        """Whether that factory byte is the sensor's. One corrupt packet does not change it; three that agree do."""
+        if model == self._packet_model:
             self._others.clear()
             return True
         self._others = [*self._others[-2:], model]
-        if model not in _MODELS or (self._said_model and self._others != [model] * 3):
+        if model not in _MODELS or (self._packet_model and self._others != [model] * 3):
             return False
-        self._said_model = model
+        self._packet_model = model
         self._decoder = self._package.ScanDecoder(self._config(_MODELS[model]))
         return True
 
     def points(self, packets: list[bytes], offsets_ns: list[int]) -> npt.NDArray[np.float32]:
         if len(packets) > 1 and not _are_even(packets, offsets_ns):
-            # The package tells a point's time by its packet's, and knows neither the wrap of the hour nor packets overtaken.
+            # The package derives a point's time from its packet's, without the wrap of the hour and without reordering.
             each = [self.points([raw], [0]) for raw in packets]
             for points, offset_ns in zip(each, offsets_ns, strict=True):
                 points[:, 4] += offset_ns / NS
             return np.concatenate(each)
         vector = self._package.PacketVector()
         for raw in packets:
-            vector.append(self._package.VelodynePacket(0.0, list(raw)))  # a list is taken 2.5 times as fast as bytes
-        _, found = self._decoder.decode(vector)
-        return points_array(found[:, :3], found[:, 3] / 255, found[:, 4])
+            vector.append(
+                self._package.VelodynePacket(0.0, list(raw))
+            )  # a list is converted 2.5 times as fast as bytes
+        _, rows = self._decoder.decode(vector)
+        return points_array(rows[:, :3], rows[:, 3] / 255, rows[:, 4])
 
 
 def _are_even(packets: list[bytes], offsets_ns: list[int]) -> bool:
