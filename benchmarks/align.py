@@ -1,17 +1,18 @@
-"""Alignment: how right, how complete, how soon, how dear. Beside ROS 2's ApproximateTime, latest-hold and a nearest join.
+"""Alignment beside ROS 2's ApproximateTime, latest-hold and a nearest join: errors, waiting time and cost.
 
     python -m benchmarks.align [--seconds 300] [--seeds 3] [--timestamps FOLDER] [--json out.json]
 
+The other algorithms are our own re-implementations in Python, of the rules that each one's documentation states.
 Generated streams with known truth: camera 30 Hz ±3 ms (the anchor), audio 50 Hz, lidar 10 Hz arriving 20 ms late, IMU
 200 Hz; 1 % of all frames are dropped; transport delays jitter, so streams overtake each other (each stays in its own
 order, as over any socket). A stereo pair has two cameras of 30 Hz ±3 ms. --timestamps adds the real, unsynchronised
 colour and depth stamps of TUM's RGB-D camera.
 
-    missed   anchors for which the offline optimum over the delivered frames has every stream, and no full set came
+    missed   anchors for which the offline optimum over the delivered frames has every stream, but no full set was sent
     wrong    full sets in which some stream's frame is not the nearest delivered one
     wait     from the arrival of the set's last member to its emission
     spread   of a stereo pair: |left − right|
-    × join   what a message costs, in what it costs the nearest join beside it
+    × join   time per message, as a multiple of what the nearest join takes
 """
 
 from __future__ import annotations
@@ -79,8 +80,10 @@ def stream(
     ).astype(np.int64)
     capture = np.maximum.accumulate(capture)
     arrival = np.maximum.accumulate(capture + ((delay_ms + rng.exponential(0.5, count)) * MS).astype(np.int64))
-    kept = rng.random(count) >= drop
-    return [(Frame(name, i, int(capture[i]), "series_f32"), int(arrival[i])) for i in np.flatnonzero(kept).tolist()]
+    delivered = rng.random(count) >= drop
+    return [
+        (Frame(name, i, int(capture[i]), "series_f32"), int(arrival[i])) for i in np.flatnonzero(delivered).tolist()
+    ]
 
 
 def rig(seconds: float, seed: int) -> Case:
@@ -106,7 +109,7 @@ def stereo(seconds: float, seed: int) -> Case:
 
 
 def tum(path: Path) -> Case:
-    """Real stamps; only the capture times were recorded, so each frame arrives 5 ms after it (colour) or 8 ms (depth)."""
+    """Real capture times. Arrival times were not recorded: 5 ms later for colour, 8 ms for depth."""
     arrivals = []
     for seq, line in enumerate(line for line in path.read_text().splitlines() if line and not line.startswith("#")):
         colour_s, _, depth_s, _ = line.split()
@@ -120,9 +123,9 @@ def tum(path: Path) -> Case:
 
 
 def sensorium(case: Case, *, max_wait_ms: float | None = 120, emit: str = "ready") -> tuple[list[Emitted], float]:
-    picks = {name: Nearest(within_ms=within or None) for name, within in case.within_ms.items()}
+    policies = {name: Nearest(within_ms=within or None) for name, within in case.within_ms.items()}
     wait_ns = None if max_wait_ms is None else round(max_wait_ms * MS)
-    align = Aligner(case.anchor, picks, max_wait_ns=wait_ns, emit=emit, start_ns=case.arrivals[0][1])
+    align = Aligner(case.anchor, policies, max_wait_ns=wait_ns, emit=emit, start_ns=case.arrivals[0][1])
     sets = []
     gc.collect()
     begin = time.thread_time()
@@ -136,8 +139,8 @@ def sensorium(case: Case, *, max_wait_ms: float | None = 120, emit: str = "ready
 
 
 def approximate_time(case: Case, *, slop_ms: float = 50, age_penalty: float = 0.1) -> tuple[list[Emitted], float]:
-    """ROS 2's message_filters ApproximateTime, from its documented rules: sets are disjoint and contiguous, each is the
-    smallest around a pivot, and it goes out as soon as no later message can make it smaller."""
+    """ROS 2's message_filters ApproximateTime, by its documented rules: sets are disjoint and contiguous, each is the
+    smallest around a pivot, and it is sent as soon as no later message can make it smaller."""
     names = [case.anchor, *case.within_ms]
     queues: dict[str, deque[int]] = {n: deque() for n in names}
     past: dict[str, list[int]] = {n: [] for n in names}
@@ -150,7 +153,7 @@ def approximate_time(case: Case, *, slop_ms: float = 50, age_penalty: float = 0.
         nonlocal candidate
         assert candidate is not None
         emitted.append(Emitted(candidate[case.anchor], candidate, now_ns))
-        for n in names:  # what was looked at but not used comes back
+        for n in names:  # messages that were examined but not used return to the queues
             queues[n].extendleft(reversed(past[n]))
             past[n].clear()
             while queues[n] and queues[n][0] <= candidate[n]:
@@ -176,7 +179,7 @@ def approximate_time(case: Case, *, slop_ms: float = 50, age_penalty: float = 0.
             if first == pivot or (heads[last] - end_ns) * (1 + age_penalty) >= pivot_ns - start_ns:
                 publish(now_ns)
                 continue
-            # Some queue is empty: what comes there lies at or after the pivot, which may already rule out a better set.
+            # Some queue is empty. Its next message is at or after the pivot, which may already rule out a better set.
             while candidate is not None and not all(queues.values()):
                 virtual = {
                     n: q[0] if q else max(past[n][-1] if past[n] else pivot_ns, pivot_ns) for n, q in queues.items()
@@ -194,8 +197,8 @@ def approximate_time(case: Case, *, slop_ms: float = 50, age_penalty: float = 0.
 def approximate_time_synchronizer(
     case: Case, *, slop_ms: float = 20, queue_size: int = 10
 ) -> tuple[list[Emitted], float]:
-    """The rules of its Python sibling, ApproximateTimeSynchronizer: a message that completes a set within the slop sends
-    it at once, nearest first; each message is used once, so the slowest stream sets the pace."""
+    """ROS 2's ApproximateTimeSynchronizer (Python): a message that completes a set within the slop sends it at once,
+    nearest first; each message is used once, so the slowest stream sets the pace."""
     names = [case.anchor, *case.within_ms]
     queues: dict[str, dict[int, None]] = {n: {} for n in names}
     slop_ns = slop_ms * MS
@@ -226,7 +229,7 @@ def approximate_time_synchronizer(
 
 
 def latest_hold(case: Case) -> tuple[list[Emitted], float]:
-    """Each anchor at once, with the newest frame of every other stream."""
+    """Each anchor is sent at once, with the newest frame of every other stream."""
     newest: dict[str, int] = {}
     emitted = []
     gc.collect()
@@ -240,8 +243,8 @@ def latest_hold(case: Case) -> tuple[list[Emitted], float]:
 
 
 def nearest_join(case: Case) -> tuple[list[Emitted], float]:
-    """\\psi's rule: each anchor with the nearest frames, once every stream has passed the anchor."""
-    seen: dict[str, deque[int]] = {n: deque() for n in case.within_ms}
+    """The rule of \\psi: each anchor with the nearest frames, once every stream has passed the anchor."""
+    buffered: dict[str, deque[int]] = {n: deque() for n in case.within_ms}
     waiting: deque[int] = deque()
     emitted = []
     gc.collect()
@@ -250,11 +253,11 @@ def nearest_join(case: Case) -> tuple[list[Emitted], float]:
         if frame.stream == case.anchor:
             waiting.append(frame.capture_ns)
         else:
-            seen[frame.stream].append(frame.capture_ns)
-        while waiting and all(q and q[-1] >= waiting[0] for q in seen.values()):
+            buffered[frame.stream].append(frame.capture_ns)
+        while waiting and all(q and q[-1] >= waiting[0] for q in buffered.values()):
             anchor_ns = waiting.popleft()
             times = {case.anchor: anchor_ns}
-            for n, q in seen.items():
+            for n, q in buffered.items():
                 while len(q) > 1 and abs(q[1] - anchor_ns) <= abs(q[0] - anchor_ns):
                     q.popleft()
                 times[n] = q[0]
@@ -262,7 +265,7 @@ def nearest_join(case: Case) -> tuple[list[Emitted], float]:
     return emitted, time.thread_time() - begin
 
 
-# --- judging ----------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def nearest_ns(times: Sequence[int], when_ns: int) -> int:
@@ -270,7 +273,7 @@ def nearest_ns(times: Sequence[int], when_ns: int) -> int:
     return min(times[max(0, i - 1) : i + 1], key=lambda t: abs(t - when_ns))
 
 
-def judge(case: Case, emitted: list[Emitted], took_s: float) -> dict[str, float]:
+def figures(case: Case, emitted: list[Emitted], took_s: float) -> dict[str, float]:
     streams = {name: [f.capture_ns for f in frames] for name, frames in case.delivered().items()}
     arrival = {(f.stream, f.capture_ns): at_ns for f, at_ns in case.arrivals}
     limits = {n: (w or 500 / 30) * MS for n, w in case.within_ms.items()}
@@ -323,21 +326,25 @@ def main() -> None:
     makers += [lambda seed, p=p: tum(p) for p in sorted(args.timestamps.glob("tum_*.txt"))] if args.timestamps else []
     rows: dict[str, dict[str, Any]] = {}
     for make in makers:
-        judged: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-        for seed in range(1, args.seeds + 1):  # in turns: a machine that slows down slows all of them
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        for seed in range(1, args.seeds + 1):  # alternating, so that a slower machine slows all of them
             case = make(seed)
             for name, contender in CONTENDERS.items():
-                judged[name].append(judge(case, *contender(case)))
-        join = [j["us_per_message"] for j in judged[JOIN]]
+                measured[name].append(figures(case, *contender(case)))
+        join = [run["us_per_message"] for run in measured[JOIN]]
         print(
-            f"\n{case.name:<38}{'µs/message':>11}{'× join':>8}{'missed':>9}{'wrong':>9}{'wait p50':>10}{'p99 ms':>8}{'spread p99':>12}"
+            f"\n{case.name:<38}{'µs/message':>11}{'× join':>8}{'missed':>9}{'wrong':>9}{'wait p50':>10}{'p99 ms':>8}"
+            f"{'spread p99':>12}"
         )
-        for name, runs in judged.items():
-            row = {key: float(np.median([j[key] for j in runs])) for key in runs[0]}
-            row["times_join"] = float(np.median([j["us_per_message"] / us for j, us in zip(runs, join, strict=True)]))
+        for name, runs in measured.items():
+            row = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
+            row["times_join"] = float(
+                np.median([run["us_per_message"] / us for run, us in zip(runs, join, strict=True)])
+            )
             rows.setdefault(case.name, {})[name] = row
             print(
-                f"{name:<38}{row['us_per_message']:11.2f}{row['times_join']:8.2f}{row['missed_percent']:8.2f}%{row['wrong_percent']:8.2f}%"
+                f"{name:<38}{row['us_per_message']:11.2f}{row['times_join']:8.2f}"
+                f"{row['missed_percent']:8.2f}%{row['wrong_percent']:8.2f}%"
                 f"{row['wait_p50_ms']:10.2f}{row['wait_p99_ms']:8.1f}{row['spread_p99_ms']:12.1f}"
             )
     if args.json:

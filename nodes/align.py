@@ -64,7 +64,7 @@ class Align(Transform):
         """Built on first use, because the start of the run is not known before."""
         if self._aligner is None:
             clock = self.context.clock
-            # After a restart of this node, sets begin now: ticks for the time before would be about frames that are gone.
+            # After a restart of this node sets begin now: ticks for the time before would refer to lost frames.
             now_ns = clock.start_ns if self._options.max_wait_ns is None else max(clock.start_ns, clock.now_ns())
             config = self._options.config(self.context.inputs, now_ns)
             self._aligner = config.aligner()

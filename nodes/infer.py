@@ -23,7 +23,7 @@ class Infer(Transform):
 
     Args:
         task: A file of pipeline/tasks (emotion, scene, objects, …), or module:Name.
-        backend: What runs the models: a file of pipeline/inference/backends, or module:Name. Default auto: the first one
+        backend: What runs the models: a file of pipeline/inference/backends, or module:Name. Default auto: the first
             that works on this machine and gives the same answers as ONNX Runtime.
         precision: fp32; or fp16 or int8, if `export` has written such a file of the model. Default fp32: the precision
             of all published figures.

@@ -1,5 +1,6 @@
-"""Runs a predicting node on the sets that it predicted from in the recorded run. `run_pipeline.py replay` puts it in place
-of `infer`.
+"""Runs a predicting node on the sets that it predicted from in the recorded run.
+
+`run_pipeline.py replay` puts it in place of `infer`.
 
 Example:
     emotion: {use: infer_replay, path: rec.mcap, options: {task: emotion}, inputs: [align], process: align}

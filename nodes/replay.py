@@ -1,9 +1,10 @@
-"""One stream of a recording, as if its sensor were there. `replay CONFIG REC.mcap` puts it in a source's place.
+"""One stream of a recording, in place of its sensor. `run_pipeline.py replay` puts it in place of each source.
 
+Frames have the seq, capture and publish times of the recording. At speed 0 they are sent as fast as readers take them,
+and none is dropped.
+
+Example:
     camera: {use: replay, path: rec.mcap, stream: camera, speed: 1}
-
-Frames keep their number, capture and publish times. At a speed each comes when it did, as much slower or faster; at
-speed 0 as fast as its readers take it, and nobody loses one.
 """
 
 from __future__ import annotations
@@ -20,10 +21,18 @@ from pipeline.recording.reader import Reader
 
 
 class Replay(Source):
-    """path: the recording. stream: of it; null: the one called like this node. unclosed: read what a killed run left.
-    speed: 0 waits for nobody but its readers. from_ns, to_ns: of the recording's own time.
-    absent: the recording has no such stream: it ends at once. realtime: false, always: it waits for its readers.
-    fault: what is to be wrong with it, "camera: drop=5%" (pipeline/recording/faults.py). What that takes away is counted.
+    """The frames of one recorded stream.
+
+    Args:
+        path: The recording.
+        stream: The stream to replay. null: the one with the name of this node.
+        speed: 1: as fast as it happened; 2: twice as fast; 0: as fast as readers take it (≥ 0). Default 1.
+        from_ns: Where the replay begins, in the recording's time. null: at its beginning.
+        to_ns: Where it ends. null: at the recording's end.
+        unclosed: Read a recording that was not closed, up to its last whole chunk.
+        absent: The recording has no such stream: end at once.
+        realtime: Always false: a replay waits for its readers.
+        fault: A fault to apply, such as "camera: drop=5%" (pipeline/recording/faults.py). Dropped frames are counted.
     """
 
     assigns_seq: ClassVar[bool] = False
@@ -66,7 +75,7 @@ class Replay(Source):
             return
         recorded = self._reader.messages([self._stream or self.name], from_ns=self._from_ns, to_ns=self._to_ns)
         if self._fault is not None:
-            recorded = faults.apply(recorded, [self._fault], start_ns=self._reader.span_ns[0], lost=self._lose)
+            recorded = faults.apply(recorded, [self._fault], start_ns=self._reader.span_ns[0], lost=self._count_lost)
         for _, message, log_ns in recorded:
             if self._speed and not clock.sleep_until(log_ns, self.context.stopping):
                 return
@@ -80,5 +89,5 @@ class Replay(Source):
             if isinstance(message, Frame):
                 yield message
 
-    def _lose(self, reason: str) -> None:
+    def _count_lost(self, reason: str) -> None:
         self.context.metrics.drop(self.name, reason, 1)

@@ -1,12 +1,12 @@
 """The Aligner: frames in, aligned sets out. Pure: no sockets, no threads, no clock of its own.
 
-Its decisions depend on data alone. A frame is in time for an anchor iff arrival_ns <= deadline_ns, so before a frame is
-added, every set whose deadline lies before its arrival is completed. `advance` completes the same sets, only sooner: how
-often it is called changes when a set is sent, never what is in it.
+Its decisions depend on data alone. A frame is in time for an anchor iff arrival_ns <= deadline_ns, so before a frame
+is added, every set whose deadline lies before its arrival is completed. `advance` completes the same sets, only
+sooner: how often it is called changes when a set is sent, never what is in it.
 
-There are two modes. With `max_wait_ns` a set is sent as soon as every answer is final, by proof or by a stream's learned
-minimum interval, and at its deadline without what is late. With None (proof) only proof counts, so the result does not
-depend on how the streams interleave.
+There are two modes. With `max_wait_ns` a set is sent as soon as every answer is final, by proof or by a stream's
+learned minimum interval, and at its deadline without what is late. With None (proof mode) only proof counts, so the
+result does not depend on how the streams interleave.
 
 Example:
     aligner = Aligner("camera", {"microphone": Window(before_ms=1000)}, max_wait_ns=60_000_000)
@@ -53,7 +53,7 @@ class Aligner:
         anchor: The stream whose every frame starts a set; or a rate in Hz, at which ticks start them.
         policies: One sync policy for each other stream.
         max_wait_ns: From the anchor's arrival to the deadline of its set. 0 sends at once; None waits for proof.
-        emit: "now" sends a set as soon as every stream has a match, without waiting for proof that nothing nearer comes.
+        emit: "now" sends a set as soon as every stream has a match, without proof that no nearer frame will come.
         start_ns: When the run began: time of the first tick, and the moment from which silence counts.
         max_pending: Anchors that may wait for their sets; the oldest is dropped and counted.
         max_buffered: Frames of one stream that are buffered; the oldest is dropped and counted.
@@ -177,7 +177,7 @@ class Aligner:
         self._append(_Pending(frame.capture_ns, arrival_ns, deadline_ns, frame))
 
     def _prove_ticks(self, until_ns: int) -> None:
-        """Proof mode: ticks exist up to where the anchor has declared silence, or, at a fixed rate, where any stream is."""
+        """Proof mode: ticks exist up to where the anchor declared silence, or, at a fixed rate, where any stream is."""
         while self._ticks.anchor_ns < until_ns:
             self._append(self._ticks.take(FOREVER_NS))
 
@@ -248,14 +248,15 @@ class _Pending(msgspec.Struct, gc=False):
     deadline_ns: int
     frame: Frame | None = None
     reason: str = ""  # why no frame started it
-    # Answers of the first streams, in order: a Receipt says why there is no match; None: use the best there is (emit now).
+    # Answers of the first streams, in order. A Receipt: why there is no match. None: the best there is will do.
     answers: list[Match | Receipt | None] = []  # msgspec copies the default
 
 
 class _Ticks:
     """Anchors that no frame starts: those of a fixed rate, or stand-ins for a silent anchor stream.
 
-    Stand-ins begin when the anchor has been silent for SILENT_AFTER_NS or five of its periods, and continue at its last rate.
+    Stand-ins begin when the anchor has been silent for SILENT_AFTER_NS or five of its periods, and continue at its last
+    rate.
     """
 
     def __init__(self, start_ns: int, period_ns: int, *, free_running: bool = False) -> None:

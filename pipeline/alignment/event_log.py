@@ -22,18 +22,11 @@ from pipeline.alignment.aligner import Aligner, Emit
 from pipeline.alignment.sync_policies import parse_policy
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
+from pipeline.old_names import current_event_line
 
 MAX_UNPUBLISHED_BYTES = (
     8000  # of arrivals without a set: a message for each would cost more than the frames it describes
 )
-
-# How a line began in logs written before version 0.2 → how it begins now. The rest of the line is the same.
-OLD_LINE_STARTS = {
-    b'["Rules"': b'["config"',
-    b'["Told"': b'["arrival"',
-    b'["Sent"': b'["set"',
-    b'["Finished"': b'["finish"',
-}
 
 
 class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):
@@ -223,12 +216,11 @@ def verify_events(
 
 
 def parse_events(lines: Iterable[bytes], where: str) -> Iterator[Event]:
-    """The events of an event log's lines, also of a log written before version 0.2. Raises ConfigError."""
+    """The events of an event log's lines, also of a log of an earlier version. Raises ConfigError."""
     decoder = msgspec.json.Decoder(Event)
     for number, line in enumerate(lines, 1):
-        start, comma, rest = line.partition(b",")
         try:
-            yield decoder.decode(OLD_LINE_STARTS[start] + comma + rest if start in OLD_LINE_STARTS else line)
+            yield decoder.decode(current_event_line(line))
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise ConfigError(f"{where}:{number}: not a line of an event log: {error}") from error
 

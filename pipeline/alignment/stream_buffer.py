@@ -117,7 +117,7 @@ class StreamBuffer:
         return answer
 
     def final_answer(self, anchor_ns: int, arrival_ns: int, *, now: bool) -> Match | Receipt:
-        """The answer when the set is sent. now: use the best match there is, though a nearer frame may be on its way."""
+        """The answer when the set is sent. now: use the best match there is, though a nearer frame may come."""
         answer = self.answer(anchor_ns, arrival_ns)
         if not isinstance(answer, Wait):
             return answer
@@ -175,7 +175,7 @@ class StreamBuffer:
         return answer
 
     def _learn(self) -> None:
-        """A block of intervals is full. The minimum is over two blocks, so a lower rate is recognised after 64 to 128 frames."""
+        """A block of intervals is full. The minimum is over two blocks, so a lower one is forgotten after 64 to 128."""
         block_min_ns = min(self._intervals_ns)
         self._min_interval_ns = min(block_min_ns, self._last_block_min_ns)
         self._last_block_min_ns = block_min_ns

@@ -6,7 +6,8 @@ A policy gets the buffered frames and the time before which the stream is comple
 Policies and their three answers follow the interpolators of Microsoft \\psi.
 
 Example:
-    Nearest(within_ms=20).answer(frames, anchor_ns, complete_before_ns)   # Match((frame,), "nearest") | NoMatch(…) | WAIT
+    policy = Nearest(within_ms=20)
+    policy.answer(frames, anchor_ns, complete_before_ns)      # Match((frame,), "nearest") | NoMatch(reason) | WAIT
 """
 
 from __future__ import annotations
@@ -72,12 +73,12 @@ class SyncPolicy(Protocol):
 
     @property
     def lookahead_ns(self) -> int:
-        """The answer is WAIT until the stream is complete up to this long after the anchor, so it is not asked before."""
+        """Until the stream is complete up to this long after the anchor, the answer is WAIT and is not asked for."""
         ...
 
 
 def neighbours(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Frame | None]:
-    """The last frame at or before when_ns, and the first after it. Searched from the end, because anchors are recent."""
+    """The last frame at or before when_ns, and the first after it. Searched from the end: anchors are recent."""
     after = None
     for frame in reversed(frames):
         if frame.capture_ns <= when_ns:
@@ -138,8 +139,8 @@ class Latest:
     """The last frame at or before the anchor.
 
     Args:
-        max_age_ms: The most that the frame's end may lie before the anchor (ms, ≥ 0). Default 200: two frames of a 10 Hz
-            lidar.
+        max_age_ms: The most that the frame's end may lie before the anchor (ms, ≥ 0). Default 200: two sweeps of a
+            lidar at 10 Hz.
     """
 
     max_age_ms: float = 200.0
@@ -253,8 +254,7 @@ def parse_policy(entry: Mapping[str, Any], where: str) -> SyncPolicy:
         raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
     kind: Any = find(policy, object, "pipeline", what="sync policy") if ":" in policy else POLICIES.get(policy)
     if kind is None:
-        raise ValueError(
-            f"{where}.policy: no sync policy called '{policy}'. Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
-        )
+        known = f"Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
+        raise ValueError(f"{where}.policy: no sync policy called '{policy}'. {known}")
     sync_policy: SyncPolicy = kind(**check_options(kind, options, where))
     return sync_policy

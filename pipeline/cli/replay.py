@@ -103,9 +103,7 @@ def report(session: ReplaySession, config: Config, summary: dict[str, Any], out:
 
 
 def report_faults(session: ReplaySession, with_faults: list[dict[str, Any]]) -> None:
-    """Print what the faults did to alignment and predictions, beside the recorded run, and the labels where there are
-    any.
-    """
+    """Print what the faults did to alignment and predictions, beside the recorded run, and labels if there are any."""
     with Reader(session.path, unclosed=session.unclosed) as reader:
         labels = Labels.read(reader) if any(info.encoding == "label" for info in reader.streams.values()) else None
     for fault in session.faults:
@@ -141,8 +139,7 @@ def _source_options(session: ReplaySession, node: NodeConfig, speed: float) -> d
 def _replayed_align(session: ReplaySession, node: NodeConfig, sources: list[str]) -> NodeConfig:
     computed = any(edge.source not in session.streams and edge.source not in sources for edge in node.inputs)
     if session.realign and computed:
-        # An input is not in the recording but computed from it, so its arrival times are not known: sets wait for
-        # proof.
+        # Such an input is not in the recording but computed from it: without arrival times, sets wait for proof.
         return dataclasses.replace(node, options={**node.options, "max_wait_ms": None})
     options = {
         "path": str(session.path.absolute()),

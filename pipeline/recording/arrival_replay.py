@@ -6,7 +6,7 @@ Pure: frames in any order of streams (within a stream, in its own order), aligne
 Example:
     replay = ArrivalReplay(recorded_events(path, "align"))
     while frame := next_frame(replay.next_stream): sets += replay.add(frame)
-    replay.counts                                 # frames that are in the recording but were not received, or vice versa
+    replay.counts                                 # frames recorded but not received, or vice versa
 """
 
 from __future__ import annotations

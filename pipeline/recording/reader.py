@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Health, Message, StreamInfo
+from pipeline.old_names import current_about, current_health, current_note
 from pipeline.recording.mcap.decode import decode_calibration
-from pipeline.recording.old_names import current_about, current_health, current_note
 from pipeline.recording.part import METADATA, Part, part_path
 
 NEVER = 1 << 64  # later than any log time

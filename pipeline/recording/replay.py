@@ -1,4 +1,4 @@
-"""A recording that stands in for the sources of a graph, and the reasons why predictions may not be those of the recorded run.
+"""A recording that stands in for the sources of a graph, and why predictions may not be those of the recorded run.
 
 Knows no node by name: pipeline/cli/replay.py builds the graph that plays it.
 
@@ -21,9 +21,9 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Prediction
 from pipeline.node import Sink, Source
+from pipeline.old_names import current_options
 from pipeline.recording.arrival_replay import NOT_RECORDED, events_of
 from pipeline.recording.faults import parse_all
-from pipeline.recording.old_names import current_options
 from pipeline.recording.provenance import dropped_by_recorder, machine
 from pipeline.recording.reader import Reader
 from pipeline.runtime.config import HEALTH, Config, ReplayConfig, resolve
@@ -81,7 +81,7 @@ class ReplaySession:
         return ReplayConfig(self.from_ns or min(start_ns, self.span_ns[0]), speed)
 
     def repeats_shedding(self, config: Config, node: str) -> bool:
-        """Whether the sets that `node` predicted from are known and come again; not where sets are decided otherwise."""
+        """Whether the sets from which `node` predicted are known, and will come again."""
         return not self.realign and node in self.streams and not self._lost(node) and not self._changed(config)
 
     def differs_because(self, config: Config, summary: dict[str, Any] | None = None) -> tuple[str, ...]:

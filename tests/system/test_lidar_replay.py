@@ -54,7 +54,7 @@ def clouds(path: Path) -> list[dict[str, object]]:
 
 
 def replayed(folder: Path, name: str, speed: str) -> tuple[list[dict[str, object]], str]:
-    """The clouds of an imported recording, replayed with the config that the import wrote, and the output of the replay."""
+    """The clouds of an imported recording, replayed with the config that the import wrote, and the replay's output."""
     config = folder / f"{name}.yaml"
     out = folder / f"{name}-{speed}.jsonl"
     text = config.read_text() + f'  keep: {{use: "test_lidar_replay:CloudLog", inputs: [align], path: "{out}"}}\n'

@@ -1,4 +1,4 @@
-"""Recordings and event logs of version 0.1 verify and replay: the names in them that changed are translated on reading."""
+"""Recordings and event logs of version 0.1 verify and replay: names that changed are translated on reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record and replay by the command line: a replay gives the predictions of the recorded run, and every gap is explained."""
+"""Record and replay by the command line: a replay gives the recorded predictions, and every gap is explained."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipeline.recording.reader import Reader
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]  # on a busy machine a run takes half a minute to start
 
-# Sound arrives up to 40 ms late, so some of it after the deadline of its set. Every tenth set takes so long that more than
-# two others wait, and some are shed.
+# Sound arrives up to 40 ms late, so some of it after the deadline of its set. Every tenth set takes so long that more
+# than two others wait, and some are shed.
 LATE = """
 camera: {use: synthetic, encoding: depth_u16_mm, width_px: 64, height_px: 48, count: 75, jitter_ms: 3,
          drop_percent: 2, process: sensors}
@@ -48,7 +48,7 @@ def lines(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def record_completely(folder: Path, config: str, recording: str, *more: str) -> None:
-    """`record`, repeated if the machine was so busy that the recorder dropped messages: a replay then promises nothing."""
+    """`record`, repeated if the machine was so busy that the recorder dropped messages: then nothing is promised."""
     for _ in range(3):
         for part in folder.glob("*.mcap"):
             part.unlink()

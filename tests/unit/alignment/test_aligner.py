@@ -1,4 +1,4 @@
-"""What the aligner promises, whatever arrives and in whatever order."""
+"""The promises of the aligner, for any frames in any order of arrival."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def frame(stream: str, seq: int, capture_ms: float, lasting_ms: float = 0) -> Fr
     return Frame(stream, seq, round(capture_ms * MS), "series_f32", duration_ns=round(lasting_ms * MS))
 
 
-def aligner(*, max_wait_ms: float | None = 60, anchor: str | float = "camera", **picks) -> Aligner:
-    return Aligner(anchor, picks, max_wait_ns=None if max_wait_ms is None else round(max_wait_ms * MS))
+def aligner(*, max_wait_ms: float | None = 60, anchor: str | float = "camera", **policies) -> Aligner:
+    return Aligner(anchor, policies, max_wait_ns=None if max_wait_ms is None else round(max_wait_ms * MS))
 
 
-def give(align: Aligner, item: Frame, at_ms: float) -> list[AlignedSet]:
+def add(align: Aligner, item: Frame, at_ms: float) -> list[AlignedSet]:
     return align.add(item, round(at_ms * MS))
 
 
@@ -43,9 +43,9 @@ def content(sets: Iterable[AlignedSet]) -> list[tuple]:
 
 def test_set_is_sent_as_soon_as_every_answer_is_final():
     align = aligner(imu=Nearest(20))
-    assert give(align, frame("camera", 0, 0), at_ms=5) == []
-    assert give(align, frame("imu", 0, -1), at_ms=6) == []
-    [aligned] = give(align, frame("imu", 1, 4), at_ms=7)
+    assert add(align, frame("camera", 0, 0), at_ms=5) == []
+    assert add(align, frame("imu", 0, -1), at_ms=6) == []
+    [aligned] = add(align, frame("imu", 1, 4), at_ms=7)
     assert aligned.frames["imu"][0].seq == 0
     assert aligned.missing == ()
     assert states(aligned) == {"camera": "exact", "imu": "nearest"}
@@ -53,8 +53,8 @@ def test_set_is_sent_as_soon_as_every_answer_is_final():
 
 def test_set_is_sent_without_the_lidar_when_it_is_60_ms_late():
     align = aligner(max_wait_ms=60, lidar=Nearest(50))
-    give(align, frame("lidar", 0, -100), at_ms=-80)
-    give(align, frame("camera", 0, 0), at_ms=5)
+    add(align, frame("lidar", 0, -100), at_ms=-80)
+    add(align, frame("camera", 0, 0), at_ms=5)
     assert align.advance(65 * MS) == []
     [aligned] = align.advance(65 * MS + 1)
     assert aligned.missing == ("lidar",)
@@ -64,49 +64,49 @@ def test_set_is_sent_without_the_lidar_when_it_is_60_ms_late():
 def test_frame_that_arrives_at_the_deadline_is_in_time_and_one_later_is_not():
     for arrival_ms, missing in ((65, ()), (65.001, ("lidar",))):
         align = aligner(max_wait_ms=60, lidar=Nearest(50))
-        give(align, frame("lidar", 0, -100), at_ms=-80)
-        give(align, frame("camera", 0, 0), at_ms=5)
-        [aligned] = give(align, frame("lidar", 1, 0), at_ms=arrival_ms)
+        add(align, frame("lidar", 0, -100), at_ms=-80)
+        add(align, frame("camera", 0, 0), at_ms=5)
+        [aligned] = add(align, frame("lidar", 1, 0), at_ms=arrival_ms)
         assert aligned.missing == missing
 
 
 def test_frame_that_comes_after_its_set_was_sent_is_counted_late():
     align = aligner(max_wait_ms=60, lidar=Nearest(50))
-    give(align, frame("lidar", 0, -100), at_ms=-80)
-    give(align, frame("camera", 0, 0), at_ms=5)
-    give(align, frame("lidar", 1, 0), at_ms=100)
+    add(align, frame("lidar", 0, -100), at_ms=-80)
+    add(align, frame("camera", 0, 0), at_ms=5)
+    add(align, frame("lidar", 1, 0), at_ms=100)
     assert align.take_counts() == {("lidar", "late"): 1}
 
 
-def test_stream_that_never_spoke_is_absent():
+def test_stream_without_a_frame_is_absent():
     align = aligner(lidar=Nearest(50))
-    give(align, frame("camera", 0, 0), at_ms=5)
+    add(align, frame("camera", 0, 0), at_ms=5)
     [aligned] = align.advance(66 * MS)
     assert states(aligned)["lidar"] == "absent"
 
 
 def test_declared_silence_is_not_waited_for():
     align = aligner(microphone=Window(before_ms=100))
-    give(align, silence("microphone", 2 * SECOND * MS, "muted"), at_ms=0)
-    [aligned] = give(align, frame("camera", 0, 200), at_ms=205)
+    add(align, silence("microphone", 2 * SECOND * MS, "muted"), at_ms=0)
+    [aligned] = add(align, frame("camera", 0, 200), at_ms=205)
     assert states(aligned)["microphone"] == "silent"
     assert aligned.receipts[1].reason == "muted"
 
 
-def test_stream_that_stopped_without_a_word_is_not_waited_for_after_a_second():
+def test_stream_that_stopped_without_a_watermark_is_not_waited_for_after_a_second():
     align = aligner(microphone=Window(before_ms=100))
-    give(align, frame("microphone", 0, 0, lasting_ms=20), at_ms=20)
-    for i in range(15):  # the anchor goes on, so no tick stands in for it
-        give(align, frame("camera", i, i * 100), at_ms=i * 100 + 5)
-    [aligned] = give(align, frame("camera", 15, 1500), at_ms=1505)
+    add(align, frame("microphone", 0, 0, lasting_ms=20), at_ms=20)
+    for i in range(15):  # the anchor continues, so no tick stands in for it
+        add(align, frame("camera", i, i * 100), at_ms=i * 100 + 5)
+    [aligned] = add(align, frame("camera", 15, 1500), at_ms=1505)
     assert states(aligned)["microphone"] == "silent"
     assert aligned.receipts[1].reason == "nothing arrived for 1.5 s"
 
 
 def test_max_wait_of_zero_sends_at_once_with_what_is_there():
     align = aligner(max_wait_ms=0, imu=Latest(50))
-    give(align, frame("imu", 0, 0), at_ms=1)
-    give(align, frame("camera", 0, 10), at_ms=12)
+    add(align, frame("imu", 0, 0), at_ms=1)
+    add(align, frame("camera", 0, 10), at_ms=12)
     [aligned] = align.advance(12 * MS + 1)
     assert states(aligned) == {"camera": "exact", "imu": "held"}
 
@@ -118,10 +118,10 @@ def test_ticks_at_the_last_rate_take_over_when_the_anchor_falls_silent():
     align = aligner(max_wait_ms=60, imu=Latest(50))
     sets = []
     for i in range(10):
-        sets += give(align, frame("imu", i, i * 100 + 1), at_ms=i * 100 + 1)
-        sets += give(align, frame("camera", i, i * 100 + 2), at_ms=i * 100 + 3)
+        sets += add(align, frame("imu", i, i * 100 + 1), at_ms=i * 100 + 1)
+        sets += add(align, frame("camera", i, i * 100 + 2), at_ms=i * 100 + 3)
     for i in range(10, 20):
-        sets += give(align, frame("imu", i, i * 100 + 1), at_ms=i * 100 + 1)
+        sets += add(align, frame("imu", i, i * 100 + 1), at_ms=i * 100 + 1)
     ticks = [s for s in sets if "camera" in s.missing]
     assert [s.anchor_ns / MS for s in ticks] == [1402, 1502, 1602, 1702, 1802]
     assert all(states(s)["camera"] == "silent" for s in ticks)
@@ -129,10 +129,10 @@ def test_ticks_at_the_last_rate_take_over_when_the_anchor_falls_silent():
 
 def test_the_anchor_coming_back_ends_the_ticks_and_nothing_goes_back_in_time():
     align = aligner(max_wait_ms=0)
-    sets = [s for i in range(5) for s in give(align, frame("camera", i, i * 100), at_ms=i * 100)]
+    sets = [s for i in range(5) for s in add(align, frame("camera", i, i * 100), at_ms=i * 100)]
     sets += align.advance(1000 * MS)
-    sets += give(align, frame("camera", 5, 850), at_ms=1000)  # older than the last tick
-    sets += give(align, frame("camera", 6, 1050), at_ms=1050)
+    sets += add(align, frame("camera", 5, 850), at_ms=1000)  # older than the last tick
+    sets += add(align, frame("camera", 6, 1050), at_ms=1050)
     sets += align.advance(1060 * MS)
     anchors = [s.anchor_ns for s in sets]
     assert anchors == sorted(set(anchors))
@@ -142,8 +142,8 @@ def test_the_anchor_coming_back_ends_the_ticks_and_nothing_goes_back_in_time():
 
 def test_finished_anchor_starts_no_ticks():
     align = aligner(max_wait_ms=0)
-    give(align, frame("camera", 0, 0), at_ms=0)
-    give(align, silence("camera", FOREVER_NS, "ended"), at_ms=10)
+    add(align, frame("camera", 0, 0), at_ms=0)
+    add(align, silence("camera", FOREVER_NS, "ended"), at_ms=10)
     assert align.advance(10 * SECOND * MS) == []
 
 
@@ -154,16 +154,16 @@ def test_fixed_rate_makes_a_set_at_every_tick_whatever_arrives():
     assert all(s.missing == ("imu",) for s in sets)
 
 
-# --- order, doubles, bounds -------------------------------------------------------------------------------------------
+# --- order, duplicates, bounds -------------------------------------------------------------------------------------------
 
 
-def test_ticks_of_a_fixed_rate_come_out_in_proof_mode_as_soon_as_every_stream_has_passed_them():
+def test_in_proof_mode_ticks_are_sent_once_every_stream_has_passed_them():
     align = aligner(anchor=10.0, max_wait_ms=None, imu=Nearest(20), lidar=Nearest(20))
     sets = [
         aligned
         for seq in range(51)
         for stream in ("imu", "lidar")
-        for aligned in give(align, frame(stream, seq, 20 * seq), at_ms=20 * seq + 1)
+        for aligned in add(align, frame(stream, seq, 20 * seq), at_ms=20 * seq + 1)
     ]
     assert [aligned.anchor_ns // MS for aligned in sets] == list(range(0, 1001, 100))
     assert all(aligned.missing == () for aligned in sets)
@@ -171,57 +171,57 @@ def test_ticks_of_a_fixed_rate_come_out_in_proof_mode_as_soon_as_every_stream_ha
 
 def test_anchor_after_one_that_had_to_go_without_a_stream_is_answered_at_once():
     align = aligner(lidar=Nearest(50))
-    give(align, frame("camera", 0, 0), at_ms=5)
+    add(align, frame("camera", 0, 0), at_ms=5)
     [without] = align.advance(66 * MS)
     assert without.missing == ("lidar",)
-    give(align, frame("lidar", 0, 100), at_ms=120)
-    give(align, frame("lidar", 1, 200), at_ms=201)
-    [aligned] = give(align, frame("camera", 1, 110), at_ms=202)
+    add(align, frame("lidar", 0, 100), at_ms=120)
+    add(align, frame("lidar", 1, 200), at_ms=201)
+    [aligned] = add(align, frame("camera", 1, 110), at_ms=202)
     assert aligned.frames["lidar"][0].seq == 0
 
 
 def test_duplicates_and_frames_that_go_back_in_time_are_counted_and_change_nothing():
     align = aligner(max_wait_ms=None, imu=Nearest(20))
-    give(align, frame("imu", 0, 0), at_ms=0)
-    give(align, frame("imu", 0, 0), at_ms=1)
-    give(align, frame("imu", 1, -5), at_ms=2)
-    give(align, frame("camera", 0, 1), at_ms=3)
-    [aligned] = give(align, frame("imu", 2, 30), at_ms=31)
+    add(align, frame("imu", 0, 0), at_ms=0)
+    add(align, frame("imu", 0, 0), at_ms=1)
+    add(align, frame("imu", 1, -5), at_ms=2)
+    add(align, frame("camera", 0, 1), at_ms=3)
+    [aligned] = add(align, frame("imu", 2, 30), at_ms=31)
     assert aligned.frames["imu"][0].seq == 0
     assert align.take_counts() == {("imu", "duplicate"): 1, ("imu", "timestamp before the last one"): 1}
 
 
 def test_source_that_was_restarted_counts_from_zero_and_is_read_on():
     align = aligner(max_wait_ms=None, imu=Nearest(20))
-    give(align, frame("imu", 900, 0), at_ms=0)
-    give(align, frame("imu", 0, 500), at_ms=500)
-    [aligned] = give(align, frame("camera", 0, 500), at_ms=501)
+    add(align, frame("imu", 900, 0), at_ms=0)
+    add(align, frame("imu", 0, 500), at_ms=500)
+    [aligned] = add(align, frame("camera", 0, 500), at_ms=501)
     assert aligned.frames["imu"][0].capture_ns == 500 * MS
     assert not align.take_counts()
 
 
-def test_waiting_anchors_are_bounded_and_what_is_given_up_is_counted():
+def test_pending_anchors_are_bounded_and_dropped_ones_are_counted():
     align = Aligner("camera", {"imu": Nearest(20)}, max_wait_ns=None, max_pending=8)
     for i in range(20):
-        give(align, frame("camera", i, i * 10), at_ms=i * 10)
+        add(align, frame("camera", i, i * 10), at_ms=i * 10)
     assert align.take_counts() == {("camera", "too many anchors pending"): 12}
 
 
 def test_memory_does_not_grow_with_the_run():
     align = aligner(max_wait_ms=60, microphone=Window(before_ms=1000), imu=Nearest(5))
     for i in range(3000):
-        give(align, frame("microphone", i, i * 20, lasting_ms=20), at_ms=i * 20 + 20)
-        give(align, frame("imu", i, i * 20), at_ms=i * 20 + 20)
-        give(align, frame("camera", i, i * 20), at_ms=i * 20 + 20)
-    held = {name: len(stream.frames) for name, stream in align._buffers.items()}
-    assert held["microphone"] <= 60 and held["imu"] <= 5
+        add(align, frame("microphone", i, i * 20, lasting_ms=20), at_ms=i * 20 + 20)
+        add(align, frame("imu", i, i * 20), at_ms=i * 20 + 20)
+        add(align, frame("camera", i, i * 20), at_ms=i * 20 + 20)
+    buffered = {name: len(stream.frames) for name, stream in align._buffers.items()}
+    assert buffered["microphone"] <= 60 and buffered["imu"] <= 5
 
 
-def test_stream_far_ahead_is_told_to_wait_and_never_all_of_them():
+def test_a_stream_far_ahead_has_no_room_but_never_all_streams():
     align = aligner(max_wait_ms=None, imu=Nearest(20))
     for i in range(200):
         if align.has_room("imu"):
-            give(align, frame("imu", i, i * 10), at_ms=i)
+            add(align, frame("imu", i, i * 10), at_ms=i)
     assert not align.has_room("imu") and align.has_room("camera")
 
 
@@ -261,7 +261,7 @@ def interleave(streams: dict[str, list[Frame]], choices: Sequence[int]) -> list[
     return order + [item for items in left.values() for item in items]
 
 
-PICKS = {"microphone": Window(before_ms=100), "imu": Nearest(6)}
+POLICIES = {"microphone": Window(before_ms=100), "imu": Nearest(6)}
 choices = st.lists(st.integers(0, 5), max_size=90)
 
 
@@ -270,7 +270,7 @@ choices = st.lists(st.integers(0, 5), max_size=90)
 def test_in_proof_mode_the_result_does_not_depend_on_how_the_streams_interleave(streams, one, other):
     results = []
     for order in (one, other):
-        align = Aligner("camera", PICKS, max_wait_ns=None)
+        align = Aligner("camera", POLICIES, max_wait_ns=None)
         sets = [s for i, item in enumerate(interleave(streams, order)) for s in align.add(item, i)]
         results.append(content(sets + align.finish(10_000)))
     assert results[0] == results[1]
@@ -286,7 +286,7 @@ def test_the_result_does_not_depend_on_when_advance_is_called(streams, order, ga
         arrivals.append((item, at_ms * MS))
 
     def play(jittered: bool) -> list[tuple]:
-        align = Aligner("camera", PICKS, max_wait_ns=30 * MS)
+        align = Aligner("camera", POLICIES, max_wait_ns=30 * MS)
         sets: list[AlignedSet] = []
         last_ns = 0
         for item, arrival_ns in arrivals:
@@ -303,12 +303,12 @@ def test_the_result_does_not_depend_on_when_advance_is_called(streams, order, ga
 @settings(max_examples=150, deadline=None)
 @given(runs(), choices, st.lists(st.integers(0, 40), min_size=90, max_size=90), st.sampled_from([None, 0, 30]))
 def test_anchors_come_out_in_order_each_once_and_with_a_receipt_for_every_stream(streams, order, gaps_ms, max_wait_ms):
-    align = aligner(max_wait_ms=max_wait_ms, **PICKS)
+    align = aligner(max_wait_ms=max_wait_ms, **POLICIES)
     sets: list[AlignedSet] = []
     at_ms = 0
     for item, gap_ms in zip(interleave(streams, order), gaps_ms, strict=False):
         at_ms += gap_ms
-        sets += give(align, item, at_ms)
+        sets += add(align, item, at_ms)
     sets += align.finish((at_ms + 1000) * MS)
     anchors = [s.anchor_ns for s in sets]
     assert anchors == sorted(set(anchors))
@@ -320,8 +320,8 @@ def test_anchors_come_out_in_order_each_once_and_with_a_receipt_for_every_stream
 
 @settings(max_examples=150, deadline=None)
 @given(runs(), choices)
-def test_in_proof_mode_every_set_is_what_an_offline_matcher_finds_best(streams, order):
-    align = Aligner("camera", PICKS, max_wait_ns=None)
+def test_in_proof_mode_every_set_is_the_best_one_of_an_offline_matcher(streams, order):
+    align = Aligner("camera", POLICIES, max_wait_ns=None)
     sets = [s for i, item in enumerate(interleave(streams, order)) for s in align.add(item, i)]
     sets += align.finish(10_000)
     real = {name: [f for f in items if f.encoding != "none"] for name, items in streams.items()}
@@ -337,65 +337,65 @@ def test_in_proof_mode_every_set_is_what_an_offline_matcher_finds_best(streams, 
         assert [f.seq for f in aligned.frames.get("microphone", ())] == inside
 
 
-# --- a stream's own rhythm --------------------------------------------------------------------------------------------
+# --- a stream's minimum interval --------------------------------------------------------------------------------------
 
 
-def rhythm(align: Aligner, stream: str, times_ms: Sequence[float], *, delay_ms: float = 1) -> list[AlignedSet]:
-    return [s for i, t in enumerate(times_ms) for s in give(align, frame(stream, i, t), t + delay_ms)]
+def add_all(align: Aligner, stream: str, times_ms: Sequence[float], *, delay_ms: float = 1) -> list[AlignedSet]:
+    return [s for i, t in enumerate(times_ms) for s in add(align, frame(stream, i, t), t + delay_ms)]
 
 
-def test_learned_rhythm_answers_before_proof_and_says_so():
+def test_learned_interval_answers_before_proof_and_the_receipt_is_predicted():
     align = aligner(lidar=Nearest(60), max_wait_ms=100)
-    rhythm(align, "lidar", range(-2000, 1, 100))
-    [aligned] = give(align, frame("camera", 0, 30), at_ms=35)  # the next sweep cannot come before 100
+    add_all(align, "lidar", range(-2000, 1, 100))
+    [aligned] = add(align, frame("camera", 0, 30), at_ms=35)  # the next sweep cannot come before 100
     assert states(aligned)["lidar"] == "predicted"
     assert aligned.frames["lidar"][0].capture_ns == 0
 
 
-def test_rhythm_is_not_trusted_where_the_next_frame_may_be_nearer():
+def test_learned_interval_is_not_trusted_where_the_next_frame_may_be_nearer():
     align = aligner(lidar=Nearest(60), max_wait_ms=100)
-    rhythm(align, "lidar", range(-2000, 1, 100))
-    assert give(align, frame("camera", 0, 55), at_ms=56) == []
-    [aligned] = give(align, frame("lidar", 99, 100), at_ms=120)
+    add_all(align, "lidar", range(-2000, 1, 100))
+    assert add(align, frame("camera", 0, 55), at_ms=56) == []
+    [aligned] = add(align, frame("lidar", 99, 100), at_ms=120)
     assert states(aligned)["lidar"] == "nearest"
     assert aligned.frames["lidar"][0].capture_ns == 100 * MS
 
 
 def test_rate_that_doubles_breaks_at_most_one_answer_and_is_counted():
     align = aligner(lidar=Nearest(60), max_wait_ms=100)
-    rhythm(align, "lidar", range(-2000, 1, 100))
-    give(align, frame("camera", 0, 40), at_ms=41)
-    give(align, frame("lidar", 99, 50), at_ms=51)  # 40 was answered with 0, and 50 is nearer
+    add_all(align, "lidar", range(-2000, 1, 100))
+    add(align, frame("camera", 0, 40), at_ms=41)
+    add(align, frame("lidar", 99, 50), at_ms=51)  # 40 was answered with 0, and 50 is nearer
     assert align.take_counts() == {("lidar", "earlier than its rate predicts"): 1}
-    assert give(align, frame("camera", 1, 90), at_ms=91) == []  # from now on 50 ms is what the stream can do
+    assert add(align, frame("camera", 1, 90), at_ms=91) == []  # from now on 50 ms is what the stream can do
 
 
-def test_dropped_frames_do_not_shorten_the_learned_rhythm():
+def test_dropped_frames_do_not_shorten_the_learned_interval():
     align = aligner(lidar=Nearest(60), max_wait_ms=100)
-    rhythm(align, "lidar", [t for t in range(-3000, 1, 100) if t % 700 != 300])
-    assert len(give(align, frame("camera", 0, 30), at_ms=35)) == 1
+    add_all(align, "lidar", [t for t in range(-3000, 1, 100) if t % 700 != 300])
+    assert len(add(align, frame("camera", 0, 30), at_ms=35)) == 1
 
 
-def test_proof_mode_never_trusts_a_rhythm():
+def test_proof_mode_never_trusts_a_learned_interval():
     align = aligner(lidar=Nearest(60), max_wait_ms=None)
-    rhythm(align, "lidar", range(-2000, 1, 100))
-    assert give(align, frame("camera", 0, 30), at_ms=35) == []
+    add_all(align, "lidar", range(-2000, 1, 100))
+    assert add(align, frame("camera", 0, 30), at_ms=35) == []
 
 
-def test_tolerance_that_is_not_given_is_half_of_the_streams_own_period():
+def test_default_tolerance_is_half_of_the_streams_own_period():
     for camera_ms, missing in ((180, ()), (185, ("right",))):  # the last frame is at 168, and frames come every 33 ms
         align = aligner(right=Nearest(), max_wait_ms=10)
-        rhythm(align, "right", range(-3000, 200, 33))
-        sets = give(align, frame("camera", 0, camera_ms), at_ms=190)
+        add_all(align, "right", range(-3000, 200, 33))
+        sets = add(align, frame("camera", 0, camera_ms), at_ms=190)
         sets += align.advance(300 * MS)
         assert sets[-1].missing == missing
 
 
-def test_emit_now_sends_when_every_stream_has_something_that_fits():
+def test_emit_now_sends_when_every_stream_has_a_match():
     align = Aligner("left", {"right": Nearest(20)}, max_wait_ns=60 * MS, emit="now")
-    assert give(align, frame("left", 0, 0), at_ms=5) == []
-    [aligned] = give(align, frame("right", 0, 8), at_ms=14)
+    assert add(align, frame("left", 0, 0), at_ms=5) == []
+    [aligned] = add(align, frame("right", 0, 8), at_ms=14)
     assert aligned.missing == ()
-    give(align, frame("left", 1, 40), at_ms=45)
+    add(align, frame("left", 1, 40), at_ms=45)
     [late] = align.advance(200 * MS)[:1]
     assert late.missing == ("right",)

@@ -1,4 +1,4 @@
-"""Each policy rule answers found, nothing or wait, and `wait` only while a frame that may still come could change the answer."""
+"""Every sync policy answers Match, NoMatch or WAIT, and WAIT only while a later frame could change the answer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_nearest_prefers_the_earlier_of_two_equally_near_frames():
     assert seqs(ask(Nearest(20), at(0, 10), 5)) == [0]
 
 
-def test_nearest_says_exact_only_for_the_anchors_own_time():
+def test_nearest_is_exact_only_at_the_time_of_the_anchor():
     assert ask(Nearest(20), at(0, 10), 10).state == "exact"
     assert ask(Nearest(20), at(0, 10), 11).state == "nearest"
 
@@ -54,12 +54,12 @@ def test_nearest_waits_while_a_nearer_frame_may_still_come():
     assert seqs(ask(Nearest(20), frames, 8, complete_before_ms=16)) == [0]
 
 
-def test_nearest_waits_for_its_whole_tolerance_when_it_has_nothing():
+def test_nearest_without_a_frame_waits_for_its_whole_tolerance():
     assert ask(Nearest(20), [], 100, complete_before_ms=120) == WAIT
     assert isinstance(ask(Nearest(20), [], 100, complete_before_ms=120.001), NoMatch)
 
 
-def test_nearest_beyond_the_tolerance_is_nothing_and_says_how_far():
+def test_nearest_beyond_the_tolerance_is_no_match_and_names_the_distance():
     answer = ask(Nearest(20), at(0), 50)
     assert answer == NoMatch("the nearest is -50.0 ms away, tolerance 20 ms")
 
@@ -79,7 +79,7 @@ def test_latest_waits_until_nothing_can_come_before_the_anchor():
     assert seqs(ask(Latest(50), at(0), 10, complete_before_ms=10.001)) == [0]
 
 
-def test_latest_older_than_allowed_is_nothing():
+def test_latest_older_than_allowed_is_no_match():
     assert isinstance(ask(Latest(50), at(0), 51), NoMatch)
 
 
@@ -93,7 +93,7 @@ def test_window_waits_for_the_chunk_that_holds_its_end():
     assert ask(Window(before_ms=30), chunks, 45, complete_before_ms=40) == WAIT
 
 
-def test_window_with_a_lost_chunk_is_partial_and_says_how_much_is_missing():
+def test_window_with_a_lost_chunk_is_partial_and_names_the_missing_time():
     chunks = [chunk for chunk in at(0, 20, 40, 60, lasting_ms=20) if chunk.seq != 2]
     answer = ask(Window(before_ms=80), chunks, 80)
     assert answer.state == "partial"
@@ -110,7 +110,7 @@ def test_window_of_instants_holds_both_of_its_ends():
 
 
 @pytest.mark.parametrize("policy", [Nearest(20), Latest(50), Window(before_ms=30), Interpolate(30)], ids=repr)
-def test_no_rule_waits_for_a_stream_that_has_ended(policy):
+def test_no_policy_waits_for_a_stream_that_has_ended(policy):
     for frames in ([], at(0), at(100), at(0, 20, 40, lasting_ms=20)):
         assert ask(policy, frames, 50) != WAIT
 

@@ -1,6 +1,10 @@
-"""Names in recordings of earlier versions → the names of today. Recordings are not rewritten; they are translated on reading.
+"""Names in recordings and event logs of earlier versions → the names of today. Files are translated when they are read.
 
-The lines of event logs are translated in pipeline/alignment/event_log.py, because a log is also a file of its own.
+YAML keys in them are renamed by plugins.RENAMED; a config that a user writes is refused with the old key instead.
+
+Example:
+    current_reason("time went back")        # "timestamp before the last one"
+    current_event_line(b'["Told","camera",0,…]')   # b'["arrival","camera",0,…]'
 """
 
 from __future__ import annotations
@@ -10,22 +14,37 @@ from typing import Any
 
 import msgspec
 
-from pipeline.alignment.aligner import NOT_AN_INPUT, SET_ALREADY_SENT, TOO_MANY_PENDING
-from pipeline.alignment.stream_buffer import BACK_IN_TIME, EARLIER_THAN_PREDICTED
 from pipeline.frame import Health
 from pipeline.plugins import RENAMED
-from pipeline.transport.drop_reasons import OVERWRITTEN, REPLACED
 
 # Why a message was dropped, in the counters of a run. Version 0.1 → today.
-OLD_REASONS = {
-    "time went back": BACK_IN_TIME,
-    "sooner than ever before": EARLIER_THAN_PREDICTED,
-    "behind an anchor already made": SET_ALREADY_SENT,
-    "not asked for": NOT_AN_INPUT,
-    "too many anchors waiting": TOO_MANY_PENDING,
-    "a newer one came": REPLACED,
-    "overwritten in the ring": OVERWRITTEN,
+DROP_REASONS = {
+    "time went back": "timestamp before the last one",
+    "sooner than ever before": "earlier than its rate predicts",
+    "behind an anchor already made": "late: its set was already sent",
+    "not asked for": "not an input",
+    "too many anchors waiting": "too many anchors pending",
+    "a newer one came": "replaced by a newer frame",
+    "overwritten in the ring": "overwritten in shared memory",
 }
+# How a line of an event log begins. The rest of the line is the same. Version 0.1 → today.
+EVENT_LINE_STARTS = {
+    b'["Rules"': b'["config"',
+    b'["Told"': b'["arrival"',
+    b'["Sent"': b'["set"',
+    b'["Finished"': b'["finish"',
+}
+
+
+def current_event_line(line: bytes) -> bytes:
+    """A line of an event log."""
+    start, comma, rest = line.partition(b",")
+    current = EVENT_LINE_STARTS.get(start)
+    return line if current is None else current + comma + rest
+
+
+def current_reason(reason: str) -> str:
+    return DROP_REASONS.get(reason, reason)
 
 
 def current_options(options: Any) -> Any:
@@ -70,5 +89,5 @@ def _reasons(counts: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             current[key] = _reasons(value)
         else:
-            current[OLD_REASONS.get(key, key)] = value
+            current[current_reason(key)] = value
     return current
