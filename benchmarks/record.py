@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -55,6 +56,48 @@ def counted(path: Path) -> Counter[str]:
     return counts
 
 
+class Measured(NamedTuple):
+    took_s: float
+    size_bytes: int
+    counts: Counter[str]  # messages by stream
+    memory_mb: list[float]  # of the recorder, once a second
+
+
+def measure(folder: Path, expected: dict[str, int], *, jpeg: bool) -> Measured:
+    """Run the graph until its sources end; each part of the recording is counted and removed once the next one exists."""
+    path, graph = folder / "rec.mcap", folder / "graph.yaml"
+    streams = {"pictures": expected["camera"], "chunks": expected["microphone"]}
+    graph.write_text(GRAPH.format(**streams, path=path, jpeg="[camera]" if jpeg else "[]"))
+    counts: Counter[str] = Counter()
+    memory_mb: list[float] = []
+    start_s, part, size_bytes, minute = time.monotonic(), 0, 0, 0
+    run = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    recorder: psutil.Process | None = None
+    while run.poll() is None:
+        time.sleep(1.0)
+        while part_path(path, part + 1).exists():  # the part before it is closed
+            size_bytes += part_path(path, part).stat().st_size
+            counts += counted(part_path(path, part))
+            part += 1
+        try:
+            recorder = recorder or recorder_of(psutil.Process(run.pid))
+            if recorder is not None:
+                used = recorder.memory_info()
+                memory_mb.append((used.rss - used.shared) / 1e6)
+        except psutil.NoSuchProcess:
+            continue
+        if memory_mb and time.monotonic() - start_s >= 60 * (minute + 1):
+            minute += 1
+            print(f"{minute:4d} min: recorder {memory_mb[-1]:6.1f} MB, {part} files of 1 GB closed", flush=True)
+    if run.returncode != 0:
+        raise SystemExit(f"the run ended with exit code {run.returncode}")
+    took_s = time.monotonic() - start_s
+    size_bytes += part_path(path, part).stat().st_size
+    return Measured(took_s, size_bytes, counts + counted(part_path(path, part)), memory_mb)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--minutes", type=float, default=30.0)
@@ -62,46 +105,13 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="write the figures here")
     args = options.parse_args()
     expected = {"camera": round(args.minutes * 60 * RATE_HZ), "microphone": round(args.minutes * 60 * CHUNKS_HZ)}
-    counts: Counter[str] = Counter()
-    memory_mb: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        path, graph = Path(folder) / "rec.mcap", Path(folder) / "graph.yaml"
-        jpeg = "[camera]" if args.jpeg else "[]"
-        graph.write_text(GRAPH.format(pictures=expected["camera"], chunks=expected["microphone"], path=path, jpeg=jpeg))
-        start_s, part, bytes_, minute = time.monotonic(), 0, 0, 0
-        run = subprocess.Popen(
-            [sys.executable, str(ROOT / "run_pipeline.py"), "run", str(graph)], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
-        recorder: psutil.Process | None = None
-        while run.poll() is None:
-            time.sleep(1.0)
-            while part_path(path, part + 1).exists():  # the one before is closed
-                bytes_ += part_path(path, part).stat().st_size
-                counts += counted(part_path(path, part))
-                part += 1
-            try:
-                recorder = recorder or recorder_of(psutil.Process(run.pid))
-                if recorder is not None:
-                    used = recorder.memory_info()
-                    memory_mb.append((used.rss - used.shared) / 1e6)
-            except psutil.NoSuchProcess:
-                continue
-            if memory_mb and time.monotonic() - start_s >= 60 * (minute + 1):
-                minute += 1
-                print(
-                    f"{minute:4d} min of running: recorder {memory_mb[-1]:6.1f} MB, {part} files of 1 GB closed",
-                    flush=True,
-                )
-        if run.returncode != 0:
-            raise SystemExit(f"the run ended with exit code {run.returncode}")
-        took_s = time.monotonic() - start_s
-        bytes_ += part_path(path, part).stat().st_size
-        counts += counted(part_path(path, part))
+        took_s, size_bytes, counts, memory_mb = measure(Path(folder), expected, jpeg=args.jpeg)
     lost = {stream: expected[stream] - counts[stream] for stream in expected if expected[stream] != counts[stream]}
     quarter = max(1, len(memory_mb) // 4)
     second, last = np.mean(memory_mb[quarter : 2 * quarter]), np.mean(memory_mb[-quarter:])
     print(
-        f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {bytes_ / 1e9:.2f} GB, "
+        f"{args.minutes:g} min of 1080p and sound recorded in {took_s / 60:.1f} min: {size_bytes / 1e9:.2f} GB, "
         f"{counts.total()} messages, lost {lost or 'none'}"
     )
     print(
@@ -111,7 +121,7 @@ def main() -> None:
         figures = {
             "minutes": args.minutes,
             "took_s": took_s,
-            "bytes": bytes_,
+            "bytes": size_bytes,
             "counts": counts,
             "lost": lost,
             "memory_mb": memory_mb,

@@ -12,7 +12,14 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.file_frames import numbers, picture_frame, read_bytes, read_lines, text_frame
+from pipeline.recording.importers.file_frames import (
+    numbers,
+    picture_frame,
+    read_bytes,
+    read_lines,
+    series_frame,
+    text_frame,
+)
 from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 
 
@@ -41,8 +48,10 @@ def open_euroc(folder: Path) -> ImportSource:
         for i, (at_ns, rest) in enumerate(rows):
             if is_camera:
                 read = partial(picture_frame, sensor.name, at_ns, sensor / "data" / Path(rest).name, publish_ns=at_ns)
+            elif is_imu:
+                read = partial(_imu, sensor.name, at_ns, rest, where=f"{table}: row {i + 1}")
             else:
-                read = partial(_numbers, sensor.name, at_ns, rest, f"{table}: row {i + 1}", is_imu)
+                read = partial(series_frame, sensor.name, at_ns, rest, where=f"{table}: row {i + 1}")
             items.append(Item(at_ns, sensor.name, read))
         if (sensor / "sensor.yaml").is_file():
             name = f"{sensor.name}/sensor"
@@ -58,12 +67,10 @@ def _row(line: str, *, where: str) -> tuple[int, str]:
     return int(first), rest.strip()
 
 
-def _numbers(stream: str, at_ns: int, rest: str, where: str, is_imu: bool) -> Frame:
+def _imu(stream: str, at_ns: int, line: str, *, where: str) -> Frame:
     """EuRoC writes angular velocity, then acceleration; our order is the reverse."""
-    values = numbers(rest, where=where, count=6 if is_imu else None)
-    if is_imu:
-        return Frame(stream, -1, at_ns, "imu_f64", np.concatenate([values[3:], values[:3]]), publish_ns=at_ns)
-    return Frame(stream, -1, at_ns, "series_f32", values.astype(np.float32), publish_ns=at_ns)
+    values = numbers(line, where=where, count=6)
+    return Frame(stream, -1, at_ns, "imu_f64", np.concatenate([values[3:], values[:3]]), publish_ns=at_ns)
 
 
 def _yaml(stream: str, at_ns: int, path: Path) -> Frame:

@@ -115,6 +115,12 @@ def sweep_frame(stream: str, capture_ns: int, path: Path, **fields: Any) -> Fram
     return Frame(stream, -1, capture_ns, "points_xyzi_f32", points, **fields)
 
 
+def series_frame(stream: str, capture_ns: int, line: str, *, where: str) -> Frame:
+    """The numbers of a line as a "series_f32" frame."""
+    values = numbers(line, where=where).astype(np.float32)
+    return Frame(stream, -1, capture_ns, "series_f32", values, publish_ns=capture_ns)
+
+
 def numbers(line: str, *, where: str, count: int | None = None) -> npt.NDArray[np.float64]:
     """The numbers of a line, separated by commas or blanks. Raises ConfigError for other text, or another count."""
     try:

@@ -36,6 +36,7 @@ from pipeline.rig.transforms import rigid
 DRIVE_HZ = 10.0
 LIDAR_HEIGHT_M = 1.73  # of the Velodyne above the road, as KITTI published it
 OBJECT_STEP_NS = NS
+OXTS_TEXT = "oxts/text"
 # Columns of an oxts line: acceleration forward, left and up (m/s²), and the angular velocity about these axes (rad/s).
 OXTS_NUMBERS, ACCELERATION, TURNING = 30, slice(11, 14), slice(17, 20)
 
@@ -60,17 +61,12 @@ def _raw_sensors(folder: Path) -> list[Path]:
 
 
 def _open_raw(folder: Path) -> ImportSource:
-    infos, items, notes = [], [], []
+    infos: list[StreamInfo] = []
+    items: list[Item] = []
+    notes: list[str] = []
     hz = _rate_of_calib(folder)
-    first_ns: int | None = None
     for sensor in _raw_sensors(folder):
-        data = _data(sensor)
-        files = (
-            sorted(data.glob("*.bin")) + sorted(data.glob("*.txt"))
-            if not sensor.name.startswith("image")
-            else pictures_in(data)
-        )
-        files = [p for p in files if p.stem.isdecimal()]
+        files = _files(sensor)
         if not files:
             continue
         times_ns, ends_ns, has_timestamps = _times(sensor, files, hz)
@@ -78,39 +74,46 @@ def _open_raw(folder: Path) -> ImportSource:
             notes.append(
                 f"{sensor.name}: no timestamps.txt, so its times are the frames' numbers at {hz:g} Hz, from 0 on"
             )
-        first_ns = min(times_ns) if first_ns is None else min(first_ns, *times_ns)
-        encoding = {"i": "bgr8", "v": "points_xyzi_f32", "o": "imu_f64"}[sensor.name[0]]
-        infos.append(
-            StreamInfo(sensor.name, encoding, rate_hz(times_ns), 1, sensor.name, f"{folder.name}/{sensor.name}")
-        )
+        infos += _raw_infos(sensor, f"{folder.name}/{sensor.name}", rate_hz(times_ns))
         for path, at_ns, end_ns in zip(files, times_ns, ends_ns, strict=True):
-            match sensor.name[0]:
-                case "i":
-                    items.append(
-                        Item(at_ns, sensor.name, partial(picture_frame, sensor.name, at_ns, path, publish_ns=at_ns))
-                    )
-                case "v":
-                    read = partial(
-                        sweep_frame,
-                        sensor.name,
-                        at_ns,
-                        path,
-                        duration_ns=max(0, end_ns - at_ns),
-                        publish_ns=max(at_ns, end_ns),
-                    )
-                    items.append(Item(at_ns, sensor.name, read))
-                case _:
-                    items.append(Item(at_ns, sensor.name, partial(_imu, sensor.name, at_ns, path)))
-                    if "oxts/text" not in [info.stream for info in infos]:
-                        about = "position, speed and more, as KITTI's lines"
-                        infos.append(StreamInfo("oxts/text", "text_utf8", rate_hz(times_ns), 1, sensor.name, about))
-                    items.append(Item(at_ns, "oxts/text", partial(_text, "oxts/text", at_ns, path)))
-    infos_of_texts, texts = _calibration(folder, first_ns or 0)
-    labels, boxes = _labels(folder, {int(p.stem): at for p, at in _pictures_at(folder, hz)})
-    opened = from_items("KITTI raw", [*infos, *infos_of_texts, *labels], [*texts, *items, *boxes], notes)
+            items += _raw_items(sensor.name, path, at_ns, end_ns)
+    first_ns = min((item.capture_ns for item in items), default=0)
+    calibration_infos, calibration = _calibration(folder, first_ns)
+    label_infos, labels = _labels(folder, {int(p.stem): at for p, at in _pictures_at(folder, hz)})
+    opened = from_items("KITTI raw", [*infos, *calibration_infos, *label_infos], [*calibration, *items, *labels], notes)
     if (calib := folder / "calib.txt").is_file():
         opened.rig = partial(_rig, calib, [info.stream for info in infos])
     return opened
+
+
+def _files(sensor: Path) -> list[Path]:
+    data = _data(sensor)
+    is_camera = sensor.name.startswith("image")
+    files = pictures_in(data) if is_camera else sorted(data.glob("*.bin")) + sorted(data.glob("*.txt"))
+    return [p for p in files if p.stem.isdecimal()]
+
+
+def _raw_infos(sensor: Path, description: str, hz: float | None) -> list[StreamInfo]:
+    name = sensor.name
+    encoding = {"i": "bgr8", "v": "points_xyzi_f32", "o": "imu_f64"}[name[0]]
+    infos = [StreamInfo(name, encoding, hz, 1, name, description)]
+    if name.startswith("oxts"):
+        about = "position, speed and more, as KITTI's lines"
+        infos.append(StreamInfo(OXTS_TEXT, "text_utf8", hz, 1, name, about))
+    return infos
+
+
+def _raw_items(stream: str, path: Path, at_ns: int, end_ns: int) -> list[Item]:
+    """The frames of one file; end_ns: of a sweep."""
+    match stream[0]:
+        case "i":
+            return [Item(at_ns, stream, partial(picture_frame, stream, at_ns, path, publish_ns=at_ns))]
+        case "v":
+            times = {"duration_ns": max(0, end_ns - at_ns), "publish_ns": max(at_ns, end_ns)}
+            return [Item(at_ns, stream, partial(sweep_frame, stream, at_ns, path, **times))]
+        case _:
+            imu = Item(at_ns, stream, partial(_imu, stream, at_ns, path))
+            return [imu, Item(at_ns, OXTS_TEXT, partial(_text, OXTS_TEXT, at_ns, path))]
 
 
 def _rig(calib: Path, streams: list[str], ours: Callable[[str], str]) -> Rig:

@@ -8,11 +8,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.errors import ConfigError
-from pipeline.frame import Frame, StreamInfo
-from pipeline.recording.importers.file_frames import numbers, picture_frame, read_lines, seconds_ns
+from pipeline.frame import StreamInfo
+from pipeline.recording.importers.file_frames import picture_frame, read_lines, seconds_ns, series_frame
 from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 
 DEPTH_PER_MM = 5.0
@@ -49,7 +47,7 @@ def open_tum(folder: Path) -> ImportSource:
                     raise ConfigError(f"{table}: '{rest[:60]}' lies outside the folder. Correct the table")
                 read = partial(picture_frame, name, at_ns, path, depth_per_mm=DEPTH_PER_MM, publish_ns=at_ns)
             else:
-                read = partial(_numbers, name, at_ns, rest, f"{table}: row {i + 1}")
+                read = partial(series_frame, name, at_ns, rest, where=f"{table}: row {i + 1}")
             items.append(Item(at_ns, name, read))
     return from_items(
         "TUM RGB-D",
@@ -64,7 +62,3 @@ def _row(line: str, *, where: str) -> tuple[int, str]:
     if not rest.strip():
         raise ConfigError(f"{where}: found '{line[:40]}', expected seconds, then a file or numbers")
     return seconds_ns(first, where=where), rest.strip()
-
-
-def _numbers(stream: str, at_ns: int, rest: str, where: str) -> Frame:
-    return Frame(stream, -1, at_ns, "series_f32", numbers(rest, where=where).astype(np.float32), publish_ns=at_ns)
