@@ -40,7 +40,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """
+    """The description of one model.
+
     Args:
         temperature: Logits are divided by it before the softmax (> 0).
         made_by: The exact command, seed included.

@@ -19,7 +19,8 @@ from pipeline.metrics import Metrics
 
 
 class Engines:
-    """
+    """The engines of one task.
+
     Args:
         backend: As load() takes it.
         precision: "fp32", or "fp16" or "int8" for the models that have such a file.

@@ -49,7 +49,8 @@ class FaceState:
 
 
 class FaceClassifier:
-    """
+    """The states of all tracked faces.
+
     Args:
         engine: face (n, 1, 48, 48) → logits (n, labels), embedding (n, d).
         manifest: Of that network: its temperature.

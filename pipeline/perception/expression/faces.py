@@ -95,8 +95,13 @@ class Detector(Protocol):
 
 
 class FaceDetector:
-    """CenterFace (Xu et al. 2019). search_px: the longest side at which a whole picture is searched; faces smaller than
-    about a thirtieth of it are missed."""
+    """CenterFace (Xu et al. 2019).
+
+    Args:
+        engine: CenterFace, with free height and width.
+        search_px: Longest side at which a whole picture is searched (pixels). Faces smaller than about a thirtieth of
+            it are missed.
+    """
 
     def __init__(self, engine: Engine, *, search_px: int = 320) -> None:
         self._engine = engine
@@ -162,7 +167,12 @@ def overlap(a: Floats, b: Floats) -> float:
 
 
 class FaceTracker:
-    """Stable ids. State advances by the pictures' capture_ns alone, so the same pictures give the same tracks."""
+    """Stable ids. State advances by the pictures' capture_ns alone, so the same pictures give the same tracks.
+
+    Args:
+        detector: Detects the faces of a picture, or of windows of it.
+        max_faces: How many are tracked, the largest first (≥ 1).
+    """
 
     def __init__(self, detector: Detector, *, max_faces: int = 8) -> None:
         self._detector = detector

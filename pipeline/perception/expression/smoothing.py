@@ -25,6 +25,14 @@ PAUSE_MS = 2000.0  # after a longer gap the smoother starts again
 
 
 class FixedLag:
+    """The smoother of one stream of answers.
+
+    Args:
+        labels: Their number.
+        lag_ms: How much later an answer is reported (ms, ≥ 0).
+        dwell_ms: An expression's mean duration (ms, > 0).
+    """
+
     def __init__(self, labels: int, *, lag_ms: float, dwell_ms: float = DWELL_MS) -> None:
         if lag_ms < 0 or dwell_ms <= 0:
             raise ValueError("lag_ms must be at least 0, dwell_ms above 0")

@@ -69,7 +69,8 @@ class DecisionSchedule:
 
 
 class VoiceClassifier:
-    """
+    """The opinion of a voice network about the last seconds of the microphone.
+
     Args:
         engine: The network, with one input: `voice` (preprocessing.voice_tensor) or `samples` (n, k), the last k
             samples at 16 kHz as they are.
