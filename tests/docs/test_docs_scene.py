@@ -11,8 +11,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from pipeline.perception.obstacles.path_clearance import Corridor
+from pipeline.perception.obstacles.options import NESTED
 from pipeline.tasks.obstacles import Obstacles
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,25 +28,35 @@ def test_every_command_is_understood(command: str) -> None:
     assert run_pipeline.parser().parse_args(shlex.split(re.sub(r"\[.*", "", command))).function
 
 
-def test_the_options_of_obstacles_have_the_defaults_that_the_table_says() -> None:
+def options_table() -> list[tuple[type, str, str]]:
+    """(class, option, default) of each option in the page's table; `ground: {z_m}` is an option of GroundOptions."""
     table = re.search(r"\| option \| default \| \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", PAGE)
     assert table is not None
-    parameters = inspect.signature(Obstacles).parameters
+    options = []
     for row in table[1].splitlines():
         names, defaults = (cell.strip() for cell in row.split("|")[1:3])
         values = re.findall(r"\[[^]]*\]|[^,\s]+", defaults)
-        for name, text in zip(re.findall(r"`(\w+)`", names), values, strict=False):
-            value = parameters[name].default
-            if text[0].isdigit():
-                assert float(text) == value, name
-            else:
-                assert name in parameters, name
+        nested = re.fullmatch(r"`(\w+): \{([^}]*)\}`", names)
+        kind, listed = (NESTED[nested[1]], nested[2]) if nested else (Obstacles, names)
+        options += [(kind, name, value) for name, value in zip(re.findall(r"\w+", listed), values, strict=False)]
+    return options
 
 
-def test_the_corridor_of_the_page_is_the_default() -> None:
-    text = re.search(r"`corridor: \{([^}]*)\}`", PAGE)
-    assert text is not None
-    assert {name: float(value) for name, value in re.findall(r"(\w+): ([\d.]+)", text[1])} == vars(Corridor())
+@pytest.mark.parametrize(("kind", "name", "text"), options_table())
+def test_an_option_of_the_table_has_the_default_of_the_code(kind: type, name: str, text: str) -> None:
+    parameters = inspect.signature(kind).parameters
+    assert name in parameters
+    if text[0].isdigit():
+        assert float(text) == parameters[name].default
+    elif text[0] == "[":
+        assert tuple(yaml.safe_load(text)) == parameters[name].default
+
+
+def test_the_table_has_every_option_of_obstacles() -> None:
+    listed = {(kind, name) for kind, name, _ in options_table()}
+    for kind in (Obstacles, *NESTED.values()):
+        names = set(inspect.signature(kind).parameters) - set(NESTED)
+        assert {name for k, name in listed if k is kind} == names, kind
 
 
 def test_every_config_page_and_benchmark_that_is_named_exists() -> None:

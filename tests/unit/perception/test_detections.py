@@ -211,7 +211,7 @@ def test_a_wrong_description_is_refused_with_the_fix(option: object, message: st
         Detector.load(option, engines, LOG)  # type: ignore[arg-type]
 
 
-def test_layouts_are_told_apart_by_shapes_alone() -> None:
+def test_layouts_are_recognised_by_shapes_alone() -> None:
     def layout(**shapes: tuple[int, ...]) -> str:
         return layout_of(shapes, input_px=(320, 320), classes=80)
 
@@ -281,6 +281,6 @@ def test_boxes_are_read_from_json_and_from_kitti_labels() -> None:
         '[{"label": "x", "box_px": [0, 0, NaN, 5]}]',
     ],
 )
-def test_boxes_that_are_none_are_refused_with_what_was_found(text: str) -> None:
+def test_malformed_boxes_are_refused_with_a_quote(text: str) -> None:
     with pytest.raises(ValueError, match="found|area"):
         read_detections(text)

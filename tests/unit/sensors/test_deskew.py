@@ -63,7 +63,7 @@ def test_points_come_back_to_where_they_are():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_points_can_be_seen_from_any_time_of_the_sweep(share):
+def test_points_can_be_deskewed_to_any_time_of_the_sweep(share):
     points = world()
     [turned], [position] = pose_at(np.array([0.1 * share]))
     still = deskew(skewed(points), 0, from_rates(*rates(200)), at_ns=round(share * SWEEP_NS))
