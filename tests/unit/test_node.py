@@ -47,15 +47,15 @@ class Flaky(Source):
 def run_source(
     source: Source, *, lost: DeviceError | None = None, muted: bool = False
 ) -> tuple[list[Frame], list[tuple]]:
-    told: list[tuple] = []
+    states: list[tuple] = []
     sent: list[Frame] = []
-    source.context = Context("camera", ManualClock(), report_state=lambda state, note: told.append((state, note)))
+    source.context = Context("camera", ManualClock(), report_state=lambda state, note: states.append((state, note)))
     if muted:
         source.context.muted.set()
     if lost is None:
         source.open()
     run(source, InputQueue(source.context.clock, Metrics()), sent.append, lost=lost)
-    return sent, told
+    return sent, states
 
 
 class Wrong(Source):
@@ -69,7 +69,7 @@ class Wrong(Source):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda now_ns: Frame("camera", -1, now_ns, "series_f32", 20.5), "data is float, expected a numpy array"),
         (
@@ -83,23 +83,23 @@ class Wrong(Source):
         (lambda now_ns: 20.5, r"Wrong.frames\(\) yielded float, expected a pipeline.frame.Frame"),
     ],
 )
-def test_a_frame_that_no_reader_could_take_is_refused_where_it_was_made(make, said):
-    with pytest.raises((TypeError, ValueError), match=said):
+def test_an_invalid_frame_is_refused_at_its_source(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         run_source(Wrong(make))
 
 
-def test_lost_device_is_opened_again_and_the_silence_is_told_downstream():
-    sent, told = run_source(Flaky())
+def test_lost_device_is_opened_again_and_watermarks_are_sent_meanwhile():
+    sent, states = run_source(Flaky())
     assert [f.encoding for f in sent] == ["series_f32"] * 3 + ["none"] + ["series_f32"] * 3
     assert sent[3].reason == "camera: unplugged."
     assert sent[3].capture_ns == 300 * MS + NS // 2  # nothing can come before the next try
-    assert ("silent", "camera: unplugged. Trying again in 0.5 s.") in told
-    assert told[-1] == ("running", "")
+    assert ("silent", "camera: unplugged. Trying again in 0.5 s.") in states
+    assert states[-1] == ("running", "")
 
 
 def test_back_off_doubles_while_the_device_stays_away():
-    sent, told = run_source(Flaky(pulls=4))
-    waits = [note.split("again in ")[1] for state, note in told if state == "silent"]
+    sent, states = run_source(Flaky(pulls=4))
+    waits = [note.split("again in ")[1] for state, note in states if state == "silent"]
     assert waits == ["0.5 s.", "1.0 s.", "2.0 s.", "4.0 s."]
     assert [f.seq for f in sent] == list(range(len(sent)))
 
@@ -124,21 +124,21 @@ def test_absent_source_keeps_saying_so_until_it_is_stopped():
 
     source = Flaky()
     sent: list[Frame] = []
-    told: list[tuple] = []
-    source.context = Context("microphone", Stopping(), report_state=lambda *t: told.append(t))
+    states: list[tuple] = []
+    source.context = Context("microphone", Stopping(), report_state=lambda *t: states.append(t))
     lost = DeviceError("microphone: PortAudio is missing.", retry=False)
     run(source, InputQueue(source.context.clock, Metrics()), sent.append, lost=lost)
     assert source.opened == 0
     assert {f.encoding for f in sent} == {"none"}
     until = [f.capture_ns for f in sent]
     assert until == sorted(until) and until[-1] > 20 * NS
-    assert told[0] == ("absent", "microphone: PortAudio is missing.")
+    assert states[0] == ("absent", "microphone: PortAudio is missing.")
 
 
 def test_muted_source_sends_silence_instead_of_data():
-    sent, told = run_source(Flaky(pulls=0), muted=True)
+    sent, states = run_source(Flaky(pulls=0), muted=True)
     assert {(f.encoding, f.reason, f.data.size) for f in sent} == {("none", "muted", 0)}
-    assert told[0] == ("muted", "")
+    assert states[0] == ("muted", "")
 
 
 def test_frames_the_device_lost_leave_a_gap_in_seq():
@@ -171,14 +171,14 @@ class Double(Transform):
 def test_transform_ends_when_all_its_inputs_have_and_sends_what_it_still_held():
     node = Double()
     node.context = Context("emotion", ManualClock(start_ns=100), ("a", "b"))
-    inbox = InputQueue(node.context.clock, node.context.metrics)
+    input_queue = InputQueue(node.context.clock, node.context.metrics)
     for source in ("a", "b"):
-        inbox.open(source)
-    inbox.put("a", Frame("a", 0, 0, "none"))
-    inbox.end("a")
-    inbox.end("b")
+        input_queue.open(source)
+    input_queue.put("a", Frame("a", 0, 0, "none"))
+    input_queue.end("a")
+    input_queue.end("b")
     sent: list[Prediction] = []
-    run(node, inbox, sent.append, sources=("a", "b"))
+    run(node, input_queue, sent.append, sources=("a", "b"))
     assert len(sent) == 2
     assert node.context.metrics.received == {"a": 1}
 
@@ -186,34 +186,34 @@ def test_transform_ends_when_all_its_inputs_have_and_sends_what_it_still_held():
 def test_prediction_carries_its_total_latency_and_what_was_neither_data_nor_model():
     node = Double()
     node.context = Context("emotion", ManualClock(start_ns=5 * MS), ("a",))
-    inbox = InputQueue(node.context.clock, node.context.metrics)
-    inbox.open("a")
-    inbox.put("a", Frame("a", 0, 0, "none"))
-    inbox.end("a")
+    input_queue = InputQueue(node.context.clock, node.context.metrics)
+    input_queue.open("a")
+    input_queue.put("a", Frame("a", 0, 0, "none"))
+    input_queue.end("a")
     sent: list[Prediction] = []
-    run(node, inbox, sent.append, sources=("a",))
+    run(node, input_queue, sent.append, sources=("a",))
     assert sent[0].timing_ns["total"] == 5 * MS
     assert node.context.metrics.latency("rest").count == 2
 
 
 def test_sink_sees_everything_then_the_end():
-    seen: list[str] = []
+    received: list[str] = []
 
     class Keep(Sink):
         def consume(self, arrival: Arrival) -> None:
-            seen.append(arrival.source)
+            received.append(arrival.source)
 
         def finish(self) -> None:
-            seen.append("end")
+            received.append("end")
 
     node = Keep()
     node.context = Context("keep", ManualClock(), ("a",), stopping=threading.Event())
-    inbox = InputQueue(node.context.clock, node.context.metrics)
-    inbox.open("a")
-    inbox.put("a", Frame("a", 0, 0, "none"))
-    inbox.end("a")
-    run(node, inbox, seen.append, sources=("a",))
-    assert seen == ["a", "end"]
+    input_queue = InputQueue(node.context.clock, node.context.metrics)
+    input_queue.open("a")
+    input_queue.put("a", Frame("a", 0, 0, "none"))
+    input_queue.end("a")
+    run(node, input_queue, received.append, sources=("a",))
+    assert received == ["a", "end"]
 
 
 # --- the align node on the harness ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""log_mel hears the same thing wherever a stream is cut; voice_tensor takes the gain out and says what was not heard."""
+"""log_mel gives the same columns wherever a stream is cut; voice_tensor removes the gain and marks what is missing."""
 
 from __future__ import annotations
 
@@ -54,42 +54,42 @@ def test_less_than_one_window_is_refused() -> None:
         log_mel(np.zeros(639, np.float32))
 
 
-def test_a_column_counts_as_heard_when_all_that_it_looks_back_at_was() -> None:
-    heard = np.ones(16_000, bool)
-    heard[8_000:8_100] = False
-    columns = complete_columns(heard)
+def test_a_column_is_complete_when_all_samples_of_its_window_are_valid() -> None:
+    valid = np.ones(16_000, bool)
+    valid[8_000:8_100] = False
+    columns = complete_columns(valid)
     assert columns.shape == (100,)
     assert np.flatnonzero(~columns).tolist() == [0, 1, 2, 50, 51, 52, 53]  # the first three look back at nothing
 
 
 def test_tensor_is_the_same_at_any_gain() -> None:
-    sound, heard = murmur(3.0), np.ones(48_000, bool)
-    assert voice_tensor(sound, heard) == pytest.approx(voice_tensor(sound * 0.3, heard), abs=0.01)
+    sound, valid = murmur(3.0), np.ones(48_000, bool)
+    assert voice_tensor(sound, valid) == pytest.approx(voice_tensor(sound * 0.3, valid), abs=0.01)
 
 
 def test_tensor_takes_the_last_3_s() -> None:
-    sound, heard = murmur(5.0), np.ones(80_000, bool)
-    assert np.array_equal(voice_tensor(sound, heard), voice_tensor(sound[-48_000:], heard[-48_000:]))
+    sound, valid = murmur(5.0), np.ones(80_000, bool)
+    assert np.array_equal(voice_tensor(sound, valid), voice_tensor(sound[-48_000:], valid[-48_000:]))
 
 
-def test_a_short_sound_ends_at_the_right_and_the_rest_was_not_heard() -> None:
+def test_a_short_sound_is_right_aligned_and_the_rest_is_invalid() -> None:
     tensor = voice_tensor(murmur(1.0), np.ones(16_000, bool))
     assert tensor.shape == (2, 64, VOICE_FRAMES) and tensor.dtype == np.float32
     assert not tensor[:, :, :200].any()
     assert tensor[1, :, 203:].all() and tensor[0, :, 203:].max() > 0.9
 
 
-def test_what_was_not_heard_changes_nothing() -> None:
-    sound, heard = murmur(3.0), np.ones(48_000, bool)
-    heard[10_000:20_000] = False
+def test_invalid_samples_change_nothing() -> None:
+    sound, valid = murmur(3.0), np.ones(48_000, bool)
+    valid[10_000:20_000] = False
     other = sound.copy()
     other[10_000:20_000] = 0.9
-    assert np.array_equal(voice_tensor(sound, heard), voice_tensor(other, heard))
+    assert np.array_equal(voice_tensor(sound, valid), voice_tensor(other, valid))
     assert not voice_tensor(sound, np.zeros(48_000, bool)).any()
 
 
 def test_nothing_below_60_db_reaches_the_network() -> None:
-    heard = np.ones(48_000, bool)
+    valid = np.ones(48_000, bool)
     speech = np.concatenate([np.zeros(24_000, np.float32), tone(500, seconds=1.5, amplitude=0.5)])
     hiss = np.random.default_rng(0).normal(0, 1e-5, 48_000).astype(np.float32)
-    assert not voice_tensor(speech + hiss, heard)[0, :, :150].any()
+    assert not voice_tensor(speech + hiss, valid)[0, :, :150].any()

@@ -30,10 +30,10 @@ def test_each_point_of_a_timed_sweep_keeps_its_own_time_and_others_have_the_midd
 
 def test_a_depth_picture_and_a_sweep_of_the_same_wall_are_the_same_points():
     depth = Frame("depth", 0, 0, "depth_u16_mm", np.full((480, 640), 3000, np.uint16))
-    found = cloud(depth, rigid(FORWARD, (0.2, 0, 0.6)), LENS)
-    assert found.shape == (320 * 240, 3) and found.dtype == np.float32
-    assert np.allclose(found[:, 0], 3.2, atol=1e-5)
-    corner = found[0]  # the picture's upper left: left and up
+    points_m = cloud(depth, rigid(FORWARD, (0.2, 0, 0.6)), LENS)
+    assert points_m.shape == (320 * 240, 3) and points_m.dtype == np.float32
+    assert np.allclose(points_m[:, 0], 3.2, atol=1e-5)
+    corner = points_m[0]  # the picture's upper left: left and up
     assert corner[1] == pytest.approx(3.0 * 319.5 / 400, abs=1e-4) and corner[2] == pytest.approx(
         0.6 + 3.0 * 239.5 / 400, abs=1e-4
     )

@@ -27,7 +27,7 @@ AROUND = SceneState(
     sounds=(Sound("rain", 0.8),),
 )
 CAR = Subject(1, (10, 20, 30, 40), (), 0.9, label="car", range_m=7.5, position_m=(7.0, 1.0, 0.5), closing_mps=-0.5)
-SAID = Prediction(
+PREDICTION = Prediction(
     "scene",
     5,
     ("street", "coast"),
@@ -40,20 +40,20 @@ SAID = Prediction(
 )
 
 
-def test_a_cell_is_found_by_its_place_and_what_lies_outside_is_unknown():
+def test_a_cell_is_looked_up_by_position_and_unknown_outside_the_grid():
     assert GRID.at(-0.6, 0.4) == FREE
     assert GRID.at(-0.1, 0.1) == OCCUPIED
     assert GRID.at(-1.1, 0.1) == GRID.at(9.0, 0.0) == UNKNOWN
 
 
 def test_what_is_around_comes_back_from_a_recording_as_it_was():
-    again = decode("sensorium.Prediction", encode(SAID, 0, "scene"))
-    assert again.record() == SAID.record()
+    again = decode("sensorium.Prediction", encode(PREDICTION, 0, "scene"))
+    assert again.record() == PREDICTION.record()
     assert again.surroundings.free_space.cells.tolist() == GRID.cells.tolist()
 
 
 def test_its_json_is_what_the_schema_says_and_a_grid_is_a_picture_of_letters():
-    record = SAID.record()
+    record = PREDICTION.record()
     jsonschema.validate(json.loads(json.dumps(record)), json.loads(SCHEMA.read_text()))
     assert record["surroundings"]["free_space"]["rows"] == ["?.", ".#"]
     assert record["subjects"][0]["label"] == "car"
