@@ -1,4 +1,5 @@
-"""What somebody else adds to Sensorium in one file of their own: a source, a sync policy, a task, and nodes between them.
+"""What somebody else adds to Sensorium in one file of their own: a source, a sync policy, a task, and nodes between
+them.
 
     mood: {use: infer, task: "third_party:Mood", inputs: [align]}
 
@@ -132,7 +133,9 @@ class Stopper(Sink):
 
 
 class Busy(Sink):
-    """Computes in pure Python in a second thread, without a pause if asked to; at the end writes how late messages arrived."""
+    """Computes in pure Python in a second thread, without a pause if asked to; at the end writes how late messages
+    arrived.
+    """
 
     def __init__(self, *, computes: bool, path: str) -> None:
         self.computes, self.path = computes, path

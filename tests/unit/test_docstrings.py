@@ -40,7 +40,9 @@ def parsed(block: str) -> ast.Module:
 
 
 def called(module: ModuleType, example: ast.Module) -> Iterator[tuple[ast.Call, Any, int]]:
-    """Each call of something of the module or of an instance of its classes, what it calls, and what `self` takes of it."""
+    """Each call of something of the module or of an instance of its classes, what it calls, and what `self` takes of
+    it.
+    """
     constructed = {}
     for node in ast.walk(example):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):

@@ -119,7 +119,8 @@ def test_mcap_is_imported_by_the_files_named_for_it_only() -> None:
 
 
 def test_only_clock_asks_the_system_what_time_it_is() -> None:
-    """The wall clock jumps; a node is given its clock (durations may be measured with time.monotonic and perf_counter)."""
+    """The wall clock jumps; a node is given its clock (durations may be measured with time.monotonic and perf_counter).
+    """
     asked = [
         f"{where}:{node.lineno} {ast.unparse(node)}"
         for where in files(*LIVE)
@@ -362,8 +363,9 @@ def test_pipeline_names_no_node() -> None:
 
 
 def test_hints_name_the_command_by_the_constant() -> None:
-    """`sensorium` or `python run_pipeline.py`, as the user started it: pipeline.installation.COMMAND. What training notes in
-    a model's manifest stays as it was run."""
+    """`sensorium` or `python run_pipeline.py`, as the user started it: pipeline.installation.COMMAND. What training
+    notes in a model's manifest stays as it was run.
+    """
     spelt_out = []
     for where in files("pipeline", "nodes", "calibration"):
         tree = parsed(where)

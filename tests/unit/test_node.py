@@ -216,7 +216,8 @@ def test_sink_sees_everything_then_the_end():
     assert received == ["a", "end"]
 
 
-# --- the align node on the harness ----------------------------------------------------------------------------------------
+# --- the align node on the harness
+# ----------------------------------------------------------------------------------------
 
 
 def test_align_node_answers_on_the_stage_without_a_socket():

@@ -62,10 +62,10 @@ def test_the_rig_itself_is_left_out():
             "320 × 240 px, but its lens is known for 640 × 480",
         ),
         (Frame("lidar", 0, 0, "points_xyzit_f32", np.ones((7, 4), np.float32)), None, "shape (7, 4)"),
-        (Frame("imu", 0, 0, "imu_f64", np.ones(6)), None, "no cloud"),
+        (Frame("imu", 0, 0, "imu_f64", np.ones(6)), None, "has no points"),
     ],
 )
-def test_what_is_no_cloud_is_refused_with_the_reason(frame, lens, says):
+def test_a_frame_without_points_is_refused_with_the_reason(frame, lens, says):
     with pytest.raises(ValueError) as error:
         cloud(frame, np.eye(4), lens)
     assert says in str(error.value)
