@@ -7,7 +7,7 @@ Example:
     with pipeline.subscribe("camera", Frame) as frames:      # Subscription[Frame]
         for frame in frames:
             show(frame.data)
-    print(frames.lost)                                       # {} or {"lost in transport": 3}
+    print(dict(frames.lost))                                 # {} or {"lost in transport": 3}
 """
 
 from __future__ import annotations
