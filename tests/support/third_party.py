@@ -134,12 +134,13 @@ class Stopper(Sink):
 
 class Busy(Sink):
     """Computes in pure Python in a second thread, without a pause if asked to; at the end writes how late messages
-    arrived.
+    arrived, and for which share of the time other programs had the core that this one needed, longer than `pause_ms`.
     """
 
-    def __init__(self, *, computes: bool, path: str) -> None:
-        self.computes, self.path = computes, path
+    def __init__(self, *, computes: bool, path: str, pause_ms: float = 2.0) -> None:
+        self.computes, self.path, self.pause_ms = computes, path, pause_ms
         self.late_ms: list[float] = []
+        self.paused_s = self.computed_s = 0.0
 
     def open(self) -> None:
         self._ended = threading.Event()
@@ -147,9 +148,16 @@ class Busy(Sink):
             threading.Thread(target=self._compute, daemon=True).start()
 
     def _compute(self) -> None:
-        number = 1
+        number, wall_s, cpu_s = 1, time.perf_counter(), time.process_time()
         while not self._ended.is_set():
-            number = number * 31 % 1_000_003
+            for _ in range(1000):
+                number = number * 31 % 1_000_003
+            now_s, now_cpu_s = time.perf_counter(), time.process_time()
+            # Of the whole process: while its other threads run, the processor is not somebody else's.
+            waited_s = (now_s - wall_s) - (now_cpu_s - cpu_s)
+            self.paused_s += waited_s if waited_s * 1e3 > self.pause_ms else 0.0
+            self.computed_s += now_s - wall_s
+            wall_s, cpu_s = now_s, now_cpu_s
 
     def consume(self, arrival: Arrival) -> None:
         self.late_ms.append((arrival.arrival_ns - arrival.message.publish_ns) / 1e6)
@@ -158,4 +166,6 @@ class Busy(Sink):
         self._ended.set()
         measured = self.late_ms[10:]  # the first ones find a process that is still loading
         with open(self.path, "w") as file:
-            json.dump({"count": len(measured), "p99_ms": float(np.percentile(measured, 99)) if measured else 0.0}, file)
+            p99_ms = float(np.percentile(measured, 99)) if measured else 0.0
+            paused = self.paused_s / self.computed_s if self.computed_s else 0.0
+            json.dump({"count": len(measured), "p99_ms": p99_ms, "paused": paused}, file)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import psutil
 import pytest
 from running import a_file, finished
 
 pytestmark = [pytest.mark.system, pytest.mark.paced]
 
 P99_MS = 2.0
-QUIET_PERCENT = 15
 
 
-def arrival_p99_ms(folder: Path, *, computes: bool) -> float:
-    """p99 of arrival − publish (ms) of 1080p pictures at a node; with `computes`, a thread of its process computes."""
+def arrivals_of(folder: Path, *, computes: bool) -> dict[str, float]:
+    """p99_ms: arrival − publish of full-size pictures at a node beside which a thread computes, or not. paused: the share of
+    the time for which that thread waited longer than P99_MS for a processor that another program had."""
     graph = a_file(
         folder,
         f"""
@@ -29,19 +28,24 @@ def arrival_p99_ms(folder: Path, *, computes: bool) -> float:
     assert "unaccounted: none" in done.stdout
     arrivals: dict[str, float] = json.loads((folder / "arrivals.json").read_text())
     assert arrivals["count"] > 100
-    return arrivals["p99_ms"]
+    return arrivals
 
 
 def test_python_that_computes_without_a_pause_does_not_delay_an_arrival(folder: Path) -> None:
     """Only on an idle machine: a computing thread that another program displaces from its core holds the interpreter
     lock meanwhile, and nothing in Python can prevent that."""
-    measured = []
+    measured, undecided = [], ""
     for _ in range(3):
-        if (other := psutil.cpu_percent(interval=1.0)) > QUIET_PERCENT:
-            pytest.skip(f"this machine is busy ({other:.0f} % of its cores): an arrival would wait for other programs")
-        if (busy_ms := arrival_p99_ms(folder, computes=True)) <= P99_MS:
+        busy = arrivals_of(folder, computes=True)
+        if busy["p99_ms"] <= P99_MS:
             return
-        if (idle_ms := arrival_p99_ms(folder, computes=False)) > P99_MS:
-            pytest.skip(f"this machine wakes a process late even when nothing computes: {idle_ms:.1f} ms")
-        measured.append(f"idle {idle_ms:.1f} ms, computing {busy_ms:.1f} ms")
+        if busy["paused"] > 0.01:  # more than one arrival in a hundred fell into such a wait
+            undecided = f"other programs had its core {busy['paused']:.0%} of the time, {P99_MS:g} ms or more at once"
+            continue
+        if (idle_ms := arrivals_of(folder, computes=False)["p99_ms"]) > P99_MS:
+            undecided = f"messages arrive late even where nothing computes: {idle_ms:.1f} ms"
+            continue
+        measured.append(f"idle {idle_ms:.1f} ms, computing {busy['p99_ms']:.1f} ms")
+    if undecided:
+        pytest.skip(f"this machine cannot decide: {undecided}")
     pytest.fail(f"p99 of an arrival: {'; '.join(measured)}; at most {P99_MS} ms")
