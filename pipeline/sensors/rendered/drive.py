@@ -9,7 +9,7 @@ Example:
     drive = Drive(seed=0)
     image = drive.camera(at_ns)                    # (360, 640, 3) uint8 BGR, an instant
     points = drive.sweep(start_ns)                 # (n, 5) float32, points_xyzit_f32 in the lidar's frame
-    points, ids = drive.labelled_sweep(start_ns)   # ids: of the thing each point fell on, 0 the ground
+    points, ids = drive.labelled_sweep(start_ns)   # ids: of each point's thing, 0 the ground
     depth = drive.depth(at_ns)                     # (180, 320) uint16, millimetres
     for thing in drive.truth(at_ns): print(thing.kind, thing.centre_m, thing.velocity_mps)
     rig()                                          # the sensors' lenses and poses, as configs/rigs/rendered.yaml has them

@@ -1,4 +1,4 @@
-"""Packets → sweeps, with packets of our own making whose every point and time is known."""
+"""Packets → sweeps, with generated packets whose every point and time is known."""
 
 from __future__ import annotations
 
@@ -21,16 +21,13 @@ OUSTER_NS = NS // 640  # between its packets
 GAP = "packets missing"
 
 
-@pytest.fixture(scope="module")
-def turns() -> tuple[list[bytes], Truth]:
-    """Four turns of a VLP-16 and a little more."""
-    return vlp16(310)
-
-
-@pytest.fixture(scope="module")
-def frames() -> tuple[str, list[bytes], list[Truth]]:
-    pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
-    return ouster(4)
+def packets_of(
+    sensor: str, vlp16_packets: tuple[list[bytes], Truth], ouster_packets: tuple[str, list[bytes], list[Truth]]
+) -> tuple[str, list[bytes], int]:
+    """The sensor's metadata, its packets and the time between them in ns."""
+    if sensor == "velodyne":
+        return "", vlp16_packets[0], PACKET_NS
+    return ouster_packets[0], ouster_packets[1], OUSTER_NS
 
 
 def by_time(sweeps: Sequence[Sweep]) -> tuple[np.ndarray, np.ndarray]:
@@ -46,15 +43,15 @@ def points_in(sweeps: Sequence[Sweep]) -> int:
 
 
 def missing(sweeps: Sequence[Sweep]) -> int:
-    message = [part for sweep in sweeps for part in sweep.reason.split("; ") if GAP in part]
-    return sum(int(part.split()[0]) for part in message)
+    gaps = [part for sweep in sweeps for part in sweep.reason.split("; ") if GAP in part]
+    return sum(int(part.split()[0]) for part in gaps)
 
 
 # Geometry and time
 
 
-def test_every_point_of_a_vlp16_is_where_and_when_it_was(turns):
-    raw, truth = turns
+def test_every_point_of_a_vlp16_is_where_and_when_it_was(vlp16_packets):
+    raw, truth = vlp16_packets
     sweeps, lost, decoder = decoded(sent(raw), cut_deg=0.0)
     xyz, at_ns = by_time(sweeps)
     assert len(xyz) == len(truth.xyz) and not lost
@@ -66,8 +63,8 @@ def test_every_point_of_a_vlp16_is_where_and_when_it_was(turns):
 
 
 @pytest.mark.parametrize("cut_deg", [0.0, 90.0, 180.0, 271.3])
-def test_sweeps_are_cut_at_the_azimuth_that_was_asked_for(turns, cut_deg):
-    sweeps, _, _ = decoded(sent(turns[0], start_ns=7 * NS), cut_deg=cut_deg)
+def test_sweeps_are_cut_at_the_requested_azimuth(vlp16_packets, cut_deg):
+    sweeps, _, _ = decoded(sent(vlp16_packets[0], start_ns=7 * NS), cut_deg=cut_deg)
     turn_ns = 900 * 110_592  # 360° / 0.4° a block
     for before, after in pairwise(sweeps[1:]):
         assert abs(before.duration_ns - turn_ns) < 2000
@@ -83,8 +80,8 @@ def test_sweeps_are_cut_at_the_azimuth_that_was_asked_for(turns, cut_deg):
     assert "only" in sweeps[-1].reason and ("only" in sweeps[0].reason or cut_deg == 0)
 
 
-def test_every_point_of_an_ouster_is_where_and_when_it_was(frames):
-    metadata, raw, truths = frames
+def test_every_point_of_an_ouster_is_where_and_when_it_was(ouster_packets):
+    metadata, raw, truths = ouster_packets
     sweeps, lost, decoder = decoded(sent(raw, every_ns=OUSTER_NS), "ouster", metadata)
     assert len(sweeps) == 4 and not lost and decoder.rate_hz == 10.0
     for k, (sweep, truth) in enumerate(zip(sweeps, truths, strict=True)):
@@ -105,18 +102,18 @@ def test_every_point_of_an_xt32_is_where_and_when_it_was():
     assert [sweep.reason for sweep in sweeps[:2]] == ["", ""] and abs(sweeps[1].duration_ns - 100_000_000) < 1000
 
 
-def test_points_out_of_range_are_left_out(turns, frames):
-    near, _, _ = decoded(sent(turns[0]), min_range_m=4.0, max_range_m=7.0)
+def test_points_out_of_range_are_left_out(vlp16_packets, ouster_packets):
+    near, _, _ = decoded(sent(vlp16_packets[0]), min_range_m=4.0, max_range_m=7.0)
     ranges_m = np.linalg.norm(by_time(near)[0], axis=1)
     assert 3.9 < ranges_m.min() and ranges_m.max() < 7.1 and len(ranges_m) > 10_000
-    nearer, _, _ = decoded(sent(frames[1], every_ns=OUSTER_NS), "ouster", frames[0], max_range_m=4.0)
+    nearer, _, _ = decoded(sent(ouster_packets[1], every_ns=OUSTER_NS), "ouster", ouster_packets[0], max_range_m=4.0)
     assert len(nearer) == 4 and 0 < len(nearer[0].data) < 64 * 1024
 
 
 # The sensor's clock
 
 
-def test_the_wrap_of_the_hour_is_no_jump(turns):
+def test_the_wrap_of_the_hour_is_no_jump(vlp16_packets):
     raw, truth = vlp16(310, since_hour_ns=HOUR_NS - 150 * PACKET_NS)
     sweeps, lost, decoder = decoded(sent(raw), cut_deg=0.0)
     xyz, at_ns = by_time(sweeps)
@@ -148,9 +145,9 @@ def test_an_ouster_whose_clock_is_set_or_whose_frame_number_wraps_stays_right():
     assert np.abs(np.diff([sweep.capture_ns for sweep in sweeps]) - NS // 10).max() < 1_000_000
 
 
-def test_late_arrivals_do_not_move_the_time(turns):
+def test_late_arrivals_do_not_move_the_time(vlp16_packets):
     chance = np.random.default_rng(3)
-    late = [(raw, at_ns + int(chance.exponential(3e6))) for raw, at_ns in sent(turns[0])]
+    late = [(raw, at_ns + int(chance.exponential(3e6))) for raw, at_ns in sent(vlp16_packets[0])]
     sweeps, _, _ = decoded(late, cut_deg=0.0)
     for k, sweep in enumerate(sweeps[:3]):
         assert abs(sweep.capture_ns - 200_000 - k * 900 * 110_592) < max(sweep.clock_error_ns, 200_000)
@@ -162,8 +159,8 @@ def test_late_arrivals_do_not_move_the_time(turns):
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
 @pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
-def test_lost_packets_are_reported_and_counted(turns, frames, sensor, share):
-    metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
+def test_lost_packets_are_reported_and_counted(vlp16_packets, ouster_packets, sensor, share):
+    metadata, raw, every_ns = packets_of(sensor, vlp16_packets, ouster_packets)
     received = lossy(sent(raw, every_ns=every_ns), share)
     sweeps, lost, _ = decoded(received, sensor, metadata)
     gone = len(raw) - len(received)
@@ -176,8 +173,8 @@ def test_lost_packets_are_reported_and_counted(turns, frames, sensor, share):
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
 @pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
-def test_reordered_packets_find_their_sweep_or_are_counted(turns, frames, sensor, share):
-    metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
+def test_reordered_packets_find_their_sweep_or_are_counted(vlp16_packets, ouster_packets, sensor, share):
+    metadata, raw, every_ns = packets_of(sensor, vlp16_packets, ouster_packets)
     whole, _, _ = decoded(sent(raw, every_ns=every_ns), sensor, metadata)
     sweeps, lost, _ = decoded(reordered(sent(raw, every_ns=every_ns), share), sensor, metadata)
     a_packet = points_in(whole) // len(raw)
@@ -188,8 +185,8 @@ def test_reordered_packets_find_their_sweep_or_are_counted(turns, frames, sensor
 
 
 @pytest.mark.parametrize("sensor", ["velodyne", "ouster"])
-def test_a_thousand_malformed_packets_are_counted_and_harm_nobody(turns, frames, sensor):
-    metadata, raw, every_ns = ("", turns[0], PACKET_NS) if sensor == "velodyne" else (frames[0], frames[1], OUSTER_NS)
+def test_a_thousand_malformed_packets_are_counted_and_harm_nobody(vlp16_packets, ouster_packets, sensor):
+    metadata, raw, every_ns = packets_of(sensor, vlp16_packets, ouster_packets)
     good = sent(raw, every_ns=every_ns)
     bad = list(garbage(1000, len(raw[0])))
     mixed = list(good)
@@ -205,8 +202,8 @@ def test_a_thousand_malformed_packets_are_counted_and_harm_nobody(turns, frames,
 
 
 @pytest.mark.parametrize("sensor", ["velodyne", "hesai", "ouster"])
-def test_packets_with_flipped_bytes_end_nothing(turns, frames, sensor):
-    raw = {"velodyne": turns[0], "hesai": xt32(300)[0], "ouster": frames[1]}[sensor]
+def test_packets_with_flipped_bytes_end_nothing(vlp16_packets, ouster_packets, sensor):
+    raw = {"velodyne": vlp16_packets[0], "hesai": xt32(300)[0], "ouster": ouster_packets[1]}[sensor]
     chance = np.random.default_rng(5)
     bent = []
     for k, packet in enumerate(raw * 3):
@@ -215,7 +212,7 @@ def test_packets_with_flipped_bytes_end_nothing(turns, frames, sensor):
         where = chance.integers(0, 64 if heads else len(changed), 1 + k % 6)
         changed[where] = chance.integers(0, 256, len(where))
         bent.append((changed.tobytes(), k * PACKET_NS))
-    sweeps, lost, decoder = decoded(bent, sensor, frames[0] if sensor == "ouster" else "")
+    sweeps, lost, decoder = decoded(bent, sensor, ouster_packets[0] if sensor == "ouster" else "")
     assert sweeps and all(np.isfinite(sweep.data).all() and sweep.duration_ns >= 0 for sweep in sweeps)
     starts_ns = [sweep.capture_ns for sweep in sweeps]
     assert starts_ns == sorted(set(starts_ns))
@@ -226,10 +223,10 @@ def test_packets_with_flipped_bytes_end_nothing(turns, frames, sensor):
     ("byte", "flags", "model"),
     [(0x21, 1, "HDL32E"), (0x24, 1, "PuckHiRes"), (0x28, 1, "VLP32C"), (0xA1, 4, "VLS128"), (0x55, 2, "HDL64E_S3")],
 )
-def test_packets_of_the_other_models_become_whole_sweeps(turns, byte, flags, model):
+def test_packets_of_the_other_models_become_whole_sweeps(vlp16_packets, byte, flags, model):
     import velodyne_decoder
 
-    raw = np.frombuffer(b"".join(turns[0]), np.uint8).reshape(-1, 1206).copy()
+    raw = np.frombuffer(b"".join(vlp16_packets[0]), np.uint8).reshape(-1, 1206).copy()
     raw[:, 1205] = byte
     for block in range(12):  # `flags` laser banks fire at one azimuth
         raw[:, 100 * block + 1] = (0xEE, 0xDD, 0xCC, 0xBB)[block % flags]
@@ -248,16 +245,16 @@ def test_packets_of_the_other_models_become_whole_sweeps(turns, byte, flags, mod
     assert [len(sweep.data) for sweep in sweeps[1:3]] == [28800] * 2 and not sweeps[1].reason
 
 
-def test_a_first_packet_that_claims_another_model_is_outvoted(turns):
-    raw, truth = turns
+def test_a_first_packet_that_claims_another_model_is_outvoted(vlp16_packets):
+    raw, truth = vlp16_packets
     sweeps, lost, decoder = decoded(sent([raw[0][:-1] + b"\x21", *raw[1:]]), cut_deg=0.0)
     assert lost["malformed packets"] <= 3 and decoder.describe() == "Velodyne VLP16"
     xyz, _ = by_time(sweeps)
     assert np.linalg.norm(xyz[-10_000:] - truth.xyz[-10_000:], axis=1).max() < 1.1e-3
 
 
-def test_a_packet_of_the_right_form_with_a_wrong_time_is_left_out(turns):
-    good = sent(turns[0])
+def test_a_packet_of_the_right_form_with_a_wrong_time_is_left_out(vlp16_packets):
+    good = sent(vlp16_packets[0])
     foreign = [
         (raw, good[10 * k + 5][1]) for k, raw in enumerate(vlp16(30, from_deg=77.0, since_hour_ns=2000 * NS)[0][::2])
     ]
@@ -266,16 +263,18 @@ def test_a_packet_of_the_right_form_with_a_wrong_time_is_left_out(turns):
     assert lost == Counter({"malformed packets": 15}) and not any("jumped" in sweep.reason for sweep in sweeps)
 
 
-def test_packets_that_come_twice_are_taken_once(turns, frames):
-    twice = [packet for packet in sent(turns[0]) for _ in range(2)]
+def test_packets_that_come_twice_are_taken_once(vlp16_packets, ouster_packets):
+    twice = [packet for packet in sent(vlp16_packets[0]) for _ in range(2)]
     sweeps, lost, _ = decoded(twice)
-    assert lost == Counter({"packets that came twice": len(turns[0])})
-    assert points_in(sweeps) == len(turns[1].xyz)
-    sweeps, lost, _ = decoded([p for p in sent(frames[1], every_ns=OUSTER_NS) for _ in range(2)], "ouster", frames[0])
-    assert lost == Counter({"packets that came twice": len(frames[1])}) and len(sweeps) == 4
+    assert lost == Counter({"packets that came twice": len(vlp16_packets[0])})
+    assert points_in(sweeps) == len(vlp16_packets[1].xyz)
+    sweeps, lost, _ = decoded(
+        [p for p in sent(ouster_packets[1], every_ns=OUSTER_NS) for _ in range(2)], "ouster", ouster_packets[0]
+    )
+    assert lost == Counter({"packets that came twice": len(ouster_packets[1])}) and len(sweeps) == 4
 
 
-def test_a_silence_ends_the_sweep_and_says_so(turns):
+def test_a_silence_ends_the_sweep_and_says_so(vlp16_packets):
     raw, _ = vlp16(2000)
     packets = sent(raw)
     sweeps, lost, decoder = decoded([*packets[:400], *packets[1400:]])

@@ -252,7 +252,7 @@ def test_an_extra_that_is_missing_says_what_to_do(tmp_path):
         "except Exception as error: print(error)\n"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    message = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path
     ).stdout
-    assert "lidar 'roof'" in message and "velodyne-decoder" in message and "scripts/setup lidar" in message
+    assert "lidar 'roof'" in output and "velodyne-decoder" in output and "scripts/setup lidar" in output

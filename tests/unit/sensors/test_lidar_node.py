@@ -1,4 +1,4 @@
-"""The nodes of a lidar: packets from captures and recordings, anybody's points, and what is wrong message with its fix."""
+"""The nodes of a lidar: packets from captures and recordings, your own decoder, and errors with their fixes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lidars import Truth, decoded, ouster, sent, vlp16, write_pcap
+from lidars import decoded, sent, write_pcap
 
 from nodes.lidar import Lidar
 from nodes.sweeps import Sweeps
@@ -22,38 +22,28 @@ pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/s
 OUSTER_NS = NS // 640  # between its packets
 
 
-@pytest.fixture(scope="module")
-def turns() -> tuple[list[bytes], Truth]:
-    """Four turns of a VLP-16 and a little more."""
-    return vlp16(310)
-
-
-@pytest.fixture(scope="module")
-def frames() -> tuple[str, list[bytes], list[Truth]]:
-    pytest.importorskip("ouster.sdk", reason="needs the extra ouster: scripts/setup ouster")
-    return ouster(4)
-
-
 def a_capture(folder: Path, raw: Sequence[bytes]) -> Path:
     return write_pcap(folder / "drive.pcap", sent(raw, start_ns=1_700_000_000 * NS), 2368)
 
 
-def test_a_capture_is_played_from_the_run_s_start(turns, tmp_path):
-    frames = play(Lidar(sensor="velodyne", device=str(a_capture(tmp_path, turns[0]))), name="roof", start_ns=50 * NS)
+def test_a_capture_is_played_from_the_run_s_start(vlp16_packets, tmp_path):
+    frames = play(
+        Lidar(sensor="velodyne", device=str(a_capture(tmp_path, vlp16_packets[0]))), name="roof", start_ns=50 * NS
+    )
     assert len(frames) == 5 and [f.seq for f in frames] == list(range(5))
     assert {(f.stream, f.encoding) for f in frames} == {("roof", "points_xyzit_f32")}
     assert abs(frames[0].capture_ns - 50 * NS) < 2_000_000 and frames[1].publish_ns >= frames[1].end_ns - 2_000_000
     assert frames[0].data.dtype == np.float32 and frames[0].data.shape[1] == 5 and not frames[0].data.flags.writeable
 
 
-def test_a_capture_that_loops_goes_on_in_time(turns, tmp_path):
-    frames = play(Lidar(sensor="velodyne", device=str(a_capture(tmp_path, turns[0])), loop=True), count=12)
+def test_a_capture_that_loops_goes_on_in_time(vlp16_packets, tmp_path):
+    frames = play(Lidar(sensor="velodyne", device=str(a_capture(tmp_path, vlp16_packets[0])), loop=True), count=12)
     starts_ns = [f.capture_ns for f in frames]
     assert starts_ns == sorted(set(starts_ns)) and starts_ns[-1] > 0.8 * NS
 
 
-def test_recorded_packets_give_the_same_sweeps_as_the_network(turns):
-    packets = sent(turns[0], start_ns=9 * NS)
+def test_recorded_packets_give_the_same_sweeps_as_the_network(vlp16_packets):
+    packets = sent(vlp16_packets[0], start_ns=9 * NS)
     expected, _, _ = decoded(packets)
     with NodeHarness(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as harness:
         for k, (raw, at_ns) in enumerate(packets):
@@ -69,8 +59,8 @@ def test_recorded_packets_give_the_same_sweeps_as_the_network(turns):
         )
 
 
-def test_recorded_packets_of_an_ouster_wait_for_their_metadata(frames):
-    metadata, raw, _ = frames
+def test_recorded_packets_of_an_ouster_wait_for_their_metadata(ouster_packets):
+    metadata, raw, _ = ouster_packets
     with NodeHarness(Sweeps(sensor="ouster"), inputs=["lidar", "lidar/metadata"], name="points") as harness:
         harness.send(
             "lidar/metadata", Frame("lidar/metadata", 0, 0, "calibration", np.frombuffer(metadata.encode(), np.uint8))
@@ -81,8 +71,8 @@ def test_recorded_packets_of_an_ouster_wait_for_their_metadata(frames):
     assert len(harness.emitted) == 4
 
 
-def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(turns):
-    packets = sent(turns[0][:150])
+def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(vlp16_packets):
+    packets = sent(vlp16_packets[0][:150])
     with NodeHarness(Sweeps(sensor="velodyne"), inputs=["lidar"], name="points") as harness:
         for k, (raw, at_ns) in enumerate(packets):
             harness.send("lidar", Frame("lidar", k, at_ns, "packet", np.frombuffer(raw, np.uint8)), at_ns=at_ns)
@@ -98,13 +88,13 @@ def test_a_silent_stream_of_packets_is_a_silent_stream_of_sweeps(turns):
     )
 
 
-# What is wrong is message with its fix
+# Errors state their fix
 
 
-def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
+def test_an_ouster_without_metadata_says_where_to_get_it(ouster_packets, tmp_path):
     for node in (
         Lidar(sensor="ouster"),
-        Lidar(sensor="ouster", device=str(write_pcap(tmp_path / "a.pcap", sent(frames[1][:9]), 7502))),
+        Lidar(sensor="ouster", device=str(write_pcap(tmp_path / "a.pcap", sent(ouster_packets[1][:9]), 7502))),
     ):
         with pytest.raises(ConfigError, match="api/v1/sensor/metadata.*options: {metadata: "):
             play(node, count=1)
@@ -112,8 +102,8 @@ def test_an_ouster_without_metadata_says_where_to_get_it(frames, tmp_path):
         NodeHarness(Sweeps(sensor="ouster"), inputs=["lidar"])
 
 
-def test_metadata_beside_a_capture_is_used(frames, tmp_path):
-    metadata, raw, _ = frames
+def test_metadata_beside_a_capture_is_used(ouster_packets, tmp_path):
+    metadata, raw, _ = ouster_packets
     (tmp_path / "os1.json").write_text(metadata)
     capture = write_pcap(tmp_path / "os1-drive.pcap", sent(raw, every_ns=OUSTER_NS), 7502)
     assert len(play(Lidar(sensor="ouster", device=str(capture)))) == 4
@@ -127,7 +117,7 @@ def test_metadata_that_is_none_is_refused(tmp_path, text):
         play(Lidar(sensor="ouster", options={"metadata": str(tmp_path / "wrong.json")}), count=1)
 
 
-def test_a_capture_of_another_sensor_is_refused(turns, tmp_path):
+def test_a_capture_of_another_sensor_is_refused(vlp16_packets, tmp_path):
     capture = write_pcap(tmp_path / "other.pcap", [(b"x" * 900, k) for k in range(9)], 2368)
     with pytest.raises(ConfigError, match="'velodyne' can read none of the packets to port 2368"):
         play(Lidar(sensor="velodyne", device=str(capture)))
