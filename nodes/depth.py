@@ -1,5 +1,6 @@
 """Depth camera (RealSense): depth aligned to its colour picture, and the colour picture, both with exposure times.
 
+Example:
     depth:  {use: depth, process: rgbd, width_px: 640, height_px: 480, rate_hz: 30}
     camera: {use: depth, process: rgbd, width_px: 640, height_px: 480, rate_hz: 30, colour: true}
 

@@ -1,5 +1,6 @@
 """Deskew: sweeps as if the lidar had stood still while it turned, by an IMU or odometry.
 
+Example:
     points: {use: deskew, inputs: [lidar, imu]}
     points: {use: deskew, inputs: [lidar, imu, odometry], rig: rig.yaml}
 

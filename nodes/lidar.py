@@ -1,5 +1,6 @@
 """Lidar: sweeps of a lidar whose packets come over the network, or out of a capture of them (.pcap).
 
+Example:
     lidar: {use: lidar, sensor: velodyne}
     lidar: {use: lidar, sensor: ouster, options: {metadata: os1.json}}
     lidar: {use: lidar, sensor: velodyne, device: drive.pcap}

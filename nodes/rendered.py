@@ -1,5 +1,6 @@
 """Rendered: one sensor of a small drive that our own code renders. Rendered, not real. No hardware and no data needed.
 
+Example:
     lidar:  {use: rendered, sensor: lidar, beams: 32}
     camera: {use: rendered, sensor: camera, trigger_ms: 40}      # taken when the lidar looks ahead
     depth:  {use: rendered, sensor: depth, trigger_ms: 40}

@@ -1,5 +1,6 @@
 """Sweeps: the packets of a lidar in a recording or a bag → the sweeps that nodes/lidar.py sends live.
 
+Example:
     lidar:  {use: replay, path: drive.mcap}                     # a stream of packets
     lidar/metadata: {use: replay, path: drive.mcap}             # of an Ouster: needed to read the packets
     points: {use: sweeps, sensor: ouster, inputs: [lidar, lidar/metadata]}

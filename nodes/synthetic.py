@@ -1,5 +1,6 @@
 """Synthetic: a generated stream of any encoding with exactly known contents. No hardware needed.
 
+Example:
     camera:     {use: synthetic, encoding: bgr8, rate_hz: 30, width_px: 640, height_px: 360, jitter_ms: 3}
     microphone: {use: synthetic, encoding: pcm_f32, rate_hz: 50, delay_ms: 20}
     lidar:      {use: synthetic, encoding: points_xyzi_f32, rate_hz: 10, drop_percent: 1, seed: 7}

@@ -1,5 +1,6 @@
 """Predictions → JSON over UDP, one datagram a prediction, for a robot's own program or a bridge to another system.
 
+Example:
     robot: {use: udp, inputs: [scene], address: "127.0.0.1:9870"}
     robot: {use: udp, inputs: [scene], address: "192.168.1.20:9870", allow_remote: true, grid: true}
 

@@ -1,5 +1,6 @@
 """Objects with range: a detector's boxes in the picture, and the range of each by a lidar or depth camera.
 
+Example:
     objects: {use: infer, task: objects, inputs: [align], options: {detector: auto, rig: rig.yaml}}
 
 Without points the boxes come without ranges; without a detector, and where no other program sends boxes, there are

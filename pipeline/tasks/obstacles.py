@@ -1,7 +1,7 @@
 """Obstacles, free space and the clearance of the path ahead, from lidars and depth cameras: AlignedSet → Prediction.
 
-    obstacles: {use: infer, task: obstacles, inputs: [align], process: align, options: {rig: rig.yaml, corridor:
-        {width_m: 1.9}}}
+Example:
+    obstacles: {use: infer, task: obstacles, inputs: [align], options: {rig: rig.yaml, corridor: {width_m: 1.9}}}
 
 `label` is the state of the path ahead, `surroundings` the rest. A prototype's eyes, not a safety function: it misses,
 without saying so, glass, holes in the ground, what is thinner than its beams, and what is outside its sensors' view.
@@ -59,8 +59,8 @@ class Obstacles(Task):
             height_m: Height of the sensors above the ground (m), without a rig file. Default 1.7: a lidar on a car's
                 roof.
             ego_box_m: [x from, x to, y from, y to] of the rig itself in the base frame (m): points in it are left out.
-            stride_px: Every how manieth pixel of a depth picture is used, in both directions (px, ≥ 1). Default 2: a
-                quarter of the points, which lie closer than the clusters' cells.
+            stride_px: Use every n-th pixel of a depth picture, in both directions (px, ≥ 1). Default 2: a quarter of the
+                points, which are still denser than the clusters' cells.
             range_m: Obstacles farther than this are not tracked (m, > 1). Default 60: beyond, a car has few points.
             ground: {z_m, max_step_m, clearance_m}: the ground, and what can be driven over and under (GroundOptions).
             grid: {x_m, y_m, cell_m, sectors}: the free-space grid and the sectors (GridOptions).

@@ -6,6 +6,7 @@ without the others. Points and depth measure positions, the camera names objects
 gives sound events. "clear" ahead needs fresh points that show free ground; without them it is "unknown". A prototype's
 eyes, not a safety function.
 
+Example:
     scene: {use: infer, task: scene, inputs: [align], options: {rig: rig.yaml, corridor: {width_m: 1.2, length_m: 10}}}
 """
 
@@ -77,8 +78,8 @@ class Scene(Task):
             streams: The streams of points and depth to use. Default: all of them.
             height_m: Height of the first sensor above the ground (m), without a rig file. Default 1.7: a car's roof.
             ego_box_m: [x from, x to, y from, y to] of the rig itself in the base frame (m): points in it are left out.
-            stride_px: Every how manieth pixel of a depth picture is used, in both directions (px, ≥ 1). Default 2: a
-                quarter of the points, which lie closer than the clusters' cells.
+            stride_px: Use every n-th pixel of a depth picture, in both directions (px, ≥ 1). Default 2: a quarter of the
+                points, which are still denser than the clusters' cells.
             range_m: Obstacles farther than this are not tracked (m, > 1). Default 60: beyond, a car has few points.
             ground: {z_m, max_step_m, clearance_m}: the ground, and what can be driven over and under (GroundOptions).
             grid: {x_m, y_m, cell_m, sectors}: the free-space grid and the sectors (GridOptions).
