@@ -138,6 +138,12 @@ def test_differences_are_printed_with_receipts_and_small_ones_pass_where_allowed
     assert list(compare([RECORD], [other], within=1e-4)) == []
 
 
+def test_predictions_of_another_model_differ_in_fields_without_a_distance():
+    other = RECORD | {"probs": {"c": 1.0}, "subjects": [{}], "opinions": [{}]}
+    (difference,) = compare([RECORD], [other])
+    assert difference.fields == ("opinions", "probs", "subjects") and difference.max_probability == 0.0
+
+
 def test_a_file_without_predictions_is_refused_with_the_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n")
