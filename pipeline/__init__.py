@@ -19,8 +19,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.alignment.sync_policies import WAIT, Match, NoMatch, SyncPolicy
-    from pipeline.clock import Clock, LiveClock, ManualClock, PtsClock, SampleClock
+    from pipeline.alignment.sync_policies import WAIT, Answer, Match, NoMatch, SyncPolicy
+    from pipeline.clock import NS, Clock, LiveClock, ManualClock, PtsClock, SampleClock
     from pipeline.errors import (
         AssetError,
         ConfigError,
@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from pipeline.task import Task
 
 __all__ = [
+    "NS",
     "WAIT",
     "AlignedSet",
+    "Answer",
     "Arrival",
     "AssetError",
     "Clock",
@@ -104,8 +106,8 @@ __all__ = [
 
 # Where each name is defined.
 _MODULES = {
-    "pipeline.alignment.sync_policies": ("WAIT", "Match", "NoMatch", "SyncPolicy"),
-    "pipeline.clock": ("Clock", "LiveClock", "ManualClock", "PtsClock", "SampleClock"),
+    "pipeline.alignment.sync_policies": ("WAIT", "Answer", "Match", "NoMatch", "SyncPolicy"),
+    "pipeline.clock": ("NS", "Clock", "LiveClock", "ManualClock", "PtsClock", "SampleClock"),
     "pipeline.errors": (
         "AssetError",
         "ConfigError",

@@ -1,5 +1,4 @@
-"""A run of the command line as a user has it: in a folder of its own, with its own runs folder, waited for by events.
-"""
+"""A run of the command line as a user has it: in a folder of its own, with its own runs folder, waited for by events."""
 
 from __future__ import annotations
 

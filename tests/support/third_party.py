@@ -1,9 +1,9 @@
-"""What somebody else adds to Sensorium in one file of their own: a source, a sync policy, a task, and nodes between
-them.
+"""A user's extension in one file: a source, a sync policy, a task, and nodes between them, from the public surface alone.
 
+Example:
     mood: {use: infer, task: "third_party:Mood", inputs: [align]}
 
-The tests run it as a user would: named in a YAML, from the folder where the command is given.
+The tests run it as a user would: named in a YAML, from the folder where the command runs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,30 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from pipeline.alignment.sync_policies import WAIT, Answer, Match, NoMatch
-from pipeline.clock import NS, Clock
-from pipeline.errors import ConfigError, DeviceError
-from pipeline.frame import AlignedSet, Frame, Message, Prediction, StreamInfo
-from pipeline.node import Arrival, Sink, Source, Transform
-from pipeline.task import Task
+from pipeline import (
+    NS,
+    WAIT,
+    AlignedSet,
+    Answer,
+    Arrival,
+    Clock,
+    ConfigError,
+    DeviceError,
+    Frame,
+    Match,
+    Message,
+    NoMatch,
+    Prediction,
+    Sink,
+    Source,
+    StreamInfo,
+    Task,
+    Transform,
+)
 
 
 class Thermometer(Source):
-    """A device that is not there, until the file `device` exists."""
+    """A device that is connected once the file `device` exists."""
 
     def __init__(self, *, device: str, rate_hz: float = 20.0) -> None:
         self.device, self.rate_hz = device, rate_hz
@@ -153,7 +167,7 @@ class Busy(Sink):
             for _ in range(1000):
                 number = number * 31 % 1_000_003
             now_s, now_cpu_s = time.perf_counter(), time.process_time()
-            # Of the whole process: while its other threads run, the processor is not somebody else's.
+            # Of the whole process: while its other threads run, the CPU is not another program's.
             waited_s = (now_s - wall_s) - (now_cpu_s - cpu_s)
             self.paused_s += waited_s if waited_s * 1e3 > self.pause_ms else 0.0
             self.computed_s += now_s - wall_s

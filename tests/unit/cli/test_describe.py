@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cli.describe import INPUT_KEYS, NODE_KEYS, documented, in_yaml, options_of, print_described, print_list
+from pipeline.cli.describe import (
+    INPUT_KEYS,
+    KINDS,
+    NODE_KEYS,
+    documented,
+    in_yaml,
+    options_of,
+    print_described,
+    print_list,
+)
 from pipeline.errors import ConfigError
 from pipeline.node import Node, Source
+from pipeline.plugins import all_named
 from pipeline.runtime import config
 from pipeline.task import Task, find_task
 
@@ -67,6 +77,18 @@ def test_every_task_is_listed_and_described(capsys: pytest.CaptureFixture[str]) 
         assert f"  {name} " in listed
         print_described(name, Task)
         assert f"Options of {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("base", [Node, Task])
+def test_every_option_of_every_node_and_task_is_documented(base: type) -> None:
+    _, package = KINDS[base]
+    silent = [
+        f"{name}.{option.name}"
+        for name, kind in all_named(base, package).items()
+        for option in options_of(kind)
+        if not option.text
+    ]
+    assert silent == []
 
 
 def test_a_task_asked_for_as_a_node_is_recognised_and_the_other_way_round() -> None:
