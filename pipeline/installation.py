@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent
 IS_WHEEL = (PACKAGE / "configs").is_dir()
 ROOT = PACKAGE if IS_WHEEL else PACKAGE.parent
 MODELS, CONFIGS = ROOT / "models", ROOT / "configs"
-# What a hint tells the user to type. The console script `sensorium` sets the variable, for the processes it starts as well.
+# The command that hints name. The console script `sensorium` sets the variable, also for the processes it starts.
 COMMAND = os.environ.get("SENSORIUM_COMMAND") or ("sensorium" if IS_WHEEL else "python run_pipeline.py")
 
 

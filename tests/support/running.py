@@ -1,4 +1,4 @@
-"""A run of the command line as a user has it: in a folder of its own, with its own runs folder, waited for by events."""
+"""Runs the command line as a user does: in a folder of its own, with its own run folder."""
 
 from __future__ import annotations
 

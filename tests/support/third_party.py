@@ -1,4 +1,4 @@
-"""A user's extension in one file: a source, a sync policy, a task, and nodes between them, from the public surface alone.
+"""A user's extension in one file: a source, a sync policy, a task and other nodes, from the public surface alone.
 
 Example:
     mood: {use: infer, task: "third_party:Mood", inputs: [align]}

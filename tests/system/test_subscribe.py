@@ -1,4 +1,4 @@
-"""Three ways into a running pipeline, and its published schema. The pipeline is one file of somebody else's, third_party.py."""
+"""Three ways to read a running pipeline, and its published schema. Its nodes are those of third_party.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ SCHEMA = json.loads((ROOT / "docs" / "prediction.schema.json").read_text())
 THIRD_PARTY = """
     camera: {use: synthetic, encoding: series_f32, rate_hz: 40, seed: 1}
     smooth: {use: "third_party:Smoother", inputs: [camera], process: one}
-    align: {use: align, inputs: [camera, smooth], anchor: camera, process: one, sync: {smooth: {policy: "third_party:First"}}}
+    align: {use: align, inputs: [camera, smooth], anchor: camera, process: one,
+            sync: {smooth: {policy: "third_party:First"}}}
     emotion: {use: infer, task: "third_party:Mood", inputs: [align], process: one, options: {threshold: 0.5}}
 """
 
