@@ -48,7 +48,7 @@ JITTER, DRAWS = 0.05, 20  # of a box's edges, in shares of its sides; how often
 
 
 class Labelled(NamedTuple):
-    """truth_m: along the ground, as the module says."""
+    """truth_m: along the ground, as described above."""
 
     label: str
     occluded: int  # KITTI: 0 fully visible, 1 partly, 2 largely hidden, 3 unknown
@@ -149,7 +149,7 @@ def right(range_m: float | None, truth_m: float) -> bool:
 
 
 class Cost(NamedTuple):
-    """ms of the thread's own CPU. least: what it is when nothing else wears the cache."""
+    """ms of the thread's own CPU. least: without other programs in the cache."""
 
     median: float
     least: float
@@ -159,7 +159,7 @@ class Cost(NamedTuple):
 
 
 def costs_ms(acts: dict[str, Callable[[], object]], times: int = 25) -> dict[str, Cost]:
-    """Of each, in turns, so that what else goes on meets all of them alike."""
+    """Of each, in turns, so that other load affects all of them alike."""
     took: dict[str, list[float]] = {name: [] for name in acts}
     for _ in range(times):
         for name, act in acts.items():

@@ -1,9 +1,9 @@
-"""Writes the rendered drive's rig, or looks at it without a graph.
+"""Writes the rig of the rendered drive, a picture of it, or the time that rendering takes; without a graph.
 
 Example:
     python -m pipeline.sensors.rendered --rig configs/rigs/rendered.yaml
-    python -m pipeline.sensors.rendered --picture street.png --at 12.5          # the camera's picture at that second
-    python -m pipeline.sensors.rendered --time # ms a picture, sweep and depth picture take here
+    python -m pipeline.sensors.rendered --picture street.png --at 12.5     # the camera's picture at that second
+    python -m pipeline.sensors.rendered --time                             # ms per picture, sweep and depth picture
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def cpu_ms(take: Callable[[int], np.ndarray]) -> str:
-    """Processor time, so that what else runs on the machine counts little; at 40 moments of the loop."""
+    """Processor time, which other programs change little, at 40 times of the loop."""
     spent = []
     for k in range(40):
         begin = time.process_time()

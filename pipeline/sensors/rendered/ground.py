@@ -21,7 +21,7 @@ PAVEMENT_M = 9.0  # from the middle of the street to where the gardens begin
 WAVE_M, WAVES = 0.03, 4  # the road's unevenness: amplitude, and waves in one street
 
 CELL_M = 0.05
-SIDE_M = 20.0  # the picture of the ground reaches so far to either side; beyond, its edge goes on
+SIDE_M = 20.0  # extent of the ground's picture to either side; beyond, its edge continues
 LAYERS = ((1, 1), (4, 1), (16, 2), (64, 4))  # the same picture made coarser (along, across), for what is far away
 SHADE = 0.62  # share of the light that remains in shadow
 

@@ -1,8 +1,9 @@
-"""What a rendered street is built of: convex solids, put together to things that stand or move.
+"""The parts of a rendered street: convex solids, composed to things that stand or move.
 
 A solid is given in its thing's frame: x along the thing's heading, y left, z up from the ground it stands on, in
 metres.
 
+Example:
     body = frustum((4.3, 1.8), (4.3, 1.8), 0.2, 0.85, colour=(60, 60, 190), reflectance=0.5)
     van = Thing(7, "car", standing(31.0, -5.0), (4.3, 1.8, 1.5), (body, cabin))
 """
@@ -23,8 +24,7 @@ Track = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Decal:
-    """A flat patch on one face of a solid, seen when that face is: a window, a door, a wheel. corners: (n, 3),
-    convex."""
+    """A flat patch on a solid's face, visible with it: a window, a door, a wheel. corners: (n, 3), convex."""
 
     corners: np.ndarray
     normal: np.ndarray  # (3,), of the face
@@ -35,8 +35,7 @@ class Decal:
 class Solid:
     """A convex polyhedron: n·x ≤ offset for every face.
 
-    vertices: (v, 3). faces: indices of vertices, one tuple a face. normals: (k, 3), outward, of length 1. offsets:
-        (k,).
+    vertices: (v, 3). faces: vertex indices, one tuple a face. normals: (k, 3), outward, unit length. offsets: (k,).
     reflectance: in [0, 1], as a lidar sees it head-on. swing_m: how far it swings to and fro along x while its thing
     walks.
     """
@@ -95,7 +94,7 @@ def frustum(
 ) -> Solid:
     """A prism whose top may be smaller than its bottom, and shifted along x: box, roof, cabin, trunk or crown.
 
-    bottom_m, top_m: length and width. sides: 4 for a box, 8 for what is round.
+    bottom_m, top_m: length and width. sides: 4 for a box, 8 for round things.
     """
     angle = (np.arange(sides) + 0.5) * 2 * np.pi / sides
     ring = np.column_stack([np.cos(angle), np.sin(angle)]) / np.cos(np.pi / sides) / 2  # its flats touch ±½
@@ -119,7 +118,7 @@ def frustum(
 def rectangle(
     face: str, centre_m: tuple[float, float, float], width_m: float, height_m: float, colour: Colour
 ) -> Decal:
-    """An upright patch. face: "+x", "-x", "+y" or "-y", the way it looks."""
+    """An upright patch. face: "+x", "-x", "+y" or "-y": the direction of its normal."""
     axis, sign = "xy".index(face[1]), 1.0 if face[0] == "+" else -1.0
     normal = np.zeros(3)
     normal[axis] = sign
