@@ -44,7 +44,7 @@ TRAINED = {
 
 # `evaluate` WHAT → likewise.
 EVALUATED = {
-    "face": ("evaluation.evaluate", "report_face"),
+    "face": ("face.evaluate", "report_face"),
     "voice": ("voice.voice_export", "evaluate_voice"),
     "votes": ("fusion.judge_votes", "judge"),
     "fusion": ("fusion.own_data", "evaluate_own"),

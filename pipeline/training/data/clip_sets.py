@@ -30,7 +30,7 @@ from pipeline.preprocessing import VOICE_RATE_HZ
 from pipeline.recording.dataset import Modality, Rows
 from pipeline.sensors import media
 from pipeline.tasks.emotion import VOICE_MODEL, Emotion
-from pipeline.training.data.datasets import FACE_CLASSES
+from pipeline.training.data.faces import FACE_CLASSES
 from pipeline.training.data.speech import EMODB, RAVDESS
 from pipeline.training.data.votes import INTENDED, VOTE_CLASSES, load_votes
 

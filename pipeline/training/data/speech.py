@@ -26,7 +26,7 @@ from pipeline.inference.load import load
 from pipeline.perception.expression.voice import DecisionSchedule
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.preprocessing import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_mel
-from pipeline.training.data.datasets import FACE_CLASSES
+from pipeline.training.data.faces import FACE_CLASSES
 
 # Third part of a RAVDESS name; calm is a neutral that the actors were asked to show kindly, and no label of ours.
 RAVDESS = {

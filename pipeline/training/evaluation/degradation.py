@@ -20,15 +20,17 @@ import torch
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.expression.quality import face_quality
 from pipeline.preprocessing import FACE_PX
-from pipeline.training.data.datasets import FACE_CLASSES, data_folder
-from pipeline.training.evaluation import degradation_sound, evaluate
+from pipeline.training.data.faces import FACE_CLASSES
+from pipeline.training.data.folder import data_folder
+from pipeline.training.evaluation import degradation_sound
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
+from pipeline.training.face.evaluate import FACE_MODEL, face_logits
 from pipeline.training.fusion import train as fusion
 from pipeline.training.fusion.fusion_adapter import Bridge
 
 Image = npt.NDArray[np.uint8]
-VOICE_MODEL = evaluate.FACE_MODEL.with_name("voice-expression.onnx")
+VOICE_MODEL = FACE_MODEL.with_name("voice-expression.onnx")
 
 
 def blurred(sigma_px: float) -> Callable[[Image], Image]:
@@ -74,7 +76,7 @@ def evaluate_degradation(
     data: Path | None = None,
     seed: int = 1,
     out: Path = Path("runs/fusion/degradation.json"),
-    face_model: Path = evaluate.FACE_MODEL,
+    face_model: Path = FACE_MODEL,
     voice_model: Path = VOICE_MODEL,
     voice_rows: Path = fusion.VOICE_ROWS,
 ) -> dict[str, dict[str, Scores]]:
@@ -83,7 +85,7 @@ def evaluate_degradation(
     folder = data_folder(data)
     faces = fusion.held_back_faces(face_model, folder)
     temperature = Manifest.read(face_model).temperature
-    face = fusion.log_probs(evaluate.face_logits(face_model, faces.images) / temperature)
+    face = fusion.log_probs(face_logits(face_model, faces.images) / temperature)
     voice, voice_labels, speakers = fusion.voice_opinions(voice_rows)
     pairs = fusion.pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
     fitted = [
@@ -98,7 +100,7 @@ def evaluate_degradation(
 
     for condition, (spoil, side_px) in CONDITIONS.items():
         spoilt = np.stack([spoil(image) for image in faces.images])
-        seen = fusion.log_probs(evaluate.face_logits(face_model, spoilt) / temperature)[pairs.face_row]
+        seen = fusion.log_probs(face_logits(face_model, spoilt) / temperature)[pairs.face_row]
         weight = quality(spoilt, side_px=side_px)[pairs.face_row]
         for answer, weights in (("both", weight), ("both, quality ignored", np.ones_like(weight))):
             present = np.stack([weights, np.ones_like(weights)], 1)

@@ -25,7 +25,7 @@ from pipeline.inference.manifest import Manifest
 from pipeline.perception.expression.voice import VoiceClassifier
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.training.data.clip_sets import CHUNK, HEARD_NS, clips, sound
-from pipeline.training.data.datasets import FACE_CLASSES
+from pipeline.training.data.faces import FACE_CLASSES
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

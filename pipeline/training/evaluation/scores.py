@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.training.evaluation.evaluate import expected_calibration_error, macro_f1, softmax
+from pipeline.probabilities import softmax
+from pipeline.training.evaluation.classifier_figures import expected_calibration_error, macro_f1
 
 REPEATS = 500
 NAMES = ("accuracy", "uar", "macro_f1", "log_loss", "ece")
@@ -50,7 +51,7 @@ def score(
     repeats: int = REPEATS,
 ) -> Scores:
     """logits: (n, classes), calibrated. Speakers are drawn with replacement, with all of their clips."""
-    probs = softmax(logits)
+    probs = np.asarray(softmax(logits.astype(np.float64)), np.float64)
     random = np.random.default_rng(seed)
     rows = [np.flatnonzero(speakers == name) for name in np.unique(speakers)]
     drawn = []

@@ -30,16 +30,11 @@ from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.installation import COMMAND
 from pipeline.preprocessing import CONTRAST_FLOOR, FACE_PX, face_tensor
-from pipeline.training.data.datasets import (
-    FACE_CLASSES,
-    Faces,
-    data_folder,
-    load_faces,
-    near_duplicate_groups,
-    split_by_group,
-)
-from pipeline.training.evaluation import evaluate
+from pipeline.training.data.faces import FACE_CLASSES, Faces, load_faces, near_duplicate_groups, split_by_group
+from pipeline.training.data.folder import data_folder
+from pipeline.training.evaluation.classifier_figures import figures, fit_temperature
 from pipeline.training.export.onnx_export import export_face
+from pipeline.training.face.evaluate import FACE_MODEL, evaluate_face, face_logits
 from pipeline.training.face.load_checkpoint import face_net_from
 from pipeline.training.nets import FaceNet, MirroredFaceNet
 
@@ -151,7 +146,7 @@ class Schedule:
 def train(
     *,
     data: Path | None = None,
-    out: Path = evaluate.FACE_MODEL,
+    out: Path = FACE_MODEL,
     epochs: int = 50,
     seed: int = 7,
     resume: bool = False,
@@ -338,11 +333,10 @@ def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path
     net = FaceNet()
     net.load_state_dict(chosen["average"])
     export_face(net, out)
-    logits = evaluate.face_logits(out, held_back.images)
-    temperature = evaluate.fit_temperature(logits, held_back.labels)
+    logits = face_logits(out, held_back.images)
+    temperature = fit_temperature(logits, held_back.labels)
     metrics = {
-        f"held_back_{name}": value
-        for name, value in evaluate.figures(logits, held_back.labels, temperature=temperature).items()
+        f"held_back_{name}": value for name, value in figures(logits, held_back.labels, temperature=temperature).items()
     }
     manifest = Manifest(
         name="face-expression",
@@ -368,6 +362,6 @@ def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path
     )
     manifest.write(out)
     if (folder / "faces" / "fer2013_publictest48.npz").is_file():
-        metrics |= evaluate.evaluate_face(out, folder)
+        metrics |= evaluate_face(out, folder)
         manifest.write(out)
     print(f"{out}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)

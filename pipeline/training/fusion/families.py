@@ -8,53 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pipeline.training.fusion.nets import FusionNet
+from pipeline.training.fusion.state import TINY, NetShape, State, perceptron, pooled
 
 NEVER = -1e4  # added to an attention score: its exponential is exactly 0 in float32
-TINY = 1e-6
 TIME_HZ = tuple(0.25 * 2**i for i in range(6))  # 0.25 to 8 Hz: from whole seconds down to single pictures
 COORDINATES = 16
 VOTE_SHARPNESS = 20.0  # steep enough to be a vote, and still a number that can be exported
-
-
-@dataclass
-class State:
-    """What the families combine; lists run over the modalities. Absent content is already zero, or translated."""
-
-    raw: list[Tensor]  # (B, D) features, mean over the tokens there are
-    tokens: list[Tensor]  # (B, T, W)
-    weight: list[Tensor]  # (B, T) of a token
-    offset_s: list[Tensor]  # (B, T)
-    embedding: list[Tensor]  # (B, W) seen by the family
-    own: list[Tensor]  # (B, W) of the modality itself, untranslated
-    presence: list[Tensor]  # (B, 1) as given
-    counted: list[Tensor]  # (B, 1) presence, or 1 for a translated embedding
-    opinions: list[Tensor]  # (B, labels)
-    coordinates: list[Tensor]  # (B, C) unit length
-
-    def flags(self) -> Tensor:
-        return torch.cat(self.presence, 1)  # (B, M)
-
-
-def perceptron(width_in: int, hidden: Sequence[int], width_out: int, dropout: float = 0.0) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout)]
-        width_in = width
-    return nn.Sequential(*layers, nn.Linear(width_in, width_out))
-
-
-def pooled(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the tokens there are; 0 where there is none. tokens: (B, T, W), weight: (B, T) -> (B, W)."""
-    return (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=TINY)
 
 
 def clock(offset_s: Tensor) -> Tensor:
@@ -114,7 +78,7 @@ class Attention(nn.Module):
 class Family(nn.Module):
     """combine() gives logits (B, labels) and the joint representation (B, Z)."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__()
         self.count, self.labels, self.width = len(net.modalities), net.labels, net.width
 
@@ -125,7 +89,7 @@ class Family(nn.Module):
 class Representing(Family):
     """represent() makes one vector; a head of one or two hidden layers decides from it."""
 
-    def __init__(self, net: FusionNet, width_in: int) -> None:
+    def __init__(self, net: NetShape, width_in: int) -> None:
         super().__init__(net)
         self.head = perceptron(width_in, net.hidden, net.labels, net.dropout)
 
@@ -140,7 +104,7 @@ class Representing(Family):
 class Early(Representing):
     """The features themselves, side by side."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net, sum(m.width for m in net.modalities) + len(net.modalities))
 
     def represent(self, s: State) -> Tensor:
@@ -148,7 +112,7 @@ class Early(Representing):
 
 
 class Concat(Representing):
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net, len(net.modalities) * (net.width + 1))
 
     def represent(self, s: State) -> Tensor:
@@ -156,7 +120,7 @@ class Concat(Representing):
 
 
 class Sum(Representing):
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net, net.width + len(net.modalities))
 
     def represent(self, s: State) -> Tensor:
@@ -166,7 +130,7 @@ class Sum(Representing):
 class Joint(Concat):
     """One code from which every modality's features can be told again, the absent ones' too (Ngiam et al. 2011)."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net)
         self.code = perceptron(len(net.modalities) * (net.width + 1), (2 * net.width,), net.width)
         self.head = perceptron(net.width, net.hidden, net.labels, net.dropout)
@@ -179,7 +143,7 @@ class Joint(Concat):
 class Coordinated(Representing):
     """Each modality projected into one space, where what belongs together lies together; their mean decides."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net, COORDINATES + len(net.modalities))
 
     def represent(self, s: State) -> Tensor:
@@ -193,7 +157,7 @@ class SelfAttention(Representing):
 
     timed = False
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net, net.width)
         self.kind = nn.Parameter(torch.randn(len(net.modalities), net.width) * 0.1)
         self.asking = nn.Parameter(torch.randn(1, 1, net.width) * 0.1)
@@ -223,7 +187,7 @@ class Transformer(SelfAttention):
 class Cross(Representing):
     """One block per ordered pair: the tokens of one modality look at those of another (Tsai et al. 2019)."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         self.pairs = list(permutations(range(len(net.modalities)), 2))
         super().__init__(net, (len(net.modalities) + len(self.pairs)) * net.width + len(net.modalities))
         self.blocks = nn.ModuleList(Attention(net.width, net.heads) for _ in self.pairs)
@@ -257,7 +221,7 @@ class Average(Family):
 class Weighted(Average):
     """The same with a learnt weight a modality."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net)
         self.trust = nn.Parameter(torch.zeros(len(net.modalities), 1, 1))
 
@@ -277,7 +241,7 @@ class Voting(Average):
 class Product(Family):
     """Independent witnesses: log-probabilities add up, less the prior that each of them already counts."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net)
         self.prior = nn.Parameter(torch.zeros(net.labels))
 
@@ -292,7 +256,7 @@ class Stacked(Family):
     """Logistic regression over the modalities' log-probabilities and over who is there: for every set of the others that
     are present, each modality's opinion has its own weights."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net)
         self.subsets = subsets(self.count)
         self.weights = nn.ModuleList(nn.Linear(self.count * net.labels, net.labels) for _ in self.subsets)
@@ -313,7 +277,7 @@ class Stacked(Family):
 class Hybrid(Family):
     """Early and late at once: the decision from the joined embeddings, and the stacked one, added up."""
 
-    def __init__(self, net: FusionNet) -> None:
+    def __init__(self, net: NetShape) -> None:
         super().__init__(net)
         self.early, self.late = Concat(net), Stacked(net)
 

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.training.export.onnx_export import furthest, write_checked
-from pipeline.training.fusion.families import Joint, State
-from pipeline.training.fusion.nets import Fused, FusionNet, Modality
+from pipeline.training.fusion.families import Joint
+from pipeline.training.fusion.nets import Fused, FusionNet
+from pipeline.training.fusion.state import Modality, State
 
 CONTRAST_TEMPERATURE = 0.2
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from pipeline.training.data.votes import PRIOR_VOTES, VOTE_CLASSES
 from pipeline.training.export.onnx_export import furthest, write_checked
-from pipeline.training.fusion.families import TINY, membership, subsets
+from pipeline.training.fusion.families import membership, subsets
 from pipeline.training.fusion.nets import FusionNet
+from pipeline.training.fusion.state import TINY
 
 PEOPLE = 10.0
 ALONE = "surprise"

@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from pipeline.training.data.datasets import data_folder
+from pipeline.training.data.folder import data_folder
 from pipeline.training.data.votes import VOTE_CLASSES, Votes, folds, load_votes
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.fusion.families import FAMILIES
 from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
-from pipeline.training.fusion.nets import FusionNet, Modality
+from pipeline.training.fusion.nets import FusionNet
+from pipeline.training.fusion.state import Modality
 
 FOLDS = 10
 SITUATIONS = {"both": ("face", "voice"), "face": ("face",), "voice": ("voice",)}  # name → what is present

@@ -20,17 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.fusion.families import COORDINATES, FAMILIES, State, perceptron, pooled
-
-
-class Modality(NamedTuple):
-    """width: numbers per token. tokens: 1 for one embedding or one opinion, more for a feature stream. opinion: the numbers
-    are log-probabilities of the labels already, and the families over decisions take them as they are."""
-
-    name: str
-    width: int
-    tokens: int = 1
-    opinion: bool = False
+from pipeline.training.fusion.families import COORDINATES, FAMILIES
+from pipeline.training.fusion.state import Modality, State, perceptron, pooled
 
 
 class Fused(NamedTuple):

@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, nearest
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.recording.dataset import Rows
-from pipeline.training.data.datasets import OWN_FORMAT, load_rows
+from pipeline.training.data.rows import OWN_FORMAT, load_rows
 from pipeline.training.data.votes import folds
-from pipeline.training.evaluation import evaluate
+from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.fusion.families import FAMILIES, subsets
 from pipeline.training.fusion.fit import Examples, Recipe, answer, export_fusion, fit
 from pipeline.training.fusion.judge_votes import logistic
-from pipeline.training.fusion.nets import Fused, FusionNet, Modality
+from pipeline.training.fusion.nets import Fused, FusionNet
+from pipeline.training.fusion.state import Modality
 
 FOLDS = 5
 MIN_PROBABILITY = 1e-4
@@ -149,11 +150,11 @@ def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tup
             for present, chosen in sets.items():
                 by_present[present][test] = answer(net, examples.take(test).with_only(*chosen))
         whole = by_present[list(sets)[-1]]
-        temperatures[family] = evaluate.fit_temperature(whole, labels)
+        temperatures[family] = fit_temperature(whole, labels)
         # Each fold's probabilities are judged at the temperature that the other folds chose.
         scale = np.ones((len(labels), 1))
         for train, test in splits:
-            scale[test] = evaluate.fit_temperature(whole[train], labels[train])
+            scale[test] = fit_temperature(whole[train], labels[train])
         for present, logits in by_present.items():
             add(family, present, logits / scale)
         print(f"{family}: " + "  ".join(f"{p} {table[family][p].accuracy:.1%}" for p in sets), flush=True)
@@ -237,7 +238,7 @@ def evaluate_own(
     epochs: int = 30,
     out: Path = Path("runs/fusion/own.json"),
 ) -> Table:
-    """format: as in datasets.load_rows. family: names with commas between; all unless said otherwise. Prints the table;
+    """format: as in data/rows.py. family: names with commas between; all unless said otherwise. Prints the table;
     `out`: JSON, and a picture beside it."""
     torch.set_num_threads(1)
     table, _ = judge(load_rows(data, format), _known(family), seed=seed, epochs=epochs)

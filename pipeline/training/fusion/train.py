@@ -25,27 +25,23 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.installation import COMMAND
-from pipeline.training.data.datasets import (
-    FACE_CLASSES,
-    OWN_FORMAT,
-    Faces,
-    data_folder,
-    load_faces,
-    near_duplicate_groups,
-    split_by_group,
-)
+from pipeline.probabilities import softmax
+from pipeline.training.data.faces import FACE_CLASSES, Faces, load_faces, near_duplicate_groups, split_by_group
+from pipeline.training.data.folder import data_folder
+from pipeline.training.data.rows import OWN_FORMAT
 from pipeline.training.data.votes import folds, load_votes
-from pipeline.training.evaluation import evaluate
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
+from pipeline.training.face.evaluate import FACE_MODEL, face_logits
 from pipeline.training.face.train import HELD_BACK
 from pipeline.training.fusion import judge_votes
 from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge, opinions_of
-from pipeline.training.fusion.nets import FusionNet, Modality
+from pipeline.training.fusion.nets import FusionNet
 from pipeline.training.fusion.own_data import MIN_AGREEMENT_AUC, area, train_own
+from pipeline.training.fusion.state import Modality
 
-MODEL = evaluate.FACE_MODEL.with_name("fusion-expression.onnx")
+MODEL = FACE_MODEL.with_name("fusion-expression.onnx")
 VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # made by training/voice.py, whose docstring says what is in it
 FOLDS = 5
 FACES_PER_CLIP = 8
@@ -85,7 +81,7 @@ def train(
     data: Path | None = None,
     out: Path = MODEL,
     seed: int = 1,
-    face_model: Path = evaluate.FACE_MODEL,
+    face_model: Path = FACE_MODEL,
     voice_rows: Path = VOICE_ROWS,
     runs: Path = Path("runs/fusion"),
     family: str | None = None,
@@ -95,7 +91,7 @@ def train(
     """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
     scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
 
-    With a family, `data` is a labelled data set of one's own, in a format of datasets.load_rows, and that family is fitted on it instead.
+    With a family, `data` is a labelled data set of one's own, in a format of data/rows.py, and that family is fitted on it instead.
     """
     if family is not None:
         if data is None or out == MODEL:
@@ -106,7 +102,7 @@ def train(
     torch.set_num_threads(1)
     folder = data_folder(data)
     faces = held_back_faces(face_model, folder)
-    face = log_probs(evaluate.face_logits(face_model, faces.images) / Manifest.read(face_model).temperature)
+    face = log_probs(face_logits(face_model, faces.images) / Manifest.read(face_model).temperature)
     voice, voice_labels, speakers = voice_opinions(voice_rows)
     core = voted_core(folder, seed=seed)
     pairs = pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
@@ -202,7 +198,7 @@ def voice_opinions(path: Path) -> tuple[Floats, Rows, npt.NDArray[np.str_]]:
 
 
 def log_probs(logits: npt.NDArray[np.floating]) -> Floats:
-    return np.asarray(np.log(np.maximum(evaluate.softmax(logits), 1e-7)), np.float32)
+    return np.asarray(np.log(np.maximum(softmax(logits.astype(np.float64)), 1e-7)), np.float32)
 
 
 def pseudo_pairs(

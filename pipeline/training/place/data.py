@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError
 from pipeline.preprocessing import MAX_PLACE_ASPECT, PLACE_PX
-from pipeline.training.data.datasets import near_duplicate_groups
+from pipeline.training.data.faces import near_duplicate_groups
 
 PLACES = (
     "bedroom",

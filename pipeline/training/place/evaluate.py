@@ -19,8 +19,8 @@ from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest
 from pipeline.installation import MODELS
 from pipeline.preprocessing import place_tensor
-from pipeline.training.data.datasets import data_folder
-from pipeline.training.evaluation.evaluate import softmax
+from pipeline.probabilities import softmax
+from pipeline.training.data.folder import data_folder
 from pipeline.training.place.data import GLACIER_IS, INTEL, MEANT, PLACES, load_places
 
 PLACE_MODEL = MODELS / "place.onnx"
@@ -49,7 +49,7 @@ def intel_figures(model: Path, folder: Path) -> dict[str, float]:
 
 def intel_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], manifest: Manifest) -> dict[str, float]:
     """logits: (n, 15). labels: (n,), indices into INTEL."""
-    probs = softmax(logits / manifest.temperature)
+    probs = softmax(logits.astype(np.float64), temperature=manifest.temperature)
     groups = list(MEANT)
     member = np.array([[name in MEANT[group] for group in groups] for name in PLACES], float)  # (15, 5)
     wanted = np.array([groups.index(GLACIER_IS if name == "glacier" else name) for name in INTEL])[labels]

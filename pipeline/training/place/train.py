@@ -27,8 +27,8 @@ from torch import Tensor
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.preprocessing import PLACE_PX, place_tensor
-from pipeline.training.data.datasets import data_folder
-from pipeline.training.evaluation import evaluate
+from pipeline.training.data.folder import data_folder
+from pipeline.training.evaluation.classifier_figures import figures, fit_temperature
 from pipeline.training.export.onnx_export import export_early, export_place
 from pipeline.training.place.data import FOLDS, PLACES, Places, folds, load_places, vary
 from pipeline.training.place.evaluate import PLACE_MODEL, intel_figures
@@ -245,7 +245,7 @@ def train(
             ),
         ),
         labels=PLACES,
-        temperature=evaluate.fit_temperature(logits, places.labels),
+        temperature=fit_temperature(logits, places.labels),
         training_data="fifteen-scene set, 100 grey pictures a class; start weights: EfficientNet-Lite0 on ImageNet",
         licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); the pictures "
         "for research use, without a licence file",
@@ -268,8 +268,8 @@ def cross_validated(
     scaled = np.zeros_like(logits)
     for fold in np.unique(fold_of):
         others = fold_of != fold
-        scaled[~others] = logits[~others] / evaluate.fit_temperature(logits[others], labels[others])
-    found = {f"cv_{name}": value for name, value in evaluate.figures(scaled, labels, temperature=1.0).items()}
+        scaled[~others] = logits[~others] / fit_temperature(logits[others], labels[others])
+    found = {f"cv_{name}": value for name, value in figures(scaled, labels, temperature=1.0).items()}
     right = scaled.argmax(1) == labels
     each = [float(right[fold_of == fold].mean()) for fold in np.unique(fold_of)]
     found |= {"cv_fold_lowest": min(each), "cv_fold_highest": max(each), "cv_fold_1": each[0]}

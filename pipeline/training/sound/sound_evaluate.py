@@ -24,7 +24,7 @@ from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.sound_events import MODEL, OTHER, SILENCE, SoundEventDetector
 from pipeline.preprocessing import VOICE_RATE_HZ
-from pipeline.training.data.datasets import data_folder
+from pipeline.training.data.folder import data_folder
 from pipeline.training.data.speech import sound
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score

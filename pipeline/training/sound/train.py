@@ -25,9 +25,10 @@ from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.perception.sound_events import MODEL, REPORT_ABOVE
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
-from pipeline.training.data.datasets import data_folder
+from pipeline.probabilities import softmax
+from pipeline.training.data.folder import data_folder
 from pipeline.training.data.speech import Speech
-from pipeline.training.evaluation.evaluate import fit_temperature, softmax
+from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.export.onnx_export import export_sound
@@ -175,10 +176,15 @@ def ship(
         table[what] = scored(clips, logits, clip, np.flatnonzero(which), seed=seed)
     print(markdown(table))
     shipped = temperature(of_folds)
-    probs, label = softmax(logits), clips.labels[clip]
+    probs, label = softmax(logits.astype(np.float64)), clips.labels[clip]
     best, which = probs[:, :SPEECH].max(1), probs[:, :SPEECH].argmax(1)
     told, event = best >= REPORT_ABOVE, label != SPEECH
-    strange = np.concatenate([softmax(said / shipped)[:, :SPEECH].max(1) for said, _ in strangers]) >= REPORT_ABOVE
+    strange = (
+        np.concatenate(
+            [softmax(said.astype(np.float64), temperature=shipped)[:, :SPEECH].max(1) for said, _ in strangers]
+        )
+        >= REPORT_ABOVE
+    )
     figures = {
         "windows_reported": float(told[event].mean()),
         "reported_right": float((which == label)[told & event].mean()),
@@ -191,7 +197,7 @@ def ship(
         f"speakers; {figures['unknown_sound_windows_reported']:.1%} of those with a class that the network never heard of"
     )
     for (said, _), name in zip(strangers, LABELS, strict=False):
-        probs = softmax(said / shipped)
+        probs = softmax(said.astype(np.float64), temperature=shipped)
         loud = probs[:, :SPEECH].max(1) >= REPORT_ABOVE
         taken = np.bincount(probs[loud, :SPEECH].argmax(1), minlength=SPEECH)
         print(f"  never heard {name}: {loud.mean():.0%} reported, mostly as {LABELS[int(taken.argmax())]}")

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.preprocessing import VOICE_FRAMES, voice_columns
-from pipeline.training.data.datasets import FACE_CLASSES, data_folder
+from pipeline.training.data.faces import FACE_CLASSES
+from pipeline.training.data.folder import data_folder
 from pipeline.training.data.speech import Speech, load_speech
 from pipeline.training.mlp_ensemble import BATCH, fit_panel
 from pipeline.training.nets import Panel, VoiceAnalysis, VoiceNet

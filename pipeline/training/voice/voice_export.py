@@ -22,15 +22,18 @@ from pipeline.errors import ConfigError
 from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
-from pipeline.training.data.datasets import FACE_CLASSES, data_folder
+from pipeline.probabilities import softmax
+from pipeline.training.data.faces import FACE_CLASSES
+from pipeline.training.data.folder import data_folder
 from pipeline.training.data.speech import Speech, load_speech
-from pipeline.training.evaluation import evaluate
+from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.export.onnx_export import export_voice
+from pipeline.training.face.evaluate import FACE_MODEL
 from pipeline.training.nets import VoiceNet
 
-MODEL = evaluate.FACE_MODEL.with_name("voice-expression.onnx")
+MODEL = FACE_MODEL.with_name("voice-expression.onnx")
 # The recipe was chosen on these speakers, by networks that heard the other twelve actors (and the other five of EmoDB, or
 # nobody of it): the figures without them stand beside.
 CHOSEN_ON = (*(f"ravdess-{actor:02d}" for actor in (1, 2, 6, 7, 11, 12, 16, 17)), "emodb-03", "emodb-08", "emodb-12")
@@ -48,7 +51,7 @@ Answers = Mapping[str, tuple[Floats, Ints]]  # part → (decisions, labels) logi
 
 def clip_means(logits: npt.NDArray[np.floating], clip: Ints, rows: Ints) -> Floats:
     """(rows, labels) mean log-probability over the decisions of each clip."""
-    logs = np.log(np.maximum(evaluate.softmax(logits), 1e-7))
+    logs = np.log(np.maximum(softmax(logits.astype(np.float64)), 1e-7))
     return np.stack([logs[clip == row].mean(axis=0) for row in rows]).astype(np.float32)
 
 
@@ -58,11 +61,11 @@ def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tup
 
     def temperature(of: list[tuple[Floats, Ints]]) -> float:
         logits, clip = np.concatenate([a for a, _ in of]), np.concatenate([c for _, c in of])
-        of_decisions = evaluate.fit_temperature(logits, labels[clip])
+        of_decisions = fit_temperature(logits, labels[clip])
         if name == "emodb":  # its few hundred clips fit a worse one than its decisions do
             return of_decisions
         rows = np.unique(clip)
-        return math.sqrt(of_decisions * evaluate.fit_temperature(clip_means(logits, clip, rows), labels[rows]))
+        return math.sqrt(of_decisions * fit_temperature(clip_means(logits, clip, rows), labels[rows]))
 
     if len(folds) < 2:
         raise ConfigError(

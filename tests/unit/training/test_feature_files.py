@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.training.data import datasets
-from pipeline.training.data.datasets import load_faces, load_rows
+from pipeline.training.data.faces import (
+    FACE_CLASSES,
+    load_faces,
+)
+from pipeline.training.data.rows import load_rows
 
 RANDOM = np.random.default_rng(0)
 
@@ -134,4 +137,4 @@ def test_faces_are_read_from_kaggles_own_file(tmp_path: Path) -> None:
     (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n3,7 7 7,Training\n")
     with pytest.raises(ConfigError, match="line 2 is not as FER2013's are"):
         load_faces(tmp_path, "train48")
-    assert datasets.FACE_CLASSES[3] == "happy"
+    assert FACE_CLASSES[3] == "happy"

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from pipeline.training.fusion.families import FAMILIES  # noqa: E402
 from pipeline.training.fusion.fit import Examples, Recipe, answer, export_fusion, fit  # noqa: E402
-from pipeline.training.fusion.nets import FusionNet, Modality  # noqa: E402
+from pipeline.training.fusion.nets import FusionNet  # noqa: E402
+from pipeline.training.fusion.state import Modality  # noqa: E402
 
 THREE = (Modality("face", 6), Modality("voice", 5), Modality("pulse", 2, tokens=4))
 OVER_DECISIONS = {"average", "weighted", "voting", "product", "stacked"}

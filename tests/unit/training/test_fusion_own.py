@@ -16,7 +16,7 @@ from pipeline.frame import Frame  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.recording import dataset  # noqa: E402
 from pipeline.recording.dataset import Modality, Rows  # noqa: E402
-from pipeline.training.data.datasets import load_rows  # noqa: E402
+from pipeline.training.data.rows import load_rows  # noqa: E402
 from pipeline.training.fusion import own_data, train  # noqa: E402
 
 MOODS = ("calm", "tense", "glad")

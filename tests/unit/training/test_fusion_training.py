@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest, TensorInfo  # noqa: E402
 from pipeline.perception.expression.fusion import Fusion  # noqa: E402
-from pipeline.training.data.datasets import FACE_CLASSES  # noqa: E402
+from pipeline.training.data.faces import FACE_CLASSES  # noqa: E402
 from pipeline.training.data.votes import VOTE_CLASSES, Votes, folds, load_votes  # noqa: E402
 from pipeline.training.evaluation.report import write  # noqa: E402
 from pipeline.training.evaluation.scores import markdown, score  # noqa: E402

@@ -15,7 +15,7 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import METADATA_KEY, Manifest  # noqa: E402
 from pipeline.inference.onnx_file import OnnxFile  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
-from pipeline.training.evaluation.evaluate import softmax  # noqa: E402
+from pipeline.probabilities import softmax  # noqa: E402
 from pipeline.training.export.onnx_to_torch import Twin  # noqa: E402
 
 OURS = sorted(p for p in (Path(__file__).resolve().parents[3] / "models").glob("*.onnx") if "." not in p.stem)

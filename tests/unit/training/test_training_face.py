@@ -13,9 +13,11 @@ torch = pytest.importorskip("torch", reason="training needs torch: scripts/setup
 from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import face_tensor  # noqa: E402
-from pipeline.training.data import datasets  # noqa: E402
-from pipeline.training.evaluation import evaluate  # noqa: E402
+from pipeline.training.data.faces import FACE_CLASSES, load_faces, near_duplicate_groups, split_by_group  # noqa: E402
+from pipeline.training.data.folder import data_folder  # noqa: E402
+from pipeline.training.evaluation.classifier_figures import expected_calibration_error, fit_temperature, macro_f1  # noqa: E402
 from pipeline.training.export.onnx_export import export_face, largest_difference  # noqa: E402
+from pipeline.training.face.evaluate import evaluate_face, face_logits  # noqa: E402
 from pipeline.training.face.load_checkpoint import face_net_from  # noqa: E402
 from pipeline.training.face.train import augment, train  # noqa: E402
 from pipeline.training.nets import FaceNet, MirroredFaceNet  # noqa: E402
@@ -43,7 +45,7 @@ def data(tmp_path: Path) -> Path:
             tmp_path / "faces" / f"fer2013_{part}.npz",
             images=images,
             labels=labels,
-            classes=np.array(datasets.FACE_CLASSES),
+            classes=np.array(FACE_CLASSES),
         )
     return tmp_path
 
@@ -51,8 +53,8 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     try:
-        folder = datasets.data_folder(None)
-        datasets.load_faces(folder, "publictest48")
+        folder = data_folder(None)
+        load_faces(folder, "publictest48")
     except ConfigError as error:
         pytest.skip(f"needs FER2013: {error}")
     return folder
@@ -69,7 +71,7 @@ def test_training_ships_a_model_with_its_manifest_and_figures(data: Path, tmp_pa
         data=data, out=out, epochs=4, seed=1, runs=tmp_path / "runs", lr=0.02
     )  # eight steps: no time to recover from 0.1
     manifest = Manifest.read(out)
-    assert manifest.labels == datasets.FACE_CLASSES and manifest.inputs[0].shape == ("n", 1, 48, 48)
+    assert manifest.labels == FACE_CLASSES and manifest.inputs[0].shape == ("n", 1, 48, 48)
     assert "--epochs 4 --seed 1" in manifest.made_by
     assert {"held_back_accuracy", "held_back_ece", "publictest_accuracy", "publictest_macro_f1"} <= set(
         manifest.metrics
@@ -169,8 +171,8 @@ def test_augmented_faces_stay_faces() -> None:
 def test_twins_never_stand_on_both_sides_of_the_split() -> None:
     images, _ = made_up_faces(40, 0)
     images = np.concatenate([images, images[:20, :, ::-1], (images[20:] * 0.8).astype(np.uint8)])  # mirrored, darker
-    groups = datasets.near_duplicate_groups(images)
-    train_rows, held_rows = datasets.split_by_group(groups, fraction=0.3, seed=0)
+    groups = near_duplicate_groups(images)
+    train_rows, held_rows = split_by_group(groups, fraction=0.3, seed=0)
     assert len(np.unique(groups)) == 40
     assert sorted([*train_rows, *held_rows]) == list(range(80))
     assert not set(train_rows % 40) & set(held_rows % 40)
@@ -179,30 +181,30 @@ def test_twins_never_stand_on_both_sides_of_the_split() -> None:
 def test_missing_data_names_the_folder_and_the_variable(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SENSORIUM_DATA", str(tmp_path / "absent"))
     with pytest.raises(ConfigError, match=r"absent.*SENSORIUM_DATA"):
-        datasets.data_folder(None)
+        data_folder(None)
     with pytest.raises(ConfigError, match=r"fer2013_train48\.npz: not there"):
-        datasets.load_faces(tmp_path, "train48")
+        load_faces(tmp_path, "train48")
 
 
 def test_calibration_error_of_honest_and_of_boastful_probabilities() -> None:
     labels = np.array([0] * 70 + [1] * 30)
-    assert evaluate.expected_calibration_error(np.tile([0.7, 0.3], (100, 1)), labels) == pytest.approx(0, abs=1e-9)
-    assert evaluate.expected_calibration_error(np.tile([0.95, 0.05], (100, 1)), labels) == pytest.approx(0.25)
+    assert expected_calibration_error(np.tile([0.7, 0.3], (100, 1)), labels) == pytest.approx(0, abs=1e-9)
+    assert expected_calibration_error(np.tile([0.95, 0.05], (100, 1)), labels) == pytest.approx(0.25)
 
 
 def test_temperature_makes_boastful_logits_honest() -> None:
     labels = np.array([0] * 70 + [1] * 30)
     honest = np.log(np.tile([0.7, 0.3], (100, 1))).astype(np.float32)
-    assert evaluate.fit_temperature(honest * 3, labels) == pytest.approx(3, rel=0.02)
+    assert fit_temperature(honest * 3, labels) == pytest.approx(3, rel=0.02)
 
 
 def test_macro_f1_counts_a_rare_class_as_much_as_a_common_one() -> None:
     labels = np.array([0] * 98 + [1] * 2)
-    assert evaluate.macro_f1(np.zeros(100, np.int64), labels, classes=2) == pytest.approx((2 * 98 / 198) / 2)
+    assert macro_f1(np.zeros(100, np.int64), labels, classes=2) == pytest.approx((2 * 98 / 198) / 2)
 
 
 def test_shipped_model_is_as_good_on_publictest_as_its_manifest_says(real_data: Path) -> None:
-    measured = evaluate.evaluate_face(SHIPPED, real_data)
+    measured = evaluate_face(SHIPPED, real_data)
     claimed = Manifest.read(SHIPPED).metrics
     assert measured["publictest_accuracy"] >= 0.67 and measured["publictest_macro_f1"] >= 0.62
     for name in ("publictest_accuracy", "publictest_macro_f1", "publictest_ece"):
@@ -211,7 +213,7 @@ def test_shipped_model_is_as_good_on_publictest_as_its_manifest_says(real_data: 
 
 def test_shipped_model_answers_a_batch_as_it_answers_each_face() -> None:
     images, _ = made_up_faces(5, 0)
-    together = evaluate.face_logits(SHIPPED, images)
-    alone = np.concatenate([evaluate.face_logits(SHIPPED, image[None]) for image in images])
+    together = face_logits(SHIPPED, images)
+    alone = np.concatenate([face_logits(SHIPPED, image[None]) for image in images])
     assert together.shape == (5, 7) and face_tensor(images).shape == (5, 1, 48, 48)
     assert together == pytest.approx(alone, abs=1e-4)

@@ -15,7 +15,7 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.perception.sound_events import MODEL, OTHER, SoundEventDetector  # noqa: E402
-from pipeline.training.data.datasets import data_folder  # noqa: E402
+from pipeline.training.data.folder import data_folder  # noqa: E402
 from pipeline.training.export.onnx_export import MAX_DIFFERENCE, export_sound, largest_difference  # noqa: E402
 from pipeline.training.nets import Panel  # noqa: E402
 from pipeline.training.sound import train as training  # noqa: E402

@@ -17,7 +17,7 @@ from pipeline.errors import AssetError, ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import voice_tensor  # noqa: E402
-from pipeline.training.data.datasets import FACE_CLASSES  # noqa: E402
+from pipeline.training.data.faces import FACE_CLASSES  # noqa: E402
 from pipeline.training.data.speech import Speech, clips, load_speech  # noqa: E402
 from pipeline.training.nets import Panel  # noqa: E402
 from pipeline.training.voice import train, voice_export  # noqa: E402

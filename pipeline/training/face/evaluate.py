@@ -18,13 +18,13 @@ from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest
 from pipeline.installation import MODELS
 from pipeline.preprocessing import face_tensor
-from pipeline.training.data.datasets import FACE_CLASSES, data_folder, load_faces
+from pipeline.training.data.faces import FACE_CLASSES, load_faces
+from pipeline.training.data.folder import data_folder
+from pipeline.training.evaluation.classifier_figures import figures
+from pipeline.training.evaluation.report import write
+from pipeline.training.evaluation.scores import markdown, score
 
 FACE_MODEL = MODELS / "face-expression.onnx"
-CALIBRATION_BINS = 15
-
-Logits = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 
 
 def evaluate_face(model: Path = FACE_MODEL, data: Path | None = None) -> dict[str, float]:
@@ -54,9 +54,6 @@ def report_face(
     *, model: Path = FACE_MODEL, data: Path | None = None, out: Path = Path("runs/face/publictest.json"), seed: int = 1
 ) -> dict[str, float]:
     """The same, printed as a table with 95 % intervals over faces; `out`: a JSON file, and a picture beside it."""
-    from pipeline.training.evaluation.report import write  # these two build on this module
-    from pipeline.training.evaluation.scores import markdown, score
-
     measured, manifest = evaluate_face(model, data), Manifest.read(model)
     faces = load_faces(data_folder(data), "publictest48")
     logits = face_logits(model, faces.images) / manifest.temperature
@@ -66,58 +63,8 @@ def report_face(
     return measured
 
 
-def face_logits(model: Path, images: npt.NDArray[np.uint8]) -> Logits:
+def face_logits(model: Path, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """images: (n, 48, 48) -> (n, 7) float32."""
     engine = load(model, backend="onnxruntime")
     batches = [images[start : start + 64] for start in range(0, len(images), 64)]
     return np.concatenate([engine.run({"face": face_tensor(batch)})["logits"] for batch in batches])
-
-
-def figures(logits: Logits, labels: Labels, *, temperature: float) -> dict[str, float]:
-    """accuracy, macro_f1 and ece of (n, classes) logits against (n,) labels."""
-    probs = softmax(logits / temperature)
-    predicted = probs.argmax(axis=1)
-    return {
-        "accuracy": float((predicted == labels).mean()),
-        "macro_f1": macro_f1(predicted, labels, classes=logits.shape[1]),
-        "ece": expected_calibration_error(probs, labels),
-    }
-
-
-def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Over the last axis, in float64."""
-    exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
-
-
-def macro_f1(predicted: Labels, labels: Labels, *, classes: int) -> float:
-    """The mean over classes of F1; a class that is neither there nor predicted counts as 0."""
-    scores = []
-    for index in range(classes):
-        hits = int(((predicted == index) & (labels == index)).sum())
-        found, there = int((predicted == index).sum()), int((labels == index).sum())
-        scores.append(2 * hits / (found + there) if found + there else 0.0)
-    return float(np.mean(scores))
-
-
-def expected_calibration_error(probs: npt.NDArray[np.float64], labels: Labels) -> float:
-    """How far the probability of the winner is from how often it is right: the mean gap over 15 equal bins, weighted by
-    their share of the answers (Guo 2017)."""
-    confidence = probs.max(axis=1)
-    right = (probs.argmax(axis=1) == labels).astype(np.float64)
-    bin_of = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    error = 0.0
-    for index in range(CALIBRATION_BINS):
-        inside = bin_of == index
-        if inside.any():
-            error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    return float(error)
-
-
-def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """The one number that, dividing the logits, makes their probabilities fit the labels best (least negative log
-    likelihood). It changes no answer, only how sure it sounds. Searched from 0.25 to 4 in steps of 1 %."""
-    candidates = np.exp(np.arange(np.log(0.25), np.log(4.0), 0.01))
-    rows = np.arange(len(labels))
-    losses = [-np.log(softmax(logits / t)[rows, labels] + 1e-12).mean() for t in candidates]
-    return float(candidates[int(np.argmin(losses))])

@@ -1,32 +1,23 @@
-"""Where the training data lies, how a user's own is read, and how a part of it is held back to choose on.
+"""FER2013's faces, its near duplicates, and how a part of a set is held back to choose on.
 
-The data is never part of the repository. `SENSORIUM_DATA` names its folder; without it, `../shared/data` is used where
-that exists. A set that is missing is a ConfigError with one instruction.
-
+Example:
     faces = load_faces(data_folder(None), "train48")           # or a folder with Kaggle's fer2013.csv in it
-    rows = load_rows(Path("~/data/mosei"), "cmu-csd")          # one's own, or a public set as its users have it
     train, held_back = split_by_group(near_duplicate_groups(faces.images), fraction=0.1, seed=0)
 """
 
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, nearest
-from pipeline.recording.dataset import Rows, load
+from pipeline.errors import ConfigError
 
 FACE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # FER2013's own order, 0 to 6
-
-OWN_FORMAT = "aligned"  # pipeline/recording/dataset.py: what export --dataset writes
 
 # Two faces whose 24×24 pictures correlate this much are one photograph, cropped or compressed twice: looked at in bands,
 # nearly all pairs above 0.92 are twins, about half at 0.90 to 0.92, almost none below 0.88.
@@ -45,20 +36,6 @@ class Faces:
 
     def take(self, rows: npt.NDArray[np.int64]) -> Faces:
         return Faces(self.images[rows], self.labels[rows])
-
-
-def data_folder(data: Path | None) -> Path:
-    """The folder with the training data: the one given, else SENSORIUM_DATA, else ../shared/data beside the repository.
-
-    Raises ConfigError when it is not there.
-    """
-    named = data or (Path(os.environ["SENSORIUM_DATA"]) if os.environ.get("SENSORIUM_DATA") else None)
-    folder = named or Path(__file__).resolve().parents[3].parent / "shared" / "data"
-    if not folder.is_dir():
-        raise ConfigError(
-            f"training data: no folder {folder}. Say where it lies: --data DIR, or SENSORIUM_DATA=DIR in the environment."
-        )
-    return folder
 
 
 def load_faces(folder: Path, part: str) -> Faces:
@@ -100,26 +77,6 @@ def _kaggle_faces(path: Path, part: str) -> Faces:
     if not images:
         raise ConfigError(f"{path}: no rows with the Usage {usage}. Fetch the whole file anew.")
     return Faces(np.stack(images), np.array(labels, np.int64))
-
-
-def load_rows(path: Path, format: str = OWN_FORMAT) -> Rows:
-    """Labelled rows of one's own, or of a public set as its users have it. Raises ConfigError with one instruction."""
-    from pipeline.training.data import clip_sets, feature_files  # they need more than this module's readers do
-
-    known: dict[str, Callable[[Path], Rows]] = {
-        OWN_FORMAT: load,
-        **feature_files.FORMATS,
-        "votes": clip_sets.votes,
-        **{name: partial(clip_sets.read, name=name) for name in clip_sets.NAMED},
-    }
-    if format not in known:
-        raise ConfigError(f"--format: nothing called '{format}'.{nearest(format, known)} There are: {', '.join(known)}")
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: not there. Give --data the folder or file as you have it; none of these sets comes with "
-            "Sensorium, and the licence of each is its publisher's."
-        )
-    return known[format](path)
 
 
 def near_duplicate_groups(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
