@@ -2,6 +2,7 @@
 
 In a checkout models/ and configs/ lie beside the package `pipeline`; a wheel holds them inside of it.
 
+Example:
     installation.shipped("emotion-live.yaml", installation.CONFIGS)     # found from any folder
     f"Train it with: {installation.COMMAND} train face"
 """
