@@ -24,9 +24,8 @@ from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
 from pipeline.old_names import current_event_line
 
-MAX_UNPUBLISHED_BYTES = (
-    8000  # of arrivals without a set: a message for each would cost more than the frames it describes
-)
+# Of arrivals without a set: one message for each arrival would cost more than the frame that it describes.
+MAX_UNPUBLISHED_BYTES = 8000
 
 
 class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):

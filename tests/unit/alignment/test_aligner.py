@@ -38,7 +38,7 @@ def content(sets: Iterable[AlignedSet]) -> list[tuple]:
     ]
 
 
-# --- live: a deadline -----------------------------------------------------------------------------------------------
+# --- live: a deadline -------------------------------------------------------------------------------------------------
 
 
 def test_set_is_sent_as_soon_as_every_answer_is_final():
@@ -154,7 +154,7 @@ def test_fixed_rate_makes_a_set_at_every_tick_whatever_arrives():
     assert all(s.missing == ("imu",) for s in sets)
 
 
-# --- order, duplicates, bounds -------------------------------------------------------------------------------------------
+# --- order, duplicates, bounds ----------------------------------------------------------------------------------------
 
 
 def test_in_proof_mode_ticks_are_sent_once_every_stream_has_passed_them():
@@ -219,9 +219,8 @@ def test_memory_does_not_grow_with_the_run():
 
 def test_a_stream_far_ahead_has_no_room_but_never_all_streams():
     align = aligner(max_wait_ms=None, imu=Nearest(20))
-    for i in range(200):
-        if align.has_room("imu"):
-            add(align, frame("imu", i, i * 10), at_ms=i)
+    for i in filter(lambda _: align.has_room("imu"), range(200)):
+        add(align, frame("imu", i, i * 10), at_ms=i)
     assert not align.has_room("imu") and align.has_room("camera")
 
 
