@@ -142,9 +142,6 @@ MAX_FILES, MAX_LINES = 20, 400
 # Files that are longer; each line leaves with the change that splits the file.
 LONG_FILES = {
     "calibration/lens/bundle.py",
-    "tests/system/test_hosts.py",
-    "tests/unit/alignment/test_aligner.py",
-    "tests/unit/recording/test_recording.py",
 }
 
 
