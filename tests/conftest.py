@@ -7,11 +7,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from idle_control import figure_of_time
 
 from pipeline.transport.shared_memory import shared_memory_root
 
@@ -19,6 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A figure of time that fails where the cores are busy with other programs ends undecided, and says so."""
+    if item.get_closest_marker("paced") is None:
+        return (yield)
+    with figure_of_time():
+        return (yield)
 
 
 @pytest.fixture(scope="session")
