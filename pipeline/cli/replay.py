@@ -89,7 +89,9 @@ def report(session: ReplaySession, config: Config, summary: dict[str, Any], out:
     differing = list(compare(session.recorded_predictions(), read_predictions(out))) if out else None
     if session.faults and out is not None:
         return report_faults(session, read_predictions(out))
-    if reasons:
+    if not session.holds_predictions:
+        print("  the recording holds no predictions to compare these with")
+    elif reasons:
         print("  not identical to the recorded run because " + "; ".join(reasons))
         if differing is not None:
             most = max((d.max_probability for d in differing), default=0.0)

@@ -93,6 +93,11 @@ class ReplaySession:
         """
         return tuple(self._reasons(config, summary))
 
+    @property
+    def holds_predictions(self) -> bool:
+        """False for a recording that nothing predicted on, such as an import: there is nothing to compare with."""
+        return bool(self._predicting)
+
     def recorded_predictions(self) -> list[dict[str, Any]]:
         """As `--out` writes them."""
         if not self._predicting:

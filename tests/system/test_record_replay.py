@@ -130,6 +130,14 @@ def test_a_part_of_a_recording_is_replayed(late: Path) -> None:
     assert 0.6 < spans_s < 1.1
 
 
+def test_a_recording_without_predictions_is_not_called_different(folder: Path) -> None:
+    a_file(folder, LATE)
+    streams = "camera,microphone,imu"
+    run(folder, "record", "graph.yaml", "sensors.mcap", "--streams", streams)
+    output = run(folder, "replay", "graph.yaml", "sensors.mcap", "--speed", "0", "--out", "first.jsonl")
+    assert "holds no predictions to compare these with" in output and "identical" not in output
+
+
 def test_a_stream_that_the_recording_lacks_is_named(late: Path, folder: Path) -> None:
     a_file(folder, LATE.replace("camera", "kamera"))
     assert "has no stream 'kamera'" in run(folder, "replay", "graph.yaml", late / "rec.mcap", code=2)
