@@ -28,9 +28,9 @@ def test_a_failure_on_an_idle_machine_is_a_failure() -> None:
 
 
 def test_a_failure_on_a_busy_machine_is_undecided_and_says_what_failed() -> None:
-    with pytest.raises(pytest.skip.Exception, match="cannot decide: .* 34 ms for a core .*What failed: too late"):
-        with figure_of_time(Waited(34.0)):
-            pytest.fail("too late")
+    reason = "cannot decide: .* 34 ms for a core .*What failed: too late"
+    with pytest.raises(pytest.skip.Exception, match=reason), figure_of_time(Waited(34.0)):
+        pytest.fail("too late")
 
 
 def test_a_success_counts_on_any_machine_and_other_errors_do_too() -> None:
