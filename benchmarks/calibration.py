@@ -22,11 +22,13 @@ from benchmarks.calibration_sensors import sensors
 from calibration.board.board import Board
 from calibration.board.detect import Corners, Detector
 from calibration.lens import simulate
-from calibration.lens.bundle import Sight, solve
-from calibration.lens.estimate import NamedSight, against, estimate_lens
+from calibration.lens.bundle import solve
+from calibration.lens.estimate import estimate_lens
+from calibration.lens.lens_verdict import against
+from calibration.lens.observation import NamedObservation, Observation
+from calibration.lens.stereo import estimate_stereo
 from calibration.lens.uncertainty import difference_map, sensitivity
 from calibration.lens.views import look
-from calibration.verbs.stereo import estimate_stereo
 from pipeline.rig.intrinsics import Intrinsics
 
 EXAMPLES = Path("/usr/share/doc/opencv-doc/examples/data")
@@ -62,10 +64,11 @@ def real() -> dict[str, Any]:
     wrong = replace(first.lens, fx_px=first.lens.fx_px * 1.01, fy_px=first.lens.fy_px * 1.01)
     rng = np.random.default_rng(0)
     spoilt = [
-        NamedSight(
+        NamedObservation(
             v.name,
-            Sight(
-                v.sight.points_m, v.sight.pixels + rng.normal(size=v.sight.pixels.shape) * (2.0 if i % 5 == 1 else 0)
+            Observation(
+                v.observation.points_m,
+                v.observation.pixels + rng.normal(size=v.observation.pixels.shape) * (2.0 if i % 5 == 1 else 0),
             ),
         )
         for i, v in enumerate(first.views)
@@ -89,7 +92,7 @@ def rendered(count: int = 16) -> dict[str, Any]:
         if isinstance(found, Corners):
             _, at, there = np.intersect1d(found.ids, true.ids, return_indices=True)
             errors.append(found.pixels[at] - true.pixels[there])
-            views.append(NamedSight(f"{i}", Sight(CHARUCO.points_m[found.ids], found.pixels)))
+            views.append(NamedObservation(f"{i}", Observation(CHARUCO.points_m[found.ids], found.pixels)))
     every, estimate = np.concatenate(errors), estimate_lens(views, LENS.size)
     sigma = estimate.lens.sigma
     assert sigma is not None
@@ -109,7 +112,7 @@ def intervals(trials: int, *, count: int = 10, noise_px: float = 0.2) -> dict[st
         rng = np.random.default_rng(1000 + seed)
         poses = simulate.board_poses(CHESS, LENS, count, rng)
         views = simulate.corner_views(CHESS, LENS, poses, noise_px=noise_px, rng=rng)
-        found = solve([replace(LENS, distortion=())], [[v.sight] for v in views], [MODEL]).lenses[0]
+        found = solve([replace(LENS, distortion=())], [[v.observation] for v in views], [MODEL]).lenses[0]
         assert found.sigma is not None and found.covariance is not None
         off = found.parameters - LENS.parameters
         held.append((np.abs(off) <= 1.96 * found.sigma)[:8])

@@ -21,13 +21,13 @@ import numpy as np
 from benchmarks.calibration_scenes import CAMERA, LidarScene
 from benchmarks.driving import KITTI_SEQUENCE, kitti_frames, kitti_rig
 from benchmarks.time_scenes import DATA, flashes, talk, turning
-from calibration.lidar_camera import board_poses
+from calibration.lidar_camera import posed_boards
 from calibration.lidar_camera.drift import Drift
-from calibration.lidar_camera.solve import calibrate, pose_error
+from calibration.lidar_camera.extrinsics import calibrate, pose_error
 from calibration.pose import difference, turned
 from calibration.time.claps import match
 from calibration.time.mouth_voice import compare
-from calibration.verbs.time_offset import turning_answer
+from calibration.time.turning import turning_answer
 
 Rows = dict[str, Any]
 
@@ -100,14 +100,14 @@ def _corrupted(scene: LidarScene) -> tuple[int, int]:
 
 
 def real_poses(data: Path) -> Rows:
-    boards = board_poses.read_poses(data / "calibration" / "camera_lidar_poses" / "poses.csv")
+    boards = posed_boards.read_poses(data / "calibration" / "camera_lidar_poses" / "poses.csv")
     draw, errors, apart = np.random.default_rng(0), [], []
     for _ in range(50):
         order = draw.permutation(len(boards))
         first, second = ([boards[i] for i in half] for half in (order[:10], order[10:]))
-        a, b = board_poses.calibrate(first), board_poses.calibrate(second)
+        a, b = posed_boards.calibrate(first), posed_boards.calibrate(second)
         for by, others in ((a, second), (b, first)):
-            errors.append(1000 * board_poses.centre_rms_m(by.camera_from_lidar, others))
+            errors.append(1000 * posed_boards.centre_rms_m(by.camera_from_lidar, others))
         apart.append(difference(a.camera_from_lidar, b.camera_from_lidar))
     deg, mm = np.array(apart).T * np.array([[1], [1000]])
     return {

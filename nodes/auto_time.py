@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from calibration.moments import picture_of
-from calibration.time.audio_video import HINT, Answer, AudioVideo
-from calibration.verbs.time_offset import face_tracker
+from calibration.time.answer import HINT, Answer
+from calibration.time.audio_video import AudioVideo, face_tracker
 from pipeline.clock import NS
 from pipeline.errors import AssetError
 from pipeline.frame import Frame

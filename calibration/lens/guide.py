@@ -15,8 +15,11 @@ import numpy as np
 
 from calibration.board.board import Board
 from calibration.board.detect import Corners, blur
-from calibration.lens.bundle import Sight, free_parameters, solve, start, view_information
-from calibration.lens.estimate import CELLS, GOOD_VIEWS, NamedSight, cells
+from calibration.lens.bundle import solve, start, view_information
+from calibration.lens.coverage import CELLS, cells
+from calibration.lens.estimate import GOOD_VIEWS
+from calibration.lens.lens_models import free_parameters
+from calibration.lens.observation import NamedObservation, Observation
 from calibration.lens.uncertainty import sensitivity, sigma_map
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import rigid, rotation_from_vector
@@ -87,7 +90,7 @@ class Guide:
 
     def __init__(self, board: Board, *, until_px: float = 0.3, pick_only: bool = False) -> None:
         self.board, self.until_px, self._pick_only = board, until_px, pick_only
-        self.views: list[NamedSight] = []
+        self.views: list[NamedObservation] = []
         self.size = (0, 0)
         self.lens: Intrinsics | None = None
         self._ids: list[Corners] = []
@@ -114,7 +117,9 @@ class Guide:
             return self._advice(reason)
         self._ids.append(found)
         self.views.append(
-            NamedSight(f"view {len(self.views) + 1:02d}", Sight(self.board.points_m[found.ids], found.pixels))
+            NamedObservation(
+                f"view {len(self.views) + 1:02d}", Observation(self.board.points_m[found.ids], found.pixels)
+            )
         )
         if not self._pick_only:
             self._fit()
@@ -149,9 +154,9 @@ class Guide:
     def _fit(self) -> None:
         if len(self.views) < FIRST_FIT:
             return
-        sights = [v.sight for v in self.views]
-        lens = self.lens if self.lens is not None and len(self.views) % 5 else start(sights, self.size, MODEL)
-        solution = solve([lens], [[s] for s in sights], [MODEL])
+        observations = [v.observation for v in self.views]
+        lens = self.lens if self.lens is not None and len(self.views) % 5 else start(observations, self.size, MODEL)
+        solution = solve([lens], [[s] for s in observations], [MODEL])
         self.lens = solution.lenses[0]
         self._noise_px = max(solution.sigma_px, 0.02)
         self._sigma_px = float(np.nanmax(sigma_map(self.lens)))
@@ -170,8 +175,8 @@ class Guide:
             known = known + np.linalg.pinv(self.lens.covariance[np.ix_(free, free)], hermitian=True)
         elif self.views:  # too few to fit: what they would say of the lens that is assumed
             for view in self.views:
-                posed = solve([lens], [[view.sight]], [MODEL], fixed=True).camera_from_board[0]
-                known = known + view_information(lens, MODEL, view.sight.points_m, posed) / self._noise_px**2
+                posed = solve([lens], [[view.observation]], [MODEL], fixed=True).camera_from_board[0]
+                known = known + view_information(lens, MODEL, view.observation.points_m, posed) / self._noise_px**2
         moved = sensitivity(lens)[:, free]
         least = np.inf
         for words, pose, pixels in self._candidates(lens):

@@ -16,8 +16,7 @@ import numpy as np
 
 from calibration.board.board import Board
 from calibration.board.detect import Corners
-from calibration.lens.bundle import Sight
-from calibration.lens.estimate import NamedSight
+from calibration.lens.observation import NamedObservation, Observation
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import apply, rigid, rotation_from_vector
 
@@ -45,13 +44,13 @@ def board_poses(
 
 def corner_views(
     board: Board, lens: Intrinsics, poses: list[np.ndarray], *, noise_px: float, rng: np.random.Generator
-) -> list[NamedSight]:
+) -> list[NamedObservation]:
     """noise_px: standard deviation of each coordinate."""
     views = []
     for i, pose in enumerate(poses):
         pixels, seen = lens.project(apply(pose, board.points_m))
         noisy = pixels[seen] + rng.normal(size=(int(seen.sum()), 2)) * noise_px
-        views.append(NamedSight(f"view {i:02d}", Sight(board.points_m[seen], noisy)))
+        views.append(NamedObservation(f"view {i:02d}", Observation(board.points_m[seen], noisy)))
     return views
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.lens.bundle import project
+from calibration.lens.lens_models import project
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import rotation_from_vector
 

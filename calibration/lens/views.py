@@ -1,7 +1,7 @@
 """What was found in all pictures of one camera: views of the board, and why the other pictures are none.
 
 seen = look(["left"], Board.parse("9x6"))       # ConfigError where the pictures show another board, or none does
-seen.views, seen.skipped, seen.sights()
+seen.views, seen.skipped, seen.observations()
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 
 from calibration.board.board import Board
 from calibration.board.detect import Corners, Detector, blur
-from calibration.lens.bundle import Sight
-from calibration.lens.estimate import NamedSight
 from calibration.lens.guide import Guide
+from calibration.lens.observation import NamedObservation, Observation
 from calibration.pictures import Picture, is_stream, pictures
 from pipeline.errors import ConfigError
 
@@ -37,8 +36,8 @@ class Seen:
     blurs: dict[str, float] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
 
-    def sights(self) -> list[NamedSight]:
-        return [NamedSight(n, Sight(self.board.points_m[c.ids], c.pixels)) for n, c in self.views.items()]
+    def observations(self) -> list[NamedObservation]:
+        return [NamedObservation(n, Observation(self.board.points_m[c.ids], c.pixels)) for n, c in self.views.items()]
 
 
 def look(sources: Sequence[str], board: Board, *, stream: str | None = None) -> Seen:

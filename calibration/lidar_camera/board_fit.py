@@ -1,4 +1,4 @@
-"""Camera corners and lidar points of one board, solved jointly: the least squares behind calibration/lidar_camera/solve.py.
+"""Camera corners and lidar points of one board, solved jointly: the least squares behind calibration/lidar_camera/extrinsics.py.
 
 Unknown are camera_from_lidar and the board's pose in every view. A picture's corners hold the board's pose; each lidar
 point must lie on the board's plane, at the noise of its range along its own ray; each ray that just misses or just

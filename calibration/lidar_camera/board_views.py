@@ -1,4 +1,4 @@
-"""Pictures and clouds of a board → the views that calibration/lidar_camera/solve.py solves.
+"""Pictures and clouds of a board → the views that calibration/lidar_camera/extrinsics.py solves.
 
     seen, skipped = find_views(moments, board, intrinsics)
     skipped["pose3"]                                  # "no 9×6 chessboard in the picture"
@@ -19,7 +19,7 @@ from calibration.board.board import Board
 from calibration.board.detect import Detector
 from calibration.lidar_camera.board_cloud import CloudBoard, find_boards
 from calibration.lidar_camera.board_fit import BoardView, board_poses
-from calibration.lidar_camera.solve import apart, plane_of, pose_from_planes
+from calibration.lidar_camera.extrinsics import apart, plane_of, pose_from_planes
 from calibration.moments import Moment
 from calibration.pose import Floats
 from pipeline.errors import ConfigError

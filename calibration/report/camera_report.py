@@ -8,7 +8,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from calibration.lens.estimate import Estimate, cells, tilts_deg
+from calibration.lens.coverage import cells, tilts_deg
+from calibration.lens.estimate import Estimate
 from calibration.lens.uncertainty import sigma_map
 from calibration.lens.views import Seen
 from calibration.report import charts
@@ -64,7 +65,7 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
     )
     if lens.covariance is not None:
         page.chart(charts.heat(sigma_map(lens), unit="px", size=lens.size), "Expected error of projection.")
-    marks = np.concatenate([v.sight.pixels for v in estimate.views])
+    marks = np.concatenate([v.observation.pixels for v in estimate.views])
     page.chart(
         charts.heat(cells(estimate.views, lens.size), unit="corners", size=lens.size, marks=marks),
         "Coverage: corners in each part of the picture.",
@@ -92,7 +93,7 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
         [
             (
                 v.name,
-                len(v.sight.pixels),
+                len(v.observation.pixels),
                 f"{px:.3f}",
                 f"{t:.0f}",
                 f"{d:.2f}",
@@ -119,7 +120,7 @@ def _overlays(page: Report, seen: Seen, estimate: Estimate) -> None:
     for i in shown:
         view, residual = estimate.views[i], estimate.solution.residuals[i][0]
         assert residual is not None
-        page.picture(overlay(seen.grays[view.name], view.sight.pixels, residual), f"{view.name}")
+        page.picture(overlay(seen.grays[view.name], view.observation.pixels, residual), f"{view.name}")
     for name in [n for n in estimate.rejected if n in seen.grays][:OVERLAYS]:
         page.picture(overlay(seen.grays[name], seen.views[name].pixels, None), f"{name}: rejected")
 

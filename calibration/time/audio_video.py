@@ -13,55 +13,23 @@ sign of BT.1359. What is measured is where the sound reaches the microphone: 3 m
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
+from calibration.time.answer import Answer
 from calibration.time.claps import Heard, Seen, match
 from calibration.time.mouth_voice import Mouth, Voice, compare
-from calibration.verdict import Check, Level
-from pipeline.perception.expression.faces import FaceTracker
+from pipeline import assets
+from pipeline.inference.load import load
+from pipeline.perception.expression.faces import FaceDetector, FaceTracker
 
-# ITU-R BT.1359-1: ms by which sound may lead (+) and lag (−) the picture before people notice, and before they mind.
-NOTICED_MS = (-125.0, 45.0)
-ACCEPTED_MS = (-185.0, 90.0)
 LOOK_EVERY_NS = 30_000_000  # faces: 30 pictures a second are enough, 120 would cost four times as much
 CLAP_TOO_FAR_MS = 50.0
 
 
-class Answer(NamedTuple):
-    offset_ms: float
-    sigma_ms: float
-    interval_ms: tuple[float, float]  # 95 %
-    how: str  # "20 claps or flashes", "a mouth and its voice"
-    unknown: str = ""  # the reason; the numbers are then not to be used
-
-    def __str__(self) -> str:
-        if self.unknown:
-            return f"unknown: {self.unknown}"
-        low, high = self.interval_ms
-        return f"{self.offset_ms:+.1f} ms ({low:+.1f} to {high:+.1f}, 95 %) by {self.how}: {self.words}"
-
-    @property
-    def words(self) -> str:
-        """What the number means for somebody who watches."""
-        lead = f"the sound {'leads' if self.offset_ms > 0 else 'lags'} the picture by {abs(self.offset_ms):.0f} ms"
-        low, high = NOTICED_MS
-        if low <= self.offset_ms <= high:
-            return f"{lead}; people do not notice that (ITU-R BT.1359: from {low:+.0f} to {high:+.0f} ms)"
-        if ACCEPTED_MS[0] <= self.offset_ms <= ACCEPTED_MS[1]:
-            return (
-                f"{lead}; people notice that (ITU-R BT.1359: beyond {low:+.0f} and {high:+.0f} ms) but mostly accept it"
-            )
-        return f"{lead}; people mind that (ITU-R BT.1359: beyond {ACCEPTED_MS[0]:+.0f} and {ACCEPTED_MS[1]:+.0f} ms)"
-
-    def check(self) -> Check:
-        if self.unknown:
-            return Check(Level.FAIL, f"the offset is unknown: {self.unknown}", HINT)
-        return Check(Level.PASS, str(self))
-
-
-HINT = "clap ten times in view of the camera, not in a regular beat; or let one person talk, facing it, for 20 s"
+def face_tracker() -> FaceTracker:
+    """CenterFace on one thread, one face at a time."""
+    return FaceTracker(FaceDetector(load(assets.path("centerface"), backend="auto", threads=1)), max_faces=4)
 
 
 class AudioVideo:

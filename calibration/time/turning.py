@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from calibration.pose import Floats
-from calibration.time.lag import Series
+from calibration.time.answer import Answer
+from calibration.time.lag import Series, find_lag
 from pipeline.rig.intrinsics import Intrinsics
 
 LOOK_PX = 320  # width at which pictures are compared: a hundredth of a pixel there is 2 mrad at 60°
@@ -121,3 +122,11 @@ def _shift(before: Floats, now: Floats) -> float | None:
     left, middle, right = costs[best - 1 : best + 2]
     fine = 0.5 * (left - right) / max(left - 2 * middle + right, 1e-9)
     return (best - most + float(np.clip(fine, -0.5, 0.5))) * 2 * np.pi / BINS
+
+
+def turning_answer(camera: CameraTurns, lidar: LidarTurns) -> Answer:
+    lag = find_lag(camera.series(), lidar.series())
+    unknown = lag.unknown
+    if not camera.turns or not lidar.turns:
+        unknown = "the rig hardly turned"
+    return Answer(lag.offset_ms, lag.sigma_ms, lag.interval_ms, "how the rig turned", unknown)

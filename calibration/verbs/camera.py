@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from calibration.board.board import DEFAULT_SQUARE_MM, EXPECTED, Board
-from calibration.lens.bundle import FREE
-from calibration.lens.estimate import Estimate, against, estimate_lens, judged
+from calibration.lens.estimate import Estimate, estimate_lens
+from calibration.lens.lens_models import LENS_MODELS
+from calibration.lens.lens_verdict import against, judged
 from calibration.lens.uncertainty import difference_map
 from calibration.lens.views import Seen, look
 from calibration.report import camera_report, charts
@@ -46,7 +47,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="auto",
-        choices=("auto", *FREE),
+        choices=("auto", *LENS_MODELS),
         help="of distortion (default: the simplest that predicts best)",
     )
     parser.add_argument(
@@ -83,7 +84,7 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
         )
         first = None
     try:
-        estimate = estimate_lens(seen.sights(), seen.size, model=args.model, first=first)
+        estimate = estimate_lens(seen.observations(), seen.size, model=args.model, first=first)
     except ValueError as error:
         verdict = judge(
             [Check(Level.FAIL, str(error), "take 8 or more: tilted, near and far, and in all corners of the picture")]
@@ -101,7 +102,7 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
         print(f"  report: {args.report}")
     if args.out and not verdict.failed:
         made = f"{len(estimate.views)} views of a {seen.board.words}, {estimate.model}, RMS {estimate.rms_px:.3f} px, {verdict.level.name}"
-        if not estimate.kept_start:
+        if not estimate.start_retained:
             save_rig(rig.with_intrinsics(args.name, estimate.lens, made), args.out)
         print(f"  rig: {args.out}")
     elif args.out:
@@ -117,7 +118,7 @@ def _conclude_against(seen: Seen, args: argparse.Namespace) -> Verdict:
             f"{args.against}: intrinsics.{args.name} is of {lens.width_px}×{lens.height_px}, the pictures are {seen.size[0]}×{seen.size[1]}"
         )
     try:
-        verdict, estimate = against(lens, seen.sights())
+        verdict, estimate = against(lens, seen.observations())
     except ValueError as error:
         raise ConfigError(f"{' '.join(args.source)}: {error}. Take more") from error
     if args.report:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from calibration.board.board import DEFAULT_SQUARE_MM, EXPECTED, Board
-from calibration.lidar_camera import board_poses
+from calibration.lidar_camera import posed_boards
 from calibration.lidar_camera.board_fit import BoardView
 from calibration.lidar_camera.board_views import FlatBoard, find_views, flat_board, still
-from calibration.lidar_camera.solve import Extrinsics, calibrate
+from calibration.lidar_camera.extrinsics import Extrinsics, calibrate
 from calibration.moments import Moment, moments
 from calibration.pose import Floats, in_words
 from calibration.report import charts
@@ -106,7 +106,7 @@ def _start(rig: Rig, camera: str, sensor: str) -> Floats | None:
 
 def _from_table(args: argparse.Namespace) -> Verdict:
     rig = load_rig(args.rig) if args.rig else Rig()
-    result = board_poses.calibrate(board_poses.read_poses(args.source))
+    result = posed_boards.calibrate(posed_boards.read_poses(args.source))
     for name, why in result.rejected.items():
         print(f"  rejected {name}: {why}")
     _print_pose(result.camera_from_lidar, result.covariance, args.camera, args.sensor)

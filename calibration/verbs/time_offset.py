@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from calibration.moments import picture_of, points_of
-from calibration.time.audio_video import Answer, AudioVideo
-from calibration.time.lag import find_lag
-from calibration.time.turning import CameraTurns, LidarTurns
+from calibration.time.answer import Answer
+from calibration.time.audio_video import AudioVideo, face_tracker
+from calibration.time.turning import CameraTurns, LidarTurns, turning_answer
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.perception.expression.faces import FaceTracker
 from pipeline.rig.rig import Rig, TimeOffset
 from pipeline.rig.rig_file import load_rig, save_rig
 from pipeline.sensors import media
@@ -100,15 +99,6 @@ def _sound(args: argparse.Namespace) -> Answer:
     return meter.answer()
 
 
-def face_tracker() -> FaceTracker:
-    """CenterFace on one thread, one face at a time."""
-    from pipeline import assets
-    from pipeline.inference.load import load
-    from pipeline.perception.expression.faces import FaceDetector
-
-    return FaceTracker(FaceDetector(load(assets.path("centerface"), backend="auto", threads=1)), max_faces=4)
-
-
 def _feed_file(meter: AudioVideo, path: Path) -> None:
     """Sound and picture of one file count from the same moment."""
     import av
@@ -152,11 +142,3 @@ def _lidar(args: argparse.Namespace) -> Answer:
         elif (points := points_of(frame, rig, args.sensor)) is not None:
             lidar.add(points, frame.capture_ns + frame.duration_ns // 2)
     return turning_answer(camera, lidar)
-
-
-def turning_answer(camera: CameraTurns, lidar: LidarTurns) -> Answer:
-    lag = find_lag(camera.series(), lidar.series())
-    unknown = lag.unknown
-    if not camera.turns or not lidar.turns:
-        unknown = "the rig hardly turned"
-    return Answer(lag.offset_ms, lag.sigma_ms, lag.interval_ms, "how the rig turned", unknown)

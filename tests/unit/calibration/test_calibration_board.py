@@ -10,8 +10,8 @@ import pytest
 
 from calibration.board.board import Board
 from calibration.board.detect import LAYOUT_TOLERANCE, Corners, Detector, blur, layout_error, spacing
+from calibration.board.pdf import black_rectangles, board_pdf, choose_paper
 from calibration.lens import simulate
-from calibration.verbs.board import black, fit, pdf
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import apply, rigid, rotation_from_vector
@@ -176,27 +176,27 @@ def test_a_board_that_is_too_far_says_so() -> None:
 def test_what_is_printed_is_what_opencv_draws(text: str) -> None:
     board, square_px = Board.parse(text), 240
     drawn = np.full((board.squares_wide[1] * square_px, board.squares_wide[0] * square_px), 255, np.uint8)
-    for x, y, w, h in black(board):
+    for x, y, w, h in black_rectangles(board):
         drawn[round(y * square_px) : round((y + h) * square_px), round(x * square_px) : round((x + w) * square_px)] = 0
     assert (drawn != board.image(square_px)).mean() < 1e-3
 
 
 def test_a_board_is_printed_in_true_size_with_what_to_write() -> None:
-    text = pdf(Board.parse("9x6", square_mm=25), (297.0, 210.0)).decode("cp1252")
+    text = board_pdf(Board.parse("9x6", square_mm=25), (297.0, 210.0)).decode("cp1252")
     assert text.startswith("%PDF-1.4") and "/MediaBox [0 0 841.8898 595.2756]" in text
     assert f"{72 / 25.4:.8f} 0 0 {72 / 25.4:.8f} 0 0 cm" in text  # one unit is one millimetre
     squares = [line.split() for line in text.splitlines() if line.endswith(" 25.0000 25.0000 re")]
     assert len(squares) == 35
     assert "--board 9x6 --square-mm 25" in text and "/PrintScaling /None" in text
     offset = int(text.rpartition("startxref\n")[2].split()[0])
-    assert pdf(Board.parse("9x6", square_mm=25), (297.0, 210.0))[offset:].startswith(b"xref\n0 6\n")
+    assert board_pdf(Board.parse("9x6", square_mm=25), (297.0, 210.0))[offset:].startswith(b"xref\n0 6\n")
 
 
 def test_the_paper_is_the_smallest_that_holds_the_board() -> None:
-    assert fit(Board.parse("9x6", square_mm=20))[0] == "a4"
-    assert fit(Board.parse("9x6", square_mm=30))[0] == "a3"
+    assert choose_paper(Board.parse("9x6", square_mm=20))[0] == "a4"
+    assert choose_paper(Board.parse("9x6", square_mm=30))[0] == "a3"
     with pytest.raises(ConfigError, match="does not fit on A3. At most --square-mm 37, or a larger --paper"):
-        fit(Board.parse("9x6", square_mm=60))
+        choose_paper(Board.parse("9x6", square_mm=60))
 
 
 def test_the_board_is_written_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

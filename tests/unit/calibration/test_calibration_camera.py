@@ -14,11 +14,13 @@ import pytest
 import run_pipeline
 from calibration.board.board import Board
 from calibration.lens import simulate
-from calibration.lens.bundle import Sight, solve
-from calibration.lens.estimate import Estimate, NamedSight, against, estimate_lens, judged, not_worse_than
+from calibration.lens.bundle import solve
+from calibration.lens.estimate import Estimate, estimate_lens, not_worse_than
+from calibration.lens.lens_verdict import against, judged
+from calibration.lens.observation import NamedObservation, Observation
+from calibration.lens.stereo import estimate_stereo
 from calibration.lens.uncertainty import difference_map, sigma_map
 from calibration.lens.views import look
-from calibration.verbs.stereo import estimate_stereo
 from calibration.verdict import Check, Level, judge
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
@@ -42,12 +44,12 @@ def examples() -> Path:
 def left(examples: Path) -> Estimate:
     seen = look([str(examples / "left[01]*.jpg")], CHESS)
     assert len(seen.views) == 13 and not seen.skipped
-    return estimate_lens(seen.sights(), seen.size)
+    return estimate_lens(seen.observations(), seen.size)
 
 
 def views(
     lens: Intrinsics = LENS, count: int = 12, *, seed: int = 0, noise_px: float = 0.15, board: Board = CHESS
-) -> list[NamedSight]:
+) -> list[NamedObservation]:
     rng = np.random.default_rng(seed)
     return simulate.corner_views(board, lens, simulate.board_poses(board, lens, count, rng), noise_px=noise_px, rng=rng)
 
@@ -95,7 +97,7 @@ def test_a_fifth_of_the_views_corrupted_are_rejected(left: Estimate) -> None:
     rng = np.random.default_rng(0)
     spoilt = {1: lambda p: p + rng.normal(size=p.shape) * 2, 5: lambda p: p[::-1], 9: lambda p: p * (1.0, 1.05)}
     bad = [
-        replace(v, sight=Sight(v.sight.points_m, spoilt.get(i, lambda p: p)(v.sight.pixels)))
+        replace(v, observation=Observation(v.observation.points_m, spoilt.get(i, lambda p: p)(v.observation.pixels)))
         for i, v in enumerate(left.views)
     ]
     estimate = estimate_lens(bad, left.lens.size, model="radtan4")
@@ -126,7 +128,7 @@ def test_rendered_charuco_pictures_give_the_lens_they_were_made_with(tmp_path: P
     for i, pose in enumerate(simulate.board_poses(board, truth, 14, rng, whole=False)):
         cv2.imwrite(str(tmp_path / f"{i:02d}.png"), renderer.render(pose, rng=rng))
     seen = look([str(tmp_path)], board)
-    estimate = estimate_lens(seen.sights(), seen.size, model="radtan4")
+    estimate = estimate_lens(seen.observations(), seen.size, model="radtan4")
     sigma = estimate.lens.sigma
     assert sigma is not None and len(estimate.views) >= 12
     assert abs(estimate.lens.fx_px - truth.fx_px) <= 3 * sigma[0]
@@ -138,7 +140,7 @@ def test_stated_intervals_hold() -> None:
     held = []
     for seed in range(16):
         start = replace(LENS, distortion=())
-        found = solve([start], [[v.sight] for v in views(count=8, seed=seed)], ["radtan4"]).lenses[0]
+        found = solve([start], [[v.observation] for v in views(count=8, seed=seed)], ["radtan4"]).lenses[0]
         assert found.sigma is not None
         held.append(np.abs(found.parameters - LENS.parameters)[:8] <= 1.96 * found.sigma[:8])
     assert 0.86 <= np.mean(held) <= 1.0 - 1 / 256
@@ -146,9 +148,9 @@ def test_stated_intervals_hold() -> None:
 
 def test_a_corner_that_is_wrong_is_left_out_and_the_view_stays() -> None:
     given = views()
-    pixels = given[3].sight.pixels.copy()
+    pixels = given[3].observation.pixels.copy()
     pixels[7] += (9.0, -4.0)
-    given[3] = NamedSight("view 03", Sight(given[3].sight.points_m, pixels))
+    given[3] = NamedObservation("view 03", Observation(given[3].observation.points_m, pixels))
     estimate = estimate_lens(given, LENS.size, model="radtan4")
     assert estimate.dropped_corners == {"view 03": 1} and not estimate.rejected
 
@@ -156,10 +158,10 @@ def test_a_corner_that_is_wrong_is_left_out_and_the_view_stays() -> None:
 def test_a_refinement_that_predicts_worse_than_its_start_is_not_taken() -> None:
     estimate = estimate_lens(views(count=5, noise_px=0.4), LENS.size, model="rational")  # 12 parameters, few views
     kept = not_worse_than(estimate, LENS)
-    assert kept.kept_start and kept.lens == LENS and kept.start_holdout_px is not None
+    assert kept.start_retained and kept.lens == LENS and kept.start_holdout_px is not None
     assert judged(kept).level is not Level.PASS and "therefore stays" in judged(kept).reason
     worse = replace(LENS, fx_px=400.0)
-    assert not not_worse_than(estimate, worse).kept_start
+    assert not not_worse_than(estimate, worse).start_retained
 
 
 # --- views that are no good
@@ -180,7 +182,12 @@ def test_most_views_contradicting_each_other_fails() -> None:
     given = views(count=9)
     rng = np.random.default_rng(0)
     given[:5] = [
-        replace(v, sight=Sight(v.sight.points_m, v.sight.pixels + rng.normal(size=v.sight.pixels.shape) * s))
+        replace(
+            v,
+            observation=Observation(
+                v.observation.points_m, v.observation.pixels + rng.normal(size=v.observation.pixels.shape) * s
+            ),
+        )
         for v, s in zip(given[:5], (4, 6, 9, 13, 20), strict=True)
     ]
     verdict = judged(estimate_lens(given, LENS.size, model="radtan4"))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration_scenes import CAMERA, LidarScene
+from calibration import ground
 from calibration.clouds import pairs_in, read_points
-from calibration.lidar_camera import board_poses
+from calibration.lidar_camera import posed_boards
 from calibration.lidar_camera.board_cloud import find_boards
-from calibration.lidar_camera.solve import calibrate, pose_error
+from calibration.lidar_camera.extrinsics import calibrate, pose_error
 from calibration.pose import difference, moved
-from calibration.verbs import ground
 from calibration.verdict import Level
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
@@ -191,7 +191,7 @@ def test_a_cloud_that_is_cut_off_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def posed(data_dir):
-    return board_poses.read_poses(data_dir / "calibration" / "camera_lidar_poses" / "poses.csv")
+    return posed_boards.read_poses(data_dir / "calibration" / "camera_lidar_poses" / "poses.csv")
 
 
 def test_ten_real_boards_predict_the_centres_of_the_ten_others(posed):
@@ -199,10 +199,10 @@ def test_ten_real_boards_predict_the_centres_of_the_ten_others(posed):
     for _ in range(6):
         order = draw.permutation(20)
         first, second = ([posed[i] for i in half] for half in (order[:10], order[10:]))
-        a, b = board_poses.calibrate(first), board_poses.calibrate(second)
+        a, b = posed_boards.calibrate(first), posed_boards.calibrate(second)
         errors += [
-            board_poses.centre_rms_m(a.camera_from_lidar, second),
-            board_poses.centre_rms_m(b.camera_from_lidar, first),
+            posed_boards.centre_rms_m(a.camera_from_lidar, second),
+            posed_boards.centre_rms_m(b.camera_from_lidar, first),
         ]
         apart.append(difference(a.camera_from_lidar, b.camera_from_lidar))
     assert np.median(errors) <= 0.013
@@ -215,13 +215,13 @@ def test_a_real_board_that_moved_is_turned_down(posed):
     lidar = spoilt[4].lidar_from_board.copy()
     lidar[:3, 3] += shift
     spoilt[4] = dataclasses.replace(spoilt[4], lidar_from_board=lidar, centre_lidar_m=spoilt[4].centre_lidar_m + shift)
-    assert list(board_poses.calibrate(spoilt).rejected) == ["poses 5"]
+    assert list(posed_boards.calibrate(spoilt).rejected) == ["poses 5"]
 
 
 def test_a_table_with_missing_rows_is_refused(tmp_path):
     (tmp_path / "poses.csv").write_text("1,2,3\n" * 20)
     with pytest.raises(ConfigError, match="20 rows of 3"):
-        board_poses.read_poses(tmp_path / "poses.csv")
+        posed_boards.read_poses(tmp_path / "poses.csv")
 
 
 # --- ground

@@ -16,8 +16,9 @@ from websockets.sync.client import connect
 from calibration.board.board import Board
 from calibration.board.detect import Corners
 from calibration.lens import simulate
-from calibration.lens.estimate import estimate_lens, judged
+from calibration.lens.estimate import estimate_lens
 from calibration.lens.guide import Guide
+from calibration.lens.lens_verdict import judged
 from calibration.lens.uncertainty import difference_map
 from calibration.verbs.camera_live import Page, guided, state
 from calibration.verdict import Level

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.time_scenes import flashes, talk, turning
-from calibration.time.audio_video import Answer, AudioVideo
+from calibration.time.answer import Answer
+from calibration.time.audio_video import AudioVideo
 from calibration.time.claps import match
 from calibration.time.lag import Series, find_lag
 from calibration.time.mouth_voice import Mouth, Voice, compare
-from calibration.verbs.time_offset import turning_answer
+from calibration.time.turning import turning_answer
 
 
 def test_twenty_flashes_give_the_offset_to_three_milliseconds_and_its_interval():
