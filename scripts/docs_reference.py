@@ -17,7 +17,9 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from docs_docstrings import examples_as_code  # noqa: E402
 
 from pipeline.cli import describe  # noqa: E402
 from pipeline.node import Node, Source  # noqa: E402
@@ -64,7 +66,7 @@ def tasks_page() -> Iterator[str]:
 def _classes(kinds: dict[str, type]) -> Iterator[str]:
     yield "| name | what it does |\n|---|---|"
     for name, kind in kinds.items():
-        yield f"| [{name}](#{name.replace('_', '_')}) | {_cell(describe.summary(kind))} |"
+        yield f"| [{name}](#{name}) | {_cell(describe.summary(kind))} |"
     for name, kind in kinds.items():
         module = inspect.getmodule(kind)
         yield f"\n## {name}\n"
@@ -123,27 +125,19 @@ def _options(options: Iterable[describe.Option]) -> Iterator[str]:
     yield "| option | type | default | meaning |\n|---|---|---|---|"
     for option in options:
         default = f"`{option.default}`" if option.default else "required"
-        yield f"| `{option.name}` | `{option.type.replace('|', '&#124;')}` | {default} | {_cell(option.text)} |".replace(
-            "`&#124;`", "&#124;"
-        )
+        yield f"| `{option.name}` | `{option.type}` | {default} | {_cell(option.text)} |"
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "&#124;")
+    """One line of Markdown for a cell of a table. A bar would end the cell, except inside code."""
+    parts = re.split(r"(`[^`]*`)", re.sub(r"\s+", " ", text))
+    return "".join(part if part.startswith("`") else _linked(part).replace("|", "&#124;") for part in parts)
+
+
+def _linked(text: str) -> str:
+    """ "docs/emotion.md" as a link; the pages made here lie one folder below docs/."""
+    return re.sub(r"\bdocs/([\w-]+)\.md\b", r"[\1](../\1.md)", text)
 
 
 def _markdown(docstring: str) -> str:
-    """A Google-style docstring as Markdown: what is indented under `Example:` becomes a code block."""
-    lines, out, code = inspect.cleandoc(docstring).split("\n"), [], False
-    for line in lines:
-        if line.strip() == "Example:":
-            out += ["", "```yaml"]
-            code = True
-        elif code and line and not line.startswith(" "):
-            out += ["```", "", line]
-            code = False
-        else:
-            out.append(line.removeprefix("    ") if code else line)
-    if code:
-        out.append("```")
-    return "\n".join(out)
+    return _linked(examples_as_code(docstring))
