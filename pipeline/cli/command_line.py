@@ -33,26 +33,26 @@ CALIBRATED = {
     "check": "check",
 }
 
-# `train` WHAT → its module of pipeline/training/ and the function.
+# `train` WHAT → its module under pipeline/ and the function.
 TRAINED = {
-    "face": ("face.train", "train"),
-    "voice": ("voice.train", "train"),
-    "fusion": ("fusion.train", "train"),
-    "place": ("place.train", "train"),
-    "sound": ("sound.train", "train"),
+    "face": ("training.face.train", "train"),
+    "voice": ("training.voice.train", "train"),
+    "fusion": ("training.fusion.train", "train"),
+    "place": ("training.place.train", "train"),
+    "sound": ("training.sound.train", "train"),
 }
 
 # `evaluate` WHAT → likewise.
 EVALUATED = {
-    "face": ("face.evaluate", "report_face"),
-    "voice": ("voice.voice_export", "evaluate_voice"),
-    "votes": ("fusion.judge_votes", "judge"),
-    "fusion": ("fusion.own_data", "evaluate_own"),
-    "faults": ("evaluation.fault_conditions", "evaluate_faults"),
-    "place": ("place.evaluate", "report_place"),
-    "sound": ("sound.sound_evaluate", "evaluate_sound"),
-    "degradation": ("evaluation.degradation", "evaluate_degradation"),
-    "stream": ("evaluation.stream", "evaluate_stream"),
+    "face": ("training.face.evaluate", "report_face"),
+    "voice": ("training.voice.evaluate", "evaluate_voice"),
+    "votes": ("training.fusion.evaluate_votes", "evaluate_votes"),
+    "fusion": ("training.fusion.evaluate", "evaluate_fusion"),
+    "faults": ("cli.fault_conditions", "evaluate_faults"),
+    "place": ("training.place.evaluate", "report_place"),
+    "sound": ("training.sound.evaluate", "evaluate_sound"),
+    "degradation": ("training.fusion.degradation", "evaluate_degradation"),
+    "stream": ("training.evaluation.stream", "evaluate_stream"),
 }
 
 Add = Callable[[str, str], argparse.ArgumentParser]  # a verb, and what it does

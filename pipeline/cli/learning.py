@@ -1,7 +1,7 @@
-"""`train WHAT` and `evaluate WHAT`: each calls one function of pipeline/training/ with the options that it takes.
+"""`train WHAT` and `evaluate WHAT`: each calls one function, mostly of pipeline/training/, with the options that it takes.
 
 Example:
-    call("face.train", "train", args, verb="train")
+    call("training.face.train", "train", args, verb="train")
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, missing_package
 
-# The options of the command line that a function of pipeline/training/ may take, as far as its signature names them.
+# The options of the command line that such a function may take, as far as its signature names them.
 OPTIONS = (
     "data",
     "out",
@@ -33,11 +33,11 @@ OPTIONS = (
 
 
 def call(module: str, function: str, args: argparse.Namespace, *, verb: str) -> Any:
-    """`function` of pipeline.training.`module`. Raises ConfigError for a missing package and for options that do not
+    """`function` of pipeline.`module`. Raises ConfigError for a missing package and for options that do not
     fit.
     """
     try:
-        called = getattr(importlib.import_module(f"pipeline.training.{module}"), function)
+        called = getattr(importlib.import_module(f"pipeline.{module}"), function)
     except ModuleNotFoundError as error:
         raise missing_package(error.name or "torch", verb, "train") from error
     options = {name: value for name in OPTIONS if (value := getattr(args, name, None))}

@@ -12,13 +12,40 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from pipeline.training.nets import Panel
+from torch import Tensor, nn
 
 BATCH = 128
 PEAK_LR = 2e-3
 WEIGHT_DECAY = 0.3
+
+
+class Panel(nn.Module):
+    """Perceptrons on one view of the window. Mean logits are mean log-probabilities, but for what softmax takes out."""
+
+    def __init__(self, measures: int, labels: int, *, members: int = 4, hidden: int = 128) -> None:
+        super().__init__()
+        self.register_buffer("middle", torch.zeros(measures))
+        self.register_buffer("spread", torch.ones(measures))
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Dropout(0.2), nn.Linear(measures, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
+            for _ in range(members)
+        )
+        self.dropout = nn.Dropout(0.5)
+        self.heads = nn.ModuleList(nn.Linear(hidden, labels) for _ in range(members))
+
+    def forward(self, measures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, measures) -> (B, labels), (B, 512)"""
+        embedding = self.embed(measures)  # members × (B, 128)
+        return self.answers(embedding).mean(0), torch.cat(embedding, 1)
+
+    def embed(self, measures: Tensor) -> list[Tensor]:
+        """(B, measures) -> of each member (B, 128)"""
+        x = ((measures - self.middle) / self.spread).clamp(-4, 4)
+        return [member(x) for member in self.members]
+
+    def answers(self, embedding: list[Tensor]) -> Tensor:
+        """(members, B, labels) logits"""
+        return torch.stack([head(self.dropout(x)) for head, x in zip(self.heads, embedding, strict=True)])
 
 
 def fit_panel(

@@ -80,6 +80,14 @@ def _figures(probs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> t
     )
 
 
+def clip_means(
+    logits: npt.NDArray[np.floating], clip: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """(rows, labels) mean log-probability over the decisions of each clip."""
+    logs = np.log(np.maximum(softmax(logits.astype(np.float64)), 1e-7))
+    return np.stack([logs[clip == row].mean(axis=0) for row in rows]).astype(np.float32)
+
+
 def markdown(table: Mapping[str, Mapping[str, Scores]]) -> str:
     """One row a method and situation; accuracy with its interval."""
     lines = [

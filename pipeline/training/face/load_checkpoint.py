@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.preprocessing import face_tensor
-from pipeline.training.nets import FaceNet
+from pipeline.training.face.net import FaceNet
 
 # A convolution before a norm may have any scale; it decides only how fast the filter turns at a given learning rate.
 # torch starts filters with about this length, so the learning rates of a first training keep their meaning.

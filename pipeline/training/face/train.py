@@ -27,16 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.installation import COMMAND
-from pipeline.preprocessing import CONTRAST_FLOOR, FACE_PX, face_tensor
-from pipeline.training.data.faces import FACE_CLASSES, Faces, load_faces, near_duplicate_groups, split_by_group
+from pipeline.preprocessing import FACE_PX, face_tensor
+from pipeline.training.data.faces import Faces, load_faces, near_duplicate_groups, split_by_group
 from pipeline.training.data.folder import data_folder
-from pipeline.training.evaluation.classifier_figures import figures, fit_temperature
-from pipeline.training.export.onnx_export import export_face
-from pipeline.training.face.evaluate import FACE_MODEL, evaluate_face, face_logits
+from pipeline.training.face.evaluate import FACE_MODEL
+from pipeline.training.face.export import export_best
 from pipeline.training.face.load_checkpoint import face_net_from
-from pipeline.training.nets import FaceNet, MirroredFaceNet
+from pipeline.training.face.net import FaceNet, MirroredFaceNet
 
 BATCH = 128
 PEAK_LR = 0.1
@@ -318,50 +316,3 @@ def command(schedule: Schedule) -> str:
     if schedule.workers > 1:
         words.append(f"--workers {schedule.workers}")
     return " ".join(words)
-
-
-def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path) -> None:
-    """Export the chosen checkpoint with its manifest: the temperature from the held-back faces, the figures from both sets.
-
-    Raises ConfigError when the checkpoint was chosen on other held-back faces.
-    """
-    chosen = torch.load(best, weights_only=True)
-    if chosen["seed"] != seed:
-        raise ConfigError(
-            f"{best}: trained with seed {chosen['seed']}, so other faces were held back. Give --seed {chosen['seed']}."
-        )
-    net = FaceNet()
-    net.load_state_dict(chosen["average"])
-    export_face(net, out)
-    logits = face_logits(out, held_back.images)
-    temperature = fit_temperature(logits, held_back.labels)
-    metrics = {
-        f"held_back_{name}": value for name, value in figures(logits, held_back.labels, temperature=temperature).items()
-    }
-    manifest = Manifest(
-        name="face-expression",
-        task="emotion",
-        inputs=(
-            TensorInfo(
-                "face",
-                ("n", 1, FACE_PX, FACE_PX),
-                "float32",
-                f"features.face_tensor: grey, each face standardised (contrast at least {CONTRAST_FLOOR:g})",
-            ),
-        ),
-        outputs=(
-            TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "divide by the temperature, then softmax"),
-            TensorInfo("embedding", ("n", net.head.in_features), "float32", "what the logits are a linear map of"),
-        ),
-        labels=FACE_CLASSES,
-        temperature=temperature,
-        training_data="FER2013 training images without near-duplicates of its test images; a tenth held back to choose on",
-        licence="weights Apache-2.0; the pictures under Kaggle's FER2013 terms, which are for research",
-        made_by=f"{chosen['command']} (epoch {chosen['epoch'] + 1} chosen)",
-        metrics=metrics,
-    )
-    manifest.write(out)
-    if (folder / "faces" / "fer2013_publictest48.npz").is_file():
-        metrics |= evaluate_face(out, folder)
-        manifest.write(out)
-    print(f"{out}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)

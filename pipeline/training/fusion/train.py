@@ -34,12 +34,13 @@ from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.face.evaluate import FACE_MODEL, face_logits
 from pipeline.training.face.train import HELD_BACK
-from pipeline.training.fusion import judge_votes
+from pipeline.training.fusion import evaluate_votes
+from pipeline.training.fusion.evaluate import area
 from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge, opinions_of
 from pipeline.training.fusion.nets import FusionNet
-from pipeline.training.fusion.own_data import MIN_AGREEMENT_AUC, area, train_own
 from pipeline.training.fusion.state import Modality
+from pipeline.training.fusion.train_family import MIN_AGREEMENT_AUC, train_family
 
 MODEL = FACE_MODEL.with_name("fusion-expression.onnx")
 VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # made by training/voice.py, whose docstring says what is in it
@@ -98,7 +99,7 @@ def train(
             raise ConfigError(
                 "--family is for data of your own: give --data FOLDER too, and --out FILE.onnx for the result."
             )
-        return train_own(data=data, format=format, out=out, family=family, seed=seed, epochs=epochs)
+        return train_family(data=data, format=format, out=out, family=family, seed=seed, epochs=epochs)
     torch.set_num_threads(1)
     folder = data_folder(data)
     faces = held_back_faces(face_model, folder)
@@ -172,8 +173,8 @@ def train(
 
 def voted_core(folder: Path, *, seed: int) -> FusionNet:
     """What people's votes teach, all of them."""
-    core = judge_votes.network(CORE, seed=seed)
-    fit(core, judge_votes.examples(load_votes(folder)), judge_votes.RECIPE, seed=seed)
+    core = evaluate_votes.network(CORE, seed=seed)
+    fit(core, evaluate_votes.examples(load_votes(folder)), evaluate_votes.RECIPE, seed=seed)
     return core
 
 

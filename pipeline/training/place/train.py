@@ -25,13 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.inference.backends.onnxruntime import Onnxruntime
-from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.preprocessing import PLACE_PX, place_tensor
 from pipeline.training.data.folder import data_folder
 from pipeline.training.evaluation.classifier_figures import figures, fit_temperature
-from pipeline.training.export.onnx_export import export_early, export_place
 from pipeline.training.place.data import FOLDS, PLACES, Places, folds, load_places, vary
 from pipeline.training.place.evaluate import PLACE_MODEL, intel_figures
+from pipeline.training.place.export import export_early, export_place, manifest_of
 from pipeline.training.place.net import PlaceNet, rooted, start_net
 
 BATCH = 32
@@ -227,31 +226,7 @@ def train(
         net = trained(np.arange(len(places)), FOLDS, "all pictures")
         torch.save({"net": net.state_dict(), "command": command}, whole)
     export_place(net, out)
-    manifest = Manifest(
-        name="place",
-        task="place",
-        inputs=(
-            TensorInfo(
-                "place",
-                ("n", 1, PLACE_PX, PLACE_PX),
-                "float32",
-                "features.place_tensor: the picture's grey middle, -1 to 1",
-            ),
-        ),
-        outputs=(
-            TensorInfo("logits", ("n", len(PLACES)), "float32", "divide by the temperature, then softmax"),
-            TensorInfo(
-                "embedding", ("n", net.head.in_features), "float32", "of whose square roots the logits are a linear map"
-            ),
-        ),
-        labels=PLACES,
-        temperature=fit_temperature(logits, places.labels),
-        training_data="fifteen-scene set, 100 grey pictures a class; start weights: EfficientNet-Lite0 on ImageNet",
-        licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); the pictures "
-        "for research use, without a licence file",
-        made_by=command,
-        metrics=metrics,
-    )
+    manifest = manifest_of(net, fit_temperature(logits, places.labels), command, metrics)
     manifest.write(out)
     if (folder / "scenes" / "intel").is_dir():
         metrics |= intel_figures(out, folder)

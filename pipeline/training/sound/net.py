@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.nets import VOICE_BANDS, VOICE_FRAMES, Panel, course, deviation
+from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES
+from pipeline.training.mlp_ensemble import Panel
+from pipeline.training.window_statistics import course, deviation, difference
 
 
 class SoundAnalysis(nn.Module):
@@ -74,15 +76,15 @@ class SoundAnalysis(nn.Module):
                 found += course(x, share)
         found.append(torch.sqrt((tones * tones * loud).sum(2) + 1e-5))
         for reach in self.STEPS:
-            step = _step(torch.cat([cepstra, groups], 1), heard, reach)
+            step = difference(torch.cat([cepstra, groups], 1), heard, reach)
             found += [deviation(step, even), deviation(step, loud)]
-            step = _step(mel, heard, reach).reshape(-1, self.GROUPS, 8, VOICE_FRAMES)
+            step = difference(mel, heard, reach).reshape(-1, self.GROUPS, 8, VOICE_FRAMES)
             found += [(step.abs().mean(2) * even).sum(2), (F.relu(step).mean(2) ** 2 * even).sum(2) * 10]
         # How much of the time each region is above each level: a bark fills little of it, rain all.
         above = torch.sigmoid((groups[:, :, None] - self.LEVELS[:, None]) * 15) * even[:, :, None]  # (B, 9, 10, 300)
         found.append(above.sum(3).flatten(1))
         # Rhythm: of every region's course, and of its sudden rises.
-        rises = F.relu(_step(groups, heard, 1))
+        rises = F.relu(difference(groups, heard, 1))
         for x in (groups, rises):
             around = (x - (x * even).sum(2, keepdim=True)) * heard
             spread = (around * around).sum(2, keepdim=True) + 0.05
@@ -109,9 +111,3 @@ class SoundNet(nn.Module):
         """(B, 2, 64, 300) -> (B, labels) logits, (B, 128 a member)"""
         logits, embedding = self.panel(self.analysis(windows))
         return logits, embedding
-
-
-def _step(x: Tensor, heard: Tensor, reach: int) -> Tensor:
-    """x (B, C, 300) a little later minus a little earlier; 0 where either was not heard."""
-    there = heard[:, :, 2 * reach :] * heard[:, :, : -2 * reach]
-    return F.pad((x[:, :, 2 * reach :] - x[:, :, : -2 * reach]) * there, (reach, reach))

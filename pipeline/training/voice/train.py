@@ -26,12 +26,13 @@ from pipeline.errors import ConfigError
 from pipeline.preprocessing import VOICE_FRAMES, voice_columns
 from pipeline.training.data.faces import FACE_CLASSES
 from pipeline.training.data.folder import data_folder
+from pipeline.training.data.sound_augmentation import draw
 from pipeline.training.data.speech import Speech, load_speech
-from pipeline.training.mlp_ensemble import BATCH, fit_panel
-from pipeline.training.nets import Panel, VoiceAnalysis, VoiceNet
-from pipeline.training.voice import voice_export
+from pipeline.training.mlp_ensemble import BATCH, Panel, fit_panel
+from pipeline.training.voice.evaluate import VOICE_MODEL
+from pipeline.training.voice.export import ship
+from pipeline.training.voice.net import VoiceAnalysis, VoiceNet
 from pipeline.training.voice.speaker_encoder import SpeakerEncoder
-from pipeline.training.voice.windows import draw
 
 COPIES = 12  # windows drawn of each clip
 LABEL_SMOOTHING = 0.2  # acted speech is understood by people in two cases of three
@@ -88,7 +89,7 @@ def parts(speech: Speech) -> list[Part]:
 def train(
     *,
     data: Path | None = None,
-    out: Path = voice_export.MODEL,
+    out: Path = VOICE_MODEL,
     epochs: int = 10,
     seed: int = 7,
     resume: bool = False,
@@ -127,7 +128,7 @@ def train(
         else:
             nets[part.name] = VoiceNet([seen[view] for view in part.views], panels).eval()
     command = f"python run_pipeline.py train voice --epochs {epochs} --seed {seed}"
-    voice_export.ship(speech, answers, nets, out, runs, command=command, seed=seed)
+    ship(speech, answers, nets, out, runs, command=command, seed=seed)
 
 
 def measured(speech: Speech, name: str, view: nn.Module, runs: Path, seed: int, copy: int, *, resume: bool) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.training.data.faces import FACE_CLASSES  # noqa: E402
 from pipeline.training.data.votes import VOTE_CLASSES, Votes, folds, load_votes  # noqa: E402
 from pipeline.training.evaluation.report import write  # noqa: E402
 from pipeline.training.evaluation.scores import markdown, score  # noqa: E402
-from pipeline.training.fusion import judge_votes  # noqa: E402
+from pipeline.training.fusion import evaluate_votes  # noqa: E402
 from pipeline.training.fusion import train as fusion  # noqa: E402
 from pipeline.training.fusion.fit import Recipe, answer, fit  # noqa: E402
 from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge  # noqa: E402
@@ -51,8 +51,8 @@ def drawn_votes(count: int = 600) -> Votes:
 def bridge() -> Bridge:
     torch.set_num_threads(1)
     votes = drawn_votes()
-    core = judge_votes.network("hybrid", seed=1)
-    fit(core, judge_votes.examples(votes), Recipe(epochs=6, batch=64, rate=1e-2, distil=0.0), seed=1)
+    core = evaluate_votes.network("hybrid", seed=1)
+    fit(core, evaluate_votes.examples(votes), Recipe(epochs=6, batch=64, rate=1e-2, distil=0.0), seed=1)
     made = Bridge(core, FACE_CLASSES)
     labels = np.random.default_rng(1).integers(0, 7, 1500)
     made.fit(opinions(labels, right=0.5, classes=7, seed=5), opinions(labels, right=0.4, classes=7, seed=6), labels)
@@ -218,11 +218,11 @@ def test_votes_are_those_that_were_published(votes: Votes) -> None:
 def test_one_network_serves_every_situation_on_unseen_actors(votes: Votes) -> None:
     """One fold of ten; the whole table is in docs/emotion.md."""
     torch.set_num_threads(1)
-    told = judge_votes.examples(votes)
+    told = evaluate_votes.examples(votes)
     train, test = next(folds(votes.actors, count=3, seed=1))
     assert not set(votes.actors[train]) & set(votes.actors[test])
-    net = judge_votes.network("hybrid", seed=1)
-    fit(net, told.take(train), judge_votes.RECIPE, seed=1)
+    net = evaluate_votes.network("hybrid", seed=1)
+    fit(net, told.take(train), evaluate_votes.RECIPE, seed=1)
 
     def accuracy(*senses: str) -> float:
         return float((answer(net, told.take(test).with_only(*senses)).argmax(1) == votes.labels[test]).mean())
@@ -230,7 +230,7 @@ def test_one_network_serves_every_situation_on_unseen_actors(votes: Votes) -> No
     def best(*senses: str) -> float:
         x = np.concatenate([votes.opinions(sense) for sense in senses], 1)
         return float(
-            (judge_votes.logistic(x[train], votes.labels[train])(x[test]).argmax(1) == votes.labels[test]).mean()
+            (evaluate_votes.logistic(x[train], votes.labels[train])(x[test]).argmax(1) == votes.labels[test]).mean()
         )
 
     assert accuracy("face", "voice") > best("face", "voice") - 0.01

@@ -16,11 +16,12 @@ from pipeline.preprocessing import face_tensor  # noqa: E402
 from pipeline.training.data.faces import FACE_CLASSES, load_faces, near_duplicate_groups, split_by_group  # noqa: E402
 from pipeline.training.data.folder import data_folder  # noqa: E402
 from pipeline.training.evaluation.classifier_figures import expected_calibration_error, fit_temperature, macro_f1  # noqa: E402
-from pipeline.training.export.onnx_export import export_face, largest_difference  # noqa: E402
+from pipeline.training.export.onnx_export import largest_difference  # noqa: E402
 from pipeline.training.face.evaluate import evaluate_face, face_logits  # noqa: E402
+from pipeline.training.face.export import export_face  # noqa: E402
 from pipeline.training.face.load_checkpoint import face_net_from  # noqa: E402
+from pipeline.training.face.net import FaceNet, MirroredFaceNet  # noqa: E402
 from pipeline.training.face.train import augment, train  # noqa: E402
-from pipeline.training.nets import FaceNet, MirroredFaceNet  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)  # half a minute of computing, and more beside other tests
 SHIPPED = Path(__file__).resolve().parents[3] / "models" / "face-expression.onnx"

@@ -15,8 +15,11 @@ from pipeline.errors import AssetError, ConfigError  # noqa: E402
 from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import PLACE_PX, place_tensor  # noqa: E402
-from pipeline.training.export import onnx_export  # noqa: E402
-from pipeline.training.place import evaluate, train  # noqa: E402
+from pipeline.training.place import (  # noqa: E402
+    evaluate,
+    export,
+    train,
+)
 from pipeline.training.place.data import INTEL, MEANT, PLACES, Places, folds, load_places, vary  # noqa: E402
 from pipeline.training.place.net import PlaceNet, start_net  # noqa: E402
 
@@ -77,7 +80,7 @@ def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> 
 
 def test_exported_network_answers_as_torch_does_in_any_batch(tmp_path: Path) -> None:
     net = random_net(15)
-    onnx_export.export_place(net, tmp_path / "place.onnx")
+    export.export_place(net, tmp_path / "place.onnx")
     pictures = np.stack([place_tensor(image) for image in made_up_places(3).images])
     engine = Onnxruntime(tmp_path / "place.onnx", threads=1, device="cpu")
     with torch.no_grad():

@@ -16,12 +16,13 @@ from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.perception.sound_events import MODEL, OTHER, SoundEventDetector  # noqa: E402
 from pipeline.training.data.folder import data_folder  # noqa: E402
-from pipeline.training.export.onnx_export import MAX_DIFFERENCE, export_sound, largest_difference  # noqa: E402
-from pipeline.training.nets import Panel  # noqa: E402
+from pipeline.training.export.onnx_export import MAX_DIFFERENCE, largest_difference  # noqa: E402
+from pipeline.training.mlp_ensemble import Panel  # noqa: E402
 from pipeline.training.sound import train as training  # noqa: E402
 from pipeline.training.sound.clips import FOLDS, LABELS, clips_of, fold_of, load_sounds  # noqa: E402
+from pipeline.training.sound.evaluate import evaluate_sound, played  # noqa: E402
+from pipeline.training.sound.export import export_sound  # noqa: E402
 from pipeline.training.sound.net import SoundAnalysis, SoundNet  # noqa: E402
-from pipeline.training.sound.sound_evaluate import evaluate_sound, played  # noqa: E402
 
 RATE_HZ = 16_000
 

@@ -18,13 +18,13 @@ from pipeline.inference.backends.onnxruntime import Onnxruntime  # noqa: E402
 from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import voice_tensor  # noqa: E402
 from pipeline.training.data.faces import FACE_CLASSES  # noqa: E402
+from pipeline.training.data.sound_augmentation import draw  # noqa: E402
 from pipeline.training.data.speech import Speech, clips, load_speech  # noqa: E402
-from pipeline.training.nets import Panel  # noqa: E402
-from pipeline.training.voice import train, voice_export  # noqa: E402
-from pipeline.training.voice.windows import draw  # noqa: E402
+from pipeline.training.mlp_ensemble import Panel  # noqa: E402
+from pipeline.training.voice import evaluate, train  # noqa: E402
 
 RATE_HZ = 16_000
-SHIPPED = [voice_export.MODEL, voice_export.MODEL.with_name("voice-expression-emodb.onnx")]
+SHIPPED = [evaluate.VOICE_MODEL, evaluate.VOICE_MODEL.with_name("voice-expression-emodb.onnx")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +188,7 @@ def test_evaluation_keeps_speakers_of_the_training_apart(trained: Path, data: Pa
     write_buzz(tmp_path / "speech/emodb/angry/16a01Wa.wav", 100)
     for path in (data / "speech" / "emodb").rglob("*.wav"):
         (tmp_path / "speech" / "emodb" / path.name).write_bytes(path.read_bytes())
-    table = voice_export.evaluate_voice(
+    table = evaluate.evaluate_voice(
         model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json"
     )
     counts = {what: row["clip"].count for what, row in table.items()}

@@ -16,29 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.inference.manifest import Manifest, TensorInfo
 from pipeline.recording.dataset import Rows
 from pipeline.training.data.rows import OWN_FORMAT, load_rows
 from pipeline.training.data.votes import folds
 from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
+from pipeline.training.fusion.evaluate_votes import logistic
 from pipeline.training.fusion.families import FAMILIES, subsets
-from pipeline.training.fusion.fit import Examples, Recipe, answer, export_fusion, fit
-from pipeline.training.fusion.judge_votes import logistic
+from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
 from pipeline.training.fusion.nets import Fused, FusionNet
 from pipeline.training.fusion.state import Modality
 
 FOLDS = 5
 MIN_PROBABILITY = 1e-4
-# A score that tells same from different pairs less often than this is worse than none (docs/emotion.md).
-MIN_AGREEMENT_AUC = 0.70
-
 Floats = npt.NDArray[np.floating]
 Table = dict[str, dict[str, Scores]]
 
@@ -229,7 +224,7 @@ def area(scores: Floats, positive: npt.NDArray[np.bool_]) -> float | None:
     return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * (len(scores) - positives)))
 
 
-def evaluate_own(
+def evaluate_fusion(
     *,
     data: Path,
     format: str = OWN_FORMAT,
@@ -241,7 +236,7 @@ def evaluate_own(
     """format: as in data/rows.py. family: names with commas between; all unless said otherwise. Prints the table;
     `out`: JSON, and a picture beside it."""
     torch.set_num_threads(1)
-    table, _ = judge(load_rows(data, format), _known(family), seed=seed, epochs=epochs)
+    table, _ = judge(load_rows(data, format), known_families(family), seed=seed, epochs=epochs)
     print(markdown(table))
     write(table, out, title=str(data.name))
     if (
@@ -252,74 +247,7 @@ def evaluate_own(
     return table
 
 
-def train_own(*, data: Path, format: str, out: Path, family: str, seed: int, epochs: int) -> Table:
-    """Judge one family on the data, fit it on all rows, export it with its manifest. Returns the table of the judgement."""
-    torch.set_num_threads(1)
-    (name,) = _known(family)
-    rows = load_rows(data, format)
-    table, temperatures = judge(rows, [name], seed=seed, epochs=epochs)
-    print(markdown(table))
-    whole, *singles = list(table[name])[::-1]
-    fused = table[name][whole].accuracy
-    alone = max((table[name][m] for m in singles if " + " not in m), key=lambda s: s.accuracy, default=None)
-    if alone is not None and fused <= alone.accuracy:
-        print(
-            f"fusion: {fused:.1%} with everything is not above {alone.accuracy:.1%}, its best single modality: on these data "
-            "there is no reason to use it"
-        )
-    auc = agreement_auc(rows, name, seed=seed, epochs=epochs)
-    agrees = auc is not None and auc >= MIN_AGREEMENT_AUC
-    if auc is not None:
-        print(
-            f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met: "
-            + ("told live" if agrees else f"below {MIN_AGREEMENT_AUC}, so it is left out")
-        )
-    examples, groups = labelled(rows)
-    net = network(examples, len(rows.labels), name, Recipe(epochs=epochs), seed=seed, coordinate=agrees)
-    export_fusion(net, out)
-    metrics = {
-        f"unseen_groups_{k}": round(float(getattr(table[name][whole], k)), 4)
-        for k in ("accuracy", "uar", "macro_f1", "log_loss", "ece")
-    }
-    if auc is not None:
-        metrics["agreement_auc"] = round(auc, 4)
-    graph = onnx.load(str(out)).graph
-    meanings = {
-        m.name: "opinion: natural log-probabilities of the labels"
-        if m.opinion
-        else f"{rows.modalities[m.name].kind}: as the data set has it"
-        for m in net.modalities
-    }
-    meanings |= {
-        "present": "weight of each modality in this order, 0 = absent, 1 = there and good",
-        "offset_s": "capture time less the anchor's, in seconds",
-    }
-    Manifest(
-        name=out.stem,
-        task="emotion",
-        inputs=tuple(TensorInfo(v.name, _shape(v), "float32", meanings[v.name]) for v in graph.input),
-        outputs=tuple(
-            TensorInfo(
-                v.name, _shape(v), "float32", "divide by the temperature, then softmax" if v.name == "logits" else ""
-            )
-            for v in graph.output
-        ),
-        labels=rows.labels,
-        temperature=temperatures[name],
-        training_data=f"{data.name}: {len(examples)} labelled rows of {len(np.unique(groups))} groups",
-        licence="that of the data it was trained on",
-        made_by=f"python run_pipeline.py train fusion --data {data} --format {format} --family {name} --epochs {epochs} --seed {seed}",
-        metrics=metrics,
-    ).write(out)
-    print(f"{out}: {metrics}", flush=True)
-    return table
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
-
-
-def _known(family: str) -> list[str]:
+def known_families(family: str) -> list[str]:
     names = [name.strip() for name in family.split(",")]
     for name in names:
         if name not in FAMILIES:

@@ -45,7 +45,7 @@ def network(family: str, *, seed: int, **options: Any) -> FusionNet:
     return FusionNet(MODALITIES, len(VOTE_CLASSES), family=family, layers=1, **options)
 
 
-def judge(
+def evaluate_votes(
     *,
     data: Path | None = None,
     families: Sequence[str] = DEFAULT_FAMILIES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.training.evaluation.degradation_sound import Moment, noisy, until
+from pipeline.training.fusion.degradation_sound import Moment, noisy, until
 
 
 def test_noise_is_as_far_below_the_speech_as_was_asked() -> None:

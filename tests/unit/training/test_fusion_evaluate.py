@@ -17,7 +17,7 @@ from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.recording import dataset  # noqa: E402
 from pipeline.recording.dataset import Modality, Rows  # noqa: E402
 from pipeline.training.data.rows import load_rows  # noqa: E402
-from pipeline.training.fusion import own_data, train  # noqa: E402
+from pipeline.training.fusion import evaluate, train  # noqa: E402
 
 MOODS = ("calm", "tense", "glad")
 
@@ -63,7 +63,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     dataset.save(folder / "data", synthetic_rows())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_data, "FOLDS", 2)
+        patch.setattr(evaluate, "FOLDS", 2)
         train.train(data=folder / "data", family="cross", out=folder / "cross.onnx", epochs=25)
     return folder / "cross.onnx"
 
@@ -117,22 +117,22 @@ def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, face_model:
 
 def test_table_has_every_set_of_modalities_beside_what_needs_no_training(tmp_path: Path) -> None:
     dataset.save(tmp_path, synthetic_rows(200, interacting=False))
-    table = own_data.evaluate_own(data=tmp_path, family="stacked,average", epochs=4, out=tmp_path / "own.json")
+    table = evaluate.evaluate_fusion(data=tmp_path, family="stacked,average", epochs=4, out=tmp_path / "own.json")
     assert set(table["stacked"]) == {"face", "belt", "face + belt"} == set(table["logistic regression for this set"])
     assert "most frequent label (no training)" in table and (tmp_path / "own.svg").is_file()
 
 
 def test_agreement_tells_pairs_of_one_label_only_where_the_modalities_show_it() -> None:
-    assert (own_data.agreement_auc(synthetic_rows(300, interacting=False), "coordinated", seed=1, epochs=8) or 0) > 0.7
-    assert own_data.area(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == 1
-    assert own_data.area(np.array([1.0, 1, 1, 1]), np.array([False, True, False, True])) == 0.5
+    assert (evaluate.agreement_auc(synthetic_rows(300, interacting=False), "coordinated", seed=1, epochs=8) or 0) > 0.7
+    assert evaluate.area(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == 1
+    assert evaluate.area(np.array([1.0, 1, 1, 1]), np.array([False, True, False, True])) == 0.5
 
 
 def test_data_that_cannot_be_judged_and_families_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     rows = synthetic_rows(40)
     one = Rows(rows.labels, rows.label, np.full(40, "me"), rows.capture_ns, rows.modalities)
     with pytest.raises(ConfigError, match="40 labelled rows of 1 groups"):
-        own_data.labelled(one)
+        evaluate.labelled(one)
     dataset.save(tmp_path, rows)
     with pytest.raises(ConfigError, match="no fusion family called 'crosss'. Did you mean 'cross'"):
         train.train(data=tmp_path, family="crosss", out=tmp_path / "x.onnx")
@@ -148,6 +148,6 @@ def test_votes_of_people_are_a_data_set_like_any_other(data_dir: Path) -> None:
 def test_a_number_that_never_varied_does_not_drown_the_others() -> None:
     """A ReLU embedding has numbers that were 0 in every training row and are not, live."""
     there = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 2.0], [0.0, 5.0, 2.0]])
-    deviations = own_data.spread(there)
+    deviations = evaluate.spread(there)
     assert deviations[1] == 2.0 and deviations[0] == deviations[2] == pytest.approx(2 / 30)
-    assert own_data.spread(torch.zeros(4, 3)).tolist() == [1, 1, 1]
+    assert evaluate.spread(torch.zeros(4, 3)).tolist() == [1, 1, 1]

@@ -11,29 +11,26 @@ what fits decisions and what fits clips.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.errors import ConfigError
-from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest, TensorInfo
-from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES, voice_columns
-from pipeline.probabilities import softmax
+from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES
 from pipeline.training.data.faces import FACE_CLASSES
-from pipeline.training.data.folder import data_folder
-from pipeline.training.data.speech import Speech, load_speech
+from pipeline.training.data.speech import Speech
 from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
-from pipeline.training.evaluation.scores import Scores, markdown, score
-from pipeline.training.export.onnx_export import export_voice
-from pipeline.training.face.evaluate import FACE_MODEL
-from pipeline.training.nets import VoiceNet
+from pipeline.training.evaluation.scores import Scores, clip_means, markdown, score
+from pipeline.training.export.onnx_export import export_network
+from pipeline.training.voice.net import VoiceNet
 
-MODEL = FACE_MODEL.with_name("voice-expression.onnx")
 # The recipe was chosen on these speakers, by networks that heard the other twelve actors (and the other five of EmoDB, or
 # nobody of it): the figures without them stand beside.
 CHOSEN_ON = (*(f"ravdess-{actor:02d}" for actor in (1, 2, 6, 7, 11, 12, 16, 17)), "emodb-03", "emodb-08", "emodb-12")
@@ -47,12 +44,6 @@ LICENCES = {
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Answers = Mapping[str, tuple[Floats, Ints]]  # part → (decisions, labels) logits, (decisions,) of which clip
-
-
-def clip_means(logits: npt.NDArray[np.floating], clip: Ints, rows: Ints) -> Floats:
-    """(rows, labels) mean log-probability over the decisions of each clip."""
-    logs = np.log(np.maximum(softmax(logits.astype(np.float64)), 1e-7))
-    return np.stack([logs[clip == row].mean(axis=0) for row in rows]).astype(np.float32)
 
 
 def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tuple[Floats, Ints, float]:
@@ -199,50 +190,9 @@ def manifest(
     )
 
 
-def evaluate_voice(
-    *, model: Path = MODEL, data: Path | None = None, out: Path = Path("runs/voice/evaluated.json"), seed: int = 1
-) -> dict[str, dict[str, Scores]]:
-    """A shipped model on every clip of `data`, through the live engine; speakers it was trained on apart from the others,
-    for only these say how right it is."""
-    told = Manifest.read(model)
-    if not set(told.labels) <= set(FACE_CLASSES) or [tensor.name for tensor in told.inputs] != ["voice"]:
-        raise ConfigError(
-            f"{model}: not a voice model: its inputs are {[t.name for t in told.inputs]}, its labels {told.labels}. "
-            "Give one that train voice made."
-        )
-    speech = load_speech(data_folder(data), speeds=(1.0,))
-    logits = voice_logits(model, speech) / told.temperature
-    trained_on = np.isin(speech.speakers, told.training_data.split())
-    table: dict[str, dict[str, Scores]] = {}
-    for corpus in ("ravdess", "emodb"):
-        for heard, said in ((False, "speakers never heard"), (True, "SPEAKERS IT WAS TRAINED ON")):
-            rows = np.flatnonzero(speech.of(corpus) & (trained_on == heard))
-            here = [i for i, label in enumerate(told.labels) if FACE_CLASSES.index(label) in speech.labels[rows]]
-            known = np.array([told.labels.index(label) if label in told.labels else -1 for label in FACE_CLASSES])[
-                speech.labels
-            ]
-            rows = rows[known[rows] >= 0]
-            if not len(rows):
-                continue
-            decisions = np.isin(speech.due_clip, rows)
-            clip = speech.due_clip[decisions]
-            short = np.searchsorted(here, known)
-            table[f"{corpus}, {said}, {len(here)} labels"] = {
-                "clip": score(
-                    clip_means(logits[decisions][:, here], clip, rows), short[rows], speech.speakers[rows], seed=seed
-                ),
-                "decision": score(logits[decisions][:, here], short[clip], speech.speakers[clip], seed=seed),
-            }
-    print(f"{told.id}\n{markdown(table)}")
-    write(table, out, title=told.id)
-    return table
-
-
-def voice_logits(model: Path, speech: Speech) -> Floats:
-    """(decisions, labels), as the live engine answers."""
-    engine = load(model, backend="onnxruntime")
-    logits = []
-    for clip, due in zip(speech.due_clip, speech.due, strict=True):
-        mel = speech.columns(int(clip), int(due), VOICE_FRAMES)
-        logits.append(engine.run({"voice": voice_columns(mel, np.ones(mel.shape[1], bool))[None]})["logits"])
-    return np.concatenate(logits)
+def export_voice(net: VoiceNet, path: Path) -> None:
+    """Write `voice` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 512 a view), float32. Raises as export_face does."""
+    windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
+    windows[:, 1] = 1
+    windows[0, :, :, :200] = 0  # not heard
+    export_network(copy.deepcopy(net).eval(), path, "voice", windows)

@@ -22,10 +22,10 @@ from pipeline.perception.expression.quality import face_quality
 from pipeline.preprocessing import FACE_PX
 from pipeline.training.data.faces import FACE_CLASSES
 from pipeline.training.data.folder import data_folder
-from pipeline.training.evaluation import degradation_sound
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.face.evaluate import FACE_MODEL, face_logits
+from pipeline.training.fusion import degradation_sound
 from pipeline.training.fusion import train as fusion
 from pipeline.training.fusion.fusion_adapter import Bridge
 
