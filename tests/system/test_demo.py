@@ -22,7 +22,9 @@ def test_demo_accounts_for_every_frame_and_sees_the_face_turn_happy(tmp_path: Pa
     predictions, summary = run_to_end("demo", "--set", f"nodes.align.event_log={events}", out=tmp_path / "out.jsonl")
     assert summary["frames_in"]["camera"] == 472
     assert summary["unaccounted"] == {}
-    dropped = sum(summary["dropped"].get("emotion", {}).get("align", {}).values())
+    # A busy machine drops along the way; wherever that is, it is counted.
+    edges = (("align", "camera"), ("emotion", "align"), ("out", "emotion"))
+    dropped = sum(sum(summary["dropped"].get(reader, {}).get(sender, {}).values()) for reader, sender in edges)
     assert len(predictions) + dropped == 472
 
     begin_ns = predictions[0]["capture_ns"]
@@ -38,7 +40,7 @@ def test_demo_accounts_for_every_frame_and_sees_the_face_turn_happy(tmp_path: Pa
         [sys.executable, "run_pipeline.py", "verify", str(events)], cwd=ROOT, capture_output=True, text=True
     )
     assert verified.returncode == 0, verified.stdout
-    assert "all 472 sets follow" in verified.stdout
+    assert f"all {summary['sets']} sets follow" in verified.stdout
 
 
 CONFIG = """
