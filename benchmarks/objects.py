@@ -27,7 +27,7 @@ import numpy as np
 
 from pipeline import assets
 from pipeline.metrics import Metrics
-from pipeline.perception.expression.faces import overlap
+from pipeline.perception.boxes import overlap
 from pipeline.perception.model_loader import Engines
 from pipeline.perception.objects.detections import Detection
 from pipeline.perception.objects.detector import PINNED, Detector

@@ -50,23 +50,30 @@ class Option(NamedTuple):
 
 
 def options_of(kind: type) -> list[Option]:
-    """The options of a node or a task, in the order of its constructor."""
+    """The options of a node or a task, in the order of its constructor; behind a table, its keys as "table.key"."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if base is not object:
             texts |= documented(base.__doc__) | documented(getattr(vars(base).get("__init__"), "__doc__", ""))
-    return [
-        Option(
-            parameter.name,
-            ""
-            if parameter.annotation is parameter.empty
-            else inspect.formatannotation(parameter.annotation).strip("'"),
-            "" if parameter.default is parameter.empty else in_yaml(parameter.default),
-            texts.get(parameter.name, ""),
+    # The options of the node `infer` are those of whichever task it runs: they are described there.
+    declared = getattr(kind, "nested_options", None) if issubclass(kind, Task) else None
+    tables: dict[str, type | None] = dict(declared({})) if declared else {}
+    options: list[Option] = []
+    for parameter in inspect.signature(kind).parameters.values():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        unknown = parameter.annotation is parameter.empty
+        options.append(
+            Option(
+                parameter.name,
+                "" if unknown else inspect.formatannotation(parameter.annotation).strip("'"),
+                "" if parameter.default is parameter.empty else in_yaml(parameter.default),
+                texts.get(parameter.name, ""),
+            )
         )
-        for parameter in inspect.signature(kind).parameters.values()
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    ]
+        if (table := tables.get(parameter.name)) is not None:
+            options += (key._replace(name=f"{parameter.name}.{key.name}") for key in options_of(table))
+    return options
 
 
 def documented(docstring: str | None) -> dict[str, str]:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.inference.engine import Engine
+from pipeline.perception.boxes import overlap
 
 Image = npt.NDArray[np.uint8]  # (h, w, 3) BGR
 Floats = npt.NDArray[np.float32]
@@ -154,16 +155,6 @@ def distinct(faces: Sequence[Face]) -> list[Face]:
         if all(overlap(face.box_px, other.box_px) < SAME_FACE_OVERLAP for other in selected):
             selected.append(face)
     return selected
-
-
-def overlap(a: Floats, b: Floats) -> float:
-    """Intersection over union of two boxes (left, top, width, height)."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = float(width * height)
-    return shared / (float(a[2] * a[3] + b[2] * b[3]) - shared)
 
 
 class FaceTracker:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clock import NS
-from pipeline.perception.expression.faces import overlap
+from pipeline.perception.boxes import overlap
 from pipeline.perception.objects.detections import Detection
 from pipeline.perception.objects.ranging import Ranged
 
