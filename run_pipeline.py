@@ -46,7 +46,7 @@ def _run(
         change: Applied to the config after `--set`, before `--out` and the like.
         stored: The file in which the run is recorded; "": none.
     """
-    from pipeline.cli.out import add_summary, with_out
+    from pipeline.cli.out_option import add_summary, with_out
     from pipeline.cli.terminal import print_notice, print_page, print_summary
     from pipeline.runtime.config import load, without
     from pipeline.runtime.launcher import launch
@@ -103,7 +103,7 @@ def replay(args: argparse.Namespace) -> None:
     import tempfile
 
     from pipeline.cli.replay import replay_config, report
-    from pipeline.recording.replay import ReplaySession
+    from pipeline.recording.replay_session import ReplaySession
 
     session = ReplaySession(
         args.recording,
@@ -166,7 +166,7 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    from pipeline.cli.import_ import import_source
+    from pipeline.cli.import_source import import_source
 
     import_source(args.source, args.out, mapping=args.map, raw=args.raw)
 
@@ -271,13 +271,13 @@ def calibrate(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    from pipeline.cli.learning import call
+    from pipeline.cli.train_evaluate import call
 
     call(*TRAINED[args.what], args, verb="train")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from pipeline.cli.learning import call
+    from pipeline.cli.train_evaluate import call
 
     result = call(*EVALUATED[args.what], args, verb="evaluate")
     if args.what in ("face", "stream"):  # the others print a table and write it as JSON and as a picture

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.inference.manifest import Manifest
 from pipeline.preprocessing import face_crop, face_tensor
 

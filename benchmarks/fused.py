@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.inference.choose_backend import load
 from pipeline.inference.engine import Tensors
-from pipeline.inference.load import load
 from pipeline.inference.manifest import METADATA_KEY, Manifest
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.installation import MODELS

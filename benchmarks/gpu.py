@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import infer
 from pipeline.errors import EngineError, SensoriumError
-from pipeline.inference import cuda, load
+from pipeline.inference import choose_backend, cuda
 from pipeline.inference.backends.onnxruntime import Onnxruntime
 from pipeline.inference.engine import BuiltEngine
 from pipeline.inference.manifest import precision_of
@@ -232,7 +232,7 @@ def with_torch(report: Report) -> None:
 
 
 def backends(report: Report) -> None:
-    for name, kind in load.backends().items():
+    for name, kind in choose_backend.backends().items():
         if not issubclass(kind, BuiltEngine):
             continue
         reason = kind.unusable()
@@ -245,7 +245,7 @@ def backends(report: Report) -> None:
             with report.check(f"{name}: {model}") as details:
                 inputs = infer.inputs_of(path, 1) or {}
                 hint = [{n: v.shape for n, v in inputs.items()}]
-                engine = load.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
+                engine = choose_backend.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
                 assert isinstance(engine, BuiltEngine)
                 details.append(f"{engine.description}, parity {engine.approved}")
                 engine.close()

@@ -31,8 +31,8 @@ from pipeline import assets
 from pipeline.errors import SensoriumError
 from pipeline.inference import cuda
 from pipeline.inference.backends.onnxruntime import Onnxruntime
+from pipeline.inference.choose_backend import backends, load
 from pipeline.inference.engine import Engine, Tensors
-from pipeline.inference.load import backends, load
 from pipeline.inference.manifest import PRECISIONS, precision_of, with_precision
 from pipeline.installation import MODELS
 from pipeline.perception import parity_samples

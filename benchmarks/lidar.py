@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.recording.importers.formats import open_source
-from pipeline.sensors.lidar.motion import deskew, from_rates
+from pipeline.sensors.lidar.deskew import deskew, from_rates
 from pipeline.sensors.lidar.packet_decoder import Sweep, make
 
 SWEEP_POINTS = 120_000  # what the scene's budget is stated for

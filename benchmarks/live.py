@@ -65,7 +65,7 @@ def plain_loop() -> dict[str, float]:
     import cv2
 
     from pipeline import assets
-    from pipeline.inference.load import load
+    from pipeline.inference.choose_backend import load
     from pipeline.installation import MODELS
     from pipeline.perception.expression.faces import FaceDetector
     from pipeline.preprocessing import face_crop, face_tensor

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.node import Arrival, Transform
 from pipeline.rig.rig_file import load_rig
-from pipeline.sensors.lidar.motion import Motion, deskew, from_rates
+from pipeline.sensors.lidar.deskew import Motion, deskew, from_rates
 
 HISTORY_NS = 2 * NS  # of motion: far more than a sweep and its wait
 GAP_NS = NS // 5  # across a longer gap the motion is unknown

@@ -44,7 +44,7 @@ class Infer(Transform):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
         if backend != "auto":
-            from pipeline.inference.load import named
+            from pipeline.inference.choose_backend import named
 
             named(backend)
         self.task = make(task, options)

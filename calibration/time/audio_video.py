@@ -20,7 +20,7 @@ from calibration.time.answer import Answer
 from calibration.time.claps import Heard, Seen, match
 from calibration.time.mouth_voice import Mouth, Voice, compare
 from pipeline import assets
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.perception.expression.faces import FaceDetector, FaceTracker
 
 LOOK_EVERY_NS = 30_000_000  # faces: 30 pictures a second are enough, 120 would cost four times as much

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import assets
 from pipeline.errors import SensoriumError
-from pipeline.inference import cuda, load
+from pipeline.inference import choose_backend, cuda
 from pipeline.inference.manifest import Manifest
 from pipeline.installation import MODELS
 from pipeline.node import Finding, Node
@@ -48,7 +48,7 @@ def _inference(gpu: bool) -> Iterator[Finding]:
         yield Finding(True, f"{what}; the driver supports CUDA {gpus.driver}")
     if not gpus.devices:
         yield Finding(True, f"GPU: none found; ONNX Runtime is used{'' if gpu else ' (doctor --gpu: what one needs)'}")
-    for name, backend in load.backends().items():
+    for name, backend in choose_backend.backends().items():
         reason = backend.unusable()
         if gpu or backend.has_hardware():
             yield Finding(not reason, name if reason else f"{name} {_version(name)}".strip(), reason)
@@ -65,7 +65,7 @@ def _asset(asset: assets.Asset) -> Finding:
 
 def _backend(model: str) -> str:
     """What `auto` chooses for it. Voice activity stays on the CPU: tasks/emotion.py says why."""
-    return "onnxruntime" if model == "silero-vad" else load.best()[0]
+    return "onnxruntime" if model == "silero-vad" else choose_backend.best()[0]
 
 
 def _model(model: Path) -> Finding:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.out import with_out
+from pipeline.cli.out_option import with_out
 from pipeline.cli.replay import replay_config
 from pipeline.errors import ConfigError
 from pipeline.installation import CONFIGS
@@ -24,7 +24,7 @@ from pipeline.recording import fault_report
 from pipeline.recording.diff import read_predictions
 from pipeline.recording.labels import Labels
 from pipeline.recording.reader import Reader
-from pipeline.recording.replay import ReplaySession
+from pipeline.recording.replay_session import ReplaySession
 from pipeline.runtime.config import load, without_displays
 from pipeline.runtime.launcher import launch
 

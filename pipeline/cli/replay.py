@@ -20,7 +20,7 @@ from pipeline.recording import fault_report
 from pipeline.recording.diff import Difference, compare, read_predictions
 from pipeline.recording.labels import Labels
 from pipeline.recording.reader import Reader
-from pipeline.recording.replay import ReplaySession
+from pipeline.recording.replay_session import ReplaySession
 from pipeline.recording.writer import QUEUE_MESSAGES
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, resolve
 from pipeline.runtime.graph import EVENTS

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline.inference.choose_backend import best, load, named
 from pipeline.inference.engine import Engine, Shape, Shapes, Tensors
-from pipeline.inference.load import best, load, named
 from pipeline.inference.manifest import Manifest, with_precision
 from pipeline.metrics import Metrics
 

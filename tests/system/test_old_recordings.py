@@ -10,7 +10,7 @@ from running import ROOT, finished
 
 from pipeline.recording.diff import compare, read_predictions
 from pipeline.recording.reader import Reader
-from pipeline.recording.replay import ReplaySession
+from pipeline.recording.replay_session import ReplaySession
 from pipeline.runtime.config import load
 
 RECORDING = ROOT / "tests/data/recordings/version-0.1.mcap"

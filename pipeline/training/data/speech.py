@@ -22,7 +22,7 @@ from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.perception.expression.voice import DecisionSchedule
 from pipeline.perception.expression.voice_activity import VoiceActivity
 from pipeline.preprocessing import VOICE_BANDS, VOICE_HOP, VOICE_RATE_HZ, log_mel

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline import assets
 from pipeline.clock import NS
 from pipeline.frame import Frame
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.expression.voice import VoiceClassifier
 from pipeline.perception.expression.voice_activity import VoiceActivity

@@ -19,8 +19,8 @@ from pipeline import assets
 from pipeline.clock import NS
 from pipeline.errors import AssetError
 from pipeline.frame import Frame
+from pipeline.inference.choose_backend import load
 from pipeline.inference.engine import Engine
-from pipeline.inference.load import load
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.sound_events import MODEL, OTHER, SILENCE, SoundEventDetector
 from pipeline.preprocessing import VOICE_RATE_HZ

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.inference.manifest import Manifest
 from pipeline.installation import MODELS
 from pipeline.preprocessing import VOICE_FRAMES, voice_columns

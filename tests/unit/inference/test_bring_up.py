@@ -16,9 +16,9 @@ from fake_gpu import FakeGpu, FakePlan
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ConfigError, EngineError
-from pipeline.inference import load as loading
+from pipeline.inference import choose_backend as loading
+from pipeline.inference.choose_backend import load
 from pipeline.inference.engine import BuiltEngine, Engine, Shapes, Tensors
-from pipeline.inference.load import load
 from pipeline.inference.nvidia import profiles_of
 from pipeline.inference.runner import Runner
 

@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ConfigError
-from pipeline.inference import load as loading
+from pipeline.inference import choose_backend as loading
+from pipeline.inference.choose_backend import backends, load
 from pipeline.inference.engine import Engine, Tensors
-from pipeline.inference.load import backends, load
 
 USABLE = [name for name, backend in backends().items() if not backend.unusable()]
 

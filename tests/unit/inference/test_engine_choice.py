@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.inference import cuda, nvidia
 from pipeline.inference.backends.tensorrt import Tensorrt
 from pipeline.inference.backends.tensorrt_rtx import TensorrtRtx
+from pipeline.inference.choose_backend import backends, best, load
 from pipeline.inference.cuda import Gpu, Gpus
-from pipeline.inference.load import backends, best, load
 from pipeline.perception.expression.faces import INPUT, detector_shapes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -147,7 +147,7 @@ def test_the_driver_is_asked_what_there_is(driver: Driver, missing: str) -> None
 
 def test_choosing_loads_nothing_of_nvidias() -> None:
     program = (
-        "import sys; from pipeline.inference.load import best; best(); "
+        "import sys; from pipeline.inference.choose_backend import best; best(); "
         "print([m for m in sys.modules if m.startswith(('tensorrt', 'cuda'))])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from pipeline.errors import AssetError, ConfigError, EngineError
 from pipeline.inference import cuda
 from pipeline.inference.backends.tensorrt_rtx import CAPABILITIES, TensorrtRtx
 from pipeline.inference.cache import Cache
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.inference.nvidia import build, profiles_of, run_builder
 
 if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -147,7 +147,7 @@ def test_rtx_is_installed_and_a_machine_without_a_gpu_runs_on_onnx_runtime_and_e
     program = """
 import logging, numpy as np
 from pathlib import Path
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 engine = load(Path("models/face-expression.onnx"))
 print(engine.description, engine.run({"face": np.zeros((1, 1, 48, 48), np.float32)})["logits"].shape)

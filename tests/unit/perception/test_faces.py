@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import assets
 from pipeline.errors import AssetError
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.perception.expression.faces import Face, FaceDetector, FaceTracker, Image, Window, distinct
 
 MS = 1_000_000

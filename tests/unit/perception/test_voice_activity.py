@@ -13,8 +13,8 @@ import pytest
 from pipeline import assets
 from pipeline.errors import AssetError
 from pipeline.frame import Frame
+from pipeline.inference.choose_backend import load
 from pipeline.inference.engine import Tensors
-from pipeline.inference.load import load
 from pipeline.perception.expression.voice_activity import HOP, SAMPLE_RATE_HZ, VoiceActivity
 from pipeline.preprocessing import audio_window
 

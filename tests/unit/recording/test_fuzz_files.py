@@ -14,7 +14,7 @@ import importing
 import numpy as np
 import pytest
 
-from pipeline.cli.import_ import import_source
+from pipeline.cli.import_source import import_source
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording import dataset, labels

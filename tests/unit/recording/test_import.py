@@ -11,7 +11,7 @@ import cv2
 import pytest
 from importing import imported
 
-from pipeline.cli.import_ import import_source
+from pipeline.cli.import_source import import_source
 from pipeline.errors import ConfigError
 from pipeline.recording.reader import Reader
 

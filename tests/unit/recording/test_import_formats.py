@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from importing import MS, NS, START_NS, imported, shade
 
-from pipeline.cli.import_ import import_source
+from pipeline.cli.import_source import import_source
 from pipeline.errors import ConfigError
 from pipeline.recording.importers.file_frames import time_ns
 from pipeline.runtime.config import load

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.cli.import_ import import_source
+from pipeline.cli.import_source import import_source
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Opinion, Prediction, Receipt, StreamInfo
 from pipeline.recording import dataset

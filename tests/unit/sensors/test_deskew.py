@@ -11,7 +11,7 @@ from nodes.deskew import Deskew
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, silence
-from pipeline.sensors.lidar.motion import deskew, from_rates, rotation, turned_by
+from pipeline.sensors.lidar.deskew import deskew, from_rates, rotation, turned_by
 from pipeline.testing import NodeHarness
 
 SWEEP_NS = NS // 10

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import assets
 from pipeline.errors import AssetError, ConfigError
-from pipeline.inference.load import load
+from pipeline.inference.choose_backend import load
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.onnx_file import OnnxFile
 from pipeline.inference.parity import ParityResult
