@@ -152,7 +152,7 @@ def verify(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
 
     if args.events.suffix == ".mcap":
-        from pipeline.recording.verify import report
+        from pipeline.cli.verify import report
 
         return report(args.events, plot=args.plot)
     from pipeline.alignment.event_log import verify
