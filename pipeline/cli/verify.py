@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.installation import COMMAND
-from pipeline.recording.audit import Audit
 from pipeline.recording.timeline import draw
+from pipeline.recording.verify import Audit
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import EVENTS
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 from pipeline.clock import NS
-from pipeline.recording.audit import Audit, StreamAudit, time_range
+from pipeline.recording.verify import Audit, StreamAudit, time_range
 from pipeline.runtime.graph import EVENTS
 
 WIDTH, LEFT, ROW, TOP, RIGHT = 1100, 150, 34, 46, 20

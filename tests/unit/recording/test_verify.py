@@ -14,9 +14,9 @@ from pipeline.cli.verify import report as audit_report
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, DiffersError
 from pipeline.frame import Frame, Prediction, StreamInfo
-from pipeline.recording.audit import Audit
 from pipeline.recording.diff import compare, read_predictions, report
 from pipeline.recording.replay_session import ReplaySession
+from pipeline.recording.verify import Audit
 from pipeline.recording.writer import Writer
 from pipeline.runtime.config import parse
 from pipeline.testing import NodeHarness
