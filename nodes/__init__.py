@@ -1,0 +1,1 @@
+"""The nodes that a YAML may name in `use:`, one a file."""

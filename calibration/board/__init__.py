@@ -1,0 +1,1 @@
+"""Calibration boards: what they are, where their corners lie in a picture, how they are printed."""

@@ -1,0 +1,1 @@
+"""Intrinsics from pictures of a board: views, estimate, uncertainty, guidance."""

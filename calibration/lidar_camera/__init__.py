@@ -1,0 +1,1 @@
+"""Lidar (or depth camera) to camera, from views of one board."""

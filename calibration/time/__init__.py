@@ -1,0 +1,1 @@
+"""Time offsets between sensors: claps, a talking mouth, a turning rig."""

@@ -1,0 +1,1 @@
+"""What `calibrate KIND` calls, one kind a file."""

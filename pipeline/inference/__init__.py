@@ -1,0 +1,1 @@
+"""ONNX models on TensorRT or ONNX Runtime: chosen, built, compared, cached."""

@@ -1,0 +1,1 @@
+"""Recordings: read, write, replay, verify, export, label, compare."""

@@ -1,0 +1,1 @@
+"""YAML → graph → processes: config, launcher, workers, message accounting, subscribe."""

@@ -1,0 +1,1 @@
+"""Devices and media files: cameras, sound cards, lidars, RealSense, the rendered test drive."""

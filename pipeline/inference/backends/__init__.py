@@ -1,0 +1,1 @@
+"""The backends that `backend:` may name, one a file."""

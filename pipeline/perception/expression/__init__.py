@@ -1,0 +1,1 @@
+"""Faces and voices: detected, tracked, classified, judged by quality, fused."""

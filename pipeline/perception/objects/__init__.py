@@ -1,0 +1,1 @@
+"""Objects in pictures: detected, tracked, given a range by points."""

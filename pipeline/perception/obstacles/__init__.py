@@ -1,0 +1,1 @@
+"""Obstacles from points: ground, clusters, tracks, free space, the path ahead."""

@@ -1,0 +1,1 @@
+"""Other people's recordings → ours, one format a file."""

@@ -1,0 +1,1 @@
+"""How messages lie in an MCAP file."""

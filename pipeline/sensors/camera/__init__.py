@@ -1,0 +1,1 @@
+"""Live cameras: USB, MJPEG over HTTP, network video."""

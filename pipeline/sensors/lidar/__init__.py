@@ -1,0 +1,1 @@
+"""Lidars: packets over UDP, sweeps, de-skewing."""

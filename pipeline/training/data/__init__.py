@@ -1,0 +1,1 @@
+"""Data sets as their publishers lay them out, and one's own."""

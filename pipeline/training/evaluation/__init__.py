@@ -1,0 +1,1 @@
+"""Figures of classifiers, and studies of what degrades them."""

@@ -1,0 +1,1 @@
+"""Trained networks → ONNX files, their precisions, and their comparison with torch."""

@@ -1,0 +1,1 @@
+"""Fusion of modalities: networks, families, training, evaluation."""

@@ -1,0 +1,1 @@
+"""The decoders that `sensor:` may name, one vendor a file."""

@@ -1,0 +1,1 @@
+"""The tasks that a YAML may name in `task:`, one a file."""
