@@ -19,6 +19,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) fo
 
 
 @pytest.mark.system
+@pytest.mark.paced  # two seconds of a recording: a busy machine drops most of them
 @pytest.mark.timeout(400)
 def test_the_commands_of_the_page_do_what_it_says(folder: Path) -> None:
     try:

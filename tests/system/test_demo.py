@@ -25,7 +25,7 @@ def test_demo_accounts_for_every_frame_and_sees_the_face_turn_happy(tmp_path: Pa
     # A busy machine drops along the way; wherever that is, it is counted.
     edges = (("align", "camera"), ("emotion", "align"), ("out", "emotion"))
     dropped = sum(sum(summary["dropped"].get(reader, {}).get(sender, {}).values()) for reader, sender in edges)
-    assert len(predictions) + dropped == 472
+    assert len(predictions) + dropped == 472, summary["dropped"]
 
     begin_ns = predictions[0]["capture_ns"]
     faces = [(p["label"], (p["capture_ns"] - begin_ns) / 1e9) for p in predictions if p["subjects"]]

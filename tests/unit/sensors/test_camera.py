@@ -41,6 +41,7 @@ def test_every_picture_of_a_file_comes_at_its_time(tmp_path: Path) -> None:
     assert node.context.metrics.dropped() == {}
 
 
+@pytest.mark.paced
 def test_file_is_paced_in_real_time_by_default(tmp_path: Path) -> None:
     path = str(write_film(tmp_path / "film.mp4", n=13))
     clock = LiveClock()
