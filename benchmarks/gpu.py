@@ -48,9 +48,9 @@ class TorchPlan:
     """A model in torch as a runner's plan. view: the tensor at an address. submit: work, in the order of a stream."""
 
     def __init__(self, path: Path, *, device: str, half: bool, view: View, submit: Submit, forget: str = "") -> None:
-        from pipeline.training.export.onnx_to_torch import Twin
+        from pipeline.training.export.onnx_to_torch import TorchModel
 
-        self.network = Twin(path, device=device, half=half)
+        self.network = TorchModel(path, device=device, half=half)
         self.view, self.submit, self.forget = view, submit, forget
         self.shapes = Onnxruntime(path, threads=1, device="cpu")
         kind = np.dtype(np.float32)

@@ -141,10 +141,10 @@ def _torch_network(path: Path) -> Any:
         return None
     import torch
 
-    from pipeline.training.export.onnx_to_torch import Twin
+    from pipeline.training.export.onnx_to_torch import TorchModel
 
     torch.set_num_threads(1)
-    return Twin(path)
+    return TorchModel(path)
 
 
 _written: dict[tuple[Path, str], Path | None] = {}

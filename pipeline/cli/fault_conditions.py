@@ -1,11 +1,13 @@
-"""What a slow, lossy, noisy, drifting or unplugged sensor does to the emotion task: one recording, replayed with each fault.
+"""`evaluate faults`: the emotion task on one recording, replayed with late, lost, noisy, drifting and unplugged
+sensors.
 
+Models, aligner and moments are the same in every replay; only the streams differ (pipeline/recording/faults.py). For
+each fault the table shows how much of each stream was missing or partial, how many predictions equal those of the clean
+replay, and how many are right by the labels of the recording. Needs no torch.
+
+Example:
     python run_pipeline.py sample sample.mcap
     python run_pipeline.py evaluate faults --data sample.mcap
-
-The same models, the same aligner, the same moments; only the streams are worse (pipeline/recording/faults.py). Beside the recording's own
-run stand, for each fault: how much of each stream was missing or in pieces, how many answers stayed the same, and how many
-are right by the recording's labels. Needs no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pipeline.runtime.launcher import launch
 
 CONFIG = CONFIGS / "emotion-demo.yaml"
 PICTURES, SOUND = "camera", "microphone"
-# What is told → what is wrong. From what a good set-up has to what makes one unusable.
+# Name in the table → faults, from those of a good set-up to those that make one unusable.
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "clean": (),
     "sound 40 ms late": (f"{SOUND}: delay=40ms",),
@@ -48,9 +50,13 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 
 
 def evaluate_faults(*, data: Path, out: Path = Path("runs/faults.json")) -> dict[str, dict[str, Any]]:
-    """data: a recording of configs/emotion-demo.yaml's streams, with labels. Returns condition → figures, and prints them.
+    """Replay with every condition; print the table and write it.
 
-    Raises ConfigError where the recording has no labels, or other streams.
+    Args:
+        data: A recording with the streams of configs/emotion-demo.yaml and labels.
+        out: The JSON file.
+
+    Returns condition → figures. Raises ConfigError where the recording has no labels, or other streams.
     """
     with Reader(data) as reader:
         labels = Labels.read(reader)
@@ -79,7 +85,7 @@ def evaluate_faults(*, data: Path, out: Path = Path("runs/faults.json")) -> dict
 
 
 def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
-    """The predictions of the demo's graph on the recording, aligned again, as `--out` writes them."""
+    """Predictions of the demo graph on the recording, aligned again, as `--out` writes them."""
     session = ReplaySession(recording, realign=True, fault=faults)
     with tempfile.TemporaryDirectory(prefix="sensorium-") as folder:
         path = Path(folder) / "predictions.jsonl"
@@ -91,7 +97,7 @@ def replayed(recording: Path, faults: Sequence[str]) -> list[dict[str, Any]]:
 def _figures(records: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]], labels: Labels) -> dict[str, Any]:
     states = fault_report.states(records)
     shares = {
-        s: sum(found[state] for state in fault_report.ABSENT) / max(1, found.total()) for s, found in states.items()
+        s: sum(counts[state] for state in fault_report.ABSENT) / max(1, counts.total()) for s, counts in states.items()
     }
     sound: Mapping[str, int] = states.get(SOUND, {})
     right, labelled = fault_report.accuracy(records, labels)

@@ -1,15 +1,17 @@
-"""Labelled clips of the field's public sets, by path: what our own encoders say of each becomes a row (pipeline/recording/dataset.py).
+"""Labelled clips of public data sets: the opinions of our encoders on each clip become a row
+(pipeline/recording/dataset.py).
 
     ravdess   03-01-05-01-02-01-12.wav, .flac or .mp4: the third number is the emotion, the last the actor
     emodb     03a01Wa.wav: two digits of the speaker, the sixth letter is the emotion; boredom has no label here
     crema-d   1001_DFA_ANG_XX.wav, .flv or .mp4: actor, sentence, emotion, level
-    votes     CREMA-D's tabulated votes: what people heard and saw instead of what the encoders do
+    votes     CREMA-D's tabulated votes: the opinions of people instead of those of the encoders
 
+Example:
     rows = read(Path("~/data/CREMA-D/VideoFlash"), "crema-d")     # then: evaluate fusion --data … --format crema-d
 
-A clip goes through the live emotion task as it would from a camera and a microphone, and a row holds the mean
-log-probabilities of its opinions; what a clip lacks (no picture in a .wav) is absent. The voice model that ships was trained
-on RAVDESS and EmoDB, so its figures on those two are of voices it knows.
+A clip goes through the live emotion task as from a camera and a microphone, and a row holds the mean log-probabilities
+of its opinions; a modality that a clip lacks (no picture in a .wav) is absent. The shipped voice model was trained on
+RAVDESS and EmoDB, so its figures on those two are on training data.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from pipeline.training.data.votes import INTENDED, VOTE_CLASSES, load_votes
 KNOWN_VOICES = ("ravdess", "emodb")
 SUFFIXES = (".wav", ".flac", ".mp4", ".flv", ".mov", ".avi", ".mkv")
 CHUNK = 320  # samples: 20 ms
-TICK_NS = NS // 20  # how often a clip without pictures is asked
-PICTURES_HZ = 12.0  # of a clip's pictures that are looked at
-HEARD_NS = NS  # of sound in each set, as in the live config
+TICK_NS = NS // 20  # between the sets of a clip without pictures
+PICTURES_HZ = 12.0  # picture rate after subsampling
+SOUND_WINDOW_NS = NS  # sound in each set, as in the live config
 
 
 @dataclass(frozen=True)
@@ -80,77 +82,86 @@ NAMED: dict[str, tuple[Callable[[Path], Clip | None], str]] = {
 
 
 def clips(folder: Path, name: str) -> list[Clip]:
-    """Every clip under `folder` that is named as the set names them. Raises ConfigError when there is none."""
-    read, wanted = NAMED[name]
-    found = [
+    """Every clip under `folder` whose name follows the convention of the set. Raises ConfigError when there is none."""
+    read, expected = NAMED[name]
+    named = [
         clip for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES for clip in [read(path)] if clip
     ]
-    if not found:
-        raise ConfigError(f"{folder}: no clips of {name}. Give the folder that holds {wanted}.")
-    return found
+    if not named:
+        raise ConfigError(f"{folder}: no clips of {name}. Give the folder that holds {expected}.")
+    return named
 
 
 @dataclass
-class Said:
-    """What one modality said over a clip."""
+class ClipOpinion:
+    """The log-probabilities of one modality over a clip."""
 
     log_probs: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
     def mean(self) -> npt.NDArray[np.float32]:
-        """(labels,) probabilities; zeros where it said nothing."""
+        """(labels,) normalised geometric mean of the probabilities; zeros without any."""
         if not self.log_probs:
             return np.zeros(len(FACE_CLASSES), np.float32)
         mean = np.mean(self.log_probs, axis=0)
         return np.asarray(np.exp(mean) / np.exp(mean).sum(), np.float32)
 
 
-def rows_of(found: Sequence[Clip], *, made_by: str, options: Mapping[str, Any] | None = None) -> Rows:
-    """One row a clip: face and voice as the live task's own opinions. options: of the emotion task. Raises ConfigError for
-    a clip that cannot be read, and where not one opinion came of all."""
+def rows_of(clips: Sequence[Clip], *, made_by: str, options: Mapping[str, Any] | None = None) -> Rows:
+    """One row for each clip: the opinions of face and voice in the live task.
+
+    Args:
+        clips: The labelled clips.
+        made_by: How the rows came about, stored with them.
+        options: Options of the emotion task.
+
+    Raises ConfigError for a clip that cannot be read, and where no clip gave an opinion.
+    """
     voice = VOICE_MODEL if (MODELS / f"{VOICE_MODEL}.onnx").is_file() else "none"
-    # With a voice model the task tells its opinions anyway; without one only where embeddings are asked for.
+    # With a voice model the task always returns opinions; without one only if embeddings are requested.
     task = Emotion(
         **{"voice": voice, "fusion": "average", "embeddings": voice == "none", "smoothing_ms": 0.0, **(options or {})}
     )
     task.open("onnxruntime")
     values: dict[str, list[npt.NDArray[np.float32]]] = {"face": [], "voice": []}
-    begin_ns = 0  # each clip has its own stretch of time, so that nothing of the one before is remembered
-    for number, clip in enumerate(found):
-        said = {"face": Said(), "voice": Said()}
+    begin_ns = 0  # clips lie a minute apart, so that the state of one does not reach the next
+    for number, clip in enumerate(clips):
+        opinions = {"face": ClipOpinion(), "voice": ClipOpinion()}
         for aligned in sets(clip.path, begin_ns):
             prediction: Prediction = task.predict(aligned)
             for opinion in prediction.opinions:
                 if opinion.weight > 0 and opinion.probs:
-                    said[opinion.modality].log_probs.append(np.log(np.maximum(opinion.probs, 1e-6)))
+                    opinions[opinion.modality].log_probs.append(np.log(np.maximum(opinion.probs, 1e-6)))
             begin_ns = aligned.anchor_ns
         begin_ns += 60 * NS
-        for name, one in said.items():
-            values[name].append(one.mean())
+        for name, clip_opinion in opinions.items():
+            values[name].append(clip_opinion.mean())
         if number % 50 == 49:
-            print(f"{number + 1} of {len(found)} clips", flush=True)
+            print(f"{number + 1} of {len(clips)} clips", flush=True)
     modalities = {}
     for name, each in values.items():
         stacked = np.stack(each)
         present = np.asarray(stacked.any(axis=1))
         if present.any():
-            modalities[name] = Modality("probs", stacked, present, np.zeros(len(found), np.int64))
+            modalities[name] = Modality("probs", stacked, present, np.zeros(len(clips), np.int64))
     if not modalities:
         raise ConfigError(
-            f"{found[0].path} and {len(found) - 1} more: no face was seen and no voice heard in any. A voice needs "
+            f"{clips[0].path} and {len(clips) - 1} more: no face and no voice was detected in any. A voice needs "
             f"models/voice-expression.onnx: {COMMAND} train voice"
         )
     return Rows(
         FACE_CLASSES,
-        np.array([FACE_CLASSES.index(clip.label) for clip in found], np.int64),
-        np.array([clip.speaker for clip in found]),
-        np.arange(len(found), dtype=np.int64) * NS,
+        np.array([FACE_CLASSES.index(clip.label) for clip in clips], np.int64),
+        np.array([clip.speaker for clip in clips]),
+        np.arange(len(clips), dtype=np.int64) * NS,
         modalities,
         made_by,
     )
 
 
 def sets(path: Path, begin_ns: int) -> Iterator[AlignedSet]:
-    """A clip as the aligner would give it: a set a picture with the last second of sound, or one every 50 ms of sound."""
+    """The aligned sets of a clip: one for each picture with the last second of sound, or one every 50 ms without
+    pictures.
+    """
     chunks = list(_sound(path, begin_ns))
     ends_ns = np.array([chunk.end_ns for chunk in chunks])
     pictured = False
@@ -163,11 +174,11 @@ def sets(path: Path, begin_ns: int) -> Iterator[AlignedSet]:
 
 
 def _set(now_ns: int, picture: Frame | None, chunks: Sequence[Frame], ends_ns: npt.NDArray[np.int64]) -> AlignedSet:
-    first, last = np.searchsorted(ends_ns, [now_ns - HEARD_NS, now_ns], side="right")
+    first, last = np.searchsorted(ends_ns, [now_ns - SOUND_WINDOW_NS, now_ns], side="right")
     frames = {"camera": (picture,)} if picture is not None else {}
-    heard = tuple(chunks[first:last])
+    recent = tuple(chunks[first:last])
     return AlignedSet(
-        "camera", now_ns, frames | ({"microphone": heard} if heard else {}), (), (), arrival_ns=now_ns, sent_ns=now_ns
+        "camera", now_ns, frames | ({"microphone": recent} if recent else {}), (), (), arrival_ns=now_ns, sent_ns=now_ns
     )
 
 
@@ -216,17 +227,17 @@ def sound(path: Path) -> npt.NDArray[np.float32]:
 
 
 def votes(folder: Path) -> Rows:
-    """People's votes by voice and by face as two opinions. folder: what has votes/ in it."""
-    told = load_votes(folder)
-    n = len(told.labels)
+    """The votes of people by voice and by face as two opinions. folder: the one that contains votes/."""
+    votes = load_votes(folder)
+    n = len(votes.labels)
     modalities = {
-        sense: Modality("probs", np.exp(told.opinions(sense)), np.ones(n, bool), np.zeros(n, np.int64))
+        sense: Modality("probs", np.exp(votes.opinions(sense)), np.ones(n, bool), np.zeros(n, np.int64))
         for sense in ("face", "voice")
     }
     return Rows(
         VOTE_CLASSES,
-        told.labels,
-        np.array([f"actor {actor}" for actor in told.actors]),
+        votes.labels,
+        np.array([f"actor {actor}" for actor in votes.actors]),
         np.arange(n, dtype=np.int64) * NS,
         modalities,
         f"{folder.name}, as votes",
@@ -234,7 +245,7 @@ def votes(folder: Path) -> Rows:
 
 
 def read(folder: Path, name: str) -> Rows:
-    found = clips(folder, name)
+    named = clips(folder, name)
     if name in KNOWN_VOICES:
-        print(f"{name}: the voice model that ships was trained on these voices; its own figures are in its card")
-    return rows_of(found, made_by=f"{folder.name}, as {name}")
+        print(f"{name}: the shipped voice model was trained on these voices; figures on other voices are in its card")
+    return rows_of(named, made_by=f"{folder.name}, as {name}")

@@ -1,4 +1,4 @@
-"""FER2013's faces, its near duplicates, and how a part of a set is held back to choose on.
+"""FER2013's faces, near-duplicates among them, and the split into training and validation rows.
 
 Example:
     faces = load_faces(data_folder(None), "train48")           # or a folder with Kaggle's fer2013.csv in it
@@ -19,8 +19,8 @@ from pipeline.errors import ConfigError
 
 FACE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # FER2013's own order, 0 to 6
 
-# Two faces whose 24×24 pictures correlate this much are one photograph, cropped or compressed twice: looked at in bands,
-# nearly all pairs above 0.92 are twins, about half at 0.90 to 0.92, almost none below 0.88.
+# Two faces whose 24×24 pictures correlate this much are one photograph, cropped or compressed twice: of pairs inspected
+# by hand, nearly all above 0.92 are duplicates, about half from 0.90 to 0.92, almost none below 0.88.
 DUPLICATE_CORRELATION = 0.91
 
 
@@ -39,7 +39,8 @@ class Faces:
 
 
 def load_faces(folder: Path, part: str) -> Faces:
-    """One part of FER2013: "train48", "publictest48" or "privatetest48", of our own archive or else of Kaggle's fer2013.csv.
+    """One part of FER2013: "train48", "publictest48" or "privatetest48", of our own archive or else of Kaggle's
+    fer2013.csv.
     Raises ConfigError when it is missing or not what it should be."""
     path = folder / "faces" / f"fer2013_{part}.npz"
     if not path.is_file():
@@ -55,13 +56,13 @@ def load_faces(folder: Path, part: str) -> Faces:
     if classes != FACE_CLASSES or images.shape[1:] != (48, 48) or len(images) != len(labels):
         raise ConfigError(
             f"{path}: found images {images.shape} with classes {classes}, expected (n, 48, 48) with {FACE_CLASSES}. "
-            "Fetch the file anew."
+            "Fetch the file again."
         )
     return Faces(images, labels)
 
 
 def _kaggle_faces(path: Path, part: str) -> Faces:
-    """The same from the challenge's own file: columns emotion, pixels (2304 numbers with spaces between) and Usage."""
+    """The same part of Kaggle's fer2013.csv: columns emotion, pixels (2304 numbers with spaces between) and Usage."""
     usage = {"train48": "Training", "publictest48": "PublicTest", "privatetest48": "PrivateTest"}[part]
     images, labels = [], []
     with path.open(newline="") as file:
@@ -72,17 +73,17 @@ def _kaggle_faces(path: Path, part: str) -> Faces:
                     labels.append(range(len(FACE_CLASSES))[int(row["emotion"])])
             except (KeyError, ValueError, IndexError, AttributeError) as error:
                 raise ConfigError(
-                    f"{path}: line {number} is not as FER2013's are ({error!r}). Fetch the file anew."
+                    f"{path}: line {number} is not as FER2013's are ({error!r}). Fetch the file again."
                 ) from error
     if not images:
-        raise ConfigError(f"{path}: no rows with the Usage {usage}. Fetch the whole file anew.")
+        raise ConfigError(f"{path}: no rows with the Usage {usage}. Fetch the whole file again.")
     return Faces(np.stack(images), np.array(labels, np.int64))
 
 
 def near_duplicate_groups(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Join pictures that are nearly the same, mirrored ones too, so that a split never puts twins on both sides.
+    """Group pictures that are nearly the same, also mirrored, so that a split never has duplicates on both sides.
 
-    images: (n, 48, 48). Returns (n,) group numbers; a picture without a twin is a group of its own. About 2e12
+    images: (n, 48, 48). Returns (n,) group numbers; a picture without a duplicate is a group of its own. About 2e12
     multiply-adds for 27,000 pictures: half a minute.
     """
 
@@ -108,7 +109,7 @@ def near_duplicate_groups(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64
 def split_by_group(
     groups: npt.NDArray[np.int64], *, fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows to train on and rows to hold back. Groups go to one side as a whole; `fraction` of the groups is held back."""
+    """Rows for training and rows held back. A group is never split; `fraction` of the groups is held back."""
     names = np.unique(groups)
     held_names = np.random.default_rng(seed).permutation(names)[: round(fraction * len(names))]
     held = np.isin(groups, held_names)

@@ -1,14 +1,15 @@
-"""Feature files of the field's public sets, as their users have them, read into our labelled rows (pipeline/recording/dataset.py).
+"""Feature files of public data sets, read into labelled rows (pipeline/recording/dataset.py).
 
     cmu-csd     CMU-MOSI and CMU-MOSEI: a folder of the SDK's .csd files (HDF5), one of them with labels
     arrays      one .npz or .pkl of {split: {"text", "audio", "vision", "id", labels}}, as MMSA and others pass MOSI/MOSEI on
     dialogues   IEMOCAP_features*.pkl and MELD_features*.pkl: per dialogue the utterances' features, labels and speakers
 
+Example:
     rows = cmu_csd(Path("mosei"))                                 # as: train fusion --data mosei --format cmu-csd
 
-None of these sets comes with Sensorium; their licences are between you and their publishers, and a model trained on one is
-bound by them. A row is an utterance; a modality's value there is the mean over its time. Rows of one video or dialogue are
-one group. A pickle can run any program when it is opened, so .pkl files go through a reader that knows numbers and text only.
+None of these sets comes with Sensorium; their licences bind you, and every model trained on them. A row is an
+utterance; a modality's value there is the mean over its time. Rows of one video or dialogue are one group. Opening a
+pickle can run any program, so .pkl files are read by an unpickler that accepts numbers and text only.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ Numbers = npt.NDArray[np.floating]
 
 
 def cmu_csd(path: Path) -> Rows:
-    """A folder of computational sequences. Each is one modality, called as its file is; the one whose name holds "label" is
-    what was annotated: seven columns are MOSEI's and give emotions, one is MOSI's sentiment and gives its sign."""
+    """A folder of computational sequences, each one modality named like its file.
+
+    The file with "label" in its name holds the annotations: seven columns are MOSEI's and give emotions, one column is
+    MOSI's sentiment and gives its sign.
+    """
     files = sorted(path.glob("*.csd"))
-    told = [file for file in files if "label" in file.stem.lower()]
-    if len(told) != 1 or len(files) < 2:
+    label_files = [file for file in files if "label" in file.stem.lower()]
+    if len(label_files) != 1 or len(files) < 2:
         raise ConfigError(
-            f"{path}: {len(files)} .csd files, {len(told)} of them with labels; expected one with 'label' in its name "
-            "and at least one of features. Fetch them with the CMU Multimodal SDK (mmsdk) and give their folder."
+            f"{path}: {len(files)} .csd files, {len(label_files)} of them with labels; expected one with 'label' in "
+            "its name and at least one of features. Fetch them with the CMU Multimodal SDK (mmsdk) and give their folder."
         )
     try:
         import h5py
@@ -61,10 +65,10 @@ def cmu_csd(path: Path) -> Rows:
                 }
         except (OSError, KeyError, ValueError, AttributeError) as error:
             raise ConfigError(
-                f"{file}: not as the CMU Multimodal SDK writes it ({error}). Fetch the file anew."
+                f"{file}: not as the CMU Multimodal SDK writes it ({error}). Fetch the file again."
             ) from error
 
-    annotated = segments(told[0])
+    annotated = segments(label_files[0])
     utterances = [
         (video, begin, end, values)
         for video, (intervals, features) in sorted(annotated.items())
@@ -78,18 +82,18 @@ def cmu_csd(path: Path) -> Rows:
         labels, label = SENTIMENTS, [_sign(float(v[0])) for *_, v in utterances]
     else:
         raise ConfigError(
-            f"{told[0]}: labels of {sorted(columns)} columns; expected 7 (MOSEI) or 1 (MOSI's sentiment)."
+            f"{label_files[0]}: labels of {sorted(columns)} columns; expected 7 (MOSEI) or 1 (MOSI's sentiment)."
         )
     modalities = {}
     for file in files:
-        if file == told[0]:
+        if file == label_files[0]:
             continue
         sequence = segments(file)
         width = next(iter(sequence.values()))[1].shape[1]
         values, offset_s = np.zeros((len(utterances), width), np.float32), np.zeros(len(utterances))
         present = np.zeros(len(utterances), bool)
         for row, (video, begin, end, _) in enumerate(utterances):
-            # Some files have one segment a video, others one an utterance, called "video[3]".
+            # Some files have one segment for each video, others one for each utterance, named "video[3]".
             for name in (video, video.split("[")[0]):
                 intervals, features = sequence.get(name, (np.zeros((0, 2)), np.zeros((0, width), np.float32)))
                 inside = (intervals[:, 1] > begin) & (intervals[:, 0] < end)
@@ -110,7 +114,7 @@ def cmu_csd(path: Path) -> Rows:
 
 
 def arrays(path: Path) -> Rows:
-    """One dictionary, or one a split, with ids, labels and (n, d) or (n, time, d) arrays; all splits become one."""
+    """One dictionary, or one for each split, with ids, labels and (n, d) or (n, time, d) arrays; the splits are joined."""
     stored = _opened(path)
     if not isinstance(stored, Mapping):
         raise ConfigError(
@@ -153,8 +157,11 @@ def arrays(path: Path) -> Rows:
 
 
 def dialogues(path: Path) -> Rows:
-    """A sequence of dictionaries from dialogue to its utterances, in the order that DialogueRNN's authors gave them: the first
-    with whole numbers is the labels, those with vectors of real numbers are text, audio and video, as many as there are."""
+    """A sequence of dictionaries from dialogue to utterances, in the order of DialogueRNN's authors.
+
+    The first with whole numbers holds the labels; those with vectors of real numbers are text, audio and video, in this
+    order, as many as there are.
+    """
     stored = _opened(path)
     tables = [t for t in stored if isinstance(t, Mapping) and t] if isinstance(stored, (tuple, list)) else []
     label = next((t for t in tables if _shape(t) == "labels"), None)
@@ -170,7 +177,8 @@ def dialogues(path: Path) -> Rows:
     labels = MELD_LABELS if meld else IEMOCAP_LABELS
     if highest >= len(labels):
         raise ConfigError(
-            f"{path}: a label {highest}, but {', '.join(labels)} are {len(labels)}. Is it the file its name says?"
+            f"{path}: a label {highest}, but {', '.join(labels)} are {len(labels)}. "
+            "Does the file name match its content?"
         )
     names = {1: ("text",), 2: ("text", "voice"), 3: ("text", "voice", "face")}.get(
         len(vectors), tuple(f"features_{i + 1}" for i in range(len(vectors)))
@@ -180,15 +188,22 @@ def dialogues(path: Path) -> Rows:
         for name, table in zip(names, vectors, strict=True)
     }
     group = np.concatenate([np.full(len(label[d]), _speaker(str(d), meld)) for d in order])
-    told = np.concatenate([np.asarray(label[d], np.int64) for d in order])
-    return Rows(labels, told, group, np.arange(len(told), dtype=np.int64), modalities, f"{path.name}, as dialogues")
+    labels_of_rows = np.concatenate([np.asarray(label[d], np.int64) for d in order])
+    return Rows(
+        labels,
+        labels_of_rows,
+        group,
+        np.arange(len(labels_of_rows), dtype=np.int64),
+        modalities,
+        f"{path.name}, as dialogues",
+    )
 
 
 FORMATS: dict[str, Callable[[Path], Rows]] = {"cmu-csd": cmu_csd, "arrays": arrays, "dialogues": dialogues}
 
 
 def _speaker(dialogue: str, meld: bool) -> str:
-    """IEMOCAP's dialogues are called Ses01F_…: its five sessions are the groups, each of two speakers."""
+    """IEMOCAP's dialogues are named Ses01F_…: its five sessions are the groups, each with two speakers."""
     return f"dialogue {dialogue}" if meld else dialogue[:5]
 
 
@@ -202,7 +217,7 @@ def _sign(sentiment: float) -> int:
 
 
 def _mean(features: Numbers) -> Numbers:
-    """Over time, (k, d) -> (d,). Rows of nothing but zeros are padding, and COVAREP writes −inf and NaN: neither counts."""
+    """Mean over time, (k, d) -> (d,). Rows of zeros are padding, and COVAREP writes −inf and NaN: both are left out."""
     finite = np.isfinite(features)
     counted = finite & (np.where(finite, features, 0) != 0).any(axis=1, keepdims=True)
     return np.asarray(np.where(counted, features, 0).sum(axis=0) / np.maximum(counted.sum(axis=0), 1), np.float32)
@@ -218,21 +233,21 @@ def _numeric(value: Any) -> bool:
 
 
 def _shape(table: Mapping[Any, Any]) -> str:
-    """What a dictionary of dialogues holds: "labels", "vectors" or something else."""
+    """The content of a dictionary of dialogues: "labels", "vectors" or something else."""
     utterances = next((u for u in table.values() if isinstance(u, Sequence | np.ndarray) and len(u)), None)
     if utterances is None or isinstance(utterances, str):
         return ""
     try:
-        found = np.asarray(list(utterances))
+        values = np.asarray(list(utterances))
     except ValueError:
         return ""
-    if found.ndim == 1 and found.dtype.kind in "iu":
+    if values.ndim == 1 and values.dtype.kind in "iu":
         return "labels"
-    return "vectors" if found.ndim == 2 and found.dtype.kind == "f" else ""
+    return "vectors" if values.ndim == 2 and values.dtype.kind == "f" else ""
 
 
 class _NumbersAndText(pickle.Unpickler):
-    """Unpickles numpy arrays, and what Python builds them and plain containers from. Everything else is refused."""
+    """Unpickles numpy arrays and plain containers. Everything else is refused."""
 
     KNOWN = {
         (f"numpy{core}.multiarray", name) for core in (".core", "._core") for name in ("_reconstruct", "scalar")
@@ -240,12 +255,12 @@ class _NumbersAndText(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
+            raise pickle.UnpicklingError(f"it would load {module}.{name}")
         return super().find_class(module, name)
 
 
 def _opened(path: Path) -> Any:
-    """What a .npz or .pkl file holds. Raises ConfigError."""
+    """The content of a .npz or .pkl file. Raises ConfigError."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -263,7 +278,7 @@ def _opened(path: Path) -> Any:
         pickle.UnpicklingError,
     ) as error:
         raise ConfigError(
-            f"{path}: cannot be read: {error}. Only numbers, text and plain containers are taken from a .pkl file; if you trust "
-            "it, write its arrays anew with numpy.savez, labels as 'label' and speakers as 'id'."
+            f"{path}: cannot be read: {error}. Only numbers, text and plain containers are read from a .pkl file; "
+            "if you trust it, convert its arrays with numpy.savez, labels as 'label' and speakers as 'id'."
         ) from error
     raise ConfigError(f"{path}: expected a .npz or .pkl file")

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 
 
 def data_folder(data: Path | None) -> Path:
-    """The folder with the training data: the one given, else SENSORIUM_DATA, else ../shared/data beside the repository.
+    """The folder with the training data: `data`, else SENSORIUM_DATA, else ../shared/data beside the repository.
 
     Raises ConfigError when it is not there.
     """
@@ -17,6 +17,6 @@ def data_folder(data: Path | None) -> Path:
     folder = named or Path(__file__).resolve().parents[3].parent / "shared" / "data"
     if not folder.is_dir():
         raise ConfigError(
-            f"training data: no folder {folder}. Say where it lies: --data DIR, or SENSORIUM_DATA=DIR in the environment."
+            f"training data: no folder {folder}. Name it with --data DIR, or SENSORIUM_DATA=DIR in the environment."
         )
     return folder

@@ -1,4 +1,4 @@
-"""Labelled rows for fusion: of one's own recordings, or of a public set as its users have it.
+"""Labelled rows for fusion: from the user's own recordings, or from a public data set.
 
 Example:
     rows = load_rows(Path("~/data/mosei"), "cmu-csd")
@@ -18,7 +18,14 @@ OWN_FORMAT = "aligned"  # pipeline/recording/dataset.py: what export --dataset w
 
 
 def load_rows(path: Path, format: str = OWN_FORMAT) -> Rows:
-    """Labelled rows of one's own, or of a public set as its users have it. Raises ConfigError with one instruction."""
+    """Load labelled rows.
+
+    Args:
+        path: The folder or file, as its publisher distributes it.
+        format: "aligned" (what export --dataset writes), a format of feature_files, "votes", or a set of clip_sets.
+
+    Raises ConfigError that says what to do.
+    """
     known: dict[str, Callable[[Path], Rows]] = {
         OWN_FORMAT: load,
         **feature_files.FORMATS,
@@ -29,7 +36,7 @@ def load_rows(path: Path, format: str = OWN_FORMAT) -> Rows:
         raise ConfigError(f"--format: nothing called '{format}'.{nearest(format, known)} There are: {', '.join(known)}")
     if not path.exists():
         raise ConfigError(
-            f"{path}: not there. Give --data the folder or file as you have it; none of these sets comes with "
+            f"{path}: does not exist. Set --data to the folder or file of the data set; none of these sets comes with "
             "Sensorium, and the licence of each is its publisher's."
         )
     return known[format](path)

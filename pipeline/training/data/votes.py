@@ -1,8 +1,9 @@
-"""What people said of the same clips: by the voice alone, by the face alone, and with both (CREMA-D's tabulated votes).
+"""Votes of people on the same clips: by voice alone, by face alone, and with both (CREMA-D's tabulated votes).
 
-The opinions of two senses about one moment, and how they depend on each other, without any picture or sound: what fusion
-of decisions is learnt from and judged on. The label is what the actor was asked to show; clips are split by actor.
+They hold two opinions about one moment, with their dependence, and no picture or sound: decision fusion is trained and
+evaluated on them. The label is the emotion that the actor was instructed to show; clips are split by actor.
 
+Example:
     votes = load_votes(data_folder(None))
     votes.opinions("face")                       # (n, 6) float32 log-probabilities, in the order of VOTE_CLASSES
     for train, test in folds(votes.actors, count=10, seed=1): ...
@@ -20,13 +21,13 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError
 
-# Our own order, without the surprise that nobody could vote for.
+# In the order of FACE_CLASSES, without surprise, which was not among the choices.
 VOTE_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "neutral")
 LETTERS = {"A": "angry", "D": "disgust", "F": "fear", "H": "happy", "S": "sad", "N": "neutral"}
 INTENDED = {"ANG": "angry", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "SAD": "sad", "NEU": "neutral"}
 SENSES = {"1": "voice", "2": "face", "3": "both"}  # first digit of the row's number
 
-# Ten people are few: nobody's vote is not a probability of nothing. Half a vote each is Jeffreys' prior.
+# With ten voters, no vote does not mean probability 0. Half a vote for each label is Jeffreys' prior.
 PRIOR_VOTES = 0.5
 
 
@@ -44,12 +45,16 @@ class Votes:
 
 
 def load_votes(folder: Path) -> Votes:
-    """Every clip that has votes by voice, by face and by both. Raises ConfigError when the table is missing or another."""
+    """Every clip that has votes by voice, by face and by both.
+
+    Raises ConfigError when the table is missing or has another layout.
+    """
     paths = sorted((folder / "votes").glob("crema_d_tabulated_votes*.csv"))
     if not paths:
         raise ConfigError(
-            f"{folder / 'votes'}: no crema_d_tabulated_votes*.csv. It is processedResults/tabulatedVotes.csv of the public "
-            "repository CheyneyComputerScience/CREMA-D; point --data or SENSORIUM_DATA at the folder that has votes/ in it."
+            f"{folder / 'votes'}: no crema_d_tabulated_votes*.csv. It is processedResults/tabulatedVotes.csv of the "
+            "public repository CheyneyComputerScience/CREMA-D; "
+            "point --data or SENSORIUM_DATA at the folder that has votes/ in it."
         )
     counted: dict[str, dict[str, list[float]]] = {}
     with paths[0].open(newline="") as file:
@@ -58,7 +63,7 @@ def load_votes(folder: Path) -> Votes:
                 sense, votes = SENSES[row[""][0]], [float(row[letter]) for letter in _columns()]
             except (KeyError, ValueError, IndexError) as error:
                 raise ConfigError(
-                    f"{paths[0]}: a row is not as CREMA-D's are ({error!r}). Fetch the file anew."
+                    f"{paths[0]}: a row is not as CREMA-D's are ({error!r}). Fetch the file again."
                 ) from error
             clip = counted.setdefault(row["fileName"], {})
             clip[sense] = [a + b for a, b in zip(votes, clip.get(sense, [0.0] * 6), strict=True)]
@@ -79,7 +84,7 @@ def _columns() -> list[str]:
 def folds(
     groups: npt.NDArray[np.int64], *, count: int, seed: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """(rows to train on, rows to test on), `count` times; nobody is on both sides, and everybody is tested once."""
+    """(training rows, test rows), `count` times; no group is on both sides, and each is tested once."""
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     for fold in range(count):
         inside = np.isin(groups, names[fold::count])

@@ -1,7 +1,7 @@
-"""A table of scores as people and programs want it: markdown, JSON and a picture (SVG, drawn here: no plotting package).
+"""Writes a table of scores as JSON and as a bar chart (SVG, drawn here: no plotting package).
 
 Example:
-    write(table, Path("runs/fusion/votes.json"), title="Human votes")        # and runs/fusion/votes.svg beside it
+    write(table, Path("runs/fusion/votes.json"), title="Human votes")        # also writes runs/fusion/votes.svg
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEFT_PX, WIDE_PX, ROW_PX, TOP_PX = 330, 460, 20, 64
 
 
 def write(table: Table, out: Path, *, title: str) -> None:
-    """`out`: the JSON file; the picture lies beside it, with the ending .svg."""
+    """`out`: the JSON file; the chart is written beside it, with the suffix .svg."""
     out.parent.mkdir(parents=True, exist_ok=True)
     plain = {method: {what: scores.record() for what, scores in row.items()} for method, row in table.items()}
     out.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -27,7 +27,7 @@ def write(table: Table, out: Path, *, title: str) -> None:
 
 
 def picture(table: Table, *, title: str) -> str:
-    """Accuracy of each method as a bar, its interval as a line, one colour for each set of modalities that is present."""
+    """SVG: accuracy of each method as a bar, its interval as a line, one colour for each set of present modalities."""
     present = list(dict.fromkeys(what for row in table.values() for what in row))
     colour = dict(zip(present, COLOURS * (len(present) // len(COLOURS) + 1), strict=False))
     drawn, y = [], TOP_PX
@@ -56,7 +56,8 @@ def picture(table: Table, *, title: str) -> str:
     head = _text(12, 22, f"{title}: accuracy, with 95 % intervals over speakers", size=15)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT_PX + WIDE_PX + 80}" height="{y + 26}" '
-        f'font-family="sans-serif" role="img"><rect width="100%" height="100%" fill="#fff"/>{head}{"".join(drawn)}</svg>\n'
+        f'font-family="sans-serif" role="img"><rect width="100%" height="100%" fill="#fff"/>{head}{"".join(drawn)}'
+        "</svg>\n"
     )
 
 

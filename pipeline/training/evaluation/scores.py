@@ -1,9 +1,9 @@
-"""The figures of a classifier with how sure they are: intervals by bootstrap over speakers, not over clips.
+"""Figures of a classifier with 95 % intervals by bootstrap over speakers, not over clips.
 
 Example:
     scores = score(logits, labels, speakers, seed=1)
     scores.accuracy, scores.interval["accuracy"]         # 0.77, (0.75, 0.79)
-    print(markdown({"hybrid": {"both": scores}}))
+    print(markdown({"hybrid": {"bounds": scores}}))
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ NAMES = ("accuracy", "uar", "macro_f1", "log_loss", "ece")
 
 @dataclass(frozen=True)
 class Scores:
-    """All 0 to 1 but the log-loss (nats). uar: unweighted average recall. interval: name → (2.5 %, 97.5 %) over speakers."""
+    """Figures from 0 to 1, except the log-loss (nats).
+
+    uar: unweighted average recall. interval: name → (2.5 %, 97.5 %) over speakers.
+    """
 
     accuracy: float
     uar: float
@@ -38,7 +41,7 @@ class Scores:
         return (
             {name: round(getattr(self, name), 5) for name in NAMES}
             | {"count": self.count}
-            | {"interval_95": {name: [round(v, 5) for v in both] for name, both in self.interval.items()}}
+            | {"interval_95": {name: [round(v, 5) for v in bounds] for name, bounds in self.interval.items()}}
         )
 
 
@@ -50,26 +53,26 @@ def score(
     seed: int,
     repeats: int = REPEATS,
 ) -> Scores:
-    """logits: (n, classes), calibrated. Speakers are drawn with replacement, with all of their clips."""
+    """Scores of (n, classes) calibrated logits; speakers are resampled with replacement, each with all their clips."""
     probs = np.asarray(softmax(logits.astype(np.float64)), np.float64)
     random = np.random.default_rng(seed)
     rows = [np.flatnonzero(speakers == name) for name in np.unique(speakers)]
-    drawn = []
+    resampled = []
     for _ in range(repeats if len(rows) > 1 else 0):
-        chosen = np.concatenate([rows[i] for i in random.integers(0, len(rows), len(rows))])
-        drawn.append(_figures(probs[chosen], labels[chosen]))
+        resample = np.concatenate([rows[i] for i in random.integers(0, len(rows), len(rows))])
+        resampled.append(_figures(probs[resample], labels[resample]))
     interval = {}
-    if drawn:
-        low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
+    if resampled:
+        low, high = np.percentile(np.array(resampled), [2.5, 97.5], axis=0)
         interval = {name: (float(a), float(b)) for name, a, b in zip(NAMES, low, high, strict=True)}
     return Scores(*_figures(probs, labels), len(labels), interval)
 
 
 def _figures(probs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> tuple[float, float, float, float, float]:
     predicted, classes = probs.argmax(1), probs.shape[1]
-    there = np.bincount(labels, minlength=classes)
+    count_by_class = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[predicted == labels], minlength=classes)
-    recall = right[there > 0] / there[there > 0]
+    recall = right[count_by_class > 0] / count_by_class[count_by_class > 0]
     loss = -np.log(np.maximum(probs[np.arange(len(labels)), labels], 1e-12)).mean()
     return (
         float((predicted == labels).mean()),
@@ -89,7 +92,7 @@ def clip_means(
 
 
 def markdown(table: Mapping[str, Mapping[str, Scores]]) -> str:
-    """One row a method and situation; accuracy with its interval."""
+    """A markdown table with one row for each method and situation; accuracy with its interval."""
     lines = [
         "| method | present | accuracy (95 %) | UAR | macro-F1 | log-loss | ECE |",
         "|---|---|---|---|---|---|---|",

@@ -1,9 +1,10 @@
-"""Encoders and fusion joined into one ONNX file, so that one call (on a GPU one enqueue) serves a set.
+"""Joins the encoders and the fusion into one ONNX graph, so that a set needs one call (on a GPU one enqueue).
 
-The joined graph answers for one moment: nothing is smoothed between the encoders and the fusion, and the voice's encoder
-runs whenever the face's does. The live task smooths faces and asks the voice four times a second, so it runs them apart;
-docs/engines.md has the figures. `benchmarks.fused` measures both.
+The joined graph predicts for one moment: nothing is smoothed between the encoders and the fusion, and the voice encoder
+runs whenever the face encoder does. The live task smooths faces and runs the voice encoder four times a second, so it
+runs them separately; docs/engines.md has the figures. `benchmarks.fused` measures both.
 
+Example:
     join(face, voice, fusion, out)       # face (n, 1, 48, 48), voice (1, 2, 64, 300), present (n, 2) → logits (n, 7)
 """
 
@@ -21,20 +22,23 @@ from pipeline.inference.onnx_file import OnnxFile
 
 
 def join(face: Path, voice: Path, fusion: Path, out: Path) -> None:
-    """Each file with a manifest, or an untrained one of the same inputs. Raises ConfigError where they do not fit together."""
-    taken = {value.name for value in OnnxFile.read(fusion).inputs}
-    if taken != {"face", "voice", "present"}:
-        raise ConfigError(f"{fusion}: it takes {sorted(taken)}; a fusion takes face, voice and present")
+    """Each file has a manifest, or is an untrained one with the same inputs.
+
+    Raises ConfigError where they do not fit.
+    """
+    fusion_inputs = {value.name for value in OnnxFile.read(fusion).inputs}
+    if fusion_inputs != {"face", "voice", "present"}:
+        raise ConfigError(f"{fusion}: its inputs are {sorted(fusion_inputs)}; expected face, voice and present")
     encoders = {
         name: compose.add_prefix(_loaded(path), f"{name}_") for name, path in (("face", face), ("voice", voice))
     }
-    _one_at_a_time(encoders["voice"].graph)
-    glue = _glue({name: _temperature(path) for name, path in (("face", face), ("voice", voice))})
+    _fix_batch_to_one(encoders["voice"].graph)
+    between = _calibration_nodes({name: _temperature(path) for name, path in (("face", face), ("voice", voice))})
     opinions = encoders["face"]
     opinions = compose.merge_models(opinions, encoders["voice"], io_map=[])
     opinions = compose.merge_models(
         opinions,
-        glue,
+        between,
         io_map=[("face_logits", "face_logits_in"), ("voice_logits", "voice_logits_in")],
         outputs=["face_opinion", "voice_opinion"],
     )
@@ -60,8 +64,8 @@ def _loaded(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _one_at_a_time(graph: onnx.GraphProto) -> None:
-    """A set has one sound and any number of faces: two free sizes of one name would be taken for the same."""
+def _fix_batch_to_one(graph: onnx.GraphProto) -> None:
+    """A set has one window of sound and any number of faces: two dynamic dimensions of one name would count as equal."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].Clear()
@@ -72,7 +76,7 @@ def _temperature(path: Path) -> float:
     return Manifest.read(path).temperature if METADATA_KEY in OnnxFile.read(path).metadata else 1.0
 
 
-def _glue(temperatures: dict[str, float]) -> onnx.ModelProto:
+def _calibration_nodes(temperatures: dict[str, float]) -> onnx.ModelProto:
     """Logits of each → calibrated log-probabilities (n, 1, labels); one voice for every face."""
     constants = [
         numpy_helper.from_array(np.array([1], np.int64), "g_axis"),
@@ -82,8 +86,8 @@ def _glue(temperatures: dict[str, float]) -> onnx.ModelProto:
     for name, temperature in temperatures.items():
         constants.append(numpy_helper.from_array(np.float32(temperature), f"g_{name}_t"))
         nodes += [
-            helper.make_node("Div", [f"{name}_logits_in", f"g_{name}_t"], [f"g_{name}_calm"]),
-            helper.make_node("LogSoftmax", [f"g_{name}_calm"], [f"g_{name}_log"], axis=1),
+            helper.make_node("Div", [f"{name}_logits_in", f"g_{name}_t"], [f"g_{name}_scaled"]),
+            helper.make_node("LogSoftmax", [f"g_{name}_scaled"], [f"g_{name}_log"], axis=1),
             helper.make_node("Unsqueeze", [f"g_{name}_log", "g_axis"], [f"g_{name}_row"]),
         ]
     nodes += [
@@ -98,7 +102,7 @@ def _glue(temperatures: dict[str, float]) -> onnx.ModelProto:
     outputs = [
         helper.make_tensor_value_info(f"{name}_opinion", TensorProto.FLOAT, ["n", 1, "labels"]) for name in temperatures
     ]
-    graph = helper.make_graph(nodes, "glue", inputs, outputs, constants)
+    graph = helper.make_graph(nodes, "calibration", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 

@@ -1,7 +1,7 @@
-"""A trained network becomes the ONNX file that ships, and is compared with it before anybody may use it.
+"""Exports a trained network to ONNX, and compares the file with torch before it gets its name.
 
 Example:
-    export_face(net, Path("models/face-expression.onnx"))
+    export_network(net, Path("face.onnx"), "face", samples)      # raises where torch and ONNX Runtime differ
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def write_checked(
     outputs: Sequence[str],
     difference: Callable[[Path], float],
 ) -> None:
-    """Write the file of a network whose inputs and outputs are all free in their first dimension.
+    """Write the file of a network whose inputs and outputs all have a dynamic first dimension.
 
-    difference: how far the answers of a file are from the network's. Raises RuntimeError, and leaves no file, where that
-    is more than MAX_DIFFERENCE, or no number.
+    difference: the largest difference between the outputs of a file and of the network. Raises RuntimeError, and leaves
+        no file, where that is more than MAX_DIFFERENCE, or NaN.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(".onnx.unchecked")
     with warnings.catch_warnings():
-        # The older exporter is used on purpose: it folds batch-norm into the convolutions and needs no further package.
+        # The TorchScript exporter, on purpose: it folds batch norm into the convolutions and needs no further package.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net,
@@ -58,10 +58,10 @@ def write_checked(
             output_names=list(outputs),
             dynamic_axes={each: {0: "n"} for each in (*inputs, *outputs)},
         )
-    found = difference(unchecked)
-    if not found <= MAX_DIFFERENCE:
+    gap = difference(unchecked)
+    if not gap <= MAX_DIFFERENCE:
         unchecked.unlink()
-        raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {found:.2g}, more than {MAX_DIFFERENCE}")
+        raise RuntimeError(f"{path}: ONNX Runtime differs from torch by {gap:.2g}, more than {MAX_DIFFERENCE}")
     unchecked.replace(path)
 
 
@@ -73,9 +73,9 @@ def largest_difference(
     net.eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     exported = session.run(list(outputs), {session.get_inputs()[0].name: samples.numpy()})
-    return furthest(net(samples), exported)
+    return largest_gap(net(samples), exported)
 
 
-def furthest(ours: Sequence[torch.Tensor], theirs: Sequence[np.ndarray]) -> float:
-    """NaN where either holds one, which Python's max would pass over."""
+def largest_gap(ours: Sequence[torch.Tensor], theirs: Sequence[np.ndarray]) -> float:
+    """Largest absolute difference; NaN where either holds one, which Python's max would skip."""
     return float(np.max([np.abs(a.numpy() - b).max() for a, b in zip(ours, theirs, strict=True)]))

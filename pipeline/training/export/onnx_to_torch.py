@@ -1,10 +1,12 @@
-"""An ONNX file as a torch module, operator by operator: what ONNX Runtime's answers and times are compared with.
+"""Runs an ONNX file in torch, operator by operator: the reference for the results and times of ONNX Runtime.
 
-Made from the file itself, so that what is compared is what ships, also where no checkpoint was kept. Batch-norms that the
-export folded are folded here too, which is to torch's advantage. Knows the operators of our models; another is named.
+It is built from the file itself, so that the comparison is with what ships, also where no checkpoint exists. Batch
+norms that the export folded are folded here too, which is to torch's advantage. It supports the operators of our
+models; the error names any other.
 
-    twin = Twin(Path("models/face-expression.onnx"))
-    twin.run({"face": faces})["logits"]                  # numpy in, numpy out, as an engine
+Example:
+    model = TorchModel(Path("models/face-expression.onnx"))
+    model.run({"face": faces})["logits"]                 # numpy in, numpy out, as an engine
 """
 
 from __future__ import annotations
@@ -28,14 +30,20 @@ Operator = Callable[..., Any]
 _TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
 
 
-class Twin:
-    """Raises EngineError for an operator that it does not know."""
+class TorchModel:
+    """One ONNX file in torch.
+
+    Args:
+        path: The ONNX file. Raises EngineError for an unsupported operator.
+        device: Where it runs: "cpu" or "cuda".
+        half: Weights and inputs in float16.
+    """
 
     def __init__(self, path: Path, *, device: str = "cpu", half: bool = False) -> None:
         graph = onnx.load(str(path)).graph
         unknown = sorted({node.op_type for node in graph.node} - OPERATORS.keys() - {"Constant"})
         if unknown:
-            raise EngineError(f"{path}: no torch twin, its operators {', '.join(unknown)} are not known here")
+            raise EngineError(f"{path}: cannot run in torch: operators {', '.join(unknown)} are not supported here")
         self._device, self.half = torch.device(device), half
         known = {weight.name: self._placed(numpy_helper.to_array(weight)) for weight in graph.initializer}
         self.inputs = [value.name for value in graph.input if value.name not in known]
@@ -47,9 +55,9 @@ class Twin:
                 known[node.output[0]] = self._placed(numpy_helper.to_array(attributes["value"]))
                 continue
             operator = OPERATORS[node.op_type]
-            if node.input and all(not name or name in known for name in node.input):  # once, and not at every run
-                made = _several(operator([known.get(name) for name in node.input], attributes))
-                known.update(zip(node.output, made, strict=False))
+            if node.input and all(not name or name in known for name in node.input):  # constant: computed once
+                outputs = _as_sequence(operator([known.get(name) for name in node.input], attributes))
+                known.update(zip(node.output, outputs, strict=False))
             else:
                 self._steps.append((operator, list(node.input), list(node.output), attributes))
         self._known = known
@@ -61,25 +69,25 @@ class Twin:
     @torch.inference_mode()
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values: dict[str, Any] = {**self._known, **inputs, "": None}
-        for operator, names, made, attributes in self._steps:
-            answer = operator([values[name] for name in names], attributes)
-            if len(made) == 1:
-                values[made[0]] = answer if isinstance(answer, Tensor) else answer[0]
+        for operator, names, outputs, attributes in self._steps:
+            result = operator([values[name] for name in names], attributes)
+            if len(outputs) == 1:
+                values[outputs[0]] = result if isinstance(result, Tensor) else result[0]
             else:
-                values.update(zip(made, answer, strict=False))
+                values.update(zip(outputs, result, strict=False))
         return {name: values[name] for name in self.outputs}
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        given = {name: self._placed(value) for name, value in inputs.items()}
-        return {name: value.float().cpu().numpy() for name, value in self.forward(given).items()}
+        tensors = {name: self._placed(value) for name, value in inputs.items()}
+        return {name: value.float().cpu().numpy() for name, value in self.forward(tensors).items()}
 
 
-def _several(answer: Any) -> Sequence[Any]:
-    return [answer] if isinstance(answer, Tensor) else answer
+def _as_sequence(result: Any) -> Sequence[Any]:
+    return [result] if isinstance(result, Tensor) else result
 
 
 def _pads(x: Tensor, attributes: Attributes) -> tuple[Tensor, list[int]]:
-    """The input, padded where the two sides differ, and the padding that is left for the operator."""
+    """The input, padded here where the two sides differ, and the padding left to the operator."""
     pads = list(attributes.get("pads", [0] * 2 * (x.dim() - 2)))
     begin, end = pads[: len(pads) // 2], pads[len(pads) // 2 :]
     if begin == end:
@@ -135,22 +143,25 @@ def _gemm(i: list[Any], a: Attributes) -> Tensor:
 
 
 def _lstm(i: list[Any], a: Attributes) -> list[Tensor]:
-    """One layer, forward, as torch exports it: no lengths, no peepholes. X (t, n, in) -> Y (t, 1, n, h), Y_h and Y_c (1, n, h)."""
+    """One layer, forward, as torch exports it: no lengths, no peepholes.
+
+    X (t, n, in) -> Y (t, 1, n, h), Y_h and Y_c (1, n, h).
+    """
     if (
         a.get("direction", b"forward") != b"forward"
         or a.get("layout")
         or len(i) > 7
         or (len(i) > 4 and i[4] is not None)
     ):
-        raise EngineError("no torch twin: an LSTM that is not a plain forward layer")
+        raise EngineError("cannot run in torch: an LSTM that is not a plain forward layer")
 
-    def in_torchs_order(
+    def torch_order(
         gates: Tensor,
     ) -> Tensor:  # ONNX: input, output, forget, cell; torch: input, forget, cell, output
         gate_i, gate_o, gate_f, gate_c = gates.chunk(4)
         return torch.cat([gate_i, gate_f, gate_c, gate_o])
 
-    weights = [in_torchs_order(part) for part in (i[1][0], i[2][0], *i[3][0].chunk(2))]
+    weights = [torch_order(part) for part in (i[1][0], i[2][0], *i[3][0].chunk(2))]
     out, hidden, cell = torch.lstm(i[0], (i[5], i[6]), weights, True, 1, 0.0, False, False, False)
     return [out[:, None], hidden, cell]
 
@@ -224,7 +235,7 @@ def _clip(i: list[Any], a: Attributes) -> Tensor:
 
 def _pad(i: list[Any], a: Attributes) -> Tensor:
     if a.get("mode", b"constant") != b"constant":
-        raise EngineError(f"Pad of mode {a['mode'].decode()} has no torch twin here")
+        raise EngineError(f"cannot run in torch: Pad of mode {a['mode'].decode()}")
     sizes = i[1].tolist()
     axes = i[3].tolist() if len(i) > 3 and i[3] is not None else list(range(i[0].dim()))
     around = [(0, 0)] * i[0].dim()
@@ -234,7 +245,7 @@ def _pad(i: list[Any], a: Attributes) -> Tensor:
     return F.pad(i[0], [size for pair in reversed(around) for size in pair], value=value)
 
 
-def _filled(i: list[Any], a: Attributes) -> Tensor:
+def _constant_of_shape(i: list[Any], a: Attributes) -> Tensor:
     value = numpy_helper.to_array(a["value"]) if "value" in a else np.zeros(1, np.float32)
     return torch.full(
         i[0].tolist(), value.reshape(-1)[0].item(), dtype=torch.from_numpy(value.copy()).dtype, device=i[0].device
@@ -255,7 +266,7 @@ def _div(i: list[Any], a: Attributes) -> Tensor:
     return torch.div(i[0], i[1], rounding_mode="trunc" if whole else None)
 
 
-def _plain(function: Operator) -> Operator:
+def _elementwise(function: Operator) -> Operator:
     return lambda i, a: function(*i)
 
 
@@ -268,37 +279,37 @@ OPERATORS: dict[str, Operator] = {
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "GlobalAveragePool": lambda i, a: i[0].mean(dim=tuple(range(2, i[0].dim())), keepdim=True),
-    "Relu": _plain(torch.relu),
-    "Sigmoid": _plain(torch.sigmoid),
-    "Tanh": _plain(torch.tanh),
-    "Erf": _plain(torch.erf),
+    "Relu": _elementwise(torch.relu),
+    "Sigmoid": _elementwise(torch.sigmoid),
+    "Tanh": _elementwise(torch.tanh),
+    "Erf": _elementwise(torch.erf),
     "Gelu": lambda i, a: F.gelu(i[0], approximate=a.get("approximate", b"none").decode()),
     "HardSigmoid": lambda i, a: torch.clamp(a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5), 0, 1),
-    "HardSwish": _plain(F.hardswish),
-    "Exp": _plain(torch.exp),
-    "Log": _plain(torch.log),
-    "Neg": _plain(torch.neg),
-    "Abs": _plain(torch.abs),
-    "Sqrt": _plain(torch.sqrt),
-    "Not": _plain(torch.logical_not),
-    "Reciprocal": _plain(torch.reciprocal),
-    "Add": _plain(torch.add),
-    "Sub": _plain(torch.sub),
-    "Mul": _plain(torch.mul),
+    "HardSwish": _elementwise(F.hardswish),
+    "Exp": _elementwise(torch.exp),
+    "Log": _elementwise(torch.log),
+    "Neg": _elementwise(torch.neg),
+    "Abs": _elementwise(torch.abs),
+    "Sqrt": _elementwise(torch.sqrt),
+    "Not": _elementwise(torch.logical_not),
+    "Reciprocal": _elementwise(torch.reciprocal),
+    "Add": _elementwise(torch.add),
+    "Sub": _elementwise(torch.sub),
+    "Mul": _elementwise(torch.mul),
     "Div": _div,
-    "Mod": _plain(torch.remainder),
-    "Pow": _plain(torch.pow),
-    "MatMul": _plain(torch.matmul),
-    "Max": _plain(torch.maximum),
-    "Min": _plain(torch.minimum),
-    "Greater": _plain(torch.gt),
-    "Less": _plain(torch.lt),
-    "Equal": _plain(torch.eq),
-    "Where": _plain(torch.where),
-    "GreaterOrEqual": _plain(torch.ge),
-    "LessOrEqual": _plain(torch.le),
-    "And": _plain(torch.logical_and),
-    "Or": _plain(torch.logical_or),
+    "Mod": _elementwise(torch.remainder),
+    "Pow": _elementwise(torch.pow),
+    "MatMul": _elementwise(torch.matmul),
+    "Max": _elementwise(torch.maximum),
+    "Min": _elementwise(torch.minimum),
+    "Greater": _elementwise(torch.gt),
+    "Less": _elementwise(torch.lt),
+    "Equal": _elementwise(torch.eq),
+    "Where": _elementwise(torch.where),
+    "GreaterOrEqual": _elementwise(torch.ge),
+    "LessOrEqual": _elementwise(torch.le),
+    "And": _elementwise(torch.logical_and),
+    "Or": _elementwise(torch.logical_or),
     "Softmax": lambda i, a: torch.softmax(i[0], a.get("axis", -1)),
     "LogSoftmax": lambda i, a: torch.log_softmax(i[0], a.get("axis", -1)),
     "ReduceMean": _reduce(torch.mean),
@@ -319,7 +330,7 @@ OPERATORS: dict[str, Operator] = {
     "Transpose": lambda i, a: i[0].permute(a.get("perm", list(reversed(range(i[0].dim()))))),
     "Expand": lambda i, a: i[0].expand(torch.broadcast_shapes(i[0].shape, i[1].tolist())),
     "Shape": lambda i, a: torch.tensor(i[0].shape[a.get("start", 0) : a.get("end")], dtype=torch.int64),
-    "ConstantOfShape": _filled,
+    "ConstantOfShape": _constant_of_shape,
     "Cast": lambda i, a: i[0].to(_TYPES[a["to"]]),
     "Identity": lambda i, a: i[0],
     "Dropout": lambda i, a: i[0],

@@ -1,8 +1,9 @@
-"""A model in another precision: a file of its own beside the fp32 one, written only if it answers as that does.
+"""Exports a model in another precision: a file beside the fp32 one, written only if it passes the parity gate.
 
 TensorRT 11 and TensorRT-RTX are strongly typed: they run a graph in the precision it is written in. fp16 keeps float32
-inputs and outputs, so nobody else has to know. int8 carries explicit Q/DQ pairs, as both parsers want them.
+inputs and outputs, so callers need not change. int8 carries explicit Q/DQ pairs, as both parsers require.
 
+Example:
     export("face-expression", precision="fp16")           # models/face-expression.fp16.onnx
 """
 
@@ -28,7 +29,15 @@ CALIBRATION_INPUTS, CALIBRATION_SEED = 128, 1  # the gate's samples have the see
 
 
 def export(model: str | Path, *, precision: str, out: Path | None = None) -> ParityResult:
-    """model: of the models folder, or a path. Raises ConfigError, and leaves no file, when the parity gate refuses it."""
+    """Write the file and return how its results compare with fp32.
+
+    Args:
+        model: Name in the models folder, or a path.
+        precision: fp32, fp16 or int8.
+        out: Where to write. None: beside the source.
+
+    Raises ConfigError, and leaves no file, when the parity gate refuses it.
+    """
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision: found '{precision}', expected one of {', '.join(PRECISIONS)}")
     source = model_path(str(model))
@@ -75,7 +84,8 @@ def _fp16(source: Path, target: Path) -> None:
     # LayerNormalization stays one operator, whose sums the engines keep in float32: taken apart, they overflow.
     blocked = [operator for operator in DEFAULT_OP_BLOCK_LIST if operator != "LayerNormalization"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weights below the smallest float16 become 0: the gate sees what that costs
+        # weights below the smallest float16 become 0: the parity gate measures the effect
+        warnings.simplefilter("ignore")
         model = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True, op_block_list=blocked)
     onnx.save(model, str(target))
 
@@ -95,12 +105,12 @@ def quantize(source: Path, target: Path, *, in_float: Sequence[str]) -> None:
         def get_next(self) -> dict[str, Any] | None:
             return self._inputs.pop() if self._inputs else None
 
-    # What the parsers take: symmetric int8, biases left in float32, each use with a pair of its own. Weights are stored as
-    # int8: with a pair instead (AddQDQPairToWeight) the engine is the same and the file four times as large.
+    # The parsers support: symmetric int8, biases left in float32, each use with a pair of its own. Weights are stored
+    # as int8: with a pair instead (AddQDQPairToWeight) the engine is the same and the file is four times as large.
     options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "DedicatedQDQPair": True}
     log = logging.getLogger()
     level = log.level
-    log.setLevel(logging.ERROR)  # it recommends a pass that our exports have had
+    log.setLevel(logging.ERROR)  # it recommends a preprocessing pass that our exports do not need
     try:
         quantize_static(
             str(source),
@@ -118,13 +128,13 @@ def quantize(source: Path, target: Path, *, in_float: Sequence[str]) -> None:
 
 
 def _ends(source: Path) -> list[str]:
-    """The first and the last layer, which stay in float: python -m benchmarks.int8. The first one is what counts."""
+    """The first and the last layer stay in float; the first matters most (python -m benchmarks.int8)."""
     names = layers(source)
     return [names[0], names[-1]] if names else []
 
 
 def layers(source: Path) -> list[str]:
-    """What has weights and would be quantised, from input to output."""
+    """Names of the layers that have weights and would be quantised, from input to output."""
     import onnx
 
     return [node.name for node in onnx.load(str(source)).graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]

@@ -1,10 +1,13 @@
-"""What bad pictures and bad or missing sound do to face, voice and both: the shipped fusion's answers, condition by condition.
+"""What bad pictures and bad or missing sound do to face, voice and both: the shipped fusion's answers, condition by
+condition.
 
     python run_pipeline.py evaluate degradation --seed 1
 
-Pseudo-pairs as in fusion.py, actors and faces that fitted nothing. Beside the fused answer with the live quality weights
-stands the one that trusts everything alike: the weights are worth their place only where they win. A picture that is out
-leaves the voice alone from its first missing frame on, however long it lasts; what sound does is in degradation_sound.py.
+Pseudo-pairs as in fusion.py, actors and faces that fitted nothing. Beside the fused answer with the live quality
+weights
+stands the one that trusts everything alike: the weights are worth their place only where they win. A picture that is
+out leaves the voice alone from its first missing frame on, however long it lasts; what sound does is in
+degradation_sound.py.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.face.evaluate import FACE_MODEL, face_logits
 from pipeline.training.fusion import degradation_sound
 from pipeline.training.fusion import train as fusion
-from pipeline.training.fusion.fusion_adapter import Bridge
+from pipeline.training.fusion.fusion_adapter import FusionAdapter
 
 Image = npt.NDArray[np.uint8]
 VOICE_MODEL = FACE_MODEL.with_name("voice-expression.onnx")
@@ -89,7 +92,7 @@ def evaluate_degradation(
     voice, voice_labels, speakers = fusion.voice_opinions(voice_rows)
     pairs = fusion.pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
     fitted = [
-        (fusion.fitted_bridge(fusion.voted_core(folder, seed=seed), pairs.take(train)), test)
+        (fusion.fitted_adapter(fusion.voted_core(folder, seed=seed), pairs.take(train)), test)
         for train, test in fusion.splits(pairs, seed=seed)
     ]
     tested = np.concatenate([test for _, test in fitted])
@@ -108,7 +111,7 @@ def evaluate_degradation(
                 condition,
                 answer,
                 np.concatenate(
-                    [bridge.answer(seen[rows], pairs.voice[rows], present[rows]) for bridge, rows in fitted]
+                    [adapter.answer(seen[rows], pairs.voice[rows], present[rows]) for adapter, rows in fitted]
                 ),
             )
         add(condition, "voice absent", seen[tested])
@@ -128,7 +131,7 @@ def quality(images: Image, *, side_px: float = FACE_PX) -> npt.NDArray[np.float3
 def add_sound(
     table: dict[str, dict[str, Scores]],
     pairs: fusion.Pairs,
-    fitted: list[tuple[Bridge, fusion.Rows]],
+    fitted: list[tuple[FusionAdapter, fusion.Rows]],
     clips: fusion.Rows,
     heard: dict[str, tuple[fusion.Floats, fusion.Floats]],
     *,
@@ -145,7 +148,7 @@ def add_sound(
             "voice alone": [],
         }
         used = []
-        for bridge, test in fitted:
+        for adapter, test in fitted:
             rows = test[place[pairs.clip_row[test]] >= 0]
             at = place[pairs.clip_row[rows]]
             voice, counts = log_probs[at], weight[at]
@@ -153,7 +156,7 @@ def add_sound(
                 ("both", np.stack([face_weight[rows], counts], 1)),
                 ("both, quality ignored", np.stack([np.ones(len(rows)), counts > 0], 1)),
             ):
-                answers[name].append(bridge.answer(pairs.face[rows], voice, present.astype(np.float32)))
+                answers[name].append(adapter.answer(pairs.face[rows], voice, present.astype(np.float32)))
             answers["voice alone"].append(voice)
             used.append(rows)
         rows = np.concatenate(used)

@@ -1,9 +1,10 @@
 """Noisy, late and missing sound, as the live voice hears it: what each clip's opinion and weight become.
 
 Every sixth RAVDESS clip goes through voice activity and voice as from a microphone. Noise is added to the samples. An
-outage or a shift only changes which of the clip's moments an answer rests on: sound that is late by 80 ms at an anchor is
-the sound of 80 ms before, and after an outage the voice is as old as the outage is long, until the set holds no sound at
-all. The model that ships was trained on these actors, so only the change from row to row says something, not the level.
+outage or a shift only changes which of the clip's moments an answer rests on: sound that is late by 80 ms at an anchor
+is the sound of 80 ms before, and after an outage the voice is as old as the outage is long, until the set holds no
+sound at all. The model that ships was trained on these actors, so only the change from row to row says something, not
+the level.
 
     clips, by_condition = heard(folder, model)
     log_probs, weight = by_condition["noise, speech 0 dB above it"]              # (n, 7), (n,)
@@ -24,7 +25,7 @@ from pipeline.inference.choose_backend import load
 from pipeline.inference.manifest import Manifest
 from pipeline.perception.expression.voice import VoiceClassifier
 from pipeline.perception.expression.voice_activity import VoiceActivity
-from pipeline.training.data.clip_sets import CHUNK, HEARD_NS, clips, sound
+from pipeline.training.data.clip_sets import CHUNK, SOUND_WINDOW_NS, clips, sound
 from pipeline.training.data.faces import FACE_CLASSES
 
 Floats = npt.NDArray[np.float32]
@@ -74,7 +75,7 @@ def heard(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floa
             )
         for ms in OUTAGES_MS:
             gone = (np.full(len(FACE_CLASSES), -np.log(len(FACE_CLASSES)), np.float32), 0.0)
-            out = until(clean, last_ns - ms * 1_000_000) if ms * 1_000_000 < HEARD_NS else gone
+            out = until(clean, last_ns - ms * 1_000_000) if ms * 1_000_000 < SOUND_WINDOW_NS else gone
             keep(f"sound out for the last {ms / 1000:g} s", at, out)
         for ms in SHIFTS_MS:
             keep(f"sound {abs(ms)} ms {'late' if ms > 0 else 'early'}", at, until(clean, last_ns - ms * 1_000_000))

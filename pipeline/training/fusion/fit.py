@@ -1,7 +1,7 @@
 """The one loop that trains any fusion network, and its losses.
 
-Each batch is seen twice: whole, and with modalities taken away at random. The network learns to answer both, each modality
-learns to answer alone, and (distillation) what it says with some of them follows what it says with all.
+Each batch is seen twice: whole, and with modalities taken away at random. The network learns to answer both, each
+modality learns to answer alone, and (distillation) what it says with some of them follows what it says with all.
 
     net = FusionNet((Modality("face", 6), Modality("voice", 6)), labels=6, family="attention")
     fit(net, examples.take(rows), Recipe(epochs=40), seed=1)
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.training.export.onnx_export import furthest, write_checked
+from pipeline.training.export.onnx_export import largest_gap, write_checked
 from pipeline.training.fusion.families import Joint
 from pipeline.training.fusion.nets import Fused, FusionNet
 from pipeline.training.fusion.state import Modality, State
@@ -80,9 +80,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class Recipe:
-    """drop: chance of each modality to be taken away (never all). own: weight of the loss of each modality alone. distil:
-    of the loss that draws the answer without some modalities to the answer with all. contrast: of the loss that brings
-    what belongs together close in the coordinated space. translate, tell: of guessed embeddings, of the joint code's."""
+    """drop: chance of each modality to be taken away (never all). own: weight of the loss of each modality alone.
+    distil: of the loss that draws the answer without some modalities to the answer with all. contrast: of the loss that
+    brings what belongs together close in the coordinated space. translate, tell: of guessed embeddings, of the joint
+    code's.
+    """
 
     epochs: int = 30
     batch: int = 128
@@ -180,8 +182,8 @@ def answer(net: FusionNet, examples: Examples) -> npt.NDArray[np.float32]:
 
 
 def export_fusion(net: FusionNet, path: Path) -> None:
-    """Write the modalities by name (n, tokens, width), `present` and `offset_s` (n, all tokens) -> `logits`, `opinions`,
-    `embedding` and, where it tells one, `agreement`; float32, n free.
+    """Write the modalities by name (n, tokens, width), `present` and `offset_s` (n, all tokens) -> `logits`,
+    `opinions`, `embedding` and, where it tells one, `agreement`; float32, n free.
 
     An input that the family does not read (`offset_s` of most) is no input of the file. Raises RuntimeError, and leaves
     no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
@@ -203,7 +205,7 @@ def largest_difference(net: FusionNet, path: Path) -> float:
     read = {value.name for value in session.get_inputs()}
     theirs = session.run(told, {name: x.numpy() for name, x in inputs.items() if name in read})
     ours = _Flat(net, len(told))(*samples)
-    return furthest(ours, theirs)
+    return largest_gap(ours, theirs)
 
 
 class _Flat(torch.nn.Module):

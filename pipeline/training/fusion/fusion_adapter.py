@@ -1,12 +1,14 @@
 """From our encoders' outputs to the fusion that people's votes taught, as one small network.
 
-An encoder's probabilities, rescaled class by class, are taken for the votes of ten people; what was learnt from real votes,
-about how far a voice may contradict a face, then holds for them. Only the rescaling is fitted on encoders' outputs. Nobody
-could vote for surprise: its log-odds are weighed and added up beside the votes, and the six others share what it leaves.
+An encoder's probabilities, rescaled class by class, are taken for the votes of ten people; what was learnt from real
+votes, about how far a voice may contradict a face, then holds for them. Only the rescaling is fitted on encoders'
+outputs. Nobody
+could vote for surprise: its log-odds are weighed and added up beside the votes, and the six others share what it
+leaves.
 
-    bridge = Bridge(core, labels=FACE_CLASSES)
-    bridge.fit(face_log_probs, voice_log_probs, labels)      # (n, 7), (n, 7), (n,)
-    logits = bridge(face[:, None], voice[:, None], present)  # present (n, 2): one absent → the other's own opinion
+    adapter = FusionAdapter(core, labels=FACE_CLASSES)
+    adapter.fit(face_log_probs, voice_log_probs, labels)      # (n, 7), (n, 7), (n,)
+    logits = adapter(face[:, None], voice[:, None], present)  # present (n, 2): one absent → the other's own opinion
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.training.data.votes import PRIOR_VOTES, VOTE_CLASSES
-from pipeline.training.export.onnx_export import furthest, write_checked
+from pipeline.training.export.onnx_export import largest_gap, write_checked
 from pipeline.training.fusion.families import membership, subsets
 from pipeline.training.fusion.nets import FusionNet
 from pipeline.training.fusion.state import TINY
@@ -40,8 +42,9 @@ def opinions_of(face: np.ndarray, voice: np.ndarray) -> tuple[list[Tensor], Tens
     return told, torch.ones(len(face), 2), torch.zeros(len(face), 2)
 
 
-class Bridge(nn.Module):
-    """core: over VOTE_CLASSES, modalities face and voice; it is not changed. labels: of the encoders, surprise included.
+class FusionAdapter(nn.Module):
+    """core: over VOTE_CLASSES, modalities face and voice; it is not changed. labels: of the encoders, surprise
+    included.
     coordinated: a network over the two opinions whose agreement is told as well; None: it is not."""
 
     coordinated: FusionNet | None
@@ -90,7 +93,7 @@ class Bridge(nn.Module):
         return torch.log((mixed / torch.stack(chances).sum(0).clamp(min=TINY)).clamp(min=TINY))
 
     def fit(self, face: np.ndarray, voice: np.ndarray, labels: np.ndarray) -> None:
-        """Twenty-seven numbers, full batches, no chance in it. Both present; what is absent needs no bridge."""
+        """Twenty-seven numbers, full batches, no chance in it. Both present; what is absent needs no adapter."""
         f, v, y = torch.from_numpy(face).float(), torch.from_numpy(voice).float(), torch.from_numpy(labels)
         weight = 1 / torch.bincount(y, minlength=f.shape[1]).clamp(min=1).float()
         optimiser = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=RATE)
@@ -114,34 +117,36 @@ class Bridge(nn.Module):
 class _Told(nn.Module):
     """What is exported: the answer and, where there is a network for it, the agreement."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, adapter: FusionAdapter) -> None:
         super().__init__()
-        self.bridge = bridge
+        self.adapter = adapter
 
     def forward(self, face: Tensor, voice: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        logits = self.bridge(face, voice, present)
-        if self.bridge.coordinated is None:
+        logits = self.adapter(face, voice, present)
+        if self.adapter.coordinated is None:
             return (logits,)
         both = (present > 0).float()
-        return logits, self.bridge.coordinated([face, voice], both, torch.zeros_like(both)).agreement
+        return logits, self.adapter.coordinated([face, voice], both, torch.zeros_like(both)).agreement
 
 
-def export_bridge(bridge: Bridge, path: Path, labels: int) -> None:
-    """Write `face`, `voice` (n, 1, labels), `present` (n, 2) -> `logits` (n, labels) and, where there is one, `agreement`
-    (n, 1). Raises RuntimeError, and leaves no file, when ONNX Runtime and torch differ by more than 1e-4 (probabilities)."""
-    told = _Told(bridge).eval()
+def export_adapter(adapter: FusionAdapter, path: Path, labels: int) -> None:
+    """Write `face`, `voice` (n, 1, labels), `present` (n, 2) -> `logits` (n, labels) and, where there is one,
+    `agreement` (n, 1). Raises RuntimeError, and leaves no file, when ONNX Runtime and torch differ by more than 1e-4
+    (probabilities).
+    """
+    told = _Told(adapter).eval()
     generator = torch.Generator().manual_seed(0)
     face, voice = (torch.log_softmax(2 * torch.randn(32, 1, labels, generator=generator), 2) for _ in range(2))
     present = torch.tensor([0.0, 0.3, 1.0])[torch.randint(3, (32, 2), generator=generator)]
     inputs, outputs = (
         ["face", "voice", "present"],
-        ["logits", *(["agreement"] if bridge.coordinated is not None else [])],
+        ["logits", *(["agreement"] if adapter.coordinated is not None else [])],
     )
 
     @torch.no_grad()
     def difference(file: Path) -> float:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         theirs = session.run(outputs, {"face": face.numpy(), "voice": voice.numpy(), "present": present.numpy()})
-        return furthest([out.exp() for out in told(face, voice, present)], [np.exp(out) for out in theirs])
+        return largest_gap([out.exp() for out in told(face, voice, present)], [np.exp(out) for out in theirs])
 
     write_checked(told, (face, voice, present), path, inputs, outputs, difference)

@@ -1,14 +1,15 @@
 """Trains the live fusion of face and voice, from people's votes and our encoders' outputs to the shipped ONNX file.
 
     python run_pipeline.py train fusion --seed 1
-    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx      # on data of one's own: fusion_own.py
+    # on data of one's own: fusion_own.py
+    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx
 
-What a face and a voice together mean is learnt from human votes (votes.py), where both opinions are about one moment. The
-bridge to our encoders (bridge.py) is fitted on outputs for faces and voices that trained neither encoder: the face model's
-held-back faces, and the voice folds' out-of-fold decisions. No recording here has both, so a face and a clip of the same
-label make a pseudo-pair: the two senses are then independent given the label, which one person's are not, and every gain
-measured on them is an upper bound. Folds by actor, and by face; a fusion that is not better than its best single modality
-is refused as the default.
+What a face and a voice together mean is learnt from human votes (votes.py), where both opinions are about one moment.
+The adapter to our encoders (adapter.py) is fitted on outputs for faces and voices that trained neither encoder: the
+face model's held-back faces, and the voice folds' out-of-fold decisions. No recording here has both, so a face and a
+clip of the same label make a pseudo-pair: the two senses are then independent given the label, which one person's are
+not, and every gain measured on them is an upper bound. Folds by actor, and by face; a fusion that is not better than
+its best single modality is refused as the default.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pipeline.training.face.train import HELD_BACK
 from pipeline.training.fusion import evaluate_votes
 from pipeline.training.fusion.evaluate import area
 from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
-from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge, opinions_of
+from pipeline.training.fusion.fusion_adapter import FusionAdapter, export_adapter, opinions_of
 from pipeline.training.fusion.nets import FusionNet
 from pipeline.training.fusion.state import Modality
 from pipeline.training.fusion.train_family import MIN_AGREEMENT_AUC, train_family
@@ -47,7 +48,7 @@ VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # made by training/voice.py, wh
 FOLDS = 5
 FACES_PER_CLIP = 8
 CORE = "hybrid"
-BRIDGE = "votes and bridge"
+ADAPTED = "votes and adapter"
 MODALITIES = tuple(Modality(name, len(FACE_CLASSES), opinion=True) for name in ("face", "voice"))
 PAIRED = Recipe(epochs=15, batch=256, rate=5e-3, distil=0.0)
 
@@ -89,10 +90,11 @@ def train(
     format: str = OWN_FORMAT,
     epochs: int = 30,
 ) -> dict[str, dict[str, Scores]]:
-    """Judge every method on pseudo-pairs, then fit the bridge on all of them and ship it. Returns method → present →
+    """Judge every method on pseudo-pairs, then fit the adapter on all of them and ship it. Returns method → present →
     scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
 
-    With a family, `data` is a labelled data set of one's own, in a format of data/rows.py, and that family is fitted on it instead.
+    With a family, `data` is a labelled data set of one's own, in a format of data/rows.py, and that family is fitted on
+    it instead.
     """
     if family is not None:
         if data is None or out == MODEL:
@@ -117,21 +119,21 @@ def train(
     write(table, runs / "pairs.json", title="Pseudo-pairs of faces and unseen actors' clips")
     best, fused = (
         max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy),
-        table[BRIDGE]["both"],
+        table[ADAPTED]["both"],
     )
     if fused.accuracy <= best:
         raise ConfigError(
             f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
             "not shipped. Set fusion: average, or train better encoders."
         )
-    bridge, auc = fitted_bridge(core, pairs), agreement_auc(pairs, seed=seed)
+    adapter, auc = fitted_adapter(core, pairs), agreement_auc(pairs, seed=seed)
     agrees = auc >= MIN_AGREEMENT_AUC
-    bridge.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
+    adapter.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
     print(
         f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
         + ("told live" if agrees else f"below {MIN_AGREEMENT_AUC}, so it is not told")
     )
-    export_bridge(bridge, out, len(FACE_CLASSES))
+    export_adapter(adapter, out, len(FACE_CLASSES))
     said = "calibrated natural log-probabilities of the labels"
     sizes = {"face": ("n", 1, len(FACE_CLASSES)), "voice": ("n", 1, len(FACE_CLASSES))}
     manifest = Manifest(
@@ -151,7 +153,7 @@ def train(
         ),
         labels=FACE_CLASSES,
         temperature=1.0,
-        training_data=f"CREMA-D votes about 72 actors (ODbL); bridge: held-back outputs of "
+        training_data=f"CREMA-D votes about 72 actors (ODbL); adapter: held-back outputs of "
         f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
         licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
         made_by=f"python run_pipeline.py train fusion --seed {seed}",
@@ -223,7 +225,7 @@ def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Sc
         "product (no training)": {"both": face + voice},
     }
     fitted: dict[str, Callable[[Pairs, Pairs], npt.NDArray[np.floating]]] = {
-        BRIDGE: partial(bridged, core),
+        ADAPTED: partial(adapted, core),
         **{
             f"{family}, on pseudo-pairs": partial(paired, family, seed=seed)
             for family in ("weighted", "stacked", "hybrid")
@@ -253,15 +255,15 @@ def splits(pairs: Pairs, *, seed: int) -> Iterator[tuple[Rows, Rows]]:
         yield others[face_fold[others] != fold], held[face_fold[held] == fold]
 
 
-def fitted_bridge(core: FusionNet, pairs: Pairs) -> Bridge:
-    bridge = Bridge(core, FACE_CLASSES)
-    bridge.fit(pairs.face, pairs.voice, pairs.labels)
-    return bridge
+def fitted_adapter(core: FusionNet, pairs: Pairs) -> FusionAdapter:
+    adapter = FusionAdapter(core, FACE_CLASSES)
+    adapter.fit(pairs.face, pairs.voice, pairs.labels)
+    return adapter
 
 
-def bridged(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
+def adapted(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
     return np.asarray(
-        fitted_bridge(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32))
+        fitted_adapter(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32))
     )
 
 
@@ -278,7 +280,9 @@ def taught(family: str, pairs: Pairs, *, seed: int) -> FusionNet:
 
 
 def agreement_auc(pairs: Pairs, *, seed: int) -> float:
-    """How often a face and a voice of one label agree better than those of two, for actors and faces that taught nothing."""
+    """How often a face and a voice of one label agree better than those of two, for actors and faces that taught
+    nothing.
+    """
     random, told, same = np.random.default_rng(seed), [], []
     for train, test in splits(pairs, seed=seed):
         net, partner = taught("coordinated", pairs.take(train), seed=seed), random.permutation(test)

@@ -108,7 +108,10 @@ def ship(
 
 
 def scored(clips: Speech, logits: npt.NDArray[np.floating], clip: Ints, rows: Ints, *, seed: int) -> dict[str, Scores]:
-    """A clip's answer is the mean log-probability over its windows. Intervals are over the recordings that clips were cut from."""
+    """A clip's answer is the mean log-probability over its windows.
+
+    Intervals are over the recordings that clips were cut from.
+    """
     inside = np.isin(clip, rows)
     return {
         "clip": score(clip_means(logits, clip, rows), clips.labels[rows], clips.speakers[rows], seed=seed),
@@ -119,7 +122,7 @@ def scored(clips: Speech, logits: npt.NDArray[np.floating], clip: Ints, rows: In
 
 
 def manifest(temperature: float, net: SoundNet, command: str, metrics: dict[str, float]) -> Manifest:
-    embedding = sum(head.in_features for head in net.panel.heads if isinstance(head, torch.nn.Linear))
+    embedding = sum(head.in_features for head in net.ensemble.heads if isinstance(head, torch.nn.Linear))
     return Manifest(
         name=MODEL.stem,
         task="sounds",
@@ -143,7 +146,10 @@ def manifest(temperature: float, net: SoundNet, command: str, metrics: dict[str,
 
 
 def export_sound(net: SoundNet, path: Path) -> None:
-    """Write `sound` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 128 a member), float32. Raises as export_face does."""
+    """Write `sound` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 128 a member), float32.
+
+    Raises as export_face does.
+    """
     windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
     windows[:, 1] = 1
     windows[0, :, :, :200] = 0  # not heard

@@ -1,7 +1,8 @@
-"""The sound-event network: fixed measures of a log-mel window, and small perceptrons on them. B is the batch.
+"""The sound-event network: fixed features of a log-mel window, and an MLP ensemble on them. B is the batch.
 
 Example:
-    logits, embedding = SoundNet(SoundAnalysis(), panel)(windows)      # (B, 2, 64, 300) -> (B, labels), (B, 128 a member)
+    # (B, 2, 64, 300) -> (B, labels), (B, 128 a member)
+    logits, embedding = SoundNet(SoundAnalysis(), ensemble)(windows)
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.preprocessing import VOICE_BANDS, VOICE_FRAMES
-from pipeline.training.mlp_ensemble import Panel
+from pipeline.training.mlp_ensemble import MlpEnsemble
 from pipeline.training.window_statistics import course, deviation, difference
 
 
 class SoundAnalysis(nn.Module):
-    """What tells sounds apart whatever their level: spectrum and its movement, how rough, tonal and sudden they are, how they
-    come and go, and their rhythm. Nothing is learnt.
+    """Features independent of level: spectrum and its changes, roughness, tonality, onsets, levels over time, and
+    rhythm.
 
-    Every measure is of the heard columns alone. Of each course over time the mean and the deviations above and below it are
-    taken twice: over all heard columns, and weighed towards the loud ones.
+    Nothing is learnt.
+
+    Only valid (received) columns count. The mean of each quantity over time, and its deviations above and below, are
+    taken
+    twice: over all valid columns, and weighted towards the loud ones.
     """
 
     CEPSTRA, GROUPS, LAGS = 20, 8, 150  # lags: columns, up to 1.5 s between two ticks, barks or blades
@@ -37,7 +41,7 @@ class SoundAnalysis(nn.Module):
         self.register_buffer("fine", (torch.eye(VOICE_BANDS) - smooth).contiguous(), persistent=False)  # (64, 64)
         turns = column[:, None] / 100 * self.RATES_HZ * 2 * torch.pi  # (300, rates)
         self.register_buffer("waves", torch.cat([turns.cos(), turns.sin()], 1), persistent=False)  # (300, 2 × rates)
-        # Autocorrelation by way of the power spectrum: matrices, which every engine multiplies fast.
+        # Autocorrelation from the power spectrum, as matrix products, which every engine computes fast.
         size = 2 * VOICE_FRAMES
         angle = 2 * torch.pi * torch.arange(VOICE_FRAMES + 1) / size
         self.register_buffer(
@@ -53,13 +57,13 @@ class SoundAnalysis(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """(B, 2, 64, 300) -> (B, MEASURES)"""
-        mel, heard = windows[:, 0], windows[:, 1, :1]  # (B, 64, 300), (B, 1, 300)
-        even = heard / heard.sum(2, keepdim=True).clamp(min=1)
+        mel, valid = windows[:, 0], windows[:, 1, :1]  # (B, 64, 300), (B, 1, 300)
+        even = valid / valid.sum(2, keepdim=True).clamp(min=1)
         level = mel.mean(1, keepdim=True)  # (B, 1, 300)
-        loud = torch.sigmoid((level - level.amax(2, keepdim=True) * 0.7) * 20) * heard + 1e-4
+        loud = torch.sigmoid((level - level.amax(2, keepdim=True) * 0.7) * 20) * valid + 1e-4
         loud = loud / loud.sum(2, keepdim=True)
         cepstra = self.cosines @ mel  # (B, 20, 300)
-        tones = self.fine @ mel  # what stands out of its neighbours
+        tones = self.fine @ mel  # the level above the neighbouring bands
         groups = torch.cat([mel.reshape(-1, self.GROUPS, 8, VOICE_FRAMES).mean(2), level], 1)  # (B, 9, 300)
         rough = torch.cat(
             [
@@ -69,45 +73,45 @@ class SoundAnalysis(nn.Module):
             ],
             1,
         )  # (B, 10, 300)
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for share in (even, loud):
-            found += [(mel * share).sum(2)]
+            features += [(mel * share).sum(2)]
             for x in (cepstra, rough, groups):
-                found += course(x, share)
-        found.append(torch.sqrt((tones * tones * loud).sum(2) + 1e-5))
+                features += course(x, share)
+        features.append(torch.sqrt((tones * tones * loud).sum(2) + 1e-5))
         for reach in self.STEPS:
-            step = difference(torch.cat([cepstra, groups], 1), heard, reach)
-            found += [deviation(step, even), deviation(step, loud)]
-            step = difference(mel, heard, reach).reshape(-1, self.GROUPS, 8, VOICE_FRAMES)
-            found += [(step.abs().mean(2) * even).sum(2), (F.relu(step).mean(2) ** 2 * even).sum(2) * 10]
-        # How much of the time each region is above each level: a bark fills little of it, rain all.
+            step = difference(torch.cat([cepstra, groups], 1), valid, reach)
+            features += [deviation(step, even), deviation(step, loud)]
+            step = difference(mel, valid, reach).reshape(-1, self.GROUPS, 8, VOICE_FRAMES)
+            features += [(step.abs().mean(2) * even).sum(2), (F.relu(step).mean(2) ** 2 * even).sum(2) * 10]
+        # Share of time that each region is above each level: small for a bark, all of it for rain.
         above = torch.sigmoid((groups[:, :, None] - self.LEVELS[:, None]) * 15) * even[:, :, None]  # (B, 9, 10, 300)
-        found.append(above.sum(3).flatten(1))
-        # Rhythm: of every region's course, and of its sudden rises.
-        rises = F.relu(difference(groups, heard, 1))
+        features.append(above.sum(3).flatten(1))
+        # Rhythm of the level of every region, and of its rises.
+        rises = F.relu(difference(groups, valid, 1))
         for x in (groups, rises):
-            around = (x - (x * even).sum(2, keepdim=True)) * heard
-            spread = (around * around).sum(2, keepdim=True) + 0.05
-            waves = around @ self.waves
+            centred = (x - (x * even).sum(2, keepdim=True)) * valid
+            spread = (centred * centred).sum(2, keepdim=True) + 0.05
+            waves = centred @ self.waves
             cos, sin = waves.chunk(2, 2)
-            found.append(torch.log((cos * cos + sin * sin) / spread + 0.1).flatten(1))  # (B, 9 × rates)
-            cos, sin = (around @ self.spectrum).chunk(2, 2)
-            again = ((cos * cos + sin * sin) @ self.back) / spread  # (B, 9, lags)
-            found += [
-                again[:, :, a:b].amax(2)
+            features.append(torch.log((cos * cos + sin * sin) / spread + 0.1).flatten(1))  # (B, 9 × rates)
+            cos, sin = (centred @ self.spectrum).chunk(2, 2)
+            autocorrelation = ((cos * cos + sin * sin) @ self.back) / spread  # (B, 9, lags)
+            features += [
+                autocorrelation[:, :, a:b].amax(2)
                 for a, b in ((2, 4), (4, 7), (7, 11), (11, 18), (18, 30), (30, 50), (50, 85), (85, 150))
             ]
-            found += [again[:, :, a:b].amin(2) for a, b in ((2, 7), (7, 18), (18, 50), (50, 150))]
-        found.append(heard.mean(2))
-        return torch.cat(found, 1)
+            features += [autocorrelation[:, :, a:b].amin(2) for a, b in ((2, 7), (7, 18), (18, 50), (50, 150))]
+        features.append(valid.mean(2))
+        return torch.cat(features, 1)
 
 
 class SoundNet(nn.Module):
-    def __init__(self, analysis: SoundAnalysis, panel: Panel) -> None:
+    def __init__(self, analysis: SoundAnalysis, ensemble: MlpEnsemble) -> None:
         super().__init__()
-        self.analysis, self.panel = analysis, panel
+        self.analysis, self.ensemble = analysis, ensemble
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 2, 64, 300) -> (B, labels) logits, (B, 128 a member)"""
-        logits, embedding = self.panel(self.analysis(windows))
+        logits, embedding = self.ensemble(self.analysis(windows))
         return logits, embedding

@@ -1,12 +1,14 @@
-"""From what networks said of speakers they never heard to figures, temperatures, the fusion's evidence and shipped files.
+"""From what networks said of speakers they never heard to figures, temperatures, the fusion's evidence and shipped
+files.
 
     python run_pipeline.py train voice            # ends here
     python run_pipeline.py evaluate voice --data DIR --model models/voice-expression.onnx
 
-A clip's answer is the mean log-probability over its decisions. The temperature of a fold's answers is fitted on the other
-folds', so that no figure rests on labels that it was fitted to; the one that ships is fitted on all of them. Live, an answer is
-the mean over about a second, between one decision and a clip: so is the seven-label model's temperature, the geometric mean of
-what fits decisions and what fits clips.
+A clip's answer is the mean log-probability over its decisions. The temperature of a fold's answers is fitted on the
+other folds', so that no figure rests on labels that it was fitted to; the one that ships is fitted on all of them.
+Live, an answer is
+the mean over about a second, between one decision and a clip: so is the seven-label model's temperature, the geometric
+mean of what fits decisions and what fits clips.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from pipeline.training.evaluation.scores import Scores, clip_means, markdown, sc
 from pipeline.training.export.onnx_export import export_network
 from pipeline.training.voice.net import VoiceNet
 
-# The recipe was chosen on these speakers, by networks that heard the other twelve actors (and the other five of EmoDB, or
-# nobody of it): the figures without them stand beside.
+# The recipe was chosen on these speakers, by networks that heard the other twelve actors (and the other five of EmoDB,
+# or nobody of it): the figures without them stand beside.
 CHOSEN_ON = (*(f"ravdess-{actor:02d}" for actor in (1, 2, 6, 7, 11, 12, 16, 17)), "emodb-03", "emodb-08", "emodb-12")
 
 LICENCES = {
@@ -47,7 +49,9 @@ Answers = Mapping[str, tuple[Floats, Ints]]  # part → (decisions, labels) logi
 
 
 def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tuple[Floats, Ints, float]:
-    """The folds' answers one after the other, each divided by the temperature of the others, and the temperature of all."""
+    """The folds' answers one after the other, each divided by the temperature of the others, and the temperature of
+    all.
+    """
     folds = [answer for part, answer in answers.items() if part.startswith(f"{name}-")]
 
     def temperature(of: list[tuple[Floats, Ints]]) -> float:
@@ -67,7 +71,10 @@ def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tup
 
 
 def judged(speech: Speech, answers: Answers, *, seed: int) -> dict[str, dict[str, Scores]]:
-    """What was asked → per clip or per decision → scores. Every answer is about a speaker whom the network never heard."""
+    """What was asked → per clip or per decision → scores.
+
+    Every answer is about a speaker whom the network never heard.
+    """
     table: dict[str, dict[str, Scores]] = {}
 
     def add(what: str, logits: Floats, clip: Ints, rows: Ints, labels: Ints) -> None:
@@ -128,7 +135,7 @@ def ship(
         )
         heard = speech.speakers if name == "voice" else speech.speakers[emodb]
         export_voice(net, path)
-        embedding = sum(head.in_features for panel in net.panels for head in panel.heads)
+        embedding = sum(head.in_features for ensemble in net.ensembles for head in ensemble.heads)
         manifest(
             path,
             labels,
@@ -191,7 +198,10 @@ def manifest(
 
 
 def export_voice(net: VoiceNet, path: Path) -> None:
-    """Write `voice` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 512 a view), float32. Raises as export_face does."""
+    """Write `voice` (n, 2, 64, 300) -> `logits` (n, labels), `embedding` (n, 512 a view), float32.
+
+    Raises as export_face does.
+    """
     windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
     windows[:, 1] = 1
     windows[0, :, :, :200] = 0  # not heard

@@ -1,8 +1,9 @@
-"""A network that tells speakers apart, trained by others on thousands of voices, as a fixed ear for how something is said.
+"""A published speaker encoder, trained on thousands of voices, as a fixed feature extractor.
 
-Resemblyzer's encoder (Jemine; GE2E, Wan et al. 2018): three LSTM layers over 40 mel powers every 10 ms. It is used as
-published and never trained further: its states are what our perceptrons look at. B is the batch.
+Resemblyzer's encoder (Jemine; GE2E, Wan et al. 2018): three LSTM layers over 40 mel powers every 10 ms. Its weights are
+used as published and never trained further; its states are features for our MLPs. B is the batch.
 
+Example:
     states = SpeakerEncoder.published()(windows)      # (B, 2, 64, 300) -> (B, 1536)
 """
 
@@ -19,15 +20,15 @@ from pipeline import assets
 from pipeline.preprocessing import VOICE_BANDS, VOICE_RANGE_DB, VOICE_RATE_HZ, VOICE_WINDOW
 
 ASSET = "speaker-encoder"
-BANDS, WINDOW = 40, 400  # of the encoder: bands, and samples of its spectra
-SOUNDS = 1e-3  # columns further than 30 dB below the loudest one do not count for the level
-LEVEL = 1e-3  # mean square that the encoder is used to: -30 dB of full scale
+BANDS, WINDOW = 40, 400  # of the encoder: mel bands, and samples of a spectrum
+AUDIBLE = 1e-3  # columns more than 30 dB below the loudest one do not count for the level
+LEVEL = 1e-3  # mean square that the encoder expects: -30 dB of full scale
 
 
 class SpeakerEncoder(nn.Module):
-    """The window's last columns as the encoder's own input, and of each layer the last state and the mean over time."""
+    """Converts the last columns to the encoder's input; returns the last state and the mean over time of each layer."""
 
-    COLUMNS, WIDTH, LAYERS = 48, 256, 3  # of 300 columns as many as 10 ms a decision leave time for
+    COLUMNS, WIDTH, LAYERS = 48, 256, 3  # columns: of 300, as many as fit into 10 ms per decision
     MEASURES = 2 * LAYERS * WIDTH
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class SpeakerEncoder(nn.Module):
 
     @classmethod
     def published(cls) -> SpeakerEncoder:
-        """With the weights of its makers. Raises AssetError when they cannot be had."""
+        """With the published weights. Raises AssetError when they are not available."""
         stored = torch.load(assets.path(ASSET), map_location="cpu", weights_only=True)["model_state"]
         encoder = cls()
         for i, layer in enumerate(encoder.layers):
@@ -53,27 +54,28 @@ class SpeakerEncoder(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """(B, 2, 64, 300) -> (B, MEASURES)"""
         x = self.powers(windows)[:, -self.COLUMNS :]  # (B, COLUMNS, 40)
-        found = []
+        states = []
         for layer in self.layers:
             x, _ = layer(x)  # (B, COLUMNS, 256)
-            found += [x[:, -1], x.mean(1)]
-        return torch.cat(found, 1)
+            states += [x[:, -1], x.mean(1)]
+        return torch.cat(states, 1)
 
     def powers(self, windows: Tensor) -> Tensor:
-        """(B, 2, 64, 300) -> (B, 300, 40): mel powers as the encoder's own front end gives them, 0 where nothing was heard."""
-        heard = windows[:, 1, :1]  # (B, 1, 300)
-        power = torch.exp((windows[:, 0] - 1) * (VOICE_RANGE_DB / 10 * math.log(10))) * heard  # (B, 64, 300)
+        """(B, 2, 64, 300) -> (B, 300, 40): mel powers as of the encoder's own front end, 0 where no sound was received."""
+        valid = windows[:, 1, :1]  # (B, 1, 300)
+        power = torch.exp((windows[:, 0] - 1) * (VOICE_RANGE_DB / 10 * math.log(10))) * valid  # (B, 64, 300)
         square = (power * self.shares).sum(1, keepdim=True)  # (B, 1, 300) mean square of the sound
-        sounds = (square > SOUNDS * square.amax(2, keepdim=True)).float() * heard
-        level = (square * sounds).sum(2, keepdim=True) / sounds.sum(2, keepdim=True).clamp(min=1)  # (B, 1, 1)
+        audible = (square > AUDIBLE * square.amax(2, keepdim=True)).float() * valid
+        level = (square * audible).sum(2, keepdim=True) / audible.sum(2, keepdim=True).clamp(min=1)  # (B, 1, 1)
         return (self.to_encoder @ power * (LEVEL / level.clamp(min=1e-9))).transpose(1, 2)
 
 
 def _bands() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(40, 64) from our bands' powers to the encoder's, and (64,) what ours add to the mean square.
+    """(40, 64) from the powers of our bands to the encoder's, and (64,) the contribution of ours to the mean square.
 
-    Between the centres of our bands the spectrum is taken as straight; the encoder's triangles, of area 1 in Hz, are laid over
-    it. The factors undo that our taper gives a full-scale sine power 1 and the encoder's gives what a Hann window gives.
+    The spectrum is interpolated linearly between the centres of our bands and multiplied by the encoder's triangular
+    filters (area 1 in Hz). The factors convert between our scale (a full-scale sine has power 1) and that of a Hann
+    window.
     """
 
     def mel(hz: float) -> float:
@@ -88,13 +90,14 @@ def _bands() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     ours, theirs = edges(50.0, VOICE_BANDS), edges(0.0, BANDS)
     rising = (hz - theirs[:-2]) / (theirs[1:-1] - theirs[:-2])
     triangles = np.maximum(0, np.minimum(rising, (theirs[2:] - hz) / (theirs[2:] - theirs[1:-1])))  # (hz, 40)
-    straight = np.stack([np.interp(hz[:, 0], ours[1:-1], one) for one in np.eye(VOICE_BANDS)], 1)  # (hz, 64)
-    # A Hann window's squares add up to 3/8 of its samples, and its values to half: ours is divided by a quarter of them.
+    interpolation = np.stack([np.interp(hz[:, 0], ours[1:-1], one) for one in np.eye(VOICE_BANDS)], 1)  # (hz, 64)
+    # A Hann window's squares add up to 3/8 of its samples, and its values to half: ours is divided by a quarter of
+    # them.
     our_noise, their_noise = (
         3 / 8 * VOICE_WINDOW / (VOICE_WINDOW / 4) ** 2,
         3 / 8 * WINDOW,
     )  # in a bin, of mean square 1
-    to_encoder = (triangles / triangles.sum(0)).T @ straight * (their_noise / our_noise * WINDOW / VOICE_RATE_HZ)
+    to_encoder = (triangles / triangles.sum(0)).T @ interpolation * (their_noise / our_noise * WINDOW / VOICE_RATE_HZ)
     # A band stands for as many of the bins, of which half as many as the window has samples make up the mean square.
-    share = straight.sum(0) * step_hz * VOICE_WINDOW / VOICE_RATE_HZ / (VOICE_WINDOW / 2) / our_noise
+    share = interpolation.sum(0) * step_hz * VOICE_WINDOW / VOICE_RATE_HZ / (VOICE_WINDOW / 2) / our_noise
     return to_encoder.astype(np.float32), share.astype(np.float32)

@@ -2,11 +2,12 @@
 
     python run_pipeline.py train voice --epochs 10 --seed 7           # stop it at any time; go on with --resume
 
-What a network sees of a window is fixed (VIEWS), so it is measured once for all of them, and small perceptrons are trained on
-it. Two networks ship: one with seven labels that heard RAVDESS and EmoDB, and one with EmoDB's four labels that heard EmoDB
-alone, for its licence. For each, five more hear everybody but a fifth of the speakers, and what these say of the fifth they
-never heard gives the figures, the temperature and the fusion's evidence; yet another hears RAVDESS alone and is judged on
-EmoDB. No part chooses an epoch or anything else by what it is judged on: fixed schedules, the averaged weights at the end.
+What a network sees of a window is fixed (VIEWS), so it is measured once for all of them, and small perceptrons are
+trained on it. Two networks ship: one with seven labels that heard RAVDESS and EmoDB, and one with EmoDB's four labels
+that heard EmoDB alone, for its licence. For each, five more hear everybody but a fifth of the speakers, and what these
+say of the fifth they never heard gives the figures, the temperature and the fusion's evidence; yet another hears
+RAVDESS alone and is judged on EmoDB. No part chooses an epoch or anything else by what it is judged on: fixed
+schedules, the averaged weights at the end.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.training.data.faces import FACE_CLASSES
 from pipeline.training.data.folder import data_folder
 from pipeline.training.data.sound_augmentation import draw
 from pipeline.training.data.speech import Speech, load_speech
-from pipeline.training.mlp_ensemble import BATCH, Panel, fit_panel
+from pipeline.training.mlp_ensemble import BATCH, MlpEnsemble, fit_ensemble
 from pipeline.training.voice.evaluate import VOICE_MODEL
 from pipeline.training.voice.export import ship
 from pipeline.training.voice.net import VoiceAnalysis, VoiceNet
@@ -50,8 +51,9 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """One network to train: on the clips `train`, with these labels, to be asked about the clips `test`. Each view has a
-    panel of its own."""
+    """One network to train: on the clips `train`, with these labels, to be asked about the clips `test`. Each view has
+    a ensemble of its own.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -98,8 +100,9 @@ def train(
 ) -> None:
     """Measure windows of every clip, train every part on them, and ship `out` and, beside it, …-emodb.onnx.
 
-    runs: the folder of what was measured and trained so far (what --resume goes on from), out_of_fold.npz (what the fusion is
-    fitted on) and scores.json. Raises ConfigError when the data is missing or a checkpoint belongs to another run.
+    runs: the folder of what was measured and trained so far (what --resume goes on from), out_of_fold.npz (what the
+        fusion is fitted on) and scores.json. Raises ConfigError when the data is missing or a checkpoint belongs to
+        another run.
     """
     torch.set_num_threads(1)
     folder = data_folder(data)
@@ -117,16 +120,16 @@ def train(
         asked[name] = decisions(speech, name, view, runs, resume=resume)  # (decisions, measures)
     nets, answers = {}, {}
     for part in todo:
-        panels = [
+        ensembles = [
             trained(speech, drawn[view], part, view, runs, epochs=epochs, seed=seed, resume=resume)
             for view in part.views
         ]
         if len(part.test):
             inside = np.isin(speech.due_clip, part.test)
-            said = [answer(panel, asked[view][inside]) for view, panel in zip(part.views, panels, strict=True)]
+            said = [answer(ensemble, asked[view][inside]) for view, ensemble in zip(part.views, ensembles, strict=True)]
             answers[part.name] = (np.stack(said).mean(axis=0), speech.due_clip[inside])
         else:
-            nets[part.name] = VoiceNet([seen[view] for view in part.views], panels).eval()
+            nets[part.name] = VoiceNet([seen[view] for view in part.views], ensembles).eval()
     command = f"python run_pipeline.py train voice --epochs {epochs} --seed {seed}"
     ship(speech, answers, nets, out, runs, command=command, seed=seed)
 
@@ -175,33 +178,33 @@ def _kept(kept: Path, shape: tuple[int, int], resume: bool, make: Callable[[], T
 
 def trained(
     speech: Speech, drawn: Tensor, part: Part, view: str, runs: Path, *, epochs: int, seed: int, resume: bool
-) -> Panel:
-    """The part's panel for this view, from its checkpoint if asked and there."""
+) -> MlpEnsemble:
+    """The part's ensemble for this view, from its checkpoint if asked and there."""
     kept = runs / f"{part.name}-{view}.pt"
     run = {"seed": seed, "epochs": epochs, "windows": len(drawn), "clips": len(part.train)}
     if resume and kept.is_file():
         stored = torch.load(kept, weights_only=True)
         if stored["run"] != run:
             raise ConfigError(f"{kept}: made with {stored['run']}, now it is {run}. Start afresh without --resume.")
-        panel = Panel(drawn.shape[1], len(part.labels))
-        panel.load_state_dict(stored["net"])
-        return panel.eval()
+        ensemble = MlpEnsemble(drawn.shape[1], len(part.labels))
+        ensemble.load_state_dict(stored["net"])
+        return ensemble.eval()
     began_s = time.monotonic()
-    panel, loss = fit(speech, drawn, part, epochs=epochs, seed=seed)
+    ensemble, loss = fit(speech, drawn, part, epochs=epochs, seed=seed)
     print(
         f"{part.name:<10} {view}: {len(part.train)} clips  loss {loss:.3f}  {time.monotonic() - began_s:.0f} s",
         flush=True,
     )
     whole = kept.with_suffix(".new")
-    torch.save({"net": panel.state_dict(), "run": run}, whole)
+    torch.save({"net": ensemble.state_dict(), "run": run}, whole)
     whole.replace(kept)
-    return panel
+    return ensemble
 
 
-def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) -> tuple[Panel, float]:
-    """Train one panel. drawn: (copies × n, measures). Returns it and the loss over its last epoch."""
+def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) -> tuple[MlpEnsemble, float]:
+    """Train one ensemble. drawn: (copies × n, measures). Returns it and the loss over its last epoch."""
     torch.manual_seed(seed)
-    net = Panel(drawn.shape[1], len(part.labels))
+    net = MlpEnsemble(drawn.shape[1], len(part.labels))
     rows = torch.from_numpy(part.train)
     clips = rows.repeat(len(drawn) // len(speech))
     x = drawn[torch.cat([rows + first for first in range(0, len(drawn), len(speech))])]  # (N, measures)
@@ -209,7 +212,7 @@ def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) ->
         speech.labels
     ][clips]
     known = known_labels(speech, part.labels)[clips]  # (N, labels)
-    loss = fit_panel(
+    loss = fit_ensemble(
         net,
         x,
         target,
@@ -221,7 +224,7 @@ def fit(speech: Speech, drawn: Tensor, part: Part, *, epochs: int, seed: int) ->
 
 
 @torch.no_grad()
-def answer(net: Panel, measures: Tensor) -> npt.NDArray[np.float32]:
+def answer(net: MlpEnsemble, measures: Tensor) -> npt.NDArray[np.float32]:
     """(B, labels) logits"""
     return np.asarray(net(measures)[0].numpy())
 

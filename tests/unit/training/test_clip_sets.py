@@ -1,4 +1,4 @@
-"""Public sets of clips by path: what their names mean, and that each goes through the live task."""
+"""Public sets of clips: what their file names mean, and their way through the live task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recorded(path: Path, samples: np.ndarray) -> Path:
     return path
 
 
-def test_names_of_the_sets_tell_label_and_speaker() -> None:
+def test_file_names_give_label_and_speaker() -> None:
     calm, song, angry = (
         Path(f"03-{kind}-{emotion}-01-02-01-12.wav") for kind, emotion in (("01", "02"), ("02", "05"), ("01", "05"))
     )
@@ -36,19 +36,19 @@ def test_names_of_the_sets_tell_label_and_speaker() -> None:
     assert crema_d(sad) == Clip(sad, "sad", "actor 1001") and crema_d(Path("readme_a_b_c.wav")) is None
 
 
-def test_clips_become_rows_of_what_the_live_task_says_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_become_rows_of_the_opinions_of_the_live_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asset("centerface"), asset("silero-vad")
     monkeypatch.setattr("pipeline.tasks.emotion.VoiceActivity.update", lambda self, frames: True)
-    said = np.concatenate([frame.data for frame in speech(0, 100)])
-    recorded(tmp_path / "1001" / "1001_DFA_ANG_XX.wav", said)
-    recorded(tmp_path / "1002" / "1002_DFA_SAD_XX.wav", said[: RATE_HZ // 4])  # too short for a decision
+    sound = np.concatenate([frame.data for frame in speech(0, 100)])
+    recorded(tmp_path / "1001" / "1001_DFA_ANG_XX.wav", sound)
+    recorded(tmp_path / "1002" / "1002_DFA_SAD_XX.wav", sound[: RATE_HZ // 4])  # too short for a decision
     rows = clip_sets.rows_of(
         clips(tmp_path, "crema-d"),
         made_by="test",
         options={"voice": str(voice_model(tmp_path, label="angry")), "embeddings": False},
     )
     assert list(rows.group) == ["actor 1001", "actor 1002"] and [rows.labels[i] for i in rows.label] == ["angry", "sad"]
-    assert set(rows.modalities) == {"voice"}  # nobody is to be seen in a .wav
+    assert set(rows.modalities) == {"voice"}  # a .wav has no pictures
     voice = rows.modalities["voice"]
     assert (
         voice.present.tolist() == [True, False]
@@ -57,6 +57,6 @@ def test_clips_become_rows_of_what_the_live_task_says_of_them(tmp_path: Path, mo
     )
 
 
-def test_folder_without_clips_says_what_they_are_called(tmp_path: Path) -> None:
+def test_folder_without_clips_is_refused_with_an_example_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no clips of emodb\. Give the folder that holds files such as 03a01Wa\.wav"):
         clips(tmp_path, "emodb")

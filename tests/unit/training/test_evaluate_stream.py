@@ -1,4 +1,6 @@
-"""What is read from a run's own file: how often the label flips, how long nothing was sure, how late a change is told."""
+"""Stability of a run's predictions: how often the label flips, how long nothing was certain, how late a change is
+reported.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ def run(labels: list[str | None], every_s: float = 1.0) -> list[dict[str, Any]]:
     ]
 
 
-def test_flips_are_counted_between_sure_answers_only() -> None:
+def test_flips_are_counted_between_certain_predictions_only() -> None:
     measured = measure([*run(["sad", "uncertain", "sad", None, "happy", "happy", "sad"]), {"summary": True}])
     assert measured["flips_per_min"] == 20.0  # two in six seconds
     assert measured["uncertain"] == measured["unanswered"] == round(1 / 7, 4)
     assert measured["used"] == {"camera": round(6 / 7, 4)} and "delay_s" not in measured
 
 
-def test_delay_of_a_change_is_until_its_label_is_first_told() -> None:
+def test_delay_of_a_change_ends_when_its_label_is_first_predicted() -> None:
     measured = measure(run(["sad"] * 10 + ["happy"] * 10), truth=[(0, "sad"), (8.5, "happy"), (15, "angry")])
     assert measured["delay_s"] == [1.5, None]
 

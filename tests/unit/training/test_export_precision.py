@@ -1,4 +1,4 @@
-"""A model in another precision is a file of its own, written only if it answers as the fp32 one does."""
+"""A model in another precision is a separate file, written only if it passes the parity gate."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def face(tmp_path: Path) -> Path:
 
 def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
     result = export.export(str(face), precision="fp16")
-    made = face.with_name("face-expression.fp16.onnx")
-    assert result.refusal == "" and result.agreement == 1 and made.stat().st_size < 0.52 * face.stat().st_size
-    assert {value.dtype for value in (*OnnxFile.read(made).inputs, *OnnxFile.read(made).outputs)} == {"float32"}
-    manifest = Manifest.read(made)
+    exported = face.with_name("face-expression.fp16.onnx")
+    assert result.refusal == "" and result.agreement == 1 and exported.stat().st_size < 0.52 * face.stat().st_size
+    assert {value.dtype for value in (*OnnxFile.read(exported).inputs, *OnnxFile.read(exported).outputs)} == {"float32"}
+    manifest = Manifest.read(exported)
     assert (manifest.precision, manifest.made_from) == (
         "fp16",
         Manifest.read(face).sha256,
@@ -45,11 +45,11 @@ def test_fp16_is_half_the_size_and_keeps_float32_outside(face: Path) -> None:
 
 def test_int8_is_a_quarter_of_the_size(face: Path) -> None:
     result = export.export(str(face), precision="int8")
-    made = face.with_name("face-expression.int8.onnx")
+    exported = face.with_name("face-expression.int8.onnx")
     assert (
         result.agreement >= 0.98
-        and made.stat().st_size < 0.3 * face.stat().st_size
-        and Manifest.read(made).precision == "int8"
+        and exported.stat().st_size < 0.3 * face.stat().st_size
+        and Manifest.read(exported).precision == "int8"
     )
 
 
@@ -72,10 +72,10 @@ def test_a_precision_that_was_never_exported_says_how(face: Path) -> None:
         load(face, precision="bf16")
 
 
-def test_a_file_made_from_an_earlier_model_is_refused(face: Path) -> None:
-    made = face.with_name("face-expression.fp16.onnx")
-    made.write_bytes(face.read_bytes())
-    with pytest.raises(ConfigError, match=r"made from another face-expression\.onnx. Make it with"):
+def test_a_file_of_an_earlier_model_is_refused(face: Path) -> None:
+    exported = face.with_name("face-expression.fp16.onnx")
+    exported.write_bytes(face.read_bytes())
+    with pytest.raises(ConfigError, match=r"exported from another face-expression\.onnx. Make it with"):
         load(face, precision="fp16")
 
 

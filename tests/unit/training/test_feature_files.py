@@ -1,4 +1,4 @@
-"""Public sets' feature files as their users have them, from tiny made ones; and what is refused."""
+"""Feature files of public data sets, from tiny synthetic ones; and what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def csd(path: Path, name: str, segments: dict[str, tuple[Any, Any]]) -> None:
             group["intervals"], group["features"] = np.array(intervals, float), np.array(features, np.float32)
 
 
-def test_mosei_rows_are_utterances_with_the_mean_of_what_lies_inside(tmp_path: Path) -> None:
+def test_mosei_rows_are_utterances_with_the_mean_of_their_segments(tmp_path: Path) -> None:
     csd(
         tmp_path / "CMU_MOSEI_Labels.csd",
         "All Labels",
@@ -46,7 +46,7 @@ def test_mosei_rows_are_utterances_with_the_mean_of_what_lies_inside(tmp_path: P
     ]
     voice = rows.modalities["COVAREP"]
     assert voice.values.tolist() == [[2, 5], [0, 7], [0, 0]] and voice.present.tolist() == [True, True, False]
-    assert voice.offset_ns[1] == -500_000_000  # heard in the first half of its two seconds
+    assert voice.offset_ns[1] == -500_000_000  # the sound is in the first half of its two seconds
 
 
 def test_mosi_labels_are_the_sign_of_the_sentiment(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_pickle_that_would_run_a_program_is_refused_and_nothing_runs(tmp_path: P
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     (tmp_path / "trap.pkl").write_bytes(pickle.dumps({"train": Trap()}))
-    with pytest.raises(ConfigError, match=r"trap\.pkl: cannot be read: it wants to load posix\.system.*numpy\.savez"):
+    with pytest.raises(ConfigError, match=r"trap\.pkl: cannot be read: it would load posix\.system.*numpy\.savez"):
         load_rows(tmp_path / "trap.pkl", "arrays")
     assert not (tmp_path / "ran").exists()
 
 
-def test_missing_set_and_unknown_format_say_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"mosei: not there\. Give --data .*licence"):
+def test_missing_set_and_unknown_format_are_refused_with_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mosei: does not exist\. Set --data .*licence"):
         load_rows(tmp_path / "mosei", "cmu-csd")
     with pytest.raises(ConfigError, match=r"0 \.csd files.*CMU Multimodal SDK"):
         load_rows(tmp_path, "cmu-csd")

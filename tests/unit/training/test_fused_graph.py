@@ -1,4 +1,4 @@
-"""Encoders and fusion joined into one graph answer as they do apart."""
+"""The joined graph of encoders and fusion gives the same results as three separate engines."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def log_softmax(logits: Array) -> Array:
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def test_one_engine_answers_for_every_face_as_three_do(tmp_path: Path) -> None:
+def test_joined_graph_equals_three_engines_for_every_face(tmp_path: Path) -> None:
     face, voice = encoder(tmp_path / "f.onnx", "face", 4), encoder(tmp_path / "v.onnx", "voice", 5)
     join(face, voice, fusion(tmp_path / "u.onnx"), tmp_path / "joined.onnx")
     random = np.random.default_rng(0)
-    seen, heard = random.normal(size=(3, 4)).astype(np.float32), random.normal(size=(1, 5)).astype(np.float32)
+    faces, sound = random.normal(size=(3, 4)).astype(np.float32), random.normal(size=(1, 5)).astype(np.float32)
     present = np.array([[1, 1], [1, 0], [0.5, 0.2]], np.float32)
     run = {path: Onnxruntime(path, threads=1).run for path in (face, voice, tmp_path / "joined.onnx")}
-    f, v = log_softmax(run[face]({"face": seen})["logits"]), log_softmax(run[voice]({"voice": heard})["logits"])
-    joined = run[tmp_path / "joined.onnx"]({"face": seen, "voice": heard, "present": present})["logits"]
+    f, v = log_softmax(run[face]({"face": faces})["logits"]), log_softmax(run[voice]({"voice": sound})["logits"])
+    joined = run[tmp_path / "joined.onnx"]({"face": faces, "voice": sound, "present": present})["logits"]
     assert np.allclose(joined, f * present[:, :1] + v * present[:, 1:], atol=1e-5)
 
 
-def test_what_is_no_fusion_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_fusion_is_refused(tmp_path: Path) -> None:
     face = encoder(tmp_path / "f.onnx", "face", 4)
-    with pytest.raises(ConfigError, match="a fusion takes face, voice and present"):
+    with pytest.raises(ConfigError, match="expected face, voice and present"):
         join(face, face, face, tmp_path / "joined.onnx")

@@ -1,4 +1,4 @@
-"""Fusion of decisions: human votes where they are, and the bridge from encoders to what the votes taught."""
+"""Fusion of decisions: human votes where they are, and the adapter from encoders to what the votes taught."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.training.evaluation.scores import markdown, score  # noqa: E402
 from pipeline.training.fusion import evaluate_votes  # noqa: E402
 from pipeline.training.fusion import train as fusion  # noqa: E402
 from pipeline.training.fusion.fit import Recipe, answer, fit  # noqa: E402
-from pipeline.training.fusion.fusion_adapter import Bridge, export_bridge  # noqa: E402
+from pipeline.training.fusion.fusion_adapter import FusionAdapter, export_adapter  # noqa: E402
 
 
 def opinions(labels: np.ndarray, *, right: float, classes: int, seed: int) -> np.ndarray:
@@ -48,47 +48,47 @@ def drawn_votes(count: int = 600) -> Votes:
 
 
 @pytest.fixture(scope="module")
-def bridge() -> Bridge:
+def adapter() -> FusionAdapter:
     torch.set_num_threads(1)
     votes = drawn_votes()
     core = evaluate_votes.network("hybrid", seed=1)
     fit(core, evaluate_votes.examples(votes), Recipe(epochs=6, batch=64, rate=1e-2, distil=0.0), seed=1)
-    made = Bridge(core, FACE_CLASSES)
+    made = FusionAdapter(core, FACE_CLASSES)
     labels = np.random.default_rng(1).integers(0, 7, 1500)
     made.fit(opinions(labels, right=0.5, classes=7, seed=5), opinions(labels, right=0.4, classes=7, seed=6), labels)
     return made
 
 
-def test_both_together_are_better_than_each_and_surprise_passes_through(bridge: Bridge) -> None:
+def test_both_together_are_better_than_each_and_surprise_passes_through(adapter: FusionAdapter) -> None:
     labels = np.random.default_rng(2).integers(0, 7, 3000)
     face, voice = opinions(labels, right=0.5, classes=7, seed=7), opinions(labels, right=0.4, classes=7, seed=8)
-    fused = bridge.answer(face, voice, np.ones((3000, 2), np.float32)).argmax(1)
+    fused = adapter.answer(face, voice, np.ones((3000, 2), np.float32)).argmax(1)
     alone = max((face.argmax(1) == labels).mean(), (voice.argmax(1) == labels).mean())
     assert (fused == labels).mean() > alone + 0.05
     surprised = labels == FACE_CLASSES.index("surprise")
     assert (fused[surprised] == labels[surprised]).mean() > (face.argmax(1)[surprised] == labels[surprised]).mean()
 
 
-def test_absent_modality_leaves_the_others_own_opinion_and_a_weight_lies_between(bridge: Bridge) -> None:
+def test_absent_modality_leaves_the_others_own_opinion_and_a_weight_lies_between(adapter: FusionAdapter) -> None:
     labels = np.zeros(4, np.int64)
     face, voice = opinions(labels, right=0.5, classes=7, seed=3), opinions(labels + 3, right=0.9, classes=7, seed=4)
 
     def probs(face_weight: float, voice_weight: float) -> np.ndarray:
-        return np.exp(bridge.answer(face, voice, np.tile(np.float32([face_weight, voice_weight]), (4, 1))))
+        return np.exp(adapter.answer(face, voice, np.tile(np.float32([face_weight, voice_weight]), (4, 1))))
 
     assert probs(1, 0) == pytest.approx(np.exp(face), abs=1e-5) and probs(0, 1) == pytest.approx(
         np.exp(voice), abs=1e-5
     )
     assert probs(1, 0.25) == pytest.approx(0.75 * np.exp(face) + 0.25 * probs(1, 1), abs=1e-5)
     torn = np.full_like(voice, np.nan)
-    assert np.exp(bridge.answer(face, torn, np.tile(np.float32([1, 0]), (4, 1)))) == pytest.approx(
+    assert np.exp(adapter.answer(face, torn, np.tile(np.float32([1, 0]), (4, 1)))) == pytest.approx(
         np.exp(face), abs=1e-5
     )
 
 
-def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path: Path) -> None:
+def test_exported_bridge_is_what_the_live_fusion_takes(adapter: FusionAdapter, tmp_path: Path) -> None:
     path = tmp_path / "fusion.onnx"
-    export_bridge(bridge, path, 7)  # raises above 1e-4
+    export_adapter(adapter, path, 7)  # raises above 1e-4
     opinion = [TensorInfo(name, ("n", 1, 7), "float32", "") for name in ("face", "voice")]
     Manifest(
         name="fusion",
@@ -105,13 +105,15 @@ def test_exported_bridge_is_what_the_live_fusion_takes(bridge: Bridge, tmp_path:
     face, voice = (opinions(np.arange(5), right=0.5, classes=7, seed=i) for i in (1, 2))
     present = np.float32([[1, 1], [1, 0], [0, 1], [0.5, 0.2], [0.05, 1]])
     assert live.fuse(cases(live, face, voice, present)).probs == pytest.approx(
-        np.exp(bridge.answer(face, voice, present)), abs=1e-4
+        np.exp(adapter.answer(face, voice, present)), abs=1e-4
     )
     with pytest.raises(ConfigError, match="as the face model has them"):
         Fusion.of_model(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES[::-1], {})
 
 
-def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bridge: Bridge, tmp_path: Path) -> None:
+def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(
+    adapter: FusionAdapter, tmp_path: Path
+) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 7, 800)
     speakers = np.array([f"actor {i % 10}" for i in range(800)])
@@ -124,9 +126,9 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bri
         seed=1,
     )
     assert fusion.agreement_auc(pairs, seed=1) > fusion.MIN_AGREEMENT_AUC
-    telling = Bridge(bridge.core, FACE_CLASSES)
+    telling = FusionAdapter(adapter.core, FACE_CLASSES)
     telling.coordinated = fusion.taught("coordinated", pairs, seed=1)
-    export_bridge(telling, tmp_path / "fusion.onnx", 7)
+    export_adapter(telling, tmp_path / "fusion.onnx", 7)
     opinion = [TensorInfo(name, ("n", 1, 7), "float32", "") for name in ("face", "voice")]
     outputs = (TensorInfo("logits", ("n", 7), "float32", ""), TensorInfo("agreement", ("n", 1), "float32", ""))
     Manifest(
@@ -153,7 +155,7 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(bri
 
 
 def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    adapter: FusionAdapter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fusion, "PAIRED", Recipe(epochs=4, batch=128, rate=1e-2, distil=0.0))
     random = np.random.default_rng(0)
@@ -168,8 +170,8 @@ def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
         seed=1,
     )
     assert len(pairs.labels) == 880 and (face_labels[pairs.face_row] == pairs.labels).all()
-    table = fusion.judge(pairs, bridge.core, seed=1)
-    fused = table[fusion.BRIDGE]["both"]
+    table = fusion.judge(pairs, adapter.core, seed=1)
+    fused = table[fusion.ADAPTED]["both"]
     assert fused.accuracy > max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy)
     assert fused.count < 880 / 3  # held-out actors with held-out faces only
     assert "| face alone | face |" in markdown(table)

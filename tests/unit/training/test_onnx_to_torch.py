@@ -1,4 +1,4 @@
-"""ONNX Runtime answers as torch does on every model that ships, and a model that torch has no twin of is named."""
+"""ONNX Runtime gives the results of torch on every model that ships; operators that cannot run in torch are named."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from pipeline.inference.manifest import METADATA_KEY, Manifest  # noqa: E402
 from pipeline.inference.onnx_file import OnnxFile  # noqa: E402
 from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.probabilities import softmax  # noqa: E402
-from pipeline.training.export.onnx_to_torch import Twin  # noqa: E402
+from pipeline.training.export.onnx_to_torch import TorchModel  # noqa: E402
 
 OURS = sorted(p for p in (Path(__file__).resolve().parents[3] / "models").glob("*.onnx") if "." not in p.stem)
-MOST = 1e-4
+MAX_DIFFERENCE = 1e-4
 BATCHES = 12  # of 72: torch takes its time
 
 
 def differences(path: Path) -> dict[str, float]:
     """By output: the largest difference relative to the largest value; of logits also that of the probabilities."""
     torch.set_num_threads(1)
-    twin, engine = Twin(path), Onnxruntime(path, threads=1, device="cpu")
+    model, engine = TorchModel(path), Onnxruntime(path, threads=1, device="cpu")
     apart: dict[str, float] = {}
     for _, inputs in zip(range(BATCHES), parity_samples.of(path), strict=False):
-        theirs, ours = twin.run(inputs), engine.run(inputs)
+        theirs, ours = model.run(inputs), engine.run(inputs)
         pairs = {name: (ours[name], theirs[name]) for name in ours}
         if "logits" in ours:
             pairs["probabilities"] = (softmax(ours["logits"]), softmax(theirs["logits"]))
         if METADATA_KEY in OnnxFile.read(path).metadata:
-            for output in Manifest.read(path).outputs:  # of a logarithm of probabilities nobody reads the tails
+            for output in Manifest.read(path).outputs:  # the tails of log-probabilities do not matter
                 if "log-probabilities" in output.meaning:
                     del pairs[output.name]
         for name, (a, b) in pairs.items():
@@ -45,24 +45,24 @@ def differences(path: Path) -> dict[str, float]:
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_onnx_runtime_answers_as_torch_does(path: Path) -> None:
     try:
-        found = differences(path)
+        apart = differences(path)
     except AssetError as error:
         pytest.skip(str(error))
-    assert found and max(found.values()) <= MOST, found
+    assert apart and max(apart.values()) <= MAX_DIFFERENCE, apart
 
 
 def test_the_face_detector_answers_as_in_torch_too() -> None:
     try:
-        found = differences(assets.path("centerface"))
+        apart = differences(assets.path("centerface"))
     except AssetError as error:
         pytest.skip(str(error))
-    assert max(found.values()) <= MOST, found
+    assert max(apart.values()) <= MAX_DIFFERENCE, apart
 
 
-def test_operators_that_have_no_twin_are_named() -> None:
+def test_unsupported_operators_are_named() -> None:
     try:
         path = assets.path("silero-vad")
     except AssetError as error:
         pytest.skip(str(error))
-    with pytest.raises(EngineError, match="no torch twin, its operators If"):
-        Twin(path)
+    with pytest.raises(EngineError, match="cannot run in torch: operators If"):
+        TorchModel(path)

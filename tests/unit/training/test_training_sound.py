@@ -17,7 +17,7 @@ from pipeline.perception import parity_samples  # noqa: E402
 from pipeline.perception.sound_events import MODEL, OTHER, SoundEventDetector  # noqa: E402
 from pipeline.training.data.folder import data_folder  # noqa: E402
 from pipeline.training.export.onnx_export import MAX_DIFFERENCE, largest_difference  # noqa: E402
-from pipeline.training.mlp_ensemble import Panel  # noqa: E402
+from pipeline.training.mlp_ensemble import MlpEnsemble  # noqa: E402
 from pipeline.training.sound import train as training  # noqa: E402
 from pipeline.training.sound.clips import FOLDS, LABELS, clips_of, fold_of, load_sounds  # noqa: E402
 from pipeline.training.sound.evaluate import evaluate_sound, played  # noqa: E402
@@ -105,7 +105,7 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     analysis = SoundAnalysis()
     windows = torch.from_numpy(np.concatenate([batch["sound"] for batch in parity_samples.of(MODEL)])[::16])
-    net = SoundNet(analysis, Panel(analysis(windows).shape[1], len(LABELS))).eval()
+    net = SoundNet(analysis, MlpEnsemble(analysis(windows).shape[1], len(LABELS))).eval()
     export_sound(net, tmp_path / "net.onnx")
     assert largest_difference(net, tmp_path / "net.onnx", windows) <= MAX_DIFFERENCE
 
@@ -118,7 +118,10 @@ def test_measures_are_finite_where_little_or_nothing_was_heard() -> None:
 
 @pytest.mark.skipif(not MODEL.is_file(), reason=f"no {MODEL}")
 def test_shipped_model_knows_its_own_clips_and_its_folds_reached_88_percent(data_dir: Path) -> None:
-    """These clips trained it: this holds the live path to them. How good it is on others the folds say, in its manifest."""
+    """These clips trained it: this holds the live path to them.
+
+    How good it is on others the folds say, in its manifest.
+    """
     clips = [c for c in clips_of(data_folder(data_dir)) if c[1] != OTHER][::16]
     engine, manifest = Onnxruntime(MODEL, threads=1), Manifest.read(MODEL)
     right = 0

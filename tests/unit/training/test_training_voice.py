@@ -20,7 +20,7 @@ from pipeline.preprocessing import voice_tensor  # noqa: E402
 from pipeline.training.data.faces import FACE_CLASSES  # noqa: E402
 from pipeline.training.data.sound_augmentation import draw  # noqa: E402
 from pipeline.training.data.speech import Speech, clips, load_speech  # noqa: E402
-from pipeline.training.mlp_ensemble import Panel  # noqa: E402
+from pipeline.training.mlp_ensemble import MlpEnsemble  # noqa: E402
 from pipeline.training.voice import evaluate, train  # noqa: E402
 
 RATE_HZ = 16_000
@@ -166,7 +166,7 @@ def test_resumed_training_ends_with_the_same_weights_and_another_run_is_refused(
 
     class PowerCut(Exception): ...
 
-    def cut(speech: Speech, drawn: torch.Tensor, part: train.Part, **options: int) -> tuple[Panel, float]:
+    def cut(speech: Speech, drawn: torch.Tensor, part: train.Part, **options: int) -> tuple[MlpEnsemble, float]:
         if part.name == "voice-2":
             raise PowerCut
         return fitted(speech, drawn, part, **options)
@@ -207,5 +207,6 @@ def test_shipped_model_answers_a_window_within_a_fraction_of_its_turn(path: Path
         logits = engine.run({"voice": voice_tensor(samples, heard)[None]})["logits"]
         took_s.append(time.thread_time() - began_s)
     assert logits.shape == (1, len(manifest.labels))
-    # A turn is 250 ms. What a window costs is measured by `bench infer`; this only notices a model that has become another.
+    # A turn is 250 ms. What a window costs is measured by `bench infer`; this only notices a model that has become
+    # another.
     assert min(took_s) < 0.05
