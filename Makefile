@@ -8,6 +8,6 @@ test-newest: ; @VERSIONS=newest VENV=.cache/venv-newest scripts/test
 test-lowest: ; @VERSIONS=lowest VENV=.cache/venv-lowest scripts/test
 check: ; @scripts/check
 docs: ; @scripts/docs
-figures: ; @scripts/figures
+figures: ; @scripts/setup dev && .venv/bin/python scripts/figures.py
 bench: ; @scripts/bench
 lock: ; @scripts/setup core && .venv/bin/python scripts/lock

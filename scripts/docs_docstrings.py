@@ -1,7 +1,7 @@
 """What the documentation makes of docstrings: examples become code, comments beside fields become the fields' meaning.
 
-Used by mkdocstrings as an extension of Griffe for the API reference (`Docstrings`), and by docs_reference.py for the pages of
-nodes and tasks (`examples_as_code`).
+Used by mkdocstrings as an extension of Griffe for the API reference (`Docstrings`), and by docs_reference.py for the
+pages of nodes and tasks (`examples_as_code`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pages of the documentation site that are made from the code and from the models' cards. A hook of MkDocs.
 
-Nodes, tasks, YAML keys, the command line: they cannot go stale, because options come from the constructors, their meaning
-from the `Args:` lines, verbs from the parser. The cards in models/ become pages of the site, too.
+Nodes, tasks, YAML keys, the command line: they cannot go stale, because options come from the constructors, their
+meaning from the `Args:` lines, verbs from the parser. The cards in models/ become pages of the site, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """A page in docs/ links to a card as ../models/NAME.md, which is right in the repository; on the site it lies beside."""
+    """A page in docs/ links to a card as ../models/NAME.md, as in the repository; on the site it is in models/."""
     if page.file.src_uri.startswith("models/"):
         return markdown.replace("](../docs/", "](../")
     return markdown.replace("](../models/", "](models/")
@@ -50,15 +50,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def nodes_page() -> Iterator[str]:
     yield "# Nodes\n"
-    yield "A node is one entry of `nodes:` in a configuration. `use:` names it; the keys below are its options. Every node also"
-    yield "takes the [keys of all nodes](config.md). The same text: `python run_pipeline.py nodes NAME`.\n"
+    yield "A node is one entry of `nodes:` in a configuration. `use:` names it; the keys below are its options. Every"
+    yield "node also takes the [keys of all nodes](config.md). The same text: `python run_pipeline.py nodes NAME`.\n"
     yield from _classes(all_named(Node, "nodes"))
 
 
 def tasks_page() -> Iterator[str]:
     yield "# Tasks\n"
-    yield "A task turns every aligned set into a prediction. The node `infer` runs it: `task:` names it, and its options stand"
-    yield "one level below, in `options:`. The same text: `python run_pipeline.py tasks NAME`.\n"
+    yield "A task turns every aligned set into a prediction. The node `infer` runs it: `task:` names it, and its"
+    yield "options stand one level below, in `options:`. The same text: `python run_pipeline.py tasks NAME`.\n"
     yield "```yaml\nemotion: {use: infer, task: emotion, inputs: [align], options: {smoothing_ms: 500}}\n```\n"
     yield from _classes(all_named(Task, "pipeline.tasks"))
 
@@ -83,14 +83,14 @@ def _classes(kinds: dict[str, type]) -> Iterator[str]:
 
 def config_page() -> Iterator[str]:
     yield "# YAML keys\n"
-    yield "A configuration is a YAML file with a table of nodes. Every other key of a node is an argument of its constructor:"
-    yield "see [nodes](nodes.md) and [tasks](tasks.md). `python run_pipeline.py check CONFIG` verifies a file without opening a"
-    yield "device; every error names the place, what was found and the fix.\n"
+    yield "A configuration is a YAML file with a table of nodes. Every other key of a node is an argument of its"
+    yield "constructor: see [nodes](nodes.md) and [tasks](tasks.md). `python run_pipeline.py check CONFIG` verifies"
+    yield "a file without opening a device; every error names the place, what was found and the fix.\n"
     yield "## At the top\n"
     yield "| key | meaning |\n|---|---|"
     yield "| `nodes` | The table of nodes: name → options. Required. |"
     yield "| `hosts` | name → address, or address:port. See [several hosts](../guides/hosts.md). |"
-    yield "| `portable` | true: loopback TCP and inline payloads only, no shared memory and no `ipc://`. Default false. |"
+    yield "| `portable` | true: loopback TCP and inline payloads, no shared memory and no `ipc://`. Default false. |"
     yield "\n## Of every node\n"
     yield "| key | meaning |\n|---|---|"
     yield from (f"| `{key}` | {_cell(text)} |" for key, text in describe.NODE_KEYS.items())
@@ -108,8 +108,8 @@ def command_line_page() -> Iterator[str]:
 
     parser = run_pipeline.parser()
     yield "# Command line\n"
-    yield "`python run_pipeline.py VERB …` in a checkout, `sensorium VERB …` where it is installed. Without a verb: `run`"
-    yield "with `configs/emotion-live.yaml`.\n"
+    yield "`python run_pipeline.py VERB …` in a checkout, `sensorium VERB …` where it is installed. Without a verb:"
+    yield "`run` with `configs/emotion-live.yaml`.\n"
     yield "| exit code | meaning |\n|---|---|"
     yield "| 0 | done |\n| 1 | a bug of ours |\n| 2 | the configuration or the input is wrong |"
     yield "| 3 | a device cannot be opened |\n| 4 | two things that were compared differ |\n"
