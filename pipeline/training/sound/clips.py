@@ -1,9 +1,10 @@
-"""Sound events as the network hears them: log-mel columns of every clip, and where in it the live task would decide.
+"""Clips of sound events: log-mel columns of every clip, and when the live task would decide.
 
-ESC-10 (sounds/esc10/<class>/<fold>-<recording>-<take>.ogg), and EmoDB's spoken sentences (speech/emodb, CC0) as examples of
-what is none of its ten classes. Both become the same `Speech` as the voice network's clips, so that one file knows what may
-happen to a sound (voice_windows). Reading takes two minutes; what was read is kept in a cache that knows what it was made of.
+ESC-10 (sounds/esc10/<class>/<fold>-<recording>-<take>.ogg), and EmoDB's spoken sentences (speech/emodb, CC0) as
+examples of none of its ten classes. Both become the same `Speech` as the clips of the voice network, so that both share
+the augmentation (data/sound_augmentation.py). Reading takes two minutes and is cached under a hash of its sources.
 
+Example:
     clips = load_sounds(data_folder(None), cache=Path("runs/sound"))
     LABELS[clips.labels[0]], clips.speakers[0]        # "baby_cry", "1-187207": the recording that the clip was cut from
 """
@@ -38,28 +39,28 @@ FOLDS = 4
 
 def clips_of(folder: Path) -> list[tuple[Path, str, str]]:
     """(file, label, recording) of every clip. Raises ConfigError when there is none."""
-    found = []
+    clips = []
     for path in sorted((folder / "sounds" / "esc10").glob("*/*.ogg")):
         if path.parent.name in LABELS:
-            found.append((path, path.parent.name, path.stem.rpartition("-")[0]))
-    if not found:
+            clips.append((path, path.parent.name, path.stem.rpartition("-")[0]))
+    if not clips:
         raise ConfigError(
-            f"{folder / 'sounds/esc10'}: no clips. Put ESC-10 there, a folder a class with names such as {', '.join(LABELS[:3])}, "
-            "or point --data or SENSORIUM_DATA at the folder that has sounds/ in it."
+            f"{folder / 'sounds/esc10'}: no clips. Put ESC-10 there, a folder a class with names such as "
+            f"{', '.join(LABELS[:3])}, or point --data or SENSORIUM_DATA at the folder that has sounds/ in it."
         )
     for path in sorted((folder / "speech" / "emodb").rglob("*.*")):
         if len(path.stem) == 7 and path.stem[:2].isdigit() and path.stem[5] in EMODB:
-            found.append((path, OTHER, f"emodb-{path.stem[:2]}"))
-    return found
+            clips.append((path, OTHER, f"emodb-{path.stem[:2]}"))
+    return clips
 
 
 def fold_of(recording: str) -> int:
-    """1 to 4: the set's own; of EmoDB by speaker."""
+    """1 to 4: as published; for EmoDB by speaker."""
     return int(recording[-2:]) % FOLDS + 1 if recording.startswith("emodb") else int(recording[0])
 
 
 def load_sounds(folder: Path, *, cache: Path | None = None, speeds: tuple[float, ...] = SPEEDS) -> Speech:
-    """Every clip of `folder`; from `cache` where it was made of the same files with the same settings."""
+    """Every clip of `folder`; from `cache` if it was built from the same files with the same settings."""
     named = clips_of(folder)
     settings = f"{VOICE_BANDS} {VOICE_HOP} {speeds} {DECIDE_COLUMNS} {MIN_COLUMNS} {LABELS}"
     return cached("sounds", named, settings, cache, lambda: of_files(named, speeds))
@@ -89,8 +90,10 @@ def of_files(named: list[tuple[Path, str, str]], speeds: tuple[float, ...] = (1.
 
 
 def decisions(mel: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """How many columns of (64, t) were heard whenever the live task would ask the network, had the clip come from a
-    microphone; of a clip that is silent throughout, its end, so that every clip has an answer."""
+    """Number of columns of (64, t) received at each decision of the live task, with the clip as its microphone.
+
+    For a silent clip its end, so that every clip has a decision.
+    """
     ends = np.arange(MIN_COLUMNS, mel.shape[1] + 1, DECIDE_COLUMNS)
     level_db = loudness_db(mel)
     due = [end for end in ends if not silent(level_db[max(0, end - VOICE_FRAMES) : end])]

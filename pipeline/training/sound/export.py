@@ -34,8 +34,8 @@ Ints = npt.NDArray[np.int64]
 def ship(
     clips: Speech,
     fold: Ints,
-    of_folds: list[tuple[Floats, Ints]],
-    strangers: list[tuple[Floats, Ints]],
+    fold_predictions: list[tuple[Floats, Ints]],
+    left_out: list[tuple[Floats, Ints]],
     net: SoundNet,
     out: Path,
     runs: Path,
@@ -48,45 +48,51 @@ def ship(
     def temperature(of: list[tuple[Floats, Ints]]) -> float:
         return fit_temperature(np.concatenate([a for a, _ in of]), clips.labels[np.concatenate([c for _, c in of])])
 
-    # No figure rests on labels that its temperature was fitted to.
-    scaled = [logits / temperature([other for other in of_folds if other[1] is not clip]) for logits, clip in of_folds]
-    logits, clip = np.concatenate(scaled), np.concatenate([clip for _, clip in of_folds])
+    # No figure uses labels that its temperature was fitted to.
+    scaled = [
+        logits / temperature([other for other in fold_predictions if other[1] is not clip])
+        for logits, clip in fold_predictions
+    ]
+    logits, clip = np.concatenate(scaled), np.concatenate([clip for _, clip in fold_predictions])
     events, table = clips.labels != SPEECH, {}
-    fresh = ~np.isin(fold, CHOSEN_ON)
+    unused_for_choice = ~np.isin(fold, CHOSEN_ON)
     for what, which in (
         ("ESC-10, four folds", events),
-        ("ESC-10, fold 4, which chose nothing", events & fresh),
+        ("ESC-10, fold 4, not used for any choice", events & unused_for_choice),
         ("speech is none of them (EmoDB)", ~events),
     ):
         table[what] = scored(clips, logits, clip, np.flatnonzero(which), seed=seed)
     print(markdown(table))
-    shipped = temperature(of_folds)
+    shipped = temperature(fold_predictions)
     probs, label = softmax(logits.astype(np.float64)), clips.labels[clip]
     best, which = probs[:, :SPEECH].max(1), probs[:, :SPEECH].argmax(1)
-    told, event = best >= REPORT_ABOVE, label != SPEECH
-    strange = (
+    reported, event = best >= REPORT_ABOVE, label != SPEECH
+    unknown_reported = (
         np.concatenate(
-            [softmax(said.astype(np.float64), temperature=shipped)[:, :SPEECH].max(1) for said, _ in strangers]
+            [
+                softmax(fold_logits.astype(np.float64), temperature=shipped)[:, :SPEECH].max(1)
+                for fold_logits, _ in left_out
+            ]
         )
         >= REPORT_ABOVE
     )
     figures = {
-        "windows_reported": float(told[event].mean()),
-        "reported_right": float((which == label)[told & event].mean()),
-        "speech_windows_reported": float(told[~event].mean()),
-        "unknown_sound_windows_reported": float(strange.mean()),
+        "windows_reported": float(reported[event].mean()),
+        "reported_right": float((which == label)[reported & event].mean()),
+        "speech_windows_reported": float(reported[~event].mean()),
+        "unknown_sound_windows_reported": float(unknown_reported.mean()),
     }
     print(
-        f"reported where an event is at least {REPORT_ABOVE:.0%} sure: {figures['windows_reported']:.1%} of the windows with one, "
-        f"{figures['reported_right']:.1%} of these rightly; {figures['speech_windows_reported']:.2%} of the windows with unheard "
-        f"speakers; {figures['unknown_sound_windows_reported']:.1%} of those with a class that the network never heard of"
+        f"reported where an event is at least {REPORT_ABOVE:.0%} sure: {figures['windows_reported']:.1%} of the windows "
+        f"with one, {figures['reported_right']:.1%} of these rightly; {figures['speech_windows_reported']:.2%} of the windows with "
+        f"unseen speakers; {figures['unknown_sound_windows_reported']:.1%} of those of a class outside the training data"
     )
-    for (said, _), name in zip(strangers, LABELS, strict=False):
-        probs = softmax(said.astype(np.float64), temperature=shipped)
+    for (fold_logits, _), name in zip(left_out, LABELS, strict=False):
+        probs = softmax(fold_logits.astype(np.float64), temperature=shipped)
         loud = probs[:, :SPEECH].max(1) >= REPORT_ABOVE
         taken = np.bincount(probs[loud, :SPEECH].argmax(1), minlength=SPEECH)
-        print(f"  never heard {name}: {loud.mean():.0%} reported, mostly as {LABELS[int(taken.argmax())]}")
-    write(table, runs / "scores.json", title="Sound events, clips never heard")
+        print(f"  trained without {name}: {loud.mean():.0%} reported, mostly as {LABELS[int(taken.argmax())]}")
+    write(table, runs / "scores.json", title="Sound events, unseen clips")
     np.savez(
         runs / "out_of_fold.npz",
         logits=logits,
@@ -96,7 +102,7 @@ def ship(
         name=clips.names,
     )
     export_sound(net, out)
-    short = {"ESC-10, four folds": "esc10", "ESC-10, fold 4, which chose nothing": "esc10_fold4"}
+    short = {"ESC-10, four folds": "esc10", "ESC-10, fold 4, not used for any choice": "esc10_fold4"}
     metrics = {
         f"{name}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
         for what, name in short.items()
@@ -108,10 +114,7 @@ def ship(
 
 
 def scored(clips: Speech, logits: npt.NDArray[np.floating], clip: Ints, rows: Ints, *, seed: int) -> dict[str, Scores]:
-    """A clip's answer is the mean log-probability over its windows.
-
-    Intervals are over the recordings that clips were cut from.
-    """
+    """Scores by clip (mean log-probability over its windows) and by window; intervals are over recordings."""
     inside = np.isin(clip, rows)
     return {
         "clip": score(clip_means(logits, clip, rows), clips.labels[rows], clips.speakers[rows], seed=seed),
@@ -128,7 +131,7 @@ def manifest(temperature: float, net: SoundNet, command: str, metrics: dict[str,
         task="sounds",
         inputs=(
             TensorInfo(
-                "sound", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "features.voice_tensor of the last 3 s"
+                "sound", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "preprocessing.voice_tensor of the last 3 s"
             ),
         ),
         outputs=(
@@ -152,5 +155,5 @@ def export_sound(net: SoundNet, path: Path) -> None:
     """
     windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
     windows[:, 1] = 1
-    windows[0, :, :, :200] = 0  # not heard
+    windows[0, :, :, :200] = 0  # columns that were not received
     export_network(copy.deepcopy(net).eval(), path, "sound", windows)

@@ -30,44 +30,57 @@ Floats = npt.NDArray[np.float32]
 def evaluate_voice(
     *, model: Path = VOICE_MODEL, data: Path | None = None, out: Path = Path("runs/voice/evaluated.json"), seed: int = 1
 ) -> dict[str, dict[str, Scores]]:
-    """A shipped model on every clip of `data`, through the live engine; speakers it was trained on apart from the others,
-    for only these say how right it is."""
-    told = Manifest.read(model)
-    if not set(told.labels) <= set(FACE_CLASSES) or [tensor.name for tensor in told.inputs] != ["voice"]:
+    """Scores of a shipped model, separately for the speakers in its training data: only the others show its accuracy.
+
+    Args:
+        model: The ONNX file, with its manifest.
+        data: The folder of the clips.
+        out: A JSON file for the scores; a chart is written beside it.
+        seed: Of the bootstrap.
+    """
+    manifest = Manifest.read(model)
+    if not set(manifest.labels) <= set(FACE_CLASSES) or [tensor.name for tensor in manifest.inputs] != ["voice"]:
         raise ConfigError(
-            f"{model}: not a voice model: its inputs are {[t.name for t in told.inputs]}, its labels {told.labels}. "
-            "Give one that train voice made."
+            f"{model}: not a voice model: its inputs are {[t.name for t in manifest.inputs]}, its labels "
+            f"{manifest.labels}. Give a model of `train voice`."
         )
     speech = load_speech(data_folder(data), speeds=(1.0,))
-    logits = voice_logits(model, speech) / told.temperature
-    trained_on = np.isin(speech.speakers, told.training_data.split())
+    logits = voice_logits(model, speech) / manifest.temperature
+    trained_on = np.isin(speech.speakers, manifest.training_data.split())
     table: dict[str, dict[str, Scores]] = {}
     for corpus in ("ravdess", "emodb"):
-        for heard, said in ((False, "speakers never heard"), (True, "SPEAKERS IT WAS TRAINED ON")):
-            rows = np.flatnonzero(speech.of(corpus) & (trained_on == heard))
-            here = [i for i, label in enumerate(told.labels) if FACE_CLASSES.index(label) in speech.labels[rows]]
-            known = np.array([told.labels.index(label) if label in told.labels else -1 for label in FACE_CLASSES])[
-                speech.labels
+        for in_training, which_speakers in ((False, "unseen speakers"), (True, "SPEAKERS IT WAS TRAINED ON")):
+            rows = np.flatnonzero(speech.of(corpus) & (trained_on == in_training))
+            label_rows = [
+                i for i, label in enumerate(manifest.labels) if FACE_CLASSES.index(label) in speech.labels[rows]
             ]
+            known = np.array(
+                [manifest.labels.index(label) if label in manifest.labels else -1 for label in FACE_CLASSES]
+            )[speech.labels]
             rows = rows[known[rows] >= 0]
             if not len(rows):
                 continue
             decisions = np.isin(speech.due_clip, rows)
             clip = speech.due_clip[decisions]
-            short = np.searchsorted(here, known)
-            table[f"{corpus}, {said}, {len(here)} labels"] = {
+            label_index = np.searchsorted(label_rows, known)
+            table[f"{corpus}, {which_speakers}, {len(label_rows)} labels"] = {
                 "clip": score(
-                    clip_means(logits[decisions][:, here], clip, rows), short[rows], speech.speakers[rows], seed=seed
+                    clip_means(logits[decisions][:, label_rows], clip, rows),
+                    label_index[rows],
+                    speech.speakers[rows],
+                    seed=seed,
                 ),
-                "decision": score(logits[decisions][:, here], short[clip], speech.speakers[clip], seed=seed),
+                "decision": score(
+                    logits[decisions][:, label_rows], label_index[clip], speech.speakers[clip], seed=seed
+                ),
             }
-    print(f"{told.id}\n{markdown(table)}")
-    write(table, out, title=told.id)
+    print(f"{manifest.id}\n{markdown(table)}")
+    write(table, out, title=manifest.id)
     return table
 
 
 def voice_logits(model: Path, speech: Speech) -> Floats:
-    """(decisions, labels), as the live engine answers."""
+    """(decisions, labels) logits of the live engine."""
     engine = load(model, backend="onnxruntime")
     logits = []
     for clip, due in zip(speech.due_clip, speech.due, strict=True):

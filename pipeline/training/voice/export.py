@@ -1,14 +1,9 @@
-"""From what networks said of speakers they never heard to figures, temperatures, the fusion's evidence and shipped
-files.
+"""Exports the voice networks, with temperatures and figures from out-of-fold predictions; `train voice` ends here.
 
-    python run_pipeline.py train voice            # ends here
-    python run_pipeline.py evaluate voice --data DIR --model models/voice-expression.onnx
-
-A clip's answer is the mean log-probability over its decisions. The temperature of a fold's answers is fitted on the
-other folds', so that no figure rests on labels that it was fitted to; the one that ships is fitted on all of them.
-Live, an answer is
-the mean over about a second, between one decision and a clip: so is the seven-label model's temperature, the geometric
-mean of what fits decisions and what fits clips.
+The prediction for a clip is the mean log-probability over its decisions. The temperature of a fold is fitted on the
+other folds, so that no figure uses labels that its temperature was fitted to; the shipped temperature is fitted on all
+folds. A live opinion is the mean over about a second, between one decision and a whole clip; the temperature of the
+seven-label model is therefore the geometric mean of the one for decisions and the one for clips.
 """
 
 from __future__ import annotations
@@ -33,48 +28,43 @@ from pipeline.training.evaluation.scores import Scores, clip_means, markdown, sc
 from pipeline.training.export.onnx_export import export_network
 from pipeline.training.voice.net import VoiceNet
 
-# The recipe was chosen on these speakers, by networks that heard the other twelve actors (and the other five of EmoDB,
-# or nobody of it): the figures without them stand beside.
+# Hyperparameters were chosen on these speakers, with networks trained on the other twelve actors (and the other five of
+# EmoDB, or none of it): figures without these speakers are reported too.
 CHOSEN_ON = (*(f"ravdess-{actor:02d}" for actor in (1, 2, 6, 7, 11, 12, 16, 17)), "emodb-03", "emodb-08", "emodb-12")
 
 LICENCES = {
-    "ravdess": "weights CC BY-NC-SA 4.0, as RAVDESS, on which they were trained: not for commercial use; the speaker encoder "
-    "inside is Resemblyzer's, Apache-2.0",
+    "ravdess": "weights CC BY-NC-SA 4.0, as RAVDESS, on which they were trained: not for commercial use; the "
+    "speaker encoder inside is Resemblyzer's, Apache-2.0",
     "emodb": "weights Apache-2.0; trained on EmoDB alone, which its publisher gives away as CC0",
 }
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Answers = Mapping[str, tuple[Floats, Ints]]  # part → (decisions, labels) logits, (decisions,) of which clip
+Predictions = Mapping[str, tuple[Floats, Ints]]  # network → (decisions, labels) logits, (decisions,) clip index
 
 
-def calibrated(speech: Speech, answers: Answers, name: str, labels: Ints) -> tuple[Floats, Ints, float]:
-    """The folds' answers one after the other, each divided by the temperature of the others, and the temperature of
-    all.
-    """
-    folds = [answer for part, answer in answers.items() if part.startswith(f"{name}-")]
+def calibrated(speech: Speech, predictions: Predictions, name: str, labels: Ints) -> tuple[Floats, Ints, float]:
+    """The predictions of the folds, each divided by the temperature of the other folds, and the overall temperature."""
+    folds = [prediction for part, prediction in predictions.items() if part.startswith(f"{name}-")]
 
     def temperature(of: list[tuple[Floats, Ints]]) -> float:
         logits, clip = np.concatenate([a for a, _ in of]), np.concatenate([c for _, c in of])
         of_decisions = fit_temperature(logits, labels[clip])
-        if name == "emodb":  # its few hundred clips fit a worse one than its decisions do
+        if name == "emodb":  # its few hundred clips give a worse temperature than its decisions
             return of_decisions
         rows = np.unique(clip)
         return math.sqrt(of_decisions * fit_temperature(clip_means(logits, clip, rows), labels[rows]))
 
     if len(folds) < 2:
         raise ConfigError(
-            f"voice: {len(set(speech.speakers))} speakers are too few to ask about people never heard. Give more clips."
+            f"voice: {len(set(speech.speakers))} speakers are too few for cross-validation over speakers. Give more clips."
         )
     scaled = [logits / temperature([other for other in folds if other[1] is not clip]) for logits, clip in folds]
     return np.concatenate(scaled), np.concatenate([clip for _, clip in folds]), temperature(folds)
 
 
-def judged(speech: Speech, answers: Answers, *, seed: int) -> dict[str, dict[str, Scores]]:
-    """What was asked → per clip or per decision → scores.
-
-    Every answer is about a speaker whom the network never heard.
-    """
+def scored(speech: Speech, predictions: Predictions, *, seed: int) -> dict[str, dict[str, Scores]]:
+    """Test set → "clip" or "decision" → scores. No speaker in a test set is in the training data of its network."""
     table: dict[str, dict[str, Scores]] = {}
 
     def add(what: str, logits: Floats, clip: Ints, rows: Ints, labels: Ints) -> None:
@@ -85,55 +75,68 @@ def judged(speech: Speech, answers: Answers, *, seed: int) -> dict[str, dict[str
         }
 
     rows, emodb = np.arange(len(speech)), speech.of("emodb")
-    logits, clip, temperature = calibrated(speech, answers, "voice", speech.labels)
+    logits, clip, temperature = calibrated(speech, predictions, "voice", speech.labels)
     add("RAVDESS, 7 labels", logits, clip, rows[~emodb], speech.labels)
-    fresh = ~np.isin(speech.speakers, CHOSEN_ON)
-    if (fresh & ~emodb).any():
-        add("RAVDESS, 7 labels, actors that chose nothing", logits, clip, rows[~emodb & fresh], speech.labels)
-    if "ravdess" in answers:
+    unused_for_choice = ~np.isin(speech.speakers, CHOSEN_ON)
+    if (unused_for_choice & ~emodb).any():
+        add(
+            "RAVDESS, 7 labels, actors not used for any choice",
+            logits,
+            clip,
+            rows[~emodb & unused_for_choice],
+            speech.labels,
+        )
+    if "ravdess" in predictions:
         four = np.unique(speech.labels[emodb])
-        short = np.searchsorted(four, speech.labels)
-        logits, clip = answers["ravdess"]
-        add("RAVDESS → EmoDB, among its 4 labels", logits[:, four] / temperature, clip, rows[emodb], short)
-        if (fresh & emodb).any():
+        label_index = np.searchsorted(four, speech.labels)
+        logits, clip = predictions["ravdess"]
+        add("RAVDESS → EmoDB, among its 4 labels", logits[:, four] / temperature, clip, rows[emodb], label_index)
+        if (unused_for_choice & emodb).any():
             add(
-                "RAVDESS → EmoDB, speakers that chose nothing",
+                "RAVDESS → EmoDB, speakers not used for any choice",
                 logits[:, four] / temperature,
                 clip,
-                rows[emodb & fresh],
-                short,
+                rows[emodb & unused_for_choice],
+                label_index,
             )
         add("RAVDESS → EmoDB, among all 7", logits / temperature, clip, rows[emodb], speech.labels)
-        logits, clip, _ = calibrated(speech, answers, "voice", speech.labels)
-        add("EmoDB too, among its 4 labels", logits[:, four], clip, rows[emodb], short)
-        logits, clip, _ = calibrated(speech, answers, "emodb", short)
-        add("EmoDB alone, 4 labels", logits, clip, rows[emodb], short)
+        logits, clip, _ = calibrated(speech, predictions, "voice", speech.labels)
+        add("EmoDB too, among its 4 labels", logits[:, four], clip, rows[emodb], label_index)
+        logits, clip, _ = calibrated(speech, predictions, "emodb", label_index)
+        add("EmoDB alone, 4 labels", logits, clip, rows[emodb], label_index)
     return table
 
 
 def ship(
-    speech: Speech, answers: Answers, nets: Mapping[str, VoiceNet], out: Path, runs: Path, *, command: str, seed: int
+    speech: Speech,
+    predictions: Predictions,
+    nets: Mapping[str, VoiceNet],
+    out: Path,
+    runs: Path,
+    *,
+    command: str,
+    seed: int,
 ) -> None:
-    """Print and write the figures, and export the networks with their own in the manifests."""
-    table = judged(speech, answers, seed=seed)
+    """Print and write the figures, and export each network with its figures in the manifest."""
+    table = scored(speech, predictions, seed=seed)
     print(markdown(table))
-    write(table, runs / "scores.json", title="Voice, speakers never heard")
+    write(table, runs / "scores.json", title="Voice, unseen speakers")
     emodb = speech.of("emodb")
     for name, net in nets.items():
         path = out if name == "voice" else out.with_name(f"{out.stem}-emodb.onnx")
         labels = FACE_CLASSES if name == "voice" else tuple(FACE_CLASSES[i] for i in np.unique(speech.labels[emodb]))
         known = np.array([labels.index(label) if label in labels else -1 for label in FACE_CLASSES])[speech.labels]
-        _, _, temperature = calibrated(speech, answers, name, known)
+        _, _, temperature = calibrated(speech, predictions, name, known)
         figures = (
             {"EmoDB alone, 4 labels": "emodb"}
             if name == "emodb"
             else {
                 "RAVDESS, 7 labels": "ravdess",
-                "RAVDESS, 7 labels, actors that chose nothing": "ravdess_fresh",
+                "RAVDESS, 7 labels, actors not used for any choice": "ravdess_fresh",
                 "RAVDESS → EmoDB, among its 4 labels": "ravdess_to_emodb",
             }
         )
-        heard = speech.speakers if name == "voice" else speech.speakers[emodb]
+        training_speakers = speech.speakers if name == "voice" else speech.speakers[emodb]
         export_voice(net, path)
         embedding = sum(head.in_features for ensemble in net.ensembles for head in ensemble.heads)
         manifest(
@@ -141,18 +144,18 @@ def ship(
             labels,
             embedding,
             temperature,
-            sorted(set(heard)),
+            sorted(set(training_speakers)),
             command,
             {
-                f"{short}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
-                for what, short in figures.items()
+                f"{label_index}_{per}_{measure}": round(float(getattr(table[what][per], measure)), 4)
+                for what, label_index in figures.items()
                 if what in table
                 for per in ("clip", "decision")
                 for measure in ("uar", "accuracy", "macro_f1", "ece")
             },
         ).write(path)
         print(f"{path}: temperature {temperature:.2f}", flush=True)
-    logits, clip, _ = calibrated(speech, answers, "voice", speech.labels)
+    logits, clip, _ = calibrated(speech, predictions, "voice", speech.labels)
     rows = np.unique(clip)
     np.savez(
         runs / "out_of_fold.npz",
@@ -180,7 +183,7 @@ def manifest(
         task="emotion",
         inputs=(
             TensorInfo(
-                "voice", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "features.voice_tensor of the last 3 s"
+                "voice", ("n", 2, VOICE_BANDS, VOICE_FRAMES), "float32", "preprocessing.voice_tensor of the last 3 s"
             ),
         ),
         outputs=(
@@ -204,5 +207,5 @@ def export_voice(net: VoiceNet, path: Path) -> None:
     """
     windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
     windows[:, 1] = 1
-    windows[0, :, :, :200] = 0  # not heard
+    windows[0, :, :, :200] = 0  # columns that were not received
     export_network(copy.deepcopy(net).eval(), path, "voice", windows)

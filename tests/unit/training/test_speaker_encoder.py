@@ -1,4 +1,4 @@
-"""The speaker encoder inside the voice network gets what its own front end would give it, and is what its makers published."""
+"""The speaker encoder: its input equals that of its own front end, and its states those of the published network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def sound(gain: float = 1.0) -> npt.NDArray[np.float32]:
     return (gain * np.concatenate(parts)).astype(np.float32)
 
 
-def windows(samples: npt.NDArray[np.float32], heard: npt.NDArray[np.bool_] | None = None) -> torch.Tensor:
-    return torch.from_numpy(voice_tensor(samples, np.ones(len(samples), bool) if heard is None else heard)[None])
+def windows(samples: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None = None) -> torch.Tensor:
+    return torch.from_numpy(voice_tensor(samples, np.ones(len(samples), bool) if valid is None else valid)[None])
 
 
 def own_front_end(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """(columns, 40) as Resemblyzer has librosa make them: at -30 dB of full scale, Slaney's triangles, power, no logarithm."""
+    """(columns, 40) as Resemblyzer has librosa make them: at -30 dB of full scale, Slaney's triangles, power, no
+    logarithm.
+    """
     samples = samples * 10 ** (-30 / 20) / np.sqrt(np.mean(samples**2))
     columns = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP] * np.hanning(WINDOW + 1)[:-1]
     mels = np.linspace(0, 15 + np.log(8) * 27 / np.log(6.4), BANDS + 2)
@@ -51,21 +53,21 @@ def test_powers_are_those_of_the_encoders_own_front_end_within_a_decibel() -> No
         assert np.abs(np.median(db)) < 0.5 and np.percentile(np.abs(db), 90) < 2
 
 
-def test_no_gain_reaches_the_encoder() -> None:
+def test_gain_has_no_effect_on_the_encoder() -> None:
     loud, quiet = (SpeakerEncoder().powers(windows(sound(gain))) for gain in (1.0, 0.2))
     assert torch.allclose(loud, quiet, rtol=1e-2, atol=float(loud.max()) * 1e-4)
 
 
-def test_what_was_not_heard_is_silence_and_does_not_count_for_the_level() -> None:
-    heard = np.ones(3 * RATE_HZ, bool)
-    heard[: 2 * RATE_HZ] = False
-    powers = SpeakerEncoder().powers(windows(sound(), heard))[0].numpy()
+def test_invalid_columns_are_silence_and_do_not_count_for_the_level() -> None:
+    valid = np.ones(3 * RATE_HZ, bool)
+    valid[: 2 * RATE_HZ] = False
+    powers = SpeakerEncoder().powers(windows(sound(), valid))[0].numpy()
     assert not powers[:200].any()
     db = 10 * np.log10(powers[210:].mean() / own_front_end(sound()[2 * RATE_HZ :])[10:].mean())
     assert abs(db) < 1
 
 
-def test_nothing_heard_gives_numbers() -> None:
+def test_no_valid_column_gives_finite_states() -> None:
     assert torch.isfinite(SpeakerEncoder()(torch.zeros(2, 2, 64, VOICE_FRAMES))).all()
 
 
@@ -78,10 +80,10 @@ def test_states_are_those_of_the_published_network() -> None:
     published.load_state_dict(
         {name.removeprefix("lstm."): one for name, one in stored.items() if name.startswith("lstm.")}
     )
-    encoder, seen = SpeakerEncoder.published(), windows(sound())
+    encoder, inputs = SpeakerEncoder.published(), windows(sound())
     with torch.no_grad():
-        over_time, (last, _) = published(encoder.powers(seen)[:, -encoder.COLUMNS :])
-        states = encoder(seen)
+        over_time, (last, _) = published(encoder.powers(inputs)[:, -encoder.COLUMNS :])
+        states = encoder(inputs)
     assert states.shape == (1, encoder.MEASURES)
     for layer in range(3):
         assert torch.allclose(states[:, layer * 512 : layer * 512 + 256], last[layer], atol=1e-6)

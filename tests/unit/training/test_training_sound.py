@@ -1,4 +1,4 @@
-"""The sound events' training end to end on made-up clips, and the shipped file beside torch."""
+"""Training of the sound-event network end to end on synthetic clips, and the shipped file in the live detector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.training.export.onnx_export import MAX_DIFFERENCE, largest_differe
 from pipeline.training.mlp_ensemble import MlpEnsemble  # noqa: E402
 from pipeline.training.sound import train as training  # noqa: E402
 from pipeline.training.sound.clips import FOLDS, LABELS, clips_of, fold_of, load_sounds  # noqa: E402
-from pipeline.training.sound.evaluate import evaluate_sound, played  # noqa: E402
+from pipeline.training.sound.evaluate import evaluate_sound, play  # noqa: E402
 from pipeline.training.sound.export import export_sound  # noqa: E402
 from pipeline.training.sound.net import SoundAnalysis, SoundNet  # noqa: E402
 
@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tone = 0.3 * np.sin(2 * np.pi * 150 * 1.4**i * at) + random.normal(0, 0.01, len(at))
             write(
                 folder / f"sounds/esc10/{label}/{fold}-{100 + i}-A.ogg", tone
-            )  # the bytes say what they are, not the name
+            )  # the content decides the format, not the name
     for speaker in ("03", "08"):
         write(
             folder / f"speech/emodb/angry/{speaker}a01Wa.wav",
@@ -56,10 +56,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clips_name_their_fold_and_the_recording_they_were_cut_from(data: Path) -> None:
-    found = clips_of(data)
-    assert len(found) == 42 and {label for _, label, _ in found} == set(LABELS)
+    clips = clips_of(data)
+    assert len(clips) == 42 and {label for _, label, _ in clips} == set(LABELS)
     assert fold_of("1-187207") == 1 and fold_of("emodb-03") == 4 and fold_of("emodb-08") == 1
-    assert {recording for _, label, recording in found if label == OTHER} == {"emodb-03", "emodb-08"}
+    assert {recording for _, label, recording in clips if label == OTHER} == {"emodb-03", "emodb-08"}
 
 
 def test_folder_without_clips_says_what_belongs_there(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_training_ships_a_model_that_the_live_task_and_evaluate_can_read(
     )
     assert {"esc10_clip_accuracy", "esc10_window_ece", "unknown_sound_windows_reported"} <= set(manifest.metrics)
     printed = capsys.readouterr().out
-    assert "ESC-10, fold 4, which chose nothing" in printed and "never heard rain" in printed
+    assert "ESC-10, fold 4, not used for any choice" in printed and "trained without rain" in printed
     assert "ESC-10, RECORDINGS IT WAS TRAINED ON" in evaluate_sound(model=out, data=data, out=tmp_path / "e.json")
 
 
@@ -110,7 +110,7 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     assert largest_difference(net, tmp_path / "net.onnx", windows) <= MAX_DIFFERENCE
 
 
-def test_measures_are_finite_where_little_or_nothing_was_heard() -> None:
+def test_features_are_finite_with_few_or_no_valid_columns() -> None:
     windows = torch.zeros(3, 2, 64, 300)
     windows[1, :, :, -97:], windows[2, 1] = 1, 1  # a second of sound; three seconds without any
     assert torch.isfinite(SoundAnalysis()(windows)).all()
@@ -118,15 +118,14 @@ def test_measures_are_finite_where_little_or_nothing_was_heard() -> None:
 
 @pytest.mark.skipif(not MODEL.is_file(), reason=f"no {MODEL}")
 def test_shipped_model_knows_its_own_clips_and_its_folds_reached_88_percent(data_dir: Path) -> None:
-    """These clips trained it: this holds the live path to them.
-
-    How good it is on others the folds say, in its manifest.
+    """These clips are training data: they check the live path. The figures of the folds, in the manifest, show the
+    accuracy on unseen clips.
     """
     clips = [c for c in clips_of(data_folder(data_dir)) if c[1] != OTHER][::16]
     engine, manifest = Onnxruntime(MODEL, threads=1), Manifest.read(MODEL)
     right = 0
     for path, label, _ in clips:
-        heard, _ = played(SoundEventDetector(engine, manifest), path)
-        right += bool(heard) and manifest.labels[int(np.mean(heard, axis=0).argmax())] == label
+        log_probs, _ = play(SoundEventDetector(engine, manifest), path)
+        right += bool(log_probs) and manifest.labels[int(np.mean(log_probs, axis=0).argmax())] == label
     assert right >= 0.95 * len(clips)
     assert manifest.metrics["esc10_clip_accuracy"] >= 0.88

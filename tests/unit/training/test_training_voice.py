@@ -1,4 +1,4 @@
-"""The voice's training end to end on made-up clips, what a window of training is, and the shipped models on real clips."""
+"""Training of the voice networks end to end on synthetic clips, augmented windows, and time of the shipped models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fetched() -> None:
     try:
         assets.pull(["silero-vad", "speaker-encoder"])
     except AssetError as error:
-        pytest.skip(f"what training needs of others cannot be fetched: {error}")
+        pytest.skip(f"published models that the training needs cannot be fetched: {error}")
 
 
 def write_buzz(path: Path, pitch_hz: float) -> None:
@@ -70,11 +70,11 @@ def speech(data: Path, cache: Path) -> Speech:
     return load_speech(data, cache=cache)
 
 
-def test_names_tell_label_and_speaker_and_calm_is_neutral(data: Path) -> None:
-    found = {path.stem: (label, speaker) for path, label, speaker in clips(data)}
-    assert found["03-01-02-01-01-01-04"] == ("neutral", "ravdess-04")
-    assert found["03-01-06-01-01-01-01"] == ("fear", "ravdess-01")
-    assert found["08a01Wa"] == ("angry", "emodb-08") and len(found) == 43
+def test_file_names_give_label_and_speaker_and_calm_is_neutral(data: Path) -> None:
+    named = {path.stem: (label, speaker) for path, label, speaker in clips(data)}
+    assert named["03-01-02-01-01-01-04"] == ("neutral", "ravdess-04")
+    assert named["03-01-06-01-01-01-01"] == ("fear", "ravdess-01")
+    assert named["08a01Wa"] == ("angry", "emodb-08") and len(named) == 43
 
 
 def test_folder_without_clips_says_what_belongs_there(tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_decisions_are_a_quarter_of_a_second_apart_and_begin_after_half_a_second
         assert len(due) and np.all(due % 25 == 0) and due[0] >= 50 and np.all(np.diff(due) >= 25)
 
 
-def test_folds_never_hear_whom_they_are_asked_about(speech: Speech) -> None:
-    found = train.parts(speech)
-    for part in found:
+def test_no_speaker_is_in_both_training_and_test_rows(speech: Speech) -> None:
+    networks = train.parts(speech)
+    for part in networks:
         assert not set(speech.speakers[part.train]) & set(speech.speakers[part.test])
-    folds = [part for part in found if part.name.startswith("voice-")]
+    folds = [part for part in networks if part.name.startswith("voice-")]
     assert sorted(np.concatenate([part.test for part in folds])) == list(range(len(speech)))
-    alone = next(part for part in found if part.name == "emodb")
+    alone = next(part for part in networks if part.name == "emodb")
     assert alone.labels == ("angry", "happy", "sad", "neutral") and speech.of("emodb")[alone.train].all()
 
 
@@ -121,11 +121,11 @@ def test_training_windows_are_like_live_ones_and_the_same_for_one_seed(speech: S
     windows = draw(speech, rows, torch.Generator().manual_seed(1))
     assert windows.shape == (32, 2, 64, 300) and torch.isfinite(windows).all()
     assert set(windows[:, 1].unique().tolist()) == {0.0, 1.0} and 0.9 < float(windows[:, 0].max()) < 2
-    assert torch.all(windows[:, 0].amax(1)[windows[:, 1, 0] == 0] == 0), "what was not heard is 0"
+    assert torch.all(windows[:, 0].amax(1)[windows[:, 1, 0] == 0] == 0), "columns that were not received are 0"
     assert torch.equal(windows, draw(speech, rows, torch.Generator().manual_seed(1)))
 
 
-def test_set_without_a_label_does_not_speak_against_it(speech: Speech) -> None:
+def test_data_set_without_a_label_is_no_evidence_against_it(speech: Speech) -> None:
     known = train.known_labels(speech, FACE_CLASSES)
     fear, emodb = FACE_CLASSES.index("fear"), np.flatnonzero(speech.of("emodb"))[:1]
     logits = torch.zeros(1, 7, requires_grad=True)
@@ -143,7 +143,7 @@ def trained(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def test_training_ships_two_models_with_licences_and_evidence_for_the_fusion(trained: Path, cache: Path) -> None:
+def test_training_ships_two_models_with_licences_and_data_for_the_fusion(trained: Path, cache: Path) -> None:
     main, free = (Manifest.read(trained / f"voice-expression{name}.onnx") for name in ("", "-emodb"))
     assert main.labels == FACE_CLASSES and "not for commercial use" in main.licence
     assert main.outputs[1].shape == ("n", 1024) and free.outputs[1].shape == ("n", 512)
@@ -160,16 +160,16 @@ def test_training_ships_two_models_with_licences_and_evidence_for_the_fusion(tra
 def test_resumed_training_ends_with_the_same_weights_and_another_run_is_refused(
     trained: Path, data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kept in cache.glob("speech-*.npz"):
-        shutil.copy(kept, tmp_path)
+    for cached in cache.glob("speech-*.npz"):
+        shutil.copy(cached, tmp_path)
     fitted, whole = train.fit, torch.load(cache / "voice-encoded.pt", weights_only=True)["net"]
 
     class PowerCut(Exception): ...
 
-    def cut(speech: Speech, drawn: torch.Tensor, part: train.Part, **options: int) -> tuple[MlpEnsemble, float]:
+    def cut(speech: Speech, augmented: torch.Tensor, part: train.Part, **options: int) -> tuple[MlpEnsemble, float]:
         if part.name == "voice-2":
             raise PowerCut
-        return fitted(speech, drawn, part, **options)
+        return fitted(speech, augmented, part, **options)
 
     monkeypatch.setattr(train, "fit", cut)
     with pytest.raises(PowerCut):
@@ -184,29 +184,28 @@ def test_resumed_training_ends_with_the_same_weights_and_another_run_is_refused(
         train.train(data=data, out=tmp_path / "voice.onnx", runs=tmp_path, resume=True, **SHORT | {"epochs": 2})
 
 
-def test_evaluation_keeps_speakers_of_the_training_apart(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_evaluation_separates_the_speakers_of_the_training_data(trained: Path, data: Path, tmp_path: Path) -> None:
     write_buzz(tmp_path / "speech/emodb/angry/16a01Wa.wav", 100)
     for path in (data / "speech" / "emodb").rglob("*.wav"):
         (tmp_path / "speech" / "emodb" / path.name).write_bytes(path.read_bytes())
     table = evaluate.evaluate_voice(
-        model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "said.json"
+        model=trained / "voice-expression-emodb.onnx", data=tmp_path, out=tmp_path / "scores.json"
     )
     counts = {what: row["clip"].count for what, row in table.items()}
-    assert counts == {"emodb, speakers never heard, 1 labels": 1, "emodb, SPEAKERS IT WAS TRAINED ON, 4 labels": 8}
+    assert counts == {"emodb, unseen speakers, 1 labels": 1, "emodb, SPEAKERS IT WAS TRAINED ON, 4 labels": 8}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_model_answers_a_window_within_a_fraction_of_its_turn(path: Path) -> None:
+def test_shipped_model_takes_a_fraction_of_the_decision_interval(path: Path) -> None:
     if not path.is_file():
         pytest.skip(f"no {path.name}: python run_pipeline.py train voice")
     manifest, engine = Manifest.read(path), Onnxruntime(path, threads=1)
     samples = np.random.default_rng(0).normal(0, 0.1, 3 * RATE_HZ).astype(np.float32)
-    heard, took_s = np.ones(len(samples), bool), []
+    valid, took_s = np.ones(len(samples), bool), []
     for _ in range(20):
         began_s = time.thread_time()
-        logits = engine.run({"voice": voice_tensor(samples, heard)[None]})["logits"]
+        logits = engine.run({"voice": voice_tensor(samples, valid)[None]})["logits"]
         took_s.append(time.thread_time() - began_s)
     assert logits.shape == (1, len(manifest.labels))
-    # A turn is 250 ms. What a window costs is measured by `bench infer`; this only notices a model that has become
-    # another.
+    # The interval is 250 ms. `bench infer` measures the time; this only detects a much larger model.
     assert min(took_s) < 0.05
