@@ -56,7 +56,7 @@ def in_manifest(figure: dict[str, Any]) -> list[float]:
     return [metrics[name] for name in figure["metrics"]]
 
 
-def found(figure: dict[str, Any], printed: str) -> list[float]:
+def match_printed(figure: dict[str, Any], printed: str) -> list[float]:
     """Raises ValueError where the pattern is not in what the command printed."""
     match = re.search(figure["pattern"], printed)
     if match is None:
@@ -125,7 +125,7 @@ def main() -> None:
             continue
         for figure in figures:
             try:
-                values = found(figure, ran.stdout)
+                values = match_printed(figure, ran.stdout)
             except ValueError as error:
                 print(f"  {error}")
                 failed = True

@@ -13,7 +13,7 @@ from pipeline.inference.parity import BOUNDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-COMMANDS = sorted({found.strip() for found in re.findall(r"python run_pipeline\.py ([^\n#`|]*)", PAGE)})
+COMMANDS = sorted({match.strip() for match in re.findall(r"python run_pipeline\.py ([^\n#`|]*)", PAGE)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -24,8 +24,8 @@ def test_every_command_is_understood(command: str) -> None:
 
 
 def test_the_bounds_of_the_gate_are_those_of_the_code() -> None:
-    said = re.findall(r"^\| (fp32|fp16|int8) \| ([\d.]+) % \| ([\d.]+ %|all) \|$", PAGE, flags=re.M)
-    assert {name: (float(a) / 100, 1.0 if b == "all" else float(b.split()[0]) / 100) for name, a, b in said} == {
+    rows = re.findall(r"^\| (fp32|fp16|int8) \| ([\d.]+) % \| ([\d.]+ %|all) \|$", PAGE, flags=re.M)
+    assert {name: (float(a) / 100, 1.0 if b == "all" else float(b.split()[0]) / 100) for name, a, b in rows} == {
         name: (bound.relative, pytest.approx(bound.agreement)) for name, bound in BOUNDS.items()
     }
 

@@ -28,9 +28,9 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 def command(*words: str) -> list[str]:
     """The one command of the page that holds all these words."""
-    found = [line for line in COMMANDS if all(word in line for word in words)]
-    assert len(found) == 1, found
-    return [sys.executable, *shlex.split(found[0])[1:]]
+    matching = [line for line in COMMANDS if all(word in line for word in words)]
+    assert len(matching) == 1, matching
+    return [sys.executable, *shlex.split(matching[0])[1:]]
 
 
 def start(*arguments: str, keys: Path) -> subprocess.Popen[str]:
@@ -55,10 +55,10 @@ def test_no_command_of_the_page_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["front", "brain"])
-def test_keys_are_made_and_the_next_step_is_said(name: str, tmp_path: Path) -> None:
-    made = start(*command("keys", name), keys=tmp_path / "keys")
-    output = made.communicate(timeout=60)[0]
-    assert made.returncode == 0, output
+def test_keys_are_created_and_the_next_step_is_printed(name: str, tmp_path: Path) -> None:
+    created = start(*command("keys", name), keys=tmp_path / "keys")
+    output = created.communicate(timeout=60)[0]
+    assert created.returncode == 0, output
     assert (tmp_path / "keys" / f"{name}.secret").exists()
     assert f"run CONFIG --host {name}" in output
 
@@ -79,7 +79,7 @@ def test_both_hosts_run_and_the_pictures_of_one_meet_the_sound_of_the_other(tmp_
         pytest.skip(f"the demo's clip and models are not here: {error}")
     here = [f"hosts.{name}='127.0.0.1:{min(free_port, 60000) + way}'" for name, way in (("front", 0), ("brain", 100))]
     clips = [f"nodes.{node}.device='asset:demo-clip'" for node in ("camera", "microphone")]
-    sets = [word for given in (*here, *clips) for word in ("--set", given)]
+    sets = [word for setting in (*here, *clips) for word in ("--set", setting)]
     out = tmp_path / "predictions.jsonl"
     sets += ["--set", "nodes.camera.loop=true", "--set", "nodes.microphone.loop=true", "--no-dashboard"]
     brain = start(*command("--host brain"), *sets, "--out", str(out), keys=tmp_path)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 FIGURES = (ROOT / "docs" / "figures.md").read_text()
-COMMANDS = sorted({found.strip() for found in re.findall(r"run_pipeline\.py ([^\n#`|]*)", README + FIGURES)})
+COMMANDS = sorted({match.strip() for match in re.findall(r"run_pipeline\.py ([^\n#`|]*)", README + FIGURES)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
