@@ -1,10 +1,10 @@
-"""Camera calibration against known truth and real pictures: accuracy, honesty of its intervals, and what it refuses.
+"""Camera calibration against known truth and real pictures: accuracy, coverage of its intervals, and what it rejects.
 
     python -m benchmarks.calibration [--json out.json] [--trials 200]
 
-Real: OpenCV's chessboards from Debian's opencv-doc (left out where they are not installed). Rendered: ChArUco pictures
-through a known lens. Simulated: corners with Gaussian noise of 0.2 px, 10 views a trial; an interval holds when the truth
-is inside the stated 95 %.
+Real: OpenCV's chessboards from Debian's opencv-doc (left out if they are not installed). Rendered: ChArUco pictures
+through a known lens. Simulated: corners with Gaussian noise of 0.2 px, 10 views per trial; an interval is right if the
+truth is inside the stated 95 %.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from calibration.board.detect import Corners, Detector
 from calibration.lens import simulate
 from calibration.lens.bundle import solve
 from calibration.lens.estimate import estimate_lens
-from calibration.lens.lens_verdict import against
+from calibration.lens.lens_verdict import check_lens
 from calibration.lens.observation import NamedObservation, Observation
 from calibration.lens.stereo import estimate_stereo
 from calibration.lens.uncertainty import difference_map, sensitivity
-from calibration.lens.views import look
+from calibration.lens.views import detect_views
 from pipeline.rig.intrinsics import Intrinsics
 
 EXAMPLES = Path("/usr/share/doc/opencv-doc/examples/data")
@@ -41,29 +41,29 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     arguments.add_argument("--json", type=Path)
     arguments.add_argument("--trials", type=int, default=200)
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     figures: dict[str, Any] = {}
     if (EXAMPLES / "left01.jpg").exists():
         figures["real"] = real()
     figures["rendered"] = rendered()
-    figures["intervals"] = intervals(given.trials)
-    figures |= dict(sensors(given.trials))
+    figures["intervals"] = intervals(options.trials)
+    figures |= dict(sensors(options.trials))
     for name, rows in figures.items():
         print(name)
         for label, value in rows.items():
             print(f"  {label:<74}{value:>20}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def real() -> dict[str, Any]:
     """OpenCV's own calibration of these pictures: 0.195 (left), 0.207 (right) and 0.217 px (stereo)."""
-    left, right = (look([str(EXAMPLES / f"{side}[01]*.jpg")], CHESS) for side in ("left", "right"))
+    left, right = (detect_views([str(EXAMPLES / f"{side}[01]*.jpg")], CHESS) for side in ("left", "right"))
     pair = estimate_stereo(CHESS, left, right)
     first, second = pair.first, pair.second
     wrong = replace(first.lens, fx_px=first.lens.fx_px * 1.01, fy_px=first.lens.fy_px * 1.01)
     rng = np.random.default_rng(0)
-    spoilt = [
+    noisy = [
         NamedObservation(
             v.name,
             Observation(
@@ -74,12 +74,14 @@ def real() -> dict[str, Any]:
         for i, v in enumerate(first.views)
     ]
     return {
-        "views kept, left / right / pairs": f"{len(first.views)} / {len(second.views)} / {len(pair.names)}",
+        "views used, left / right / pairs": f"{len(first.views)} / {len(second.views)} / {len(pair.names)}",
         "RMS, left / right / stereo, px": f"{first.rms_px:.3f} / {second.rms_px:.3f} / {pair.solution.rms_px:.3f}",
-        "hold-out RMS, left / right / stereo, px": f"{first.holdout_px:.3f} / {second.holdout_px:.3f} / {pair.holdout_px:.3f}",
+        "hold-out RMS, left / right / stereo, px": " / ".join(f"{e.holdout_px:.3f}" for e in (first, second, pair)),
         "model chosen, left / right": f"{first.model} / {second.model}",
-        "a focal length wrong by 1 %": against(wrong, first.views)[0].level.name,
-        "of 3 views in 13 spoilt by 2 px: rejected": len(estimate_lens(spoilt, first.lens.size, model=MODEL).rejected),
+        "a focal length wrong by 1 %": check_lens(wrong, first.views)[0].level.name,
+        "of 3 views in 13 with 2 px of added noise: rejected": len(
+            estimate_lens(noisy, first.lens.size, model=MODEL).rejected
+        ),
     }
 
 
@@ -88,11 +90,11 @@ def rendered(count: int = 16) -> dict[str, Any]:
     renderer = simulate.Renderer(CHARUCO, LENS)
     errors, views = [], []
     for i, pose in enumerate(simulate.board_poses(CHARUCO, LENS, count, rng, whole=False)):
-        found, true = detector.find(renderer.render(pose, rng=rng)), simulate.true_corners(CHARUCO, LENS, pose)
-        if isinstance(found, Corners):
-            _, at, there = np.intersect1d(found.ids, true.ids, return_indices=True)
-            errors.append(found.pixels[at] - true.pixels[there])
-            views.append(NamedObservation(f"{i}", Observation(CHARUCO.points_m[found.ids], found.pixels)))
+        corners, true = detector.find(renderer.render(pose, rng=rng)), simulate.true_corners(CHARUCO, LENS, pose)
+        if isinstance(corners, Corners):
+            _, at, there = np.intersect1d(corners.ids, true.ids, return_indices=True)
+            errors.append(corners.pixels[at] - true.pixels[there])
+            views.append(NamedObservation(f"{i}", Observation(CHARUCO.points_m[corners.ids], corners.pixels)))
     every, estimate = np.concatenate(errors), estimate_lens(views, LENS.size)
     sigma = estimate.lens.sigma
     assert sigma is not None
@@ -112,11 +114,11 @@ def intervals(trials: int, *, count: int = 10, noise_px: float = 0.2) -> dict[st
         rng = np.random.default_rng(1000 + seed)
         poses = simulate.board_poses(CHESS, LENS, count, rng)
         views = simulate.corner_views(CHESS, LENS, poses, noise_px=noise_px, rng=rng)
-        found = solve([replace(LENS, distortion=())], [[v.observation] for v in views], [MODEL]).lenses[0]
-        assert found.sigma is not None and found.covariance is not None
-        off = found.parameters - LENS.parameters
-        held.append((np.abs(off) <= 1.96 * found.sigma)[:8])
-        sigma_px = np.sqrt(np.einsum("ij,jk,ik->i", moved, found.covariance, moved))
+        lens = solve([replace(LENS, distortion=())], [[v.observation] for v in views], [MODEL]).lenses[0]
+        assert lens.sigma is not None and lens.covariance is not None
+        off = lens.parameters - LENS.parameters
+        held.append((np.abs(off) <= 1.96 * lens.sigma)[:8])
+        sigma_px = np.sqrt(np.einsum("ij,jk,ik->i", moved, lens.covariance, moved))
         held_px.append((np.abs(moved @ off) <= 1.96 * sigma_px).mean())
     each = np.mean(held, axis=0)
     return {

@@ -1,11 +1,12 @@
-"""Scenes whose truth is known, for calibration's figures and tests: a room, a board in it, a lidar and a camera.
+"""Scenes with known truth for calibration's benchmarks and tests: a room, a board in it, a lidar and a camera.
 
+The lidar has 16 beams (VLP-16: 2° between beams, 0.2° between points); every range has 2 cm of noise, every corner
+0.15 px. The board, 7×5 inner corners of 100 mm with a margin of 50 mm around the pattern, is 1.4 to 4 m away.
+
+Example:
     scene = LidarScene(seed=0)
     scene.views, scene.intrinsics, scene.camera_from_lidar, scene.outline_m
-    cloud = scene.cloud(camera_from_board)             # (n, 4) as the lidar would send it: walls, floor, a person, the board
-
-The lidar is a 16-beam one (VLP-16: 2° between beams, 0.2° between points); every range has 2 cm of noise, every corner
-0.15 px. The board, 7×5 inner corners of 100 mm with a margin of 50 mm around the pattern, stands 1.4 to 4 m away.
+    cloud = scene.cloud(camera_from_board)             # (n, 4) as from a lidar: walls, floor, a person, the board
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ BEAMS_RAD = np.radians(np.arange(-15, 16, 2.0))
 STEP_RAD = np.radians(0.2)
 SQUARE_M, COLUMNS, ROWS, MARGIN_M = 0.1, 7, 5, 0.05
 RANGE_NOISE_M, CORNER_NOISE_PX = 0.02, 0.15
-# A lidar looks along its x, a camera along its z; the lidar stands 8 cm above and 15 cm behind the camera.
+# A lidar faces along its x, a camera along its z; the lidar is 8 cm above and 15 cm behind the camera.
 LIDAR_AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
 CAMERA = Intrinsics("radtan", 1280, 800, 900.0, 901.0, 642.0, 398.0, (-0.1, 0.03, 0.0005, -0.0003, 0.0))
 
 
 class LidarScene:
-    """`views` board views as the finder would hand them over, each cut out of its whole cloud by truth."""
+    """`views` are board views as find_views() returns them, each cut out of its cloud by the known truth."""
 
     def __init__(
         self,
@@ -48,11 +49,11 @@ class LidarScene:
         self.views = [self.view(board, f"view {i + 1}") for i, board in enumerate(self.boards)]
 
     def start(self, deg: float = 3.0, m: float = 0.05) -> Floats:
-        """The truth, spoilt."""
+        """The truth with a random error."""
         return moved(self.camera_from_lidar, self._wobble(deg, m))
 
     def view(self, camera_from_board: Floats, name: str) -> BoardView:
-        """By truth: the points on the board, and the rays halfway between its first or last point and the next one off it."""
+        """By truth: points on the board, and rays halfway between its first or last point and the next one off it."""
         rays, ranges, on_board = self._cast(camera_from_board)
         points = (rays * ranges[..., None])[on_board]
         edges = []
@@ -109,7 +110,7 @@ class LidarScene:
         lidar_from_board = inverse(self.camera_from_lidar) @ camera_from_board
         left, top, right, bottom = self.outline_m
         centre = apply(lidar_from_board, np.array([[(left + right) / 2, (top + bottom) / 2, 0.0]]))[0]
-        person = centre * (1 + 0.35 / np.linalg.norm(centre[:2]))  # who holds it stands 35 cm behind
+        person = centre * (1 + 0.35 / np.linalg.norm(centre[:2]))  # the person who holds it is 35 cm behind
         ranges = np.minimum(ranges, _cylinder(rays, person[:2], 0.2))
         normal = lidar_from_board[:3, 2]
         along = (lidar_from_board[:3, 3] @ normal) / (rays @ normal)
@@ -119,15 +120,15 @@ class LidarScene:
         return rays, ranges + self.draw.normal(0, RANGE_NOISE_M, ranges.shape), on_board
 
     def _pose(self, tilt_deg: float, spread_m: float) -> Floats:
-        """A board whose corners the whole picture sees."""
+        """A random pose with all corners in the picture."""
         while True:
             turn = np.radians(self.draw.uniform(-tilt_deg, tilt_deg, 3)) * (1, 1, 0.5)
             z = 2.4 + spread_m * self.draw.uniform(-1, 1.6)
             at = np.array([self.draw.uniform(-0.45, 0.45) * z, self.draw.uniform(-0.2, 0.2) * z, z])
             centre = self.corners_m.mean(0)
             pose = rigid(rotation_from_vector(turn), at - rotation_from_vector(turn) @ centre)
-            px, seen = self.intrinsics.project(apply(pose, self.corners_m))
-            if seen.all() and px.min() > 20:
+            px, visible = self.intrinsics.project(apply(pose, self.corners_m))
+            if visible.all() and px.min() > 20:
                 return pose
 
     def _wobble(self, deg: float, m: float) -> Floats:

@@ -1,10 +1,11 @@
-"""Lidar to camera, sound to picture, drift: against known truth where it is simulated, against repetition where it is real.
+"""Lidar to camera, sound to picture, drift: against known truth where simulated, against repetition where real.
 
     python -m benchmarks.calibration_sensors [--trials 200] [--json out.json]
 
-benchmarks/calibration.py prints these rows, too, below those of the lenses. Simulated lidar: 16 beams, 2 cm of noise on every
-range, corners to 0.15 px, 12 views of a 0.9 × 0.7 m board. Real: 20 chessboard poses (calibration/camera_lidar_poses) and 10
-frames of driving (driving/kitti_sequence); left out where they are not there (SENSORIUM_DATA).
+benchmarks/calibration.py prints these rows too, below those of the lenses. Simulated lidar: 16 beams, 2 cm of noise on
+every range, corners to 0.15 px, 12 views of a 0.9 × 0.7 m board. Real: 20 chessboard poses
+(calibration/camera_lidar_poses) and 10 frames of driving (driving/kitti_sequence), in SENSORIUM_DATA; left out if
+missing.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     arguments.add_argument("--json", type=Path)
     arguments.add_argument("--trials", type=int, default=200)
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     figures: dict[str, Rows] = {}
-    for name, rows in sensors(given.trials):
+    for name, rows in sensors(options.trials):
         figures[name] = rows
         print(name)
         for label, value in rows.items():
             print(f"  {label:<74}{value:>20}", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def sensors(trials: int) -> itertools.chain[tuple[str, Rows]]:
@@ -62,7 +63,7 @@ def sensors(trials: int) -> itertools.chain[tuple[str, Rows]]:
 
 
 def lidar(trials: int) -> Rows:
-    off, inside, failed, kept, turned_down, times = [], [], 0, 0, 0, 0
+    off, inside, failed, good_rejected, rejected, times = [], [], 0, 0, 0, 0
     for seed in range(trials):
         scene = LidarScene(seed)
         result = calibrate(scene.views, scene.intrinsics, outline_m=scene.outline_m)
@@ -74,8 +75,8 @@ def lidar(trials: int) -> Rows:
             for wrong in (0.99, 1.01):
                 lens = dataclasses.replace(CAMERA, fx_px=CAMERA.fx_px * wrong, fy_px=CAMERA.fy_px * wrong)
                 failed += calibrate(scene.views, lens, outline_m=scene.outline_m).verdict.failed
-            down, more = _corrupted(scene)
-            turned_down, kept = turned_down + down, kept + more
+            bad, good = _corrupted(scene)
+            rejected, good_rejected = rejected + bad, good_rejected + good
     deg, mm = np.array(off).T * np.array([[1], [1000]])
     by_number = 100 * np.mean(inside, axis=0)
     return {
@@ -83,13 +84,13 @@ def lidar(trials: int) -> Rows:
         "p95, target 0.2° / 8 mm": f"{np.percentile(deg, 95):.3f}° / {np.percentile(mm, 95):.1f} mm",
         "95 % intervals hold (6 numbers), target 90 to 99 %": f"{by_number.min():.1f} to {by_number.max():.1f} %",
         "focal length wrong by 1 %: FAIL": f"{failed} of {2 * times}",
-        "20 % of the views corrupted: of these turned down": f"{turned_down} of {2 * times}",
-        "· good views turned down with them": f"{kept} of {10 * times}",
+        "20 % of the views corrupted: of these rejected": f"{rejected} of {2 * times}",
+        "· good views rejected with them": f"{good_rejected} of {10 * times}",
     }
 
 
 def _corrupted(scene: LidarScene) -> tuple[int, int]:
-    """(corrupted views turned down, good ones turned down): one has another's cloud, one a board that moved by 6 cm."""
+    """(corrupted views rejected, good ones rejected): one has another's cloud, one a board that moved by 6 cm."""
     views = list(scene.views)
     views[2] = dataclasses.replace(views[2], points_m=views[5].points_m, edge_rays=views[5].edge_rays)
     towards = views[7].points_m.mean(0) / np.linalg.norm(views[7].points_m.mean(0))
@@ -113,7 +114,9 @@ def real_poses(data: Path) -> Rows:
     return {
         "10 of 20 solve: RMS of the others' centres, median, target 13 mm": f"{np.median(errors):.1f} mm",
         "· p95 of 100 choices": f"{np.percentile(errors, 95):.1f} mm",
-        "two disjoint halves differ by, median, target 0.45° / 13 mm": f"{np.median(deg):.2f}° / {np.median(mm):.1f} mm",
+        "two disjoint halves differ by, median, target 0.45° / 13 mm": (
+            f"{np.median(deg):.2f}° / {np.median(mm):.1f} mm"
+        ),
         "· p95 of 50 choices": f"{np.percentile(deg, 95):.2f}° / {np.percentile(mm, 95):.1f} mm",
     }
 
@@ -123,13 +126,13 @@ def sound(trials: int) -> Rows:
     for hands in (False, True):
         errors, inside, unknown = [], [], 0
         for seed in range(trials if not hands else max(10, trials // 4)):
-            seen, heard, true_ms = flashes(seed, hands=hands)
-            found = match(seen.events(), heard.events())
-            if found.unknown:
+            pictures, microphone, true_ms = flashes(seed, hands=hands)
+            offset = match(pictures.events(), microphone.events())
+            if offset.unknown:
                 unknown += 1
                 continue
-            errors.append(abs(found.offset_ms - true_ms))
-            inside.append(found.interval_ms[0] <= true_ms <= found.interval_ms[1])
+            errors.append(abs(offset.offset_ms - true_ms))
+            inside.append(offset.interval_ms[0] <= true_ms <= offset.interval_ms[1])
         what = "hands drawn, 20 claps" if hands else "20 flashes at 30 fps"
         target = "" if hands else ", target 3 ms"
         rows[f"{what}: p95 of the error{target}"] = f"{np.percentile(errors, 95):.1f} ms"
@@ -143,7 +146,7 @@ def sound(trials: int) -> Rows:
         wrong += not _talk(seed, unrelated=True)[0].unknown
     rows["drawn mouth, real voice, 20 s: largest error, target 40 ms"] = f"{max(errors, default=float('nan')):.0f} ms"
     rows["· unknown"] = f"{unknown} of {talks}"
-    rows["somebody else's voice: taken for one's own"] = f"{wrong} of {talks}"
+    rows["another person's voice: accepted as the own one"] = f"{wrong} of {talks}"
     return rows
 
 
@@ -159,9 +162,8 @@ def turns(trials: int) -> Rows:
         answer = turning_answer(camera, lidar)
         unknown += bool(answer.unknown)
         errors += [] if answer.unknown else [abs(answer.offset_ms - true_ms)]
-    return {
-        "a turning rig, 20 s: largest error; unknown": f"{max(errors, default=float('nan')):.1f} ms; {unknown} of {trials}"
-    }
+    largest_ms = max(errors, default=float("nan"))
+    return {"a turning rig, 20 s: largest error; unknown": f"{largest_ms:.1f} ms; {unknown} of {trials}"}
 
 
 def drift(data: Path) -> Rows:
@@ -175,11 +177,11 @@ def drift(data: Path) -> Rows:
         return monitor.answer().state
 
     everything = range(len(frames))
-    found = [state(sign * np.eye(3)[axis], everything) for axis in range(3) for sign in (1, -1)]
+    states = [state(sign * np.eye(3)[axis], everything) for axis in range(3) for sign in (1, -1)]
     # Right poses: the published one, seen through every choice of 8 of the 10 frames.
     right = [state(np.zeros(3), chosen) for chosen in itertools.combinations(everything, 8)]
     return {
-        "turned by 1° about one of three axes, either way: found": f"{found.count('drifted')} of {len(found)}",
+        "rotated by 1° about one of three axes, either way: detected": f"{states.count('drifted')} of {len(states)}",
         "published pose, all choices of 8 frames: false alarms": f"{right.count('drifted')} of {len(right)}",
         "· aligned / unknown": f"{right.count('aligned')} / {right.count('unknown')}",
     }

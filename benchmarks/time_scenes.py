@@ -1,11 +1,13 @@
-"""Pictures and sound whose offset is known: claps, flashes, somebody who talks, a rig that turns.
+"""Pictures and sound with a known offset: claps, flashes, a person who talks, a rig that turns.
 
-    meter, true_ms = flashes(seed=0)          # fed with 20 events at 30 fps; answer() should say true_ms
-    meter, true_ms = talk(seed=0, seconds=20)
+The talking face is a drawing: a mouth on a plain face that opens with the loudness of a real recorded voice if the
+speech data are available (SENSORIUM_DATA), else with that of noise in syllables; it follows late and imperfectly, as
+mouths do. No freely usable clip with a talking face and its true sound is packaged, so the transfer to people is not
+shown.
 
-The talking face is a drawing: a mouth on a plain face that opens with the loudness of a real recorded voice where the speech
-data are there (SENSORIUM_DATA), else with that of noise in syllables; it follows late and imperfectly, as mouths do. No
-freely usable clip with a talking face and its true sound is packaged, so how well this carries over to people is not shown.
+Example:
+    pictures, microphone, true_ms = flashes(seed=0)          # 20 events at 30 fps
+    mouth, voice, true_ms = talk(seed=0, seconds=20)
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import cv2
 import numpy as np
 
 from calibration.pose import Floats
-from calibration.time.claps import Heard, Seen
+from calibration.time.claps import ClapDetector, FlashDetector
 from calibration.time.mouth_voice import MOUTH_LEADS_MS, Mouth, Voice
 from calibration.time.turning import CameraTurns, LidarTurns
 from pipeline.rig.intrinsics import Intrinsics
@@ -30,14 +32,14 @@ PANORAMA_LENS = Intrinsics("radtan", 320, 120, 280.0, 280.0, 159.5, 59.5)
 
 def flashes(
     seed: int, *, count: int = 20, fps: float = 30.0, hands: bool = False, silent: bool = False, regular: bool = False
-) -> tuple[Seen, Heard, float]:
-    """(what was seen, what was heard, true offset in ms). A rolling shutter with an exposure of 2 to 25 ms; or hands."""
+) -> tuple[FlashDetector, ClapDetector, float]:
+    """(pictures, sound, true offset in ms). A rolling shutter with an exposure of 2 to 25 ms; or hands."""
     draw = np.random.default_rng(seed)
     offset_s = draw.uniform(-0.2, 0.2)
     exposure, readout = draw.uniform(0.002, 0.025), draw.uniform(0.001, 0.008)
     gaps = np.full(count, 0.8) if regular else draw.uniform(0.6, 1.5, count)
     events = 1.0 + np.cumsum(gaps)
-    seen, heard = Seen(), Heard()
+    flash_detector, clap_detector = FlashDetector(), ClapDetector()
     rows, columns = np.arange(48), np.arange(64)
     for when in np.arange(0, events[-1] + 1, 1 / fps) + draw.uniform(0, 1 / fps):
         picture = np.full((48, 64), 60.0)
@@ -54,25 +56,27 @@ def flashes(
                     / exposure
                 )
                 picture[:, 20:50] += 120 * lit[:, None]
-        seen.add(np.clip(picture + draw.normal(0, 2, picture.shape), 0, 255).astype(np.uint8), round(when * 1e9))
+        flash_detector.add(
+            np.clip(picture + draw.normal(0, 2, picture.shape), 0, 255).astype(np.uint8), round(when * 1e9)
+        )
     sound = draw.normal(0, 0.002, int((events[-1] + 1) * SOUND_HZ))
     for event in () if silent else events - offset_s:
         first = int(event * SOUND_HZ)
         if 0 <= first < len(sound) - 1600:
             sound[first : first + 1600] += draw.normal(0, 0.4, 1600) * np.exp(-np.arange(1600) / 240)
     for chunk in range(0, len(sound) - 320, 320):
-        heard.add(sound[chunk : chunk + 320].astype(np.float32), chunk * 1_000_000_000 // SOUND_HZ, 20_000_000)
-    return seen, heard, 1000 * offset_s
+        clap_detector.add(sound[chunk : chunk + 320].astype(np.float32), chunk * 1_000_000_000 // SOUND_HZ, 20_000_000)
+    return flash_detector, clap_detector, 1000 * offset_s
 
 
 def talk(seed: int, *, seconds: float = 20.0, fps: float = 30.0, unrelated: bool = False) -> tuple[Mouth, Voice, float]:
-    """(mouth, voice, true offset in ms). unrelated: another voice than the one the mouth speaks with."""
+    """(mouth, voice, true offset in ms). unrelated: the sound is another voice than the mouth's."""
     draw = np.random.default_rng(seed)
     offset_ms = draw.uniform(-200, 200)
     speech = voice_samples(seed, seconds + 2)
     mouth, voice = Mouth(), Voice()
-    said = speech if not unrelated else voice_samples(seed + 1000, seconds + 2)
-    power = np.convolve(said.astype(np.float64) ** 2, np.ones(800) / 800, "same")
+    spoken = speech if not unrelated else voice_samples(seed + 1000, seconds + 2)
+    power = np.convolve(spoken.astype(np.float64) ** 2, np.ones(800) / 800, "same")
     opening = np.convolve(power**0.25, np.hanning(1600) / 800, "same")
     opening /= np.percentile(opening, 98)
     knots = np.arange(0, len(opening), 8000)
@@ -82,13 +86,13 @@ def talk(seed: int, *, seconds: float = 20.0, fps: float = 30.0, unrelated: bool
         wide = float(np.clip(opening[at] + slow[at] + draw.normal(0, 0.08), 0, 1.2))
         mouth.add(face(wide, draw), LANDMARKS + draw.normal(0, 0.5, (5, 2)).astype(np.float32), round(when * 1e9))
     for chunk in range(0, len(speech) - 320, 320):
-        heard_ns = round(chunk / SOUND_HZ * 1e9 - offset_ms * 1e6)
-        voice.add(speech[chunk : chunk + 320], heard_ns, 20_000_000)
+        capture_ns = round(chunk / SOUND_HZ * 1e9 - offset_ms * 1e6)
+        voice.add(speech[chunk : chunk + 320], capture_ns, 20_000_000)
     return mouth, voice, offset_ms
 
 
 def face(wide: float, draw: np.random.Generator) -> np.ndarray:
-    """(140, 160, 3) a plain face whose mouth is open by so much of its width / 2."""
+    """(140, 160, 3) a plain face; wide: opening of the mouth, 0 to 1."""
     picture = np.full((140, 160, 3), 90.0)
     cv2.ellipse(picture, (80, 68), (44, 56), 0, 0, 360, (150, 165, 190), -1)
     for x in (62, 98):

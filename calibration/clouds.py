@@ -1,10 +1,11 @@
-"""Point clouds in files, and pictures beside them: the (n, 3) points of one moment, and which picture belongs to it.
+"""Reads point clouds and depth pictures from files, and pairs pictures with clouds of the same moment.
 
+Files belong together when their names without the suffix are equal, or else when they end in the same number. A 16-bit
+PNG is a depth picture in millimetres: it counts as a cloud.
+
+Example:
     points_m = read_points(Path("velodyne/0000000003.bin"))     # also .pcd, .npy, .csv, .txt, .xyz
     for pair in pairs_in(Path("capture")): pair.name, pair.picture, pair.cloud
-
-Files belong together when their names without the ending are the same, or else when they end in the same number. A 16-bit
-PNG is a depth picture in millimetres: it counts as a cloud.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class FilePair(NamedTuple):
 
 
 def read_points(path: Path) -> Floats:
-    """(n, 3) metres; points that are not finite, or at the sensor itself, left out. ConfigError says what is wrong."""
+    """(n, 3) metres, without points that are not finite or lie at the sensor itself. ConfigError says what is wrong."""
     try:
         points = _READERS[path.suffix.lower()](path)
     except KeyError:
-        raise ConfigError(f"{path}: no cloud that can be read. Known endings: {', '.join(CLOUDS)}") from None
+        raise ConfigError(
+            f"{path}: this is not a point cloud file that can be read. Known suffixes: {', '.join(CLOUDS)}"
+        ) from None
     except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a point cloud: {error}") from error
     points = np.asarray(points, np.float64)
@@ -44,7 +47,7 @@ def read_points(path: Path) -> Floats:
     points = points[:, :3]
     points = points[np.isfinite(points).all(1) & (np.abs(points).max(1, initial=0) > 0)]
     if not len(points):
-        raise ConfigError(f"{path}: no finite point in it")
+        raise ConfigError(f"{path}: it has no finite point")
     return points
 
 
@@ -52,7 +55,7 @@ def _read_bin(path: Path) -> np.ndarray:
     """KITTI: float32 x y z reflectance."""
     size = path.stat().st_size
     if size % 16:
-        raise ValueError(f"{size} bytes are no rows of four float32, x y z reflectance")
+        raise ValueError(f"{size} bytes are not rows of four float32, x y z reflectance")
     return np.fromfile(path, np.float32).reshape(-1, 4)
 
 
@@ -67,7 +70,7 @@ def _read_text(path: Path) -> np.ndarray:
 
 
 def _read_pcd(path: Path) -> np.ndarray:
-    """PCD 0.7, ascii or binary (pointclouds.org); x, y, z are found by name."""
+    """PCD 0.7, ascii or binary (pointclouds.org); x, y, z are identified by name."""
     data = path.read_bytes()
     head, _, rest = data.partition(b"DATA ")
     kind, _, body = rest.partition(b"\n")
@@ -115,19 +118,19 @@ def read_depth_m(path: Path) -> Floats:
     """(h, w) metres, 0 where there is none."""
     depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
-        raise ConfigError(f"{path}: found no 16-bit grey picture, which is what depth in millimetres is kept as")
+        raise ConfigError(f"{path}: not a 16-bit grey picture, the format of depth in millimetres")
     return depth / 1000.0
 
 
 def read_picture(path: Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ConfigError(f"{path}: cannot be decoded as a picture. Is it cut off?")
+        raise ConfigError(f"{path}: cannot be decoded as a picture. Is the file truncated?")
     return image
 
 
 def pairs_in(folder: Path) -> list[FilePair]:
-    """In the order of their names. ConfigError where there are none."""
+    """Sorted by name. ConfigError if there are none."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder. {FIX}")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -138,8 +141,8 @@ def pairs_in(folder: Path) -> list[FilePair]:
     ] + depths
     pictures = [p for p in pictures if p not in depths]
     if not pictures or not clouds:
-        found = f"{len(pictures)} pictures and {len(clouds)} clouds or depth pictures"
-        raise ConfigError(f"{folder}: found {found}. {FIX}")
+        counts = f"{len(pictures)} pictures and {len(clouds)} clouds or depth pictures"
+        raise ConfigError(f"{folder}: found {counts}. {FIX}")
     clouds.sort(
         key=lambda c: -CLOUDS.index(c.suffix.lower()) if c.suffix.lower() in CLOUDS else 1
     )  # text may be something else
@@ -158,5 +161,5 @@ def pairs_in(folder: Path) -> list[FilePair]:
 
 
 def _number(path: Path) -> int | None:
-    found = re.search(r"(\d+)$", path.stem)
-    return int(found[1]) if found else None
+    match = re.search(r"(\d+)$", path.stem)
+    return int(match[1]) if match else None

@@ -1,7 +1,7 @@
-"""The ground plane in a cloud, and the base frame it defines: z up, x forward, its origin on the ground below the sensor.
+"""The ground plane in a cloud, and the base frame it defines: z up, x forward, origin on the ground below the sensor.
 
-RANSAC, then iterated least squares, with the uncertainty of the normal and of the height. A plane that is not the ground
-(a wall, a ceiling, a table above the floor) raises ConfigError.
+RANSAC, then iterated least squares, with the uncertainty of the normal and of the height. A plane that is not the
+ground (a wall, a ceiling, a table above the floor) raises ConfigError.
 
 Example:
     plane = find_ground(points_m)                # the sensor stands roughly upright
@@ -22,12 +22,12 @@ from pipeline.rig.transforms import rigid
 
 TRIES = 200
 SOME_POINTS = 4000
-FLAT_M = 0.08  # points farther from the plane are not of it: kerbs, grass and noise are closer
-STEEPEST_DEG = 25.0  # of the ground against the sensor's own up
+FLAT_M = 0.08  # points farther from the plane do not belong to it; kerbs, grass and noise are closer
+STEEPEST_DEG = 25.0  # between the ground's normal and the sensor's own up axis
 MIN_SHARE, MIN_POINTS = 0.05, 200
 NEAR_M, FAR_M = 1.0, 30.0
 UP = {"z": (0.0, 0.0, 1.0), "-z": (0.0, 0.0, -1.0), "y": (0.0, 1.0, 0.0), "-y": (0.0, -1.0, 0.0)}
-CELL_M = 2.0  # a road is uneven over metres: as many independent looks at it as there are cells, not points
+CELL_M = 2.0  # a road is uneven over metres: there are as many independent observations as cells, not points
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,10 @@ class GroundPlane:
 
 
 def find_ground(points_m: Floats, *, up: Sequence[float] = (0.0, 0.0, 1.0)) -> GroundPlane:
-    """points_m: (n, 3). up: where the sensor's frame roughly has up; a camera's is (0, -1, 0). ConfigError: no ground."""
+    """points_m: (n, 3). up: the rough up direction in the sensor's frame, (0, -1, 0) for a camera.
+
+    ConfigError if there is no ground.
+    """
     points = np.asarray(points_m, np.float64)[:, :3]
     upward = np.asarray(up, np.float64) / np.linalg.norm(up)
     distance = np.linalg.norm(points, axis=1)
@@ -58,12 +61,13 @@ def find_ground(points_m: Floats, *, up: Sequence[float] = (0.0, 0.0, 1.0)) -> G
     below = points[points @ upward < 0]
     if len(below) < MIN_POINTS:
         raise ConfigError(
-            f"{len(below)} points lie below the sensor, {MIN_POINTS} are needed to find the ground. Is its up where --up says?"
+            f"{len(below)} points lie below the sensor, and {MIN_POINTS} are needed to find the ground. "
+            "Does --up name the sensor's axis that points up?"
         )
     plane = _ransac(below, upward)
     if plane is None:
         raise ConfigError(
-            f"no plane within {STEEPEST_DEG:.0f}° of level lies below the sensor. Does it see the ground?"
+            f"no plane within {STEEPEST_DEG:.0f}° of level lies below the sensor. Is the ground in its field of view?"
         )
     for _ in range(5):
         normal, height_m = plane
@@ -78,8 +82,8 @@ def find_ground(points_m: Floats, *, up: Sequence[float] = (0.0, 0.0, 1.0)) -> G
     lower = float(np.mean(below @ normal + height_m < -2 * FLAT_M))
     if share < MIN_SHARE or lower > 0.3:
         raise ConfigError(
-            f"the largest level plane has {100 * share:.0f} % of the points below the sensor, and {100 * lower:.0f} % lie below it: "
-            "it is no ground. Take the capture on open, level ground"
+            f"the largest level plane has {100 * share:.0f} % of the points below the sensor, "
+            f"and {100 * lower:.0f} % lie below it: it is not the ground. Take the capture on open, level ground"
         )
     return _described(ground, normal, height_m)
 
@@ -104,7 +108,7 @@ def _ransac(points: Floats, upward: Floats) -> tuple[Floats, float] | None:
 
 
 def _described(ground: Floats, normal: Floats, height_m: float) -> GroundPlane:
-    """With the uncertainty that the ground's own unevenness leaves, a cell of CELL_M being one observation."""
+    """With the uncertainty that the ground's unevenness leaves; one cell of CELL_M counts as one observation."""
     x, y = _level_axes(normal)
     at = np.column_stack([ground @ x, ground @ y])
     off = ground @ normal + height_m
@@ -121,7 +125,7 @@ def _described(ground: Floats, normal: Floats, height_m: float) -> GroundPlane:
 
 
 def _level_axes(normal: Floats) -> tuple[Floats, Floats]:
-    """(x, y) of the base in the sensor's frame: x is the sensor's own forward, made level."""
+    """(x, y) of the base in the sensor's frame: x is the sensor's own forward axis, levelled."""
     forward = np.array([1.0, 0, 0]) if abs(normal[0]) < 0.8 else np.array([0.0, 0, 1.0])
     if abs(normal[1]) > 0.7:  # a camera: y is down, z forward
         forward = np.array([0.0, 0, 1.0])
@@ -131,7 +135,9 @@ def _level_axes(normal: Floats) -> tuple[Floats, Floats]:
 
 
 def base_from_ground(plane: GroundPlane) -> tuple[Floats, Floats]:
-    """(base_from_sensor (4, 4), (6, 6) covariance as rig.Pose has it). Heading and place are definitions: known exactly."""
+    """(base_from_sensor (4, 4), (6, 6) covariance as in rig.Pose). Heading and horizontal position are definitions,
+    known exactly.
+    """
     x, y = _level_axes(plane.normal)
     covariance = np.zeros((6, 6))
     known = [0, 1, 5]

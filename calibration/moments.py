@@ -1,9 +1,10 @@
-"""A picture and a cloud of the same moment, wherever they come from: a folder of files, or a recording.
+"""A picture and a cloud of the same moment, from a folder of files or from a recording.
 
+Depth pictures become points by the depth camera's own intrinsics in the rig. Moments are yielded one at a time, because
+a recording of minutes does not fit into memory.
+
+Example:
     for moment in moments(Path("capture"), rig, camera="camera", sensor="lidar"): moment.image, moment.points_m
-
-Depth pictures become points by the depth camera's own intrinsics in the rig. Moments come one at a time: a recording of
-minutes must not be held in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Moment:
 
 
 def moments(source: Path, rig: Rig, *, camera: str, sensor: str) -> Iterator[Moment]:
-    """camera, sensor: names in the rig, and of the recording's streams. ConfigError where there is nothing."""
+    """camera, sensor: names in the rig, and of the recording's streams. ConfigError if there are none."""
     if source.suffix == ".mcap":
         yield from _recorded(source, rig, camera, sensor)
         return
@@ -52,9 +53,10 @@ def depth_points(depth_m: Floats, rig: Rig, sensor: str) -> Floats:
     """(n, 3) in the depth camera's own frame, of at most POINTS_ENOUGH pixels."""
     lens = rig.camera(sensor)
     if depth_m.shape != lens.size[::-1]:
-        found = "×".join(map(str, depth_m.shape[::-1]))
+        size = "×".join(map(str, depth_m.shape[::-1]))
         raise ConfigError(
-            f"{rig.where}: intrinsics.{sensor} are of {'×'.join(map(str, lens.size))}, the depth picture is {found}"
+            f"{rig.where}: intrinsics.{sensor}: for {'×'.join(map(str, lens.size))}, but the depth picture is {size}. "
+            "Calibrate the depth camera in the mode it is used in"
         )
     step = max(1, round((depth_m.size / POINTS_ENOUGH) ** 0.5))
     rows, columns = np.mgrid[: depth_m.shape[0] : step, : depth_m.shape[1] : step]
@@ -64,7 +66,7 @@ def depth_points(depth_m: Floats, rig: Rig, sensor: str) -> Floats:
 
 
 def picture_of(frame: Frame) -> np.ndarray | None:
-    """(h, w, 3) BGR; None where it is no picture, or cannot be decoded."""
+    """(h, w, 3) BGR; None if it is not a picture, or cannot be decoded."""
     if frame.encoding == "bgr8":
         return frame.data
     return cv2.imdecode(frame.data, cv2.IMREAD_COLOR) if frame.encoding == "jpeg" else None

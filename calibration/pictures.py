@@ -1,9 +1,10 @@
-"""Where pictures of a board come from: files, folders, patterns, media files, recordings.
+"""Reads pictures of a board from files, folders, patterns, media files and recordings.
 
+A picture that cannot be read is yielded with its problem instead of being skipped silently. Media files and recordings
+are sampled four times a second: neighbouring pictures show the same.
+
+Example:
     for picture in pictures(["left"], stream=None): picture.name, picture.gray or picture.problem
-
-A picture that cannot be read is told with its reason, not skipped in silence. Streams (media files and recordings) are
-looked at a few times a second: neighbours show the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LOOK_EVERY_NS = 250_000_000  # a board that is moved by hand is somewhere else a
 
 @dataclass(frozen=True)
 class Picture:
-    """gray: (h, w) uint8, None with a problem. path: the file it is, None for one of a stream."""
+    """gray: (h, w) uint8, None with a problem. path: its file, None for a picture of a stream."""
 
     name: str
     gray: np.ndarray | None
@@ -34,7 +35,7 @@ class Picture:
 
 
 def pictures(sources: Sequence[str], *, stream: str | None = None) -> Iterator[Picture]:
-    """stream: which one of a recording. Raises ConfigError where there is nothing, with what is there instead."""
+    """stream: the stream of a recording to read. ConfigError if there are no pictures, with what is there instead."""
     for source in sources:
         path = Path(source).expanduser()
         if path.suffix == ".mcap":
@@ -46,25 +47,25 @@ def pictures(sources: Sequence[str], *, stream: str | None = None) -> Iterator[P
 
 
 def is_stream(source: str) -> bool:
-    """Whether this is a media file or a recording: many pictures, of which a few are worth taking."""
+    """Whether this is a media file or a recording: many pictures, of which only a few are used."""
     return Path(source).suffix == ".mcap" or Path(source).suffix.lower() in media.SUFFIXES
 
 
 def files(source: str) -> list[Path]:
-    """The picture files of a folder, of a pattern (quoted: 'data/left*.jpg') or one file, by name."""
+    """The picture files of a folder, of a pattern (quoted: 'data/left*.jpg') or one file, sorted by name."""
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]
-        if not found:
+        pictures = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]
+        if not pictures:
             others = sorted({p.suffix or p.name for p in path.iterdir()})
             inside = f"It holds: {', '.join(others[:6])}" if others else "It is empty"
             raise ConfigError(f"{source}: no pictures in this folder. {inside}. Pictures are: {', '.join(SUFFIXES)}")
-        return found
+        return pictures
     if any(sign in source for sign in "*?["):
-        found = [p for p in sorted(path.parent.glob(path.name)) if p.suffix.lower() in SUFFIXES]
-        if not found:
-            raise ConfigError(f"{source}: no picture is called so")
-        return found
+        pictures = [p for p in sorted(path.parent.glob(path.name)) if p.suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise ConfigError(f"{source}: no picture matches this pattern. Pictures are: {', '.join(SUFFIXES)}")
+        return pictures
     if path.is_file():
         return [path]
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -76,11 +77,11 @@ def _of_file(path: Path) -> Picture:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         return Picture(path.name, None, path, f"cannot be read: {error.strerror}")
-    # As the sensor saw it: a telephone that was turned between two pictures is still one camera.
+    # As the sensor recorded it: a phone that was rotated between two pictures is still one camera.
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
     gray = cv2.imdecode(data, flags) if data.size else None
     if gray is None:
-        return Picture(path.name, None, path, "cannot be decoded: broken off, or no picture")
+        return Picture(path.name, None, path, "cannot be decoded: truncated, or not a picture")
     return Picture(path.name, gray, path)
 
 
@@ -103,11 +104,14 @@ def _of_recording(path: Path, stream: str | None) -> Iterator[Picture]:
         if stream is None:
             if len(cameras) != 1:
                 here = ", ".join(cameras) or f"none (streams: {', '.join(reader.streams)})"
-                raise ConfigError(f"{path}: which camera? Those with pictures: {here}. Name it with --stream")
+                raise ConfigError(
+                    f"{path}: it has several cameras or none. Streams with pictures: {here}. Select one with --stream"
+                )
             stream = cameras[0]
         if stream not in cameras:
             raise ConfigError(
-                f"{path}: '{stream}' has no pictures. Those that have: {', '.join(cameras)}.{nearest(stream, cameras)}"
+                f"{path}: '{stream}' has no pictures. Streams with pictures: {', '.join(cameras)}."
+                f"{nearest(stream, cameras)}"
             )
         start_ns, next_ns = reader.span_ns[0], 0
         for _, message, log_ns in reader.messages([stream]):

@@ -1,8 +1,9 @@
-"""Rigid motions as estimators need them: small steps, distances, closed-form fits, directions in words.
+"""Rigid motions for estimators: small steps, distances, closed-form fits, names of directions.
 
-Beside pipeline/rig/rig.py, which has the motions themselves. A "twist" is (6,): a rotation vector in radians, then metres,
+The motions themselves are in pipeline/rig/transforms.py. A "twist" is (6,): a rotation vector in radians, then metres,
 applied on the left, in the axes of the target.
 
+Example:
     camera_from_lidar = moved(camera_from_lidar, twist)
     angle_deg, distance_m = difference(a, b)
 """
@@ -29,7 +30,7 @@ def moved(target_from_source: Floats, twist: Floats) -> Floats:
 
 
 def turned(target_from_source: Floats, vector_rad: Floats) -> Floats:
-    """Turned about the source's own place, in the target's axes: its position stays."""
+    """Rotated about the source's own origin, in the target's axes: the translation stays."""
     r, t = target_from_source[:3, :3], target_from_source[:3, 3]
     return rigid(rotation_from_vector(vector_rad) @ r, t)
 
@@ -48,7 +49,7 @@ def fit_points(source_m: Floats, target_m: Floats) -> Floats:
 
 
 def fit_directions(source: Floats, target: Floats) -> Floats:
-    """(3, 3) rotation that turns paired vectors onto each other (Wahba 1965)."""
+    """(3, 3) rotation that aligns paired vectors (Wahba 1965)."""
     u, _, vt = np.linalg.svd(source.T @ target)
     r: Floats = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
     return r
@@ -59,7 +60,7 @@ AXES = (("right", "left"), ("down", "up"), ("forward", "backward"))
 
 
 def in_words(direction: Floats) -> str:
-    """ "forward and down": a direction in a camera's frame, for people."""
+    """A direction in a camera's frame as text, such as "forward and down"."""
     unit = np.asarray(direction) / np.linalg.norm(direction)
     order = np.argsort(-np.abs(unit))
     names = [AXES[i][0 if unit[i] > 0 else 1] for i in order]

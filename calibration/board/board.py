@@ -1,8 +1,9 @@
-"""Calibration boards: what people write, what it means, and where its corners are.
+"""Calibration boards: the text that names one, its layout, and where its corners are.
 
-board = Board.parse("9x6", square_mm=25)                     # 9 × 6 INNER corners, as OpenCV counts chessboards
-board = Board.parse("charuco:7x5:5x5_100", square_mm=40)     # 7 × 5 squares, as OpenCV counts ChArUco boards
-board.points_m                                               # (n, 3) float64, z = 0: x along columns, y down rows
+Example:
+    board = Board.parse("9x6", square_mm=25)                     # 9 × 6 INNER corners, as OpenCV counts chessboards
+    board = Board.parse("charuco:7x5:5x5_100", square_mm=40)     # 7 × 5 squares, as OpenCV counts ChArUco boards
+    board.points_m                                               # (n, 3) float64, z = 0: x along columns, y down rows
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Board:
 
     @classmethod
     def parse(cls, text: str, *, square_mm: float = DEFAULT_SQUARE_MM) -> Board:
-        """Raises ConfigError for what is no board."""
+        """Raises ConfigError for text that is not a board."""
         if not 0.1 <= square_mm <= 10_000:
             raise ConfigError(f"--square-mm {square_mm:g}: expected the side of one square in millimetres, such as 25")
         kind, *options = text.lower().split(":")
@@ -57,9 +58,9 @@ class Board:
             raise ConfigError(f"--board {text}: a board has 3 to 60 corners or squares a side. Expected {EXPECTED}")
         for option in options[1:]:
             board = board._with(option, text)
-        if kind == "charuco" and (needed := board.columns * board.rows // 2) > (there := board._markers_there()):
+        if kind == "charuco" and (needed := board.columns * board.rows // 2) > (available := board._dictionary_size()):
             raise ConfigError(
-                f"--board {text}: {needed} markers are needed and {board.dictionary} has {there}. "
+                f"--board {text}: {needed} markers are needed and {board.dictionary} has {available}. "
                 f"Take a larger one, such as charuco:{size[0]}:4x4_250"
             )
         return board
@@ -76,13 +77,14 @@ class Board:
             share = float(option)
         except ValueError:
             raise ConfigError(
-                f"--board {text}: '{option}' is no dictionary, no marker size and not 'legacy'.{nearest(name, DICTIONARIES)}"
+                f"--board {text}: '{option}' is not a dictionary, a marker size or 'legacy'."
+                f"{nearest(name, DICTIONARIES)}"
             ) from None
         if not 0.3 <= share <= 0.95:
             raise ConfigError(f"--board {text}: {option}: a marker's side is 0.3 to 0.95 of a square's")
         return replace(self, marker_share=share)
 
-    def _markers_there(self) -> int:
+    def _dictionary_size(self) -> int:
         return len(cv2.aruco.getPredefinedDictionary(DICTIONARIES[self.dictionary]).bytesList)
 
     def __str__(self) -> str:
@@ -96,7 +98,8 @@ class Board:
     def words(self) -> str:
         if self.kind == "chessboard":
             return f"chessboard of {self.columns}×{self.rows} inner corners"
-        return f"ChArUco board of {self.columns}×{self.rows} squares, {self.dictionary}{', legacy layout' if self.legacy else ''}"
+        legacy = ", legacy layout" if self.legacy else ""
+        return f"ChArUco board of {self.columns}×{self.rows} squares, {self.dictionary}{legacy}"
 
     @property
     def corners_wide(self) -> tuple[int, int]:
@@ -123,7 +126,7 @@ class Board:
 
     @property
     def centre_m(self) -> np.ndarray:
-        """(3,) of the middle of the corners."""
+        """(3,) the centre of the corners."""
         return np.array(self.points_m.mean(axis=0))
 
     @property
@@ -135,9 +138,9 @@ class Board:
         """OpenCV's board of this layout, in units of one square."""
         assert self.kind == "charuco"
         size, dictionary = (self.columns, self.rows), cv2.aruco.getPredefinedDictionary(DICTIONARIES[self.dictionary])
-        made = cv2.aruco.CharucoBoard(size, 1.0, self.marker_share, dictionary)
-        made.setLegacyPattern(self.legacy)
-        return made
+        board = cv2.aruco.CharucoBoard(size, 1.0, self.marker_share, dictionary)
+        board.setLegacyPattern(self.legacy)
+        return board
 
     def image(self, square_px: int) -> np.ndarray:
         """The board as it is printed, (rows, columns) × square_px uint8, without a margin."""

@@ -16,9 +16,9 @@ from calibration.board.board import DICTIONARIES, Board
 from pipeline.errors import ConfigError
 
 PAPERS_MM = {"a4": (210.0, 297.0), "a3": (297.0, 420.0), "a2": (420.0, 594.0), "a1": (594.0, 841.0)}
-AUTOMATIC = ("a4", "a3")  # what people have
+AUTOMATIC = ("a4", "a3")  # what most printers take
 MARGIN_MM = 10.0  # printers leave about 5
-FOOT_MM = 16.0  # for the words and the ruler
+FOOT_MM = 16.0  # for the text and the ruler
 POINTS_PER_MM = 72 / 25.4
 RULER_MM = 100.0
 
@@ -26,7 +26,10 @@ Rectangle = tuple[float, float, float, float]  # left, top, width, height
 
 
 def choose_paper(board: Board, paper: str = "auto") -> tuple[str, tuple[float, float]]:
-    """(name, (width, height) in mm): the first paper, upright or across, that holds the board. ConfigError if none does."""
+    """(name, (width, height) in mm): the first paper, portrait or landscape, that holds the board.
+
+    ConfigError if none does.
+    """
     width_mm, height_mm = (1000 * side for side in board.size_m)
     tried = AUTOMATIC if paper == "auto" else (paper,)
     for name in tried:
@@ -42,12 +45,13 @@ def choose_paper(board: Board, paper: str = "auto") -> tuple[str, tuple[float, f
     )
     raise ConfigError(
         f"--square-mm {1000 * board.square_m:g}: the board is {width_mm:.0f} × {height_mm:.0f} mm and does not fit on "
-        f"{tried[-1].upper()}. At most --square-mm {np.floor(largest * 2) / 2:g}, or a larger --paper: {', '.join(PAPERS_MM)}"
+        f"{tried[-1].upper()}. At most --square-mm {np.floor(largest * 2) / 2:g}, "
+        f"or a larger --paper: {', '.join(PAPERS_MM)}"
     )
 
 
 def black_rectangles(board: Board) -> list[Rectangle]:
-    """All that is black, in squares' sides, from the upper left; white that lies on black is left out of it."""
+    """All black areas, in units of a square's side from the upper left; white areas on black are left out."""
     columns, rows = board.squares_wide
     if board.kind == "chessboard":
         return [(x, y, 1.0, 1.0) for y in range(rows) for x in range(columns) if (x + y) % 2 == 0]
@@ -62,7 +66,7 @@ def black_rectangles(board: Board) -> list[Rectangle]:
     side = board.marker_share / cells
     for number, (left, top) in corners.items():
         bits = cv2.aruco.generateImageMarker(dictionary, number, cells)
-        for y, row in enumerate(bits):  # runs of black, so that no hairline of white shows between two cells
+        for y, row in enumerate(bits):  # runs of black, so that no white hairline appears between two cells
             edges = np.flatnonzero(np.diff(np.concatenate([[0], row == 0, [0]])))
             out += [
                 (float(left + a * side), float(top + y * side), float((b - a) * side), side)
@@ -102,7 +106,8 @@ def board_pdf(board: Board, page_mm: tuple[float, float]) -> bytes:
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R /ViewerPreferences << /PrintScaling /None >> >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {size}] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>".encode(),
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {size}] /Contents 4 0 R ".encode()
+        + b"/Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%b\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
     ]

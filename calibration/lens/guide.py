@@ -1,8 +1,10 @@
-"""Which view to take next, whether this one is worth taking, and when there are enough: pure, no camera, no screen.
+"""Chooses which view of the board to take next, whether the current one is worth taking, and when there are enough.
 
-The rule to stop is not a count: it is the uncertainty of projection, foretold from the views so far, at the worst place of
-the picture. The hint is the pose, of a hundred tried in thought, that lowers it most.
+Capture ends when the uncertainty of projection, predicted from the views so far, falls below a limit at the worst place
+of the picture. The hint is the pose, out of about a hundred candidates, that lowers it most. Pure: no camera, no
+screen.
 
+Example:
     guide = Guide(board, until_px=0.3)
     advice = guide.offer(detector.find(gray), gray)      # Advice: taken? why not? what next? done?
 """
@@ -24,15 +26,15 @@ from calibration.lens.uncertainty import sensitivity, sigma_map
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import rigid, rotation_from_vector
 
-MODEL = "radtan4"  # what is planned with: richer ones ask for the same views
+MODEL = "radtan4"  # for planning; richer models need the same views
 FIRST_FIT = 4
 BLUR_PX, BLUR_GROWTH = 3.5, 1.8  # an edge this wide, and this much wider than the sharpest so far
-MOVED_SHARE = 0.015  # of the picture's width between two looks: a hand at rest moves less
-SAME_SHARE = 0.035  # of the picture's width: corners this near those of a view that was taken say nothing new
-HINT_AWAY = 1.5  # times that: a hint is followed by hand
+MOVED_SHARE = 0.015  # of the picture's width between two pictures; a hand at rest moves less
+SAME_SHARE = 0.035  # of the picture's width: corners this close to those of a taken view add nothing
+HINT_AWAY = 1.5  # times that, for hints: a person follows them only roughly
 POINTS_SAME = 6
-NOISE_PX = 0.15  # of a coordinate, until the views tell their own
-# What is known before the first view, as standard deviations: fx, fy, cx, cy as shares of the width, then k1 k2 p1 p2.
+NOISE_PX = 0.15  # of a coordinate, until it can be estimated from the views
+# Prior before the first view, as standard deviations: fx, fy, cx, cy as shares of the width, then k1 k2 p1 p2.
 BEFORE = (0.3, 0.3, 0.1, 0.1, 0.3, 0.3, 0.01, 0.01)
 PLACES = {
     "in the upper left": (0.22, 0.25),
@@ -59,8 +61,17 @@ INSIDE = {"chessboard": 1.0, "charuco": 0.6}  # share of the corners that must b
 
 @dataclass(frozen=True)
 class Advice:
-    """taken: this view is kept; else `reason` says why not. hint: what to do next. sigma_px: projection's, at the worst
-    place, NaN until it can be told. covered: (6, 8) bool. outline: (4, 2) px, where the board should be next, or None.
+    """What to do after one picture.
+
+    Attributes:
+        taken: This view is used; otherwise `reason` says why not.
+        hint: What to do next.
+        views: Number of views taken.
+        sigma_px: Uncertainty of projection at the worst place of the picture; NaN until it can be estimated.
+        until_px: Capture is done below this uncertainty.
+        covered: (6, 8) bool, cells of the picture with corners.
+        outline: (4, 2) px, where the board should be next, or None.
+        done: There are enough views.
     """
 
     taken: bool
@@ -76,20 +87,26 @@ class Advice:
     @property
     def line(self) -> str:
         known = (
-            f"known to ±{self.sigma_px:.2f} px, wanted ±{self.until_px:g}"
+            f"known to ±{self.sigma_px:.2f} px, goal ±{self.until_px:g}"
             if np.isfinite(self.sigma_px)
             else "not known yet"
         )
-        told = "taken" if self.taken else self.reason
+        outcome = "taken" if self.taken else self.reason
         count = f"{self.views} view{'s' * (self.views != 1)}"
-        return f"{count}, {np.mean(self.covered):.0%} covered, {known}. {told}. {'Done.' if self.done else self.hint}"
+        return (
+            f"{count}, {np.mean(self.covered):.0%} covered, {known}. {outcome}. {'Done.' if self.done else self.hint}"
+        )
 
 
 class Guide:
-    """pick_only: views come from a film, and nobody hears a hint: only the choosing is done."""
+    """Args:
+    board: The board to capture.
+    until_px: Goal for the uncertainty of projection (px, > 0).
+    select_only: Views come from a recording, so there are no hints: only select views.
+    """
 
-    def __init__(self, board: Board, *, until_px: float = 0.3, pick_only: bool = False) -> None:
-        self.board, self.until_px, self._pick_only = board, until_px, pick_only
+    def __init__(self, board: Board, *, until_px: float = 0.3, select_only: bool = False) -> None:
+        self.board, self.until_px, self._select_only = board, until_px, select_only
         self.views: list[NamedObservation] = []
         self.size = (0, 0)
         self.lens: Intrinsics | None = None
@@ -100,28 +117,28 @@ class Guide:
         self._noise_px = NOISE_PX
         self._hint, self._outline = "", None  # type: tuple[str, np.ndarray | None]
 
-    def offer(self, found: Corners | str, gray: np.ndarray) -> Advice:
-        """found: what Detector.find() said of this picture (h, w) uint8."""
+    def offer(self, corners: Corners | str, gray: np.ndarray) -> Advice:
+        """corners: the result of Detector.find() for this picture, (h, w) uint8."""
         size = (gray.shape[1], gray.shape[0])
         if self.size == (0, 0):
             self.size = size
             self._plan()
         if size != self.size:
             return self._advice(f"the picture is {size[0]}×{size[1]} now, and was {self.size[0]}×{self.size[1]}")
-        if isinstance(found, str):
+        if isinstance(corners, str):
             self._last = None
-            return self._advice(found)
-        reason = self._unfit(found, gray)
-        self._last = found
+            return self._advice(corners)
+        reason = self._unfit(corners, gray)
+        self._last = corners
         if reason:
             return self._advice(reason)
-        self._ids.append(found)
+        self._ids.append(corners)
         self.views.append(
             NamedObservation(
-                f"view {len(self.views) + 1:02d}", Observation(self.board.points_m[found.ids], found.pixels)
+                f"view {len(self.views) + 1:02d}", Observation(self.board.points_m[corners.ids], corners.pixels)
             )
         )
-        if not self._pick_only:
+        if not self._select_only:
             self._fit()
             self._plan()
         return self._advice("")
@@ -130,22 +147,22 @@ class Guide:
     def done(self) -> bool:
         return len(self.views) >= GOOD_VIEWS and self._sigma_px <= self.until_px
 
-    def _unfit(self, found: Corners, gray: np.ndarray) -> str:
-        edge_px = blur(gray, self.board, found)
+    def _unfit(self, corners: Corners, gray: np.ndarray) -> str:
+        edge_px = blur(gray, self.board, corners)
         self._sharpest_px = min(self._sharpest_px, edge_px)
         if edge_px > BLUR_PX and edge_px > BLUR_GROWTH * self._sharpest_px:
-            return f"blurred (edges {edge_px:.1f} px wide): hold it still, or give it more light"
-        if not self._pick_only and (
-            self._last is None or self._distance(found, self._last) > MOVED_SHARE * self.size[0]
+            return f"blurred (edges {edge_px:.1f} px wide): hold the board still, or add light"
+        if not self._select_only and (
+            self._last is None or self._distance(corners, self._last) > MOVED_SHARE * self.size[0]
         ):
             return "hold still"
         for number, taken in enumerate(self._ids, 1):
-            if self._distance(found, taken) < SAME_SHARE * self.size[0]:
-                return f"the same as view {number}: move or tilt it"
+            if self._distance(corners, taken) < SAME_SHARE * self.size[0]:
+                return f"the same as view {number}: move or tilt the board"
         return ""
 
     def _distance(self, one: Corners, other: Corners) -> float:
-        """Mean distance of the corners that both have, in px; infinite with too few of them."""
+        """Mean distance in px of the corners that both have; infinite with too few of them."""
         _, at, there = np.intersect1d(one.ids, other.ids, return_indices=True)
         if len(at) < POINTS_SAME:
             return float("inf")
@@ -162,8 +179,8 @@ class Guide:
         self._sigma_px = float(np.nanmax(sigma_map(self.lens)))
 
     def _plan(self) -> None:
-        """Sets the hint: the candidate that leaves least variance over the picture."""
-        if self._pick_only:
+        """Sets the hint to the candidate that minimises the variance of projection over the picture."""
+        if self._select_only:
             return
         width_px, height_px = self.size
         lens = self.lens or Intrinsics(
@@ -173,27 +190,27 @@ class Guide:
         known = np.diag(1 / (np.array(BEFORE) * np.array([width_px] * 4 + [1.0] * 4)) ** 2)
         if self.lens is not None and self.lens.covariance is not None:
             known = known + np.linalg.pinv(self.lens.covariance[np.ix_(free, free)], hermitian=True)
-        elif self.views:  # too few to fit: what they would say of the lens that is assumed
+        elif self.views:  # too few to fit: their information about the assumed lens
             for view in self.views:
                 posed = solve([lens], [[view.observation]], [MODEL], fixed=True).camera_from_board[0]
                 known = known + view_information(lens, MODEL, view.observation.points_m, posed) / self._noise_px**2
         moved = sensitivity(lens)[:, free]
-        least = np.inf
+        smallest = np.inf
         for words, pose, pixels in self._candidates(lens):
             inside = (pixels >= 0).all(axis=1) & (pixels < (width_px, height_px)).all(axis=1)
             if inside.mean() < INSIDE[self.board.kind]:
                 continue
             planned = Corners(np.flatnonzero(inside), pixels[inside])
             if any(self._distance(planned, taken) < HINT_AWAY * SAME_SHARE * width_px for taken in self._ids):
-                continue  # it would be refused
+                continue  # it would not be taken
             more = view_information(lens, MODEL, self.board.points_m[inside], pose) / self._noise_px**2
             covariance = np.linalg.inv(known + more)
-            left = float(np.einsum("ij,jk,ik->", moved, covariance, moved))
-            if left < least:
-                least, self._hint, self._outline = left, words, self._outer(lens, pose)
+            remaining = float(np.einsum("ij,jk,ik->", moved, covariance, moved))
+            if remaining < smallest:
+                smallest, self._hint, self._outline = remaining, words, self._outer(lens, pose)
 
     def _candidates(self, lens: Intrinsics) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """(words, camera_from_board, pixels of all corners)."""
+        """(hint, camera_from_board, pixels of all corners) of each candidate pose."""
         out = []
         across_m, centre = float(np.ptp(self.board.points_m[:, 0])), self.board.centre_m
         for place, share in PLACES.items():

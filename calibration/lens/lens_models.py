@@ -1,4 +1,4 @@
-"""The distortion models that can be estimated, which parameters each of them frees, and the projection with its derivatives.
+"""The distortion models that can be estimated, their free parameters, and projection with its derivatives.
 
 Example:
     lens = as_model(Intrinsics("radtan", 640, 480, 500, 500, 319.5, 239.5), "radtan4")
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.rig.intrinsics import MODELS, Intrinsics
 
-# What may be estimated: the rig's models, and radtan with its higher coefficients held at 0. In order of their freedom.
+# The rig's models, and radtan with its higher coefficients fixed at 0; in order of their number of free parameters.
 LENS_MODELS = {
     "radtan2": ("radtan", ("k1", "k2")),
     "radtan4": ("radtan", ("k1", "k2", "p1", "p2")),
@@ -23,11 +23,11 @@ LENS_MODELS = {
 
 
 def as_model(lens: Intrinsics, model: str) -> Intrinsics:
-    """The nearest lens of that key of LENS_MODELS: what it does not free is 0."""
+    """The lens as that key of LENS_MODELS; coefficients that the model does not free are 0."""
     kind, names = LENS_MODELS[model]
     known = dict(zip(MODELS[lens.model], lens.distortion, strict=True))
     if "fisheye" in (kind, lens.model) and kind != lens.model:
-        known = {}  # the same letters, another meaning
+        known = {}  # fisheye's k1 … have another meaning than radtan's
     coefficients = tuple(known.get(name, 0.0) if name in names else 0.0 for name in MODELS[kind])
     return Intrinsics(kind, *lens.size, lens.fx_px, lens.fy_px, lens.cx_px, lens.cy_px, coefficients)
 
@@ -42,7 +42,7 @@ def model_family(model: str) -> str:
 
 
 def free_parameters(model: str) -> list[int]:
-    """Indices into lens.parameters of what that key of LENS_MODELS estimates."""
+    """Indices into lens.parameters of the parameters that the key of LENS_MODELS estimates."""
     kind, names = LENS_MODELS[model]
     return [0, 1, 2, 3, *(4 + i for i, name in enumerate(MODELS[kind]) if name in names)]
 
@@ -50,7 +50,7 @@ def free_parameters(model: str) -> list[int]:
 def project(
     lens: Intrinsics, points_m: np.ndarray, vector: np.ndarray, moved: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (n, 2), their derivative by the lens' parameters (2n, p) and by the pose (rotation vector, translation) (2n, 6)."""
+    """(pixels (n, 2), derivative by the parameters (2n, p), derivative by rotation vector and translation (2n, 6))."""
     shape, distortion = np.ascontiguousarray(points_m, np.float64).reshape(-1, 1, 3), np.array(lens.distortion)
     if lens.model == "fisheye":
         pixels, j = cv2.fisheye.projectPoints(shape, vector, moved, lens.matrix, distortion)

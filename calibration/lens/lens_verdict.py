@@ -1,8 +1,8 @@
-"""Judges a lens: PASS, WARN or FAIL, each with the reason and the next step; and a known lens against new views.
+"""Judges a lens: PASS, WARN or FAIL, with the reason and the next step. Checks a known lens against new views.
 
 Example:
-    judged(estimate)
-    verdict, estimate = against(rig.camera("camera"), views)
+    lens_verdict(estimate)
+    verdict, estimate = check_lens(rig.camera("camera"), views)
 """
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ from calibration.lens.uncertainty import difference_map, sigma_map
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.rig.intrinsics import Intrinsics
 
-MAX_REJECTED = 0.4  # of the views: beyond it nobody knows which part is right
+MAX_REJECTED = 0.4  # of the views: beyond it one cannot decide which part is right
 GOOD_RMS, BAD_RMS = 0.5, 1.5  # px at 640 px of width, growing with the root of the width: sensors, blur and pixels do
 GOOD_SIGMA, BAD_SIGMA = 0.0015, 0.005  # of the picture's width, worst place in it: 1 and 3 px at 640
-HALVES_LIMIT = 3.0  # times what the covariance foretells
+HALVES_LIMIT = 3.0  # times the covariance's prediction
 COVERED = 0.55  # of an 8 × 6 grid of cells
 TILT_DEG = 15.0
-AGAINST_GOOD, AGAINST_BAD = 0.0008, 0.002  # of the width: 0.5 and 1.3 px at 640, when a rig is held against new views
+CHECK_GOOD, CHECK_BAD = 0.0008, 0.002  # of the width: 0.5 and 1.3 px at 640, when a lens is checked against new views
 
 
-def judged(estimate: Estimate) -> Verdict:
+def lens_verdict(estimate: Estimate) -> Verdict:
     lens, views, width_px = estimate.lens, estimate.views, estimate.lens.width_px
-    grown = float(np.sqrt(max(width_px / 640, 1)))
+    width_factor = float(np.sqrt(max(width_px / 640, 1)))
     checks = [_of_views(estimate)]
     if estimate.start_retained:
-        than = f"than the rig it started from ({estimate.start_holdout_px:.2f} px), which therefore stays"
-        told = f"the refinement predicts views it was not fitted to no better ({estimate.holdout_px:.2f} px) {than}"
+        than = f"than the lens in the rig does ({estimate.start_holdout_px:.2f} px), which therefore stays"
+        finding = f"the estimate predicts held-out views no better ({estimate.holdout_px:.2f} px) {than}"
         if np.isnan(estimate.holdout_px):
-            told = "with so few views nothing shows that the refinement is better than the rig it started from, which therefore stays"
-        checks.append(Check(Level.WARN, told, "take more and sharper views if you want to improve on it"))
-    level = _level(estimate.rms_px, GOOD_RMS * grown, BAD_RMS * grown)
+            finding = (
+                "there are too few views to show that the estimate is better than the lens in the rig, "
+                "which therefore stays"
+            )
+        checks.append(Check(Level.WARN, finding, "take more and sharper views to improve on it"))
+    level = level_of(estimate.rms_px, GOOD_RMS * width_factor, BAD_RMS * width_factor)
     step = (
         ""
         if level is Level.PASS
-        else "check that the board is flat and stiff, hold it still, and see the overlay pictures in the report"
+        else "check that the board is flat and stiff, hold it still, and look at the overlays in the report"
     )
     checks.append(Check(level, f"model and corners agree to {estimate.rms_px:.2f} px RMS", step))
     if np.isfinite(estimate.holdout_px) and not estimate.start_retained:
@@ -49,8 +52,8 @@ def judged(estimate: Estimate) -> Verdict:
         checks.append(
             Check(
                 Level.WARN if over else Level.PASS,
-                f"views it was not fitted to, to {estimate.holdout_px:.2f} px",
-                "take more views: these fit themselves and little else" if over else "",
+                f"held-out views agree to {estimate.holdout_px:.2f} px",
+                "take more views: the lens is overfitted to these" if over else "",
             )
         )
     if lens.covariance is not None:
@@ -59,9 +62,9 @@ def judged(estimate: Estimate) -> Verdict:
         checks.append(
             Check(
                 Level.WARN,
-                f"the two halves of the views give lenses {estimate.halves_px:.1f} px apart, {estimate.halves_ratio:.1f} times what "
-                "their noise explains",
-                "look for a bent board, a focus or zoom that moved, or pictures that were stabilised",
+                f"the lenses of the two halves of the views differ by {estimate.halves_px:.1f} px, "
+                f"{estimate.halves_ratio:.1f} times what their noise explains",
+                "look for a bent board, a changed focus or zoom, or image stabilisation",
             )
         )
     filled = cells(views, lens.size) > 0
@@ -77,7 +80,7 @@ def judged(estimate: Estimate) -> Verdict:
         checks.append(
             Check(
                 Level.WARN,
-                f"no view is tilted by more than {tilt:.0f}°, which leaves the focal length open",
+                f"no view is tilted by more than {tilt:.0f}°, so the focal length is not determined",
                 "tilt the board by 20 to 45°",
             )
         )
@@ -85,7 +88,7 @@ def judged(estimate: Estimate) -> Verdict:
         checks.append(
             Check(
                 Level.WARN,
-                f"pixels come out {100 * (lens.fx_px / lens.fy_px - 1):+.1f} % wider than high, which next to no camera has",
+                f"pixels are {100 * (lens.fx_px / lens.fy_px - 1):+.1f} % wider than high, unlike those of any camera",
                 "check that the board was printed without stretching, and that --board is right",
             )
         )
@@ -94,73 +97,80 @@ def judged(estimate: Estimate) -> Verdict:
         checks.append(
             Check(
                 Level.FAIL,
-                "the optical axis comes out near the picture's edge",
-                "use uncropped pictures, with the board tilted and in all corners",
+                "the optical axis lies near the picture's edge",
+                "use uncropped pictures, with the board tilted, and in all corners of the picture",
             )
         )
     return judge(checks, then="use the rig, and keep the report")
 
 
 def _of_views(estimate: Estimate) -> Check:
-    kept, out = len(estimate.views), len(estimate.rejected)
-    told = f"{kept} views used" + (f", {out} rejected" if out else "")
-    if out > MAX_REJECTED * (kept + out):
+    used, rejected = len(estimate.views), len(estimate.rejected)
+    finding = f"{used} views used" + (f", {rejected} rejected" if rejected else "")
+    if rejected > MAX_REJECTED * (used + rejected):
         return Check(
             Level.FAIL,
-            f"{out} of {kept + out} views contradict the others",
+            f"{rejected} of {used + rejected} views contradict the others",
             "see their reasons in the report, and take new pictures",
         )
-    if kept < MIN_VIEWS:
-        return Check(Level.FAIL, f"only {told}", f"take {GOOD_VIEWS} or more")
-    if kept < GOOD_VIEWS:
-        return Check(Level.WARN, f"only {told}", f"take {GOOD_VIEWS} or more: with fewer, one bad view goes unnoticed")
-    return Check(Level.PASS, told)
+    if used < MIN_VIEWS:
+        return Check(Level.FAIL, f"only {finding}", f"take {GOOD_VIEWS} or more")
+    if used < GOOD_VIEWS:
+        return Check(
+            Level.WARN, f"only {finding}", f"take {GOOD_VIEWS} or more: with fewer, one bad view is not detected"
+        )
+    return Check(Level.PASS, finding)
 
 
 def _of_uncertainty(estimate: Estimate, width_px: int) -> Check:
     worst = float(np.nanmax(sigma_map(estimate.lens)))
-    level = _level(worst, GOOD_SIGMA * width_px, BAD_SIGMA * width_px)
-    told = f"projection is known to ±{worst:.2f} px (1 σ) at the worst place of the picture"
+    level = level_of(worst, GOOD_SIGMA * width_px, BAD_SIGMA * width_px)
+    finding = f"projection is known to ±{worst:.2f} px (1 σ) at the worst place of the picture"
     if level is Level.PASS:
-        return Check(level, told)
+        return Check(level, finding)
     filled = cells(estimate.views, estimate.lens.size) > 0
     where = f", {empty_side(filled)} above all" if not filled.all() else ""
-    return Check(level, told, f"take more views: tilted by 20 to 45° in different directions{where}")
+    return Check(level, finding, f"take more views: tilted by 20 to 45° in different directions{where}")
 
 
-def against(lens: Intrinsics, views: Sequence[NamedObservation]) -> tuple[Verdict, Estimate]:
-    """A lens that is known already against new views: how far the lens that they ask for is from it, in px.
+def check_lens(lens: Intrinsics, views: Sequence[NamedObservation]) -> tuple[Verdict, Estimate]:
+    """Compares a known lens with the one estimated from new views: their largest difference in px.
 
-    The RMS would not tell: poses make up for a focal length wrong by 1 % (0.200 instead of 0.186 px on OpenCV's pictures),
-    although it puts things 4 px beside where they are. Raises ValueError below MIN_VIEWS views.
+    The RMS does not show it: poses compensate for a focal length wrong by 1 % (0.200 instead of 0.186 px on OpenCV's
+    pictures), although points are then projected 4 px off. Raises ValueError below MIN_VIEWS views.
     """
     estimate = estimate_lens(views, lens.size, model=_key(lens))
     off, sigma = difference_map(estimate.lens, lens), sigma_map(estimate.lens)
     worst, at = float(np.nanmax(off)), np.unravel_index(np.nanargmax(off), off.shape)
-    doubt = 3 * float(sigma[at])
-    good, bad = AGAINST_GOOD * lens.width_px, AGAINST_BAD * lens.width_px
-    told = f"the lens is up to {worst:.1f} px from what these views ask for (they know it to ±{sigma[at]:.2f} px there)"
-    if worst > max(bad, doubt):
+    uncertainty_px = 3 * float(sigma[at])
+    good, bad = CHECK_GOOD * lens.width_px, CHECK_BAD * lens.width_px
+    finding = (
+        f"the lens differs by up to {worst:.1f} px from the one estimated from these views "
+        f"(known to ±{sigma[at]:.2f} px there)"
+    )
+    if worst > max(bad, uncertainty_px):
         focal = 100 * (lens.fx_px / estimate.lens.fx_px - 1)
-        check = Check(Level.FAIL, f"{told}; its focal length is off by {focal:+.2f} %", "calibrate the camera again")
-    elif worst > max(good, doubt):
-        check = Check(Level.WARN, told, "calibrate again if pixels matter")
+        check = Check(Level.FAIL, f"{finding}; its focal length is off by {focal:+.2f} %", "calibrate the camera again")
+    elif worst > max(good, uncertainty_px):
+        check = Check(Level.WARN, finding, "calibrate again if pixels matter")
     elif float(np.nanmax(sigma)) > bad:
-        check = Check(Level.WARN, f"{told}, which is too little to tell", "take more views, tilted and in all corners")
+        check = Check(
+            Level.WARN, f"{finding}, which is not enough to decide", "take more views, tilted and in all corners"
+        )
     else:
-        check = Check(Level.PASS, told)
+        check = Check(Level.PASS, finding)
     return judge(
         [_of_views(estimate), check] if len(estimate.views) < GOOD_VIEWS else [check], then="nothing to do"
     ), estimate
 
 
 def _key(lens: Intrinsics) -> str:
-    """The key of LENS_MODELS with which this lens was, or could have been, estimated."""
+    """The key of LENS_MODELS that can represent this lens."""
     if lens.model != "radtan":
         return lens.model
     _, _, p1, p2, k3 = lens.distortion
     return "radtan" if k3 else "radtan4" if p1 or p2 else "radtan2"
 
 
-def _level(value: float, good: float, bad: float) -> Level:
+def level_of(value: float, good: float, bad: float) -> Level:
     return Level.PASS if value <= good else Level.WARN if value <= bad else Level.FAIL

@@ -16,19 +16,20 @@ from calibration.lens.lens_models import project, with_parameters
 from calibration.lens.observation import View
 from pipeline.rig.intrinsics import Intrinsics
 
-# Standard deviation of the prior that keeps coefficients finite when the views say nothing of them; a lens has less.
+# Standard deviation of the prior that keeps coefficients finite if the views do not determine them; real lenses have
+# less.
 PRIOR = {"k1": 1.0, "k2": 2.0, "k3": 5.0, "p1": 0.1, "p2": 0.1, "k4": 2.0, "k5": 2.0, "k6": 2.0}
 
 
 @dataclass(frozen=True)
 class CameraObservations:
-    """All that one camera sees, view after view: one call of OpenCV projects it all."""
+    """All corners that one camera observes, concatenated over the views: one call of OpenCV projects them all."""
 
     points_m: np.ndarray  # (n, 3)
     pixels: np.ndarray  # (n, 2)
     view: np.ndarray  # (n,) which view each corner belongs to
-    views: np.ndarray  # (v,) those that this camera has
-    starts: np.ndarray  # (v,) where each begins
+    views: np.ndarray  # (v,) the views that this camera takes part in
+    starts: np.ndarray  # (v,) index of the first corner of each
 
     @classmethod
     def of(cls, views: Sequence[View], camera: int) -> CameraObservations:
@@ -47,8 +48,8 @@ class CameraObservations:
 @dataclass
 class State:
     lenses: list[Intrinsics]
-    cameras: np.ndarray  # (c, 4, 4) from the first
-    boards: np.ndarray  # (v, 4, 4) the first camera from each view's board
+    cameras: np.ndarray  # (c, 4, 4) camera_from_first
+    boards: np.ndarray  # (v, 4, 4) camera_from_board of the first camera
     free: list[list[int]]
     fixed: bool
 
@@ -70,7 +71,7 @@ class State:
 
 @dataclass
 class System:
-    shared: np.ndarray  # (s, s): lenses and the cameras' places
+    shared: np.ndarray  # (s, s): lenses and the poses of further cameras
     coupling: np.ndarray  # (v, s, 6)
     own: np.ndarray  # (v, 6, 6)
     g_shared: np.ndarray
@@ -78,24 +79,27 @@ class System:
     cost: float
 
 
-def _in_camera(state: State, camera: int, seen: CameraObservations) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 3) of the first camera's frame, and of this one's."""
-    boards = state.boards[seen.view]
-    first = np.einsum("nij,nj->ni", boards[:, :3, :3], seen.points_m) + boards[:, :3, 3]
+def _in_camera(state: State, camera: int, observed: CameraObservations) -> tuple[np.ndarray, np.ndarray]:
+    """The observed corners (n, 3) in the first camera's frame, and in this camera's."""
+    boards = state.boards[observed.view]
+    first = np.einsum("nij,nj->ni", boards[:, :3, :3], observed.points_m) + boards[:, :3, 3]
     place = state.cameras[camera]
     return first, first @ place[:3, :3].T + place[:3, 3]
 
 
 def _turning(by_point: np.ndarray, arms: np.ndarray) -> np.ndarray:
-    """(2n, 3) derivative by a rotation, of (2n, 3) by the point and the (n, 3) arms it turns on: j · (r × a) = r · (a × j)."""
+    """(2n, 3) derivative by a rotation, from the (2n, 3) derivative by the point and the (n, 3) lever arms.
+
+    j · (r × a) = r · (a × j).
+    """
     (ax, ay, az), (jx, jy, jz) = np.repeat(arms, 2, axis=0).T, by_point.T  # np.cross takes four times as long
     return np.column_stack([ay * jz - az * jy, az * jx - ax * jz, ax * jy - ay * jx])
 
 
-def all_residuals(state: State, seen: Sequence[CameraObservations]) -> list[np.ndarray]:
-    """(n, 2) a camera."""
+def all_residuals(state: State, observed: Sequence[CameraObservations]) -> list[np.ndarray]:
+    """(n, 2) px for each camera, measured − projected."""
     out = []
-    for camera, (lens, observations) in enumerate(zip(state.lenses, seen, strict=True)):
+    for camera, (lens, observations) in enumerate(zip(state.lenses, observed, strict=True)):
         if not len(observations.pixels):
             out.append(np.empty((0, 2)))
             continue
@@ -107,13 +111,16 @@ def all_residuals(state: State, seen: Sequence[CameraObservations]) -> list[np.n
 
 
 def robust_scale(residuals: Sequence[np.ndarray]) -> float:
-    """Of one corner's distance, by the median: half of the corners may be wrong. For Gaussian noise it is σ of a coordinate."""
+    """Scale of a corner's distance from the median, so that up to half of the corners may be wrong.
+
+    For Gaussian noise it is σ of one coordinate.
+    """
     lengths = np.concatenate([np.hypot(*r.T) for r in residuals])
     return max(float(np.median(lengths)) / 1.1774, 1e-3)
 
 
 def _weights(residual: np.ndarray, limit: float) -> tuple[np.ndarray, float]:
-    """Huber's: (2n,) weights and the cost of (n, 2), with a corner's distance as the residual."""
+    """Huber weights (2n,) and the cost of residuals (n, 2), where a corner's residual is its distance."""
     length = np.hypot(*residual.T)
     over = length > limit
     weight = np.where(over, limit / np.maximum(length, 1e-300), 1.0)
@@ -121,8 +128,8 @@ def _weights(residual: np.ndarray, limit: float) -> tuple[np.ndarray, float]:
     return np.repeat(weight, 2), cost if np.isfinite(cost) else np.inf
 
 
-def total_cost(state: State, seen: Sequence[CameraObservations], limit: float) -> float:
-    return prior_terms(state)[2] + sum(_weights(residual, limit)[1] for residual in all_residuals(state, seen))
+def total_cost(state: State, observed: Sequence[CameraObservations], limit: float) -> float:
+    return prior_terms(state)[2] + sum(_weights(residual, limit)[1] for residual in all_residuals(state, observed))
 
 
 def prior_terms(state: State) -> tuple[np.ndarray, np.ndarray, float]:
@@ -131,13 +138,13 @@ def prior_terms(state: State) -> tuple[np.ndarray, np.ndarray, float]:
     for lens, indices in zip(state.lenses, state.free, strict=True):
         for i in indices:
             sigma = PRIOR.get(lens.names[i], np.inf)
-            weight.append(1e-4 / sigma**2)  # in px²: a hundredth of a pixel of noise would overrule it
+            weight.append(1e-4 / sigma**2)  # in px²: noise of a hundredth of a pixel outweighs it
             value.append(lens.parameters[i] if np.isfinite(sigma) else 0.0)
     w, v = np.array(weight), np.array(value)
     return w, -w * v, float((w * v * v).sum())
 
 
-def linearise(state: State, seen: Sequence[CameraObservations], limit: float) -> System:
+def linearise(state: State, observed: Sequence[CameraObservations], limit: float) -> System:
     """Normal equations. Poses move as in rig.Pose: R → exp([r]×)·R, t → t + d."""
     offsets = np.cumsum([0, *(len(f) for f in state.free)])
     count, views = int(offsets[-1]) + 6 * (len(state.cameras) - 1), len(state.boards)
@@ -146,7 +153,7 @@ def linearise(state: State, seen: Sequence[CameraObservations], limit: float) ->
     diagonal, gradient, cost = prior_terms(state)
     shared[range(len(diagonal)), range(len(diagonal))] += diagonal
     g_shared[: len(gradient)] += gradient
-    for camera, (lens, observations) in enumerate(zip(state.lenses, seen, strict=True)):
+    for camera, (lens, observations) in enumerate(zip(state.lenses, observed, strict=True)):
         if not len(observations.pixels):
             continue
         first, there = _in_camera(state, camera, observations)
@@ -154,7 +161,7 @@ def linearise(state: State, seen: Sequence[CameraObservations], limit: float) ->
         residual, rotation = observations.pixels - pixels, state.cameras[camera][:3, :3]
         weight, more = _weights(residual, limit)
         cost += more
-        by_first = by_pose[:, 3:] @ rotation  # by the point in the first camera's frame
+        by_first = by_pose[:, 3:] @ rotation  # derivative by the point in the first camera's frame
         by_board = np.hstack([_turning(by_first, first - state.boards[observations.view][:, :3, 3]), by_first])
         columns, parts = list(range(offsets[camera], offsets[camera + 1])), [by_lens[:, state.free[camera]]]
         if camera > 0:
@@ -165,7 +172,7 @@ def linearise(state: State, seen: Sequence[CameraObservations], limit: float) ->
         jw, bw, rows = j * weight[:, None], by_board * weight[:, None], 2 * observations.starts
         shared[np.ix_(columns, columns)] += jw.T @ j
         g_shared[columns] += jw.T @ r
-        # Sums over each view's rows.
+        # Sums over the rows of each view.
         coupling[np.ix_(observations.views, np.array(columns, int))] += np.add.reduceat(
             jw[:, :, None] * by_board[:, None, :], rows, axis=0
         )
@@ -191,6 +198,6 @@ def damped_step(system: System, damping: float) -> np.ndarray:
 
 
 def information(system: System) -> np.ndarray:
-    """(s, s): of lenses and cameras, after the views' poses are marginalised out, per px² of noise."""
+    """(s, s): about lenses and cameras, after marginalising out the views' poses, per px² of noise."""
     inverse = np.linalg.pinv(system.own, hermitian=True)
     return np.array(system.shared - np.einsum("vsi,vij,vtj->st", system.coupling, inverse, system.coupling))

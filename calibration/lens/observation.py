@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What one camera sees of the board in one view: points_m (n, 3) of the board, pixels (n, 2)."""
+    """What one camera observes of the board in one view: points_m (n, 3) in the board's frame, pixels (n, 2)."""
 
     points_m: np.ndarray
     pixels: np.ndarray
@@ -18,8 +18,10 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class NamedObservation:
+    """name: of the picture, for reports."""
+
     name: str
     observation: Observation
 
 
-View = Sequence[Observation | None]  # one entry a camera
+View = Sequence[Observation | None]  # one entry per camera

@@ -1,7 +1,8 @@
-"""Boards seen by a camera whose numbers are known: corners with noise, or whole pictures.
+"""Boards viewed by a camera with known intrinsics, as noisy corners or as rendered pictures, for benchmarks and tests.
 
-What the estimates are measured against (benchmarks/calibration.py and the tests). Nothing here is used to calibrate.
+Nothing here is used to calibrate.
 
+Example:
     poses = board_poses(board, lens, 20, rng)
     views = corner_views(board, lens, poses, noise_px=0.2, rng=rng)
     gray = Renderer(board, lens).render(poses[0], blur_px=0.7, noise=2.0, rng=rng)
@@ -20,14 +21,14 @@ from calibration.lens.observation import NamedObservation, Observation
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import apply, rigid, rotation_from_vector
 
-SQUARE_PX = 64  # of the board's own picture: markers of 4 × 4 bits come out exact
+SQUARE_PX = 64  # side of a square in the texture: divisible by the cells of 4 × 4 bit markers
 MARGIN_SQUARES = 1.0  # white paper around the board
 
 
 def board_poses(
     board: Board, lens: Intrinsics, count: int, rng: np.random.Generator, *, tilt_deg: float = 40.0, whole: bool = True
 ) -> list[np.ndarray]:
-    """Random camera_from_board as a person holds it: everywhere in the picture, tilted up to tilt_deg. whole: all corners seen."""
+    """Random camera_from_board, all over the picture, tilted by up to tilt_deg. whole: all corners are visible."""
     poses: list[np.ndarray] = []
     across_m = float(np.ptp(board.points_m[:, 0]))
     while len(poses) < count:
@@ -36,8 +37,8 @@ def board_poses(
         ray = lens.rays(rng.uniform((0.1, 0.1), (0.9, 0.9), (1, 2)) * lens.size)[0]
         middle = ray / ray[2] * lens.fx_px * across_m / (rng.uniform(0.25, 0.7) * lens.width_px)
         pose = rigid(rotation, middle - rotation @ board.centre_m)
-        _, seen = lens.project(apply(pose, board.points_m))
-        if seen.mean() >= (1.0 if whole else 0.5):
+        _, visible = lens.project(apply(pose, board.points_m))
+        if visible.mean() >= (1.0 if whole else 0.5):
             poses.append(pose)
     return poses
 
@@ -48,27 +49,29 @@ def corner_views(
     """noise_px: standard deviation of each coordinate."""
     views = []
     for i, pose in enumerate(poses):
-        pixels, seen = lens.project(apply(pose, board.points_m))
-        noisy = pixels[seen] + rng.normal(size=(int(seen.sum()), 2)) * noise_px
-        views.append(NamedObservation(f"view {i:02d}", Observation(board.points_m[seen], noisy)))
+        pixels, visible = lens.project(apply(pose, board.points_m))
+        noisy = pixels[visible] + rng.normal(size=(int(visible.sum()), 2)) * noise_px
+        views.append(NamedObservation(f"view {i:02d}", Observation(board.points_m[visible], noisy)))
     return views
 
 
 def true_corners(board: Board, lens: Intrinsics, pose: np.ndarray) -> Corners:
-    pixels, seen = lens.project(apply(pose, board.points_m))
-    return Corners(np.flatnonzero(seen), pixels[seen])
+    pixels, visible = lens.project(apply(pose, board.points_m))
+    return Corners(np.flatnonzero(visible), pixels[visible])
 
 
 class Renderer:
-    """Pictures of a board through a lens. Every pixel is the mean of `looks`² looks at a large picture of the board, along
-    the exact rays of the lens, which are worked out once.
+    """Renders pictures of a board through a lens.
+
+    Every pixel is the mean of samples² samples of a large texture of the board, along the exact rays of the lens, which
+    are computed once.
     """
 
-    def __init__(self, board: Board, lens: Intrinsics, *, looks: int = 4, background: int = 110) -> None:
+    def __init__(self, board: Board, lens: Intrinsics, *, samples: int = 4, background: int = 110) -> None:
         self.board, self.lens, self.background = board, lens, background
         self._paper = cv2.GaussianBlur(_paper(board), (0, 0), SQUARE_PX * 0.01)
         v, u = np.mgrid[: lens.height_px, : lens.width_px].astype(np.float64)
-        offsets = (np.arange(looks) + 0.5) / looks - 0.5
+        offsets = (np.arange(samples) + 0.5) / samples - 0.5
         self._rays = [
             lens.rays(np.column_stack([(u + dx).ravel(), (v + dy).ravel()])).astype(np.float32)
             for dy in offsets

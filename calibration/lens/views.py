@@ -1,7 +1,8 @@
-"""What was found in all pictures of one camera: views of the board, and why the other pictures are none.
+"""Detects the board in all pictures of one camera; the other pictures are listed with the reason why they were skipped.
 
-seen = look(["left"], Board.parse("9x6"))       # ConfigError where the pictures show another board, or none does
-seen.views, seen.skipped, seen.observations()
+Example:
+    detected = detect_views(["left"], Board.parse("9x6"))   # ConfigError if no picture shows the board, or another one
+    detected.views, detected.skipped, detected.observations()
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from calibration.lens.observation import NamedObservation, Observation
 from calibration.pictures import Picture, is_stream, pictures
 from pipeline.errors import ConfigError
 
-LOOKED_AT = 6  # pictures in which another board is looked for
-BLURRED_PX = 8.0  # an edge this wide moves corners by more than they are known to
-KEPT_PICTURES = 40  # in memory, for the report: those of a stream cannot be read again
+MISMATCH_PICTURES = 6  # pictures that are searched for another board
+BLURRED_PX = 8.0  # edges this wide move corners by more than the accuracy of their detection
+RETAINED_PICTURES = 40  # in memory, for the report: pictures of a stream cannot be read again
 
 
 @dataclass
-class Seen:
-    """What was found in all pictures of one camera. skipped: name → why."""
+class CameraViews:
+    """The views of the board in all pictures of one camera. skipped: picture → reason. blurs: width of edges in px."""
 
     board: Board
     size: tuple[int, int] = (0, 0)
@@ -40,73 +41,74 @@ class Seen:
         return [NamedObservation(n, Observation(self.board.points_m[c.ids], c.pixels)) for n, c in self.views.items()]
 
 
-def look(sources: Sequence[str], board: Board, *, stream: str | None = None) -> Seen:
-    """Finds the board in every picture. ConfigError where the pictures show another board, or none does."""
-    seen, detector = Seen(board), Detector(board)
+def detect_views(sources: Sequence[str], board: Board, *, stream: str | None = None) -> CameraViews:
+    """Detects the board in every picture. ConfigError if the pictures show another board, or none shows this one."""
+    detected, detector = CameraViews(board), Detector(board)
     first: list[np.ndarray] = []
-    # Of a film or a recording only what a guide would take.
-    taken = Guide(board, pick_only=True) if any(map(is_stream, sources)) else None
+    # From a film or a recording, only the views that a guide would take.
+    guide = Guide(board, select_only=True) if any(map(is_stream, sources)) else None
     for picture in pictures(sources, stream=stream):
-        problem = _unusable(picture, seen)
+        problem = _unusable(picture, detected)
         if picture.path is not None:
-            seen.files.append(picture.path)
+            detected.files.append(picture.path)
         if picture.gray is None or problem:
-            seen.skipped[_unique(picture.name, seen)] = problem
+            detected.skipped[_unique(picture.name, detected)] = problem
             continue
-        if len(first) < LOOKED_AT:
+        if len(first) < MISMATCH_PICTURES:
             first.append(picture.gray)
-        found = detector.find(picture.gray)
-        problem = found if isinstance(found, str) else _blurred(picture.gray, board, found)
-        if not problem and taken is not None:
-            assert isinstance(found, Corners)
-            advice = taken.offer(found, picture.gray)
+        corners = detector.find(picture.gray)
+        problem = corners if isinstance(corners, str) else _blurred(picture.gray, board, corners)
+        if not problem and guide is not None:
+            assert isinstance(corners, Corners)
+            advice = guide.offer(corners, picture.gray)
             problem = "" if advice.taken else advice.reason
-        add(seen, picture.name, picture.gray, found, problem)
-    if (words := detector.mismatch(_worth_a_look(seen, first))) is not None:
+        add(detected, picture.name, picture.gray, corners, problem)
+    if (words := detector.mismatch(_for_mismatch(detected, first))) is not None:
         raise ConfigError(f"--board {board}: {words}")
-    if not seen.views:
-        reasons = "; ".join(dict.fromkeys(seen.skipped.values()))
+    if not detected.views:
+        reasons = "; ".join(dict.fromkeys(detected.skipped.values()))
         raise ConfigError(
-            f"{' '.join(sources)}: the {board.words} is in none of {len(seen.skipped)} pictures: {reasons}. "
+            f"{' '.join(sources)}: the {board.words} is in none of {len(detected.skipped)} pictures: {reasons}. "
             "Check --board, the light, and that the whole board with its white rim is in view"
         )
-    return seen
+    return detected
 
 
-def add(seen: Seen, name: str, gray: np.ndarray, found: Corners | str, problem: str = "") -> None:
-    name = _unique(name, seen)
-    if isinstance(found, str) or problem:
-        seen.skipped[name] = problem or str(found)
+def add(detected: CameraViews, name: str, gray: np.ndarray, corners: Corners | str, problem: str = "") -> None:
+    name = _unique(name, detected)
+    if isinstance(corners, str) or problem:
+        detected.skipped[name] = problem or str(corners)
         return
-    seen.size = (gray.shape[1], gray.shape[0])
-    seen.views[name] = found
-    seen.blurs[name] = blur(gray, seen.board, found)
-    if len(seen.grays) < KEPT_PICTURES:
-        seen.grays[name] = gray
+    detected.size = (gray.shape[1], gray.shape[0])
+    detected.views[name] = corners
+    detected.blurs[name] = blur(gray, detected.board, corners)
+    if len(detected.grays) < RETAINED_PICTURES:
+        detected.grays[name] = gray
 
 
-def _unique(name: str, seen: Seen) -> str:
-    taken, number = {**seen.views, **seen.skipped}, 2
+def _unique(name: str, detected: CameraViews) -> str:
+    taken, number = {**detected.views, **detected.skipped}, 2
     unique = name
     while unique in taken:
         unique, number = f"{name} ({number})", number + 1
     return unique
 
 
-def _unusable(picture: Picture, seen: Seen) -> str:
+def _unusable(picture: Picture, detected: CameraViews) -> str:
     if picture.gray is None:
         return picture.problem
     size = (picture.gray.shape[1], picture.gray.shape[0])
-    if seen.size != (0, 0) and size != seen.size:
-        return f"is {size[0]}×{size[1]}, and the pictures before it are {seen.size[0]}×{seen.size[1]}: another camera or mode"
+    if detected.size != (0, 0) and size != detected.size:
+        before = "×".join(map(str, detected.size))
+        return f"is {size[0]}×{size[1]}, and the pictures before it are {before}: another camera or mode"
     return ""
 
 
-def _blurred(gray: np.ndarray, board: Board, found: Corners) -> str:
-    width_px = blur(gray, board, found)
+def _blurred(gray: np.ndarray, board: Board, corners: Corners) -> str:
+    width_px = blur(gray, board, corners)
     return f"too blurred: its edges are {width_px:.0f} px wide" if width_px > BLURRED_PX else ""
 
 
-def _worth_a_look(seen: Seen, first: list[np.ndarray]) -> list[np.ndarray]:
-    """A board that is found whole in nearly every picture is the one asked for, unless it is a part of a larger one."""
-    return first[:2] if len(seen.views) > len(seen.skipped) else first
+def _for_mismatch(detected: CameraViews, first: list[np.ndarray]) -> list[np.ndarray]:
+    """Pictures to check for another board; few if most show the board: only a larger one can look like it."""
+    return first[:2] if len(detected.views) > len(detected.skipped) else first

@@ -1,12 +1,13 @@
-"""The board in a lidar's cloud: a flat piece of the right size, with the points on it and the rays past its edges.
+"""Detects the board in a lidar's cloud: a flat patch of the right size, its points and the rays past its edges.
 
-    boards = find_boards(points_m, width_m=0.8, height_m=0.6)        # best first; [] where there is none
-    boards[0].points_m, boards[0].edge_rays
-
-Large planes (floor, walls) are put aside; the rest is cut into pieces where the range jumps along a ring or between rings;
-each piece is searched for planes (RANSAC), and a plane is a board if a rectangle of the board's size fits its points and
-nothing of the same plane lies around it. Which of several is the calibration board only the views together can tell
+Large planes (floor, walls) are removed; the rest is segmented where the range jumps along a ring or between rings. Each
+segment is searched for planes (RANSAC). A plane is a board if a rectangle of the board's size fits its points and no
+points of the same plane lie around it. Which of several candidates is the calibration board is decided over all views
 (calibration/lidar_camera/board_views.py).
+
+Example:
+    boards = find_boards(points_m, width_m=0.8, height_m=0.6)        # best first; [] if there is none
+    boards[0].points_m, boards[0].edge_rays
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ NEAREST_M, FARTHEST_M = 0.6, 12.0
 # Within a board ranges change by its tilt: 60° at 3 m and 0.4° a step is 4 cm; noise adds a few. A person behind it is
 # 20 cm away. Between rings of 2° a tilt of 45° makes 10 cm at 3 m.
 JUMP_ALONG_M, JUMP_BETWEEN = 0.12, 0.06  # metres; share of the range
-GAP_STEPS = 3.5  # points of one ring farther apart than this many steps do not touch
+GAP_STEPS = 3.5  # points of one ring farther apart than this many steps are not neighbours
 RINGS_APART_RAD = 0.006  # elevations closer than this are one ring
-FLAT_M = 0.05  # farthest from a plane that still counts: 2.5 standard deviations of a common lidar
+FLAT_M = 0.05  # largest distance from a plane for its points: 2.5 standard deviations of a common lidar
 MIN_POINTS, MIN_RINGS = 40, 3
 TRIES = 80
-PLANES_A_PIECE, LARGE_PLANES = 3, 6
-LARGE = 2.0  # a plane that reaches over so many diagonals of the board is floor or wall
-FILLED = 0.7  # of each side, by the points in the rectangle; a ring's distance is allowed on top
-AROUND_M, AROUND_SHARE = (0.06, 0.3), 0.15  # points of the same plane beside it: a board stands free
+PLANES_PER_SEGMENT, LARGE_PLANES = 3, 6
+LARGE = 2.0  # planes that extend over this many diagonals of the board are floor or wall
+FILLED = 0.7  # share of each side that the points must cover, not counting one ring spacing
+AROUND_M, AROUND_SHARE = (0.06, 0.3), 0.15  # points of the same plane next to it: a board has free space around it
 TRIES_LARGE_POINTS = 3000
 MAX_BOARDS = 3
 
@@ -42,19 +43,19 @@ class CloudBoard:
     points_m: Floats  # (m, 3) on the plane
     edge_rays: Floats  # (e, 3) unit vectors past its edges
     edge_sigma_rad: float
-    misfit: float  # 0: exactly the size asked for
+    misfit: float  # 0: exactly the requested size
 
 
 class _Ring(NamedTuple):
-    """Points of one beam in order of azimuth."""
+    """Points of one beam, sorted by azimuth."""
 
-    members: np.ndarray  # of the cloud
+    members: np.ndarray  # indices into the cloud
     azimuth: Floats
     step_rad: float
 
 
 def find_boards(points_m: Floats, *, width_m: float, height_m: float) -> list[CloudBoard]:
-    """points_m: (n, 3) in the lidar's frame, z up. width_m, height_m: of the whole board, either way round."""
+    """points_m: (n, 3) in the lidar's frame, z up. width_m, height_m: of the whole board, in either orientation."""
     points = np.asarray(points_m, np.float64)[:, :3]
     distance = np.linalg.norm(points, axis=1)
     points = points[np.isfinite(distance) & (distance > NEAREST_M) & (distance < FARTHEST_M)]
@@ -62,11 +63,11 @@ def find_boards(points_m: Floats, *, width_m: float, height_m: float) -> list[Cl
         return []
     rings = _rings(points)
     left = _without_large_planes(points, LARGE * math.hypot(width_m, height_m))
-    piece = _pieces(points, rings, left)
+    segment = _segments(points, rings, left)
     boards = []
-    for number in np.flatnonzero(np.bincount(piece[left]) >= MIN_POINTS):
-        members = np.flatnonzero(left & (piece == number))
-        for _ in range(PLANES_A_PIECE):
+    for number in np.flatnonzero(np.bincount(segment[left]) >= MIN_POINTS):
+        members = np.flatnonzero(left & (segment == number))
+        for _ in range(PLANES_PER_SEGMENT):
             if len(members) < MIN_POINTS:
                 break
             flat = _largest_plane(points[members])
@@ -78,7 +79,7 @@ def find_boards(points_m: Floats, *, width_m: float, height_m: float) -> list[Cl
 
 
 def _without_large_planes(points: Floats, large_m: float) -> np.ndarray:
-    """(n,) bool: not of a plane that reaches over large_m in both directions."""
+    """(n,) bool: points that do not belong to a plane that extends over large_m in both directions."""
     left = np.ones(len(points), bool)
     draw = np.random.default_rng(0)
     for _ in range(LARGE_PLANES):
@@ -96,15 +97,13 @@ def _without_large_planes(points: Floats, large_m: float) -> np.ndarray:
 
 
 def _rings(points: Floats) -> list[_Ring]:
-    """By elevation: points of one beam lie on a cone. A dense scanner's rings come out as thin slices of it."""
+    """Groups points by elevation: those of one beam lie on a cone. Dense scanners are cut into thin slices instead."""
     elevation = np.arctan2(points[:, 2], np.hypot(points[:, 0], points[:, 1]))
     azimuth = np.arctan2(points[:, 1], points[:, 0])
     order = np.argsort(elevation, kind="stable")
     cuts = np.flatnonzero(np.diff(elevation[order]) > RINGS_APART_RAD) + 1
     groups = np.split(order, cuts)
-    if (
-        len(groups) < 2 * MIN_RINGS
-    ):  # the elevations run into each other: slices as fine as the picture of a depth camera
+    if len(groups) < 2 * MIN_RINGS:  # no gaps between elevations: slices as fine as the rows of a depth camera
         slices = np.floor(elevation / RINGS_APART_RAD).astype(int)
         groups = [np.flatnonzero(slices == s) for s in np.unique(slices)]
     rings = []
@@ -118,8 +117,8 @@ def _rings(points: Floats) -> list[_Ring]:
     return rings
 
 
-def _pieces(points: Floats, rings: list[_Ring], left: np.ndarray) -> np.ndarray:
-    """(n,) the number of each point's piece. Stretches of a ring without a jump, joined with those above that touch them."""
+def _segments(points: Floats, rings: list[_Ring], left: np.ndarray) -> np.ndarray:
+    """(n,) segment of each point: stretches of a ring without a jump, joined with touching ones of the next ring."""
     parent: list[int] = []
 
     def find(i: int) -> int:
@@ -157,7 +156,7 @@ def _board(points: Floats, on: np.ndarray, rings: list[_Ring], width_m: float, h
     axes = np.linalg.svd(points[on] - centre, full_matrices=False)[2]
     flat = (points[on] - centre) @ axes[:2].T
     angle, middle, size = _rectangle(flat, width_m, height_m)
-    across = np.array(_axes(angle)) @ axes[:2]  # the rectangle's two directions in space
+    across = np.array(_axes(angle)) @ axes[:2]  # the rectangle's two axes in space
     aside = np.abs((points - centre) @ across.T - middle) - size / 2
     same_plane = np.abs((points - centre) @ axes[2]) < FLAT_M
     inside = same_plane & (aside < 0.02).all(1)
@@ -183,9 +182,9 @@ def _ring_of(rings: list[_Ring], n: int) -> np.ndarray:
 
 
 def _rectangle(flat: Floats, width_m: float, height_m: float) -> tuple[float, Floats, Floats]:
-    """(angle, (2,) middle along its own directions, (2,) sides) of the board-sized rectangle that holds most points.
+    """(angle, (2,) centre along its own axes, (2,) sides) of the board-sized rectangle that contains most points.
 
-    Of those that hold the same points, the tightest angle: the one at which the points reach least far.
+    Among rectangles with the same points, the one whose sides the points match best.
     """
     best: tuple[float, float, Floats, Floats] = (-math.inf, 0.0, np.zeros(2), np.zeros(2))
     for degrees in range(0, 180, 3):
@@ -198,17 +197,17 @@ def _rectangle(flat: Floats, width_m: float, height_m: float) -> tuple[float, Fl
             _window(along[held, 1], height_m) if held.any() else v,
         )
         held = (np.abs(along[:, 0] - u) < width_m / 2 + 0.02) & (np.abs(along[:, 1] - v) < height_m / 2 + 0.02)
-        # A square-ish board fits at many angles; at the right one what lies in it fills it evenly to its sides.
+        # An almost square board fits at many angles; at the right one the points reach exactly to its sides.
         sides = zip((width_m, height_m), along[held].T, strict=True)
-        spare = sum(abs(side - _extent(a)) / side for side, a in sides) if held.sum() > 3 else 2.0
-        score = held.sum() / len(flat) - 0.1 * spare
+        mismatch = sum(abs(side - _extent(a)) / side for side, a in sides) if held.sum() > 3 else 2.0
+        score = held.sum() / len(flat) - 0.1 * mismatch
         if score > best[0]:
             best = (score, angle, np.array([u, v]), np.array([width_m, height_m]))
     return best[1], best[2], best[3]
 
 
 def _window(values: Floats, length: float) -> float:
-    """The middle of the stretch of this length that holds most values; of the many equal ones, the one centred on them."""
+    """Centre of the interval of this length that contains most values, centred on these values."""
     values = np.sort(values)
     ends = np.searchsorted(values, values + length, side="right")
     counts = ends - np.arange(len(values))
@@ -218,7 +217,7 @@ def _window(values: Floats, length: float) -> float:
 
 
 def _largest_plane(points: Floats) -> np.ndarray:
-    """(n,) bool: RANSAC, then twice by least squares."""
+    """(n,) bool: points of the largest plane, by RANSAC and two least squares refinements."""
     draw, best = np.random.default_rng(0), np.zeros(len(points), bool)
     for _ in range(TRIES):
         a, b, c = points[draw.choice(len(points), 3, replace=False)]
@@ -248,12 +247,15 @@ def _extent(along: Floats) -> float:
 
 
 def _ring_gap(rings: list[_Ring]) -> float:
-    """Angle between neighbouring beams: a board's height is known no better. 0 for a scanner without rings."""
+    """Typical angle (rad) between neighbouring beams: the resolution at which a board's height is known."""
     return 2 * math.pi / 180 if len(rings) <= 32 else 0.7 * math.pi / 180
 
 
 def _edges(points: Floats, inside: np.ndarray, rings: list[_Ring]) -> tuple[Floats, float]:
-    """Rays halfway between the first or last point on the board and its neighbour behind it, and the step between points."""
+    """(rays past the edges, step between points in rad).
+
+    A ray is halfway between the first or last point of a ring on the board and its neighbour behind the board.
+    """
     rays, steps = [], [0.002]
     for ring in rings:
         (there,) = np.nonzero(inside[ring.members])
@@ -265,7 +267,7 @@ def _edges(points: Floats, inside: np.ndarray, rings: list[_Ring]) -> tuple[Floa
                 continue
             on, beside = points[ring.members[last]], points[ring.members[off]]
             on_m, beside_m = float(np.linalg.norm(on)), float(np.linalg.norm(beside))
-            # In front of the board something else ends it; beside it at the same range a hand or its stand.
+            # Not the board's edge if the neighbour is in front (occlusion) or at the same range (a hand, a stand).
             if beside_m > on_m + JUMP_ALONG_M:
                 middle = on / on_m + beside / beside_m
                 rays.append(middle / np.linalg.norm(middle))

@@ -1,13 +1,13 @@
-"""Camera corners and lidar points of one board, solved jointly: the least squares behind calibration/lidar_camera/extrinsics.py.
+"""Joint least squares over camera corners and lidar points of one board, the solver behind extrinsics.py.
 
-Unknown are camera_from_lidar and the board's pose in every view. A picture's corners hold the board's pose; each lidar
-point must lie on the board's plane, at the noise of its range along its own ray; each ray that just misses or just
-meets the board must pass its outline. Each view's pose is eliminated (Schur complement), so a view costs two 6×6 solves.
+Unknown are camera_from_lidar and the board's pose in every view. A picture's corners determine the board's pose; each
+lidar point must lie on the board's plane, with the noise of its range along its own ray; each ray that just misses or
+just hits the board must pass its outline. Each view's pose is eliminated (Schur complement), so a view costs two 6×6
+solves. Which views are used and what is good enough is decided elsewhere.
 
+Example:
     fit = solve(views, intrinsics, start, outline_m=(-0.08, -0.08, 0.72, 0.48))
     fit.camera_from_lidar, fit.covariance          # (6, 6) of rotation vector (rad) and position (m), camera axes
-
-Knows nothing of how views are found, which are to be trusted, or what is good enough.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.transforms import apply, cross, rigid, rotation_from_vector
 
 STEPS = 12
-CONVERGED = 1e-6  # rad and m: a hundredth of what any view can tell
-HUBER = 2.5  # standard deviations up to which a residual counts in full
-STEEPEST = 0.25  # cosine of incidence below which a range says nothing more about the plane
-FIRST_NOISE = (0.3, 0.02)  # px, m: to begin with; then estimated from the residuals
-NOISE_LEAST = (0.02, 0.001)  # perfect data (a rendering) must not make the weights infinite
+CONVERGED = 1e-6  # rad and m: a hundredth of the accuracy of any view
+HUBER = 2.5  # standard deviations up to which a residual has full weight
+STEEPEST = 0.25  # lower limit of the cosine of incidence: at grazing incidence a range says little about the plane
+FIRST_NOISE = (0.3, 0.02)  # px, m: initial values; then estimated from the residuals
+MIN_NOISE = (0.02, 0.001)  # px, m: perfect (rendered) data must not make the weights infinite
 
 
 @dataclass(frozen=True, eq=False)
 class BoardView:
     """One picture and one cloud of the same moment.
 
-    corners_px: (n, 2). corners_m: (n, 3) the same corners in the board's frame, z = 0. points_m: (m, 3) of the board, in
-    the lidar's frame. edge_rays: (e, 3) unit vectors in the lidar's frame towards the board's outline;
-    edge_sigma_rad: how well each is known.
+    Attributes:
+        corners_px: (n, 2) corners in the picture.
+        corners_m: (n, 3) the same corners in the board's frame, z = 0.
+        points_m: (m, 3) points on the board, in the lidar's frame.
+        edge_rays: (e, 3) unit vectors in the lidar's frame towards the board's outline.
+        edge_sigma_rad: Standard deviation of each of these rays.
+        centre_m: (3,) of the whole board in its own frame; None: the centre of these corners.
     """
 
     name: str
@@ -45,7 +49,7 @@ class BoardView:
     points_m: Floats
     edge_rays: Floats = field(default_factory=lambda: np.empty((0, 3)))
     edge_sigma_rad: float = 0.002
-    centre_m: Floats | None = None  # (3,) of the whole board, in its own frame; None: the middle of these corners
+    centre_m: Floats | None = None
 
     @property
     def middle_m(self) -> Floats:
@@ -58,16 +62,18 @@ class Fit:
     camera_from_lidar: Floats
     boards: tuple[Floats, ...]  # camera_from_board of every view
     covariance: Floats  # (6, 6) rotation vector (rad) and position (m) of camera_from_lidar, camera axes
-    information: Floats  # (6, 6) of the twist: singular where the views leave something open
+    information: Floats  # (6, 6) of the twist: singular if the views do not determine a direction
     sigma_px: float
     sigma_range_m: float
-    focal_scale: float = 1.0  # by which the focal lengths should be multiplied, where it was set free
+    focal_scale: float = 1.0  # factor for the focal lengths, if it was estimated (focal_free)
     focal_sigma: float = 0.0
     view_misfit: Floats = field(
         default_factory=lambda: np.empty(0)
-    )  # (views,) chi square of 6: how each view alone disagrees
+    )  # (views,) chi square with 6 degrees of freedom: how much each view disagrees
     reprojection_px: Floats = field(default_factory=lambda: np.empty(0))  # (views,) RMS of a view's corners
-    apart_m: Floats = field(default_factory=lambda: np.empty(0))  # (views,) between the two planes, noise left out
+    apart_m: Floats = field(
+        default_factory=lambda: np.empty(0)
+    )  # (views,) RMS distance between the two planes, without noise
 
 
 def board_poses(views: Sequence[BoardView], intrinsics: Intrinsics) -> tuple[Floats, ...]:
@@ -102,9 +108,13 @@ class _Problem:
         self.counts = np.cumsum([0, *(len(v.corners_px) for v in views)])
 
     def corners(self, boards: Sequence[Floats], scale: float) -> tuple[Floats, Floats]:
-        """Residuals (n, 2) px and Jacobians (n, 2, 7): the board's twist, then log focal scale. All views' at once."""
+        """Residuals (n, 2) px and Jacobians (n, 2, 7): the board's twist, then log focal scale.
+
+        For all views at once.
+        """
         points = np.concatenate([apply(b, v.corners_m) for b, v in zip(boards, self.views, strict=True)])
-        # NaN marks what the model cannot project: a start far off. Such a corner has no say until it can be.
+        # NaN: points that the model cannot project, with a start far off. Such corners get no weight until they can be
+        # projected.
         px, _ = self.intrinsics.project(points)
         h = 1e-6
         d = np.stack([(self.intrinsics.project(points + h * e)[0] - px) / h for e in np.eye(3)], axis=2)  # (n, 2, 3)
@@ -161,15 +171,15 @@ class _Problem:
             system.gb[i, 6] += jf @ jb
             system.gg[i, 6, 6] += jf @ jf
             system.g[i, 6] += jf @ ri
-            found = [self.lidar(view, boards[i], ext)]
-            found[0] = (found[0][0], found[0][1], noise[1] * found[0][2])
+            terms = [self.lidar(view, boards[i], ext)]
+            terms[0] = (terms[0][0], terms[0][1], noise[1] * terms[0][2])
             if self.has_edges and len(view.edge_rays):
-                found.append(self.edges(view, boards[i], ext))
-            for distance, jl, sigma in found:
+                terms.append(self.edges(view, boards[i], ext))
+            for distance, jl, sigma in terms:
                 weights = _huber(np.abs(distance) / sigma) / sigma**2
                 weighted = jl * weights[:, None]
                 h, gradient = jl.T @ weighted, weighted.T @ distance
-                system.gg[i, :6, :6] += h  # moving the lidar is moving the board the other way
+                system.gg[i, :6, :6] += h  # moving the lidar equals moving the board in the opposite direction
                 system.gb[i, :6] -= h
                 system.bb[i] += h
                 system.g[i, :6] += gradient
@@ -177,15 +187,15 @@ class _Problem:
         return system
 
     def noise(self, ext: Floats, boards: Sequence[Floats], scale: float) -> tuple[float, float]:
-        """Robust standard deviations of what the fit leaves over: px, and range in metres."""
+        """Robust standard deviations of the residuals: px, and range in metres."""
         residual, _ = self.corners(boards, scale)
-        spent = 1 - 6 * len(self.views) / residual.size
-        px = _spread(residual.ravel()) / np.sqrt(max(spent, 0.2))
+        freedom = 1 - 6 * len(self.views) / residual.size
+        px = _spread(residual.ravel()) / np.sqrt(max(freedom, 0.2))
         ranges = []
         for view, board in zip(self.views, boards, strict=True):
             distance, _, cosine = self.lidar(view, board, ext)
             ranges.append(distance / cosine)
-        return max(px, NOISE_LEAST[0]), max(_spread(np.concatenate(ranges)), NOISE_LEAST[1])
+        return max(px, MIN_NOISE[0]), max(_spread(np.concatenate(ranges)), MIN_NOISE[1])
 
 
 def solve(
@@ -200,13 +210,13 @@ def solve(
 ) -> Fit:
     """From a start within some 10° and 20 cm. outline_m: left, top, right, bottom of the board in its own frame.
 
-    boards, noise: of an earlier solution with these views, which saves most of the work.
+    boards, noise: from an earlier solution with these views, which saves most of the work.
     """
     problem = _Problem(views, intrinsics, outline_m)
     ext, poses, scale = start, list(boards or board_poses(views, intrinsics)), 1.0
     free, rounds = 7 if focal_free else 6, 1 if noise else 2
     noise = noise or FIRST_NOISE
-    for _ in range(rounds):  # the noise that the first round leaves over is the second one's weight
+    for _ in range(rounds):  # the noise estimated in the first round weights the second one
         for _ in range(STEPS):
             system = problem.linearise(ext, poses, scale, noise)
             reduced, gradient = _reduced(system)
@@ -231,7 +241,7 @@ def _described(
     total = reduced.sum(0)[:free, :free]
     spread = np.linalg.pinv(total, rcond=1e-10)
     to_pose = np.eye(6)
-    to_pose[3:, :3] = -cross(ext[:3, 3])  # the twist turns about the camera; a pose's position moves with it
+    to_pose[3:, :3] = -cross(ext[:3, 3])  # a twist rotates about the camera, which moves the lidar's position too
     residual, _ = problem.corners(poses, scale)
     reprojection = [
         float(np.sqrt((residual[a:b] ** 2).sum(1).mean()))
@@ -255,7 +265,7 @@ def _described(
 def examine(
     views: Sequence[BoardView], intrinsics: Intrinsics, fit: Fit, *, outline_m: Sequence[float] | None = None
 ) -> Fit:
-    """`fit` looked at from other views than those it was solved with: their boards' poses come from their corners."""
+    """`fit` evaluated on views it was not fitted to; their boards' poses come from their corners."""
     problem = _Problem(views, intrinsics, outline_m)
     poses = board_poses(views, intrinsics)
     described = _described(problem, fit.camera_from_lidar, poses, 1.0, (fit.sigma_px, fit.sigma_range_m), 6)
@@ -263,8 +273,8 @@ def examine(
 
 
 def _plane_part(distance_m: Floats, points_m: Floats) -> float:
-    """RMS over the points of that part of their distances which a plane explains: a shift and a tilt, not noise."""
-    # Directions, not points: a point's own range noise is in its coordinates, and would explain itself.
+    """RMS of the part of the distances that a shift and a tilt of the plane explain, without noise."""
+    # Directions instead of points: a point's coordinates contain its own range noise, which would explain itself.
     rays = points_m / np.linalg.norm(points_m, axis=1, keepdims=True)
     across = (rays - rays.mean(0)) @ np.linalg.svd(rays - rays.mean(0), full_matrices=False)[2][:2].T
     basis = np.column_stack([np.ones(len(rays)), across])
@@ -273,14 +283,14 @@ def _plane_part(distance_m: Floats, points_m: Floats) -> float:
 
 
 def misfits(information: Floats, gradient: Floats) -> Floats:
-    """(views,) how far each view alone would move the pose, in units of its own uncertainty, squared."""
+    """(views,) squared step by which each view alone would move the pose, in units of its own uncertainty."""
     return np.array(
         [g @ np.linalg.pinv(h, rcond=1e-8, hermitian=True) @ g for h, g in zip(information, gradient, strict=True)]
     )
 
 
 def _reduced(system: _System) -> tuple[Floats, Floats]:
-    """The equations of the global unknowns with every board's pose eliminated: (views, 7, 7) and (views, 7)."""
+    """Normal equations of the global unknowns after eliminating every board's pose: (views, 7, 7) and (views, 7)."""
     solved = np.linalg.solve(system.bb, np.concatenate([system.gb.transpose(0, 2, 1), system.b[:, :, None]], axis=2))
     return system.gg - system.gb @ solved[:, :, :7], system.g - (system.gb @ solved[:, :, 7:])[:, :, 0]
 

@@ -1,11 +1,12 @@
-"""Where a lidar (or depth camera) stands to a camera: from views of one board, with everything that could be wrong said.
+"""Estimates the pose of a lidar or depth camera relative to a camera, from views of one board, and judges it.
 
+`views` come from calibration/lidar_camera/board_views.py. Checked in this order: views whose picture and cloud do not
+show the same board; the intrinsics; directions that the views do not determine; a result that is worse than its start
+on held-out views. The joint least squares is calibration/lidar_camera/board_fit.py.
+
+Example:
     result = calibrate(views, intrinsics, outline_m=outline_m, start=rig.transform("camera", "lidar"))
     result.verdict, result.camera_from_lidar, result.covariance
-
-`views` come from calibration/lidar_camera/board_views.py. The order of doubt: a view whose picture and cloud do not show the same
-board; the intrinsics; directions that the views leave open; a refinement that does worse than its start on views that it
-has not seen. The joint least squares itself is calibration/lidar_camera/board_fit.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibration.lidar_camera.board_fit import BoardView, Fit, board_poses, examine, solve
+from calibration.lidar_camera.chi_square import CHANCE_1_IN_10000, usual_misfit
 from calibration.pose import Floats, fit_directions, in_words
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
@@ -26,17 +28,13 @@ from pipeline.rig.transforms import apply, cross, rigid, rotation_to_vector
 
 MIN_VIEWS = 4
 GOOD_VIEWS = 8
-# For a start any three views that agree will do: their board is a person's arm away from the others', not these.
+# The start only has to separate views of one pose from wrong ones, whose boards are an arm's length away.
 START_ANGLE_DEG, START_AWAY_M = 10.0, 0.25
-START_TRIES, GOOD_START = 300, 0.75  # all views within a quarter of those limits: no need to look further
-# A view is turned down when its own answer is so far off that chance makes one of 10,000 (chi square, 6 degrees of
-# freedom), measured against how far views usually are: real boards bend, and lidars have biases.
-CHANCE_1_IN_10000 = 27.9
-MEDIAN_OF_SIX = 5.35
-MAX_REJECTED = 0.4
-# What the wrong scale of the picture does to a board's distance is seen by the lidar: 0.3 % is 9 mm at 3 m.
+START_TRIES, GOOD_START = 300, 0.75  # all views within a quarter of those limits: stop searching
+MAX_REJECTED = 0.4  # of the views: beyond it one cannot decide which part is right
+# The lidar measures the error in distance that a wrong focal length causes: 0.3 % is 9 mm at 3 m.
 FOCAL_WRONG, FOCAL_SIGMAS, FOCAL_KNOWN = 0.003, 4.0, 0.003
-OPEN_M, LOOSE_M = 0.05, 0.015  # standard deviation of a direction that is not observable; of one that is poorly so
+OPEN_M, LOOSE_M = 0.05, 0.015  # standard deviation of a direction that is not observable, or poorly observable
 OPEN_DEG, LOOSE_DEG = 1.0, 0.3
 BAD_REPROJECTION_PX = 1.0
 FOLDS = 4
@@ -45,13 +43,13 @@ FOLDS = 4
 @dataclass(frozen=True, eq=False)
 class Extrinsics:
     camera_from_lidar: Floats  # (4, 4) metres
-    covariance: Floats  # (6, 6) as rig.Pose has it: rotation vector (rad) and position (m), camera axes
+    covariance: Floats  # (6, 6) as in rig.Pose: rotation vector (rad) and position (m), camera axes
     verdict: Verdict
     used: tuple[str, ...]
-    rejected: dict[str, str]  # view → why
-    held_out_m: float  # RMS distance between the lidar's and the camera's board, in views the solution had not seen
+    rejected: dict[str, str]  # view → reason
+    held_out_m: float  # RMS distance between the lidar's and the camera's board, in held-out views
     fit: Fit | None = None
-    refined: bool = True  # False: the start was kept
+    refined: bool = True  # False: the start is returned
 
     @property
     def sigma_deg(self) -> Floats:
@@ -69,51 +67,53 @@ def calibrate(
     outline_m: Sequence[float] | None = None,
     start: Floats | None = None,
 ) -> Extrinsics:
-    """start: camera_from_lidar as it is believed to be; without one the boards themselves give it.
+    """start: the assumed camera_from_lidar; without one it is estimated from the boards.
 
     Raises ConfigError below MIN_VIEWS views that have a board in both the picture and the cloud.
     """
     if len(views) < MIN_VIEWS:
         raise ConfigError(
             f"{len(views)} views have the board in both the picture and the cloud, {MIN_VIEWS} are needed and "
-            f"{GOOD_VIEWS} are good. Hold the board still 1.5 to 4 m away, at another place and angle in each"
+            f"{GOOD_VIEWS} are good. Hold the board still 1.5 to 4 m away, at a different place and angle in each"
         )
     rejected: dict[str, str] = {}
-    kept, begin = _agreeing(views, intrinsics, start, rejected)
-    fit = _without_outliers(kept, intrinsics, begin, outline_m, rejected)
-    reasons = _about_views(len(views), kept, rejected, fit)
-    reasons += _about_intrinsics(kept, intrinsics, fit, outline_m)
+    agreeing, begin = _agreeing_views(views, intrinsics, start, rejected)
+    fit = _solve_without_outliers(agreeing, intrinsics, begin, outline_m, rejected)
+    reasons = _about_views(len(views), agreeing, rejected, fit)
+    reasons += _about_intrinsics(agreeing, intrinsics, fit, outline_m)
     reasons += _about_directions(fit)
-    held_out = _held_out(kept, intrinsics, fit, outline_m, start)
-    covariance = fit.covariance * _more_than_chance(fit)
-    names = tuple(v.name for v in kept)
+    held_out = _held_out(agreeing, intrinsics, fit, outline_m, start)
+    covariance = fit.covariance * _overdispersion(fit)
+    names = tuple(v.name for v in agreeing)
     if start is None or held_out.misfit < held_out.start_misfit:
-        told = f"in unseen views the lidar's board lies {1000 * held_out.apart_m:.1f} mm (RMS) from the camera's"
-        reasons.append(Check(Level.PASS, told))
+        finding = f"in held-out views the lidar's board lies {1000 * held_out.apart_m:.1f} mm (RMS) from the camera's"
+        reasons.append(Check(Level.PASS, finding))
         return Extrinsics(fit.camera_from_lidar, covariance, judge(reasons), names, rejected, held_out.apart_m, fit)
     reasons.append(_about_start(held_out))
     off = pose_error(start, fit.camera_from_lidar)
-    covariance = covariance + np.outer(off, off)  # what the start may be wrong by is at least what the refinement says
+    covariance = covariance + np.outer(off, off)  # the start's error is at least its distance from the refinement
     return Extrinsics(start, covariance, judge(reasons), names, rejected, held_out.start_apart_m, fit, refined=False)
 
 
 def pose_error(camera_from_lidar: Floats, truth: Floats) -> Floats:
-    """(6,) rotation vector (rad) and position (m) that are missing, in the camera's axes: what a covariance speaks of."""
+    """(6,) rotation vector (rad) and position (m) from the estimate to the truth, in the camera's axes, as a
+    covariance describes it.
+    """
     turn = rotation_to_vector(truth[:3, :3] @ camera_from_lidar[:3, :3].T)
     return np.concatenate([turn, truth[:3, 3] - camera_from_lidar[:3, 3]])
 
 
-# --- a start, and whom to believe -------------------------------------------------------------------------------------
+# --- a start, and which views agree ---------------------------------------------------------------------------------
 
 
-def _agreeing(
+def _agreeing_views(
     views: Sequence[BoardView], intrinsics: Intrinsics, start: Floats | None, rejected: dict[str, str]
 ) -> tuple[list[BoardView], Floats]:
     """The largest set of views that one pose of the lidar explains roughly, and that pose. Others → `rejected`."""
     boards = board_poses(views, intrinsics)
     camera = [(b[:3, 2], apply(b, v.middle_m)[0]) for b, v in zip(boards, views, strict=True)]
     lidar = [plane_of(v.points_m) for v in views]
-    # A start is only a first guess here, never a reason to turn views down: it may be the very thing that is wrong.
+    # The start is only a first candidate here, never a reason to reject views: it may be what is wrong.
     draw, n = np.random.default_rng(0), len(views)
     best, best_score = start if start is not None else np.eye(4), -1.0
     for attempt in range(START_TRIES):
@@ -130,8 +130,8 @@ def _agreeing(
     inside = [i for i, (a, m) in enumerate(off) if _fits(a, m)]
     if len(inside) < max(MIN_VIEWS, math.ceil((1 - MAX_REJECTED) * n)):
         raise ConfigError(
-            f"only {len(inside)} of {n} views agree on where the lidar is. Does each picture belong to its cloud, and are "
-            "the intrinsics and the size of the squares those of this camera and this board?"
+            f"only {len(inside)} of {n} views agree on the lidar's pose. Does each picture belong to its cloud, and "
+            "are the intrinsics and the size of the squares those of this camera and this board?"
         )
     best = pose_from_planes(camera, lidar, inside)
     for i, (angle_deg, away_m) in enumerate(off):
@@ -171,62 +171,71 @@ def pose_from_planes(
     """Normals and the directions between centres give the rotation, then the centres the position. Closed form."""
     c, p = zip(*((camera[i], lidar[i]) for i in which), strict=True)
     cc, pc = np.array([x[1] for x in c]), np.array([x[1] for x in p])
-    # A centre's noise is centimetres on differences of a metre or so; a normal's a degree: alike.
+    # A centre's noise is centimetres on differences of about a metre, a normal's a degree: equal weights.
     source = np.vstack([[x[0] for x in p], pc - pc.mean(0)])
     target = np.vstack([[x[0] for x in c], cc - cc.mean(0)])
     r = fit_directions(source, target)
     return rigid(r, cc.mean(0) - r @ pc.mean(0))
 
 
-def _without_outliers(
-    kept: list[BoardView],
+def _solve_without_outliers(
+    agreeing: list[BoardView],
     intrinsics: Intrinsics,
     begin: Floats,
     outline_m: Sequence[float] | None,
     rejected: dict[str, str],
 ) -> Fit:
-    """Solve; while a view stands out, turn the worst down and solve again. Changes `kept` and `rejected`."""
-    least = max(MIN_VIEWS, math.ceil((1 - MAX_REJECTED) * (len(kept) + len(rejected))))
-    fit = solve(kept, intrinsics, begin, outline_m=outline_m)
-    while len(kept) > least:
-        usual = max(1.0, float(np.median(fit.view_misfit)) / MEDIAN_OF_SIX)
+    """Solves; while a view is an outlier, rejects the worst and solves again. Modifies `agreeing` and `rejected`."""
+    least = max(MIN_VIEWS, math.ceil((1 - MAX_REJECTED) * (len(agreeing) + len(rejected))))
+    fit = solve(agreeing, intrinsics, begin, outline_m=outline_m)
+    while len(agreeing) > least:
+        usual = usual_misfit(fit.view_misfit)
         usual_px = float(np.median(fit.reprojection_px))
         excess = fit.view_misfit / (CHANCE_1_IN_10000 * usual)
         blurred = fit.reprojection_px / max(3 * usual_px, 0.3)
         worst_view = int(np.argmax(np.maximum(excess, blurred)))
         if max(excess[worst_view], blurred[worst_view]) < 1:
             return fit
-        apart_mm = 1000 * examine(kept, intrinsics, fit, outline_m=outline_m).apart_m
-        view = kept.pop(worst_view)
+        apart_mm = 1000 * examine(agreeing, intrinsics, fit, outline_m=outline_m).apart_m
+        view = agreeing.pop(worst_view)
         usual_mm = float(np.median(apart_mm))
         if blurred[worst_view] > excess[worst_view]:
-            why = f"its corners fit the board to {fit.reprojection_px[worst_view]:.2f} px only, the others' to {usual_px:.2f} px"
+            why = (
+                f"its corners only fit the board to {fit.reprojection_px[worst_view]:.2f} px, "
+                f"those of the others to {usual_px:.2f} px"
+            )
         elif apart_mm[worst_view] > 2 * usual_mm:
-            why = f"it contradicts the others: the lidar has the board {apart_mm[worst_view]:.0f} mm beside the camera's, "
-            why += f"in the others {usual_mm:.0f} mm. Did the board move?"
+            why = (
+                f"it contradicts the others: the lidar's board lies {apart_mm[worst_view]:.0f} mm from the camera's, "
+                f"in the others {usual_mm:.0f} mm. Did the board move?"
+            )
         else:
-            why = "it contradicts the others: the board's outline lies elsewhere in the cloud. Did a hand or a stand touch its edge?"
+            why = (
+                "it contradicts the others: the board's outline lies elsewhere in the cloud. "
+                "Was a hand or a stand at its edge?"
+            )
         rejected[view.name] = why
-        fit = solve(kept, intrinsics, fit.camera_from_lidar, outline_m=outline_m)
+        fit = solve(agreeing, intrinsics, fit.camera_from_lidar, outline_m=outline_m)
     return fit
 
 
-# --- what is to be said -----------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------------
 
 
-def _about_views(n: int, kept: Sequence[BoardView], rejected: dict[str, str], fit: Fit) -> list[Check]:
+def _about_views(n: int, agreeing: Sequence[BoardView], rejected: dict[str, str], fit: Fit) -> list[Check]:
     reasons = []
     if rejected:
-        told = f"{len(rejected)} of {n} views were turned down"
-        reasons.append(Check(Level.WARN, told, "see the reason beside each, and take them again"))
-    if len(kept) < GOOD_VIEWS:
-        reasons.append(Check(Level.WARN, f"{len(kept)} views; {GOOD_VIEWS} or more make it trustworthy", "add views"))
+        finding = f"{len(rejected)} of {n} views were rejected"
+        reasons.append(Check(Level.WARN, finding, "see the reason of each, and take them again"))
+    if len(agreeing) < GOOD_VIEWS:
+        reasons.append(Check(Level.WARN, f"{len(agreeing)} views; {GOOD_VIEWS} or more are recommended", "add views"))
     usual_px = float(np.median(fit.reprojection_px))
     if usual_px > BAD_REPROJECTION_PX:
         reasons.append(
             Check(
                 Level.FAIL,
-                f"the corners fit the board to {usual_px:.2f} px only: these are not this camera's intrinsics, or not this board's squares",
+                f"the corners only fit the board to {usual_px:.2f} px: the intrinsics are not this camera's, "
+                "or the squares not this board's",
                 f"calibrate the camera first: {COMMAND} calibrate camera",
             )
         )
@@ -234,29 +243,36 @@ def _about_views(n: int, kept: Sequence[BoardView], rejected: dict[str, str], fi
 
 
 def _about_intrinsics(
-    kept: Sequence[BoardView], intrinsics: Intrinsics, fit: Fit, outline_m: Sequence[float] | None
+    agreeing: Sequence[BoardView], intrinsics: Intrinsics, fit: Fit, outline_m: Sequence[float] | None
 ) -> list[Check]:
-    """The lidar's metres check the camera's scale: set free, it must come out as 1."""
+    """The lidar's metres check the focal length: estimated as well, its factor must be 1."""
     noise = fit.sigma_px, fit.sigma_range_m
     free = solve(
-        kept, intrinsics, fit.camera_from_lidar, outline_m=outline_m, focal_free=True, boards=fit.boards, noise=noise
+        agreeing,
+        intrinsics,
+        fit.camera_from_lidar,
+        outline_m=outline_m,
+        focal_free=True,
+        boards=fit.boards,
+        noise=noise,
     )
-    off, sigma = free.focal_scale - 1, free.focal_sigma * math.sqrt(_more_than_chance(free))
+    off, sigma = free.focal_scale - 1, free.focal_sigma * math.sqrt(_overdispersion(free))
     if abs(off) > FOCAL_WRONG and abs(off) > FOCAL_SIGMAS * sigma:
         return [
             Check(
                 Level.FAIL,
-                f"the lidar's distances say that the focal length is {abs(100 * off):.1f} ± {200 * sigma:.1f} % "
+                f"by the lidar's distances the focal length is {abs(100 * off):.1f} ± {200 * sigma:.1f} % "
                 f"{'larger' if off > 0 else 'smaller'} than in the intrinsics, or the board's squares are that much "
                 f"{'larger' if off > 0 else 'smaller'} than stated",
-                f"measure a square; if it is right, calibrate the camera again: {COMMAND} calibrate camera",
+                f"measure a square; if its size is right, calibrate the camera again: {COMMAND} calibrate camera",
             )
         ]
     if sigma > FOCAL_KNOWN:
         return [
             Check(
                 Level.WARN,
-                f"the views cannot check the focal length (only to {200 * sigma:.1f} %): the boards are all about as far away",
+                f"the views cannot check the focal length (only to {200 * sigma:.1f} %): "
+                "all boards are at about the same distance",
                 "add views at 1.5 m and at 4 m",
             )
         ]
@@ -264,7 +280,7 @@ def _about_intrinsics(
 
 
 def _about_directions(fit: Fit) -> list[Check]:
-    """Directions in which the views do not hold the lidar, and the pose of the board that would."""
+    """Directions in which the views do not determine the lidar's pose, and the pose of the board that would."""
     values, vectors = np.linalg.eigh(fit.information)
     sigmas = 1 / np.sqrt(np.maximum(values, 1e-12))
     spread = (vectors * sigmas**2) @ vectors.T  # of the twist
@@ -284,18 +300,21 @@ def _about_directions(fit: Fit) -> list[Check]:
             number = "" if sigma > 10 * limit else f" ({number})"
             what = "along" if kind == "position" else "about"
             level = Level.FAIL if sigma > limit else Level.WARN
-            told = f"the lidar's {kind} {what} the camera's {in_words(axis)} axis {how}{number}"
-            reasons.append(Check(level, told, _add_pose(kind, axis)))
+            finding = f"the lidar's {kind} {what} the camera's {in_words(axis)} axis {how}{number}"
+            reasons.append(Check(level, finding, _add_pose(kind, axis)))
     return reasons
 
 
 def _add_pose(kind: str, axis: Floats) -> str:
-    """What to show so that this direction is held: a board's plane holds positions along its normal and turns across it."""
+    """The view that determines this direction: a plane fixes the position along its normal and both tilts."""
     x, y, z = np.abs(axis)
     if kind == "rotation":
         if z >= max(x, y):
             return "add views with the board turned left and right, and tipped up and down, by 30° or more"
-        return "add views with the board near the left and right, top and bottom edges of the picture, and turned differently"
+        return (
+            "add views with the board near the left and right, top and bottom edges of the picture, "
+            "and rotated differently"
+        )
     if x >= max(y, z):
         return "add views with the board turned about its upright axis by 30° or more, to the left and to the right"
     if y >= z:
@@ -303,11 +322,11 @@ def _add_pose(kind: str, axis: Floats) -> str:
     return "add views with the board facing the camera"
 
 
-def _more_than_chance(fit: Fit) -> float:
-    """By how much views differ from each other beyond their own noise (1: not at all): real boards bend, lidars have biases.
+def _overdispersion(fit: Fit) -> float:
+    """Factor for the covariance if views differ by more than their noise, else 1: boards bend, lidars have biases.
 
-    The sum of the views' misfits is chi-square distributed with 6 degrees each, less the 6 of the answer; only what chance
-    makes in fewer than one of 100 counts.
+    The sum of the views' misfits is chi-square distributed with 6 degrees each, less the 6 of the result; only values
+    that chance exceeds in fewer than one of 100 cases count.
     """
     degrees = 6 * len(fit.view_misfit) - 6
     ratio = float(fit.view_misfit.sum()) / degrees
@@ -317,7 +336,7 @@ def _more_than_chance(fit: Fit) -> float:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """Of the solution and of the start, over views that the solution had not seen."""
+    """Errors of the solution and of the start over held-out views."""
 
     misfit: float
     apart_m: float
@@ -326,23 +345,23 @@ class _HeldOut:
 
 
 def _held_out(
-    kept: Sequence[BoardView],
+    agreeing: Sequence[BoardView],
     intrinsics: Intrinsics,
     fit: Fit,
     outline_m: Sequence[float] | None,
     start: Floats | None,
 ) -> _HeldOut:
-    """Folds, each judged by a solution made without it."""
+    """Each fold is evaluated with the solution of the others."""
     mine, theirs, noise = [], [], (fit.sigma_px, fit.sigma_range_m)
-    folds = min(FOLDS, len(kept))
+    folds = min(FOLDS, len(agreeing))
     for fold in range(folds):
-        seen = [v for i, v in enumerate(kept) if i % folds != fold]
-        unseen = [v for i, v in enumerate(kept) if i % folds == fold]
+        others = [v for i, v in enumerate(agreeing) if i % folds != fold]
+        held_out = [v for i, v in enumerate(agreeing) if i % folds == fold]
         boards = [b for i, b in enumerate(fit.boards) if i % folds != fold]
-        part = solve(seen, intrinsics, fit.camera_from_lidar, outline_m=outline_m, boards=boards, noise=noise)
-        mine.append(examine(unseen, intrinsics, part, outline_m=outline_m))
+        part = solve(others, intrinsics, fit.camera_from_lidar, outline_m=outline_m, boards=boards, noise=noise)
+        mine.append(examine(held_out, intrinsics, part, outline_m=outline_m))
         if start is not None:
-            theirs.append(examine(unseen, intrinsics, replace(fit, camera_from_lidar=start), outline_m=outline_m))
+            theirs.append(examine(held_out, intrinsics, replace(fit, camera_from_lidar=start), outline_m=outline_m))
     if start is None:
         return _HeldOut(*_pooled(mine))
     return _HeldOut(*_pooled(mine), *_pooled(theirs))
@@ -354,14 +373,14 @@ def _pooled(judged: Sequence[Fit]) -> tuple[float, float]:
 
 
 def _about_start(held_out: _HeldOut) -> Check:
-    told = f"{1000 * held_out.apart_m:.1f} mm, with the start {1000 * held_out.start_apart_m:.1f} mm"
+    distances = f"{1000 * held_out.apart_m:.1f} mm, with the start {1000 * held_out.start_apart_m:.1f} mm"
     if held_out.misfit < 1.5 * held_out.start_misfit:
         return Check(
             Level.PASS,
-            f"in unseen views the lidar's board lies {told} from the camera's: the start was right, and is kept",
+            f"in held-out views the lidar's board lies {distances} from the camera's: the start is right, and stays",
         )
     return Check(
         Level.WARN,
-        f"in unseen views the lidar's board lies {told} from the camera's: the refinement is worse, the start is kept",
+        f"in held-out views the lidar's board lies {distances} from the camera's: worse than the start, which stays",
         "take more views, at more angles",
     )

@@ -1,13 +1,14 @@
-"""Extrinsics from a table of boards whose pose was measured in both frames already, 19 rows a board.
+"""Extrinsics from a table of boards whose poses another program measured in both frames, 19 rows per board.
 
-    poses = read_poses(Path("poses.csv"))
-    result = calibrate(poses)
+Rows of a board, three numbers each: in the camera's frame its centre (mm), its normal and its four corners (mm); the
+same six in the lidar's frame; then sizes and the board's number. Each board alone determines the lidar's pose; they are
+averaged, weighted by their scatter, separately for tilts, rotations in the plane, shifts along the normal and across
+it: a lidar measures a board's plane far better than its edges, a camera the other way round.
+
+Example:
+    boards = read_poses(Path("poses.csv"))
+    result = calibrate(boards)
     result.camera_from_lidar, result.verdict
-
-Rows of a board, three numbers each: in the camera's frame its centre (mm), its normal, its four corners (mm); the same six in
-the lidar's frame; then sizes and the board's number. Each board alone gives one answer for where the lidar is; they are
-averaged with the scatter they show, separately for tilts, turns in the plane, shifts along the normal and across it: a
-lidar knows a board's plane far better than its edges, a camera the other way round.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.lidar_camera.chi_square import CHANCE_1_IN_10000, usual_misfit
 from calibration.pose import Floats, fit_points, inverse, moved
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
@@ -26,14 +28,12 @@ from pipeline.rig.transforms import apply, cross, rotation_to_vector
 
 ROWS = 19
 MIN_BOARDS, GOOD_BOARDS = 4, 8
-SIZE_TOLERANCE = 0.15  # a side measured by the lidar may differ from the camera's by so much
-CHANCE_1_IN_10000 = 27.9  # chi square with 6 degrees of freedom
-MEDIAN_OF_SIX = 5.35
-MAX_REJECTED = 0.4
-# Of a twist in the board's frame: tilt, tilt, turn in the plane; shift across, across, along the normal.
+SIZE_TOLERANCE = 0.15  # relative difference allowed between a side measured by the lidar and by the camera
+MAX_REJECTED = 0.4  # of the boards: beyond it one cannot decide which part is right
+# Of a twist in the board's frame: tilt, tilt, rotation in the plane; shift across, across, along the normal.
 KINDS = (0, 0, 1, 2, 2, 3)
-# What a lidar with centimetres of noise knows of a board; it counts as much as so many boards. Scatter alone would do with
-# hundreds: with ten, the kind that happens to agree best would get all the weight.
+# Prior: the accuracy of a lidar with centimetres of noise, weighted like this many boards. Scatter alone would suffice
+# with hundreds of boards; with ten, the kind that happens to agree best would get all the weight.
 USUAL_SIGMA, USUAL_BOARDS = np.array([0.02, 0.01, 0.01, 0.01]), 10  # rad, rad, m, m
 OPEN_DEG, OPEN_M = 1.0, 0.05
 
@@ -50,7 +50,7 @@ class PosedBoard:
 @dataclass(frozen=True, eq=False)
 class PosedExtrinsics:
     camera_from_lidar: Floats
-    covariance: Floats  # as rig.Pose has it
+    covariance: Floats  # as in rig.Pose
     verdict: Verdict
     used: tuple[str, ...]
     rejected: dict[str, str]
@@ -78,8 +78,8 @@ def _posed(rows: Floats, path: Path) -> PosedBoard:
     if order is None:
         sides = ", ".join(f"{1000 * s:.0f}" for s in (*_sides(camera)[:2], *_sides(lidar)[:2]))
         raise ConfigError(
-            f"{path}: board {rows[18, 0]:g} has sides of {sides} mm in the camera's and the lidar's frame: not one board. "
-            "Are rows missing, or the two frames swapped with other data?"
+            f"{path}: board {rows[18, 0]:g} has sides of {sides} mm in the camera's and the lidar's frame: two boards? "
+            "Are rows missing, or are the two frames from different data?"
         )
     board = _board_frame(camera)
     camera_from_board = fit_points(board, camera)
@@ -105,17 +105,18 @@ def _board_frame(corners: Floats) -> Floats:
 
 
 def _same_corners(camera: Floats, lidar: Floats, camera_normal: Floats, lidar_normal: Floats) -> list[int] | None:
-    """Order of the lidar's corners that fits the camera's: same turning sense, same long sides. None: not one board.
+    """Order of the lidar's corners that fits the camera's: same sense of rotation and long sides. None: two boards.
 
-    Half a turn of the board stays open; it is resolved between boards, by _with_consistent_turns.
+    A rotation by 180° stays ambiguous; _with_consistent_turns resolves it by comparing boards.
     """
     for first in range(4):
         for step in (1, -1):
             order = [(first + step * i) % 4 for i in range(4)]
-            seen = _sides(lidar[order])
-            if (np.abs(seen - _sides(camera)) > SIZE_TOLERANCE * _sides(camera)).any():
+            sides = _sides(lidar[order])
+            if (np.abs(sides - _sides(camera)) > SIZE_TOLERANCE * _sides(camera)).any():
                 continue
-            # Both sensors look at the same face, so corners turn alike around a normal that points at the sensor.
+            # Both sensors view the same face, so corners have the same sense of rotation about a normal that points at
+            # the sensor.
             if _turns(camera, camera_normal) == _turns(lidar[order], lidar_normal):
                 return order
     return None
@@ -129,26 +130,26 @@ def _turns(corners: Floats, normal: Floats) -> bool:
 def calibrate(boards: Sequence[PosedBoard]) -> PosedExtrinsics:
     if len(boards) < MIN_BOARDS:
         raise ConfigError(
-            f"{len(boards)} boards, {MIN_BOARDS} are needed and {GOOD_BOARDS} are good: pose the board more often"
+            f"{len(boards)} boards, {MIN_BOARDS} are needed and {GOOD_BOARDS} are good: measure the board in more poses"
         )
-    kept, rejected = list(_with_consistent_turns(boards)), dict[str, str]()
-    least = max(MIN_BOARDS, math.ceil((1 - MAX_REJECTED) * len(kept)))
-    pose, sigma, misfit = _average(kept)
-    while len(kept) > least:
-        usual = max(1.0, float(np.median(misfit)) / MEDIAN_OF_SIX)
+    agreeing, rejected = list(_with_consistent_turns(boards)), dict[str, str]()
+    least = max(MIN_BOARDS, math.ceil((1 - MAX_REJECTED) * len(agreeing)))
+    pose, sigma, misfit = _average(agreeing)
+    while len(agreeing) > least:
+        usual = usual_misfit(misfit)
         worst = int(np.argmax(misfit))
         if misfit[worst] < CHANCE_1_IN_10000 * usual:
             break
-        board = kept.pop(worst)
+        board = agreeing.pop(worst)
         away_m = _centre_errors(pose, [board])[0]
         rejected[board.name] = (
             f"it contradicts the others: its centres are {1000 * away_m:.0f} mm apart. Did the board move?"
         )
-        pose, sigma, misfit = _average(kept)
-    covariance = _covariance(kept, pose, sigma)
-    held_out_m = _held_out(kept)
-    names = tuple(b.name for b in kept)
-    verdict = judge(_checks(kept, rejected, covariance, held_out_m, len(boards)))
+        pose, sigma, misfit = _average(agreeing)
+    covariance = _covariance(agreeing, pose, sigma)
+    held_out_m = _held_out(agreeing)
+    names = tuple(b.name for b in agreeing)
+    verdict = judge(_checks(agreeing, rejected, covariance, held_out_m, len(boards)))
     return PosedExtrinsics(pose, covariance, verdict, names, rejected, held_out_m)
 
 
@@ -158,7 +159,7 @@ def _alone(board: PosedBoard) -> Floats:
 
 
 def _with_consistent_turns(boards: Sequence[PosedBoard]) -> list[PosedBoard]:
-    """A rectangle looks the same after half a turn: the boards are turned so that all mean the same pose of the lidar."""
+    """Rotates boards by 180° where needed to agree on the lidar's pose: a rectangle looks the same either way."""
     half = np.diag([-1.0, -1.0, 1.0, 1.0])
     centres = fit_points(np.array([b.centre_lidar_m for b in boards]), np.array([b.centre_camera_m for b in boards]))
 
@@ -191,9 +192,9 @@ def _average(boards: Sequence[PosedBoard]) -> tuple[Floats, Floats, Floats]:
         pose = moved(pose, step)
         if np.abs(step).max() < 1e-8:
             break
-        # A robust scale: boards that moved must not make all others look alike.
-        found = np.array([1.4826 * np.median(np.abs(residual[:, kinds == k])) for k in range(4)])
-        sigma = np.sqrt((USUAL_BOARDS * USUAL_SIGMA**2 + len(boards) * found**2) / (USUAL_BOARDS + len(boards) - 1))
+        # A robust scale: boards that moved must not hide the differences between all others.
+        scatter = np.array([1.4826 * np.median(np.abs(residual[:, kinds == k])) for k in range(4)])
+        sigma = np.sqrt((USUAL_BOARDS * USUAL_SIGMA**2 + len(boards) * scatter**2) / (USUAL_BOARDS + len(boards) - 1))
     residual, _ = _residuals(boards, pose)
     return pose, sigma, ((residual / sigma[list(KINDS)]) ** 2).sum(1)
 
@@ -207,12 +208,12 @@ def _residuals(boards: Sequence[PosedBoard], pose: Floats) -> tuple[Floats, Floa
         r, t = board.camera_from_board[:3, :3], board.camera_from_board[:3, 3]
         jacobian[i] = np.zeros((6, 6))
         jacobian[i, :3, :3] = jacobian[i, 3:, 3:] = r.T
-        jacobian[i, 3:, :3] = -r.T @ cross(t)  # turning about the camera moves the board
+        jacobian[i, 3:, :3] = -r.T @ cross(t)  # a rotation about the camera moves the board
     return residual, jacobian
 
 
 def _covariance(boards: Sequence[PosedBoard], pose: Floats, sigma: Floats) -> Floats:
-    """From the scatter of the boards themselves (sandwich, a board at a time): no noise has to be believed."""
+    """From the scatter of the boards (sandwich estimator, clustered by board), without an assumed noise."""
     residual, jacobian = _residuals(boards, pose)
     weights = 1 / sigma[list(KINDS)] ** 2
     information = np.einsum("bik,i,bil->kl", jacobian, weights, jacobian)
@@ -220,7 +221,7 @@ def _covariance(boards: Sequence[PosedBoard], pose: Floats, sigma: Floats) -> Fl
     n = len(boards)
     bread = np.linalg.inv(information)
     clustered = bread @ (scores.T @ scores) @ bread * n / max(n - 2, 1)
-    # With few boards their scatter is known badly itself: never below what the pooled noise gives.
+    # With few boards their scatter is uncertain: never below the covariance by the pooled noise.
     covariance = clustered if np.trace(clustered) > np.trace(bread) else bread
     to_pose = np.eye(6)
     to_pose[3:, :3] = -cross(pose[:3, 3])
@@ -233,27 +234,27 @@ def _centre_errors(pose: Floats, boards: Sequence[PosedBoard]) -> Floats:
 
 
 def centre_rms_m(pose: Floats, boards: Sequence[PosedBoard]) -> float:
-    """RMS distance between the centres as the two sensors have them."""
+    """RMS distance between the board centres measured by the two sensors."""
     return float(np.sqrt(np.mean(_centre_errors(pose, boards) ** 2)))
 
 
 def _held_out(boards: Sequence[PosedBoard]) -> float:
-    """Each board judged by the others."""
+    """RMS distance of each board's centres with the pose of the others."""
     errors = [_centre_errors(_average([b for b in boards if b is not out])[0], [out])[0] for out in boards]
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def _checks(
-    kept: Sequence[PosedBoard], rejected: dict[str, str], covariance: Floats, held_out_m: float, n: int
+    agreeing: Sequence[PosedBoard], rejected: dict[str, str], covariance: Floats, held_out_m: float, n: int
 ) -> list[Check]:
     checks = [Check(Level.PASS, f"centres of boards left out agree to {1000 * held_out_m:.1f} mm (RMS)")]
     if rejected:
-        told = f"{len(rejected)} of {n} boards were turned down"
-        checks.append(Check(Level.WARN, told, "see the reason beside each, and measure them again"))
-    if len(kept) < GOOD_BOARDS:
-        checks.append(Check(Level.WARN, f"{len(kept)} boards; {GOOD_BOARDS} or more make it trustworthy", "add boards"))
+        finding = f"{len(rejected)} of {n} boards were rejected"
+        checks.append(Check(Level.WARN, finding, "see the reason of each, and measure them again"))
+    if len(agreeing) < GOOD_BOARDS:
+        checks.append(Check(Level.WARN, f"{len(agreeing)} boards; {GOOD_BOARDS} or more are recommended", "add boards"))
     sigma = np.sqrt(np.diag(covariance))
     if np.degrees(sigma[:3].max()) > OPEN_DEG or sigma[3:].max() > OPEN_M:
-        told = f"the pose is known to {np.degrees(sigma[:3].max()):.1f}° and {1000 * sigma[3:].max():.0f} mm only"
-        checks.append(Check(Level.FAIL, told, "add boards at other angles, places and distances"))
+        finding = f"the pose is only known to {np.degrees(sigma[:3].max()):.1f}° and {1000 * sigma[3:].max():.0f} mm"
+        checks.append(Check(Level.FAIL, finding, "add boards at other angles, places and distances"))
     return checks

@@ -1,6 +1,7 @@
-"""The page about a camera's calibration: the lens, how well it is known, residuals, views, overlays.
+"""The page about a camera's calibration: the lens, its uncertainty, residuals, views, overlays.
 
-camera_report.report(seen, estimate, verdict).write("report.html")
+Example:
+    camera_report.report(detected, estimate, verdict).write("report.html")
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from calibration.lens.coverage import cells, tilts_deg
 from calibration.lens.estimate import Estimate
 from calibration.lens.uncertainty import sigma_map
-from calibration.lens.views import Seen
+from calibration.lens.views import CameraViews
 from calibration.report import charts
 from calibration.report.page import Report
 from calibration.verdict import Verdict
@@ -19,21 +20,21 @@ from calibration.verdict import Verdict
 OVERLAYS = 6  # pictures in the report
 
 
-def report(seen: Seen, estimate: Estimate, verdict: Verdict) -> Report:
+def report(detected: CameraViews, estimate: Estimate, verdict: Verdict) -> Report:
     page = Report("Camera intrinsics", verdict)
-    camera(page, seen, estimate)
-    provenance(page, seen)
+    camera(page, detected, estimate)
+    provenance(page, detected)
     return page
 
 
-def provenance(page: Report, *cameras: Seen) -> None:
+def provenance(page: Report, *cameras: CameraViews) -> None:
     board = cameras[0].board
-    files = [path for seen in cameras for path in seen.files]
+    files = [path for detected in cameras for path in detected.files]
     page.provenance(files=files, notes=[("board", f"{board}, squares of {1000 * board.square_m:g} mm")])
 
 
-def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> None:
-    """All there is to show of one camera. title: begins the headings, where there are several."""
+def camera(page: Report, detected: CameraViews, estimate: Estimate, title: str = "") -> None:
+    """All sections about one camera. title: prefix of the heading, if the page is about several cameras."""
     lens = estimate.lens
     if title:
         page.section(f"{title} camera")
@@ -41,27 +42,28 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
         ("", "px"),
         [
             ("RMS over all corners", f"{estimate.rms_px:.3f}"),
-            ("RMS over views the lens was not fitted to", f"{estimate.holdout_px:.3f}"),
+            ("RMS over held-out views", f"{estimate.holdout_px:.3f}"),
             ("noise of one coordinate of one corner", f"{estimate.solution.sigma_px:.3f}"),
             ("worst difference between the lenses of two halves of the views", f"{estimate.halves_px:.2f}"),
         ],
     )
     page.section(
         "Lens",
-        f"{seen.size[0]}×{seen.size[1]} pictures, distortion model {estimate.model}: the simplest that predicts as well as any.",
+        f"{detected.size[0]}×{detected.size[1]} pictures, distortion model {estimate.model}: "
+        "the simplest one that predicts as well as any other.",
     )
     sigma = lens.sigma
     page.table(
         ("parameter", "value", "σ"),
         [
-            (n, f"{v:.6g}", "unknown" if sigma is None else f"± {sigma[i]:.2g}" if sigma[i] else "held at 0")
+            (n, f"{v:.6g}", "unknown" if sigma is None else f"± {sigma[i]:.2g}" if sigma[i] else "fixed at 0")
             for i, (n, v) in enumerate(zip(lens.names, lens.parameters, strict=True))
         ],
     )
     page.table(("distortion model tried", "hold-out RMS, px"), [(n, f"{px:.4f}") for n, px in estimate.tried.items()])
     page.section(
-        "How well a direction's pixel is known",
-        "What noise in the corners leaves open, all over the picture, in px (1 σ), less what a turn of the camera undoes.",
+        "Uncertainty of projection",
+        "Due to noise in the corners, all over the picture, in px (1 σ), after the best rotation of the camera.",
     )
     if lens.covariance is not None:
         page.chart(charts.heat(sigma_map(lens), unit="px", size=lens.size), "Expected error of projection.")
@@ -71,7 +73,7 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
         "Coverage: corners in each part of the picture.",
     )
     page.section(
-        "Residuals", "Where the model and the corners disagree. They should lie about the origin without a direction."
+        "Residuals", "Measured minus projected corners. They should scatter around the origin in all directions."
     )
     residuals = [r for row in estimate.solution.residuals for r in row if r is not None]
     every = np.concatenate(residuals)
@@ -79,17 +81,17 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
     reach = float(max(np.percentile(np.hypot(*every.T), 99), 1e-3))
     page.chart(
         charts.scatter(every[:, 0], every[:, 1], unit="px", reach=round(reach, 2) or reach, group=group),
-        "Every corner, a colour a view.",
+        "Every corner, one colour per view.",
     )
     each = estimate.solution.view_rms_px()
     page.chart(charts.bars([v.name for v in estimate.views], list(each), unit="px"), "RMS of each view.")
     page.section("Views")
     tilts = tilts_deg(estimate.solution)
     distances = [
-        float(np.linalg.norm((m @ (*seen.board.centre_m, 1))[:3])) for m in estimate.solution.camera_from_board
+        float(np.linalg.norm((m @ (*detected.board.centre_m, 1))[:3])) for m in estimate.solution.camera_from_board
     ]
     page.table(
-        ("view", "corners", "RMS, px", "tilt, °", "distance, m", "edge width, px", "left out"),
+        ("view", "corners", "RMS, px", "tilt, °", "distance, m", "edge width, px", "corners left out"),
         [
             (
                 v.name,
@@ -97,32 +99,32 @@ def camera(page: Report, seen: Seen, estimate: Estimate, title: str = "") -> Non
                 f"{px:.3f}",
                 f"{t:.0f}",
                 f"{d:.2f}",
-                f"{seen.blurs.get(v.name, float('nan')):.1f}",
+                f"{detected.blurs.get(v.name, float('nan')):.1f}",
                 str(estimate.dropped_corners.get(v.name, 0)),
             )
             for v, px, t, d in zip(estimate.views, each, tilts, distances, strict=True)
         ],
     )
-    _overlays(page, seen, estimate)
-    if estimate.rejected or seen.skipped:
+    _overlays(page, detected, estimate)
+    if estimate.rejected or detected.skipped:
         page.section("Not used")
-        page.table(("picture", "why"), [*estimate.rejected.items(), *seen.skipped.items()])
+        page.table(("picture", "why"), [*estimate.rejected.items(), *detected.skipped.items()])
 
 
-def _overlays(page: Report, seen: Seen, estimate: Estimate) -> None:
-    """The worst views first: that is where something is to be seen."""
+def _overlays(page: Report, detected: CameraViews, estimate: Estimate) -> None:
+    """The worst views first."""
     page.section(
         "Overlay",
-        "Circles: corners that were found. Lines: to where the model puts them, 20 times as long as they are.",
+        "Circles: detected corners. Lines: from there towards the projected corners, enlarged 20 times.",
     )
     order = np.argsort(-estimate.solution.view_rms_px())
-    shown = [i for i in order if estimate.views[i].name in seen.grays][:OVERLAYS]
+    shown = [i for i in order if estimate.views[i].name in detected.grays][:OVERLAYS]
     for i in shown:
         view, residual = estimate.views[i], estimate.solution.residuals[i][0]
         assert residual is not None
-        page.picture(overlay(seen.grays[view.name], view.observation.pixels, residual), f"{view.name}")
-    for name in [n for n in estimate.rejected if n in seen.grays][:OVERLAYS]:
-        page.picture(overlay(seen.grays[name], seen.views[name].pixels, None), f"{name}: rejected")
+        page.picture(overlay(detected.grays[view.name], view.observation.pixels, residual), f"{view.name}")
+    for name in [n for n in estimate.rejected if n in detected.grays][:OVERLAYS]:
+        page.picture(overlay(detected.grays[name], detected.views[name].pixels, None), f"{name}: rejected")
 
 
 def overlay(gray: np.ndarray, pixels: np.ndarray, residual: np.ndarray | None) -> np.ndarray:
@@ -139,11 +141,11 @@ def overlay(gray: np.ndarray, pixels: np.ndarray, residual: np.ndarray | None) -
     return image
 
 
-def failure(seen: Seen, verdict: Verdict) -> Report:
-    """Of pictures that gave no lens: what was found in each."""
+def failure(detected: CameraViews, verdict: Verdict) -> Report:
+    """The page about pictures from which no lens could be estimated: what was detected in each."""
     page = Report("Camera intrinsics", verdict)
     page.section("Pictures")
-    rows = [*((n, f"{len(c)} corners") for n, c in seen.views.items()), *seen.skipped.items()]
-    page.table(("picture", "what was found"), rows)
-    page.provenance(files=seen.files)
+    rows = [*((n, f"{len(c)} corners") for n, c in detected.views.items()), *detected.skipped.items()]
+    page.table(("picture", "detected"), rows)
+    page.provenance(files=detected.files)
     return page

@@ -1,4 +1,4 @@
-"""Small charts as SVG text, in the colours of the report's page; no library, no script.
+"""Small charts as SVG text, in the colours of the report's page, without a library or a script.
 
 Example:
     bars(["left01", "left02"], [0.18, 0.22], unit="px", limit=0.5)
@@ -20,7 +20,7 @@ COLOURS = ("var(--one)", "var(--two)", "var(--pass)", "var(--fail)", "var(--soft
 def bars(
     names: Sequence[str], values: Sequence[float], *, unit: str, limit: float | None = None, faded: Sequence[bool] = ()
 ) -> str:
-    """One bar a name, with its value; faded: those that were not used. A line at `limit`."""
+    """One bar per name, with its value. faded: those that were not used. A line at `limit`."""
     top = max([*values, limit or 0.0, 1e-12])
     row, left, width = 19, 150, 420
     parts = []
@@ -29,19 +29,21 @@ def bars(
         opacity = 0.35 if i < len(faded) and faded[i] else 1
         parts.append(
             f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(name[-24:])}</text>'
-            f'<rect x="{left}" y="{y + 3}" width="{value / top * width:.1f}" height="{row - 7}" fill="{COLOURS[0]}" opacity="{opacity}"/>'
+            f'<rect x="{left}" y="{y + 3}" width="{value / top * width:.1f}" height="{row - 7}" '
+            f'fill="{COLOURS[0]}" opacity="{opacity}"/>'
             f'<text x="{left + value / top * width + 5:.1f}" y="{y + 13}">{value:.3f} {escape(unit)}</text>'
         )
     if limit is not None:
         x = left + limit / top * width
         parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(names) * row}" stroke="var(--fail)" stroke-dasharray="4 3"/>'
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(names) * row}" '
+            'stroke="var(--fail)" stroke-dasharray="4 3"/>'
         )
     return _svg(left + width + 90, max(1, len(names)) * row, parts)
 
 
 def scatter(x: np.ndarray, y: np.ndarray, *, unit: str, reach: float, group: np.ndarray | None = None) -> str:
-    """Dots about the origin, with rings at half and all of `reach`; dots beyond it stand at the rim."""
+    """Dots around the origin, with rings at half and all of `reach`; dots beyond it are drawn on the outer ring."""
     size, middle = 340, 170
     scale = (middle - 12) / reach
     parts = [
@@ -55,7 +57,8 @@ def scatter(x: np.ndarray, y: np.ndarray, *, unit: str, reach: float, group: np.
     for i, (px, py) in enumerate(zip(x * shrink, y * shrink, strict=True)):
         colour = COLOURS[int(group[i]) % len(COLOURS)] if group is not None else COLOURS[0]
         parts.append(
-            f'<circle cx="{middle + px * scale:.1f}" cy="{middle + py * scale:.1f}" r="1.6" fill="{colour}" opacity=".55"/>'
+            f'<circle cx="{middle + px * scale:.1f}" cy="{middle + py * scale:.1f}" r="1.6" '
+            f'fill="{colour}" opacity=".55"/>'
         )
     return _svg(size, size, parts)
 
@@ -63,7 +66,7 @@ def scatter(x: np.ndarray, y: np.ndarray, *, unit: str, reach: float, group: np.
 def heat(
     grid: np.ndarray, *, unit: str, size: tuple[int, int], top: float | None = None, marks: np.ndarray | None = None
 ) -> str:
-    """A picture's area in cells, darker where the value is larger, each with its value; NaN is left empty. marks: pixels."""
+    """The picture's area in cells, darker where the value is larger; NaN cells stay empty. marks: pixels on top."""
     rows, columns = grid.shape
     width = 440
     height = width * size[1] / size[0]
@@ -102,7 +105,7 @@ def lines(
     y_label: str,
     band: tuple[float, float] | None = None,
 ) -> str:
-    """Curves over a common x; NaN breaks a curve. band: two y values that something should stay between."""
+    """Curves over a common x; NaN interrupts a curve. band: the two y values of a shaded target range."""
     width, height, left, bottom = 560, 240, 52, 34
     every = np.concatenate([np.asarray(y, np.float64) for y in curves.values()] + ([np.array(band)] if band else []))
     low, high = float(np.nanmin(every)), float(np.nanmax(every))

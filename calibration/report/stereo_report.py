@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.lens.stereo import StereoEstimate
-from calibration.lens.views import Seen
+from calibration.lens.views import CameraViews
 from calibration.report import camera_report, charts
 from calibration.report.page import Report
 from calibration.verdict import Verdict
@@ -24,26 +24,26 @@ def pose_text(pose: Pose) -> str:
         pose.sigma,
     )
     assert sigma is not None
-    told = ", ".join(f"{v:.2f} ± {1000 * s:.2f}" for v, s in zip(move, sigma[3:], strict=True))
-    turned = ", ".join(f"{v:.3f} ± {np.degrees(s):.3f}" for v, s in zip(turn, sigma[:3], strict=True))
-    return f"{pose.target}_from_{pose.source}: translation {told} mm; rotation vector {turned} °"
+    translation = ", ".join(f"{v:.2f} ± {1000 * s:.2f}" for v, s in zip(move, sigma[3:], strict=True))
+    rotation = ", ".join(f"{v:.3f} ± {np.degrees(s):.3f}" for v, s in zip(turn, sigma[:3], strict=True))
+    return f"{pose.target}_from_{pose.source}: translation {translation} mm; rotation vector {rotation} °"
 
 
-def report(left: Seen, right: Seen, estimate: StereoEstimate, verdict: Verdict, pose: Pose) -> Report:
+def report(left: CameraViews, right: CameraViews, estimate: StereoEstimate, verdict: Verdict, pose: Pose) -> Report:
     page = Report("Stereo cameras", verdict)
     page.section("Pair", pose_text(pose))
     page.table(
         ("", "px"),
         [
             ("RMS over all corners of both cameras", f"{estimate.solution.rms_px:.3f}"),
-            ("RMS over pairs that cameras and places were not fitted to", f"{estimate.holdout_px:.3f}"),
+            ("RMS over held-out pairs", f"{estimate.holdout_px:.3f}"),
         ],
     )
     page.chart(charts.bars(list(estimate.names), list(estimate.solution.view_rms_px()), unit="px"), "RMS of each pair.")
     apart = [(names, why) for names, why in estimate.rejected.items() if ", " in names]
     if apart:
         page.table(("pair not used", "why"), apart)
-    page.text("What follows is of each camera alone, before both were refined together.")
+    page.text("The following sections are about each camera alone, before both were refined together.")
     camera_report.camera(page, left, estimate.first, "Left")
     camera_report.camera(page, right, estimate.second, "Right")
     camera_report.provenance(page, left, right)

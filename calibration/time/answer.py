@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from calibration.verdict import Check, Level
 
-# ITU-R BT.1359-1: ms by which sound may lead (+) and lag (−) the picture before people notice, and before they mind.
+# ITU-R BT.1359-1: ms by which sound may lead (+) or lag (−) the picture before people notice, and before they object.
 NOTICED_MS = (-125.0, 45.0)
 ACCEPTED_MS = (-185.0, 90.0)
-HINT = "clap ten times in view of the camera, not in a regular beat; or let one person talk, facing it, for 20 s"
+HINT = "clap ten times in view of the camera, not in a regular beat; or let one person talk for 20 s, facing the camera"
 
 
 class Answer(NamedTuple):
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
     sigma_ms: float
     interval_ms: tuple[float, float]  # 95 %
     how: str  # "20 claps or flashes", "a mouth and its voice"
-    unknown: str = ""  # the reason; the numbers are then not to be used
+    unknown: str = ""  # the reason; the numbers must then not be used
 
     def __str__(self) -> str:
         if self.unknown:
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the number means for somebody who watches."""
+        """What the number means for a viewer."""
         lead = f"the sound {'leads' if self.offset_ms > 0 else 'lags'} the picture by {abs(self.offset_ms):.0f} ms"
         low, high = NOTICED_MS
         if low <= self.offset_ms <= high:
@@ -39,7 +39,9 @@ class Answer(NamedTuple):
             return (
                 f"{lead}; people notice that (ITU-R BT.1359: beyond {low:+.0f} and {high:+.0f} ms) but mostly accept it"
             )
-        return f"{lead}; people mind that (ITU-R BT.1359: beyond {ACCEPTED_MS[0]:+.0f} and {ACCEPTED_MS[1]:+.0f} ms)"
+        return (
+            f"{lead}; people object to that (ITU-R BT.1359: beyond {ACCEPTED_MS[0]:+.0f} and {ACCEPTED_MS[1]:+.0f} ms)"
+        )
 
     def check(self) -> Check:
         if self.unknown:

@@ -1,11 +1,12 @@
-"""By how much one signal lags another: the peak of their cross-correlation, with its interval, or why it cannot be told.
+"""The lag of one signal behind another: the peak of their cross-correlation with its interval, or why it is unknown.
 
+Pure: series in, a Lag out. Chance is judged by Bartlett's formula, because smooth signals correlate by chance far more
+often than noise does. The interval comes from leaving out one block of time after the other (jackknife).
+
+Example:
     lag = find_lag(mouth, voice, max_s=0.5)
-    lag.offset_ms, lag.sigma_ms          # what is ADDED to the second signal's times to lay it on the first
-    lag.unknown                          # "" or the reason: then the numbers are not to be used
-
-Pure: series in, a Lag out. Chance is judged by Bartlett's formula, since smooth signals agree by luck far more often than
-noise does; the interval comes from leaving out one stretch of time after the other.
+    lag.offset_ms, lag.sigma_ms          # ADDED to the second signal's times to align it with the first
+    lag.unknown                          # "" or the reason why the numbers must not be used
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from calibration.pose import Floats
 STEP_S = 0.005
 BLOCKS = 10
 STUDENT = 2.26  # 95 % of a t distribution with BLOCKS − 1 degrees of freedom
-MIN_S = 5.0  # of both signals at the same time
-CHANCE_SIGMAS = 4.5  # one lag is looked for among about a hundred that are independent: 3e-6 each
-RIVAL = 0.75  # another peak this high leaves open which is meant
-VAGUE_MS = 60.0  # an interval half as wide as this says nothing that matters
-SLOW_S = 1.5  # what changes more slowly than this is light, pose and loudness, not the signal
-GAP_S = 0.5  # without a sample for so long there is no signal
+MIN_S = 5.0  # overlap of both signals
+CHANCE_SIGMAS = 4.5  # one lag is searched among about a hundred independent ones: 3e-6 each
+RIVAL = 0.75  # relative height of another peak that makes the lag ambiguous
+VAGUE_MS = 60.0  # half width of an interval that is too wide to be useful
+SLOW_S = 1.5  # slower changes are light, pose and volume, not the signal
+GAP_S = 0.5  # a longer time without a sample is a gap in the signal
 
 
 class Series(NamedTuple):
@@ -52,7 +53,7 @@ NOTHING = Lag(math.nan, math.nan, 0.0)
 
 
 def find_lag(first: Series, second: Series, *, max_s: float = 0.5) -> Lag:
-    """max_s: lags from −max_s to max_s are looked at. Rates and gaps of the two may differ."""
+    """max_s: lags from −max_s to max_s are searched. Rates and gaps of the two signals may differ."""
     if len(first.times_s) < 10 or len(second.times_s) < 10:
         return NOTHING._replace(unknown="one of the two signals is missing")
     begin = max(first.times_s[0], second.times_s[0]) - max_s
@@ -71,20 +72,19 @@ def find_lag(first: Series, second: Series, *, max_s: float = 0.5) -> Lag:
     curve = _curve(products.sum(0), energy_a.sum(0), energy_b.sum(0))
     peak = int(np.argmax(curve))
     height = float(curve[peak])
-    sigmas = height / _chance(a, b)  # of what chance would give
+    sigmas = height / _chance(a, b)  # relative to chance
     lag_s = _refined(curve, peak)
-    found = NOTHING._replace(offset_ms=1000 * (lag_s - reach) * STEP_S, correlation=height)
+    lag = NOTHING._replace(offset_ms=1000 * (lag_s - reach) * STEP_S, correlation=height)
     if peak in (0, len(curve) - 1):
-        return found._replace(
-            unknown=f"the best agreement lies at the end of what was searched, ±{1000 * max_s:.0f} ms"
-        )
+        return lag._replace(unknown=f"the best agreement lies at the end of the searched range, ±{1000 * max_s:.0f} ms")
     if sigmas < CHANCE_SIGMAS:
-        return found._replace(
-            unknown=f"they agree no better than chance would make them (correlation {height:.2f}, {sigmas:.1f} of {CHANCE_SIGMAS} σ)"
+        return lag._replace(
+            unknown=f"the signals agree no better than by chance "
+            f"(correlation {height:.2f}, {sigmas:.1f} of {CHANCE_SIGMAS} σ)"
         )
     if (rival := _rival(curve, peak)) > RIVAL * height:
-        return found._replace(
-            unknown=f"another lag fits nearly as well ({rival:.2f} beside {height:.2f}): the signal repeats itself"
+        return lag._replace(
+            unknown=f"another lag fits nearly as well (correlation {rival:.2f} of {height:.2f}): the signal repeats"
         )
     without = []
     for out in range(BLOCKS):
@@ -92,18 +92,18 @@ def find_lag(first: Series, second: Series, *, max_s: float = 0.5) -> Lag:
         part = _curve(products[keep].sum(0), energy_a[keep].sum(0), energy_b[keep].sum(0))
         without.append(_refined(part, int(np.argmax(part))) * STEP_S * 1000)
     sigma_ms = math.sqrt((BLOCKS - 1) / BLOCKS * float(np.sum((np.array(without) - np.mean(without)) ** 2)))
-    # The correlation's own width over its strength: where stretches agree by luck the interval must not vanish.
+    # The resolution of the grid: if blocks agree by chance the interval must not vanish.
     sigma_ms = math.hypot(sigma_ms, 1000 * STEP_S / math.sqrt(12))
-    found = found._replace(sigma_ms=sigma_ms)
+    lag = lag._replace(sigma_ms=sigma_ms)
     if STUDENT * sigma_ms > VAGUE_MS:
-        return found._replace(
-            unknown=f"stretches of time disagree: the lag is known to ±{STUDENT * sigma_ms:.0f} ms only"
+        return lag._replace(
+            unknown=f"parts of the session disagree: the lag is only known to ±{STUDENT * sigma_ms:.0f} ms"
         )
-    return found
+    return lag
 
 
 def _sampled(series: Series, grid: Floats) -> tuple[Floats, Floats]:
-    """(values without their slow part, 1 where there are samples), on the grid."""
+    """(values without their slow part, 1 where there are samples else 0), on the grid."""
     times, values = series
     at = np.clip(np.searchsorted(times, grid), 1, len(times) - 1)
     there = (times[at] - times[at - 1] < GAP_S) & (grid >= times[0]) & (grid <= times[-1])
@@ -114,12 +114,12 @@ def _sampled(series: Series, grid: Floats) -> tuple[Floats, Floats]:
     weight = np.maximum(np.convolve(mask, window, "same"), 1e-9)
     fast = (sampled - np.convolve(sampled, window, "same") / weight) * mask
     spread = fast.std()
-    # A few huge values (a cut, a clap) must not decide alone.
+    # A few huge values (a cut, a clap) must not dominate.
     return (np.clip(fast / spread, -4, 4) if spread > 1e-9 else np.zeros_like(fast)), mask
 
 
 def _by_block(a: Floats, b: Floats, a_there: Floats, b_there: Floats, reach: int) -> tuple[Floats, Floats, Floats]:
-    """Sums of a·b, a² and b² of each block of time, (BLOCKS, 2·reach + 1) by lag of b, where both are there."""
+    """Sums of a·b, a² and b² of each block of time, (BLOCKS, 2·reach + 1) by lag of b, where both have samples."""
     edges = np.linspace(reach, len(a) - reach, BLOCKS + 1).astype(int)
     out = np.zeros((3, BLOCKS, 2 * reach + 1))
     for column, lag in enumerate(range(-reach, reach + 1)):
@@ -147,7 +147,7 @@ def _chance(a: Floats, b: Floats) -> float:
 
 
 def _refined(curve: Floats, peak: int) -> float:
-    """Index of the peak by a parabola through its top."""
+    """Fractional index of the peak, by a parabola through its top."""
     half = 4  # ±20 ms: the top of a peak that is 100 ms wide
     low, high = max(0, peak - half), min(len(curve), peak + half + 1)
     if high - low < 3:
@@ -160,7 +160,7 @@ def _refined(curve: Floats, peak: int) -> float:
 
 
 def _rival(curve: Floats, peak: int) -> float:
-    """The highest other local maximum that a valley separates from the peak."""
+    """The highest other maximum that is separated from the peak by a valley."""
     left, right = peak, peak
     floor = 0.5 * curve[peak]
     while left > 0 and curve[left] > floor:

@@ -1,13 +1,14 @@
-"""Sound against picture by a person who talks: how open the mouth is, against how loud the voice is.
+"""Sound against picture by a person who talks: the opening of the mouth against the loudness of the voice.
 
+No clapper is needed, and the result is coarser: mouths open 0 to 80 ms before the voice is loudest, differently from
+person to person (Schwartz and Savariaux 2014). The mean is subtracted, and the spread is part of the interval.
+
+Example:
     mouth, voice = Mouth(), Voice()
     mouth.add(image_bgr, track.face.landmarks_px, frame.capture_ns)      # of one face, every picture
     voice.add(frame.data, frame.capture_ns, frame.duration_ns)
     lag = compare(mouth, voice)
-    lag.offset_ms                       # what is ADDED to the microphone's times; positive: the sound is stamped too early
-
-No clapper is needed, and the answer is coarser: mouths open 0 to 80 ms before what they say is loudest, differently from
-person to person (Schwartz and Savariaux 2014), so that much stays open and is part of the interval.
+    lag.offset_ms           # ADDED to the microphone's times; positive: the sound's timestamps are too early
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ import numpy as np
 from calibration.pose import Floats
 from calibration.time.lag import NOTHING, Lag, Series, find_lag
 
-PATCH = 24  # the mouth and its surroundings in so many pixels each way, the corners of the mouth always at the same two
+PATCH = 24  # side in px of the aligned patch around the mouth, whose corners are always at the same two pixels
 MOUTH_ROWS, MOUTH_COLUMNS = slice(8, 19), slice(6, 18)  # of the patch: between the corners, down to an open lower lip
 LEVEL_MS = 10
-LOUDNESS = 0.3  # power to loudness: steps in soft speech count as they do for an ear
-MOUTH_LEADS_MS, PERSONS_MS = 40.0, 20.0  # taken off; and its standard deviation, which stays in the interval
+LOUDNESS = 0.3  # exponent from power to perceived loudness
+MOUTH_LEADS_MS, PERSONS_MS = 40.0, 20.0  # mean, which is subtracted; standard deviation, which is part of the interval
 MAX_S = 0.5
-SMALLEST_MOUTH_PX = 6.0
-HEARD_DB = -60.0  # a voice is louder than this at times
+MIN_MOUTH_PX = 6.0
+MIN_VOICE_DB = -60.0  # the loudest part of a voice is above this
 
 
 @dataclass
 class Mouth:
-    """How open one mouth is, picture by picture."""
+    """The opening of one mouth in each picture."""
 
     times_s: list[float] = field(default_factory=list)
     opening: list[float] = field(default_factory=list)
 
     def add(self, image: np.ndarray, landmarks_px: np.ndarray, capture_ns: int) -> None:
-        """image: (h, w, 3) BGR. landmarks_px: (5, 2) eyes, nose, mouth corners, as faces.Face has them."""
+        """image: (h, w, 3) BGR. landmarks_px: (5, 2) eyes, nose, mouth corners, as in faces.Face."""
         opening = mouth_opening(image, landmarks_px)
         if opening is not None:
             self.times_s.append(capture_ns / 1e9)
@@ -47,13 +48,13 @@ class Mouth:
 
 
 def mouth_opening(image: np.ndarray, landmarks_px: np.ndarray) -> float | None:
-    """How much darker it is between the corners of the mouth than around: 0 closed, about 0.5 wide open. None: too small."""
+    """How much darker the mouth is than the skin around it: 0 closed, about 0.5 wide open; None if it is too small."""
     left, right = np.asarray(landmarks_px[3], np.float64), np.asarray(landmarks_px[4], np.float64)
     across = right - left
     width_px = float(np.linalg.norm(across))
-    if width_px < SMALLEST_MOUTH_PX:
+    if width_px < MIN_MOUTH_PX:
         return None
-    # The line through the corners becomes row 11 of the patch, from column 4 to 20.
+    # The line through the corners of the mouth becomes row 11 of the patch, from column 4 to 20.
     unit = across / width_px * (width_px / 16)
     down = np.array([-unit[1], unit[0]])
     origin = left - 4 * unit - 11 * down
@@ -71,7 +72,7 @@ def mouth_opening(image: np.ndarray, landmarks_px: np.ndarray) -> float | None:
 
 @dataclass
 class Voice:
-    """How loud it is, every 10 ms."""
+    """The loudness, every 10 ms."""
 
     times_s: list[Floats] = field(default_factory=list)
     loudness: list[Floats] = field(default_factory=list)
@@ -92,18 +93,18 @@ class Voice:
 
 
 def compare(mouth: Mouth, voice: Voice) -> Lag:
-    """A Lag whose interval holds what persons differ by; `unknown` says why where it cannot be told."""
+    """The lag between mouth and voice; its interval includes the differences between persons."""
     if not mouth.times_s:
-        return NOTHING._replace(unknown="no face large enough to see its mouth")
-    if not voice.times_s or 10 * math.log10(voice.loudest + 1e-12) < HEARD_DB:
+        return NOTHING._replace(unknown="no face is large enough to measure its mouth")
+    if not voice.times_s or 10 * math.log10(voice.loudest + 1e-12) < MIN_VOICE_DB:
         return NOTHING._replace(unknown="the microphone is silent")
-    seen = Series(np.array(mouth.times_s), np.array(mouth.opening))
+    openings = Series(np.array(mouth.times_s), np.array(mouth.opening))
     times, loudness = np.concatenate(voice.times_s), np.concatenate(voice.loudness)
-    # As slow as a mouth: 80 ms, which is also about what one picture after the other can show.
+    # Smoothed to the speed of a mouth: 80 ms, which is also about the resolution of consecutive pictures.
     window = np.hanning(10)[1:-1]
-    heard = Series(times, np.convolve(loudness, window / window.sum(), "same"))
-    lag = find_lag(seen, heard, max_s=MAX_S)
+    loudnesses = Series(times, np.convolve(loudness, window / window.sum(), "same"))
+    lag = find_lag(openings, loudnesses, max_s=MAX_S)
     if lag.unknown:
         return lag
-    # The mouth leads: laid on it, the sound comes that much too early.
+    # The mouth leads the voice, so aligning both would make the sound too early by that much.
     return lag._replace(offset_ms=lag.offset_ms + MOUTH_LEADS_MS, sigma_ms=math.hypot(lag.sigma_ms, PERSONS_MS))

@@ -1,11 +1,13 @@
-"""Camera against lidar by how fast the rig turns: rotation from picture to picture, against yaw from sweep to sweep.
+"""Camera against lidar by how fast the rig turns: rotation between pictures against yaw between sweeps.
 
+Both are yaw rates in rad/s about the upright axis, positive to the left. A rig that only drives straight on gives no
+answer.
+
+Example:
     camera, lidar = CameraTurns(intrinsics), LidarTurns()
     camera.add(image_bgr, frame.capture_ns)
     lidar.add(points_m, frame.capture_ns + frame.duration_ns // 2)
-    lag = find_lag(camera.series(), lidar.series(), max_s=0.5)      # what is ADDED to the lidar's times
-
-Both are rates about the same upright axis in rad/s, positive to the left; a rig that drives straight on gives no answer.
+    turning_answer(camera, lidar).offset_ms      # ADDED to the lidar's times
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ from calibration.time.answer import Answer
 from calibration.time.lag import Series, find_lag
 from pipeline.rig.intrinsics import Intrinsics
 
-LOOK_PX = 320  # width at which pictures are compared: a hundredth of a pixel there is 2 mrad at 60°
+COMPARE_WIDTH_PX = 320  # width at which pictures are compared
 MIN_CORNERS = 12
 BINS = 1440  # of azimuth: 0.25°
-BAND_RAD = 0.35  # elevations around level that see walls rather than floor
+BAND_RAD = 0.35  # elevations around level: walls rather than floor
 FARTHEST_M = 50.0
 MAX_TURN = 0.25  # rad between two sweeps
-MIN_TURN_RATE = 0.03  # rad/s: slower than this nothing can be told
+MIN_TURN_RATE = 0.03  # rad/s: a slower rotation is lost in noise
 
 
 @dataclass
 class _Turns:
-    """Rates, each at the middle of the two moments that it was measured between."""
+    """Yaw rates, each at the middle of the two moments between which it was measured."""
 
     times_s: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -60,7 +62,7 @@ class CameraTurns(_Turns):
     def add(self, image: np.ndarray, capture_ns: int) -> None:
         assert self.intrinsics is not None
         grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        scale = LOOK_PX / grey.shape[1]
+        scale = COMPARE_WIDTH_PX / grey.shape[1]
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         turn = None if self._grey is None else _yaw(self._grey, grey, self.intrinsics, scale)
         self._grey = grey
@@ -68,20 +70,21 @@ class CameraTurns(_Turns):
 
 
 def _yaw(before: np.ndarray, now: np.ndarray, intrinsics: Intrinsics, scale: float) -> float | None:
-    """rad about the camera's upward axis, from the median motion of corners; None: too few to tell."""
+    """rad about the camera's upward axis, from the median motion of corners; None with too few corners."""
     corners = cv2.goodFeaturesToTrack(before, 150, 0.01, 6)
     if corners is None or len(corners) < MIN_CORNERS:
         return None
-    there, found, _ = cv2.calcOpticalFlowPyrLK(
+    moved, tracked, _ = cv2.calcOpticalFlowPyrLK(
         before, now, corners, np.empty_like(corners), winSize=(15, 15), maxLevel=3
     )
-    good = found.ravel() == 1
+    good = tracked.ravel() == 1
     if good.sum() < MIN_CORNERS:
         return None
-    # Pixels of the small picture are those of the whole one, shifted by half a pixel of each.
-    rays = [intrinsics.rays((p.reshape(-1, 2)[good] + 0.5) / scale - 0.5) for p in (corners, there)]
+    # Scaling about pixel corners: pixel centres lie at half a pixel.
+    rays = [intrinsics.rays((p.reshape(-1, 2)[good] + 0.5) / scale - 0.5) for p in (corners, moved)]
     angle = [np.arctan2(r[:, 0], r[:, 2]) for r in rays]
-    # What is seen moves to the right when the camera turns to the left. Driving on moves both halves apart: the median stays.
+    # The picture moves to the right when the camera turns to the left. Driving forward moves both halves apart: the
+    # median stays.
     return float(np.median(angle[1] - angle[0]))
 
 
@@ -98,7 +101,7 @@ class LidarTurns(_Turns):
 
 
 def _profile(points: Floats) -> Floats:
-    """(BINS,) log of the range in each direction; NaN where nothing is."""
+    """(BINS,) log of the range in each direction; NaN without a point."""
     flat = np.hypot(points[:, 0], points[:, 1])
     level = (np.abs(np.arctan2(points[:, 2], flat)) < BAND_RAD) & (flat > 0.5) & (flat < FARTHEST_M)
     bins = ((np.arctan2(points[level, 1], points[level, 0]) + np.pi) / (2 * np.pi) * BINS).astype(int) % BINS
@@ -107,7 +110,7 @@ def _profile(points: Floats) -> Floats:
 
 
 def _shift(before: Floats, now: Floats) -> float | None:
-    """rad by which the sensor turned to the left: what it sees turned to the right. None: nothing in common."""
+    """rad by which the sensor turned to the left (its view turns to the right); None without a match."""
     most = round(MAX_TURN / (2 * np.pi) * BINS)
     costs = []
     for shift in range(-most, most + 1):
@@ -129,4 +132,4 @@ def turning_answer(camera: CameraTurns, lidar: LidarTurns) -> Answer:
     unknown = lag.unknown
     if not camera.turns or not lidar.turns:
         unknown = "the rig hardly turned"
-    return Answer(lag.offset_ms, lag.sigma_ms, lag.interval_ms, "how the rig turned", unknown)
+    return Answer(lag.offset_ms, lag.sigma_ms, lag.interval_ms, "the rotation of the rig", unknown)

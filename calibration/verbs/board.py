@@ -1,10 +1,11 @@
-"""calibrate board: a board to print, as PDF in its true size, with what to tell `calibrate camera` printed on it.
+"""calibrate board: a board to print, as PDF in its true size, with the options for `calibrate camera` printed on it.
 
+Print without scaling ("actual size"), glue it on something flat and stiff, and measure the ruler: if it is not 100 mm
+long, pass the measured side of a square as --square-mm.
+
+Example:
     python run_pipeline.py calibrate board 9x6 --square-mm 25 --out board.pdf
     python run_pipeline.py calibrate board charuco:7x5 --square-mm 35 --paper a3 --out board.pdf
-
-Lines and squares are drawn, not pictured: they are as sharp as the printer. Print without scaling ("actual size"), glue it
-on something flat and stiff, and measure the ruler: if it is not 100 mm long, tell the square's measured side by --square-mm.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from pipeline.installation import COMMAND
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("board", help=EXPECTED)
     parser.add_argument("--square-mm", type=float, default=DEFAULT_SQUARE_MM, help="side of one square (default: 25)")
-    parser.add_argument("--paper", choices=("auto", *PAPERS_MM), default="auto")
-    parser.add_argument("--out", type=Path, default=Path("board.pdf"), metavar="BOARD.pdf")
+    parser.add_argument(
+        "--paper",
+        choices=("auto", *PAPERS_MM),
+        default="auto",
+        help="auto: the smaller of A4 and A3 that holds the board",
+    )
+    parser.add_argument("--out", type=Path, default=Path("board.pdf"), metavar="BOARD.pdf", help="default: board.pdf")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -32,10 +38,11 @@ def run(args: argparse.Namespace) -> None:
         args.out.write_bytes(board_pdf(board, page_mm))
     except OSError as error:
         raise ConfigError(
-            f"--out {args.out}: cannot be written: {error.strerror}. Name a place you may write to"
+            f"--out {args.out}: cannot be written: {error.strerror}. Use a path you can write to"
         ) from error
     print(f"  {args.out}: {board.words}, squares of {args.square_mm:g} mm, on {paper.upper()}")
     print(
-        '  Print it at 100 % ("actual size"), glue it on something flat and stiff, and check that its ruler is 100 mm long.'
+        '  Print it at 100 % ("actual size"), glue it on something flat and stiff, '
+        "and check that its ruler is 100 mm long."
     )
     print(f"  Then: {COMMAND} calibrate camera live --board {board} --square-mm {args.square_mm:g} --out rig.yaml")

@@ -1,8 +1,9 @@
-"""calibrate camera: a lens from pictures of a board, with everything that says how far to trust it.
+"""calibrate camera: a lens from pictures of a board, with the figures that say how far to trust it.
 
-python run_pipeline.py calibrate camera left --board 9x6 --square-mm 25 --out rig.yaml --report report.html
-python run_pipeline.py calibrate camera clip.mp4 --board charuco:7x5 --out rig.yaml
-python run_pipeline.py calibrate camera left --board 9x6 --against rig.yaml      # is the lens in a rig still right?
+Example:
+    python run_pipeline.py calibrate camera left --board 9x6 --square-mm 25 --out rig.yaml --report report.html
+    python run_pipeline.py calibrate camera clip.mp4 --board charuco:7x5 --out rig.yaml
+    python run_pipeline.py calibrate camera left --board 9x6 --against rig.yaml      # is the lens in a rig still right?
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from calibration.board.board import DEFAULT_SQUARE_MM, EXPECTED, Board
 from calibration.lens.estimate import Estimate, estimate_lens
 from calibration.lens.lens_models import LENS_MODELS
-from calibration.lens.lens_verdict import against, judged
+from calibration.lens.lens_verdict import check_lens, lens_verdict
 from calibration.lens.uncertainty import difference_map
-from calibration.lens.views import Seen, look
+from calibration.lens.views import CameraViews, detect_views
 from calibration.report import camera_report, charts
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
@@ -30,14 +31,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "source", nargs="+", help="folder, pictures ('left*.jpg'), media file, recording.mcap, or: live [DEVICE]"
     )
     common_arguments(parser)
-    parser.add_argument("--name", default="camera", help="what the rig calls this camera (default: camera)")
-    parser.add_argument("--stream", help="of a recording with several cameras")
+    parser.add_argument("--name", default="camera", help="name of this camera in the rig (default: camera)")
+    parser.add_argument("--stream", help="stream of a recording with several cameras")
     parser.add_argument(
-        "--against", type=Path, metavar="RIG.yaml", help="judge the lens in this rig by the pictures; estimates nothing"
+        "--against",
+        type=Path,
+        metavar="RIG.yaml",
+        help="check the lens in this rig with the pictures, estimate nothing",
     )
-    parser.add_argument("--page", type=int, metavar="PORT", help="live: show the guide on a page of this machine too")
     parser.add_argument(
-        "--until-px", type=float, default=0.3, help="live: stop when projection is known to this (1 σ, worst place)"
+        "--page", type=int, metavar="PORT", help="live: also show the guide on a page at http://127.0.0.1:PORT"
+    )
+    parser.add_argument(
+        "--until-px",
+        type=float,
+        default=0.3,
+        help="live: stop when projection is known to this (1 σ, worst place; default: 0.3)",
     )
 
 
@@ -48,12 +57,12 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="auto",
         choices=("auto", *LENS_MODELS),
-        help="of distortion (default: the simplest that predicts best)",
+        help="distortion model (default: the simplest that predicts held-out views best)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="RIG.yaml", help="written unless the verdict is FAIL; other things in it stay"
+        "--out", type=Path, metavar="RIG.yaml", help="written unless the verdict is FAIL; the rest of the file stays"
     )
-    parser.add_argument("--report", type=Path, metavar="REPORT.html")
+    parser.add_argument("--report", type=Path, metavar="REPORT.html", help="HTML page with all figures and pictures")
 
 
 def run(args: argparse.Namespace) -> Verdict:
@@ -61,49 +70,49 @@ def run(args: argparse.Namespace) -> Verdict:
     if args.source[0] == "live":
         from calibration.verbs.camera_live import capture
 
-        seen = capture(board, args)
+        detected = capture(board, args)
     else:
-        seen = look(args.source, board, stream=args.stream)
-    return conclude(seen, args)
+        detected = detect_views(args.source, board, stream=args.stream)
+    return conclude(detected, args)
 
 
-# --- conclusion -------------------------------------------------------------------------------------------------------
+# --- the result -----------------------------------------------------------------------------------------------------
 
 
-def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
-    """Estimate, judge, write, print: the last line is the RMS and the verdict."""
-    for name, why in seen.skipped.items():
+def conclude(detected: CameraViews, args: argparse.Namespace) -> Verdict:
+    """Estimates, judges, writes and prints: the last line is the RMS and the verdict."""
+    for name, why in detected.skipped.items():
         print(f"  skipped {name}: {why}")
     if args.against:
-        return _conclude_against(seen, args)
+        return _conclude_against(detected, args)
     rig = load_rig(args.out) if args.out and args.out.exists() else Rig()
     first = rig.intrinsics.get(args.name)
-    if first is not None and first.size != seen.size:
-        print(
-            f"  {args.out}: its '{args.name}' is {first.width_px}×{first.height_px}, the pictures {seen.size[0]}×{seen.size[1]}: anew"
-        )
+    if first is not None and first.size != detected.size:
+        sizes = f"for {'×'.join(map(str, first.size))}, the pictures are {'×'.join(map(str, detected.size))}"
+        print(f"  {args.out}: the lens of '{args.name}' is {sizes}: it is replaced")
         first = None
     try:
-        estimate = estimate_lens(seen.observations(), seen.size, model=args.model, first=first)
+        estimate = estimate_lens(detected.observations(), detected.size, model=args.model, first=first)
     except ValueError as error:
         verdict = judge(
             [Check(Level.FAIL, str(error), "take 8 or more: tilted, near and far, and in all corners of the picture")]
         )
         if args.report:
-            camera_report.failure(seen, verdict).write(args.report)
+            camera_report.failure(detected, verdict).write(args.report)
         print(f"RMS: none. {verdict}")
         return verdict
-    verdict = judged(estimate)
+    verdict = lens_verdict(estimate)
     for name, why in estimate.rejected.items():
         print(f"  rejected {name}: {why}")
     _print_lens(estimate)
     if args.report:
-        camera_report.report(seen, estimate, verdict).write(args.report)
+        camera_report.report(detected, estimate, verdict).write(args.report)
         print(f"  report: {args.report}")
     if args.out and not verdict.failed:
-        made = f"{len(estimate.views)} views of a {seen.board.words}, {estimate.model}, RMS {estimate.rms_px:.3f} px, {verdict.level.name}"
+        fit = f"{estimate.model}, RMS {estimate.rms_px:.3f} px, {verdict.level.name}"
+        provenance = f"{len(estimate.views)} views of a {detected.board.words}, {fit}"
         if not estimate.start_retained:
-            save_rig(rig.with_intrinsics(args.name, estimate.lens, made), args.out)
+            save_rig(rig.with_intrinsics(args.name, estimate.lens, provenance), args.out)
         print(f"  rig: {args.out}")
     elif args.out:
         print(f"  {args.out} was not written")
@@ -111,23 +120,24 @@ def conclude(seen: Seen, args: argparse.Namespace) -> Verdict:
     return verdict
 
 
-def _conclude_against(seen: Seen, args: argparse.Namespace) -> Verdict:
+def _conclude_against(detected: CameraViews, args: argparse.Namespace) -> Verdict:
     lens = load_rig(args.against).camera(args.name)
-    if lens.size != seen.size:
+    if lens.size != detected.size:
         raise ConfigError(
-            f"{args.against}: intrinsics.{args.name} is of {lens.width_px}×{lens.height_px}, the pictures are {seen.size[0]}×{seen.size[1]}"
+            f"{args.against}: intrinsics.{args.name}: for {'×'.join(map(str, lens.size))}, but the pictures are "
+            f"{'×'.join(map(str, detected.size))}. Take pictures in the mode the lens was calibrated in"
         )
     try:
-        verdict, estimate = against(lens, seen.observations())
+        verdict, estimate = check_lens(lens, detected.observations())
     except ValueError as error:
-        raise ConfigError(f"{' '.join(args.source)}: {error}. Take more") from error
+        raise ConfigError(f"{' '.join(args.source)}: {error}. Take more pictures") from error
     if args.report:
-        page = camera_report.report(seen, estimate, verdict)
-        page.section("The lens in the rig", "How far it is from the one these views ask for, in px.")
+        page = camera_report.report(detected, estimate, verdict)
+        page.section("The lens in the rig", "Its distance from the lens estimated from these views, in px.")
         off = difference_map(estimate.lens, lens)
         page.chart(
             charts.heat(off, unit="px", size=lens.size),
-            "Difference of the two lenses, less what a turn of the camera undoes.",
+            "Difference of the two lenses, after the best rotation of the camera.",
         )
         page.write(args.report)
     print(f"RMS {estimate.rms_px:.3f} px. {verdict}")

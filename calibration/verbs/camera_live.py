@@ -1,7 +1,8 @@
-"""calibrate camera live: the guide on a live camera, in the terminal and on a page of this machine.
+"""calibrate camera live: guided capture with a live camera, in the terminal and on a page of this machine.
 
-Thin: the camera is pipeline/sensors/camera/, the board detect.py, the advice guide.py, the page's server pipeline/web/server.py.
-Ends when the guide says that there is enough, when the page's Finish is pressed, or with Ctrl-C; what was taken until then is used.
+It only connects parts: pipeline/sensors/camera/ reads the camera, board/detect.py detects the board, lens/guide.py
+advises, pipeline/web/server.py serves the page. Capture ends when the guide has enough views, when Finish is pressed on
+the page, or with Ctrl-C; the views taken so far are used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from calibration.board.board import Board
 from calibration.board.detect import Detector
 from calibration.lens.guide import Advice, Guide
-from calibration.lens.views import Seen, add
+from calibration.lens.views import CameraViews, add
 from pipeline.clock import LiveClock
 from pipeline.errors import DeviceError
 from pipeline.sensors.camera.network import network_pictures
@@ -29,15 +30,15 @@ from pipeline.sensors.camera.reader import PictureReader
 from pipeline.sensors.camera.usb import usb_pictures
 from pipeline.web.server import PageServer
 
-WIDTH_PX = 1280  # what the camera node asks for too: a lens is calibrated in the mode it is used in
-PICTURE_WAIT_S = OPEN_TIMEOUT_S + LOST_AFTER_S  # the reader raises its own error before that
+WIDTH_PX = 1280  # as the camera node requests: a lens must be calibrated in the mode it is used in
+PICTURE_WAIT_S = OPEN_TIMEOUT_S + LOST_AFTER_S  # the reader raises its own, more specific error earlier
 SHOWN_WIDTH_PX = 960
-MISMATCH_AFTER = 40  # pictures without the board, before another one is looked for
+MISMATCH_AFTER = 40  # pictures without the board before another board is searched
 HTML = Path(__file__).with_suffix(".html")
 
 
-def capture(board: Board, args: argparse.Namespace) -> Seen:
-    """Raises DeviceError for a camera that cannot be opened, ConfigError for a port that is taken."""
+def capture(board: Board, args: argparse.Namespace) -> CameraViews:
+    """Raises DeviceError for a camera that cannot be opened, ConfigError for a port that is in use."""
     named = args.source[1] if len(args.source) > 1 else "0"
     device: int | str = int(named) if named.isdecimal() else named
     where, clock = f"calibrate: camera {named}", LiveClock()
@@ -53,50 +54,53 @@ def capture(board: Board, args: argparse.Namespace) -> Seen:
             page = Page(port=args.page)
             stack.callback(page.stop)
             print(f"  Page: {page.url}")
-        print("  Hold the board in view; Ctrl-C ends it early.", flush=True)
+        print("  Hold the board in view. Ctrl-C ends the capture early.", flush=True)
         return guided(reader, board, until_px=args.until_px, page=page)
 
 
-def guided(reader: PictureReader, board: Board, *, until_px: float, page: Page | None = None) -> Seen:
-    """Until the guide is done, the page says Finish, the camera is lost, or Ctrl-C; raises the last two while nothing is taken."""
-    seen, guide, detector = Seen(board), Guide(board, until_px=until_px), Detector(board)
-    told, missed, empty_s = "", 0, 0.0
+def guided(reader: PictureReader, board: Board, *, until_px: float, page: Page | None = None) -> CameraViews:
+    """Captures until the guide is done, Finish is pressed, the camera is lost, or Ctrl-C.
+
+    The last two are raised if no view has been taken.
+    """
+    detected, guide, detector = CameraViews(board), Guide(board, until_px=until_px), Detector(board)
+    line, missed, empty_s = "", 0, 0.0
     try:
         while not (page and page.finished.is_set()):
             if not reader.wait(0.25):
                 empty_s += 0.25
                 if empty_s > PICTURE_WAIT_S:
                     raise DeviceError(
-                        "calibrate: the camera sends no pictures. Is another program using it?", retry=True
+                        "calibrate: no pictures arrive from the camera. Is another program using it?", retry=True
                     )
                 continue
             empty_s = 0.0
             image = reader.newest().image
             reader.clear()
             gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-            found = detector.find(gray, thorough=False)
-            missed = missed + 1 if isinstance(found, str) else 0
+            corners = detector.find(gray, thorough=False)
+            missed = missed + 1 if isinstance(corners, str) else 0
             if missed == MISMATCH_AFTER and (words := detector.mismatch([gray])) is not None:
                 print(f"\n  {words}", flush=True)
-            advice = guide.offer(found, gray)
+            advice = guide.offer(corners, gray)
             if advice.taken:
-                add(seen, guide.views[-1].name, gray, found)
-            told = _tell(advice, told)
+                add(detected, guide.views[-1].name, gray, corners)
+            line = _print_advice(advice, line)
             if page:
-                page.show(advice, image, None if isinstance(found, str) else found.pixels)
+                page.show(advice, image, None if isinstance(corners, str) else corners.pixels)
             if advice.done:
                 break
     except (KeyboardInterrupt, DeviceError) as ended:
-        if not seen.views:
+        if not detected.views:
             raise
         if isinstance(ended, DeviceError):
-            print(f"\n  {ended} Going on with the views so far.", end="")
+            print(f"\n  {ended} Continuing with the views so far.", end="")
     print(flush=True)
-    return seen
+    return detected
 
 
-def _tell(advice: Advice, before: str) -> str:
-    """One line that is written over in a terminal, and a line a change elsewhere."""
+def _print_advice(advice: Advice, before: str) -> str:
+    """One line that is overwritten in a terminal, or one line per change elsewhere."""
     line = advice.line
     if line != before:
         end = "" if sys.stdout.isatty() else "\n"
@@ -105,7 +109,7 @@ def _tell(advice: Advice, before: str) -> str:
 
 
 class Page:
-    """The guide's page: the picture, where the board should go, what is covered, how far it is."""
+    """The guide's page: the picture, where to hold the board next, the covered area, the progress."""
 
     def __init__(self, port: int) -> None:
         self.finished = threading.Event()
@@ -136,16 +140,16 @@ class Page:
 
     def _handle_request(self, text: str) -> str | None:
         try:
-            order = json.loads(text)
+            request = json.loads(text)
         except ValueError:
             return None
-        if isinstance(order, dict) and order.get("do") == "finish":
+        if isinstance(request, dict) and request.get("do") == "finish":
             self.finished.set()
         return None
 
 
 def state(advice: Advice, size: tuple[int, int], pixels: np.ndarray | None) -> dict[str, Any]:
-    """What the page is told, as JSON: coordinates as shares of the picture."""
+    """The message for the page, as JSON: coordinates are shares of the picture."""
 
     def shares(points: np.ndarray | None) -> list[list[float]]:
         return [] if points is None else np.round(points / size, 4).tolist()

@@ -1,10 +1,11 @@
 """calibrate convert: other programs' calibration files to a rig, and a rig to theirs.
 
+The kind of file is detected from its content. If the rig exists already, only what the other file contains is replaced.
+
+Example:
     python run_pipeline.py calibrate convert rig.yaml left.yaml --to ros --name left
     python run_pipeline.py calibrate convert camchain.yaml rig.yaml --to rig
     python run_pipeline.py calibrate convert 000007.txt rig.yaml --to rig --size 1242x375
-
-What kind of file is read is seen from what it holds. A rig that exists already is added to: what it knows else stays.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from pipeline.rig.yaml_table import read_yaml
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--to", required=True, choices=("rig", "ros", "kalibr", "kitti"))
-    parser.add_argument("--name", help="to or from ROS, whose files hold one camera: which one of the rig")
+    parser.add_argument("source", type=Path, help="rig.yaml, ROS camera_info, Kalibr camchain or KITTI text")
+    parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument(
-        "--size", metavar="1242x375", help="from KITTI, whose files do not tell how large the pictures are"
+        "--to", required=True, choices=("rig", "ros", "kalibr", "kitti"), help="format of the file to write"
     )
+    parser.add_argument("--name", help="name in the rig of the camera of a ROS file")
+    parser.add_argument("--size", metavar="1242x375", help="size of the pictures, which KITTI's files do not contain")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,25 +48,27 @@ def run(args: argparse.Namespace) -> None:
         name = args.name or (next(iter(rig.intrinsics)) if len(rig.intrinsics) == 1 else "")
         if not name:
             raise ConfigError(
-                f"{args.source}: which camera? It has: {', '.join(rig.intrinsics) or 'none'}. Name it with --name"
+                f"{args.source}: a ROS file holds one camera, and this has: {', '.join(rig.intrinsics) or 'none'}. "
+                "Select one with --name"
             )
         write_camera_info(rig.camera(name), args.out, name=name)
     else:
         (write_kalibr if args.to == "kalibr" else write_kitti)(rig, args.out)
     print(
-        f"  {args.out}: cameras {', '.join(rig.intrinsics) or 'none'}; {len(rig.poses)} poses; {len(rig.time_offsets)} time offsets"
+        f"  {args.out}: cameras {', '.join(rig.intrinsics) or 'none'}; {len(rig.poses)} poses; "
+        f"{len(rig.time_offsets)} time offsets"
     )
 
 
 def read(path: Path, *, name: str | None = None, size: str | None = None) -> Rig:
-    """A file of any of the kinds, by what it holds. ConfigError where it is none of them."""
+    """Reads a file of any of these formats, detected from its content. ConfigError if it is none of them."""
     if path.suffix == ".txt":
-        found = re.fullmatch(r"(\d+)[x×](\d+)", size or "")
-        if not found:
+        match = re.fullmatch(r"(\d+)[x×](\d+)", size or "")
+        if not match:
             raise ConfigError(
-                f"{path}: KITTI's text does not tell the size of its pictures. Add it, such as --size 1242x375"
+                f"{path}: KITTI's text does not contain the size of the pictures. Add it, such as --size 1242x375"
             )
-        return read_kitti(path, size=(int(found[1]), int(found[2])))
+        return read_kitti(path, size=(int(match[1]), int(match[2])))
     table = read_yaml(path, kind="a rig, a ROS camera_info or a Kalibr camchain")
     if "cam0" in table:
         return read_kalibr(path)

@@ -28,9 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--up",
         default="z",
         choices=tuple(UP),
-        help="the sensor's axis that points up (default: z; of a depth camera: -y)",
+        help="the sensor's axis that points up (default: z; for a depth camera: -y)",
     )
-    parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="other things in it stay")
+    parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="the rest of the file stays")
 
 
 def run(args: argparse.Namespace) -> Verdict:
@@ -39,20 +39,20 @@ def run(args: argparse.Namespace) -> Verdict:
     pose, covariance = base_from_ground(plane)
     tilt_deg = math.degrees(math.acos(min(1.0, float(plane.normal @ np.array(UP[args.up])))))
     height, tilt = f"{plane.height_m:.3f} ± {plane.sigma_m:.3f} m", f"{tilt_deg:.2f} ± {plane.sigma_deg:.2f}°"
-    print(f"  the sensor stands {height} above the ground, {tilt} off level (1 σ)")
+    print(f"  the sensor is {height} above the ground, tilted by {tilt} (1 σ)")
     checks = [Check(Level.PASS, f"{plane.points} points lie on the ground to {1000 * plane.rms_m:.0f} mm (RMS)")]
     if plane.sigma_deg > LOOSE_DEG:
-        told = f"the ground is known to {plane.sigma_deg:.1f}° only"
-        checks.append(Check(Level.WARN, told, "take the capture on more open, level ground"))
+        finding = f"the ground's tilt is only known to {plane.sigma_deg:.1f}°"
+        checks.append(Check(Level.WARN, finding, "take the capture on more open, level ground"))
     apart_m = max(p.height_m for p in planes) - min(p.height_m for p in planes)
     if len(planes) > 1 and apart_m > LOOSE_M:
-        told = f"the clouds have the ground at heights that differ by {1000 * apart_m:.0f} mm"
-        checks.append(Check(Level.WARN, told, "keep the sensor where it is, on level ground"))
+        finding = f"the ground's height differs by {1000 * apart_m:.0f} mm between the clouds"
+        checks.append(Check(Level.WARN, finding, "do not move the sensor between clouds, and record on level ground"))
     verdict = judge(checks)
     if args.out:
         rig = load_rig(args.out) if args.out.exists() else Rig()
-        made = f"ground in {args.cloud[0].name}, {plane.points} points, {1000 * plane.rms_m:.0f} mm RMS"
-        save_rig(rig.with_pose(Pose(rig.base, args.sensor, pose, covariance), made), args.out)
+        provenance = f"ground in {args.cloud[0].name}, {plane.points} points, {1000 * plane.rms_m:.0f} mm RMS"
+        save_rig(rig.with_pose(Pose(rig.base, args.sensor, pose, covariance), provenance), args.out)
         print(f"  rig: {args.out}")
     print(verdict)
     return verdict

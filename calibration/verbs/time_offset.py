@@ -1,11 +1,13 @@
-"""calibrate time: by how much the stamps of two sensors are apart; signed, in ms, with its interval, or "unknown" with the reason.
+"""calibrate time: the offset between two sensors' timestamps in ms, with its interval, or "unknown" with the reason.
 
+The number is ADDED to the sensor's capture times to align them with the camera's (pipeline/rig/rig.py: TimeOffset). A
+node
+reads it from the rig file: `microphone: {use: microphone, rig: rig.yaml}`.
+
+Example:
     python run_pipeline.py calibrate time clip.mp4 --out rig.yaml                     # sound and picture of one file
     python run_pipeline.py calibrate time session.mcap --out rig.yaml
-    python run_pipeline.py calibrate time session.mcap --sensor lidar --rig rig.yaml  # camera and lidar, by turning the rig
-
-The number is ADDED to the sensor's capture times to lay them on the camera's (pipeline/rig/rig.py: TimeOffset). A node takes
-it from the rig file: `microphone: {use: microphone, rig: rig.yaml}`.
+    python run_pipeline.py calibrate time session.mcap --sensor lidar --rig rig.yaml  # camera and lidar: turn the rig
 """
 
 from __future__ import annotations
@@ -35,15 +37,19 @@ TURN_HINT = "turn the rig left and right by 20° or more for half a minute, irre
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="clip with picture and sound, or recording.mcap")
     parser.add_argument(
-        "--camera", default="camera", help="the reference: its name in the rig and in a recording (default: camera)"
+        "--camera",
+        default="camera",
+        help="the reference: name of the camera in the rig and in a recording (default: camera)",
     )
-    parser.add_argument("--sensor", default="microphone", help="whose offset is wanted (default: microphone)")
+    parser.add_argument(
+        "--sensor", default="microphone", help="the sensor whose offset is measured (default: microphone)"
+    )
     parser.add_argument(
         "--method", default="auto", choices=METHODS, help="auto: claps or flashes, else a mouth and its voice"
     )
-    parser.add_argument("--rig", type=Path, metavar="RIG.yaml", help="for a lidar: has the camera's intrinsics")
+    parser.add_argument("--rig", type=Path, metavar="RIG.yaml", help="for a lidar: contains the camera's intrinsics")
     parser.add_argument(
-        "--out", type=Path, metavar="RIG.yaml", help="the offset is written there; other things in it stay"
+        "--out", type=Path, metavar="RIG.yaml", help="the offset is written there; the rest of the file stays"
     )
 
 
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace) -> Verdict:
     print(f"  {args.sensor} against {args.camera}: {answer}")
     check = answer.check()
     if not _is_sound(args):
-        check = Check(Level.FAIL, check.found, TURN_HINT) if answer.unknown else Check(Level.PASS, _plain(answer))
+        check = Check(Level.FAIL, check.finding, TURN_HINT) if answer.unknown else Check(Level.PASS, _plain(answer))
     if args.out and not answer.unknown:
         rig = load_rig(args.out) if args.out.exists() else Rig()
         offset = TimeOffset(args.sensor, args.camera, round(answer.offset_ms, 3), round(answer.sigma_ms, 3))
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> Verdict:
 
 
 def _is_sound(args: argparse.Namespace) -> bool:
-    """Everything but a recording's stream of points is sound."""
+    """Whether the sensor is a microphone: always, except for a recording's stream of points."""
     if args.source.suffix != ".mcap":
         return True
     from pipeline.recording.reader import Reader
@@ -76,7 +82,7 @@ def _is_sound(args: argparse.Namespace) -> bool:
         info = reader.streams.get(args.sensor)
     if info is None:
         raise ConfigError(
-            f"{args.source}: no stream '{args.sensor}'. Name one with --sensor: {', '.join(reader.streams) or 'none'}"
+            f"{args.source}: no stream '{args.sensor}'. Select one with --sensor: {', '.join(reader.streams) or 'none'}"
         )
     return info.encoding == "pcm_f32"
 
@@ -100,7 +106,7 @@ def _sound(args: argparse.Namespace) -> Answer:
 
 
 def _feed_file(meter: AudioVideo, path: Path) -> None:
-    """Sound and picture of one file count from the same moment."""
+    """Sound and picture of one file share one time base."""
     import av
 
     with media.open_file(str(path), "video", where="calibrate time") as opened:
@@ -132,7 +138,7 @@ def _frames(path: Path, *streams: str) -> Iterator[Frame]:
 
 def _lidar(args: argparse.Namespace) -> Answer:
     if args.rig is None:
-        raise ConfigError(f"{args.source}: --rig is needed: how fast a camera turns is read with its intrinsics")
+        raise ConfigError(f"{args.source}: --rig is needed: a camera's rotation is measured with its intrinsics")
     rig = load_rig(args.rig)
     camera, lidar = CameraTurns(intrinsics=rig.camera(args.camera)), LidarTurns()
     for frame in _frames(args.source, args.camera, args.sensor):

@@ -1,4 +1,4 @@
-"""docs/calibration.md: every command that stands there is understood by the verb it calls, and its rig file can be read."""
+"""Commands of docs/calibration*.md are accepted by the verbs they call, and the rig file of the page can be read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_sensors_page_has_commands_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("command", CALIBRATING)
-def test_a_command_of_the_page_is_understood(command: str) -> None:
+def test_a_command_of_the_page_is_accepted(command: str) -> None:
     args = run_pipeline.parser().parse_args(shlex.split(command)[2:])
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(f"calibration.verbs.{run_pipeline.CALIBRATED[args.kind]}").arguments(parser)

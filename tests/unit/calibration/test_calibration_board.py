@@ -1,4 +1,4 @@
-"""Boards: what people write, what is printed, what is found, and a board that is another one."""
+"""Boards: the text that names them, the printed PDF, the detected corners, and pictures of another board."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def place(board: Board, distance_m: float, turn: tuple[float, float, float] = (0
 @pytest.fixture(scope="module")
 def charuco_pictures() -> list[tuple[np.ndarray, np.ndarray]]:
     """(picture, camera_from_board)"""
-    renderer, rng = simulate.Renderer(CHARUCO, LENS, looks=3), np.random.default_rng(1)
+    renderer, rng = simulate.Renderer(CHARUCO, LENS, samples=3), np.random.default_rng(1)
     poses = [place(CHARUCO, 0.33), place(CHARUCO, 0.45, (-0.5, 0.1, 0.6)), place(CHARUCO, 0.27, (0.1, 0.5, 0.0))]
     return [(renderer.render(pose, rng=rng), pose) for pose in poses]
 
 
 @pytest.fixture(scope="module")
 def chess_picture() -> tuple[np.ndarray, np.ndarray]:
-    return simulate.Renderer(CHESS, LENS, looks=3).render(place(CHESS, 0.36)), place(CHESS, 0.36)
+    return simulate.Renderer(CHESS, LENS, samples=3).render(place(CHESS, 0.36)), place(CHESS, 0.36)
 
 
 @pytest.mark.parametrize("text", ["9x6", "charuco:7x5:4x4_50", "charuco:8x6:5x5_100:0.8:legacy"])
@@ -45,7 +45,7 @@ def test_a_board_is_written_as_it_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "square_mm", "told"),
+    ("text", "square_mm", "message"),
     [
         ("9", 25, "expected 9x6"),
         ("9x", 25, "expected 9x6"),
@@ -59,35 +59,35 @@ def test_a_board_is_written_as_it_is_read(text: str) -> None:
         ("charuco:20x10", 25, "100 markers are needed and 4x4_50 has 50"),
     ],
 )
-def test_what_is_no_board_is_told(text: str, square_mm: float, told: str) -> None:
+def test_text_that_is_not_a_board_is_an_error(text: str, square_mm: float, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Board.parse(text, square_mm=square_mm)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_charuco_corners_are_found_to_a_twentieth_of_a_pixel(
+def test_charuco_corners_are_detected_to_a_twentieth_of_a_pixel(
     charuco_pictures: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
     errors = []
     for gray, pose in charuco_pictures:
-        found, true = Detector(CHARUCO).find(gray), simulate.true_corners(CHARUCO, LENS, pose)
-        assert isinstance(found, Corners)
-        _, at, there = np.intersect1d(found.ids, true.ids, return_indices=True)
-        errors.append(found.pixels[at] - true.pixels[there])
+        corners, true = Detector(CHARUCO).find(gray), simulate.true_corners(CHARUCO, LENS, pose)
+        assert isinstance(corners, Corners)
+        _, at, there = np.intersect1d(corners.ids, true.ids, return_indices=True)
+        errors.append(corners.pixels[at] - true.pixels[there])
     every = np.concatenate(errors)
     assert len(every) > 80
     assert (every.std(axis=0) <= 0.05).all() and (np.abs(every.mean(axis=0)) < 0.02).all()
 
 
-def test_chessboard_corners_are_found_and_numbered_from_the_black_square(
+def test_chessboard_corners_are_numbered_from_the_black_square(
     chess_picture: tuple[np.ndarray, np.ndarray],
 ) -> None:
     gray, pose = chess_picture
     true = simulate.true_corners(CHESS, LENS, pose).pixels
     for image, expected in ((gray, true), (gray[::-1, ::-1], np.array([479, 359]) - true)):  # held upside down
-        found = Detector(CHESS).find(np.ascontiguousarray(image))
-        assert isinstance(found, Corners)
-        np.testing.assert_allclose(found.pixels, expected, atol=0.15)
+        corners = Detector(CHESS).find(np.ascontiguousarray(image))
+        assert isinstance(corners, Corners)
+        np.testing.assert_allclose(corners.pixels, expected, atol=0.15)
 
 
 def test_blur_is_measured(chess_picture: tuple[np.ndarray, np.ndarray]) -> None:
@@ -141,8 +141,8 @@ def test_a_wide_lens_does_not_make_a_charuco_board_another_one() -> None:
     wide = Intrinsics("fisheye", 640, 480, 190, 190, 320, 240, (-0.02, 0.003, -0.001, 0.0002))
     layout, pose = CHARUCO.charuco(), place(CHARUCO, 0.11)  # it spans 100° of the picture
     on_board = np.array(layout.getObjPoints()) * CHARUCO.square_m - (CHARUCO.square_m, CHARUCO.square_m, 0)
-    pixels, seen = wide.project(apply(pose, on_board.reshape(-1, 3)))
-    whole = seen.reshape(-1, 4).all(axis=1)
+    pixels, visible = wide.project(apply(pose, on_board.reshape(-1, 3)))
+    whole = visible.reshape(-1, 4).all(axis=1)
     assert whole.sum() > 12
     off = layout_error(CHARUCO, layout.getIds().ravel()[whole], pixels.reshape(-1, 4, 2)[whole])
     assert off is not None and off < LAYOUT_TOLERANCE
@@ -155,10 +155,10 @@ def test_the_right_board_is_not_taken_for_another(
     assert Detector(CHARUCO).mismatch([gray for gray, _ in charuco_pictures]) is None
 
 
-@pytest.mark.parametrize(("value", "told"), [(3, "too dark"), (128, "next to nothing")])
-def test_a_picture_without_light_or_contrast_says_so(value: int, told: str) -> None:
-    found = Detector(CHESS).find(np.full((360, 480), value, np.uint8))
-    assert isinstance(found, str) and told in found
+@pytest.mark.parametrize(("value", "reason"), [(3, "too dark"), (128, "next to nothing")])
+def test_a_picture_without_light_or_contrast_says_so(value: int, reason: str) -> None:
+    result = Detector(CHESS).find(np.full((360, 480), value, np.uint8))
+    assert isinstance(result, str) and reason in result
 
 
 def test_a_board_that_is_too_far_says_so() -> None:
@@ -210,7 +210,7 @@ def test_the_board_is_written_by_the_command(tmp_path: Path, capsys: pytest.Capt
     assert "calibrate camera live --board charuco:7x5:4x4_50 --square-mm 30" in capsys.readouterr().out
 
 
-def test_nine_corners_in_a_street_are_nobodys_board() -> None:
+def test_nine_corners_in_a_street_are_not_a_board() -> None:
     picture = np.full((480, 640), 255, np.uint8)
     picture[60:220, 100:260] = np.kron(np.indices((4, 4)).sum(0) % 2 * 255, np.ones((40, 40))).astype(np.uint8)
     picture = cv2.GaussianBlur(picture, (0, 0), 1.2)

@@ -1,4 +1,4 @@
-"""Camera intrinsics: real chessboards, simulated truth, stated intervals, and pictures that are no good."""
+"""Camera intrinsics: real chessboards, simulated truth, stated intervals, and unusable pictures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from calibration.board.board import Board
 from calibration.lens import simulate
 from calibration.lens.bundle import solve
 from calibration.lens.estimate import Estimate, estimate_lens, not_worse_than
-from calibration.lens.lens_verdict import against, judged
+from calibration.lens.lens_verdict import check_lens, lens_verdict
 from calibration.lens.observation import NamedObservation, Observation
 from calibration.lens.stereo import estimate_stereo
 from calibration.lens.uncertainty import difference_map, sigma_map
-from calibration.lens.views import look
+from calibration.lens.views import detect_views
 from calibration.verdict import Check, Level, judge
 from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
@@ -42,9 +42,9 @@ def examples() -> Path:
 
 @pytest.fixture(scope="module")
 def left(examples: Path) -> Estimate:
-    seen = look([str(examples / "left[01]*.jpg")], CHESS)
-    assert len(seen.views) == 13 and not seen.skipped
-    return estimate_lens(seen.observations(), seen.size)
+    detected = detect_views([str(examples / "left[01]*.jpg")], CHESS)
+    assert len(detected.views) == 13 and not detected.skipped
+    return estimate_lens(detected.observations(), detected.size)
 
 
 def views(
@@ -69,12 +69,12 @@ def calibrate(*words: str) -> int:
 def test_opencvs_left_pictures(left: Estimate) -> None:
     assert len(left.views) == 13 and not left.rejected and not left.dropped_corners
     assert left.rms_px <= 0.20 and left.holdout_px <= 0.21
-    assert judged(left).level is not Level.FAIL
+    assert lens_verdict(left).level is not Level.FAIL
 
 
 def test_opencvs_stereo_pictures(examples: Path) -> None:
-    seen = [look([str(examples / f"{side}[01]*.jpg")], CHESS) for side in ("left", "right")]
-    pair = estimate_stereo(CHESS, *seen, model="radtan4")
+    detected = [detect_views([str(examples / f"{side}[01]*.jpg")], CHESS) for side in ("left", "right")]
+    pair = estimate_stereo(CHESS, *detected, model="radtan4")
     assert len(pair.names) == 13 and not pair.rejected
     assert pair.second.rms_px <= 0.21
     assert pair.solution.rms_px <= 0.22
@@ -83,13 +83,13 @@ def test_opencvs_stereo_pictures(examples: Path) -> None:
 
 def test_a_focal_length_wrong_by_one_percent_fails(left: Estimate) -> None:
     wrong = replace(left.lens, fx_px=left.lens.fx_px * 1.01, fy_px=left.lens.fy_px * 1.01)
-    verdict, _ = against(wrong, left.views)
+    verdict, _ = check_lens(wrong, left.views)
     assert (
         verdict.level is Level.FAIL
         and "off by +1.0" in verdict.reason
         and verdict.next_step == "calibrate the camera again"
     )
-    right, _ = against(left.lens, left.views)
+    right, _ = check_lens(left.lens, left.views)
     assert right.level is Level.PASS
 
 
@@ -111,24 +111,24 @@ def test_a_fifth_of_the_views_corrupted_are_rejected(left: Estimate) -> None:
 
 
 @pytest.mark.parametrize(("truth", "kind"), [(LENS, "radtan"), (WIDE, "fisheye")])
-def test_the_distortion_model_is_found(truth: Intrinsics, kind: str) -> None:
+def test_the_distortion_model_is_selected(truth: Intrinsics, kind: str) -> None:
     estimate = estimate_lens(views(truth, 14), truth.size)
     assert estimate.lens.model == kind
     assert estimate.solution.sigma_px == pytest.approx(0.15, rel=0.1)
     assert np.nanmax(difference_map(truth, estimate.lens)) < 5 * np.nanmax(sigma_map(estimate.lens))
 
 
-def test_rendered_charuco_pictures_give_the_lens_they_were_made_with(tmp_path: Path) -> None:
+def test_rendered_charuco_pictures_give_the_lens_of_the_renderer(tmp_path: Path) -> None:
     board, truth = (
         Board.parse("charuco:9x7", square_mm=25),
         replace(LENS, width_px=480, height_px=360, cx_px=242, cy_px=178, fx_px=400, fy_px=401),
     )
     rng = np.random.default_rng(5)
-    renderer = simulate.Renderer(board, truth, looks=2)
+    renderer = simulate.Renderer(board, truth, samples=2)
     for i, pose in enumerate(simulate.board_poses(board, truth, 14, rng, whole=False)):
         cv2.imwrite(str(tmp_path / f"{i:02d}.png"), renderer.render(pose, rng=rng))
-    seen = look([str(tmp_path)], board)
-    estimate = estimate_lens(seen.observations(), seen.size, model="radtan4")
+    detected = detect_views([str(tmp_path)], board)
+    estimate = estimate_lens(detected.observations(), detected.size, model="radtan4")
     sigma = estimate.lens.sigma
     assert sigma is not None and len(estimate.views) >= 12
     assert abs(estimate.lens.fx_px - truth.fx_px) <= 3 * sigma[0]
@@ -140,26 +140,26 @@ def test_stated_intervals_hold() -> None:
     held = []
     for seed in range(16):
         start = replace(LENS, distortion=())
-        found = solve([start], [[v.observation] for v in views(count=8, seed=seed)], ["radtan4"]).lenses[0]
-        assert found.sigma is not None
-        held.append(np.abs(found.parameters - LENS.parameters)[:8] <= 1.96 * found.sigma[:8])
+        lens = solve([start], [[v.observation] for v in views(count=8, seed=seed)], ["radtan4"]).lenses[0]
+        assert lens.sigma is not None
+        held.append(np.abs(lens.parameters - LENS.parameters)[:8] <= 1.96 * lens.sigma[:8])
     assert 0.86 <= np.mean(held) <= 1.0 - 1 / 256
 
 
 def test_a_corner_that_is_wrong_is_left_out_and_the_view_stays() -> None:
-    given = views()
-    pixels = given[3].observation.pixels.copy()
+    observed = views()
+    pixels = observed[3].observation.pixels.copy()
     pixels[7] += (9.0, -4.0)
-    given[3] = NamedObservation("view 03", Observation(given[3].observation.points_m, pixels))
-    estimate = estimate_lens(given, LENS.size, model="radtan4")
+    observed[3] = NamedObservation("view 03", Observation(observed[3].observation.points_m, pixels))
+    estimate = estimate_lens(observed, LENS.size, model="radtan4")
     assert estimate.dropped_corners == {"view 03": 1} and not estimate.rejected
 
 
 def test_a_refinement_that_predicts_worse_than_its_start_is_not_taken() -> None:
     estimate = estimate_lens(views(count=5, noise_px=0.4), LENS.size, model="rational")  # 12 parameters, few views
-    kept = not_worse_than(estimate, LENS)
-    assert kept.start_retained and kept.lens == LENS and kept.start_holdout_px is not None
-    assert judged(kept).level is not Level.PASS and "therefore stays" in judged(kept).reason
+    retained = not_worse_than(estimate, LENS)
+    assert retained.start_retained and retained.lens == LENS and retained.start_holdout_px is not None
+    assert lens_verdict(retained).level is not Level.PASS and "therefore stays" in lens_verdict(retained).reason
     worse = replace(LENS, fx_px=400.0)
     assert not not_worse_than(estimate, worse).start_retained
 
@@ -173,33 +173,33 @@ def test_views_that_are_all_alike_do_not_pass() -> None:
     pose[:3, :3] = np.eye(3)
     pose[:3, 3] = (-0.1, -0.06, 0.45)
     alike = simulate.corner_views(CHESS, LENS, [pose] * 10, noise_px=0.15, rng=rng)
-    verdict = judged(estimate_lens(alike, LENS.size))
+    verdict = lens_verdict(estimate_lens(alike, LENS.size))
     assert verdict.level is Level.FAIL
     assert any("tilt" in check.next_step for check in verdict.checks)
 
 
 def test_most_views_contradicting_each_other_fails() -> None:
-    given = views(count=9)
+    observed = views(count=9)
     rng = np.random.default_rng(0)
-    given[:5] = [
+    observed[:5] = [
         replace(
             v,
             observation=Observation(
                 v.observation.points_m, v.observation.pixels + rng.normal(size=v.observation.pixels.shape) * s
             ),
         )
-        for v, s in zip(given[:5], (4, 6, 9, 13, 20), strict=True)
+        for v, s in zip(observed[:5], (4, 6, 9, 13, 20), strict=True)
     ]
-    verdict = judged(estimate_lens(given, LENS.size, model="radtan4"))
+    verdict = lens_verdict(estimate_lens(observed, LENS.size, model="radtan4"))
     assert verdict.level is Level.FAIL
 
 
 def test_two_views_are_too_few() -> None:
-    with pytest.raises(ValueError, match="2 views, and 3 are the fewest"):
+    with pytest.raises(ValueError, match="2 views, and at least 3 are needed"):
         estimate_lens(views(count=2), LENS.size)
 
 
-def test_the_worst_check_speaks() -> None:
+def test_a_verdict_is_its_worst_check() -> None:
     verdict = judge(
         [Check(Level.PASS, "fine"), Check(Level.WARN, "thin", "take more"), Check(Level.WARN, "dim", "more light")]
     )
@@ -232,13 +232,13 @@ def test_the_command_writes_rig_and_report_and_ends_with_the_verdict(
     code = calibrate(
         "camera", str(pictures), "--board", "9x6", "--model", "radtan4", "--out", str(rig), "--report", str(report)
     )
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 0
-    last = told.strip().splitlines()[-1]
+    last = printed.strip().splitlines()[-1]
     assert last.startswith("RMS 0.1") and ("PASS" in last or "WARN" in last)
-    assert "skipped broken.jpg: cannot be decoded" in told
-    assert "skipped empty.png: the picture shows next to nothing" in told
-    assert "skipped small.png: is 320×240, and the pictures before it are 640×480" in told
+    assert "skipped broken.jpg: cannot be decoded" in printed
+    assert "skipped empty.png: the picture shows next to nothing" in printed
+    assert "skipped small.png: is 320×240, and the pictures before it are 640×480" in printed
     lens = load_rig(rig).camera("camera")
     assert lens.covariance is not None and 525 < lens.fx_px < 545
     page = report.read_text()
@@ -258,7 +258,7 @@ def test_one_view_fails_with_a_next_step(
 ) -> None:
     rig, report = tmp_path / "rig.yaml", tmp_path / "report.html"
     assert calibrate("camera", str(folder_of(1)), "--board", "9x6", "--out", str(rig), "--report", str(report)) == 2
-    assert "FAIL: 1 views, and 3 are the fewest" in capsys.readouterr().out
+    assert "FAIL: 1 views, and at least 3 are needed" in capsys.readouterr().out
     assert not rig.exists() and "FAIL" in report.read_text()
 
 
@@ -289,7 +289,7 @@ def test_a_recording_is_calibrated_from(tmp_path: Path) -> None:
 
     board, rng = CHESS, np.random.default_rng(0)
     small = replace(LENS, width_px=320, height_px=240, fx_px=260, fy_px=260, cx_px=160, cy_px=120)
-    renderer = simulate.Renderer(board, small, looks=2)
+    renderer = simulate.Renderer(board, small, samples=2)
     poses = simulate.board_poses(board, small, 4, rng, tilt_deg=25)
     with recording.Writer(tmp_path / "board.mcap", about={}) as writer:
         writer.stream(StreamInfo("camera", "bgr8", 3.0))
@@ -300,7 +300,7 @@ def test_a_recording_is_calibrated_from(tmp_path: Path) -> None:
                 "camera",
                 Frame("camera", i, time_ns, "bgr8", cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), publish_ns=time_ns),
             )
-    seen = look([str(tmp_path / "board.mcap")], board)
-    assert len(seen.views) == 4 and [*seen.skipped.values()] == ["the same as view 1: move or tilt it"]
+    detected = detect_views([str(tmp_path / "board.mcap")], board)
+    assert len(detected.views) == 4 and [*detected.skipped.values()] == ["the same as view 1: move or tilt the board"]
     with pytest.raises(ConfigError, match="'camra' has no pictures.*Did you mean 'camera'"):
-        look([str(tmp_path / "board.mcap")], board, stream="camra")
+        detect_views([str(tmp_path / "board.mcap")], board, stream="camra")

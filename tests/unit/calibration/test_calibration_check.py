@@ -1,4 +1,4 @@
-"""A rig against new data, and the monitor that watches it: drift is found, a right rig is left alone, and doubt is said."""
+"""A rig against new data, and the drift monitor: drift is detected, a right rig passes, and the rest is unknown."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def answer(driving, rotation_rad):
     return drift.answer()
 
 
-def test_a_drift_of_one_degree_is_found_on_ten_frames_of_driving(driving):
-    found = answer(driving, YAW_1_DEG)
-    assert found.state == "drifted" and found.rotation_deg[1] == pytest.approx(-1.0, abs=0.4)
+def test_a_drift_of_one_degree_is_detected_on_ten_frames_of_driving(driving):
+    drifted = answer(driving, YAW_1_DEG)
+    assert drifted.state == "drifted" and drifted.rotation_deg[1] == pytest.approx(-1.0, abs=0.4)
 
 
 def test_the_published_calibration_is_left_alone(driving):
@@ -76,7 +76,7 @@ def test_near_points_are_drawn_red_and_far_ones_blue():
     assert blue > red
 
 
-def told(*words):
+def check(*words):
     args = run_pipeline.parser().parse_args(["calibrate", "check", *map(str, words)])
     args.function(args)
 
@@ -86,13 +86,13 @@ def test_the_command_fails_for_a_rig_that_is_off_and_leaves_pictures_to_look_at(
     off = Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
     save_rig(rig.with_pose(off), tmp_path / "rig.yaml")
     with pytest.raises(SystemExit):
-        told(tmp_path / "rig.yaml", data_dir / KITTI_SEQUENCE, "--overlays", tmp_path / "overlays")
-    assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL: the lidar seems turned by")
+        check(tmp_path / "rig.yaml", data_dir / KITTI_SEQUENCE, "--overlays", tmp_path / "overlays")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL: the lidar seems rotated by")
     pictures = list((tmp_path / "overlays").glob("*.jpg"))
     assert len(pictures) == 6 and cv2.imread(str(pictures[0])).shape == (375, 1242, 3)
 
 
-def test_the_node_tells_a_drift_as_a_fact(driving, tmp_path):
+def test_the_node_reports_a_drift_as_a_fact(driving, tmp_path):
     rig, frames = driving
     off = Pose("camera", "lidar", turned(rig.transform("camera", "lidar"), YAW_1_DEG))
     save_rig(rig.with_pose(off), tmp_path / "rig.yaml")

@@ -1,4 +1,4 @@
-"""Lidar to camera by a board: as exact as its views allow, honest about it, and not fooled."""
+"""Lidar to camera by a board: accuracy, coverage of the stated intervals, rejected views, and the command."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def scene() -> LidarScene:
 
 
 def test_twelve_views_give_the_pose_to_a_tenth_of_a_degree_and_millimetres():
-    found = [(s, calibrate(s.views, s.intrinsics, outline_m=s.outline_m)) for s in map(LidarScene, (11, 12, 13))]
-    off = np.array([difference(r.camera_from_lidar, s.camera_from_lidar) for s, r in found])
+    results = [(s, calibrate(s.views, s.intrinsics, outline_m=s.outline_m)) for s in map(LidarScene, (11, 12, 13))]
+    off = np.array([difference(r.camera_from_lidar, s.camera_from_lidar) for s, r in results])
     assert (np.median(off, axis=0) <= (0.1, 0.004)).all() and (off.max(0) <= (0.2, 0.008)).all()
-    assert all(r.verdict.level is Level.PASS for _, r in found)
+    assert all(r.verdict.level is Level.PASS for _, r in results)
 
 
 def test_stated_intervals_hold():
@@ -54,7 +54,7 @@ def test_a_focal_length_wrong_by_one_percent_fails(scene, wrong):
     assert verdict.failed and "focal length" in verdict.reason and "calibrate camera" in verdict.next_step
 
 
-def test_views_whose_board_moved_between_picture_and_cloud_are_turned_down(scene):
+def test_views_whose_board_moved_between_picture_and_cloud_are_rejected(scene):
     views = list(scene.views)
     views[2] = dataclasses.replace(views[2], points_m=views[5].points_m, edge_rays=views[5].edge_rays)  # another cloud
     views[7] = dataclasses.replace(views[7], points_m=views[7].points_m + np.array([0.06, 0, 0]))
@@ -69,7 +69,7 @@ def test_boards_that_all_face_one_way_fail_with_the_direction_and_the_pose_to_ad
     assert verdict.failed and "not observable" in verdict.reason and "30° or more" in verdict.next_step
 
 
-def test_a_start_that_is_right_is_never_made_worse(scene):
+def test_a_right_start_is_never_replaced_by_a_worse_pose(scene):
     result = calibrate(scene.views, scene.intrinsics, outline_m=scene.outline_m, start=scene.camera_from_lidar)
     assert not result.refined and difference(result.camera_from_lidar, scene.camera_from_lidar) == (0, 0)
 
@@ -95,7 +95,7 @@ def test_three_views_are_too_few(scene):
         calibrate(scene.views[:3], scene.intrinsics)
 
 
-def test_the_board_is_found_in_a_room_beside_the_person_who_holds_it(scene):
+def test_the_board_is_detected_in_a_room_beside_the_person_who_holds_it(scene):
     boards = find_boards(scene.cloud(scene.boards[5])[:, :3], width_m=0.9, height_m=0.7)
     away_m = [np.linalg.norm(board.points_m.mean(0) - scene.views[5].points_m.mean(0)) for board in boards]
     assert min(away_m) < 0.1  # a chest may look like a board, too: the other views tell which is one
@@ -117,14 +117,17 @@ def capture(tmp_path_factory):
         if i % 2:
             cloud.tofile(folder / f"cloud_{i}.bin")
         else:
-            head = f"VERSION 0.7\nFIELDS x y z i\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nPOINTS {len(cloud)}\nDATA binary\n"
+            head = (
+                "VERSION 0.7\nFIELDS x y z i\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\n"
+                f"POINTS {len(cloud)}\nDATA binary\n"
+            )
             (folder / f"cloud_{i}.pcd").write_bytes(head.encode() + cloud.tobytes())
     rig = folder.parent / "extrinsics-rig.yaml"
     save_rig(Rig({"camera": HALF}), rig)
     return folder, rig, s
 
 
-def told(*words):
+def calibrate_command(*words):
     import run_pipeline
 
     args = run_pipeline.parser().parse_args(["calibrate", *map(str, words)])
@@ -135,7 +138,7 @@ def test_the_command_reads_a_folder_and_writes_the_pose_into_the_rig(capture, tm
     folder, rig, s = capture
     out, report = tmp_path / "out.yaml", tmp_path / "report.html"
     board = ("--board", "7x5", "--square-mm", 100, "--board-size-mm", "900x700")
-    told("extrinsics", folder, "--rig", rig, *board, "--out", out, "--report", report)
+    calibrate_command("extrinsics", folder, "--rig", rig, *board, "--out", out, "--report", report)
     assert capsys.readouterr().out.splitlines()[-1].startswith(("PASS", "WARN"))
     angle_deg, away_m = difference(load_rig(out).transform("camera", "lidar"), s.camera_from_lidar)
     assert angle_deg < 0.4 and away_m < 0.015
@@ -162,15 +165,15 @@ def test_a_depth_camera_is_placed_by_its_pictures(tmp_path):
         cv2.imwrite(str(tmp_path / f"colour_{i}.png"), s.picture(board))
     save_rig(Rig({"camera": HALF, "depth": depth_lens}), tmp_path / "rig.yaml")
     board = ("--board", "7x5", "--square-mm", 100, "--board-size-mm", "900x700")
-    told("extrinsics", tmp_path, "--rig", tmp_path / "rig.yaml", "--sensor", "depth", *board)
+    calibrate_command("extrinsics", tmp_path, "--rig", tmp_path / "rig.yaml", "--sensor", "depth", *board)
     angle_deg, away_m = difference(load_rig(tmp_path / "rig.yaml").transform("camera", "depth"), camera_from_depth)
     assert angle_deg < 0.5 and away_m < 0.02
 
 
-def test_pictures_without_the_board_are_told_and_refused(capture, tmp_path, capsys):
+def test_pictures_without_the_board_are_listed_and_refused(capture, tmp_path, capsys):
     folder, rig, _ = capture
     with pytest.raises(ConfigError, match="0 views have the board"):
-        told("extrinsics", folder, "--rig", rig, "--board", "8x6", "--square-mm", 100)
+        calibrate_command("extrinsics", folder, "--rig", rig, "--board", "8x6", "--square-mm", 100)
     assert "skipped image_0: no chessboard" in capsys.readouterr().out
 
 
@@ -209,7 +212,7 @@ def test_ten_real_boards_predict_the_centres_of_the_ten_others(posed):
     assert (np.median(apart, axis=0) <= (0.45, 0.013 * 1.25)).all()  # six halves: benchmarks/calibration.py takes 100
 
 
-def test_a_real_board_that_moved_is_turned_down(posed):
+def test_a_real_board_that_moved_is_rejected(posed):
     spoilt = list(posed)
     shift = np.array([0.1, 0.1, 0])
     lidar = spoilt[4].lidar_from_board.copy()

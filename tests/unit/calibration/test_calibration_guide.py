@@ -1,4 +1,4 @@
-"""Guided capture: which views are taken, what is asked for next, when there are enough; and its page."""
+"""Guided capture: which views are taken, the next hint, when there are enough, and the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from calibration.board.detect import Corners
 from calibration.lens import simulate
 from calibration.lens.estimate import estimate_lens
 from calibration.lens.guide import Guide
-from calibration.lens.lens_verdict import judged
+from calibration.lens.lens_verdict import lens_verdict
 from calibration.lens.uncertainty import difference_map
 from calibration.verbs.camera_live import Page, guided, state
 from calibration.verdict import Level
@@ -30,10 +30,10 @@ from pipeline.sensors.camera.reader import PictureReader
 
 CHESS = Board.parse("9x6", square_mm=25)
 LENS = Intrinsics("radtan", 640, 480, 520, 520, 325, 236, (-0.25, 0.08, 0.0008, -0.0005, 0.0))
-GRAY = np.full((480, 640), 128, np.uint8)  # sharpness cannot be told from it
+GRAY = np.full((480, 640), 128, np.uint8)  # has no sharpness to measure
 
 
-def seen(pose: np.ndarray, noise_px: float = 0.0, rng: np.random.Generator | None = None) -> Corners:
+def corners_of(pose: np.ndarray, noise_px: float = 0.0, rng: np.random.Generator | None = None) -> Corners:
     pixels, inside = LENS.project(apply(pose, CHESS.points_m))
     noise = (rng or np.random.default_rng(0)).normal(size=pixels.shape) * noise_px
     return Corners(np.flatnonzero(inside), (pixels + noise)[inside])
@@ -46,11 +46,11 @@ def place(x_m: float = 0.0, distance_m: float = 0.5, turn: tuple[float, float, f
 
 def test_a_view_is_taken_once_the_hand_is_still_and_not_twice() -> None:
     guide = Guide(CHESS)
-    assert guide.offer(seen(place(0.05)), GRAY).reason == "hold still"
-    assert guide.offer(seen(place(0.0)), GRAY).reason == "hold still"
-    taken = guide.offer(seen(place(0.0)), GRAY)
+    assert guide.offer(corners_of(place(0.05)), GRAY).reason == "hold still"
+    assert guide.offer(corners_of(place(0.0)), GRAY).reason == "hold still"
+    taken = guide.offer(corners_of(place(0.0)), GRAY)
     assert taken.taken and taken.views == 1 and taken.covered.sum() >= 6
-    assert guide.offer(seen(place(0.002)), GRAY).reason == "the same as view 1: move or tilt it"
+    assert guide.offer(corners_of(place(0.002)), GRAY).reason == "the same as view 1: move or tilt the board"
 
 
 def test_a_picture_without_the_board_is_not_taken_and_says_why() -> None:
@@ -60,10 +60,10 @@ def test_a_picture_without_the_board_is_not_taken_and_says_why() -> None:
 
 def test_a_blurred_view_is_not_taken() -> None:
     pose = place(0.0, 0.4, (0.2, 0.3, 0.0))
-    sharp = simulate.Renderer(CHESS, LENS, looks=1).render(pose)
+    sharp = simulate.Renderer(CHESS, LENS, samples=1).render(pose)
     guide = Guide(CHESS)
-    guide.offer(seen(pose), sharp)
-    assert guide.offer(seen(pose), cv2.GaussianBlur(sharp, (0, 0), 3.5)).reason.startswith("blurred")
+    guide.offer(corners_of(pose), sharp)
+    assert guide.offer(corners_of(pose), cv2.GaussianBlur(sharp, (0, 0), 3.5)).reason.startswith("blurred")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def followed() -> tuple[Guide, list[float]]:
     for _ in range(40):
         pose = next(p for words, p, _ in guide._candidates(guide.lens or LENS) if words == advice.hint)
         rotation = rotation_from_vector(rng.normal(size=3) * 0.06) @ pose[:3, :3]
-        corners = seen(rigid(rotation, pose[:3, 3] + rng.normal(size=3) * 0.006), 0.15, rng)
+        corners = corners_of(rigid(rotation, pose[:3, 3] + rng.normal(size=3) * 0.006), 0.15, rng)
         if len(corners) < 54:
             continue
         guide.offer(corners, GRAY)
@@ -89,14 +89,14 @@ def test_hints_lead_to_a_lens_that_is_known_well_enough(followed: tuple[Guide, l
     guide, known = followed
     assert guide.done and known[-1] <= 0.35 and 8 <= len(guide.views) <= 16
     assert guide.lens is not None and np.nanmax(difference_map(LENS, guide.lens)) < 4 * 0.35
-    assert judged(estimate_lens(guide.views, LENS.size, model="radtan4")).level is Level.PASS
+    assert lens_verdict(estimate_lens(guide.views, LENS.size, model="radtan4")).level is Level.PASS
 
 
 def test_views_that_say_nothing_new_do_not_end_it() -> None:
     guide = Guide(CHESS, until_px=0.35)
     rng = np.random.default_rng(0)
     for i in range(9):  # many, all facing the camera, side by side
-        corners = seen(place(-0.14 + 0.035 * i, 0.55), 0.15, rng)
+        corners = corners_of(place(-0.14 + 0.035 * i, 0.55), 0.15, rng)
         guide.offer(corners, GRAY)
         advice = guide.offer(corners, GRAY)
     assert advice.views >= 8 and not advice.done and "tilted" in advice.hint
@@ -105,9 +105,9 @@ def test_views_that_say_nothing_new_do_not_end_it() -> None:
 def test_a_hint_shows_where_the_board_should_be() -> None:
     advice = Guide(CHESS).offer("no board yet", GRAY)
     assert advice.outline is not None and advice.outline.shape == (4, 2)
-    told = state(advice, LENS.size, None)
-    assert json.loads(json.dumps(told)) == told
-    assert all(-0.3 < share < 1.3 for point in told["outline"] for share in point)
+    message = state(advice, LENS.size, None)
+    assert json.loads(json.dumps(message)) == message
+    assert all(-0.3 < share < 1.3 for point in message["outline"] for share in point)
 
 
 # --- live
@@ -115,7 +115,7 @@ def test_a_hint_shows_where_the_board_should_be() -> None:
 
 def film(pose: np.ndarray, pictures: int) -> Iterator[Picture | str]:
     """A board that is held still, until the camera is pulled out."""
-    image = cv2.cvtColor(simulate.Renderer(CHESS, LENS, looks=1).render(pose), cv2.COLOR_GRAY2BGR)
+    image = cv2.cvtColor(simulate.Renderer(CHESS, LENS, samples=1).render(pose), cv2.COLOR_GRAY2BGR)
 
     def shown() -> Iterator[Picture | str]:
         for _ in range(pictures):
@@ -137,16 +137,16 @@ def test_the_page_shows_the_picture_and_the_hint_and_ends_the_capture(capsys: py
         html = urllib.request.urlopen(page.url, timeout=5).read().decode()
         assert "<canvas" in html and "http://" not in html.replace("http://www.w3.org", "")
         with connect(page.url.replace("http", "ws") + "ws?pictures=paced") as browser:
-            heard: list[str | bytes] = []
+            received: list[str | bytes] = []
             while True:  # the test's own timeout ends it
-                heard.append(browser.recv(timeout=30))
-                if isinstance(heard[-1], bytes):
+                received.append(browser.recv(timeout=30))
+                if isinstance(received[-1], bytes):
                     browser.send("next")
-                states = [json.loads(h) for h in heard if isinstance(h, str)]
-                if any(isinstance(h, bytes) for h in heard) and any(s.get("views") for s in states):
+                states = [json.loads(h) for h in received if isinstance(h, str)]
+                if any(isinstance(h, bytes) for h in received) and any(s.get("views") for s in states):
                     break
             assert any(s.get("views") == 1 for s in states)
-            picture = next(h for h in heard if isinstance(h, bytes))
+            picture = next(h for h in received if isinstance(h, bytes))
             assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape == (480, 640, 3)
             browser.send(json.dumps({"do": "finish"}))
             running.join(timeout=20)

@@ -16,26 +16,26 @@ from calibration.time.turning import turning_answer
 
 def test_twenty_flashes_give_the_offset_to_three_milliseconds_and_its_interval():
     for seed in (1, 2, 3):
-        seen, heard, true_ms = flashes(seed)
-        found = match(seen.events(), heard.events())
-        assert abs(found.offset_ms - true_ms) < 3 and found.events >= 18
-        assert found.interval_ms[0] < true_ms < found.interval_ms[1]
+        pictures, microphone, true_ms = flashes(seed)
+        offset = match(pictures.events(), microphone.events())
+        assert abs(offset.offset_ms - true_ms) < 3 and offset.events >= 18
+        assert offset.interval_ms[0] < true_ms < offset.interval_ms[1]
 
 
 def test_hands_that_clap_give_it_to_a_few_milliseconds():
-    seen, heard, true_ms = flashes(1, hands=True)
-    found = match(seen.events(), heard.events())
-    assert abs(found.offset_ms - true_ms) < 10 and found.interval_ms[0] < true_ms < found.interval_ms[1]
+    pictures, microphone, true_ms = flashes(1, hands=True)
+    offset = match(pictures.events(), microphone.events())
+    assert abs(offset.offset_ms - true_ms) < 10 and offset.interval_ms[0] < true_ms < offset.interval_ms[1]
 
 
 def test_claps_in_a_regular_beat_are_unknown():
-    seen, heard, _ = flashes(1, regular=True)
-    assert "regular beat" in match(seen.events(), heard.events()).unknown
+    pictures, microphone, _ = flashes(1, regular=True)
+    assert "regular beat" in match(pictures.events(), microphone.events()).unknown
 
 
-def test_flashes_nobody_hears_are_unknown():
-    seen, heard, _ = flashes(1, silent=True)
-    assert "needed" in match(seen.events(), heard.events()).unknown
+def test_flashes_without_sound_are_unknown():
+    pictures, microphone, _ = flashes(1, silent=True)
+    assert "needed" in match(pictures.events(), microphone.events()).unknown
 
 
 def test_a_talking_mouth_gives_the_offset_to_forty_milliseconds():
@@ -75,7 +75,7 @@ def test_the_sign_is_what_is_added_to_the_second_signal():
     assert find_lag(Series(times, values), Series(times - 0.12, values)).offset_ms == pytest.approx(120, abs=3)
 
 
-def test_unrelated_signals_are_never_given_a_lag():
+def test_unrelated_signals_never_have_a_lag():
     def wave(seed):
         times = np.arange(0, 20, 1 / 30)
         return Series(times, np.convolve(np.random.default_rng(seed).normal(size=len(times)), np.hanning(9), "same"))
@@ -96,13 +96,13 @@ def test_a_signal_that_repeats_itself_is_unknown():
         (-100.0, "lags the picture by 100 ms; people do not notice"),
         (60.0, "people notice that"),
         (-150.0, "mostly accept it"),
-        (120.0, "people mind that"),
+        (120.0, "people object to that"),
     ],
 )
 def test_a_number_is_compared_with_what_people_notice(offset_ms, words):
     assert words in str(Answer(offset_ms, 1.0, (offset_ms - 2, offset_ms + 2), "20 claps or flashes"))
 
 
-def test_nothing_seen_and_nothing_heard_is_unknown_and_says_what_to_do():
+def test_a_session_without_events_is_unknown_and_says_what_to_do():
     answer = AudioVideo(None).answer()
     assert answer.unknown and "clap" in answer.check().next_step
