@@ -54,11 +54,11 @@ class Docstrings(griffe.Extension):
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """A list of literals, each with its comment, such as frame.Encoding."""
         values = [
-            f"- `{value[1]}`: {value[2]}"
+            f"- `{value[1]}`" + (f": {value[2]}" if value[2] else "")
             for line in source_lines(attr)
-            if (value := re.match(r'\s+"(\w+)",(?:  # (.*))?$', line)) and value[2]
+            if (value := re.match(r'\s+"(\w+)",(?:  # (.*))?$', line))
         ]
-        if attr.docstring is None and len(values) > 1:
+        if attr.docstring is None and any(": " in value for value in values):
             attr.docstring = griffe.Docstring("One of:\n\n" + "\n".join(values), parent=attr)
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
@@ -67,11 +67,13 @@ class Docstrings(griffe.Extension):
             return
         if cls.docstring is not None and "Attributes:" in cls.docstring.value:
             return
-        fields = [f for f in cls.attributes.values() if f.annotation is not None and not f.name.startswith("_")]
+        attributes = [a for a in cls.attributes.values() if a.annotation is not None and not a.name.startswith("_")]
+        fields = [a for a in attributes if "property" not in a.labels]
         rows = [f"    {field.name}: {comment_beside(field)}" for field in fields if field.docstring is None]
         if rows:
-            text = cls.docstring.value if cls.docstring is not None else ""
-            cls.docstring = griffe.Docstring("\n".join([text, "", "Attributes:", *rows]), parent=cls)
+            if cls.docstring is None:
+                cls.docstring = griffe.Docstring("", parent=cls, parser="google")
+            cls.docstring.value = "\n".join([cls.docstring.value, "", "Attributes:", *rows])
 
 
 def source_lines(attr: griffe.Attribute) -> list[str]:
