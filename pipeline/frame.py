@@ -49,7 +49,7 @@ ReceiptState = Literal[
     "exact",  # the sample's time is the anchor's, or a window is covered to the last sample
     "nearest",  # nearest frame within the tolerance
     "held",  # the latest frame before the anchor
-    "interpolated",
+    "interpolated",  # a value between two samples, computed for the anchor's time
     "partial",  # a window with gaps
     "predicted",  # sent early; right unless the stream's next frame came before its learned minimum period
     "late",  # the stream is alive, but the frame that was needed came after the deadline
@@ -70,10 +70,10 @@ NO_EMBEDDING.setflags(write=False)
 class StreamInfo(msgspec.Struct, frozen=True, array_like=True, tag="StreamInfo"):
     """What a stream is; sent once, when a reader connects, and stored in a recording."""
 
-    stream: str
-    encoding: str
+    stream: str  # the name of the node that sends it
+    encoding: str  # of its frames, one of Encoding
     rate_hz: float | None = None  # None: not known, or irregular
-    channels: int = 1
+    channels: int = 1  # of sound: 1, mono
     sensor: str = ""  # the sensor's name in the rig file
     description: str = ""  # for people: "clip.mp4, 640×360 at 23.98 Hz"
 
@@ -81,11 +81,11 @@ class StreamInfo(msgspec.Struct, frozen=True, array_like=True, tag="StreamInfo")
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False, gc=False):
     """One measurement. `data` is read-only: other readers share it."""
 
-    stream: str
+    stream: str  # the name of the node that sent it
     seq: int  # +1 per frame, set by the loop that runs the node: a gap is a drop
     capture_ns: int  # mid-exposure, first sample, sweep start
-    encoding: Encoding
-    data: np.ndarray = NO_DATA
+    encoding: Encoding  # what `data` holds
+    data: np.ndarray = NO_DATA  # shape and type by the encoding
     duration_ns: int = 0  # 0 for an instant; the length of an audio chunk or of a lidar sweep
     publish_ns: int = 0  # when it left the node
     clock_error_ns: int = 0  # bound on the error of capture_ns against the rig's clock
@@ -111,14 +111,14 @@ def silence(stream: str, until_ns: int, reason: str) -> Frame:
 class Receipt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How one stream of one aligned set was matched to the anchor."""
 
-    stream: str
-    state: ReceiptState
+    stream: str  # the name of the node
+    state: ReceiptState  # how it was matched, or why it is missing
     seq: tuple[int, ...] = ()  # every frame used
     span_ns: int = 0  # time from the first to the end of the last frame used
     skew_ns: int = 0  # capture − anchor, of the frame nearest to the anchor
     age_ns: int = 0  # set sent − newest capture
-    clock_error_ns: int = 0
-    reason: str = ""
+    clock_error_ns: int = 0  # the largest of the frames used
+    reason: str = ""  # why it is missing or less than exact, for people
 
     @property
     def present(self) -> bool:
@@ -129,10 +129,10 @@ class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet",
     """The frames of all streams that belong to one moment. A missing stream is not in `frames`: nothing is made up."""
 
     anchor: str  # the anchor stream's name, or "" for a tick of a fixed rate
-    anchor_ns: int
-    frames: dict[str, tuple[Frame, ...]]
-    receipts: tuple[Receipt, ...]
-    missing: tuple[str, ...] = ()
+    anchor_ns: int  # the moment that all streams are matched to
+    frames: dict[str, tuple[Frame, ...]]  # stream → the frames that belong to the moment, oldest first
+    receipts: tuple[Receipt, ...]  # one for each stream
+    missing: tuple[str, ...] = ()  # streams without a frame in this set
     arrival_ns: int = 0  # when the anchor arrived (or ticked) at the aligner
     sent_ns: int = 0  # when the aligner sent the set
 
@@ -140,7 +140,7 @@ class AlignedSet(msgspec.Struct, frozen=True, array_like=True, tag="AlignedSet",
 class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One face track or object."""
 
-    id: int
+    id: int  # the same as long as it is in view
     box_px: tuple[float, float, float, float]  # x, y, width, height in the captured picture
     probs: tuple[float, ...]  # in the order of Prediction.labels; empty where those describe something else
     score: float = 1.0  # of the detection, in [0, 1]
@@ -165,16 +165,16 @@ class Opinion(msgspec.Struct, frozen=True, array_like=True, eq=False):
 class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction", eq=False):
     """One answer of a task, with the receipts of the streams it used."""
 
-    task: str
+    task: str  # its name: "emotion", "scene"
     capture_ns: int  # the anchor's
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # what `probs` are the probabilities of
     probs: np.ndarray  # (n,) float32, sums to 1; uniform where there is no evidence
     label: str | None  # None: no evidence, so no answer; "uncertain": no probability is high enough
     model: str  # "face-expression@1a2b3c4d"
-    subjects: tuple[Subject, ...] = ()
-    used: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    receipts: tuple[Receipt, ...] = ()
+    subjects: tuple[Subject, ...] = ()  # faces or objects in view
+    used: tuple[str, ...] = ()  # streams that the answer rests on
+    missing: tuple[str, ...] = ()  # streams that it should rest on and could not
+    receipts: tuple[Receipt, ...] = ()  # of every stream of the aligned set
     speaking: bool | None = None  # None: no microphone
     timing_ns: dict[str, int] = {}  # wait (anchor's arrival → set), infer (the task), total (capture → published)
     opinions: tuple[Opinion, ...] = ()  # behind `probs`, one per modality
@@ -246,13 +246,13 @@ NodeState = Literal[
 class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
     """The last report of one node."""
 
-    node: str
-    state: NodeState
+    node: str  # its name in the config
+    state: NodeState  # such as "running", "muted", "silent"
     note: str = ""  # why, for people: "unplugged, trying again in 4 s"
-    pid: int = 0
-    restarts: int = 0
+    pid: int = 0  # of its process
+    restarts: int = 0  # how often its process was started again
     cpu_s: float = 0.0  # of the node's process so far, user + system
-    produced: int = 0
+    produced: int = 0  # messages sent
     received: dict[str, int] = {}  # by source
     dropped: dict[str, dict[str, int]] = {}  # source → reason → count
     latency_ms: dict[str, dict[str, float]] = {}  # name → p50, p95, p99
@@ -263,8 +263,8 @@ class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
 class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
     """All nodes of the run, published by the launcher as the stream `health`."""
 
-    publish_ns: int
-    nodes: tuple[NodeHealth, ...]
+    publish_ns: int  # when it was sent
+    nodes: tuple[NodeHealth, ...]  # all nodes of the run
 
 
 Message = Frame | AlignedSet | Prediction | Health
@@ -275,8 +275,8 @@ class Arrival:
     """A message as a node received it."""
 
     source: str  # the node it came from
-    message: Message
-    arrival_ns: int
+    message: Message  # what it sent
+    arrival_ns: int  # when this process received it
 
 
 def moved(message: Message, to_local: Callable[[int], tuple[int, int]]) -> Message:

@@ -42,8 +42,8 @@ class Obstacle(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Sector(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The directions from one bearing to the next."""
 
-    from_deg: float
-    to_deg: float
+    from_deg: float  # bearing, 0 ahead, positive to the left
+    to_deg: float  # the bearing at which the next sector begins
     nearest_m: float | None  # of anything above the ground; None: nothing was measured
     ttc_s: float | None = None  # the smallest of its obstacles
     observed: float = 0.0  # share of its cells that are known to be free or occupied, 0 to 1
@@ -53,7 +53,7 @@ class FreeSpace(msgspec.Struct, frozen=True, array_like=True, eq=False):
     """A grid from above. cells[i, j] covers x from origin_m[0] + i·cell_m and y from origin_m[1] + j·cell_m on."""
 
     cells: np.ndarray  # (rows, columns) uint8: UNKNOWN, FREE or OCCUPIED
-    cell_m: float
+    cell_m: float  # side of a cell
     origin_m: tuple[float, float]  # x, y of the outer corner of cells[0, 0]: the rearmost on the right
 
     def __post_init__(self) -> None:
@@ -69,26 +69,26 @@ class FreeSpace(msgspec.Struct, frozen=True, array_like=True, eq=False):
 class Sound(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One kind of sound event with its present probability."""
 
-    label: str
-    prob: float
+    label: str  # "dog_bark"
+    prob: float  # 0 to 1
 
 
 class PathClearance(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Whether the path ahead is clear: that needs fresh evidence that it is free; else the state is "unknown"."""
 
-    state: ClearanceState = "unknown"
+    state: ClearanceState = "unknown"  # of the corridor ahead
     because: tuple[str, ...] = ()  # for people: "obstacle 7 at 4.2 m, closing at 3.1 m/s", "no lidar for 0.7 s"
     nearest_m: float | None = None  # in the corridor; None: nothing in it, or unknown
-    ttc_s: float | None = None
+    ttc_s: float | None = None  # the smallest of the obstacles in the corridor; None: none approaches
 
 
 class SceneState(msgspec.Struct, frozen=True, array_like=True, eq=False):
     """All of it, at one moment."""
 
-    ahead: PathClearance = PathClearance()
+    ahead: PathClearance = PathClearance()  # whether the path ahead is clear
     obstacles: tuple[Obstacle, ...] = ()  # nearest first
     sectors: tuple[Sector, ...] = ()  # from the right (-180°) to the left
-    free_space: FreeSpace | None = None
+    free_space: FreeSpace | None = None  # None: the task does not send it
     sounds: tuple[Sound, ...] = ()  # most probable first; empty: no sound was classified
 
     def record(self) -> dict[str, Any]:
