@@ -59,7 +59,7 @@ def fit_directions(source: Floats, target: Floats) -> Floats:
 AXES = (("right", "left"), ("down", "up"), ("forward", "backward"))
 
 
-def in_words(direction: Floats) -> str:
+def direction_text(direction: Floats) -> str:
     """A direction in a camera's frame as text, such as "forward and down"."""
     unit = np.asarray(direction) / np.linalg.norm(direction)
     order = np.argsort(-np.abs(unit))

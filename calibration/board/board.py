@@ -95,7 +95,7 @@ class Board:
         return f"charuco:{self.columns}x{self.rows}:{self.dictionary}{share}{legacy}"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         if self.kind == "chessboard":
             return f"chessboard of {self.columns}×{self.rows} inner corners"
         legacy = ", legacy layout" if self.legacy else ""

@@ -91,7 +91,7 @@ class Detector:
         if not detected and thorough:  # slower, and detects boards in bad light and with strong distortion
             detected, corners = cv2.findChessboardCornersSB(small, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
         if not detected:
-            return f"no {self.board.words} found"
+            return f"no {self.board.description} found"
         pixels = (corners.reshape(-1, 2).astype(np.float64) + 0.5) / scale - 0.5
         return Corners(np.arange(len(pixels)), self._in_order(gray, pixels))
 
@@ -133,10 +133,10 @@ class Detector:
     def _find_charuco(self, gray: np.ndarray) -> Corners | str:
         pixels, ids, marker_corners, marker_ids = self._charuco.detectBoard(gray)
         if marker_ids is None or len(marker_ids) == 0:
-            return f"no {self.board.words} found: none of its markers"
+            return f"no {self.board.description} found: none of its markers"
         off = layout_error(self.board, marker_ids.ravel(), np.array(marker_corners).reshape(-1, 4, 2))
         if off is not None and off > LAYOUT_TOLERANCE:
-            return f"the markers are not laid out as on a {self.board.words} (off by {off:.1f} marker widths)"
+            return f"the markers are not laid out as on a {self.board.description} (off by {off:.1f} marker widths)"
         if ids is None or len(ids) < MIN_CHARUCO_CORNERS:
             count = 0 if ids is None else len(ids)
             return f"only {count} of the board's corners are visible, expected {MIN_CHARUCO_CORNERS} or more"
@@ -178,7 +178,7 @@ class Detector:
 
     def _instead(self, other: Board) -> str:
         return (
-            f"the pictures show a {other.words}, not the {self.board.words} of the option --board: "
+            f"the pictures show a {other.description}, not the {self.board.description} of the option --board: "
             f"write --board {other}"
         )
 

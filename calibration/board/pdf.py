@@ -100,7 +100,7 @@ def board_pdf(board: Board, page_mm: tuple[float, float]) -> bytes:
         "f"
     ]
     content += [text(MARGIN_MM + RULER_MM + 3, foot - 1, 3, "must be 100 mm long: print at 100 %, without scaling")]
-    content += [text(MARGIN_MM, foot - 7, 3.2, f"--board {board} --square-mm {square:g}    {board.words}")]
+    content += [text(MARGIN_MM, foot - 7, 3.2, f"--board {board} --square-mm {square:g}    {board.description}")]
     stream = "\n".join(content).encode("cp1252", "replace")
     size = " ".join(f"{side * POINTS_PER_MM:.4f}" for side in page_mm)
     objects = [

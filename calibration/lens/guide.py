@@ -99,10 +99,12 @@ class Advice:
 
 
 class Guide:
-    """Args:
-    board: The board to capture.
-    until_px: Goal for the uncertainty of projection (px, > 0).
-    select_only: Views come from a recording, so there are no hints: only select views.
+    """Guides one capture; it keeps the views taken so far.
+
+    Args:
+        board: The board to capture.
+        until_px: Goal for the uncertainty of projection at the worst place of the picture (px, 1 σ, > 0).
+        select_only: Views come from a recording: select those worth using, and compute no hints.
     """
 
     def __init__(self, board: Board, *, until_px: float = 0.3, select_only: bool = False) -> None:

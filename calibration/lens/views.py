@@ -68,7 +68,7 @@ def detect_views(sources: Sequence[str], board: Board, *, stream: str | None = N
     if not detected.views:
         reasons = "; ".join(dict.fromkeys(detected.skipped.values()))
         raise ConfigError(
-            f"{' '.join(sources)}: the {board.words} is in none of {len(detected.skipped)} pictures: {reasons}. "
+            f"{' '.join(sources)}: the {board.description} is in none of {len(detected.skipped)} pictures: {reasons}. "
             "Check --board, the light, and that the whole board with its white rim is in view"
         )
     return detected

@@ -19,7 +19,7 @@ import numpy as np
 
 from calibration.lidar_camera.board_fit import BoardView, Fit, board_poses, examine, solve
 from calibration.lidar_camera.chi_square import CHANCE_1_IN_10000, usual_misfit
-from calibration.pose import Floats, fit_directions, in_words
+from calibration.pose import Floats, direction_text, fit_directions
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
 from pipeline.installation import COMMAND
@@ -300,7 +300,7 @@ def _about_directions(fit: Fit) -> list[Check]:
             number = "" if sigma > 10 * limit else f" ({number})"
             what = "along" if kind == "position" else "about"
             level = Level.FAIL if sigma > limit else Level.WARN
-            finding = f"the lidar's {kind} {what} the camera's {in_words(axis)} axis {how}{number}"
+            finding = f"the lidar's {kind} {what} the camera's {direction_text(axis)} axis {how}{number}"
             reasons.append(Check(level, finding, _add_pose(kind, axis)))
     return reasons
 

@@ -26,10 +26,10 @@ class Answer(NamedTuple):
         if self.unknown:
             return f"unknown: {self.unknown}"
         low, high = self.interval_ms
-        return f"{self.offset_ms:+.1f} ms ({low:+.1f} to {high:+.1f}, 95 %) by {self.how}: {self.words}"
+        return f"{self.offset_ms:+.1f} ms ({low:+.1f} to {high:+.1f}, 95 %) by {self.how}: {self.meaning}"
 
     @property
-    def words(self) -> str:
+    def meaning(self) -> str:
         """What the number means for a viewer."""
         lead = f"the sound {'leads' if self.offset_ms > 0 else 'lags'} the picture by {abs(self.offset_ms):.0f} ms"
         low, high = NOTICED_MS

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--out {args.out}: cannot be written: {error.strerror}. Use a path you can write to"
         ) from error
-    print(f"  {args.out}: {board.words}, squares of {args.square_mm:g} mm, on {paper.upper()}")
+    print(f"  {args.out}: {board.description}, squares of {args.square_mm:g} mm, on {paper.upper()}")
     print(
         '  Print it at 100 % ("actual size"), glue it on something flat and stiff, '
         "and check that its ruler is 100 mm long."

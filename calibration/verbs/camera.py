@@ -110,7 +110,7 @@ def conclude(detected: CameraViews, args: argparse.Namespace) -> Verdict:
         print(f"  report: {args.report}")
     if args.out and not verdict.failed:
         fit = f"{estimate.model}, RMS {estimate.rms_px:.3f} px, {verdict.level.name}"
-        provenance = f"{len(estimate.views)} views of a {detected.board.words}, {fit}"
+        provenance = f"{len(estimate.views)} views of a {detected.board.description}, {fit}"
         if not estimate.start_retained:
             save_rig(rig.with_intrinsics(args.name, estimate.lens, provenance), args.out)
         print(f"  rig: {args.out}")

@@ -42,7 +42,9 @@ MAX_MOMENTS = 60
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("rig", type=Path, metavar="RIG.yaml")
+    parser.add_argument(
+        "rig", type=Path, metavar="RIG.yaml", help="the rig to check: intrinsics and the pose of the sensor"
+    )
     parser.add_argument("source", type=Path, help="folder of pictures and clouds, or recording.mcap")
     parser.add_argument(
         "--camera", default="camera", help="name of the camera in the rig and in a recording (default: camera)"

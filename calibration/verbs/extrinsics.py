@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from calibration.lidar_camera.board_fit import BoardView
 from calibration.lidar_camera.board_views import FlatBoard, find_views, flat_board, still
 from calibration.lidar_camera.extrinsics import Extrinsics, calibrate
 from calibration.moments import Moment, moments
-from calibration.pose import Floats, in_words
+from calibration.pose import Floats, direction_text
 from calibration.report import charts
 from calibration.report.overlay import draw_board
 from calibration.report.page import Report
@@ -58,13 +57,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="REPORT.html", help="HTML page with all figures and overlays")
 
 
-@dataclass
-class _Retained:
-    """A few moments with a view, for the report."""
-
-    moments: dict[str, Moment] = field(default_factory=dict)
-
-
 def run(args: argparse.Namespace) -> Verdict:
     if args.source.suffix == ".csv":
         return _from_table(args)
@@ -76,8 +68,8 @@ def run(args: argparse.Namespace) -> Verdict:
     lens = rig.camera(args.camera)
     board = flat_board(Board.parse(args.board, square_mm=args.square_mm), args.board_size_mm)
     start = _start(rig, args.camera, args.sensor)
-    retained = _Retained()
-    views, skipped = find_views(_looked_at(args, rig, board, retained), board, lens, start)
+    retained: dict[str, Moment] = {}  # for the report
+    views, skipped = find_views(_candidates(args, rig, board, retained), board, lens, start)
     for name, why in skipped.items():
         print(f"  skipped {name}: {why}")
     result = calibrate(views, lens, outline_m=board.outline_m, start=start)
@@ -87,18 +79,19 @@ def run(args: argparse.Namespace) -> Verdict:
     if args.report:
         _report(result, views, skipped, retained, rig, args).write(args.report)
         print(f"  report: {args.report}")
-    used = f"{len(result.used)} views of a {board.pattern.words}"
+    used = f"{len(result.used)} views of a {board.pattern.description}"
     provenance = f"{used}, {1000 * result.held_out_m:.1f} mm in held-out views, {result.verdict.level.name}"
     _write(args, rig, result.camera_from_lidar, result.covariance, result.verdict, provenance)
     print(result.verdict)
     return result.verdict
 
 
-def _looked_at(args: argparse.Namespace, rig: Rig, board: FlatBoard, retained: _Retained) -> Iterator[Moment]:
-    candidates = moments(args.source, rig, camera=args.camera, sensor=args.sensor)
-    for moment in still(candidates, board) if args.source.suffix == ".mcap" else candidates:
-        if args.report and len(retained.moments) < 4 * OVERLAYS:
-            retained.moments[moment.name] = moment
+def _candidates(args: argparse.Namespace, rig: Rig, board: FlatBoard, retained: dict[str, Moment]) -> Iterator[Moment]:
+    """Moments at which the board may be visible. The first ones are added to `retained` if a report is written."""
+    every = moments(args.source, rig, camera=args.camera, sensor=args.sensor)
+    for moment in still(every, board) if args.source.suffix == ".mcap" else every:
+        if args.report and len(retained) < 4 * OVERLAYS:
+            retained[moment.name] = moment
         yield moment
 
 
@@ -152,7 +145,7 @@ def _pose_table(pose: Floats, covariance: Floats) -> tuple[list[str], list[list[
         unit = np.eye(3)[axis] * (1 if pose[axis, 3] >= 0 else -1)
         turn = f"± {np.degrees(sigma[axis]):.3f}°"
         rows.append(
-            [f"{1000 * abs(pose[axis, 3]):.1f} mm {in_words(unit)}", f"± {1000 * sigma[3 + axis]:.1f} mm", turn]
+            [f"{1000 * abs(pose[axis, 3]):.1f} mm {direction_text(unit)}", f"± {1000 * sigma[3 + axis]:.1f} mm", turn]
         )
     return ["position relative to the camera", "known to", "rotation about that axis known to"], rows
 
@@ -167,7 +160,7 @@ def _report(
     result: Extrinsics,
     views: Sequence[BoardView],
     skipped: dict[str, str],
-    retained: _Retained,
+    retained: dict[str, Moment],
     rig: Rig,
     args: argparse.Namespace,
 ) -> Report:
@@ -187,9 +180,9 @@ def _report(
         "Overlays",
         "The lidar's points in the picture, red near and blue far. They must end at the board's edges.",
     )
-    shown = [v for v in views if v.name in retained.moments][:OVERLAYS]
+    shown = [v for v in views if v.name in retained][:OVERLAYS]
     for view in shown:
-        moment = retained.moments[view.name]
+        moment = retained[view.name]
         drawn = draw_board(
             moment.image, moment.points_m, rig.camera(args.camera), result.camera_from_lidar, view.corners_px
         )

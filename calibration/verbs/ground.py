@@ -23,14 +23,16 @@ LOOSE_DEG, LOOSE_M = 0.5, 0.05  # beyond: WARN
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cloud", type=Path, nargs="+", help="clouds (.pcd, .bin, .npy, .csv) of open, level ground")
-    parser.add_argument("--sensor", default="lidar", help="its name in the rig (default: lidar)")
+    parser.add_argument("--sensor", default="lidar", help="name of the sensor in the rig (default: lidar)")
     parser.add_argument(
         "--up",
         default="z",
         choices=tuple(UP),
         help="the sensor's axis that points up (default: z; for a depth camera: -y)",
     )
-    parser.add_argument("--out", type=Path, metavar="RIG.yaml", help="the rest of the file stays")
+    parser.add_argument(
+        "--out", type=Path, metavar="RIG.yaml", help="the pose is written there; the rest of the file stays"
+    )
 
 
 def run(args: argparse.Namespace) -> Verdict:

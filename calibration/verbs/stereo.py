@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> Verdict:
         print(f"  report: {args.report}")
     if args.out and not verdict.failed and not is_worse_than_rig(estimate):
         fit = f"RMS {estimate.solution.rms_px:.3f} px, {verdict.level.name}"
-        provenance = f"{len(estimate.names)} pairs of a {board.words}, {fit}"
+        provenance = f"{len(estimate.names)} pairs of a {board.description}, {fit}"
         for name, lens in zip(args.names, estimate.solution.lenses, strict=True):
             rig = rig.with_intrinsics(name, lens, provenance)
         save_rig(rig.with_pose(pose, provenance), args.out)
