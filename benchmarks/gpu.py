@@ -245,7 +245,9 @@ def backends(report: Report) -> None:
             with report.check(f"{name}: {model}") as details:
                 inputs = infer.inputs_of(path, 1) or {}
                 hint = [{n: v.shape for n, v in inputs.items()}]
-                engine = choose_backend.load(path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p))
+                engine = choose_backend.load(
+                    path, backend=name, warm_up=hint, samples=lambda p=path: parity_samples.of(p)
+                )
                 assert isinstance(engine, BuiltEngine)
                 details.append(f"{engine.description}, parity {engine.approved}")
                 engine.close()

@@ -222,8 +222,8 @@ def table(timed: list[Row]) -> list[str]:
         eager_ms = eager.get((f["model"], f["batch"]))
         ratio = f"{f['cpu_p50_ms'] / eager_ms:.2f}" if eager_ms and f["backend"] == "onnxruntime" else ""
         lines.append(
-            f"{f['model']:<20}{f['backend']:<14}{f['precision']:<10}{f['batch']:>5}{f['p50_ms']:>10.3f}{f['p99_ms']:>10.3f}"
-            f"{f['cpu_p50_ms']:>10.3f}{f['per_second']:>10.0f}{f['memory_mib']:>10.1f}{ratio:>10}"
+            f"{f['model']:<20}{f['backend']:<14}{f['precision']:<10}{f['batch']:>5}"
+            f"{f['p50_ms']:>10.3f}{f['p99_ms']:>10.3f}{f['cpu_p50_ms']:>10.3f}{f['per_second']:>10.0f}{f['memory_mib']:>10.1f}{ratio:>10}"
         )
     return lines
 

@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 
 def measure(folder: Path, expected: dict[str, int], *, jpeg: bool) -> Measured:
-    """Run the graph until its sources end; each part of the recording is counted and removed once the next one exists."""
+    """Run the graph until its sources end; each part of the recording is counted and removed once the next exists."""
     path, graph = folder / "rec.mcap", folder / "graph.yaml"
     streams = {"pictures": expected["camera"], "chunks": expected["microphone"]}
     graph.write_text(GRAPH.format(**streams, path=path, jpeg="[camera]" if jpeg else "[]"))

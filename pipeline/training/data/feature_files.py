@@ -1,7 +1,7 @@
 """Feature files of public data sets, read into labelled rows (pipeline/recording/dataset.py).
 
     cmu-csd     CMU-MOSI and CMU-MOSEI: a folder of the SDK's .csd files (HDF5), one of them with labels
-    arrays      one .npz or .pkl of {split: {"text", "audio", "vision", "id", labels}}, as MMSA and others pass MOSI/MOSEI on
+    arrays      one .npz or .pkl of {split: {"text", "audio", "vision", "id", labels}}, as in MMSA for MOSI/MOSEI
     dialogues   IEMOCAP_features*.pkl and MELD_features*.pkl: per dialogue the utterances' features, labels and speakers
 
 Example:
@@ -47,7 +47,8 @@ def cmu_csd(path: Path) -> Rows:
     if len(label_files) != 1 or len(files) < 2:
         raise ConfigError(
             f"{path}: {len(files)} .csd files, {len(label_files)} of them with labels; expected one with 'label' in "
-            "its name and at least one of features. Fetch them with the CMU Multimodal SDK (mmsdk) and give their folder."
+            "its name and at least one of features. Fetch them with the CMU Multimodal SDK "
+            "(mmsdk) and give their folder."
         )
     try:
         import h5py
@@ -114,7 +115,7 @@ def cmu_csd(path: Path) -> Rows:
 
 
 def arrays(path: Path) -> Rows:
-    """One dictionary, or one for each split, with ids, labels and (n, d) or (n, time, d) arrays; the splits are joined."""
+    """One dictionary, or one per split, with ids, labels and (n, d) or (n, time, d) arrays. Splits are joined."""
     stored = _opened(path)
     if not isinstance(stored, Mapping):
         raise ConfigError(

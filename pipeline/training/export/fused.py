@@ -65,7 +65,7 @@ def _loaded(path: Path) -> onnx.ModelProto:
 
 
 def _fix_batch_to_one(graph: onnx.GraphProto) -> None:
-    """A set has one window of sound and any number of faces: two dynamic dimensions of one name would count as equal."""
+    """A set has one window of sound and any number of faces: dynamic dimensions of one name would be equal."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].Clear()

@@ -204,7 +204,8 @@ def _gather(i: list[Any], a: Attributes) -> Tensor:
     axis = a.get("axis", 0) % i[0].dim()
     if i[1].dim() == 0:
         return i[0].select(axis, int(i[1]))  # type: ignore[no-any-return]
-    return i[0].index_select(axis, i[1].reshape(-1)).reshape(*i[0].shape[:axis], *i[1].shape, *i[0].shape[axis + 1 :])  # type: ignore[no-any-return]
+    shape = (*i[0].shape[:axis], *i[1].shape, *i[0].shape[axis + 1 :])
+    return i[0].index_select(axis, i[1].reshape(-1)).reshape(shape)  # type: ignore[no-any-return]
 
 
 def _unsqueeze(i: list[Any], a: Attributes) -> Tensor:

@@ -1,8 +1,9 @@
-"""Measures a shipped model the way the live pipeline runs it: the same engine, one thread, the same features.
+"""Evaluates a shipped face model in the live engine, with one thread and the live preprocessing. Needs no torch.
 
-Needs no torch. The figures of a classifier are accuracy, macro-F1 (every class counts the same, rare ones too) and the
-calibration error of its probabilities after the temperature in its manifest.
+The figures are accuracy, macro-F1 (every class has the same weight) and the calibration error of the probabilities,
+with the temperature of the manifest.
 
+Example:
     evaluate_face()["publictest_accuracy"]
 """
 
@@ -28,10 +29,10 @@ FACE_MODEL = MODELS / "face-expression.onnx"
 
 
 def evaluate_face(model: Path = FACE_MODEL, data: Path | None = None) -> dict[str, float]:
-    """The shipped face model on FER2013's official PublicTest, which trained nothing and chose nothing.
+    """Figures of the shipped face model on FER2013's official PublicTest, which was not used for training or selection.
 
-    Returns publictest_accuracy (and its standard error), publictest_macro_f1, publictest_ece and recall_<label>, all
-    0 to 1. Raises ConfigError when the model or the data is missing or the labels are others.
+    Returns publictest_accuracy (and its standard error), publictest_macro_f1, publictest_ece and recall_<label>, all 0
+    to 1. Raises ConfigError when the model or the data is missing or the labels differ.
     """
     manifest = Manifest.read(model)
     if manifest.labels != FACE_CLASSES:
@@ -53,7 +54,7 @@ def evaluate_face(model: Path = FACE_MODEL, data: Path | None = None) -> dict[st
 def report_face(
     *, model: Path = FACE_MODEL, data: Path | None = None, out: Path = Path("runs/face/publictest.json"), seed: int = 1
 ) -> dict[str, float]:
-    """The same, printed as a table with 95 % intervals over faces; `out`: a JSON file, and a picture beside it."""
+    """Print these figures as a table with 95 % intervals over faces; write them to `out` and a chart beside it."""
     measured, manifest = evaluate_face(model, data), Manifest.read(model)
     faces = load_faces(data_folder(data), "publictest48")
     logits = face_logits(model, faces.images) / manifest.temperature

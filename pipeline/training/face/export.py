@@ -1,4 +1,4 @@
-"""The chosen face network becomes the ONNX file that ships, with its manifest and figures.
+"""Exports the selected face network with its manifest and figures.
 
 Example:
     export_face(net, Path("models/face-expression.onnx"))
@@ -36,23 +36,24 @@ def export_face(net: FaceNet, path: Path) -> None:
     )
 
 
-def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path) -> None:
-    """Export the chosen checkpoint with its manifest: the temperature from the held-back faces, the figures from both sets.
+def export_best(best: Path, val_faces: Faces, seed: int, folder: Path, out: Path) -> None:
+    """Export the selected checkpoint with its manifest: temperature from the validation faces, figures from both sets.
 
-    Raises ConfigError when the checkpoint was chosen on other held-back faces.
+    Raises ConfigError when the checkpoint was selected on other validation faces.
     """
-    chosen = torch.load(best, weights_only=True)
-    if chosen["seed"] != seed:
+    selected = torch.load(best, weights_only=True)
+    if selected["seed"] != seed:
         raise ConfigError(
-            f"{best}: trained with seed {chosen['seed']}, so other faces were held back. Give --seed {chosen['seed']}."
+            f"{best}: trained with seed {selected['seed']}, with another validation split. "
+            f"Give --seed {selected['seed']}."
         )
     net = FaceNet()
-    net.load_state_dict(chosen["average"])
+    net.load_state_dict(selected["average"])
     export_face(net, out)
-    logits = face_logits(out, held_back.images)
-    temperature = fit_temperature(logits, held_back.labels)
+    logits = face_logits(out, val_faces.images)
+    temperature = fit_temperature(logits, val_faces.labels)
     metrics = {
-        f"held_back_{name}": value for name, value in figures(logits, held_back.labels, temperature=temperature).items()
+        f"held_back_{name}": value for name, value in figures(logits, val_faces.labels, temperature=temperature).items()
     }
     manifest = Manifest(
         name="face-expression",
@@ -62,7 +63,7 @@ def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path
                 "face",
                 ("n", 1, FACE_PX, FACE_PX),
                 "float32",
-                f"features.face_tensor: grey, each face standardised (contrast at least {CONTRAST_FLOOR:g})",
+                f"preprocessing.face_tensor: grey, each face standardised (contrast at least {CONTRAST_FLOOR:g})",
             ),
         ),
         outputs=(
@@ -71,9 +72,10 @@ def export_best(best: Path, held_back: Faces, seed: int, folder: Path, out: Path
         ),
         labels=FACE_CLASSES,
         temperature=temperature,
-        training_data="FER2013 training images without near-duplicates of its test images; a tenth held back to choose on",
+        training_data="FER2013 training images without near-duplicates of its test images; "
+        "a tenth held back to choose on",
         licence="weights Apache-2.0; the pictures under Kaggle's FER2013 terms, which are for research",
-        made_by=f"{chosen['command']} (epoch {chosen['epoch'] + 1} chosen)",
+        made_by=f"{selected['command']} (epoch {selected['epoch'] + 1} selected)",
         metrics=metrics,
     )
     manifest.write(out)

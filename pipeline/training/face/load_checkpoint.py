@@ -1,8 +1,9 @@
-"""Takes a shipped face network's weights back out of its ONNX file, so that training can go on where it ended.
+"""Loads the weights of a shipped face network from its ONNX file, so that training can continue from them.
 
-Exporting folds each batch-norm into the convolution before it. To train on, the norms must be there again, with the
-figures of real faces in them and without changing a single answer:
+The export folds each batch norm into the convolution before it. Training needs the norms again, with the statistics of
+real faces, and without changing the outputs.
 
+Example:
     net = face_net_from(Path("models/face-expression.onnx"), training.images)
 """
 
@@ -21,21 +22,25 @@ from pipeline.errors import ConfigError
 from pipeline.preprocessing import face_tensor
 from pipeline.training.face.net import FaceNet
 
-# A convolution before a norm may have any scale; it decides only how fast the filter turns at a given learning rate.
-# torch starts filters with about this length, so the learning rates of a first training keep their meaning.
+# A convolution before a norm may have any scale, which only sets the effective learning rate of the filter. torch
+# initialises filters with about this norm, so that learning rates mean the same as in a first training.
 FILTER_NORM = 3**-0.5
 FACES_TO_MEASURE = 2048
 
 
 def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
-    """A FaceNet that answers as the file does. images: (n, 48, 48), the faces whose statistics the norms take on.
+    """A FaceNet with the outputs of the file.
+
+    Args:
+        path: The ONNX file.
+        images: (n, 48, 48), the faces whose statistics the norms get.
 
     Raises ConfigError when the file's convolutions are not those of a FaceNet.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: not there. --start wants the ONNX file of a face network trained here.")
+        raise ConfigError(f"{path}: does not exist. --start needs the ONNX file of a face network trained here.")
     graph = onnx.load(str(path)).graph
-    # A mirrored network's own parts are called net.…, a plain one's are not.
+    # The names of a mirrored network start with net., those of a plain one do not.
     weights = {
         tensor.name.removeprefix("net."): torch.from_numpy(numpy_helper.to_array(tensor).copy())
         for tensor in graph.initializer
@@ -49,11 +54,14 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
     net = FaceNet().eval()
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]  # in the order they run
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    wanted, found = [tuple(c.weight.shape) for c in convolutions], [tuple(weight.shape) for weight, _ in folded]
-    if found != wanted or not {"head.weight", "head.bias"} <= set(weights):
+    expected_shapes, shapes = (
+        [tuple(c.weight.shape) for c in convolutions],
+        [tuple(weight.shape) for weight, _ in folded],
+    )
+    if shapes != expected_shapes or not {"head.weight", "head.bias"} <= set(weights):
         raise ConfigError(
-            f"{path}: {len(found)} convolutions that are not a FaceNet's {len(wanted)}. "
-            "--start wants the ONNX file of a face network trained here."
+            f"{path}: {len(shapes)} convolutions that are not a FaceNet's {len(expected_shapes)}. "
+            "--start needs the ONNX file of a face network trained here."
         )
     with torch.no_grad():
         net.head.weight.copy_(weights["head.weight"])
@@ -72,7 +80,7 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
             convolution.weight /= length[:, None, None, None]
             norm.running_mean /= length
             norm.running_var /= length**2
-            # The norm's small constant does not shrink with the variance: keep the answer as it was.
+            # The norm's epsilon does not scale with the variance: correct for it, to keep the outputs.
             norm.weight *= ((norm.running_var + norm.eps) / (norm.running_var + norm.eps / length**2)).sqrt()
     return net
 
@@ -81,18 +89,18 @@ def face_net_from(path: Path, images: npt.NDArray[np.uint8]) -> FaceNet:
 def _statistics(
     net: FaceNet, norms: list[nn.BatchNorm2d], images: npt.NDArray[np.uint8]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Mean and variance, per channel, of what reaches each norm."""
-    reached: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
+    """Mean and variance, per channel, of the input of each norm."""
+    moments_of: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
 
-    def keep(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    def record(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         x = inputs[0]  # (B, channels, h, w)
-        reached[norm].append(torch.stack([x.mean(dim=(0, 2, 3)), (x**2).mean(dim=(0, 2, 3))]))
+        moments_of[norm].append(torch.stack([x.mean(dim=(0, 2, 3)), (x**2).mean(dim=(0, 2, 3))]))
 
-    hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
-    every = max(1, len(images) // FACES_TO_MEASURE)
-    for batch in np.array_split(images[::every], max(1, len(images) // every // 256)):
+    hooks = [norm.register_forward_pre_hook(record) for norm in norms]
+    stride = max(1, len(images) // FACES_TO_MEASURE)
+    for batch in np.array_split(images[::stride], max(1, len(images) // stride // 256)):
         net(torch.from_numpy(face_tensor(batch)))
     for hook in hooks:
         hook.remove()
-    moments = [torch.stack(reached[norm]).mean(dim=0) for norm in norms]
+    moments = [torch.stack(moments_of[norm]).mean(dim=0) for norm in norms]
     return [(mean, (square - mean**2).clamp_min(1e-8)) for mean, square in moments]

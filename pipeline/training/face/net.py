@@ -14,7 +14,7 @@ FACE_LABELS = 7
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions and a way around them; stride 2 halves height and width."""
+    """Two 3×3 convolutions with a shortcut; stride 2 halves height and width."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -22,23 +22,23 @@ class Residual(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.around: nn.Module = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != channels_in:
-            # Averaging before the 1×1 keeps the three pixels in four that a strided 1×1 throws away.
-            self.around = nn.Sequential(
+            # Average pooling before the 1×1 convolution uses all pixels; a strided 1×1 would skip three in four.
+            self.shortcut = nn.Sequential(
                 nn.AvgPool2d(stride), nn.Conv2d(channels_in, channels, 1, bias=False), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)) + self.around(x), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 
 class FaceNet(nn.Module):
     """A residual network for 48×48 grey faces, 2.8 M parameters.
 
-    Its channels grow as its pictures shrink, so that no stage costs much more than another: the narrow 16-channel stem
-    is what makes full resolution affordable on a laptop's processor.
+    The number of channels grows as the resolution shrinks, so that every stage costs about the same: the narrow
+    16-channel stem makes full resolution affordable on a laptop.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class FaceNet(nn.Module):
 
 
 class MirroredFaceNet(nn.Module):
-    """What ships: a face and its mirror image, one after the other through the same network, their embeddings averaged.
+    """The exported network: averages the embeddings of a face and of its mirror image.
 
-    An expression has no side, so what differs between the two is error. The head is linear: averaged embeddings are
+    Expressions are symmetric, so a difference between the two is error. The head is linear: averaged embeddings give
     averaged logits.
     """
 
@@ -80,7 +80,7 @@ class MirroredFaceNet(nn.Module):
         self.net = net
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([faces, faces.flip(3)])  # (2 B, 1, 48, 48)
-        _, embedding = self.net(both)  # (2 B, 256)
+        faces_and_mirrored = torch.cat([faces, faces.flip(3)])  # (2 B, 1, 48, 48)
+        _, embedding = self.net(faces_and_mirrored)  # (2 B, 256)
         embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)  # (B, 256)
         return self.net.head(embedding), embedding

@@ -1,14 +1,16 @@
 """Trains the face-expression network on FER2013, from the data to the shipped ONNX file, top to bottom.
 
-    python run_pipeline.py train face --epochs 50 --seed 7           # stop it at any time; go on with --resume
-    python run_pipeline.py train face --start models/face-expression.onnx --epochs 24 --lr 0.04   # train a shipped one on
+Example:
+    python run_pipeline.py train face --epochs 50 --seed 7           # may be stopped; continue with --resume
+    # from a shipped model
+    python run_pipeline.py train face --start models/face-expression.onnx --epochs 24 --lr 0.04
     python run_pipeline.py train face --ship                         # no training: export the best epoch so far
 
-A tenth of the training faces is held back, near-duplicates kept together: it chooses the epoch and fits the temperature.
-The official PublicTest is looked at once, at the end, and chooses nothing.
+A tenth of the training faces is held back for validation, near-duplicates kept together: it selects the epoch
+and fits the temperature. The official PublicTest is evaluated once, at the end, and selects nothing.
 
-Several workers train on their own halves of the faces and average their weights every few steps (local SGD, Stich 2019):
-on a busy machine they wait for each other far less than the threads of one worker would.
+Several workers train on their own parts of the faces and average their weights every few steps (local SGD, Stich 2019):
+on a busy machine they wait less for each other than the threads of one worker would.
 """
 
 from __future__ import annotations
@@ -47,9 +49,9 @@ HELD_BACK = 0.1
 
 
 def augment(grey: Tensor, generator: torch.Generator) -> Tensor:
-    """What may happen to a face without changing its expression: another framing, light, focus, a hand in front.
+    """Random changes that keep the expression: framing, light, focus, an occlusion.
 
-    grey: (B, 48, 48) float32, 0 to 255. Returns the same shape and range. One grid_sample moves the whole batch.
+    grey: (B, 48, 48) float32, 0 to 255. Returns the same shape and range. One grid_sample warps the whole batch.
     """
     batch = len(grey)
 
@@ -71,7 +73,7 @@ def augment(grey: Tensor, generator: torch.Generator) -> Tensor:
     gamma = torch.exp(uniform(-0.3, 0.3))[:, None, None, None]
     face = 255 * (face / 255).clamp(1e-3, 1) ** gamma
 
-    # A rectangle of middle grey hides up to a sixth of a quarter of the faces.
+    # In a quarter of the faces a rectangle of the mean grey hides up to a sixth.
     height, width = uniform(8, 20), uniform(8, 20)
     top, left = uniform(-4, FACE_PX - 4), uniform(-4, FACE_PX - 4)
     hidden = (uniform(0, 1) < 0.25).float()
@@ -91,9 +93,9 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 @torch.no_grad()
-def follow(average: FaceNet, net: FaceNet, step: int, decay: float) -> None:
-    """Move the averaged weights one step towards the trained ones; batch-norm's running figures are averaged as well."""
-    decay = min(decay, (1 + step) / (10 + step))  # early on, the average must not remember the random start
+def update_average(average: FaceNet, net: FaceNet, step: int, decay: float) -> None:
+    """Update the exponential moving average of the weights and of the running statistics of the batch norms."""
+    decay = min(decay, (1 + step) / (10 + step))  # early on, the average must forget the random start
     for slow, fast in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
         if slow.dtype.is_floating_point:
             slow.lerp_(fast, 1 - decay)
@@ -102,14 +104,17 @@ def follow(average: FaceNet, net: FaceNet, step: int, decay: float) -> None:
 
 
 def bf16_is_fast() -> bool:
-    """True where the processor multiplies bfloat16 itself (twice as fast as float32); elsewhere bfloat16 is emulated and slow."""
+    """True where the processor has bfloat16 instructions (twice as fast as float32); else it is emulated, slowly."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and "avx512_bf16" in cpuinfo.read_text()
 
 
 @torch.no_grad()
 def average_over_workers(*nets: FaceNet) -> None:
-    """Every worker's copies of these networks become their mean. One message: its delay is what costs, not its length."""
+    """Replace the networks of every worker by their mean.
+
+    In one message, because its latency costs more than its size.
+    """
     tensors = [value for net in nets for value in net.state_dict().values() if value.dtype.is_floating_point]
     joined = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(joined)
@@ -119,18 +124,18 @@ def average_over_workers(*nets: FaceNet) -> None:
 
 
 @torch.no_grad()
-def answered_right(net: FaceNet, faces: Faces) -> int:
-    mirrored, right = MirroredFaceNet(net).eval(), 0
+def correct_count(net: FaceNet, faces: Faces) -> int:
+    mirrored, correct = MirroredFaceNet(net).eval(), 0
     for start in range(0, len(faces), 256):
         x = torch.from_numpy(face_tensor(faces.images[start : start + 256]))  # (B, 1, 48, 48)
         logits = mirrored(x.contiguous(memory_format=torch.channels_last))[0]  # (B, 7)
-        right += int((logits.argmax(1) == torch.from_numpy(faces.labels[start : start + 256])).sum())
-    return right
+        correct += int((logits.argmax(1) == torch.from_numpy(faces.labels[start : start + 256])).sum())
+    return correct
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one training run is asked to do. start: a shipped ONNX file to train on, instead of random weights."""
+    """The settings of a training run. start: a shipped ONNX file to continue from, instead of random weights."""
 
     epochs: int
     seed: int
@@ -154,59 +159,69 @@ def train(
     workers: int = 1,
     ship: bool = False,
 ) -> None:
-    """Train, choose the best epoch on the held-back faces, export it to `out` and measure it.
+    """Train, select the epoch with the best validation accuracy, export it to `out` and measure it.
 
-    runs: the folder of last.pt (what --resume goes on from, also with another number of epochs), best.pt and log.jsonl.
-    lr: the peak of the schedule. workers: processes that share the faces. ship: train nothing, export the best so far.
+    Args:
+        data: The folder of the training data.
+        out: The ONNX file.
+        epochs: Length of the schedule.
+        seed: Of the validation split, the initial weights and the augmentation.
+        resume: Continue from last.pt in `runs`, also with another number of epochs.
+        runs: Folder of last.pt, best.pt and log.jsonl.
+        start: A shipped ONNX file to continue from, instead of random weights.
+        lr: The peak learning rate of the schedule.
+        workers: Processes that share the faces.
+        ship: Train nothing, export the best epoch so far.
+
     Raises ConfigError when the data is missing or a checkpoint belongs to another seed.
     """
     folder = data_folder(data)
     faces = load_faces(folder, "train48")
-    rows, held_rows = split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=seed)
-    training, held_back = faces.take(rows), faces.take(held_rows)
-    if len(training) // workers < BATCH:
+    train_rows, val_rows = split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=seed)
+    train_faces, val_faces = faces.take(train_rows), faces.take(val_rows)
+    if len(train_faces) // workers < BATCH:
         raise ConfigError(
-            f"{folder}: {len(training)} faces to train on, fewer than one batch of {BATCH} for each of "
+            f"{folder}: {len(train_faces)} faces to train on, fewer than one batch of {BATCH} for each of "
             f"{workers} workers. Give more data."
         )
-    print(f"face: {len(training)} faces to train on, {len(held_back)} held back to choose on", flush=True)
+    print(f"face: {len(train_faces)} training faces, {len(val_faces)} for validation", flush=True)
 
     best = runs / "best.pt"
     if ship:
         if not best.is_file():
-            raise ConfigError(f"{best}: nothing trained yet that could ship. Train first: {COMMAND} train face")
+            raise ConfigError(f"{best}: no trained network to export. Train first: {COMMAND} train face")
     else:
         runs.mkdir(parents=True, exist_ok=True)
         schedule = Schedule(epochs, seed, lr, start, resume, runs, workers)
         if workers == 1:
-            learn(0, schedule, training, held_back)
+            learn(0, schedule, train_faces, val_faces)
         else:
             (runs / "meeting").unlink(missing_ok=True)
-            processes.spawn(learn, args=(schedule, training, held_back), nprocs=workers)
-    export_best(best, held_back, seed, folder, out)
+            processes.spawn(learn, args=(schedule, train_faces, val_faces), nprocs=workers)
+    export_best(best, val_faces, seed, folder, out)
 
 
-def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> None:
-    """One worker's training, from its first step to its last. Worker 0 keeps the checkpoints and the log."""
+def learn(rank: int, schedule: Schedule, train_faces: Faces, val_faces: Faces) -> None:
+    """The train_faces of one worker. Worker 0 writes the checkpoints and the log."""
     epochs, seed, runs, workers = schedule.epochs, schedule.seed, schedule.runs, schedule.workers
     if workers > 1:
         torch.set_num_threads(1)
         dist.init_process_group(
             "gloo", init_method=f"file://{(runs / 'meeting').resolve()}", rank=rank, world_size=workers
         )
-    steps = len(training) // workers // BATCH
-    decay = EMA_DECAY**workers  # each of a worker's steps stands for one step of all
+    steps = len(train_faces) // workers // BATCH
+    decay = EMA_DECAY**workers  # one step of a worker stands for one step of each
 
     torch.manual_seed(seed)
-    net = FaceNet() if schedule.start is None else face_net_from(schedule.start, training.images)
+    net = FaceNet() if schedule.start is None else face_net_from(schedule.start, train_faces.images)
     net = net.to(memory_format=torch.channels_last)  # two to three times as fast as the default on a processor
     average = FaceNet().to(memory_format=torch.channels_last)
     average.load_state_dict(net.state_dict())
-    # Norms and biases are not decayed: pulling a scale towards zero regularises nothing.
+    # No weight decay for norms and biases: pulling a scale towards zero does not regularise.
     decayed = [p for p in net.parameters() if p.dim() > 1]
-    kept = [p for p in net.parameters() if p.dim() <= 1]
+    not_decayed = [p for p in net.parameters() if p.dim() <= 1]
     optimiser = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": not_decayed, "weight_decay": 0.0}],
         lr=schedule.peak_lr,
         momentum=0.9,
         nesterov=True,
@@ -218,32 +233,32 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
         stored = torch.load(last, weights_only=True)
         if stored["seed"] != seed:
             raise ConfigError(
-                f"{last}: trained with seed {stored['seed']}, so other faces were held back. "
-                f"Resume with --seed {stored['seed']}, or start afresh without --resume."
+                f"{last}: trained with seed {stored['seed']}, with another validation split. "
+                f"Resume with --seed {stored['seed']}, or start again without --resume."
             )
         net.load_state_dict(stored["net"])
         average.load_state_dict(stored["average"])
         optimiser.load_state_dict(stored["optimiser"])
         first_epoch, best_accuracy = stored["epoch"] + 1, stored["best_accuracy"]
-        print(f"face: going on after epoch {first_epoch}", flush=True)
+        print(f"face: resuming after epoch {first_epoch}", flush=True)
     elif rank == 0:
         log.unlink(missing_ok=True)
 
-    images, labels = torch.from_numpy(training.images), torch.from_numpy(training.labels)
-    mine = held_back.take(np.arange(rank, len(held_back), workers))
+    images, labels = torch.from_numpy(train_faces.images), torch.from_numpy(train_faces.labels)
+    worker_faces = val_faces.take(np.arange(rank, len(val_faces), workers))
     bf16, began_s = bf16_is_fast(), time.monotonic()
     for epoch in range(first_epoch, epochs):
         net.train()
-        # One generator per epoch and worker: a resumed run draws what the uninterrupted one would have drawn.
+        # One generator for each epoch and worker, so that a resumed run equals an uninterrupted one.
         epoch_seed = seed * 100_003 + epoch
-        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(epoch_seed))[rank::workers]
+        order = torch.randperm(len(train_faces), generator=torch.Generator().manual_seed(epoch_seed))[rank::workers]
         generator = torch.Generator().manual_seed(epoch_seed * 64 + rank)
         torch.manual_seed(epoch_seed * 64 + rank)  # dropout draws from the global one
         losses = []
         for step in range(steps):
-            done = epoch * steps + step
+            step_number = epoch * steps + step
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(done / (epochs * steps), schedule.peak_lr)
+                group["lr"] = learning_rate(step_number / (epochs * steps), schedule.peak_lr)
             batch = order[step * BATCH : (step + 1) * BATCH]
             x = torch.from_numpy(face_tensor(augment(images[batch].float(), generator).numpy()))  # (B, 1, 48, 48)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
@@ -254,15 +269,15 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
             optimiser.step()
             if workers > 1 and step % STEPS_BETWEEN_AVERAGES == 0:
                 average_over_workers(net)
-            follow(average, net, done, decay)
+            update_average(average, net, step_number, decay)
             losses.append(loss.item())
 
         if workers > 1:
             average_over_workers(net, average)
-        right = torch.tensor([answered_right(average, mine)])
+        correct = torch.tensor([correct_count(average, worker_faces)])
         if workers > 1:
-            dist.all_reduce(right)
-        accuracy = float(right) / len(held_back)
+            dist.all_reduce(correct)
+        accuracy = float(correct) / len(val_faces)
         if rank > 0:
             continue
         if accuracy > best_accuracy:
@@ -270,7 +285,7 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
             torch.save(
                 {"average": average.state_dict(), "epoch": epoch, "seed": seed, "command": command(schedule)}, best
             )
-        whole = last.with_suffix(".new")
+        temporary = last.with_suffix(".new")
         torch.save(
             {
                 "net": net.state_dict(),
@@ -280,9 +295,9 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
                 "best_accuracy": best_accuracy,
                 "seed": seed,
             },
-            whole,
+            temporary,
         )
-        whole.replace(last)  # a killed run leaves the epoch before, never half a checkpoint
+        temporary.replace(last)  # atomic: a killed run leaves the checkpoint of the epoch before
         epoch_s = (time.monotonic() - began_s) / (epoch - first_epoch + 1)
         with log.open("a") as lines:
             lines.write(
@@ -298,8 +313,8 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
                 + "\n"
             )
         print(
-            f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  held back {accuracy:.2%}  best {best_accuracy:.2%}  "
-            f"{epoch_s:.0f} s an epoch, {epoch_s * (epochs - epoch - 1) / 60:.0f} min left",
+            f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.3f}  validation {accuracy:.2%}  "
+            f"best {best_accuracy:.2%}  {epoch_s:.0f} s an epoch, {epoch_s * (epochs - epoch - 1) / 60:.0f} min left",
             flush=True,
         )
     if workers > 1:
@@ -307,7 +322,7 @@ def learn(rank: int, schedule: Schedule, training: Faces, held_back: Faces) -> N
 
 
 def command(schedule: Schedule) -> str:
-    """The line that does this training again."""
+    """The command that repeats this train_faces."""
     words = [
         f"python run_pipeline.py train face --epochs {schedule.epochs} --seed {schedule.seed} --lr {schedule.peak_lr:g}"
     ]

@@ -1,12 +1,11 @@
-"""What bad pictures and bad or missing sound do to face, voice and both: the shipped fusion's answers, condition by
-condition.
+"""Evaluates the shipped fusion with degraded pictures and degraded or missing sound, condition by condition.
 
+Example:
     python run_pipeline.py evaluate degradation --seed 1
 
-Pseudo-pairs as in fusion.py, actors and faces that fitted nothing. Beside the fused answer with the live quality
-weights
-stands the one that trusts everything alike: the weights are worth their place only where they win. A picture that is
-out leaves the voice alone from its first missing frame on, however long it lasts; what sound does is in
+Pseudo-pairs as in train.py, with actors and faces that were not used for fitting. The fusion with the live quality
+weights is compared with one that weights both modalities fully: the quality weights are useful only where they are
+better. A missing picture leaves the voice alone, however long it lasts; the conditions of the sound are in
 degradation_sound.py.
 """
 
@@ -62,7 +61,7 @@ def covered(rows: slice) -> Callable[[Image], Image]:
     return cover
 
 
-# How the picture is spoilt, and how large the face is then, in pixels of the picture.
+# Condition → how the picture is degraded, and the size of the face in it, in pixels.
 CONDITIONS: dict[str, tuple[Callable[[Image], Image], float]] = {
     "clean": (lambda face: face, FACE_PX),
     "face blurred, σ 1.5 px of 48": (blurred(1.5), FACE_PX),
@@ -83,7 +82,7 @@ def evaluate_degradation(
     voice_model: Path = VOICE_MODEL,
     voice_rows: Path = fusion.VOICE_ROWS,
 ) -> dict[str, dict[str, Scores]]:
-    """condition → which answer → scores."""
+    """condition → which prediction → scores."""
     torch.set_num_threads(1)
     folder = data_folder(data)
     faces = fusion.held_back_faces(face_model, folder)
@@ -98,26 +97,38 @@ def evaluate_degradation(
     tested = np.concatenate([test for _, test in fitted])
     table: dict[str, dict[str, Scores]] = {}
 
-    def add(condition: str, answer: str, logits: npt.NDArray[np.floating]) -> None:
-        table.setdefault(condition, {})[answer] = score(logits, pairs.labels[tested], pairs.speakers[tested], seed=seed)
+    def add(condition: str, prediction: str, logits: npt.NDArray[np.floating]) -> None:
+        table.setdefault(condition, {})[prediction] = score(
+            logits, pairs.labels[tested], pairs.speakers[tested], seed=seed
+        )
 
-    for condition, (spoil, side_px) in CONDITIONS.items():
-        spoilt = np.stack([spoil(image) for image in faces.images])
-        seen = fusion.log_probs(face_logits(face_model, spoilt) / temperature)[pairs.face_row]
-        weight = quality(spoilt, side_px=side_px)[pairs.face_row]
-        for answer, weights in (("both", weight), ("both, quality ignored", np.ones_like(weight))):
+    for condition, (degrade, side_px) in CONDITIONS.items():
+        degraded = np.stack([degrade(image) for image in faces.images])
+        face_log_probs = fusion.log_probs(face_logits(face_model, degraded) / temperature)[pairs.face_row]
+        weight = quality(degraded, side_px=side_px)[pairs.face_row]
+        for prediction, weights in (("both", weight), ("both, quality ignored", np.ones_like(weight))):
             present = np.stack([weights, np.ones_like(weights)], 1)
             add(
                 condition,
-                answer,
+                prediction,
                 np.concatenate(
-                    [adapter.answer(seen[rows], pairs.voice[rows], present[rows]) for adapter, rows in fitted]
+                    [
+                        adapter.predict(face_log_probs[rows], pairs.voice[rows], present[rows])
+                        for adapter, rows in fitted
+                    ]
                 ),
             )
-        add(condition, "voice absent", seen[tested])
+        add(condition, "voice absent", face_log_probs[tested])
     add("face absent: picture out 0.5, 2 or 5 s, no face in view", "face absent", pairs.voice[tested])
     face_weight = quality(faces.images)[pairs.face_row]
-    add_sound(table, pairs, fitted, *degradation_sound.heard(folder, voice_model), face_weight=face_weight, seed=seed)
+    add_sound(
+        table,
+        pairs,
+        fitted,
+        *degradation_sound.opinions_by_condition(folder, voice_model),
+        face_weight=face_weight,
+        seed=seed,
+    )
     print(f"labels: {', '.join(FACE_CLASSES)}; {len(tested)} pseudo-pairs\n{markdown(table)}")
     write(table, out, title="Degraded pseudo-pairs")
     return table
@@ -133,16 +144,16 @@ def add_sound(
     pairs: fusion.Pairs,
     fitted: list[tuple[FusionAdapter, fusion.Rows]],
     clips: fusion.Rows,
-    heard: dict[str, tuple[fusion.Floats, fusion.Floats]],
+    opinions_by_condition: dict[str, tuple[fusion.Floats, fusion.Floats]],
     *,
     face_weight: fusion.Floats,
     seed: int,
 ) -> None:
-    """One row a condition of the sound, over those tested pairs whose clip was heard in it; the faces are as they were."""
+    """One row for each condition of the sound, over the tested pairs whose clip is in it; faces are not degraded."""
     place = np.full(int(pairs.clip_row.max()) + 1, -1)
     place[clips] = np.arange(len(clips))
-    for condition, (log_probs, weight) in heard.items():
-        answers: dict[str, list[npt.NDArray[np.floating]]] = {
+    for condition, (log_probs, weight) in opinions_by_condition.items():
+        predictions: dict[str, list[npt.NDArray[np.floating]]] = {
             "both": [],
             "both, quality ignored": [],
             "voice alone": [],
@@ -156,11 +167,11 @@ def add_sound(
                 ("both", np.stack([face_weight[rows], counts], 1)),
                 ("both, quality ignored", np.stack([np.ones(len(rows)), counts > 0], 1)),
             ):
-                answers[name].append(adapter.answer(pairs.face[rows], voice, present.astype(np.float32)))
-            answers["voice alone"].append(voice)
+                predictions[name].append(adapter.predict(pairs.face[rows], voice, present.astype(np.float32)))
+            predictions["voice alone"].append(voice)
             used.append(rows)
         rows = np.concatenate(used)
         table[f"sound: {condition}"] = {
             name: score(np.concatenate(each), pairs.labels[rows], pairs.speakers[rows], seed=seed)
-            for name, each in answers.items()
+            for name, each in predictions.items()
         }

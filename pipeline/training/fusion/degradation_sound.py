@@ -1,12 +1,12 @@
-"""Noisy, late and missing sound, as the live voice hears it: what each clip's opinion and weight become.
+"""Opinions and weights of the live voice with noisy, late and missing sound.
 
-Every sixth RAVDESS clip goes through voice activity and voice as from a microphone. Noise is added to the samples. An
-outage or a shift only changes which of the clip's moments an answer rests on: sound that is late by 80 ms at an anchor
-is the sound of 80 ms before, and after an outage the voice is as old as the outage is long, until the set holds no
-sound at all. The model that ships was trained on these actors, so only the change from row to row says something, not
-the level.
+Every sixth RAVDESS clip passes voice activity detection and the voice classifier as from a microphone. Noise is added
+to the samples. An outage or a delay only changes which moments of the clip count: sound that is 80 ms late at an anchor
+is the sound of 80 ms before, and after an outage the opinion is as old as the outage, until the set holds no sound. The
+shipped model was trained on these actors, so only the differences between conditions are meaningful, not the level.
 
-    clips, by_condition = heard(folder, model)
+Example:
+    clips, by_condition = opinions_by_condition(folder, model)
     log_probs, weight = by_condition["noise, speech 0 dB above it"]              # (n, 7), (n,)
 """
 
@@ -44,15 +44,15 @@ class Moment(NamedTuple):
     weight: float
 
 
-def heard(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floats]]]:
+def opinions_by_condition(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floats]]]:
     """Which RAVDESS clips, in the order of their names, and condition → (n, 7) log-probabilities, (n,) weight."""
     named = clips(folder / "speech" / "ravdess", "ravdess")
     chosen = np.arange(0, len(named), EVERY)
-    found: dict[str, tuple[Floats, Floats]] = {}
+    by_condition: dict[str, tuple[Floats, Floats]] = {}
 
-    def keep(condition: str, at: int, opinion: tuple[Floats, float]) -> None:
+    def store(condition: str, at: int, opinion: tuple[Floats, float]) -> None:
         empty = (np.zeros((len(chosen), len(FACE_CLASSES)), np.float32), np.zeros(len(chosen), np.float32))
-        log_probs, weight = found.setdefault(condition, empty)
+        log_probs, weight = by_condition.setdefault(condition, empty)
         log_probs[at], weight[at] = opinion
 
     engine, manifest = load(model, backend="onnxruntime"), Manifest.read(model)
@@ -60,42 +60,46 @@ def heard(folder: Path, model: Path) -> tuple[Ints, dict[str, tuple[Floats, Floa
     for at, clip in enumerate(chosen):
         samples = sound(named[clip].path)
 
-        def listen(samples: Floats) -> list[Moment]:
+        def opinions_of(samples: Floats) -> list[Moment]:
             return moments(samples, VoiceClassifier(engine, manifest, FACE_CLASSES), VoiceActivity(silero))
 
-        # The clip's last moment leaves room for sound that is early.
+        # The last moment leaves room for sound that is early.
         last_ns = len(samples) * NS // 16_000 + min(SHIFTS_MS) * 1_000_000
-        clean = listen(samples)
-        keep("clean", at, until(clean, last_ns))
+        clean = opinions_of(samples)
+        store("clean", at, opinion_until(clean, last_ns))
         for above_db in NOISES_DB:
-            keep(
+            store(
                 f"noise, speech {above_db} dB above it",
                 at,
-                until(listen(noisy(samples, above_db, seed=int(clip))), last_ns),
+                opinion_until(opinions_of(noisy(samples, above_db, seed=int(clip))), last_ns),
             )
         for ms in OUTAGES_MS:
-            gone = (np.full(len(FACE_CLASSES), -np.log(len(FACE_CLASSES)), np.float32), 0.0)
-            out = until(clean, last_ns - ms * 1_000_000) if ms * 1_000_000 < SOUND_WINDOW_NS else gone
-            keep(f"sound out for the last {ms / 1000:g} s", at, out)
+            no_sound = (np.full(len(FACE_CLASSES), -np.log(len(FACE_CLASSES)), np.float32), 0.0)
+            outage = opinion_until(clean, last_ns - ms * 1_000_000) if ms * 1_000_000 < SOUND_WINDOW_NS else no_sound
+            store(f"sound out for the last {ms / 1000:g} s", at, outage)
         for ms in SHIFTS_MS:
-            keep(f"sound {abs(ms)} ms {'late' if ms > 0 else 'early'}", at, until(clean, last_ns - ms * 1_000_000))
-    return chosen, found
+            store(
+                f"sound {abs(ms)} ms {'late' if ms > 0 else 'early'}",
+                at,
+                opinion_until(clean, last_ns - ms * 1_000_000),
+            )
+    return chosen, by_condition
 
 
 def moments(samples: Floats, voice: VoiceClassifier, activity: VoiceActivity) -> list[Moment]:
-    """What the voice said after every 20 ms of a clip, where it said something."""
-    chunk_ns, told = CHUNK * NS // 16_000, []
+    """The opinion of the voice after every 20 ms of a clip, where there is one."""
+    chunk_ns, moments_so_far = CHUNK * NS // 16_000, []
     for seq in range(len(samples) // CHUNK):
         frame = Frame("microphone", seq, seq * chunk_ns, "pcm_f32", samples[seq * CHUNK : (seq + 1) * CHUNK], chunk_ns)
-        said = voice.update([frame], speaking=activity.update([frame]))
-        if said.log_probs is not None and said.weight > 0:
-            told.append(Moment(frame.end_ns, said.log_probs, said.weight))
-    return told
+        evidence = voice.update([frame], speaking=activity.update([frame]))
+        if evidence.log_probs is not None and evidence.weight > 0:
+            moments_so_far.append(Moment(frame.end_ns, evidence.log_probs, evidence.weight))
+    return moments_so_far
 
 
-def until(told: list[Moment], last_ns: int) -> tuple[Floats, float]:
+def opinion_until(moments_so_far: list[Moment], last_ns: int) -> tuple[Floats, float]:
     """(7,) mean log-probabilities and mean weight of the moments up to then; weight 0 where there is none."""
-    usable = [moment for moment in told if moment.end_ns <= last_ns]
+    usable = [moment for moment in moments_so_far if moment.end_ns <= last_ns]
     if not usable:
         return np.full(len(FACE_CLASSES), -np.log(len(FACE_CLASSES)), np.float32), 0.0
     mean = np.mean([moment.log_probs for moment in usable], axis=0)
@@ -105,7 +109,7 @@ def until(told: list[Moment], last_ns: int) -> tuple[Floats, float]:
 
 
 def noisy(samples: Floats, above_db: float, *, seed: int) -> Floats:
-    """Pink noise, so loud that the clip's loud tenth is `above_db` above it."""
+    """Add pink noise such that the loudest tenth of the clip is `above_db` above it."""
     random = np.random.default_rng(seed)
     spectrum = np.fft.rfft(random.normal(0, 1, len(samples)))
     noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(samples))

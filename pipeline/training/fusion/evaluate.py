@@ -1,12 +1,14 @@
-"""Trains and judges fusion on labelled data of one's own: a folder that `export … --dataset` or an adapter wrote.
+"""Cross-validates every fusion family on labelled data of the user's own, or on a public data set.
 
-    python run_pipeline.py evaluate fusion --data FOLDER                              every family, every set of modalities
-    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx    one of them, for `fusion: my.onnx`
-    python run_pipeline.py evaluate fusion --data MOSEI --format cmu-csd              a public set as its users have it
+Example:
+    # every family, every set of modalities
+    python run_pipeline.py evaluate fusion --data FOLDER
+    python run_pipeline.py evaluate fusion --data MOSEI --format cmu-csd           # a public data set
 
-Folds by group (speaker or session), so that a figure is about people who were never met; beside the families stand what
-needs no training and a logistic regression made for each set of modalities alone. Probabilities of a modality are taken as
-its opinion, embeddings and series are standardised with the training rows' figures, which travel inside the ONNX file.
+FOLDER is what `export … --dataset` wrote. Folds are by group (speaker or session), so that the figures are for unseen
+people. The baselines are rules without training, and a logistic regression for each set of modalities. Probabilities of
+a modality are its opinion; embeddings and series are standardised with the statistics of the training rows, which are
+part of the ONNX file.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.fusion.evaluate_votes import logistic
 from pipeline.training.fusion.families import FAMILIES, subsets
-from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
+from pipeline.training.fusion.fit import Examples, Recipe, fit, predict
 from pipeline.training.fusion.nets import Fused, FusionNet
 from pipeline.training.fusion.state import Modality
 
@@ -39,7 +41,7 @@ Table = dict[str, dict[str, Scores]]
 
 
 class Standardised(nn.Module):
-    """A fusion network that takes features as they were measured. means, deviations: per modality (width,)."""
+    """A fusion network with its standardisation. means, deviations: per modality (width,)."""
 
     def __init__(self, net: FusionNet, means: Sequence[Tensor], deviations: Sequence[Tensor]) -> None:
         super().__init__()
@@ -55,20 +57,20 @@ class Standardised(nn.Module):
 
 
 def labelled(rows: Rows) -> tuple[Examples, npt.NDArray[np.int64]]:
-    """The rows that have a label, and each one's group as a number. Probabilities become logarithms."""
+    """The rows that have a label, and the number of their group. Probabilities become logarithms."""
     known = np.flatnonzero(rows.label >= 0)
     groups = np.unique(rows.group[known], return_inverse=True)[1].astype(np.int64)
     if len(known) == 0 or not rows.modalities or len(np.unique(groups)) < 2:
         raise ConfigError(
             f"data set: {len(known)} labelled rows of {len(np.unique(groups))} groups with {len(rows.modalities)} "
-            "modalities; at least one modality and two groups (speakers, sessions) are needed, one to learn from "
+            "modalities; at smallest one modality and two groups (speakers, sessions) are needed, one to learn from "
             "and one to judge on. Label more rows, or give each speaker a group."
         )
     modalities, features = [], []
-    for name, given in rows.modalities.items():
-        opinion = given.kind == "probs" and given.dim == len(rows.labels)
-        modalities.append(Modality(name, given.dim, opinion=opinion))
-        values = given.values[known]
+    for name, modality_rows in rows.modalities.items():
+        opinion = modality_rows.kind == "probs" and modality_rows.dim == len(rows.labels)
+        modalities.append(Modality(name, modality_rows.dim, opinion=opinion))
+        values = modality_rows.values[known]
         features.append(np.log(np.maximum(values, MIN_PROBABILITY)) if opinion else values)
     present = np.stack([m.present[known] for m in rows.modalities.values()], 1).astype(np.float32)
     offset_s = np.stack([m.offset_ns[known] for m in rows.modalities.values()], 1) / 1e9
@@ -78,13 +80,13 @@ def labelled(rows: Rows) -> tuple[Examples, npt.NDArray[np.int64]]:
 def network(
     examples: Examples, labels: int, family: str, recipe: Recipe, *, seed: int, coordinate: bool = False
 ) -> Standardised:
-    """A family fitted on these examples, with their mean and deviation in it."""
+    """A family trained on these examples, with their mean and deviation inside."""
     means, deviations = [], []
     for i, (modality, x) in enumerate(zip(examples.modalities, examples.features, strict=True)):
-        there = x[:, 0][examples.present[:, i] > 0]  # (rows there, width)
-        measured = not modality.opinion and len(there) > 1
-        means.append(there.mean(0) if measured else torch.zeros(modality.width))
-        deviations.append(spread(there) if measured else torch.ones(modality.width))
+        present_rows = x[:, 0][examples.present[:, i] > 0]  # (rows present_rows, width)
+        standardise = not modality.opinion and len(present_rows) > 1
+        means.append(present_rows.mean(0) if standardise else torch.zeros(modality.width))
+        deviations.append(spread(present_rows) if standardise else torch.ones(modality.width))
     torch.manual_seed(seed)
     net = FusionNet(examples.modalities, labels, family=family, layers=1, coordinate=coordinate)
     moved = tuple(
@@ -99,19 +101,21 @@ def network(
     return Standardised(net, means, deviations).eval()
 
 
-def spread(there: Tensor) -> Tensor:
+def spread(present_rows: Tensor) -> Tensor:
     """(n, width) → (width,) standard deviations, none below a tenth of their mean.
 
-    A ReLU embedding has numbers that were 0 in every row: divided by their own deviation, the first one that is not 0 live would be
-    a million deviations large, and drown all others.
+    A ReLU embedding has values that were 0 in every row: divided by their own deviation, the first non-zero one in live
+    data would be a million deviations large, and dominate all others.
     """
-    deviations = there.std(0)
-    least = 0.1 * deviations.mean()
-    return deviations.clamp_min(float(least)) if least > 0 else torch.ones_like(deviations)
+    deviations = present_rows.std(0)
+    smallest = 0.1 * deviations.mean()
+    return deviations.clamp_min(float(smallest)) if smallest > 0 else torch.ones_like(deviations)
 
 
 def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tuple[Table, dict[str, float]]:
-    """method → set of modalities that is present → scores, on groups that fitted nothing; and family → temperature."""
+    """method → set of present modalities → scores, on groups that are not in the training rows; and family →
+    temperature.
+    """
     examples, groups = labelled(rows)
     labels = examples.labels.numpy()
     splits = list(folds(groups, count=min(FOLDS, len(np.unique(groups))), seed=seed))
@@ -126,11 +130,11 @@ def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tup
     def add(method: str, present: str, logits: Floats) -> None:
         table.setdefault(method, {})[present] = score(logits, labels, groups, seed=seed)
 
-    for method, by_set in untrained(examples, sets, len(rows.labels)).items():
+    for method, by_set in baselines(examples, sets, len(rows.labels)).items():
         for present, logits in by_set.items():
             add(method, present, logits)
     for present, chosen in sets.items():
-        x = flat(examples, chosen)
+        x = concatenated(examples, chosen)
         logits = np.zeros((len(labels), len(rows.labels)))
         for train, test in splits:
             mean, deviation = x[train].mean(0), x[train].std(0) + 1e-6
@@ -143,10 +147,10 @@ def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tup
         for train, test in splits:
             net = network(examples.take(train), len(rows.labels), family, Recipe(epochs=epochs), seed=seed)
             for present, chosen in sets.items():
-                by_present[present][test] = answer(net, examples.take(test).with_only(*chosen))
+                by_present[present][test] = predict(net, examples.take(test).with_only(*chosen))
         whole = by_present[list(sets)[-1]]
         temperatures[family] = fit_temperature(whole, labels)
-        # Each fold's probabilities are judged at the temperature that the other folds chose.
+        # The probabilities of a fold are evaluated with the temperature of the other folds.
         scale = np.ones((len(labels), 1))
         for train, test in splits:
             scale[test] = fit_temperature(whole[train], labels[train])
@@ -156,8 +160,8 @@ def judge(rows: Rows, families: Sequence[str], *, seed: int, epochs: int) -> tup
     return table, temperatures
 
 
-def flat(examples: Examples, chosen: Sequence[str]) -> Floats:
-    """(n, numbers) of the chosen modalities side by side, zeros for what is absent, and whether each is there."""
+def concatenated(examples: Examples, chosen: Sequence[str]) -> Floats:
+    """(n, numbers): the selected modalities concatenated, zeros for absent ones, and a presence flag of each."""
     parts = []
     for i, (modality, x) in enumerate(zip(examples.modalities, examples.features, strict=True)):
         if modality.name in chosen:
@@ -166,10 +170,10 @@ def flat(examples: Examples, chosen: Sequence[str]) -> Floats:
     return np.concatenate(parts, 1)
 
 
-def untrained(examples: Examples, sets: dict[str, list[str]], labels: int) -> dict[str, dict[str, Floats]]:
-    """Rules that learn nothing: one label for all, and the mean and the product of the opinions there are."""
+def baselines(examples: Examples, sets: dict[str, list[str]], labels: int) -> dict[str, dict[str, Floats]]:
+    """Baselines without training: the most frequent label, and mean and product of the present opinions."""
     count = torch.bincount(examples.labels, minlength=labels).numpy() + 0.5
-    found: dict[str, dict[str, Floats]] = {
+    rules: dict[str, dict[str, Floats]] = {
         "most frequent label (no training)": {list(sets)[-1]: np.tile(np.log(count / count.sum()), (len(examples), 1))}
     }
     opinions = {
@@ -181,23 +185,26 @@ def untrained(examples: Examples, sets: dict[str, list[str]], labels: int) -> di
         if not set(chosen) <= set(opinions):
             continue
         here = np.stack([opinions[name][1] for name in chosen])  # (M, n, 1)
-        says = np.stack([np.where(h > 0, opinions[name][0], 0.0) for name, h in zip(chosen, here, strict=True)])
-        mean = (here * np.exp(says)).sum(0) / np.maximum(here.sum(0), 1e-6)
-        anybody = here.sum(0) > 0
-        found.setdefault("average (no training)", {})[present] = np.log(
-            np.where(anybody, np.maximum(mean, 1e-6), 1 / labels)
+        log_probs = np.stack([np.where(h > 0, opinions[name][0], 0.0) for name, h in zip(chosen, here, strict=True)])
+        mean = (here * np.exp(log_probs)).sum(0) / np.maximum(here.sum(0), 1e-6)
+        any_present = here.sum(0) > 0
+        rules.setdefault("average (no training)", {})[present] = np.log(
+            np.where(any_present, np.maximum(mean, 1e-6), 1 / labels)
         )
-        found.setdefault("product (no training)", {})[present] = (here * says).sum(0)
-    return found
+        rules.setdefault("product (no training)", {})[present] = (here * log_probs).sum(0)
+    return rules
 
 
 def agreement_auc(rows: Rows, family: str, *, seed: int, epochs: int) -> float | None:
-    """How often the agreement of two modalities of one label is above that of two labels, in groups never met. None: there
-    are no two modalities. Partners are drawn within the test groups; the mean over the pairs of modalities counts."""
+    """AUC of the agreement: pairs of one label against pairs of two labels, in unseen groups.
+
+    Partners are drawn within the test groups; the mean over the pairs of modalities counts. None with a single
+    modality.
+    """
     examples, groups = labelled(rows)
     if len(examples.modalities) < 2:
         return None
-    random, told, same = np.random.default_rng(seed), [], []
+    random, agreements, same = np.random.default_rng(seed), [], []
     for train, test in folds(groups, count=min(FOLDS, len(np.unique(groups))), seed=seed):
         net = network(examples.take(train), len(rows.labels), family, Recipe(epochs=epochs), seed=seed, coordinate=True)
         held = examples.take(test)
@@ -207,15 +214,15 @@ def agreement_auc(rows: Rows, family: str, *, seed: int, epochs: int) -> float |
             present = held.present.clone()
             present[:, second] = held.present[partner, second]
             with torch.no_grad():
-                fits = net(mixed, present, held.offset_s).agreement[:, net.pairs.index((first, second))].numpy()
+                agreement = net(mixed, present, held.offset_s).agreement[:, net.pairs.index((first, second))].numpy()
             both = (present[:, first] * present[:, second] > 0).numpy()
-            told.append(fits[both])
+            agreements.append(agreement[both])
             same.append((held.labels == held.labels[partner]).numpy()[both])
-    return area(np.concatenate(told), np.concatenate(same))
+    return area(np.concatenate(agreements), np.concatenate(same))
 
 
 def area(scores: Floats, positive: npt.NDArray[np.bool_]) -> float | None:
-    """Under the receiver operating curve: the chance that a positive's score is above a negative's; ties count half."""
+    """Area under the ROC curve: the probability that a positive has a higher score than a negative; ties count half."""
     if positive.all() or not positive.any():
         return None
     _, at, count = np.unique(scores, return_inverse=True, return_counts=True)
@@ -233,8 +240,16 @@ def evaluate_fusion(
     epochs: int = 30,
     out: Path = Path("runs/fusion/own.json"),
 ) -> Table:
-    """format: as in data/rows.py. family: names with commas between; all unless said otherwise. Prints the table;
-    `out`: JSON, and a picture beside it."""
+    """Print the table; write it to `out`, and a chart beside it.
+
+    Args:
+        data: The folder or file of the data set.
+        format: As in data.rows.load_rows.
+        family: Names separated by commas; default: all.
+        seed: Of the folds and of the training.
+        epochs: Of every network.
+        out: The JSON file.
+    """
     torch.set_num_threads(1)
     table, _ = judge(load_rows(data, format), known_families(family), seed=seed, epochs=epochs)
     print(markdown(table))
@@ -243,7 +258,7 @@ def evaluate_fusion(
         "coordinated" in table
         and (auc := agreement_auc(load_rows(data, format), "coordinated", seed=seed, epochs=epochs)) is not None
     ):
-        print(f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met")
+        print(f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on unseen groups")
     return table
 
 

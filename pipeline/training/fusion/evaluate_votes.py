@@ -1,9 +1,10 @@
-"""Judges fusion on human votes: can one network be as good as a model made for each situation, whoever is missing?
+"""Evaluates fusion on human votes: is one network as good as a model for each situation, whichever modality is absent?
 
-    python run_pipeline.py evaluate votes --seed 1           # table, JSON file and picture
+Example:
+    python run_pipeline.py evaluate votes --seed 1           # table, JSON file and chart
 
-Folds by actor. For each family one network answers with both senses, without the voice and without the face; beside it
-stand logistic regressions, each trained for one situation alone, and rules that need no training.
+Folds by actor. For each family one network predicts with both modalities, without the voice and without the face. The
+baselines are logistic regressions, one for each situation, and rules without training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.training.data.votes import VOTE_CLASSES, Votes, folds, load_votes
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, markdown, score
 from pipeline.training.fusion.families import FAMILIES
-from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
+from pipeline.training.fusion.fit import Examples, Recipe, fit, predict
 from pipeline.training.fusion.nets import FusionNet
 from pipeline.training.fusion.state import Modality
 
@@ -52,10 +53,10 @@ def evaluate_votes(
     seed: int = 1,
     out: Path = Path("runs/fusion/votes.json"),
 ) -> dict[str, dict[str, Scores]]:
-    """method → situation → scores. Prints the table; `out`: a JSON file, and a picture beside it."""
-    torch.set_num_threads(1)  # these are small: a second thread costs more than it brings
+    """Print and return method → situation → scores; write them to `out` and a chart beside it."""
+    torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gains
     votes = load_votes(data_folder(data))
-    told = examples(votes)
+    all_votes = examples(votes)
     table: dict[str, dict[str, Scores]] = {}
 
     def add(method: str, situation: str, logits: Floats) -> None:
@@ -66,19 +67,21 @@ def evaluate_votes(
         add(name, "both", rule)
     for situation, senses in SITUATIONS.items():
         x = np.concatenate([part for sense in senses for part in (votes.opinions(sense), shares(votes, sense))], 1)
-        logits = np.zeros((len(told), len(VOTE_CLASSES)))
+        logits = np.zeros((len(all_votes), len(VOTE_CLASSES)))
         for train, test in splits:
             logits[test] = logistic(x[train], votes.labels[train])(x[test])
         add("logistic regression for this situation", situation, logits)
     for family, options in [(f, {}) for f in families] + [("hybrid", {"translate": True})]:
-        by_situation = {situation: np.zeros((len(told), len(VOTE_CLASSES)), np.float32) for situation in SITUATIONS}
+        by_situation = {
+            situation: np.zeros((len(all_votes), len(VOTE_CLASSES)), np.float32) for situation in SITUATIONS
+        }
         for train, test in splits:
             net = network(family, seed=seed, **options)
-            fit(net, told.take(train), RECIPE, seed=seed)
+            fit(net, all_votes.take(train), RECIPE, seed=seed)
             for situation, senses in SITUATIONS.items():
-                by_situation[situation][test] = answer(net, told.take(test).with_only(*senses))
-        for situation, found in by_situation.items():
-            add(f"{family}, missing embedding translated" if options else family, situation, found)
+                by_situation[situation][test] = predict(net, all_votes.take(test).with_only(*senses))
+        for situation, logits_of_situation in by_situation.items():
+            add(f"{family}, missing embedding translated" if options else family, situation, logits_of_situation)
         print(
             f"{family}: " + "  ".join(f"{s} {table[list(table)[-1]][s].accuracy:.1%}" for s in SITUATIONS), flush=True
         )
@@ -92,12 +95,12 @@ def shares(votes: Votes, sense: str) -> Floats:
 
 
 def untrained_rules(votes: Votes) -> dict[str, Floats]:
-    """No training: the mean of the two opinions, their product, and what ten people said who had both."""
+    """Baselines without training: mean and product of the two opinions, and the votes of ten people with both."""
     face, voice = votes.opinions("face"), votes.opinions("voice")
     return {
         "mean of the votes (no training)": np.log((np.exp(face) + np.exp(voice)) / 2),
         "product of the votes (no training)": face + voice,
-        "people who saw and heard (no training)": votes.opinions("both"),
+        "people with face and voice (no training)": votes.opinions("both"),
     }
 
 

@@ -1,7 +1,7 @@
-"""The ways to combine modalities: what FusionNet calls by name, each taking the same State.
+"""Fusion families: the ways to combine modalities, selected by name, each with the same State as input.
 
-Decisions: average, weighted, voting, product, stacked. Features: early, concat, sum, attention, cross, transformer, joint,
-coordinated. Both: hybrid. A new family is a class with combine(), added to FAMILIES.
+Decisions: average, weighted, voting, product, stacked. Features: early, concat, sum, attention, cross, transformer,
+joint, coordinated. Both: hybrid. A new family is a class with combine(), added to FAMILIES.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.training.fusion.state import TINY, NetShape, State, perceptron, pooled
 
-NEVER = -1e4  # added to an attention score: its exponential is exactly 0 in float32
-TIME_HZ = tuple(0.25 * 2**i for i in range(6))  # 0.25 to 8 Hz: from whole seconds down to single pictures
+MASKED = -1e4  # attention score of a masked token: its exponential is exactly 0 in float32
+TIME_HZ = tuple(0.25 * 2**i for i in range(6))  # 0.25 to 8 Hz: from seconds down to single pictures
 COORDINATES = 16
-VOTE_SHARPNESS = 20.0  # steep enough to be a vote, and still a number that can be exported
+VOTE_SHARPNESS = 20.0  # steep enough for a vote, and still differentiable
 
 
-def clock(offset_s: Tensor) -> Tensor:
-    """(B, T) seconds -> (B, T, 12): sine and cosine, so that any offset has a place and near ones are alike."""
+def time_encoding(offset_s: Tensor) -> Tensor:
+    """(B, T) seconds -> (B, T, 12): sine and cosine, so that near offsets have similar encodings."""
     turns = torch.stack([2 * math.pi * hz * offset_s for hz in TIME_HZ], -1)
     return torch.cat([torch.sin(turns), torch.cos(turns)], -1)
 
@@ -33,7 +33,7 @@ def subsets(count: int) -> list[tuple[bool, ...]]:
 
 
 def membership(presence: Sequence[Tensor], members: Sequence[tuple[bool, ...]]) -> list[Tensor]:
-    """How much each set is the one that is present: 1 for the very one, and in between where presence is a weight."""
+    """Weight of each set of modalities: 1 for the one that is present; in between where presence is fractional."""
     shares = []
     for member in members:
         share = torch.ones_like(presence[0])
@@ -44,22 +44,23 @@ def membership(presence: Sequence[Tensor], members: Sequence[tuple[bool, ...]]) 
 
 
 class Attention(nn.Module):
-    """Queries look at keys, one residual block with its feed-forward part. A learnt nothing-key is always there, so that a
-    query with nobody to look at has an answer."""
+    """Cross-attention and a feed-forward part, with shortcuts. A learnt null key is always present, so that a query
+    without any other key has a value.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.nothing = nn.Parameter(torch.randn(1, 1, width) * 0.1)
+        self.null_key = nn.Parameter(torch.randn(1, 1, width) * 0.1)
         self.norm_q, self.norm_k, self.norm_f = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.forward_part = perceptron(width, (2 * width,), width)
 
     def forward(self, queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
         """queries: (B, Q, W), keys: (B, K, W), weight: (B, K) from 0 to 1. Returns (B, Q, W)."""
-        keys = torch.cat([keys, self.nothing.expand(keys.shape[0], -1, -1)], 1)  # (B, K + 1, W)
+        keys = torch.cat([keys, self.null_key.expand(keys.shape[0], -1, -1)], 1)  # (B, K + 1, W)
         weight = torch.cat([weight, torch.ones_like(weight[:, :1])], 1)
-        bias = torch.where(weight > 0, torch.log(weight.clamp(min=TINY)), torch.full_like(weight, NEVER))
+        bias = torch.where(weight > 0, torch.log(weight.clamp(min=TINY)), torch.full_like(weight, MASKED))
         normed = self.norm_k(keys)
         q, k, v = (
             self._split(self.query(self.norm_q(queries))),
@@ -67,8 +68,8 @@ class Attention(nn.Module):
             self._split(self.value(normed)),
         )
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + bias[:, None, None]  # (B, heads, Q, K + 1)
-        seen = (torch.softmax(scores, 3) @ v).transpose(1, 2).flatten(2)  # (B, Q, W)
-        x = queries + self.out(seen)
+        attended = (torch.softmax(scores, 3) @ v).transpose(1, 2).flatten(2)  # (B, Q, W)
+        x = queries + self.out(attended)
         return x + self.forward_part(self.norm_f(x))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class Representing(Family):
 
 
 class Early(Representing):
-    """The features themselves, side by side."""
+    """Concatenated features."""
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net, sum(m.width for m in net.modalities) + len(net.modalities))
@@ -128,50 +129,56 @@ class Sum(Representing):
 
 
 class Joint(Concat):
-    """One code from which every modality's features can be told again, the absent ones' too (Ngiam et al. 2011)."""
+    """One code from which the features of every modality, also of absent ones, are reconstructed (Ngiam et al.
+
+    2011).
+    """
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net)
         self.code = perceptron(len(net.modalities) * (net.width + 1), (2 * net.width,), net.width)
         self.head = perceptron(net.width, net.hidden, net.labels, net.dropout)
-        self.tell = nn.ModuleList(perceptron(net.width, (net.width,), m.width) for m in net.modalities)
+        self.reconstruct = nn.ModuleList(perceptron(net.width, (net.width,), m.width) for m in net.modalities)
 
     def represent(self, s: State) -> Tensor:
         return torch.tanh(self.code(super().represent(s)))
 
 
 class Coordinated(Representing):
-    """Each modality projected into one space, where what belongs together lies together; their mean decides."""
+    """Each modality is projected into a common space, where matching ones are close; a head classifies their mean."""
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net, COORDINATES + len(net.modalities))
 
     def represent(self, s: State) -> Tensor:
-        placed = sum(c * p for c, p in zip(s.coordinates, s.presence, strict=True))
-        assert isinstance(placed, Tensor)
-        return torch.cat([placed, s.flags()], 1)
+        mean_coordinate = sum(c * p for c, p in zip(s.coordinates, s.presence, strict=True))
+        assert isinstance(mean_coordinate, Tensor)
+        return torch.cat([mean_coordinate, s.flags()], 1)
 
 
 class SelfAttention(Representing):
-    """One token a modality; an extra token asks them all and decides."""
+    """One token for each modality, and a query token (CLS) that the head classifies."""
 
     timed = False
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net, net.width)
-        self.kind = nn.Parameter(torch.randn(len(net.modalities), net.width) * 0.1)
-        self.asking = nn.Parameter(torch.randn(1, 1, net.width) * 0.1)
+        self.modality_embedding = nn.Parameter(torch.randn(len(net.modalities), net.width) * 0.1)
+        self.query_token = nn.Parameter(torch.randn(1, 1, net.width) * 0.1)
         self.time = nn.Linear(2 * len(TIME_HZ), net.width)
         self.layers = nn.ModuleList(Attention(net.width, net.heads) for _ in range(net.layers))
 
     def represent(self, s: State) -> Tensor:
         if self.timed:
-            pieces = [t + k + self.time(clock(o)) for t, k, o in zip(s.tokens, self.kind, s.offset_s, strict=True)]
+            pieces = [
+                t + k + self.time(time_encoding(o))
+                for t, k, o in zip(s.tokens, self.modality_embedding, s.offset_s, strict=True)
+            ]
             weight = torch.cat(s.weight, 1)
         else:
-            pieces = [(e + k)[:, None] for e, k in zip(s.embedding, self.kind, strict=True)]
+            pieces = [(e + k)[:, None] for e, k in zip(s.embedding, self.modality_embedding, strict=True)]
             weight = torch.cat(s.counted, 1)
-        x = torch.cat([self.asking.expand(weight.shape[0], -1, -1), *pieces], 1)  # (B, 1 + tokens, W)
+        x = torch.cat([self.query_token.expand(weight.shape[0], -1, -1), *pieces], 1)  # (B, 1 + tokens, W)
         weight = torch.cat([torch.ones_like(weight[:, :1]), weight], 1)
         for layer in self.layers:
             x = layer(x, x, weight)
@@ -179,13 +186,13 @@ class SelfAttention(Representing):
 
 
 class Transformer(SelfAttention):
-    """All tokens of all modalities, placed by their real capture times."""
+    """All tokens of all modalities, with encodings of their capture times."""
 
     timed = True
 
 
 class Cross(Representing):
-    """One block per ordered pair: the tokens of one modality look at those of another (Tsai et al. 2019)."""
+    """Cross-attention for each ordered pair of modalities (Tsai et al. 2019)."""
 
     def __init__(self, net: NetShape) -> None:
         self.pairs = list(permutations(range(len(net.modalities)), 2))
@@ -193,53 +200,53 @@ class Cross(Representing):
         self.blocks = nn.ModuleList(Attention(net.width, net.heads) for _ in self.pairs)
 
     def represent(self, s: State) -> Tensor:
-        looked = []
-        for (looking, at), block in zip(self.pairs, self.blocks, strict=True):
-            seen = block(s.tokens[looking], s.tokens[at], s.weight[at])
-            looked.append(pooled(seen, s.weight[looking]) * s.counted[looking])
-        return torch.cat([*s.embedding, *looked, s.flags()], 1)
+        attended_tokens = []
+        for (query_modality, at), block in zip(self.pairs, self.blocks, strict=True):
+            attended = block(s.tokens[query_modality], s.tokens[at], s.weight[at])
+            attended_tokens.append(pooled(attended, s.weight[query_modality]) * s.counted[query_modality])
+        return torch.cat([*s.embedding, *attended_tokens, s.flags()], 1)
 
 
 class Average(Family):
-    """Mean of the modalities' probabilities, each counting as much as it is present."""
+    """Mean of the modalities' probabilities, weighted by presence."""
 
     def combine(self, s: State) -> tuple[Tensor, Tensor]:
-        weights = self.weigh(torch.stack(s.presence))  # (M, B, 1)
-        says = torch.stack([self.say(logits) for logits in s.opinions])  # (M, B, labels)
+        weights = self.weighting(torch.stack(s.presence))  # (M, B, 1)
+        probs = torch.stack([self.to_probs(logits) for logits in s.opinions])  # (M, B, labels)
         total = weights.sum(0)
-        mean = (weights * says).sum(0) / total.clamp(min=TINY)
+        mean = (weights * probs).sum(0) / total.clamp(min=TINY)
         mean = torch.where(total > 0, mean, torch.full_like(mean, 1 / self.labels))
         return torch.log(mean.clamp(min=TINY)), mean
 
-    def weigh(self, presence: Tensor) -> Tensor:
+    def weighting(self, presence: Tensor) -> Tensor:
         return presence
 
-    def say(self, logits: Tensor) -> Tensor:
+    def to_probs(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits, 1)
 
 
 class Weighted(Average):
-    """The same with a learnt weight a modality."""
+    """The average with a learnt weight for each modality."""
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net)
-        self.trust = nn.Parameter(torch.zeros(len(net.modalities), 1, 1))
+        self.log_weight = nn.Parameter(torch.zeros(len(net.modalities), 1, 1))
 
-    def weigh(self, presence: Tensor) -> Tensor:
-        return presence * torch.exp(self.trust)
+    def weighting(self, presence: Tensor) -> Tensor:
+        return presence * torch.exp(self.log_weight)
 
 
 class Voting(Average):
-    """Each modality has one vote; equal votes are broken by how sure they were."""
+    """Majority vote; ties are decided by confidence."""
 
-    def say(self, logits: Tensor) -> Tensor:
-        sure = torch.softmax(logits, 1)
+    def to_probs(self, logits: Tensor) -> Tensor:
+        probs = torch.softmax(logits, 1)
         vote = torch.softmax(VOTE_SHARPNESS * (logits - logits.amax(1, keepdim=True)), 1)
-        return 0.95 * vote + 0.05 * sure
+        return 0.95 * vote + 0.05 * probs
 
 
 class Product(Family):
-    """Independent witnesses: log-probabilities add up, less the prior that each of them already counts."""
+    """Product of independent opinions: log-probabilities add up, minus the prior that each already contains."""
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net)
@@ -253,8 +260,9 @@ class Product(Family):
 
 
 class Stacked(Family):
-    """Logistic regression over the modalities' log-probabilities and over who is there: for every set of the others that
-    are present, each modality's opinion has its own weights."""
+    """Logistic regression over the modalities' log-probabilities, with separate weights for every set of present
+    modalities.
+    """
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net)
@@ -266,16 +274,16 @@ class Stacked(Family):
                 linear.bias.zero_()
 
     def combine(self, s: State) -> tuple[Tensor, Tensor]:
-        says = [p * torch.log_softmax(o, 1) for p, o in zip(s.presence, s.opinions, strict=True)]
-        x = torch.cat(says, 1)  # (B, M × labels)
-        logits = torch.zeros_like(says[0])
-        for chance, linear in zip(membership(s.presence, self.subsets), self.weights, strict=True):
-            logits = logits + chance * linear(x)
+        log_probs = [p * torch.log_softmax(o, 1) for p, o in zip(s.presence, s.opinions, strict=True)]
+        x = torch.cat(log_probs, 1)  # (B, M × labels)
+        logits = torch.zeros_like(log_probs[0])
+        for weight, linear in zip(membership(s.presence, self.subsets), self.weights, strict=True):
+            logits = logits + weight * linear(x)
         return logits, x
 
 
 class Hybrid(Family):
-    """Early and late at once: the decision from the joined embeddings, and the stacked one, added up."""
+    """Sum of the logits of early fusion (concatenated embeddings) and of late fusion (stacked)."""
 
     def __init__(self, net: NetShape) -> None:
         super().__init__(net)

@@ -1,11 +1,12 @@
-"""The one loop that trains any fusion network, and its losses.
+"""Trains any fusion network: the loop, the losses, prediction and export.
 
-Each batch is seen twice: whole, and with modalities taken away at random. The network learns to answer both, each
-modality learns to answer alone, and (distillation) what it says with some of them follows what it says with all.
+Each batch is used twice: complete, and with modalities dropped at random. The network learns to predict from both, each
+modality learns to predict alone, and by distillation the prediction without some modalities follows the complete one.
 
+Example:
     net = FusionNet((Modality("face", 6), Modality("voice", 6)), labels=6, family="attention")
     fit(net, examples.take(rows), Recipe(epochs=40), seed=1)
-    logits = answer(net, examples.take(test_rows).with_only("face"))     # (n, 6) float32
+    logits = predict(net, examples.take(test_rows).with_only("face"))     # (n, 6) float32
     export_fusion(net, Path("models/fusion.onnx"))
 """
 
@@ -32,7 +33,9 @@ CONTRAST_TEMPERATURE = 0.2
 
 @dataclass(frozen=True)
 class Examples:
-    """features: per modality (n, tokens, width) float32. present, offset_s: (n, all tokens) float32. labels: (n,)."""
+    """Examples for a fusion network. features: per modality (n, tokens, width) float32. present, offset_s: (n, all
+    tokens) float32. labels: (n,).
+    """
 
     modalities: tuple[Modality, ...]
     features: tuple[Tensor, ...]
@@ -52,7 +55,7 @@ class Examples:
         present: npt.NDArray[np.floating] | None = None,
         offset_s: npt.NDArray[np.floating] | None = None,
     ) -> Examples:
-        """features: (n, width), or (n, tokens, width); everything present, and at the anchor, unless said otherwise."""
+        """features: (n, width), or (n, tokens, width). By default everything is present, at the time of the anchor."""
         tensors = tuple(
             torch.from_numpy(np.asarray(x, np.float32).reshape(len(labels), m.tokens, m.width))
             for m, x in zip(modalities, features, strict=True)
@@ -80,10 +83,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class Recipe:
-    """drop: chance of each modality to be taken away (never all). own: weight of the loss of each modality alone.
-    distil: of the loss that draws the answer without some modalities to the answer with all. contrast: of the loss that
-    brings what belongs together close in the coordinated space. translate, tell: of guessed embeddings, of the joint
-    code's.
+    """Hyperparameters of the training.
+
+    drop: probability that a modality is dropped (never all). own: weight of the loss of each modality alone. distil: of
+    the distillation from all modalities to some. contrast: of the contrastive loss in the coordinated space. translate,
+    reconstruct: of the translated embeddings, and of the features reconstructed from the joint code.
     """
 
     epochs: int = 30
@@ -95,7 +99,7 @@ class Recipe:
     distil: float = 0.3
     contrast: float = 0.3
     translate: float = 0.3
-    tell: float = 0.1
+    reconstruct: float = 0.1
 
 
 def fit(net: FusionNet, examples: Examples, recipe: Recipe, *, seed: int) -> None:
@@ -112,7 +116,7 @@ def fit(net: FusionNet, examples: Examples, recipe: Recipe, *, seed: int) -> Non
         for start in range(0, len(examples) - size + 1, size):
             loss = losses(net, examples.take(order[start : start + size]), recipe, generator)
             if not loss.requires_grad:
-                break  # a rule over opinions that are given: there is nothing to learn
+                break  # a rule without parameters: nothing to train
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -123,59 +127,61 @@ def fit(net: FusionNet, examples: Examples, recipe: Recipe, *, seed: int) -> Non
 def losses(net: FusionNet, batch: Examples, recipe: Recipe, generator: torch.Generator) -> Tensor:
     y = batch.labels
     state = net.encode(batch.features, batch.present, batch.offset_s)
-    whole = net.decide(state)
-    loss = F.cross_entropy(whole.logits, y) + recipe.own * alone(whole, state, y)
+    full = net.decide(state)
+    loss = F.cross_entropy(full.logits, y) + recipe.own * unimodal_loss(full, state, y)
     if recipe.drop > 0 and len(net.modalities) > 1:
-        kept = batch.present * dropped(net.modalities, len(batch), recipe.drop, generator)
-        some = net(batch.features, kept, batch.offset_s)
-        taught = torch.softmax(whole.logits.detach(), 1)
-        loss = loss + F.cross_entropy(some.logits, y) + recipe.distil * F.cross_entropy(some.logits, taught)
+        present = batch.present * modality_dropout(net.modalities, len(batch), recipe.drop, generator)
+        partial = net(batch.features, present, batch.offset_s)
+        teacher = torch.softmax(full.logits.detach(), 1)
+        loss = loss + F.cross_entropy(partial.logits, y) + recipe.distil * F.cross_entropy(partial.logits, teacher)
     if net.coordinates:
-        loss = loss + recipe.contrast * belonging(net, state, y)
-    if len(net.guess):
+        loss = loss + recipe.contrast * contrastive_loss(net, state, y)
+    if len(net.translators):
         guesses = net.translations(state.own, state.presence)
         for guess, own, p in zip(guesses, state.own, state.presence, strict=True):
             loss = loss + recipe.translate * (p * (guess - own.detach()) ** 2).mean()
     if isinstance(net.family, Joint):
-        for tell, raw, p in zip(net.family.tell, state.raw, state.presence, strict=True):
-            loss = loss + recipe.tell * (p * (tell(whole.embedding) - raw) ** 2).mean()
+        for reconstruct, raw, p in zip(net.family.reconstruct, state.raw, state.presence, strict=True):
+            loss = loss + recipe.reconstruct * (p * (reconstruct(full.embedding) - raw) ** 2).mean()
     return loss
 
 
-def alone(fused: Fused, state: State, y: Tensor) -> Tensor:
+def unimodal_loss(fused: Fused, state: State, y: Tensor) -> Tensor:
     """Each modality's own loss, over those that are present."""
     each = F.cross_entropy(fused.opinions.flatten(0, 1), y.repeat_interleave(fused.opinions.shape[1]), reduction="none")
     there = (state.flags() > 0).float().flatten()
     return (each * there).sum() / there.sum().clamp(min=1)
 
 
-def dropped(modalities: Sequence[Modality], count: int, chance: float, generator: torch.Generator) -> Tensor:
-    """(count, all tokens) of 0 and 1: whole modalities are taken away, but one of each row stays."""
-    keep = torch.rand(count, len(modalities), generator=generator) >= chance  # (B, M)
-    spared = torch.randint(len(modalities), (count,), generator=generator)
-    keep[torch.arange(count), spared] = True
+def modality_dropout(
+    modalities: Sequence[Modality], count: int, probability: float, generator: torch.Generator
+) -> Tensor:
+    """(count, all tokens) of 0 and 1: whole modalities are dropped, but at least one in each row remains."""
+    keep = torch.rand(count, len(modalities), generator=generator) >= probability  # (B, M)
+    always_present = torch.randint(len(modalities), (count,), generator=generator)
+    keep[torch.arange(count), always_present] = True
     return torch.cat([keep[:, i : i + 1].expand(-1, m.tokens) for i, m in enumerate(modalities)], 1).float()
 
 
-def belonging(net: FusionNet, state: State, y: Tensor) -> Tensor:
-    """Supervised contrast (Khosla et al. 2020) across modalities: the same label lies nearer than another."""
-    same = (y[:, None] == y[None]).float()
+def contrastive_loss(net: FusionNet, state: State, y: Tensor) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020) across modalities: pairs of one label are closer than others."""
+    same_label = (y[:, None] == y[None]).float()
     total = torch.zeros(())
     for i, j in net.pairs:
         both = (state.presence[i] * state.presence[j] > 0).float()  # (B, 1)
         near = state.coordinates[i] @ state.coordinates[j].T / CONTRAST_TEMPERATURE  # (B, B)
-        positives = same * both.T
-        for scores, wanted in ((near, positives), (near.T, positives)):
+        positives = same_label * both.T
+        for scores, positive_pairs in ((near, positives), (near.T, positives)):
             scores = scores + torch.where(both.T > 0, 0.0, -1e4)
-            told = (wanted * torch.log_softmax(scores, 1)).sum(1, keepdim=True) / wanted.sum(1, keepdim=True).clamp(
-                min=1
-            )
-            total = total - (both * told).sum() / both.sum().clamp(min=1)
+            log_likelihood = (positive_pairs * torch.log_softmax(scores, 1)).sum(1, keepdim=True) / positive_pairs.sum(
+                1, keepdim=True
+            ).clamp(min=1)
+            total = total - (both * log_likelihood).sum() / both.sum().clamp(min=1)
     return total / max(1, 2 * len(net.pairs))
 
 
 @torch.no_grad()
-def answer(net: FusionNet, examples: Examples) -> npt.NDArray[np.float32]:
+def predict(net: FusionNet, examples: Examples) -> npt.NDArray[np.float32]:
     """(n, labels) logits."""
     net.eval()
     return np.asarray(net(examples.features, examples.present, examples.offset_s).logits.numpy())
@@ -183,7 +189,7 @@ def answer(net: FusionNet, examples: Examples) -> npt.NDArray[np.float32]:
 
 def export_fusion(net: FusionNet, path: Path) -> None:
     """Write the modalities by name (n, tokens, width), `present` and `offset_s` (n, all tokens) -> `logits`,
-    `opinions`, `embedding` and, where it tells one, `agreement`; float32, n free.
+    `opinions`, `embedding` and, where there is one, `agreement`; float32, n free.
 
     An input that the family does not read (`offset_s` of most) is no input of the file. Raises RuntimeError, and leaves
     no file, when ONNX Runtime's answers differ from torch's by more than 1e-4.
@@ -199,17 +205,17 @@ def export_fusion(net: FusionNet, path: Path) -> None:
 def largest_difference(net: FusionNet, path: Path) -> float:
     """Between torch and ONNX Runtime over all outputs, with modalities present, absent and in between."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    told = [output.name for output in session.get_outputs()]
+    outputs = [output.name for output in session.get_outputs()]
     samples = _samples(net, 16)
     inputs = dict(zip([*(m.name for m in net.modalities), "present", "offset_s"], samples, strict=True))
     read = {value.name for value in session.get_inputs()}
-    theirs = session.run(told, {name: x.numpy() for name, x in inputs.items() if name in read})
-    ours = _Flat(net, len(told))(*samples)
+    theirs = session.run(outputs, {name: x.numpy() for name, x in inputs.items() if name in read})
+    ours = _Flat(net, len(outputs))(*samples)
     return largest_gap(ours, theirs)
 
 
 class _Flat(torch.nn.Module):
-    """Every tensor an argument of its own, as ONNX wants them."""
+    """ONNX needs every tensor as an argument of its own."""
 
     def __init__(self, net: FusionNet, outputs: int) -> None:
         super().__init__()

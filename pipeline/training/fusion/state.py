@@ -1,4 +1,4 @@
-"""What a fusion network and its families share: modalities, the state that families combine, and small building blocks."""
+"""Types shared by the fusion network and its families, and small building blocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ TINY = 1e-6
 
 
 class Modality(NamedTuple):
-    """width: numbers per token. tokens: 1 for one embedding or one opinion, more for a feature stream. opinion: the numbers
-    are log-probabilities of the labels already, and the families over decisions take them as they are."""
+    """One input of the fusion.
+
+    width: numbers per token. tokens: 1 for an embedding or an opinion, more for a feature stream. opinion: the numbers
+    are log-probabilities of the labels, which the decision-level families use directly.
+    """
 
     name: str
     width: int
@@ -36,15 +39,15 @@ class NetShape(Protocol):
 
 @dataclass
 class State:
-    """What the families combine; lists run over the modalities. Absent content is already zero, or translated."""
+    """Input of the families; lists run over the modalities. Absent content is zero already, or translated."""
 
     raw: list[Tensor]  # (B, D) features, mean over the tokens there are
     tokens: list[Tensor]  # (B, T, W)
     weight: list[Tensor]  # (B, T) of a token
     offset_s: list[Tensor]  # (B, T)
-    embedding: list[Tensor]  # (B, W) seen by the family
+    embedding: list[Tensor]  # (B, W) input of the family
     own: list[Tensor]  # (B, W) of the modality itself, untranslated
-    presence: list[Tensor]  # (B, 1) as given
+    presence: list[Tensor]  # (B, 1) as in the input
     counted: list[Tensor]  # (B, 1) presence, or 1 for a translated embedding
     opinions: list[Tensor]  # (B, labels)
     coordinates: list[Tensor]  # (B, C) unit length
@@ -62,5 +65,5 @@ def perceptron(width_in: int, hidden: Sequence[int], width_out: int, dropout: fl
 
 
 def pooled(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the tokens there are; 0 where there is none. tokens: (B, T, W), weight: (B, T) -> (B, W)."""
+    """Mean over the present tokens; 0 without any. tokens: (B, T, W), weight: (B, T) -> (B, W)."""
     return (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=TINY)

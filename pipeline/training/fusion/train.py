@@ -1,15 +1,16 @@
 """Trains the live fusion of face and voice, from people's votes and our encoders' outputs to the shipped ONNX file.
 
+Example:
     python run_pipeline.py train fusion --seed 1
-    # on data of one's own: fusion_own.py
+    # on your own data: train_family.py
     python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx
 
-What a face and a voice together mean is learnt from human votes (votes.py), where both opinions are about one moment.
-The adapter to our encoders (adapter.py) is fitted on outputs for faces and voices that trained neither encoder: the
-face model's held-back faces, and the voice folds' out-of-fold decisions. No recording here has both, so a face and a
-clip of the same label make a pseudo-pair: the two senses are then independent given the label, which one person's are
-not, and every gain measured on them is an upper bound. Folds by actor, and by face; a fusion that is not better than
-its best single modality is refused as the default.
+The meaning of a face and a voice together is learnt from human votes (data/votes.py), where both opinions are about one
+moment. The adapter to our encoders (fusion_adapter.py) is fitted on outputs for faces and voices that are not in the
+encoders' training data: the face model's validation faces, and the voice folds' out-of-fold decisions. No recording
+here has both, so a face and a clip of the same label make a pseudo-pair: the two senses are then independent given the
+label, which those of one person are not, and every gain measured on them is an upper bound. Folds are by actor and by
+face; a fusion that is not better than its best single modality is not exported.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from pipeline.training.face.evaluate import FACE_MODEL, face_logits
 from pipeline.training.face.train import HELD_BACK
 from pipeline.training.fusion import evaluate_votes
 from pipeline.training.fusion.evaluate import area
-from pipeline.training.fusion.fit import Examples, Recipe, answer, fit
+from pipeline.training.fusion.fit import Examples, Recipe, fit, predict
 from pipeline.training.fusion.fusion_adapter import FusionAdapter, export_adapter, opinions_of
 from pipeline.training.fusion.nets import FusionNet
 from pipeline.training.fusion.state import Modality
 from pipeline.training.fusion.train_family import MIN_AGREEMENT_AUC, train_family
 
 MODEL = FACE_MODEL.with_name("fusion-expression.onnx")
-VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # made by training/voice.py, whose docstring says what is in it
+VOICE_ROWS = Path("runs/voice/out_of_fold.npz")  # written by voice/export.py
 FOLDS = 5
 FACES_PER_CLIP = 8
 CORE = "hybrid"
@@ -58,7 +59,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pseudo-pairs. face, voice: (n, 7) log-probabilities. labels, speakers: (n,). face_row, clip_row: which they were."""
+    """Pseudo-pairs. face, voice: (n, 7) log-probabilities. labels, speakers: (n,). face_row, clip_row: indices."""
 
     face: Floats
     voice: Floats
@@ -90,11 +91,21 @@ def train(
     format: str = OWN_FORMAT,
     epochs: int = 30,
 ) -> dict[str, dict[str, Scores]]:
-    """Judge every method on pseudo-pairs, then fit the adapter on all of them and ship it. Returns method → present →
-    scores; writes runs/pairs.json. Raises ConfigError when an encoder's outputs are missing, or the fusion is refused.
+    """Evaluate every method on pseudo-pairs, then fit the adapter on all of them and export the fusion.
 
-    With a family, `data` is a labelled data set of one's own, in a format of data/rows.py, and that family is fitted on
-    it instead.
+    Args:
+        data: The folder of the training data; with a family, the user's own data set.
+        out: The ONNX file.
+        seed: Of the folds, the pairs and the training.
+        face_model: The face encoder.
+        voice_rows: The out-of-fold outputs of `train voice`.
+        runs: Folder of pairs.json.
+        family: Train this family on the data set `data` instead.
+        format: Format of that data set, as in data.rows.load_rows.
+        epochs: Of that family.
+
+    Returns method → present → scores. Raises ConfigError when outputs of an encoder are missing, or the fusion is
+    refused.
     """
     if family is not None:
         if data is None or out == MODEL:
@@ -107,47 +118,49 @@ def train(
     faces = held_back_faces(face_model, folder)
     face = log_probs(face_logits(face_model, faces.images) / Manifest.read(face_model).temperature)
     voice, voice_labels, speakers = voice_opinions(voice_rows)
-    core = voted_core(folder, seed=seed)
+    core = core_from_votes(folder, seed=seed)
     pairs = pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
     print(
-        f"fusion: {len(face)} held-back faces, {len(voice)} clips of {len(set(speakers))} unseen actors, "
+        f"fusion: {len(face)} validation faces, {len(voice)} clips of {len(set(speakers))} unseen actors, "
         f"{len(pairs.labels)} pseudo-pairs",
         flush=True,
     )
     table = judge(pairs, core, seed=seed)
     print(markdown(table))
     write(table, runs / "pairs.json", title="Pseudo-pairs of faces and unseen actors' clips")
-    best, fused = (
+    best_single, fused = (
         max(table["face alone"]["face"].accuracy, table["voice alone"]["voice"].accuracy),
         table[ADAPTED]["both"],
     )
-    if fused.accuracy <= best:
+    if fused.accuracy <= best_single:
         raise ConfigError(
-            f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best:.1%}, its best single modality: "
-            "not shipped. Set fusion: average, or train better encoders."
+            f"fusion: {fused.accuracy:.1%} on pseudo-pairs is not above {best_single:.1%}, "
+            "its best single modality: not shipped. Set fusion: average, or train better encoders."
         )
     adapter, auc = fitted_adapter(core, pairs), agreement_auc(pairs, seed=seed)
-    agrees = auc >= MIN_AGREEMENT_AUC
-    adapter.coordinated = taught("coordinated", pairs, seed=seed) if agrees else None
+    with_agreement = auc >= MIN_AGREEMENT_AUC
+    adapter.coordinated = trained_on_pairs("coordinated", pairs, seed=seed) if with_agreement else None
     print(
         f"agreement of face and voice: AUC {auc:.3f} for one label against two, on unseen actors and faces: "
-        + ("told live" if agrees else f"below {MIN_AGREEMENT_AUC}, so it is not told")
+        + ("reported live" if with_agreement else f"below {MIN_AGREEMENT_AUC}, so it is left out")
     )
     export_adapter(adapter, out, len(FACE_CLASSES))
-    said = "calibrated natural log-probabilities of the labels"
+    meaning = "calibrated natural log-probabilities of the labels"
     sizes = {"face": ("n", 1, len(FACE_CLASSES)), "voice": ("n", 1, len(FACE_CLASSES))}
     manifest = Manifest(
         name=out.stem,
         task="emotion",
         inputs=(
-            *(TensorInfo(name, shape, "float32", f"{name}: {said}") for name, shape in sizes.items()),
-            TensorInfo("present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = there and good"),
+            *(TensorInfo(name, shape, "float32", f"{name}: {meaning}") for name, shape in sizes.items()),
+            TensorInfo(
+                "present", ("n", 2), "float32", "weight of face and voice, 0 = absent, 1 = present, good quality"
+            ),
         ),
         outputs=(
             TensorInfo("logits", ("n", len(FACE_CLASSES)), "float32", "natural log-probabilities of both together"),
             *(
-                [TensorInfo("agreement", ("n", 1), "float32", "-1 to 1: how well the voice fits the face")]
-                if agrees
+                [TensorInfo("agreement", ("n", 1), "float32", "-1 to 1: how well the voice agreement the face")]
+                if with_agreement
                 else []
             ),
         ),
@@ -155,12 +168,13 @@ def train(
         temperature=1.0,
         training_data=f"CREMA-D votes about 72 actors (ODbL); adapter: held-back outputs of "
         f"{Manifest.read(face_model).id}, out-of-fold outputs of the voice network on RAVDESS",
-        licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): not for commercial use",
+        licence="weights Apache-2.0; 27 of them were fitted on outputs for RAVDESS clips (CC BY-NC-SA 4.0): "
+        "not for commercial use",
         made_by=f"python run_pipeline.py train fusion --seed {seed}",
         metrics={"agreement_auc": round(auc, 4)}
         | {
-            f"pseudo_pairs_{what}_{name}": round(float(getattr(found, name)), 4)
-            for what, found in (
+            f"pseudo_pairs_{what}_{name}": round(float(getattr(scores, name)), 4)
+            for what, scores in (
                 ("fused", fused),
                 ("face", table["face alone"]["face"]),
                 ("voice", table["voice alone"]["voice"]),
@@ -173,31 +187,31 @@ def train(
     return table
 
 
-def voted_core(folder: Path, *, seed: int) -> FusionNet:
-    """What people's votes teach, all of them."""
+def core_from_votes(folder: Path, *, seed: int) -> FusionNet:
+    """The core network, trained on all votes."""
     core = evaluate_votes.network(CORE, seed=seed)
     fit(core, evaluate_votes.examples(load_votes(folder)), evaluate_votes.RECIPE, seed=seed)
     return core
 
 
 def held_back_faces(model: Path, folder: Path) -> Faces:
-    """The faces that the face model's own training held back."""
+    """The validation faces of the face model: they are not in its training data."""
     manifest = Manifest.read(model)
     if "--seed" not in manifest.made_by:
-        raise ConfigError(f"{model}: its manifest does not say with which --seed faces were held back. Train it anew.")
+        raise ConfigError(f"{model}: its manifest does not say with which --seed faces were held back. Train it again.")
     held_back_seed = int(manifest.made_by.split("--seed")[1].split()[0])
     faces = load_faces(folder, "train48")
     return faces.take(split_by_group(near_duplicate_groups(faces.images), fraction=HELD_BACK, seed=held_back_seed)[1])
 
 
 def voice_opinions(path: Path) -> tuple[Floats, Rows, npt.NDArray[np.str_]]:
-    """(m, 7) mean log-probabilities of each RAVDESS clip, from networks that never heard the actor; labels; actors."""
+    """(m, 7) mean log-probabilities of each RAVDESS clip, from networks trained without its actor; labels; actors."""
     if not path.is_file():
-        raise ConfigError(f"{path}: not there. Make it with: {COMMAND} train voice")
+        raise ConfigError(f"{path}: does not exist. Make it with: {COMMAND} train voice")
     with np.load(path, allow_pickle=False) as rows:
         ravdess = np.char.startswith(rows["clip_speaker"], "ravdess")
-        said = log_probs(rows["clip_log_probs"][ravdess].astype(np.float32))
-        return said, rows["clip_label"][ravdess].astype(np.int64), rows["clip_speaker"][ravdess]
+        meaning = log_probs(rows["clip_log_probs"][ravdess].astype(np.float32))
+        return meaning, rows["clip_label"][ravdess].astype(np.int64), rows["clip_speaker"][ravdess]
 
 
 def log_probs(logits: npt.NDArray[np.floating]) -> Floats:
@@ -216,9 +230,9 @@ def pseudo_pairs(
 
 
 def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Scores]]:
-    """Every method, on actors and on faces that nothing was fitted on."""
+    """Scores of every method on actors and faces that were not used for fitting."""
     face, voice = pairs.face, pairs.voice
-    answers: dict[str, dict[str, npt.NDArray[np.floating]]] = {
+    predictions: dict[str, dict[str, npt.NDArray[np.floating]]] = {
         "face alone": {"face": face},
         "voice alone": {"voice": voice},
         "average (no training)": {"both": np.log((np.exp(face) + np.exp(voice)) / 2)},
@@ -233,22 +247,22 @@ def judge(pairs: Pairs, core: FusionNet, *, seed: int) -> dict[str, dict[str, Sc
     }
     counted = np.zeros(len(pairs.labels), bool)
     for name in fitted:
-        answers[name] = {"both": np.zeros_like(face)}
+        predictions[name] = {"both": np.zeros_like(face)}
     for rows, test in splits(pairs, seed=seed):
         counted[test] = True
         for name, method in fitted.items():
-            answers[name]["both"][test] = method(pairs.take(rows), pairs.take(test))
+            predictions[name]["both"][test] = method(pairs.take(rows), pairs.take(test))
     return {
         name: {
             what: score(logits[counted], pairs.labels[counted], pairs.speakers[counted], seed=seed)
             for what, logits in by.items()
         }
-        for name, by in answers.items()
+        for name, by in predictions.items()
     }
 
 
 def splits(pairs: Pairs, *, seed: int) -> Iterator[tuple[Rows, Rows]]:
-    """(rows to fit on, rows to test on): neither the actor nor the face of a tested pair was there before."""
+    """(training rows, test rows): neither the actor nor the face of a test pair is in the training rows."""
     actors = np.unique(pairs.speakers, return_inverse=True)[1].astype(np.int64)
     face_fold = np.random.default_rng(seed).integers(0, FOLDS, int(pairs.face_row.max()) + 1)[pairs.face_row]
     for fold, (others, held) in enumerate(folds(actors, count=FOLDS, seed=seed)):
@@ -263,16 +277,18 @@ def fitted_adapter(core: FusionNet, pairs: Pairs) -> FusionAdapter:
 
 def adapted(core: FusionNet, train: Pairs, test: Pairs) -> Floats:
     return np.asarray(
-        fitted_adapter(core, train).answer(test.face, test.voice, np.ones((len(test.labels), 2), np.float32))
+        fitted_adapter(core, train).predict(test.face, test.voice, np.ones((len(test.labels), 2), np.float32))
     )
 
 
 def paired(family: str, train: Pairs, test: Pairs, *, seed: int) -> Floats:
-    """A family taught by pseudo-pairs alone."""
-    return answer(taught(family, train, seed=seed), Examples.of(MODALITIES, (test.face, test.voice), test.labels))
+    """A family trained on pseudo-pairs alone."""
+    return predict(
+        trained_on_pairs(family, train, seed=seed), Examples.of(MODALITIES, (test.face, test.voice), test.labels)
+    )
 
 
-def taught(family: str, pairs: Pairs, *, seed: int) -> FusionNet:
+def trained_on_pairs(family: str, pairs: Pairs, *, seed: int) -> FusionNet:
     torch.manual_seed(seed)
     net = FusionNet(MODALITIES, len(FACE_CLASSES), family=family, layers=1)
     fit(net, Examples.of(MODALITIES, (pairs.face, pairs.voice), pairs.labels), PAIRED, seed=seed)
@@ -280,14 +296,12 @@ def taught(family: str, pairs: Pairs, *, seed: int) -> FusionNet:
 
 
 def agreement_auc(pairs: Pairs, *, seed: int) -> float:
-    """How often a face and a voice of one label agree better than those of two, for actors and faces that taught
-    nothing.
-    """
-    random, told, same = np.random.default_rng(seed), [], []
+    """AUC of the agreement: a face and a voice of one label against those of two, for unseen actors and faces."""
+    random, agreements, same = np.random.default_rng(seed), [], []
     for train, test in splits(pairs, seed=seed):
-        net, partner = taught("coordinated", pairs.take(train), seed=seed), random.permutation(test)
+        net, partner = trained_on_pairs("coordinated", pairs.take(train), seed=seed), random.permutation(test)
         with torch.no_grad():
-            fits = net(*opinions_of(pairs.face[test], pairs.voice[partner])).agreement[:, 0]
-        told.append(fits.numpy())
+            agreement = net(*opinions_of(pairs.face[test], pairs.voice[partner])).agreement[:, 0]
+        agreements.append(agreement.numpy())
         same.append(pairs.labels[test] == pairs.labels[partner])
-    return area(np.concatenate(told), np.concatenate(same)) or 0.0
+    return area(np.concatenate(agreements), np.concatenate(same)) or 0.0

@@ -1,7 +1,8 @@
 """Trains one fusion family on labelled data of the user's own, and exports it.
 
 Example:
-    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx    # then, in the YAML: fusion: my.onnx
+    # then, in the YAML: fusion: my.onnx
+    python run_pipeline.py train fusion --data FOLDER --family cross --out my.onnx
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ from pipeline.training.evaluation.scores import markdown
 from pipeline.training.fusion.evaluate import Table, agreement_auc, judge, known_families, labelled, network
 from pipeline.training.fusion.fit import Recipe, export_fusion
 
-# A score that tells same from different pairs less often than this is worse than none (docs/emotion.md).
+# Below this AUC the agreement is not reported: it would mislead more than help (docs/emotion.md).
 MIN_AGREEMENT_AUC = 0.70
 
 
 def train_family(*, data: Path, format: str, out: Path, family: str, seed: int, epochs: int) -> Table:
-    """Judge one family on the data, fit it on all rows, export it with its manifest. Returns the table of the judgement."""
+    """Cross-validate one family, then train it on all rows and export it with its manifest. Returns the scores."""
     torch.set_num_threads(1)
     (name,) = known_families(family)
     rows = load_rows(data, format)
     table, temperatures = judge(rows, [name], seed=seed, epochs=epochs)
     print(markdown(table))
-    whole, *singles = list(table[name])[::-1]
-    fused = table[name][whole].accuracy
-    alone = max((table[name][m] for m in singles if " + " not in m), key=lambda s: s.accuracy, default=None)
-    if alone is not None and fused <= alone.accuracy:
+    all_modalities, *singles = list(table[name])[::-1]
+    fused = table[name][all_modalities].accuracy
+    best_single = max((table[name][m] for m in singles if " + " not in m), key=lambda s: s.accuracy, default=None)
+    if best_single is not None and fused <= best_single.accuracy:
         print(
-            f"fusion: {fused:.1%} with everything is not above {alone.accuracy:.1%}, its best single modality: on these data "
-            "there is no reason to use it"
+            f"fusion: {fused:.1%} with everything is not above {best_single.accuracy:.1%}, the best single "
+            "modality: on these data fusion does not help"
         )
     auc = agreement_auc(rows, name, seed=seed, epochs=epochs)
-    agrees = auc is not None and auc >= MIN_AGREEMENT_AUC
+    with_agreement = auc is not None and auc >= MIN_AGREEMENT_AUC
     if auc is not None:
         print(
-            f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on groups never met: "
-            + ("told live" if agrees else f"below {MIN_AGREEMENT_AUC}, so it is left out")
+            f"agreement: AUC {auc:.3f} for pairs of one label against pairs of two, on unseen groups: "
+            + ("reported live" if with_agreement else f"below {MIN_AGREEMENT_AUC}, so it is left out")
         )
     examples, groups = labelled(rows)
-    net = network(examples, len(rows.labels), name, Recipe(epochs=epochs), seed=seed, coordinate=agrees)
+    net = network(examples, len(rows.labels), name, Recipe(epochs=epochs), seed=seed, coordinate=with_agreement)
     export_fusion(net, out)
     metrics = {
-        f"unseen_groups_{k}": round(float(getattr(table[name][whole], k)), 4)
+        f"unseen_groups_{k}": round(float(getattr(table[name][all_modalities], k)), 4)
         for k in ("accuracy", "uar", "macro_f1", "log_loss", "ece")
     }
     if auc is not None:
@@ -61,7 +62,7 @@ def train_family(*, data: Path, format: str, out: Path, family: str, seed: int, 
         for m in net.modalities
     }
     meanings |= {
-        "present": "weight of each modality in this order, 0 = absent, 1 = there and good",
+        "present": "weight of each modality in this order, 0 = absent, 1 = present, good quality",
         "offset_s": "capture time less the anchor's, in seconds",
     }
     Manifest(
@@ -78,7 +79,8 @@ def train_family(*, data: Path, format: str, out: Path, family: str, seed: int, 
         temperature=temperatures[name],
         training_data=f"{data.name}: {len(examples)} labelled rows of {len(np.unique(groups))} groups",
         licence="that of the data it was trained on",
-        made_by=f"python run_pipeline.py train fusion --data {data} --format {format} --family {name} --epochs {epochs} --seed {seed}",
+        made_by=f"python run_pipeline.py train fusion --data {data} --format {format} --family {name} "
+        f"--epochs {epochs} --seed {seed}",
         metrics=metrics,
     ).write(out)
     print(f"{out}: {metrics}", flush=True)

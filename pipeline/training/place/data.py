@@ -1,8 +1,9 @@
-"""Pictures of places for the place network: fifteen classes to learn, six others to measure on, and how they are split.
+"""Pictures of places: fifteen classes for training, six other classes for testing, and the folds.
 
-The fifteen-scene set (Oliva and Torralba 2001, Fei-Fei and Perona 2005, Lazebnik 2006) is grey; the Intel set of six outdoor
-classes is in colour, a quarter as large, and never trained on.
+The fifteen-scene set (Oliva and Torralba 2001, Fei-Fei and Perona 2005, Lazebnik 2006) is grey; the Intel set of six
+outdoor classes is in colour, a quarter as large, and never trained on.
 
+Example:
     places = load_places(data_folder(None) / "scenes" / "fifteen", PLACES)
     for train_rows, test_rows in folds(places, seed=7): ...
 """
@@ -39,9 +40,9 @@ PLACES = (
 )
 INTEL = ("buildings", "forest", "glacier", "mountain", "sea", "street")
 
-# Which of our labels mean which of Intel's, decided before any result was seen. The fifteen have no glacier: a glacier is
-# ice on mountains, so it is asked to be found as mountain, and figures without glaciers stand beside. Open country and the
-# rooms mean none of the six.
+# Our labels for each of Intel's, fixed before any result was known. The fifteen have no glacier: mountain counts as
+# right for one, and figures without glaciers are reported too. Open country and the rooms correspond to none of the
+# six.
 MEANT = {
     "buildings": ("insidecity", "tallbuilding", "industrial", "suburb"),
     "forest": ("forest",),
@@ -77,28 +78,29 @@ def load_places(folder: Path, classes: tuple[str, ...]) -> Places:
         for file in files:
             image = cv2.imread(str(file), cv2.IMREAD_COLOR)
             if image is None:
-                raise ConfigError(f"{file}: not a picture that OpenCV can read. Fetch it anew.")
+                raise ConfigError(f"{file}: not a picture that OpenCV can read. Fetch it again.")
             images.append(np.asarray(image, np.uint8))
             labels.append(index)
     return Places(images, np.array(labels, np.int64))
 
 
 def folds(places: Places, *, seed: int) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """(rows to train on, rows to test on), five times: every row is tested once, the classes are spread evenly, and
-    near-duplicates stay on one side."""
+    """(training rows, test rows), five times: every row is tested once, classes are spread evenly, and near-duplicates
+    are never on both sides.
+    """
     groups = near_duplicate_groups(np.stack([_detail(image) for image in places.images]))
     random = np.random.default_rng(seed)
     fold_of = np.zeros(len(places), np.int64)
-    dealt = 0
+    assigned = 0
     for label in np.unique(places.labels):
         for group in random.permutation(np.unique(groups[places.labels == label])):
-            fold_of[groups == group] = dealt % FOLDS
-            dealt += 1
+            fold_of[groups == group] = assigned % FOLDS
+            assigned += 1
     return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(FOLDS)]
 
 
 def _detail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(48, 48): edges without light and shade. Two coasts have much the same light and shade, only copies the same edges."""
+    """(48, 48): edges without shading. Two coasts have similar shading, but only copies have the same edges."""
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (48, 48), interpolation=cv2.INTER_AREA).astype(
         np.float32
     )
@@ -106,9 +108,9 @@ def _detail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def vary(image: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """What another camera might have made of the same place: mirrored, cut, squeezed, soft, lighter or darker, noisy.
+    """Augmentation: mirrored, cropped, squeezed, blurred, lighter or darker, noisy.
 
-    image: (h, w, 3). Returns (h', w', 3). The squeezing is what place_tensor does to pictures up to 3:2.
+    image: (h, w, 3). Returns (h', w', 3). place_tensor squeezes pictures up to 3:2 in the same way.
     """
     height, width = image.shape[:2]
     area, aspect = random.uniform(0.45, 1.0), np.exp(random.uniform(-1, 1) * np.log(MAX_PLACE_ASPECT))
@@ -117,16 +119,16 @@ def vary(image: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArr
         min(width, round(width * (area * aspect) ** 0.5)),
     )
     top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
-    seen = image[top : top + rows, left : left + columns]
+    crop = image[top : top + rows, left : left + columns]
     if random.random() < 0.5:
-        seen = seen[:, ::-1]
+        crop = crop[:, ::-1]
     if random.random() < 0.5:  # a coarser sensor, or the scene out of focus
         small = random.uniform(0.35, 1.0)
         coarse = cv2.resize(
-            seen, (max(16, round(columns * small)), max(16, round(rows * small))), interpolation=cv2.INTER_AREA
+            crop, (max(16, round(columns * small)), max(16, round(rows * small))), interpolation=cv2.INTER_AREA
         )
-        seen = cv2.resize(coarse, (PLACE_PX, PLACE_PX), interpolation=cv2.INTER_LINEAR)
-    light = 255 * (np.ascontiguousarray(seen).astype(np.float32) / 255) ** np.exp(random.uniform(-0.5, 0.5))
+        crop = cv2.resize(coarse, (PLACE_PX, PLACE_PX), interpolation=cv2.INTER_LINEAR)
+    light = 255 * (np.ascontiguousarray(crop).astype(np.float32) / 255) ** np.exp(random.uniform(-0.5, 0.5))
     light = (light - 127) * random.uniform(0.6, 1.25) + 127 + random.uniform(-25, 25)
     light += random.normal(0, random.uniform(0, 8), light.shape[:2])[..., None]
     return np.clip(light, 0, 255).astype(np.uint8)

@@ -1,9 +1,10 @@
-"""Measures the shipped place network as the live task runs it: the same engine, one thread, the same features. No torch.
+"""Evaluates the shipped place network in the live engine, with one thread and the live preprocessing. Needs no torch.
 
+Example:
     python run_pipeline.py evaluate place
 
-The fifteen classes' figures are those of the five folds, as they were measured in training (the manifest holds them): the
-net that ships has seen all of those pictures. The Intel pictures are measured anew.
+The figures for the fifteen classes are those of the five folds, from the manifest, because the shipped network was
+trained on all of those pictures. The Intel pictures are evaluated again.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def place_logits(model: Path, images: list[npt.NDArray[np.uint8]]) -> npt.NDArra
 
 
 def intel_figures(model: Path, folder: Path) -> dict[str, float]:
-    """Intel's six colour classes, without training on them. The answer is the group of our labels (MEANT) with the largest sum
-    of probabilities; our labels that mean none of Intel's are left out, but in `…_of_all_labels`, where they are wrong answers.
+    """Figures on Intel's six colour classes, which are not in the training data.
 
-    intel_accuracy: all 1,800, a glacier being right as mountain. intel_accuracy_without_glacier: the other 1,500.
+    The prediction is the group of our labels (MEANT) with the largest sum of probabilities. Our labels that correspond
+    to none of Intel's are left out, except in `…_of_all_labels`, where they count as wrong.
+
+    intel_accuracy: all 1,800 pictures, a glacier being right as mountain. intel_accuracy_without_glacier: the other
+    1,500.
     """
     manifest = Manifest.read(model)
     if manifest.labels != PLACES:
@@ -52,17 +56,17 @@ def intel_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], man
     probs = softmax(logits.astype(np.float64), temperature=manifest.temperature)
     groups = list(MEANT)
     member = np.array([[name in MEANT[group] for group in groups] for name in PLACES], float)  # (15, 5)
-    wanted = np.array([groups.index(GLACIER_IS if name == "glacier" else name) for name in INTEL])[labels]
-    right = (probs @ member).argmax(axis=1) == wanted
-    at_once = member[probs.argmax(axis=1), wanted] > 0
+    expected = np.array([groups.index(GLACIER_IS if name == "glacier" else name) for name in INTEL])[labels]
+    right = (probs @ member).argmax(axis=1) == expected
+    right_of_all = member[probs.argmax(axis=1), expected] > 0
     without = labels != INTEL.index("glacier")
-    found = {
+    figures = {
         "intel_accuracy": float(right.mean()),
         "intel_accuracy_without_glacier": float(right[without].mean()),
-        "intel_accuracy_of_all_labels": float(at_once.mean()),
-        "intel_accuracy_of_all_labels_without_glacier": float(at_once[without].mean()),
+        "intel_accuracy_of_all_labels": float(right_of_all.mean()),
+        "intel_accuracy_of_all_labels_without_glacier": float(right_of_all[without].mean()),
     }
-    return found | {
+    return figures | {
         f"intel_recall_{name}": float(right[labels == i].mean()) for i, name in enumerate(INTEL) if (labels == i).any()
     }
 
@@ -70,15 +74,17 @@ def intel_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], man
 def report_place(
     *, model: Path = PLACE_MODEL, data: Path | None = None, out: Path = Path("runs/place/evaluated.json")
 ) -> dict[str, float]:
-    """A table, and the same as a JSON file."""
+    """Print a table, and write it as JSON."""
     manifest = Manifest.read(model)
     figures = {name: value for name, value in manifest.metrics.items() if name.startswith("cv_")} | intel_figures(
         model, data_folder(data)
     )
     print(f"| {manifest.id} | |\n|---|---|")
     for name, value in figures.items():
-        told = "fifteen scenes, 5 folds (measured in training)" if name.startswith("cv_") else "Intel, never trained on"
-        print(f"| {told}: {name.partition('_')[2].replace('_', ' ')} | {value:.1%} |")
+        test_set = (
+            "fifteen scenes, 5 folds (measured in training)" if name.startswith("cv_") else "Intel, not trained on"
+        )
+        print(f"| {test_set}: {name.partition('_')[2].replace('_', ' ')} | {value:.1%} |")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures

@@ -1,4 +1,4 @@
-"""The place network becomes an ONNX file: the frozen part for training, and the whole that ships.
+"""Exports the place network: the frozen part for training, and the whole for shipping.
 
 Example:
     export_place(net, Path("models/place.onnx"))
@@ -19,12 +19,15 @@ from pipeline.training.place.net import Early, PlaceNet
 
 
 def export_place(net: PlaceNet, path: Path) -> None:
-    """Write `place` (n, 1, 225, 225) -> `logits` (n, labels), `embedding` (n, 3840), float32. Raises as export_face does."""
+    """Write `place` (n, 1, 225, 225) -> `logits` (n, labels), `embedding` (n, 3840), float32.
+
+    Raises as export_face does.
+    """
     export_network(copy.deepcopy(net).eval(), path, "place", _noise_pictures())
 
 
 def export_early(net: PlaceNet, path: Path) -> None:
-    """Write `place` (n, 1, 225, 225) -> `early` (n, 192, 8, 8): the blocks that training leaves as they are."""
+    """Write `place` (n, 1, 225, 225) -> `early` (n, 192, 8, 8): the frozen blocks."""
     export_network(Early(copy.deepcopy(net)).eval(), path, "place", _noise_pictures(), ("early",))
 
 
@@ -41,7 +44,7 @@ def manifest_of(net: PlaceNet, temperature: float, command: str, metrics: dict[s
                 "place",
                 ("n", 1, PLACE_PX, PLACE_PX),
                 "float32",
-                "features.place_tensor: the picture's grey middle, -1 to 1",
+                "preprocessing.place_tensor: the picture's grey middle, -1 to 1",
             ),
         ),
         outputs=(
@@ -53,8 +56,8 @@ def manifest_of(net: PlaceNet, temperature: float, command: str, metrics: dict[s
         labels=PLACES,
         temperature=temperature,
         training_data="fifteen-scene set, 100 grey pictures a class; start weights: EfficientNet-Lite0 on ImageNet",
-        licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); the pictures "
-        "for research use, without a licence file",
+        licence="weights Apache-2.0, as their start weights (EfficientNet-Lite0, Google; file by ML Illustrated); "
+        "the pictures for research use, without a licence file",
         made_by=command,
         metrics=metrics,
     )

@@ -1,11 +1,12 @@
-"""EfficientNet-Lite0 (Google, 2020), written plainly, with a head for places and with grey pictures as its input.
+"""EfficientNet-Lite0 (Google, 2020) with a head for places and one grey input channel.
 
-It begins with ImageNet weights from a pinned package (models/assets.toml, Apache-2.0). Those were trained with TensorFlow's
-padding, which is lopsided for even sizes and the usual one for sizes of the form 32k + 1, such as features.PLACE_PX: so the
-padding here is the usual one, and the sizes are 225, 113, 57, 29, 15, 8.
+It begins with ImageNet weights from a pinned package (models/assets.toml, Apache-2.0). Those were trained with
+TensorFlow's padding, which is asymmetric for even sizes but symmetric for sizes of the form 32k + 1, such as
+preprocessing.PLACE_PX: so the padding here is symmetric, and the sizes are 225, 113, 57, 29, 15, 8.
 
+Example:
     net = start_net(classes=15)
-    frozen = net.early(x)             # (B, 1, 225, 225) -> (B, 192, 8, 8): never trained here, so computed once
+    frozen = net.early(x)             # (B, 1, 225, 225) -> (B, 192, 8, 8): frozen, so computed once
     logits, embedding = net.late(frozen)
 """
 
@@ -21,11 +22,11 @@ from pipeline.errors import ConfigError
 
 START = "efficientnet-lite0"  # in models/assets.toml
 TOP = 1280
-# The top's rows of cells, of 8, that are averaged apart: what is sky, what is far and what is ground tells places apart, and
-# left from right does not. Among what was tried, worth one to two points (models/place.md).
+# Rows of the 8×8 top feature map that are averaged separately: sky, distance and ground distinguish places; left and
+# right do not. Worth one to two points of accuracy (models/place.md).
 BANDS = ((0, 3), (2, 6), (5, 8))
 EARLY = 14  # blocks before `late`; the two that follow and the top hold 45 % of the weights
-# kernel, stride, widening, channels, blocks
+# kernel, stride, expansion, channels, blocks
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -39,50 +40,53 @@ EPSILON = 1e-3  # TensorFlow's, which the start weights were trained with
 
 
 class Unit(nn.Sequential):
-    """Convolution and norm; `bend`: and a rectifier that ends at 6."""
+    """Convolution, norm and, with `activation`, ReLU6."""
 
     def __init__(
-        self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, bend: bool = True
+        self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, activation: bool = True
     ) -> None:
         convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
         norm = nn.BatchNorm2d(after, eps=EPSILON, momentum=0.01)
-        super().__init__(convolution, norm, *([nn.ReLU6(inplace=True)] if bend else []))
+        super().__init__(convolution, norm, *([nn.ReLU6(inplace=True)] if activation else []))
 
 
 class Block(nn.Module):
-    """Widen each place's channels, look around per channel, narrow again; the input is added where the shape is kept."""
+    """Inverted residual: expand the channels, depthwise convolution, project; with a shortcut where the shape is
+    unchanged.
+    """
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int, widening: int) -> None:
+    def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = before * widening
-        self.widen = Unit(before, wide, 1) if widening > 1 else None
-        self.look = Unit(wide, wide, kernel, stride=stride, groups=wide)
-        self.narrow = Unit(wide, after, 1, bend=False)
-        self.added = stride == 1 and before == after
+        expanded = before * expansion
+        self.expand = Unit(before, expanded, 1) if expansion > 1 else None
+        self.depthwise = Unit(expanded, expanded, kernel, stride=stride, groups=expanded)
+        self.project = Unit(expanded, after, 1, activation=False)
+        self.residual = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.widen is None else self.widen(x)
-        y = self.narrow(self.look(y))
-        return x + y if self.added else y
+        y = x if self.expand is None else self.expand(x)
+        y = self.project(self.depthwise(y))
+        return x + y if self.residual else y
 
 
 def rooted(embedding: Tensor) -> Tensor:
-    """What the head sees of an embedding: its root, so that a few strong channels do not decide alone."""
+    """Input of the head: the square root of the embedding, so that a few strong channels do not dominate."""
     return torch.sqrt(embedding + 1e-3)
 
 
 class PlaceNet(nn.Module):
     """(B, 1, 225, 225) -> logits (B, classes), embedding (B, 3840). 3.4 M parameters."""
 
-    frozen = ("stem.", *(f"blocks.{index}." for index in range(EARLY)))  # the names of what training leaves as it is
+    # prefixes of the parameters that are not trained
+    frozen = ("stem.", *(f"blocks.{index}." for index in range(EARLY)))
 
     def __init__(self, classes: int, *, dropout: float = 0.2) -> None:
         super().__init__()
         self.stem = Unit(1, 32, 3, stride=2)
         blocks, before = [], 32
-        for kernel, stride, widening, after, count in STAGES:
+        for kernel, stride, expansion, after, count in STAGES:
             for index in range(count):
-                blocks.append(Block(before, after, kernel, stride if index == 0 else 1, widening))
+                blocks.append(Block(before, after, kernel, stride if index == 0 else 1, expansion))
                 before = after
         self.blocks = nn.ModuleList(blocks)
         self.top = Unit(before, TOP, 1)
@@ -118,26 +122,34 @@ class Early(nn.Module):
 
 
 def start_net(classes: int, weights: Path | None = None) -> PlaceNet:
-    """A PlaceNet with ImageNet's weights and a head of zeros. weights: the package's file; None: fetched and checked by its
-    hash. Raises ConfigError when it does not hold an EfficientNet-Lite0."""
+    """A PlaceNet with ImageNet weights and a head of zeros.
+
+    Args:
+        classes: Number of labels.
+        weights: The file of the package. None: fetched, and checked by its hash.
+
+    Raises ConfigError when the file does not hold an EfficientNet-Lite0.
+    """
     path = weights or assets.path(START)
     stored = torch.load(path, weights_only=True, map_location="cpu")
     net = PlaceNet(classes)
-    theirs = [
+    stored_weights = [
         value
         for name, value in stored.items()
         if not name.startswith("_fc") and not name.endswith("num_batches_tracked")
     ]
-    ours = [
+    own_weights = [
         (name, value)
         for name, value in net.state_dict().items()
         if not name.startswith("head") and not name.endswith("num_batches_tracked")
     ]  # both in the order of the layers
-    # All three colours were scaled alike, so a grey picture's answer is that of the filters' sum over them.
-    theirs[0] = theirs[0].sum(dim=1, keepdim=True)
-    if [value.shape for value in theirs] != [value.shape for _, value in ours]:
+    # All three colours were scaled alike, so a grey picture needs the sum of the filters over them.
+    stored_weights[0] = stored_weights[0].sum(dim=1, keepdim=True)
+    if [value.shape for value in stored_weights] != [value.shape for _, value in own_weights]:
         raise ConfigError(f"{path}: not the weights of an EfficientNet-Lite0. Fetch it again: {assets.PULL} {START}")
-    net.load_state_dict({name: value for (name, _), value in zip(ours, theirs, strict=True)}, strict=False)
+    net.load_state_dict(
+        {name: value for (name, _), value in zip(own_weights, stored_weights, strict=True)}, strict=False
+    )
     nn.init.zeros_(net.head.weight)
     nn.init.zeros_(net.head.bias)
     return net

@@ -81,7 +81,8 @@ def evaluate_sound(
         print(error)
     if windows:
         print(
-            f"{(time.thread_time() - began_s) * 1000 / windows:.1f} ms of CPU for each window, including reading of the files"
+            f"{(time.thread_time() - began_s) * 1000 / windows:.1f} ms of CPU for each window, "
+            "including reading of the files"
         )
     write(table, out, title=manifest.id)
     return table
@@ -97,7 +98,8 @@ def _false_reports(engine: Engine, manifest: Manifest, what: str, files: list[Pa
     if files:
         named = ", ".join(f"{label} {count}" for label, count in reported.most_common()) or "none"
         print(
-            f"{what}: {len(files)} clips, {windows} windows that are not silent, {reported.total()} false reports: {named}"
+            f"{what}: {len(files)} clips, {windows} windows that are not silent, "
+            f"{reported.total()} false reports: {named}"
         )
 
 

@@ -83,9 +83,10 @@ def ship(
         "unknown_sound_windows_reported": float(unknown_reported.mean()),
     }
     print(
-        f"reported where an event is at least {REPORT_ABOVE:.0%} sure: {figures['windows_reported']:.1%} of the windows "
-        f"with one, {figures['reported_right']:.1%} of these rightly; {figures['speech_windows_reported']:.2%} of the windows with "
-        f"unseen speakers; {figures['unknown_sound_windows_reported']:.1%} of those of a class outside the training data"
+        f"reported where an event is at least {REPORT_ABOVE:.0%} sure: "
+        f"{figures['windows_reported']:.1%} of the windows with one, {figures['reported_right']:.1%} of these rightly; "
+        f"{figures['speech_windows_reported']:.2%} of the windows with unseen speakers; "
+        f"{figures['unknown_sound_windows_reported']:.1%} of those of a class outside the training data"
     )
     for (fold_logits, _), name in zip(left_out, LABELS, strict=False):
         probs = softmax(fold_logits.astype(np.float64), temperature=shipped)

@@ -57,7 +57,8 @@ def calibrated(speech: Speech, predictions: Predictions, name: str, labels: Ints
 
     if len(folds) < 2:
         raise ConfigError(
-            f"voice: {len(set(speech.speakers))} speakers are too few for cross-validation over speakers. Give more clips."
+            f"voice: {len(set(speech.speakers))} speakers are too few for cross-validation over speakers. "
+            "Give more clips."
         )
     scaled = [logits / temperature([other for other in folds if other[1] is not clip]) for logits, clip in folds]
     return np.concatenate(scaled), np.concatenate([clip for _, clip in folds]), temperature(folds)

@@ -61,7 +61,7 @@ class SpeakerEncoder(nn.Module):
         return torch.cat(states, 1)
 
     def powers(self, windows: Tensor) -> Tensor:
-        """(B, 2, 64, 300) -> (B, 300, 40): mel powers as of the encoder's own front end, 0 where no sound was received."""
+        """(B, 2, 64, 300) -> (B, 300, 40): mel powers like the encoder's own front end, 0 without sound."""
         valid = windows[:, 1, :1]  # (B, 1, 300)
         power = torch.exp((windows[:, 0] - 1) * (VOICE_RANGE_DB / 10 * math.log(10))) * valid  # (B, 64, 300)
         square = (power * self.shares).sum(1, keepdim=True)  # (B, 1, 300) mean square of the sound

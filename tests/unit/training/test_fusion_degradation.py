@@ -1,11 +1,11 @@
-"""Bad sound in the degradation table: how loud the noise is, and which moments an outage or a shift leaves."""
+"""Degraded sound: level of the noise, and the moments that an outage or a delay leaves."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pipeline.training.fusion.degradation_sound import Moment, noisy, until
+from pipeline.training.fusion.degradation_sound import Moment, noisy, opinion_until
 
 
 def test_noise_is_as_far_below_the_speech_as_was_asked() -> None:
@@ -15,10 +15,10 @@ def test_noise_is_as_far_below_the_speech_as_was_asked() -> None:
     assert 10 * np.log10(0.2**2 / 2 / (added**2).mean()) == pytest.approx(10, abs=0.5)
 
 
-def test_sound_that_came_too_late_is_not_part_of_the_answer() -> None:
+def test_moments_after_the_time_are_left_out() -> None:
     happy, sad = np.log(np.float32([0.8, 0.1, 0.1])), np.log(np.float32([0.1, 0.8, 0.1]))
-    told = [Moment(1_000, happy, 1.0), Moment(2_000, sad, 0.5), Moment(3_000, sad, 0.5)]
-    assert until(told, 3_000)[0].argmax() == 1 and until(told, 3_000)[1] == pytest.approx(2 / 3)
-    assert until(told, 1_999)[0] == pytest.approx(happy, abs=1e-5)
-    nothing, weight = until(told, 999)
+    moments = [Moment(1_000, happy, 1.0), Moment(2_000, sad, 0.5), Moment(3_000, sad, 0.5)]
+    assert opinion_until(moments, 3_000)[0].argmax() == 1 and opinion_until(moments, 3_000)[1] == pytest.approx(2 / 3)
+    assert opinion_until(moments, 1_999)[0] == pytest.approx(happy, abs=1e-5)
+    nothing, weight = opinion_until(moments, 999)
     assert weight == 0 and np.exp(nothing) == pytest.approx(1 / 7)

@@ -1,4 +1,4 @@
-"""Fusion of one's own: trained on labelled rows, and run live on whatever the config names as its modalities."""
+"""Fusion on the user's own data: trained on labelled rows, and run live on the modalities that the config names."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ MOODS = ("calm", "tense", "glad")
 
 
 def synthetic_rows(count: int = 360, *, width: int = 7, interacting: bool = True) -> Rows:
-    """A face embedding and a belt's series, each a noisy view of one of three symbols in its own units, each missing now and
-    then. interacting: the label is their sum, mod 3; else both show the label."""
+    """A face embedding and a belt's series, each a noisy view of one of three symbols in its own units, each missing
+    now and then. interacting: the label is their sum, mod 3; else both show the label.
+    """
     random = np.random.default_rng(0)
     first, second = random.integers(0, 3, count), random.integers(0, 3, count)
     label = (first + second) % 3 if interacting else first
@@ -68,7 +69,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cross.onnx"
 
 
-def test_trained_family_says_what_it_reached_on_groups_it_never_met(shipped: Path) -> None:
+def test_trained_family_has_its_figures_on_unseen_groups(shipped: Path) -> None:
     manifest = Manifest.read(shipped)
     assert manifest.labels == MOODS and manifest.metrics["unseen_groups_accuracy"] > 0.55  # one modality alone: a third
     assert [tensor.name for tensor in manifest.inputs] == ["face", "belt", "present"]
@@ -115,20 +116,20 @@ def test_config_swaps_an_encoder_for_a_feature_stream(shipped: Path, face_model:
         opened(face_model, voice="none", sources={"belt": "x"})
 
 
-def test_table_has_every_set_of_modalities_beside_what_needs_no_training(tmp_path: Path) -> None:
+def test_table_has_every_set_of_modalities_and_baselines(tmp_path: Path) -> None:
     dataset.save(tmp_path, synthetic_rows(200, interacting=False))
     table = evaluate.evaluate_fusion(data=tmp_path, family="stacked,average", epochs=4, out=tmp_path / "own.json")
     assert set(table["stacked"]) == {"face", "belt", "face + belt"} == set(table["logistic regression for this set"])
     assert "most frequent label (no training)" in table and (tmp_path / "own.svg").is_file()
 
 
-def test_agreement_tells_pairs_of_one_label_only_where_the_modalities_show_it() -> None:
+def test_agreement_separates_pairs_of_one_label() -> None:
     assert (evaluate.agreement_auc(synthetic_rows(300, interacting=False), "coordinated", seed=1, epochs=8) or 0) > 0.7
     assert evaluate.area(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True])) == 1
     assert evaluate.area(np.array([1.0, 1, 1, 1]), np.array([False, True, False, True])) == 0.5
 
 
-def test_data_that_cannot_be_judged_and_families_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+def test_data_without_two_groups_and_unknown_families_are_refused(tmp_path: Path) -> None:
     rows = synthetic_rows(40)
     one = Rows(rows.labels, rows.label, np.full(40, "me"), rows.capture_ns, rows.modalities)
     with pytest.raises(ConfigError, match="40 labelled rows of 1 groups"):
@@ -145,9 +146,9 @@ def test_votes_of_people_are_a_data_set_like_any_other(data_dir: Path) -> None:
     assert len(rows) == 5885 and set(rows.modalities) == {"face", "voice"} and rows.modalities["face"].kind == "probs"
 
 
-def test_a_number_that_never_varied_does_not_drown_the_others() -> None:
-    """A ReLU embedding has numbers that were 0 in every training row and are not, live."""
-    there = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 2.0], [0.0, 5.0, 2.0]])
-    deviations = evaluate.spread(there)
+def test_a_constant_feature_does_not_dominate_the_others() -> None:
+    """A ReLU embedding has values that are 0 in every training row, but not live."""
+    present_rows = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 2.0], [0.0, 5.0, 2.0]])
+    deviations = evaluate.spread(present_rows)
     assert deviations[1] == 2.0 and deviations[0] == deviations[2] == pytest.approx(2 / 30)
     assert evaluate.spread(torch.zeros(4, 3)).tolist() == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Every family of fusion: what it can learn that no modality carries alone, that masks are masks, and that ONNX agrees."""
+"""Every fusion family: interactions between modalities, masks, and equality of ONNX and torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[train]'")
 
 from pipeline.training.fusion.families import FAMILIES  # noqa: E402
-from pipeline.training.fusion.fit import Examples, Recipe, answer, export_fusion, fit  # noqa: E402
+from pipeline.training.fusion.fit import Examples, Recipe, export_fusion, fit, predict  # noqa: E402
 from pipeline.training.fusion.nets import FusionNet  # noqa: E402
 from pipeline.training.fusion.state import Modality  # noqa: E402
 
@@ -25,8 +25,9 @@ def one_thread() -> None:
 
 
 def pair(count: int, *, interacting: bool, seed: int = 0, noise: float = 0.0) -> Examples:
-    """Two modalities, each a noisy view of one of four symbols. interacting: the label is the sum of the two symbols, mod 4,
-    so that one alone says nothing at all; else both are noisy views of the label."""
+    """Two modalities, each a noisy view of one of four symbols. interacting: the label is the sum of the two symbols,
+    mod 4, so that one alone says nothing at all; else both are noisy views of the label.
+    """
     random = np.random.default_rng(seed)
     first, second = random.integers(0, 4, count), random.integers(0, 4, count)
     labels = (first + second) % 4 if interacting else first
@@ -38,7 +39,7 @@ def pair(count: int, *, interacting: bool, seed: int = 0, noise: float = 0.0) ->
 
 
 def accuracy(net: FusionNet, examples: Examples) -> float:
-    return float((answer(net, examples).argmax(1) == examples.labels.numpy()).mean())
+    return float((predict(net, examples).argmax(1) == examples.labels.numpy()).mean())
 
 
 def untrained(family: str, **options: object) -> FusionNet:
@@ -93,7 +94,7 @@ def test_content_of_an_absent_modality_cannot_change_anything(family: str, trans
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_nothing_present_is_an_answer_and_not_an_error(family: str) -> None:
+def test_nothing_present_gives_finite_logits(family: str) -> None:
     features, offset_s = random_inputs(3)
     with torch.no_grad():
         fused = untrained(family)(features, torch.zeros(3, 6), offset_s)
@@ -102,7 +103,7 @@ def test_nothing_present_is_an_answer_and_not_an_error(family: str) -> None:
 
 @pytest.mark.parametrize("translate", [False, True])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_onnx_answers_as_torch_does(family: str, translate: bool, tmp_path: Path) -> None:
+def test_onnx_equals_torch(family: str, translate: bool, tmp_path: Path) -> None:
     net = untrained(family, translate=translate, coordinate=translate, hidden=(16, 16))
     export_fusion(net, tmp_path / "fusion.onnx")  # raises above 1e-4
     assert (tmp_path / "fusion.onnx").is_file() and not (tmp_path / "fusion.onnx.unchecked").exists()
@@ -112,11 +113,11 @@ def test_three_modalities_give_six_cross_attention_blocks() -> None:
     assert len(untrained("cross").family.blocks) == 6
 
 
-def test_transformer_reads_when_things_happened() -> None:
-    """The same two events, told in any order: which came first is only in their capture times."""
+def test_transformer_uses_capture_times() -> None:
+    """Two events in any order: only their capture times say which came first."""
     events = (Modality("events", 2, tokens=2), Modality("nothing", 1))
 
-    def told(count: int, seed: int) -> Examples:
+    def sequence_of_events(count: int, seed: int) -> Examples:
         random = np.random.default_rng(seed)
         swapped = random.random(count) < 0.5
         content = np.where(swapped[:, None, None], np.eye(2)[::-1], np.eye(2))
@@ -131,12 +132,12 @@ def test_transformer_reads_when_things_happened() -> None:
     figures = {}
     for family in ("transformer", "attention"):
         net = FusionNet(events, 2, family=family)
-        fit(net, told(1200, 0), Recipe(epochs=15, rate=5e-3, drop=0.0, own=0.0), seed=1)
-        figures[family] = accuracy(net, told(500, 1))
+        fit(net, sequence_of_events(1200, 0), Recipe(epochs=15, rate=5e-3, drop=0.0, own=0.0), seed=1)
+        figures[family] = accuracy(net, sequence_of_events(500, 1))
     assert figures["transformer"] > 0.9 and figures["attention"] < 0.6
 
 
-def test_coordinated_space_tells_whether_voice_and_face_belong_together() -> None:
+def test_coordinated_space_separates_matching_from_other_pairs() -> None:
     torch.manual_seed(5)
     net = FusionNet(pair(1, interacting=False).modalities, 4, family="coordinated")
     fit(net, pair(1000, interacting=False, noise=0.8), Recipe(epochs=8, rate=5e-3), seed=1)

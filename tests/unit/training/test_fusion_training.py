@@ -1,4 +1,4 @@
-"""Fusion of decisions: human votes where they are, and the adapter from encoders to what the votes taught."""
+"""Decision fusion: human votes where available, and the adapter from encoders to the network trained on votes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pipeline.training.evaluation.report import write  # noqa: E402
 from pipeline.training.evaluation.scores import markdown, score  # noqa: E402
 from pipeline.training.fusion import evaluate_votes  # noqa: E402
 from pipeline.training.fusion import train as fusion  # noqa: E402
-from pipeline.training.fusion.fit import Recipe, answer, fit  # noqa: E402
+from pipeline.training.fusion.fit import Recipe, fit, predict  # noqa: E402
 from pipeline.training.fusion.fusion_adapter import FusionAdapter, export_adapter  # noqa: E402
 
 
 def opinions(labels: np.ndarray, *, right: float, classes: int, seed: int) -> np.ndarray:
-    """Calibrated log-probabilities of a witness who is right about `right` of the time."""
+    """Calibrated log-probabilities that are right in about `right` of the cases."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 1, (len(labels), classes))
     logits[np.arange(len(labels)), labels] += right * 4
@@ -53,35 +53,35 @@ def adapter() -> FusionAdapter:
     votes = drawn_votes()
     core = evaluate_votes.network("hybrid", seed=1)
     fit(core, evaluate_votes.examples(votes), Recipe(epochs=6, batch=64, rate=1e-2, distil=0.0), seed=1)
-    made = FusionAdapter(core, FACE_CLASSES)
+    adapter = FusionAdapter(core, FACE_CLASSES)
     labels = np.random.default_rng(1).integers(0, 7, 1500)
-    made.fit(opinions(labels, right=0.5, classes=7, seed=5), opinions(labels, right=0.4, classes=7, seed=6), labels)
-    return made
+    adapter.fit(opinions(labels, right=0.5, classes=7, seed=5), opinions(labels, right=0.4, classes=7, seed=6), labels)
+    return adapter
 
 
-def test_both_together_are_better_than_each_and_surprise_passes_through(adapter: FusionAdapter) -> None:
+def test_fusion_is_better_than_each_modality_also_for_surprise(adapter: FusionAdapter) -> None:
     labels = np.random.default_rng(2).integers(0, 7, 3000)
     face, voice = opinions(labels, right=0.5, classes=7, seed=7), opinions(labels, right=0.4, classes=7, seed=8)
-    fused = adapter.answer(face, voice, np.ones((3000, 2), np.float32)).argmax(1)
+    fused = adapter.predict(face, voice, np.ones((3000, 2), np.float32)).argmax(1)
     alone = max((face.argmax(1) == labels).mean(), (voice.argmax(1) == labels).mean())
     assert (fused == labels).mean() > alone + 0.05
     surprised = labels == FACE_CLASSES.index("surprise")
     assert (fused[surprised] == labels[surprised]).mean() > (face.argmax(1)[surprised] == labels[surprised]).mean()
 
 
-def test_absent_modality_leaves_the_others_own_opinion_and_a_weight_lies_between(adapter: FusionAdapter) -> None:
+def test_absent_modality_leaves_the_opinion_of_the_other_and_a_weight_interpolates(adapter: FusionAdapter) -> None:
     labels = np.zeros(4, np.int64)
     face, voice = opinions(labels, right=0.5, classes=7, seed=3), opinions(labels + 3, right=0.9, classes=7, seed=4)
 
     def probs(face_weight: float, voice_weight: float) -> np.ndarray:
-        return np.exp(adapter.answer(face, voice, np.tile(np.float32([face_weight, voice_weight]), (4, 1))))
+        return np.exp(adapter.predict(face, voice, np.tile(np.float32([face_weight, voice_weight]), (4, 1))))
 
     assert probs(1, 0) == pytest.approx(np.exp(face), abs=1e-5) and probs(0, 1) == pytest.approx(
         np.exp(voice), abs=1e-5
     )
     assert probs(1, 0.25) == pytest.approx(0.75 * np.exp(face) + 0.25 * probs(1, 1), abs=1e-5)
     torn = np.full_like(voice, np.nan)
-    assert np.exp(adapter.answer(face, torn, np.tile(np.float32([1, 0]), (4, 1)))) == pytest.approx(
+    assert np.exp(adapter.predict(face, torn, np.tile(np.float32([1, 0]), (4, 1)))) == pytest.approx(
         np.exp(face), abs=1e-5
     )
 
@@ -105,15 +105,13 @@ def test_exported_bridge_is_what_the_live_fusion_takes(adapter: FusionAdapter, t
     face, voice = (opinions(np.arange(5), right=0.5, classes=7, seed=i) for i in (1, 2))
     present = np.float32([[1, 1], [1, 0], [0, 1], [0.5, 0.2], [0.05, 1]])
     assert live.fuse(cases(live, face, voice, present)).probs == pytest.approx(
-        np.exp(adapter.answer(face, voice, present)), abs=1e-4
+        np.exp(adapter.predict(face, voice, present)), abs=1e-4
     )
     with pytest.raises(ConfigError, match="as the face model has them"):
         Fusion.of_model(Onnxruntime(path, threads=1), Manifest.read(path), FACE_CLASSES[::-1], {})
 
 
-def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(
-    adapter: FusionAdapter, tmp_path: Path
-) -> None:
+def test_bridge_with_a_coordinated_network_exports_the_agreement(adapter: FusionAdapter, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 7, 800)
     speakers = np.array([f"actor {i % 10}" for i in range(800)])
@@ -126,9 +124,9 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(
         seed=1,
     )
     assert fusion.agreement_auc(pairs, seed=1) > fusion.MIN_AGREEMENT_AUC
-    telling = FusionAdapter(adapter.core, FACE_CLASSES)
-    telling.coordinated = fusion.taught("coordinated", pairs, seed=1)
-    export_adapter(telling, tmp_path / "fusion.onnx", 7)
+    with_agreement = FusionAdapter(adapter.core, FACE_CLASSES)
+    with_agreement.coordinated = fusion.trained_on_pairs("coordinated", pairs, seed=1)
+    export_adapter(with_agreement, tmp_path / "fusion.onnx", 7)
     opinion = [TensorInfo(name, ("n", 1, 7), "float32", "") for name in ("face", "voice")]
     outputs = (TensorInfo("logits", ("n", 7), "float32", ""), TensorInfo("agreement", ("n", 1), "float32", ""))
     Manifest(
@@ -154,7 +152,7 @@ def test_bridge_tells_whether_the_voice_fits_the_face_where_it_was_taught_to(
     assert average.fuse(cases(average, happy[None], sad[None], both)).agreement is None
 
 
-def test_fusion_is_judged_on_actors_and_faces_that_fitted_nothing(
+def test_fusion_is_evaluated_on_actors_and_faces_not_used_for_fitting(
     adapter: FusionAdapter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fusion, "PAIRED", Recipe(epochs=4, batch=128, rate=1e-2, distil=0.0))
@@ -188,10 +186,10 @@ def test_missing_outputs_of_an_encoder_name_the_command_that_makes_them(tmp_path
         load_votes(tmp_path)
 
 
-def test_interval_is_wider_when_few_speakers_said_it_all() -> None:
+def test_interval_is_wider_with_few_speakers() -> None:
     labels = np.random.default_rng(0).integers(0, 3, 600)
     logits = opinions(labels, right=0.4, classes=3, seed=1)
-    logits[:300] *= -1  # half of the people are never understood
+    logits[:300] *= -1  # half of the speakers are always misclassified
     few = score(logits, labels, np.arange(600) // 100, seed=1)
     many = score(logits, labels, np.arange(600), seed=1)
 
@@ -220,14 +218,14 @@ def test_votes_are_those_that_were_published(votes: Votes) -> None:
 def test_one_network_serves_every_situation_on_unseen_actors(votes: Votes) -> None:
     """One fold of ten; the whole table is in docs/emotion.md."""
     torch.set_num_threads(1)
-    told = evaluate_votes.examples(votes)
+    all_votes = evaluate_votes.examples(votes)
     train, test = next(folds(votes.actors, count=3, seed=1))
     assert not set(votes.actors[train]) & set(votes.actors[test])
     net = evaluate_votes.network("hybrid", seed=1)
-    fit(net, told.take(train), evaluate_votes.RECIPE, seed=1)
+    fit(net, all_votes.take(train), evaluate_votes.RECIPE, seed=1)
 
     def accuracy(*senses: str) -> float:
-        return float((answer(net, told.take(test).with_only(*senses)).argmax(1) == votes.labels[test]).mean())
+        return float((predict(net, all_votes.take(test).with_only(*senses)).argmax(1) == votes.labels[test]).mean())
 
     def best(*senses: str) -> float:
         x = np.concatenate([votes.opinions(sense) for sense in senses], 1)

@@ -1,4 +1,4 @@
-"""The training loop end to end on made-up faces, and the shipped model on real ones."""
+"""The training loop end to end on synthetic faces, and the shipped model on real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from pipeline.inference.manifest import Manifest  # noqa: E402
 from pipeline.preprocessing import face_tensor  # noqa: E402
 from pipeline.training.data.faces import FACE_CLASSES, load_faces, near_duplicate_groups, split_by_group  # noqa: E402
 from pipeline.training.data.folder import data_folder  # noqa: E402
-from pipeline.training.evaluation.classifier_figures import expected_calibration_error, fit_temperature, macro_f1  # noqa: E402
+from pipeline.training.evaluation.classifier_figures import (  # noqa: E402
+    expected_calibration_error,
+    fit_temperature,
+    macro_f1,
+)
 from pipeline.training.export.onnx_export import largest_difference  # noqa: E402
 from pipeline.training.face.evaluate import evaluate_face, face_logits  # noqa: E402
 from pipeline.training.face.export import export_face  # noqa: E402
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.timeout(400)  # half a minute of computing, and more be
 SHIPPED = Path(__file__).resolve().parents[3] / "models" / "face-expression.onnx"
 
 
-def made_up_faces(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def synthetic_faces(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise with one bright bar across it; its height is the class."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 7
@@ -41,7 +45,7 @@ def made_up_faces(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def data(tmp_path: Path) -> Path:
     (tmp_path / "faces").mkdir()
     for part, count, seed in (("train48", 310, 0), ("publictest48", 35, 1)):
-        images, labels = made_up_faces(count, seed)
+        images, labels = synthetic_faces(count, seed)
         np.savez(
             tmp_path / "faces" / f"fer2013_{part}.npz",
             images=images,
@@ -70,7 +74,7 @@ def test_training_ships_a_model_with_its_manifest_and_figures(data: Path, tmp_pa
     out = tmp_path / "face.onnx"
     train(
         data=data, out=out, epochs=4, seed=1, runs=tmp_path / "runs", lr=0.02
-    )  # eight steps: no time to recover from 0.1
+    )  # eight steps are too few to recover from a rate of 0.1
     manifest = Manifest.read(out)
     assert manifest.labels == FACE_CLASSES and manifest.inputs[0].shape == ("n", 1, 48, 48)
     assert "--epochs 4 --seed 1" in manifest.made_by
@@ -80,7 +84,7 @@ def test_training_ships_a_model_with_its_manifest_and_figures(data: Path, tmp_pa
     losses = [json.loads(line)["loss"] for line in (tmp_path / "runs" / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and losses[3] < losses[0]
     out.unlink()
-    train(data=data, out=out, seed=1, runs=tmp_path / "runs", ship=True)  # no training, the same file again
+    train(data=data, out=out, seed=1, runs=tmp_path / "runs", ship=True)  # no training, the same file loaded
     assert Manifest.read(out) == manifest
     with pytest.raises(ConfigError, match="Give --seed 1"):
         train(data=data, out=out, seed=2, runs=tmp_path / "runs", ship=True)
@@ -91,27 +95,27 @@ def test_two_workers_train_one_network(data: Path, tmp_path: Path) -> None:
     assert "--workers 2" in Manifest.read(tmp_path / "face.onnx").made_by
 
 
-def test_training_goes_on_from_a_shipped_file_with_the_answers_it_had(tmp_path: Path) -> None:
+def test_training_continues_from_a_shipped_file_with_the_same_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net, (images, _) = FaceNet().train(), made_up_faces(64, 0)
+    net, (images, _) = FaceNet().train(), synthetic_faces(64, 0)
     with torch.no_grad():
         for _ in range(20):
-            net(torch.from_numpy(face_tensor(images)))  # batch-norm leaves its starting figures
+            net(torch.from_numpy(face_tensor(images)))  # updates the running statistics of the batch norms
     export_face(net, tmp_path / "face.onnx")
-    again, faces = face_net_from(tmp_path / "face.onnx", images), torch.from_numpy(face_tensor(images))
+    loaded, faces = face_net_from(tmp_path / "face.onnx", images), torch.from_numpy(face_tensor(images))
     with torch.no_grad():
-        assert torch.allclose(again(faces)[0], net.eval()(faces)[0], atol=1e-4)
-        before = again(faces)[0]
-        again.dropout.p = 0.0
-        assert torch.allclose(again.train()(faces)[0], before, atol=1e-2)  # its norms know what faces are like
-    with pytest.raises(ConfigError, match="--start wants the ONNX file of a face network"):
+        assert torch.allclose(loaded(faces)[0], net.eval()(faces)[0], atol=1e-4)
+        before = loaded(faces)[0]
+        loaded.dropout.p = 0.0
+        assert torch.allclose(loaded.train()(faces)[0], before, atol=1e-2)  # its norms have the statistics of faces
+    with pytest.raises(ConfigError, match="--start needs the ONNX file of a face network"):
         face_net_from(tmp_path / "none.onnx", images)
 
 
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    # Full precision and one step per weight update: what is left of a difference is the order of float additions.
+    # Full precision: the only difference left is the order of float additions.
     monkeypatch.setattr("pipeline.training.face.train.bf16_is_fast", lambda: False)
     train(data=data, out=tmp_path / "whole.onnx", epochs=2, seed=1, runs=tmp_path / "whole")
 
@@ -139,12 +143,12 @@ def test_exported_network_answers_as_torch_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = FaceNet().train()
     with torch.no_grad():
-        net(torch.randn(8, 1, 48, 48))  # batch-norm leaves its starting figures
+        net(torch.randn(8, 1, 48, 48))  # updates the running statistics of the batch norms
     export_face(net, tmp_path / "face.onnx")
     assert largest_difference(MirroredFaceNet(net), tmp_path / "face.onnx", torch.randn(5, 1, 48, 48)) <= 1e-4
 
 
-def test_network_that_answers_with_no_number_is_not_exported(tmp_path: Path) -> None:
+def test_network_with_nan_outputs_is_not_exported(tmp_path: Path) -> None:
     net = FaceNet()
     with torch.no_grad():
         next(net.parameters()).fill_(float("nan"))
@@ -162,21 +166,21 @@ def test_mirrored_face_gets_the_same_answer() -> None:
 
 
 def test_augmented_faces_stay_faces() -> None:
-    grey = torch.from_numpy(made_up_faces(64, 0)[0]).float()
-    twice = [augment(grey, torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert twice[0].shape == grey.shape and 0 <= twice[0].min() and twice[0].max() <= 255
-    assert torch.equal(*twice)  # the generator alone decides
-    assert not torch.equal(twice[0], grey)
+    grey = torch.from_numpy(synthetic_faces(64, 0)[0]).float()
+    augmented = [augment(grey, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert augmented[0].shape == grey.shape and 0 <= augmented[0].min() and augmented[0].max() <= 255
+    assert torch.equal(*augmented)  # the generator alone decides
+    assert not torch.equal(augmented[0], grey)
 
 
-def test_twins_never_stand_on_both_sides_of_the_split() -> None:
-    images, _ = made_up_faces(40, 0)
+def test_duplicates_are_never_on_both_sides_of_the_split() -> None:
+    images, _ = synthetic_faces(40, 0)
     images = np.concatenate([images, images[:20, :, ::-1], (images[20:] * 0.8).astype(np.uint8)])  # mirrored, darker
     groups = near_duplicate_groups(images)
-    train_rows, held_rows = split_by_group(groups, fraction=0.3, seed=0)
+    train_rows, val_rows = split_by_group(groups, fraction=0.3, seed=0)
     assert len(np.unique(groups)) == 40
-    assert sorted([*train_rows, *held_rows]) == list(range(80))
-    assert not set(train_rows % 40) & set(held_rows % 40)
+    assert sorted([*train_rows, *val_rows]) == list(range(80))
+    assert not set(train_rows % 40) & set(val_rows % 40)
 
 
 def test_missing_data_names_the_folder_and_the_variable(tmp_path: Path, monkeypatch) -> None:
@@ -187,16 +191,16 @@ def test_missing_data_names_the_folder_and_the_variable(tmp_path: Path, monkeypa
         load_faces(tmp_path, "train48")
 
 
-def test_calibration_error_of_honest_and_of_boastful_probabilities() -> None:
+def test_calibration_error_of_calibrated_and_of_overconfident_probabilities() -> None:
     labels = np.array([0] * 70 + [1] * 30)
     assert expected_calibration_error(np.tile([0.7, 0.3], (100, 1)), labels) == pytest.approx(0, abs=1e-9)
     assert expected_calibration_error(np.tile([0.95, 0.05], (100, 1)), labels) == pytest.approx(0.25)
 
 
-def test_temperature_makes_boastful_logits_honest() -> None:
+def test_temperature_calibrates_overconfident_logits() -> None:
     labels = np.array([0] * 70 + [1] * 30)
-    honest = np.log(np.tile([0.7, 0.3], (100, 1))).astype(np.float32)
-    assert fit_temperature(honest * 3, labels) == pytest.approx(3, rel=0.02)
+    calibrated = np.log(np.tile([0.7, 0.3], (100, 1))).astype(np.float32)
+    assert fit_temperature(calibrated * 3, labels) == pytest.approx(3, rel=0.02)
 
 
 def test_macro_f1_counts_a_rare_class_as_much_as_a_common_one() -> None:
@@ -213,7 +217,7 @@ def test_shipped_model_is_as_good_on_publictest_as_its_manifest_says(real_data: 
 
 
 def test_shipped_model_answers_a_batch_as_it_answers_each_face() -> None:
-    images, _ = made_up_faces(5, 0)
+    images, _ = synthetic_faces(5, 0)
     together = face_logits(SHIPPED, images)
     alone = np.concatenate([face_logits(SHIPPED, image[None]) for image in images])
     assert together.shape == (5, 7) and face_tensor(images).shape == (5, 1, 48, 48)

@@ -1,4 +1,4 @@
-"""Training the place network: the folds, what is varied, what stays frozen, and that what is exported is what was trained."""
+"""Training of the place network: folds, augmentation, frozen blocks, and the exported file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.training.place.data import INTEL, MEANT, PLACES, Places, folds, lo
 from pipeline.training.place.net import PlaceNet, start_net  # noqa: E402
 
 
-def made_up_places(count: int) -> Places:
+def synthetic_places(count: int) -> Places:
     """Soft noise, a picture each, in three classes."""
     random = np.random.default_rng(4)
     images = [
@@ -39,19 +39,21 @@ def random_net(classes: int = 3) -> PlaceNet:
 
 
 def test_folds_test_every_picture_once_with_classes_spread_and_copies_together() -> None:
-    places = made_up_places(60)
+    places = synthetic_places(60)
     copies = [cv2.convertScaleAbs(image[:, ::-1], alpha=0.8) for image in places.images[:10]]  # mirrored and darker
     places = Places(places.images + copies, np.concatenate([places.labels, places.labels[:10]]))
     parts = folds(places, seed=1)
-    fold_of = {int(row): number for number, (_, kept) in enumerate(parts) for row in kept}
-    assert len(fold_of) == 70 and all(not set(rows) & set(kept) for rows, kept in parts)
+    fold_of = {int(row): number for number, (_, test_rows) in enumerate(parts) for row in test_rows}
+    assert len(fold_of) == 70 and all(not set(rows) & set(test_rows) for rows, test_rows in parts)
     assert all(fold_of[row] == fold_of[60 + row] for row in range(10))
-    assert all(np.bincount(places.labels[kept], minlength=3).min() >= 3 for _, kept in parts)
-    assert [kept.tolist() for _, kept in folds(places, seed=1)] == [kept.tolist() for _, kept in parts]
+    assert all(np.bincount(places.labels[test_rows], minlength=3).min() >= 3 for _, test_rows in parts)
+    assert [test_rows.tolist() for _, test_rows in folds(places, seed=1)] == [
+        test_rows.tolist() for _, test_rows in parts
+    ]
 
 
 def test_variations_depend_on_the_generator_alone_and_are_pictures() -> None:
-    image = made_up_places(1).images[0]
+    image = synthetic_places(1).images[0]
     a, b, c = (vary(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (
         np.array_equal(a, b)
@@ -62,17 +64,17 @@ def test_variations_depend_on_the_generator_alone_and_are_pictures() -> None:
 
 
 def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> None:
-    places, net = made_up_places(64), random_net()
+    places, net = synthetic_places(64), random_net()
     early = np.random.default_rng(0).normal(0, 1, (2, 64, 192, 8, 8)).astype(np.float16)
     early[:, :, :3] += 3 * np.eye(3)[places.labels][None, :, :, None, None].astype(np.float16)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    trained = train.learn(net, list(early), places.labels, np.arange(64), epochs=6, seed=1, name="test")
+    trained = train.fine_tune(net, list(early), places.labels, np.arange(64), epochs=6, seed=1, name="test")
     after = trained.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and not any(name.startswith(PlaceNet.frozen) for name in changed)
     assert not any("running" in name for name in changed)  # ImageNet's statistics stay
     losses = [
-        float(torch.nn.functional.cross_entropy(train.answer(n, early[0])[0], torch.from_numpy(places.labels)))
+        float(torch.nn.functional.cross_entropy(train.predict(n, early[0])[0], torch.from_numpy(places.labels)))
         for n in (random_net(), trained)
     ]
     assert losses[1] < losses[0]
@@ -81,7 +83,7 @@ def test_training_lowers_the_loss_and_leaves_the_early_blocks_as_they_were() -> 
 def test_exported_network_answers_as_torch_does_in_any_batch(tmp_path: Path) -> None:
     net = random_net(15)
     export.export_place(net, tmp_path / "place.onnx")
-    pictures = np.stack([place_tensor(image) for image in made_up_places(3).images])
+    pictures = np.stack([place_tensor(image) for image in synthetic_places(3).images])
     engine = Onnxruntime(tmp_path / "place.onnx", threads=1, device="cpu")
     with torch.no_grad():
         logits, embedding = net(torch.from_numpy(pictures))
@@ -99,7 +101,7 @@ def test_start_weights_fill_every_layer_but_the_head_and_another_file_is_refused
         net = start_net(15, assets.path("efficientnet-lite0"))
     except AssetError as error:
         pytest.skip(str(error))
-    embedding = net(torch.from_numpy(np.stack([place_tensor(image) for image in made_up_places(2).images])))[1]
+    embedding = net(torch.from_numpy(np.stack([place_tensor(image) for image in synthetic_places(2).images])))[1]
     assert 0.1 < float(embedding.detach().mean()) < 2  # random or misplaced weights die out or explode
     assert float(net.head.weight.detach().abs().max()) == 0
 
@@ -117,12 +119,12 @@ def test_intel_answer_is_the_group_with_the_most_probability_and_a_glacier_is_a_
     probs[2, PLACES.index("coast")] = 0.05
     labels = np.array([INTEL.index("buildings"), INTEL.index("glacier"), INTEL.index("sea")])
     manifest = Manifest("m", "place", (), (), PLACES, 1.0, "", "", "")
-    found = evaluate.intel_of(np.log(probs).astype(np.float32), labels, manifest)
-    assert found["intel_accuracy"] == 1 and found["intel_accuracy_of_all_labels"] == pytest.approx(1 / 3)
+    figures = evaluate.intel_of(np.log(probs).astype(np.float32), labels, manifest)
+    assert figures["intel_accuracy"] == 1 and figures["intel_accuracy_of_all_labels"] == pytest.approx(1 / 3)
     assert sorted(name for names in MEANT.values() for name in names) == sorted(
         set(PLACES) - {"bedroom", "kitchen", "livingroom", "office", "store", "opencountry"}
     )
 
 
-def test_pictures_reach_the_network_at_the_size_whose_halves_are_whole() -> None:
+def test_picture_size_suits_the_padding_of_the_start_weights() -> None:
     assert PLACE_PX % 32 == 1
