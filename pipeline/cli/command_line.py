@@ -119,11 +119,11 @@ def _add_runs(add: Add) -> None:
     demo.add_argument("--scene", action="store_true", help="the scene pipeline on a drive that is rendered, not real")
 
     _running(run := add("run", "run a config"))
-    run.add_argument("config", nargs="?", default=LIVE)
+    run.add_argument("config", nargs="?", default=LIVE, help="a YAML file (default: emotion-live.yaml)")
 
     _running(record := add("record", "run a config and record all its messages in a file"))
-    record.add_argument("config", nargs="?", default=LIVE)
-    record.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap")
+    record.add_argument("config", nargs="?", default=LIVE, help="a YAML file (default: emotion-live.yaml)")
+    record.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap", help="the file to write")
     record.add_argument(
         "--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; stored in the file"
     )
@@ -134,15 +134,17 @@ def _add_runs(add: Add) -> None:
     record.add_argument(
         "--jpeg", type=_names, default=(), metavar="camera", help="record these pictures as JPEG, not as captured"
     )
-    record.add_argument("--compression", choices=("none", "lz4", "zstd"), default="lz4")
+    record.add_argument(
+        "--compression", choices=("none", "lz4", "zstd"), default="lz4", help="of what the file holds (default: lz4)"
+    )
     record.add_argument(
         "--split", type=_split, default=(None, None), metavar="1GB|10m", help="start a new file after this size or time"
     )
     record.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
 
     _running(replay := add("replay", "run a config on a recording in place of its sources"))
-    replay.add_argument("config")
-    replay.add_argument("recording", type=Path, metavar="REC.mcap")
+    replay.add_argument("config", help="a YAML file; the recording's streams take its sources' place by name")
+    replay.add_argument("recording", type=Path, metavar="REC.mcap", help="what record or import wrote")
     replay.add_argument("--speed", type=float, default=1.0, help="1: real time; 0: as fast as possible (default: 1)")
     replay.add_argument(
         "--from", dest="from_s", type=_seconds, metavar="10s", help="start at this time of the recording"
@@ -161,8 +163,8 @@ def _add_runs(add: Add) -> None:
 
 def _add_files(add: Add) -> None:
     diff = add("diff", "compare what --out wrote in two runs; exit 4 if any prediction differs")
-    diff.add_argument("a", type=Path, metavar="A.jsonl")
-    diff.add_argument("b", type=Path, metavar="B.jsonl")
+    diff.add_argument("a", type=Path, metavar="A.jsonl", help="of the one run")
+    diff.add_argument("b", type=Path, metavar="B.jsonl", help="of the other")
     diff.add_argument(
         "--within",
         type=float,
@@ -172,8 +174,8 @@ def _add_files(add: Add) -> None:
     )
 
     check = add("check", "verify a config; opens no device")
-    check.add_argument("config")
-    check.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1")
+    check.add_argument("config", help="a YAML file")
+    check.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
 
     verify = add("verify", "audit a recording or an event log: derive every aligned set again and compare")
     verify.add_argument(
@@ -182,24 +184,30 @@ def _add_files(add: Add) -> None:
     verify.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
 
     import_ = add("import", "convert other recordings: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
-    import_.add_argument("source", type=Path)
-    import_.add_argument("out", type=Path, metavar="OUT.mcap")
+    import_.add_argument("source", type=Path, help="a file or a folder (docs/import.md lists the formats)")
+    import_.add_argument("out", type=Path, metavar="OUT.mcap", help="the recording to write")
     import_.add_argument("--map", action="append", default=[], metavar="/velodyne_points=lidar", help="rename a stream")
     import_.add_argument(
         "--raw", action="store_true", help="of a media file: lossless pictures, sound at its own rate (large)"
     )
 
     label = add("label", "add a CSV of intervals (start_s,end_s,label) to a copy of a recording, as a stream")
-    label.add_argument("recording", type=Path, metavar="REC.mcap")
-    label.add_argument("intervals", type=Path, metavar="INTERVALS.csv")
-    label.add_argument("out", type=Path, metavar="OUT.mcap")
+    label.add_argument("recording", type=Path, metavar="REC.mcap", help="the recording to copy")
+    label.add_argument("intervals", type=Path, metavar="INTERVALS.csv", help="start_s,end_s,label, from its beginning")
+    label.add_argument("out", type=Path, metavar="OUT.mcap", help="the copy to write")
     label.add_argument("--stream", default="label", help="name of the stream")
 
     sample = add("sample", "a small real recording with labels, made from the packaged clip")
-    sample.add_argument("out", type=Path, metavar="OUT.mcap")
+    sample.add_argument("out", type=Path, metavar="OUT.mcap", help="the recording to write")
 
     export = add("export", "a recording → mp4, wav and CSV, or labelled rows; a model → another precision")
-    export.add_argument("paths", type=Path, nargs="+", metavar="REC.mcap … FOLDER | MODEL [OUT.onnx]")
+    export.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="REC.mcap … FOLDER | MODEL [OUT.onnx]",
+        help="recordings and the folder to write, or a model and its file",
+    )
     export.add_argument("--dataset", action="store_true", help="aligned, labelled rows; one group per recording")
     export.add_argument("--labels", metavar="NAME", help="which stream of labels, where there are several")
     export.add_argument("--task", metavar="NAME", help="which stream of predictions, where there are several")
@@ -210,30 +218,32 @@ def _add_files(add: Add) -> None:
 
 def _add_here(add: Add) -> None:
     keys = add("keys", "create the key pair of this host: new NAME")
-    keys.add_argument("action", choices=("new",))
-    keys.add_argument("name")
+    keys.add_argument("action", choices=("new",), help="create a pair, and print the next step")
+    keys.add_argument("name", help="of this host, as in `hosts:` of the config")
     doctor = add("doctor", "what works on this machine, and how to fix the rest")
     doctor.add_argument("--gpu", action="store_true", help="also what is missing for a GPU")
     nodes = add("nodes", "list the nodes, or describe one with all its options")
-    nodes.add_argument("name", nargs="?")
+    nodes.add_argument("name", nargs="?", help="of a node, or module:Name")
     tasks = add("tasks", "list the tasks, or describe one with all its options")
-    tasks.add_argument("name", nargs="?")
+    tasks.add_argument("name", nargs="?", help="of a task, or module:Name")
     models = add("models", "the models and clips: list, pull, info")
-    models.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list")
-    models.add_argument("names", nargs="*")
+    models.add_argument("action", nargs="?", choices=("list", "pull", "info"), default="list", help="default: list")
+    models.add_argument("names", nargs="*", help="of models or clips (default: all)")
 
 
 def _add_measured(add: Add) -> None:
     calibrate = add("calibrate", "estimate a rig: " + ", ".join(CALIBRATED))
-    calibrate.add_argument("kind", choices=tuple(CALIBRATED))
+    calibrate.add_argument("kind", choices=tuple(CALIBRATED), help="what is estimated")
     calibrate.add_argument("rest", nargs=argparse.REMAINDER, help="see: calibrate KIND --help")
 
     train = add("train", "train a model: " + ", ".join(TRAINED))
-    train.add_argument("what", choices=tuple(TRAINED))
-    train.add_argument("--data", type=Path)
-    train.add_argument("--out", type=Path)
-    train.add_argument("--epochs", type=int)
-    train.add_argument("--seed", type=int)
+    train.add_argument("what", choices=tuple(TRAINED), help="which model")
+    train.add_argument(
+        "--data", type=Path, help="a folder of data sets, or of rows or clips of your own; default: SENSORIUM_DATA"
+    )
+    train.add_argument("--out", type=Path, help="where to write the model or the run")
+    train.add_argument("--epochs", type=int, help="passes over the training data")
+    train.add_argument("--seed", type=int, help="of all that is random")
     train.add_argument("--resume", action="store_true", help="continue after the last epoch")
     train.add_argument("--start", type=Path, help="for face: start from this model instead of random weights")
     train.add_argument("--lr", type=float, help="for face: the peak learning rate")
@@ -245,7 +255,7 @@ def _add_measured(add: Add) -> None:
     train.add_argument("--ship", action="store_true", help="for face: train nothing, export the best epoch so far")
 
     evaluate = add("evaluate", "measure on held-out data: " + ", ".join(EVALUATED))
-    evaluate.add_argument("what", choices=tuple(EVALUATED))
+    evaluate.add_argument("what", choices=tuple(EVALUATED), help="which model or study")
     evaluate.add_argument("--model", type=Path, help="a model file; for stream: the file that --out wrote")
     evaluate.add_argument("--family", help="for fusion: names separated by commas; default: all")
     evaluate.add_argument(
@@ -253,9 +263,11 @@ def _add_measured(add: Add) -> None:
     )
     evaluate.add_argument("--epochs", type=int, help="for fusion")
     evaluate.add_argument("--truth", type=Path, help="for stream: CSV of seconds,label: when each expression began")
-    evaluate.add_argument("--data", type=Path)
+    evaluate.add_argument(
+        "--data", type=Path, help="data sets, or a recording, rows or clips of your own; default: SENSORIUM_DATA"
+    )
     evaluate.add_argument("--out", type=Path, help="a JSON file; a chart is written beside it")
-    evaluate.add_argument("--seed", type=int)
+    evaluate.add_argument("--seed", type=int, help="of all that is random")
 
     bench = add("bench", "measure on this machine: align, transport, infer, scene …")
     bench.add_argument("what", nargs="?", default="", help="a file of benchmarks/; without one, lists them")

@@ -36,3 +36,10 @@ def test_every_package_has_its_row() -> None:
     packages = {f"pipeline/{Path(file).parts[1]}/" for file in FILES if re.match(r"pipeline/\w+/", file)}
     rows = re.findall(r"^\| `([\w/]+/)`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(packages - set(rows)) == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README.md", "CHANGELOG.md"])
+def test_every_link_to_a_file_works(page: str) -> None:
+    """The pages in docs/ and the cards are checked by `make docs`."""
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
