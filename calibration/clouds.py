@@ -39,7 +39,9 @@ def read_points(path: Path) -> Floats:
         raise ConfigError(
             f"{path}: this is not a point cloud file that can be read. Known suffixes: {', '.join(CLOUDS)}"
         ) from None
-    except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Name a file of the capture") from error
+    except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a point cloud: {error}") from error
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] < 3:

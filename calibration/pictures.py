@@ -69,7 +69,10 @@ def files(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise ConfigError(f"{source}: there is no such folder or file.{nearest(path.name, beside)}")
+    raise ConfigError(
+        f"{source}: there is no such folder or file.{nearest(path.name, beside)} "
+        "Name a folder of pictures, a picture, a quoted pattern ('left*.jpg'), a media file or a recording"
+    )
 
 
 def _of_file(path: Path) -> Picture:

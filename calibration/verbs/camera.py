@@ -89,7 +89,7 @@ def conclude(detected: CameraViews, args: argparse.Namespace) -> Verdict:
     first = rig.intrinsics.get(args.name)
     if first is not None and first.size != detected.size:
         sizes = f"for {'×'.join(map(str, first.size))}, the pictures are {'×'.join(map(str, detected.size))}"
-        print(f"  {args.out}: the lens of '{args.name}' is {sizes}: it is replaced")
+        print(f"  {args.out}: the lens of '{args.name}' is {sizes}: not used as a start")
         first = None
     try:
         estimate = estimate_lens(detected.observations(), detected.size, model=args.model, first=first)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration_scenes import CAMERA, LidarScene
-from calibration import ground
 from calibration.clouds import pairs_in, read_points
 from calibration.lidar_camera import posed_boards
 from calibration.lidar_camera.board_cloud import find_boards
@@ -20,7 +19,6 @@ from pipeline.errors import ConfigError
 from pipeline.rig.intrinsics import Intrinsics
 from pipeline.rig.rig import Rig
 from pipeline.rig.rig_file import load_rig, save_rig
-from pipeline.rig.transforms import rotation_from_vector
 
 HALF = Intrinsics("radtan", 640, 400, 450.0, 450.5, 320.75, 198.75, CAMERA.distortion)
 
@@ -225,25 +223,3 @@ def test_a_table_with_missing_rows_is_refused(tmp_path):
     (tmp_path / "poses.csv").write_text("1,2,3\n" * 20)
     with pytest.raises(ConfigError, match="20 rows of 3"):
         posed_boards.read_poses(tmp_path / "poses.csv")
-
-
-# --- ground
-
-
-def test_the_ground_gives_a_level_base_frame():
-    draw = np.random.default_rng(0)
-    tilt = rotation_from_vector(np.radians([3.0, -2.0, 0]))
-    floor = np.column_stack([draw.uniform(-15, 15, (4000, 2)), draw.normal(-1.6, 0.02, 4000)])
-    wall = np.column_stack([np.full(2000, 8.0), draw.uniform(-9, 9, 2000), draw.uniform(-1.6, 3, 2000)])
-    plane = ground.find_ground(np.vstack([floor, wall]) @ tilt.T)
-    base_from_lidar, covariance = ground.base_from_ground(plane)
-    assert abs(plane.height_m - 1.6) < 3 * plane.sigma_m + 0.001 and plane.sigma_deg < 0.2
-    assert np.degrees(np.arccos((base_from_lidar[:3, :3] @ tilt[:, 2])[2])) < 0.1
-    assert covariance.shape == (6, 6)
-
-
-def test_a_wall_is_no_ground():
-    draw = np.random.default_rng(0)
-    wall = np.column_stack([np.full(3000, 5.0), draw.uniform(-5, 5, 3000), draw.uniform(-3, 3, 3000)])
-    with pytest.raises(ConfigError, match="no plane within 25°"):
-        ground.find_ground(wall)
