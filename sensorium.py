@@ -5,8 +5,8 @@ import sensorium
 for prediction in sensorium.subscribe("emotion"):
     print(prediction.label)
 
-All that `pipeline` exports is here. `pipeline`, `nodes` and `calibration` are common names: if somebody else's module of
-such a name is imported in place of ours, this module says which file it is.
+All that `pipeline` exports is here. `pipeline`, `nodes` and `calibration` are common names: if somebody else's module
+of such a name is imported in place of ours, this module says which file it is.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def shadowed(*names: str) -> str:
         file = Path(places[0] or "").resolve()
         if HERE / f"{name}.py" != file and HERE / name not in (file, file.parent):
             return (
-                f"{file} is imported in place of Sensorium's own '{name}'. Rename it, or take its folder off the Python "
-                "path (PYTHONPATH, or the folder of the script that is run)"
+                f"{file} is imported in place of Sensorium's own '{name}'. Rename it, or take its folder off the "
+                "Python path (PYTHONPATH, or the folder of the script that is run)"
             )
     return ""
 

@@ -38,6 +38,6 @@ def model_path(name: str) -> Path:
 def setup_command(extra: str = "") -> str:
     """What installs the packages of an extra, or those of the core."""
     if IS_WHEEL:
-        # With an extra, pip takes the version that is installed. Without one it would ask an index, where the name is not ours.
+        # With an extra, pip takes the installed version. Without one it would ask an index, where the name is not ours.
         return f"pip install 'sensorium[{extra}]'" if extra else "pip install --force-reinstall SENSORIUM.whl"
     return f"scripts/setup {extra}".rstrip()

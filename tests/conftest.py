@@ -51,9 +51,9 @@ def free_port() -> int:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """An empty folder like tmp_path, with a name short enough for sockets below it (104 characters on some systems)."""
-    made = Path(tempfile.mkdtemp(prefix="sensorium-test-"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix="sensorium-test-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -87,7 +87,10 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """opened(url, ready): a page, once `ready`, a function of its script, says so. Any error in a page's script fails the test."""
+    """opened(url, ready): a page, once `ready`, a function of its script, says so.
+
+    Any error in a page's script fails the test.
+    """
     pages, errors = [], list[str]()
 
     def open_page(url: str, ready: str, *, width_px: int = 1280, height_px: int = 800, **options: Any) -> Any:

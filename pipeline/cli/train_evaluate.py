@@ -1,4 +1,4 @@
-"""`train WHAT` and `evaluate WHAT`: each calls one function, mostly of pipeline/training/, with the options that it takes.
+"""`train WHAT` and `evaluate WHAT`: each calls one function, mostly of pipeline/training/, with its options.
 
 Example:
     call("training.face.train", "train", args, verb="train")

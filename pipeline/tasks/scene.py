@@ -78,7 +78,7 @@ class Scene(Task):
             streams: The streams of points and depth to use. Default: all of them.
             height_m: Height of the first sensor above the ground (m), without a rig file. Default 1.7: a car's roof.
             ego_box_m: [x from, x to, y from, y to] of the rig itself in the base frame (m): points in it are left out.
-            stride_px: Use every n-th pixel of a depth picture, in both directions (px, ≥ 1). Default 2: a quarter of the
+            stride_px: Use every n-th pixel of a depth picture in both directions (px, ≥ 1). Default 2: a quarter of the
                 points, which are still denser than the clusters' cells.
             range_m: Obstacles farther than this are not tracked (m, > 1). Default 60: beyond, a car has few points.
             ground: {z_m, max_step_m, clearance_m}: the ground, and what can be driven over and under (GroundOptions).

@@ -270,7 +270,7 @@ class _ReaderFile:
         self._descriptor = descriptor
         # The locks last until the last view is gone, because the mapping has the file open too.
         weakref.finalize(self, os.close, descriptor)
-        # Not populated: that takes the receiver thread 10 ms, and the node that reads a picture loses little time for its pages.
+        # Not populated: that would take the receiver thread 10 ms, and a node that reads a picture loses little time.
         self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         magic, slots, self._slot_bytes = _HEADER.unpack_from(self._memory)
         if magic != MAGIC or slots > _MAX_SLOTS or len(self._memory) < _SLOTS_AT + slots * self._slot_bytes:

@@ -197,7 +197,7 @@ def points_of_depth(depth_mm: np.ndarray, lens: Intrinsics, max_count: int) -> n
 
 
 def from_above(points_m: np.ndarray, max_count: int) -> np.ndarray:
-    """Up to `max_count` of points (n, 3), as int16 in centimetres: one for each cell of TOP_CELL_M, within TOP_REACH_M."""
+    """Up to `max_count` of points (n, 3), int16 in centimetres: one for each cell of TOP_CELL_M, within TOP_REACH_M."""
     x, y, z = np.abs(points_m.T)
     points_m = points_m[(x < TOP_REACH_M) & (y < TOP_REACH_M) & (z < TOP_REACH_M)]
     across = round(2 * TOP_REACH_M / TOP_CELL_M)

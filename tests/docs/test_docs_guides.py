@@ -1,4 +1,6 @@
-"""The guides: every command is understood, and the example of a sensor, a task and a policy of one's own runs as it stands."""
+"""The guides: every command is understood, and the example of a sensor, a task and a policy of one's own runs as it
+stands.
+"""
 
 from __future__ import annotations
 

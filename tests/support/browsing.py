@@ -81,6 +81,7 @@ def says(page: Any, selector: str, words: str) -> None:
 def coloured(page: Any, canvas: str, x: float, y: float) -> bool:
     """Whether anything is drawn within 4 % around a point of a canvas, given in fractions of its size."""
     script = """([id, x, y]) => { const c = document.getElementById(id), r = .04;
-        const d = c.getContext("2d").getImageData((x - r) * c.width, (y - r) * c.height, 2 * r * c.width, 2 * r * c.height);
+        const [left, top, w, h] = [(x - r) * c.width, (y - r) * c.height, 2 * r * c.width, 2 * r * c.height];
+        const d = c.getContext("2d").getImageData(left, top, w, h);
         return d.data.some((v, i) => i % 4 === 3 && v > 0); }"""
     return bool(page.evaluate(script, [canvas, x, y]))

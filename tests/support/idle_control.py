@@ -1,7 +1,9 @@
-"""The idle case beside a test that holds a figure of time: how long a process that does next to nothing waits for a core.
+"""The idle case beside a test that holds a figure of time: how long a process that does next to nothing waits for a
+core.
 
-On a machine whose cores are busy with other programs a figure of time says nothing about this one. A failure of a test marked
-`paced` counts while the control waits for MAX_WAIT_MS or less on average; beyond, the test ends undecided and says so.
+On a machine whose cores are busy with other programs a figure of time says nothing about this one. A failure of a test
+marked `paced` counts while the control waits for MAX_WAIT_MS or less on average; beyond, the test ends undecided and
+says so.
 
     with IdleControl() as control: ...          # the test
     control.wait_ms                             # below 0.5 on an idle machine; 3 to 4 with six programs a core
@@ -20,7 +22,8 @@ import pytest
 MAX_WAIT_MS = 3.0
 TOO_LATE = (AssertionError, TimeoutError, subprocess.TimeoutExpired, pytest.fail.Exception)
 
-# A process of its own: a thread would wait for the interpreter lock of what is tested. It works for 1 ms, 20 times a second.
+# A process of its own: a thread would wait for the interpreter lock of what is tested. It works for 1 ms, 20 times a
+# second.
 PROGRAM = """
 import select, sys, time
 waits = []
@@ -53,14 +56,14 @@ class IdleControl:
         if self.wait_ms <= MAX_WAIT_MS:
             return ""
         return (
-            f"this machine cannot decide: a process that works 1 ms at a time waited {self.wait_ms:.0f} ms for a core on "
+            f"this machine cannot decide: a process working 1 ms at a time waited {self.wait_ms:.0f} ms for a core on "
             f"average (at most {MAX_WAIT_MS:g})"
         )
 
 
 @contextlib.contextmanager
 def figure_of_time(control: IdleControl | None = None) -> Iterator[None]:
-    """What fails inside fails, unless the control beside it finds that the machine cannot decide: then it is skipped."""
+    """A failure inside becomes a skip only where the control beside it finds that the machine cannot decide."""
     control = control or IdleControl()
     with control:
         try:

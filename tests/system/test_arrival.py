@@ -14,8 +14,10 @@ P99_MS = 2.0
 
 
 def arrivals_of(folder: Path, *, computes: bool) -> dict[str, float]:
-    """p99_ms: arrival − publish of full-size pictures at a node beside which a thread computes, or not. paused: the share of
-    the time for which that thread waited longer than P99_MS for a processor that another program had."""
+    """p99_ms: arrival − publish of full-size pictures at a node, with or without a thread that computes.
+
+    paused: the share of the time for which that thread waited longer than P99_MS for a core that another program had.
+    """
     graph = a_file(
         folder,
         f"""

@@ -73,7 +73,7 @@ def test_the_wheel_takes_no_name_that_is_not_a_package_of_ours(wheel: Path) -> N
     assert all(name in names for name in ("nodes/dashboard/page.html", "calibration/verbs/camera_live.html"))
 
 
-def test_configs_and_models_are_found_by_name_from_any_folder(site: Path, folder_in_the_way: Path) -> None:
+def test_configs_and_models_have_a_bare_name_in_any_folder(site: Path, folder_in_the_way: Path) -> None:
     for name in ("emotion-live.yaml", "configs/scene-demo.yaml"):
         done = sensorium(site, folder_in_the_way, "check", name)
         assert done.returncode == 0 and f"{site}/pipeline/configs/" in done.stdout, done.stderr

@@ -119,7 +119,7 @@ def test_mcap_is_imported_by_the_files_named_for_it_only() -> None:
 
 
 def test_only_clock_asks_the_system_what_time_it_is() -> None:
-    """The wall clock jumps; a node is given its clock (durations may be measured with time.monotonic and perf_counter)."""
+    """The wall clock jumps; a node is given its clock (durations may come from time.monotonic and perf_counter)."""
     asked = [
         f"{where}:{node.lineno} {ast.unparse(node)}"
         for where in files(*LIVE)

@@ -10,7 +10,7 @@ from pipeline.preprocessing import FACE_SIDE_PER_BOX, face_crop, face_tensor
 
 
 def picture_with_face(*, centre_px: tuple[float, float], side_px: float, roll_deg: float = 0.0) -> np.ndarray:
-    """A grey 640×360 picture with a stand-in for a face: two dark eyes and a bright mouth, at FER2013's usual places."""
+    """A grey 640×360 picture with a stand-in for a face: two dark eyes and a bright mouth, as in FER2013."""
     image = np.full((360, 640, 3), 128, np.uint8)
     for (x, y), level in (((15.5, 19.5), 0), ((32.0, 19.5), 0), ((24.0, 36.0), 255)):
         across, down = (x - 24) / 48 * side_px, (y - 24) / 48 * side_px

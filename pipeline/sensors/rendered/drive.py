@@ -12,7 +12,7 @@ Example:
     points, ids = drive.labelled_sweep(start_ns)   # ids: of each point's thing, 0 the ground
     depth = drive.depth(at_ns)                     # (180, 320) uint16, millimetres
     for thing in drive.truth(at_ns): print(thing.kind, thing.centre_m, thing.velocity_mps)
-    rig()                                          # the sensors' lenses and poses, as configs/rigs/rendered.yaml has them
+    rig()                                          # lenses and poses, as in configs/rigs/rendered.yaml
 """
 
 from __future__ import annotations

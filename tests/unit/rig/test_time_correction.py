@@ -1,4 +1,4 @@
-"""A measured offset takes effect: every capture time of the node moves, and its error bound grows by how well it is known."""
+"""A measured offset takes effect: capture times move, and their error bound grows by how well the offset is known."""
 
 from __future__ import annotations
 

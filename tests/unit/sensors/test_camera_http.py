@@ -244,7 +244,8 @@ def test_address_where_nobody_listens_can_be_retried(scheme: str, free_port: int
 
 def test_multipart_reads_parts_with_and_without_length_after_a_preamble() -> None:
     stream = io.BytesIO(
-        b"preamble\r\n--b\r\nContent-Length: 4\r\nX-A: 1\r\n\r\n\r\n--\r\n--b\r\nX-A: 2\r\n\r\nline\r\nbreaks\n\r\n--b--\r\nepilogue"
+        b"preamble\r\n--b\r\nContent-Length: 4\r\nX-A: 1\r\n\r\n\r\n--\r\n"
+        b"--b\r\nX-A: 2\r\n\r\nline\r\nbreaks\n\r\n--b--\r\nepilogue"
     )
     parts = [(headers["x-a"], body) for headers, body in multipart(stream, "b") if body is not None]
     assert parts == [("1", b"\r\n--"), ("2", b"line\r\nbreaks\n")]

@@ -122,7 +122,7 @@ def test_rtsp_stream_is_stamped_and_its_end_is_noticed(free_port: int) -> None:
         off_ns = np.array([f.capture_ns - taken_ns[picture_number(f.data)] for f in frames])
         spread_ms = np.ptp(off_ns[25:]) / MS
         print(
-            f"capture_ns off by {np.median(off_ns) / MS:.2f} ms p50, {spread_ms:.2f} ms spread; {late_ns / MS:.0f} ms old"
+            f"capture_ns off by {np.median(off_ns) / MS:.2f} ms p50, spread {spread_ms:.2f}; {late_ns / MS:.0f} ms old"
         )
         assert np.abs(off_ns[25:]).max() < 60 * MS
         assert spread_ms < 10

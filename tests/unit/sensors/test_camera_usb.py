@@ -1,4 +1,4 @@
-"""USB cameras, through a fake of OpenCV's VideoCapture: there is no kernel module for a virtual camera in a container."""
+"""USB cameras, through a fake of OpenCV's VideoCapture: a container has no module for a virtual camera."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: scripts/setup"
 
 
 class FakeCapture:
-    """A webcam that gives `pictures` pictures and is then unplugged. stamp_ms: what the driver says, given now in ms."""
+    """A webcam that gives `pictures` pictures and is then unplugged. stamp_ms: the driver's stamp, given now in ms."""
 
     def __init__(
         self, *, pictures: int = 5, opens: bool = True, stamp_ms: Callable[[float], float] = lambda now_ms: now_ms - 12

@@ -309,9 +309,7 @@ def test_a_browser_that_does_not_read_costs_the_pipeline_nothing(run: Callable[.
     assert dashboard.node._server is not None
     (client,) = dashboard.node._server._clients
     waiting = len(client._queue) + len(client._newest)
-    print(
-        f"consume of a picture and a prediction: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms; waiting {waiting}"
-    )
+    print(f"a picture and a prediction: p50 {np.median(took_ms):.2f} ms, max {max(took_ms):.1f} ms; waiting {waiting}")
     assert np.median(took_ms) < 5 and np.percentile(took_ms, 95) < 40
     assert waiting <= MAX_QUEUED + 4 and client._missed > 0
     began = time.monotonic()

@@ -129,7 +129,8 @@ def test_the_box_stands_around_the_face_of_the_picture(page: Any) -> None:
 
 def test_the_past_shows_a_gap_where_nothing_was_predicted(page: Any, performance: Performance) -> None:
     lit = """() => { const c = document.getElementById("timeline"), row = [0, c.height * .3, c.width, 1];
-        const d = c.getContext("2d").getImageData(...row).data, colourful = (...rgb) => Math.max(...rgb) - Math.min(...rgb) > 90;
+        const d = c.getContext("2d").getImageData(...row).data;
+        const colourful = (...rgb) => Math.max(...rgb) - Math.min(...rgb) > 90;
         let n = 0; for (let i = 0; i < d.length; i += 4) n += colourful(d[i], d[i + 1], d[i + 2]); return n; }"""
     page.wait_for_function(f"() => ({lit})() > 10", timeout=10_000)
     performance.nodes["infer"] = ("restarting", "the process ended (signal 9)")

@@ -191,8 +191,10 @@ def page(watched: Callable[[Drive], Any], drive: Drive) -> Any:
 def colours(page: Any, canvas: str, x: float, y: float, r: float = 0.02) -> list[list[int]]:
     """The different opaque colours within r around a point of a canvas, in fractions of its size."""
     script = """([id, x, y, r]) => { const c = document.getElementById(id), s = new Set();
-        const d = c.getContext("2d").getImageData((x - r) * c.width, (y - r) * c.height, 2 * r * c.width, 2 * r * c.height).data;
-        for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) s.add(`${d[i]},${d[i + 1]},${d[i + 2]}`); return [...s]; }"""
+        const [left, top, w, h] = [(x - r) * c.width, (y - r) * c.height, 2 * r * c.width, 2 * r * c.height];
+        const d = c.getContext("2d").getImageData(left, top, w, h).data;
+        for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) s.add(`${d[i]},${d[i + 1]},${d[i + 2]}`);
+        return [...s]; }"""
     return [[int(v) for v in c.split(",")] for c in page.evaluate(script, [canvas, x, y, r])]
 
 
