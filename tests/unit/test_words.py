@@ -67,11 +67,11 @@ BANNED_IN_TEXT = {
     r"in vain": "timed out waiting",
 }
 EXEMPT = (
-    "tests/unit/test_words.py",
+    "tests/unit/test_words.py",  # this list
+    "pipeline/old_names.py",  # the words in files of older versions
     "tests/unit/test_old_names.py",
-    "pipeline/old_names.py",
-    "CHANGELOG.md",
-    "LICENSE",
+    "CHANGELOG.md",  # what was
+    "LICENSE",  # not ours
 )
 
 
