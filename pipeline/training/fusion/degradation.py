@@ -91,7 +91,7 @@ def evaluate_degradation(
     voice, voice_labels, speakers = fusion.voice_opinions(voice_rows)
     pairs = fusion.pseudo_pairs(face, faces.labels, voice, voice_labels, speakers, seed=seed)
     fitted = [
-        (fusion.fitted_adapter(fusion.voted_core(folder, seed=seed), pairs.take(train)), test)
+        (fusion.fitted_adapter(fusion.core_from_votes(folder, seed=seed), pairs.take(train)), test)
         for train, test in fusion.splits(pairs, seed=seed)
     ]
     tested = np.concatenate([test for _, test in fitted])

@@ -75,7 +75,7 @@ def test_a_precision_that_was_never_exported_says_how(face: Path) -> None:
 def test_a_file_of_an_earlier_model_is_refused(face: Path) -> None:
     exported = face.with_name("face-expression.fp16.onnx")
     exported.write_bytes(face.read_bytes())
-    with pytest.raises(ConfigError, match=r"exported from another face-expression\.onnx. Make it with"):
+    with pytest.raises(ConfigError, match=r"made from another face-expression\.onnx. Make it with"):
         load(face, precision="fp16")
 
 
