@@ -365,3 +365,9 @@ def test_hints_name_the_command_by_the_constant() -> None:
             if isinstance(node, ast.Constant) and "run_pipeline.py" in str(node.value) and node not in docstrings
         ]
     assert outside(spelt_out, "pipeline/installation.py", "pipeline/training/") == []
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports test files by their names alone: two of one name end the run before it begins."""
+    names = [where.rpartition("/")[2] for where in files("tests") if "/test_" in where]
+    assert {name for name in names if names.count(name) > 1} == set()

@@ -162,6 +162,7 @@ def test_capture_time_is_the_cameras_own_stamp_on_the_monotonic_clock(soft: Soft
     assert all(a.capture_ns < b.capture_ns for a, b in itertools.pairwise(frames))
 
 
+@pytest.mark.paced
 @pytest.mark.parametrize("domain", ["hardware_clock", "global_time"])
 def test_stamps_of_another_epoch_are_tied_to_their_arrival(
     sdk: Any, monkeypatch: pytest.MonkeyPatch, domain: str
