@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from sample_recording import sample_recording
 
-from pipeline.cli.sample import cached_sample
-from pipeline.errors import ConfigError
 from pipeline.recording import dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,10 +30,7 @@ def command(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def sample():
-    try:
-        return cached_sample()
-    except ConfigError as error:
-        pytest.skip(str(error))
+    return sample_recording()
 
 
 def test_a_fusion_trained_on_a_labelled_recording_runs_live(sample, tmp_path):
