@@ -17,7 +17,7 @@ from pipeline.training.data.speech import Speech
 from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, clip_means, markdown, score
-from pipeline.training.export.onnx_export import export_network
+from pipeline.training.export.onnx_export import export_network, sample_sound_windows
 from pipeline.training.sound.clips import LABELS
 from pipeline.training.sound.net import SoundNet
 
@@ -154,7 +154,4 @@ def export_sound(net: SoundNet, path: Path) -> None:
 
     Raises as export_face does.
     """
-    windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
-    windows[:, 1] = 1
-    windows[0, :, :, :200] = 0  # columns that were not received
-    export_network(copy.deepcopy(net).eval(), path, "sound", windows)
+    export_network(copy.deepcopy(net).eval(), path, "sound", sample_sound_windows())

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline.errors import ConfigError
 from pipeline.inference.manifest import Manifest, TensorInfo
@@ -25,7 +24,7 @@ from pipeline.training.data.speech import Speech
 from pipeline.training.evaluation.classifier_figures import fit_temperature
 from pipeline.training.evaluation.report import write
 from pipeline.training.evaluation.scores import Scores, clip_means, markdown, score
-from pipeline.training.export.onnx_export import export_network
+from pipeline.training.export.onnx_export import export_network, sample_sound_windows
 from pipeline.training.voice.net import VoiceNet
 
 # Hyperparameters were chosen on these speakers, with networks trained on the other twelve actors (and the other five of
@@ -206,7 +205,4 @@ def export_voice(net: VoiceNet, path: Path) -> None:
 
     Raises as export_face does.
     """
-    windows = torch.rand(3, 2, VOICE_BANDS, VOICE_FRAMES, generator=torch.Generator().manual_seed(0))
-    windows[:, 1] = 1
-    windows[0, :, :, :200] = 0  # columns that were not received
-    export_network(copy.deepcopy(net).eval(), path, "voice", windows)
+    export_network(copy.deepcopy(net).eval(), path, "voice", sample_sound_windows())
