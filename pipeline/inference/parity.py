@@ -1,4 +1,4 @@
-"""The parity gate: an engine is refused unless it answers as ONNX Runtime does in fp32.
+"""The parity gate: an engine is refused unless its answers are those of ONNX Runtime in fp32, within a stated bound.
 
 Example:
     result = compare(engine, reference, samples(), precision="fp16", temperature=1.3)
@@ -33,9 +33,9 @@ class Bound:
     agreement: float
 
 
-# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8's logits wander further than that and it is judged by
-# its labels; the bound there only keeps out an engine that is broken.
-BOUNDS = {"fp32": Bound(1e-3, 1.0), "fp16": Bound(2e-2, 0.995), "int8": Bound(0.5, 0.98)}
+# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8 does not give the same answers, only near ones: the face
+# encoder, the one model that passes, differs by 0.11 and keeps 99.6 % of its labels; the others by 0.68 and more.
+BOUNDS = {"fp32": Bound(1e-3, 1.0), "fp16": Bound(2e-2, 0.995), "int8": Bound(0.2, 0.99)}
 
 
 @dataclass(frozen=True)
