@@ -31,6 +31,7 @@ from pipeline.transport.clock_exchange import ClockServer
 from pipeline.transport.control import ControlServer
 from pipeline.transport.keys import Keyring
 from pipeline.transport.publisher import Publisher
+from pipeline.transport.service_thread import failure
 from pipeline.transport.wire_format import Fault, Report, Request
 
 log = logging.getLogger("launch")
@@ -130,6 +131,8 @@ class Launcher:
         next_waiting_s = time.monotonic() + WAITING_EVERY_S
         while self._phase is not Phase.KILLING and any(p.state in ACTIVE for p in self._processes.values()):
             self._receive(POLL_MS)
+            if (error := failure()) is not None:
+                raise error
             self._handle_interrupts()
             self._handle_exits()
             self._advance()
@@ -230,9 +233,11 @@ class Launcher:
         for message in messages:
             if isinstance(message, Report):
                 if message.process in self._processes:
-                    self._processes[message.process].handle_report(message.nodes)
+                    process = self._processes[message.process]
+                    process.handle_report(node for node in message.nodes if node.node in process.node_names)
             elif isinstance(message, Fault):
-                self._process_of[message.node].handle_fault(message)
+                if message.node in self._process_of:
+                    self._process_of[message.node].handle_fault(message)
             elif isinstance(message, Request):
                 self._handle_request(message)
         return bool(messages)

@@ -71,7 +71,7 @@ class NodeRunner:
         self,
         plan: NodePlan,
         started: threading.Event,
-        send_to_launcher: Callable[[Value], None],
+        send_to_launcher: Callable[[Fault | Request], None],
         clock: Clock,
         keyring: Keyring | None,
     ) -> None:

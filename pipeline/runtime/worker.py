@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -30,7 +31,8 @@ from pipeline.transport.control import ControlClient
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import context
 from pipeline.transport.receiver import Receiver
-from pipeline.transport.wire_format import Fault, Report, Request, Value
+from pipeline.transport.service_thread import failure
+from pipeline.transport.wire_format import Fault, Report, Request
 
 REPORT_EVERY_S = 0.25
 POLL_MS, LOADING_POLL_MS = (
@@ -53,12 +55,20 @@ def main() -> int:
 
 def run_process(plan: ProcessPlan) -> int:
     """Run the nodes of `plan` to their end. Returns the exit code of this process."""
+    try:
+        return _run(plan)
+    except Exception:
+        logging.getLogger(plan.name).error("%s", traceback.format_exc())
+        os._exit(1)  # the threads of its nodes would go on in a process that no longer answers the launcher
+
+
+def _run(plan: ProcessPlan) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
     _end_with_launcher()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     clock = ReplayClock(plan.replay.start_ns, plan.replay.speed) if plan.replay else LiveClock(plan.start_ns)
     started = threading.Event()
-    outgoing: queue.SimpleQueue[Value] = queue.SimpleQueue()
+    outgoing: queue.SimpleQueue[Fault | Request] = queue.SimpleQueue()
     control = ControlClient(plan.control, plan.name)
     receiver = Receiver()
     try:
@@ -100,6 +110,8 @@ def run_process(plan: ProcessPlan) -> int:
             _stop(runners.values())
         if orphaned_since_s is not None and time.monotonic() - orphaned_since_s > ORPHAN_S:
             os._exit(1)  # a node hangs, and no launcher is left to kill this process
+        if not failed and (dead_thread := failure()) is not None:
+            outgoing.put(Fault(plan.nodes[0].name, str(dead_thread), dead_thread.exit_code))
         failed = _forward(outgoing, control, runners.values()) or failed
         if time.monotonic() >= next_report_s:
             report()
@@ -127,7 +139,9 @@ def _flush_sockets() -> None:
     flushing.join(LINGER_S)
 
 
-def _forward(outgoing: queue.SimpleQueue[Value], control: ControlClient, runners: Iterable[NodeRunner]) -> bool:
+def _forward(
+    outgoing: queue.SimpleQueue[Fault | Request], control: ControlClient, runners: Iterable[NodeRunner]
+) -> bool:
     """Send the launcher what the nodes have for it. True when one of them failed: then all nodes of the process end."""
     failed = False
     while not outgoing.empty():

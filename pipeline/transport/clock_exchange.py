@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 
 import zmq
 
@@ -17,7 +18,8 @@ from pipeline.clock import NS, Clock, LiveClock
 from pipeline.errors import ConfigError, WireError
 from pipeline.transport.host_clock import HostClock
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import bind, connect, context
+from pipeline.transport.network import bind, connect, context, receive
+from pipeline.transport.service_thread import ServiceThread
 from pipeline.transport.wire_format import Codec, Ping, Pong
 
 log = logging.getLogger("network")
@@ -31,7 +33,7 @@ NO_ANSWER_S = 5.0
 MAX_PING_BYTES = 4096  # a ping is 30 bytes, but the CURVE handshake takes 500
 
 
-class ClockServer(threading.Thread):
+class ClockServer(ServiceThread):
     """Answers pings with this host's time. In a thread of its own: a late answer widens every client's error bound."""
 
     def __init__(self, address: str, keyring: Keyring | None, clock: Clock | None = None) -> None:
@@ -51,19 +53,20 @@ class ClockServer(threading.Thread):
                 f"cannot answer clock requests of other hosts at {address}: {error}. Is it this host's, and free?"
             ) from error
 
-    def run(self) -> None:
+    def serve(self) -> None:
         while not self._stopping.is_set():
             if not self._socket.poll(100):
                 continue
             received_ns = self._clock.now_ns()
-            identity, *parts = self._socket.recv_multipart()
+            identity, *parts = receive(self._socket)
             try:
                 ping = self._codec.decode(parts).value
             except WireError:
                 continue  # unknown sender: ignore
             if isinstance(ping, Ping):
                 pong = Pong(ping.sent_ns, received_ns, self._clock.now_ns())
-                self._socket.send_multipart([identity, *self._codec.encode(0, 0, pong)], zmq.DONTWAIT)
+                with suppress(zmq.Again):  # a client that does not read its answers pings again
+                    self._socket.send_multipart([identity, *self._codec.encode(0, 0, pong)], zmq.DONTWAIT)
         self._socket.close()
 
     def stop(self) -> None:
@@ -71,7 +74,7 @@ class ClockServer(threading.Thread):
         self.join(1.0)
 
 
-class ClockClient(threading.Thread):
+class ClockClient(ServiceThread):
     """Maintains `clock`, the HostClock of `host`, from the answers to its pings."""
 
     def __init__(self, host: str, address: str, keyring: Keyring | None, clock: Clock | None = None) -> None:
@@ -91,7 +94,7 @@ class ClockClient(threading.Thread):
         self._own_name = keyring.name if keyring else ""
         connect(self._socket, address, keyring, host)
 
-    def run(self) -> None:
+    def serve(self) -> None:
         answered_ns = self._own_clock.now_ns()
         jumps, silence_logged = 0, False
         while not self._stopping.is_set():
@@ -139,7 +142,7 @@ class ClockClient(threading.Thread):
         while self._socket.poll(max(0, give_up_ns - self._own_clock.now_ns()) // 1_000_000):
             back_ns = self._own_clock.now_ns()
             try:
-                pong = self._codec.decode(self._socket.recv_multipart()).value
+                pong = self._codec.decode(receive(self._socket)).value
             except WireError:
                 continue
             if isinstance(pong, Pong):

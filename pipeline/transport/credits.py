@@ -15,7 +15,7 @@ from collections import deque
 
 import numpy as np
 
-INITIAL_CREDITS = 32
+INITIAL_CREDITS, MAX_CREDITS = 32, 1024
 
 
 class CreditWindow:
@@ -24,7 +24,7 @@ class CreditWindow:
     __slots__ = ("_untaken", "available")
 
     def __init__(self, credits: int) -> None:
-        self.available = credits
+        self.available = min(credits, MAX_CREDITS)
         # Payloads in shared memory, a list per message, oldest first. No slot is reused while its array is referenced.
         self._untaken: deque[list[np.ndarray]] = deque()
 
@@ -40,6 +40,6 @@ class CreditWindow:
 
     def grant(self, count: int) -> None:
         """The subscriber has taken `count` more messages."""
-        self.available += count
+        self.available = min(self.available + count, MAX_CREDITS)  # so much at most may lie untaken
         for _ in range(min(count, len(self._untaken))):
             self._untaken.popleft()

@@ -46,6 +46,20 @@ def context() -> zmq.Context[Any]:
     return zmq.Context.instance()
 
 
+def receive(socket: zmq.Socket[Any], *, max_parts: int = 2, copy: bool = True) -> list[Any]:
+    """The parts of the message that has arrived, as bytes or, if not `copy`, as views of what ZeroMQ holds.
+
+    Of a longer one than max_parts only one part more is returned, so that its reader sees that it is too long. Raises
+    zmq.Again when none has arrived.
+    """
+    parts: list[Any] = [socket.recv(zmq.DONTWAIT, copy=copy)]
+    while socket.getsockopt(zmq.RCVMORE):
+        part = socket.recv(zmq.DONTWAIT, copy=copy)
+        if len(parts) <= max_parts:
+            parts.append(part)
+    return parts if copy else [part.buffer for part in parts]
+
+
 def new_keys() -> tuple[str, str]:
     """(public, secret): a new pair of CURVE keys, in Z85."""
     public, secret = zmq.curve_keypair()

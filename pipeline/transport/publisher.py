@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import threading
@@ -35,7 +36,7 @@ from pipeline.transport.compression import compress
 from pipeline.transport.credits import CreditWindow
 from pipeline.transport.datagrams import DatagramSender
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import QUEUE_MESSAGES, READABLE, bind, context
+from pipeline.transport.network import QUEUE_MESSAGES, READABLE, bind, context, receive
 from pipeline.transport.shared_memory import DEFAULT_SPAN_S, SharedMemoryWriter, SlotAddress, folder_for_address
 from pipeline.transport.wire_format import (
     INLINE_BYTES,
@@ -48,7 +49,11 @@ from pipeline.transport.wire_format import (
     Welcome,
 )
 
+log = logging.getLogger("transport")
+
 SERVICE_EVERY_S = 0.1
+MAX_SUBSCRIBERS = 256  # each has a queue, and a descriptor for its datagrams
+MAX_AT_ONCE = 1000  # messages of subscribers that are read before the publisher's own work goes on
 FORGET_SUBSCRIBER_S = 5.0  # without a Hello, which comes every half second
 WAIT_FOR_ROOM_MS = 300
 CLOSE_S, CLOSE_NETWORK_S = 0.3, 5.0  # over a network that loses packets the last messages take a while
@@ -98,7 +103,7 @@ class Publisher:
         self._session = secrets.randbits(62)
         self._seq = 0
         self._peers: dict[bytes, _Peer] = {}
-        self._ended = False
+        self._ended = self._is_full_logged = False
         self._close_s = CLOSE_NETWORK_S if network else CLOSE_S
         self._folder, self._span_s = folder_for_address(address), span_s
         self._shared_memory: SharedMemoryWriter | None = None  # created for the first subscriber that asks for it
@@ -163,9 +168,14 @@ class Publisher:
     def service(self, timeout_ms: int = 0) -> None:
         """Read what subscribers sent; call it at least every second. timeout_ms: how long to wait if there is none."""
         # Reading EVENTS takes a tenth of the time of a poll, and this is done for every message.
-        while self._socket.get(zmq.EVENTS) & READABLE or (timeout_ms and self._socket.poll(timeout_ms)):
+        for _ in range(MAX_AT_ONCE):
+            if not (self._socket.get(zmq.EVENTS) & READABLE or (timeout_ms and self._socket.poll(timeout_ms))):
+                break
             timeout_ms = 0
-            identity, *parts = self._socket.recv_multipart()
+            try:
+                identity, *parts = receive(self._socket)
+            except zmq.Again:
+                break
             try:
                 value = self._codec.decode(parts).value
             except WireError:
@@ -175,7 +185,7 @@ class Publisher:
                 if peer is None:
                     self._welcome(identity, value)
                 else:
-                    peer.last_hello_s = time.monotonic()
+                    peer.last_hello_s, peer.payloads = time.monotonic(), value.payloads
                     if peer.datagrams is not None and value.session == self._session:
                         peer.datagrams.confirm(value.expected)
             elif isinstance(value, Credit) and peer is not None:
@@ -206,6 +216,11 @@ class Publisher:
             peer.close()
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
+        if len(self._peers) >= MAX_SUBSCRIBERS:
+            if not self._is_full_logged:
+                self._is_full_logged = True
+                log.warning("'%s' has %d readers: more are not served", self.info.stream, MAX_SUBSCRIBERS)
+            return
         if hello.payloads == "ring" and self._shared_memory is None and self._folder is not None:
             self._shared_memory = SharedMemoryWriter(self._folder, self.info.stream, self.info.rate_hz, self._span_s)
         self._peers[identity] = _Peer(hello, time.monotonic(), self._seq, self._folder)

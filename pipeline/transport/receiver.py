@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pipeline.errors import WireError
 from pipeline.transport.poller import Poller
+from pipeline.transport.service_thread import ServiceThread
 from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import Value
 
@@ -23,7 +24,7 @@ class _Route(NamedTuple):
     take_credits: Callable[[], int]
 
 
-class Receiver(threading.Thread):
+class Receiver(ServiceThread):
     """Reads every subscriber of the process, and does nothing else."""
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Receiver(threading.Thread):
         """
         self._routes.append(_Route(subscriber, deliver, malformed, take_credits))
 
-    def run(self) -> None:
+    def serve(self) -> None:
         poller = Poller([route.subscriber for route in self._routes])
         routes = {route.subscriber: route for route in self._routes}
         # A credit that is granted late makes a fast source wait, so with flow control the thread wakes more often.

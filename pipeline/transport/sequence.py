@@ -28,7 +28,7 @@ class Sequence:
             self.publisher_restarts += 1
         elif self.session is not None:
             # This process was suspended until the publisher forgot it: what was sent meanwhile had been promised.
-            missed = seq - self.expected
+            missed = max(0, seq - self.expected)
         self.session, self.expected = session, seq
         return missed
 

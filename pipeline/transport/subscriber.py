@@ -28,11 +28,23 @@ from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.datagrams import DatagramReceiver
 from pipeline.transport.drop_reasons import LOST, MALFORMED, OVERWRITTEN
 from pipeline.transport.keys import Keyring
-from pipeline.transport.network import QUEUE_MESSAGES, READABLE, connect, context
+from pipeline.transport.network import QUEUE_MESSAGES, READABLE, connect, context, receive
 from pipeline.transport.poller import Poller
 from pipeline.transport.sequence import Sequence
 from pipeline.transport.shared_memory import SharedMemoryReader, SlotOverwritten, folder_for_address
-from pipeline.transport.wire_format import Bye, Codec, Credit, End, Envelope, Hello, Payloads, Value, Welcome
+from pipeline.transport.wire_format import (
+    MAX_NAME,
+    MAX_PARTS,
+    Bye,
+    Codec,
+    Credit,
+    End,
+    Envelope,
+    Hello,
+    Payloads,
+    Value,
+    Welcome,
+)
 
 HELLO_EVERY_S, FIRST_HELLOS_EVERY_S = 0.5, 0.05
 MAX_PART_BYTES = 64 << 20
@@ -76,7 +88,7 @@ class Subscriber:
         self._datagrams = DatagramReceiver(folder) if folder else None
         self._codec = Codec(SharedMemoryReader(folder, waited_for=credits is not None).view if folder else None)
         datagram_socket = self._datagrams.name if self._datagrams else ""
-        self._hello = Hello(reader, credits, payloads or ("ring" if folder else "inline"), datagram_socket)
+        self._hello = Hello(reader[:MAX_NAME], credits, payloads or ("ring" if folder else "inline"), datagram_socket)
         self._socket = context().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 100)
@@ -201,7 +213,7 @@ class Subscriber:
             if not has_zeromq:
                 return [], False
         try:
-            return [part.buffer for part in self._socket.recv_multipart(zmq.DONTWAIT, copy=False)], False
+            return receive(self._socket, max_parts=MAX_PARTS, copy=False), False
         except zmq.Again:
             return [], False
 

@@ -13,14 +13,14 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, Prediction, StreamInfo
-from pipeline.transport.shared_memory import SlotAddress
+from pipeline.transport.shared_memory import SlotAddress, SlotOverwritten
 
 VERSION = 1
 # A chunk of sound travels in the header. Above, shared memory takes half the time of a message part: 54 µs, not 106, at
@@ -36,22 +36,31 @@ FetchArray = Callable[[SlotAddress, tuple[int, ...], np.dtype], np.ndarray]
 DTYPES = {d: np.dtype(d) for d in ("|u1", "|i1", "|b1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+# Bounds on what a message says: one beyond them is malformed. A time, sequence number or session fits into 63 bits.
+MAX_PARTS = 1024  # of one message: the envelope, and an array each
+MAX_BYTES = 512 << 20  # of all its parts together
+MAX_NAME = 255  # characters of a name: of a program, a node, a socket, a verb
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Nanoseconds = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
+Credits = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]  # more than MAX_CREDITS count as that many
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
     """Subscriber → publisher, every half second."""
 
-    reader: str  # the subscriber's name
-    credits: int | None = None  # messages that may be on their way before the publisher waits; None: it never waits
+    reader: Name  # the subscriber's name
+    credits: Credits | None = None  # messages that may be on their way before the publisher waits; None: it never waits
     payloads: Payloads = "inline"
-    datagram_socket: str = ""  # where it accepts small messages while it keeps up (datagrams.py)
-    session: int = 0  # of the publisher, from its Welcome; 0: none yet
-    expected: int = 0  # the next seq of that session: all before it was read, or counted as lost
+    datagram_socket: Name = ""  # where it accepts small messages while it keeps up (datagrams.py)
+    session: Count = 0  # of the publisher, from its Welcome; 0: none yet
+    expected: Count = 0  # the next seq of that session: all before it was read, or counted as lost
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
     """Subscriber → publisher: `count` more messages may be sent."""
 
-    count: int
+    count: Credits
 
 
 class Bye(msgspec.Struct, frozen=True, array_like=True, tag="Bye"):
@@ -71,14 +80,14 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="End"):
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
     """Node process → launcher."""
 
-    process: str
+    process: Name
     nodes: tuple[NodeHealth, ...]
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
     """Node process → launcher: a node failed for good. `exit_code` as in errors.py."""
 
-    node: str
+    node: Name
     message: str
     exit_code: int
 
@@ -86,22 +95,22 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):
     """Node → launcher: stop, mute, unmute, pause, resume, label. Launcher → node process: also begin, leave, ended."""
 
-    verb: str
+    verb: Name
     argument: str = ""
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="Ping"):
     """Clock client → another host's clock server. sent_ns: by the client's clock."""
 
-    sent_ns: int
+    sent_ns: Nanoseconds
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="Pong"):
     """The answer: when the ping arrived and when this was sent, by the server's clock."""
 
-    sent_ns: int  # the ping's
-    received_ns: int
-    answered_ns: int
+    sent_ns: Nanoseconds  # the ping's
+    received_ns: Nanoseconds
+    answered_ns: Nanoseconds
 
 
 Value = (
@@ -124,8 +133,8 @@ Value = (
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    session: int  # of the publisher; another number means that it was restarted
-    seq: int  # +1 per message of the session; a gap is a loss
+    session: Count  # of the publisher; another number means that it was restarted
+    seq: Count  # +1 per message of the session; a gap is a loss
     value: Value
 
 
@@ -133,8 +142,8 @@ class _Numbered(msgspec.Struct, frozen=True, array_like=True):
     """An envelope whose value is not decoded."""
 
     version: int
-    session: int
-    seq: int
+    session: Count
+    seq: Count
     value: msgspec.Raw
 
 
@@ -162,11 +171,15 @@ class Codec:
         Raises WireError for anything that is not in this schema, and SlotOverwritten for a payload that is read too
         late.
         """
+        if len(parts) > MAX_PARTS or sum(map(len, parts)) > MAX_BYTES:
+            raise WireError(f"more than {MAX_PARTS} parts, or than {MAX_BYTES >> 20} MiB")
         self._parts = list(parts[1:])
         try:
             envelope = self._decoder.decode(parts[0])
-        except (msgspec.MsgspecError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
-            raise WireError(f"not a message of version {VERSION}: {error}") from error
+        except SlotOverwritten:
+            raise
+        except Exception as error:  # whatever rubbish makes a decoder raise, RecursionError too, it is no message
+            raise WireError(f"not a message of version {VERSION}: {type(error).__name__}: {error}") from error
         if envelope.version != VERSION:
             raise WireError(f"a message of version {envelope.version}; this program supports version {VERSION}")
         return envelope
@@ -175,7 +188,7 @@ class Codec:
         """(session, seq) of a message; None when it is not in this schema."""
         try:
             numbered = self._numbers.decode(header)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return None
         return numbered.session, numbered.seq
 
