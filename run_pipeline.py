@@ -149,20 +149,12 @@ def check(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> None:
-    from pipeline.errors import ConfigError
+    from pipeline.cli.verify import report, report_event_log
 
     if args.events.suffix == ".mcap":
-        from pipeline.cli.verify import report
-
-        return report(args.events, plot=args.plot)
-    from pipeline.alignment.event_log import verify
-
-    verdict = verify(args.events)
-    for difference in verdict.differences:
-        print(f"  {difference}")
-    if verdict.differences:
-        raise ConfigError(f"{args.events}: some of its {verdict.sets} sets do not follow from what arrived")
-    print(f"{args.events}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
+        report(args.events, plot=args.plot, config=args.config)
+    else:
+        report_event_log(args.events, config=args.config)
 
 
 def import_(args: argparse.Namespace) -> None:

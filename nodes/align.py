@@ -67,7 +67,7 @@ class Align(Transform):
             # After a restart of this node sets begin now: ticks for the time before would refer to lost frames.
             now_ns = clock.start_ns if self._options.max_wait_ns is None else max(clock.start_ns, clock.now_ns())
             config = self._options.config(self.context.inputs, now_ns)
-            self._aligner = config.aligner()
+            self._aligner = config.aligner(own=self._options.own_policies)
             if self._event_log_path or self.context.publish_event:
                 self._event_log = EventLog(self._event_log_path, config, self.context.publish_event)
         return self._aligner

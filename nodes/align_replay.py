@@ -85,7 +85,7 @@ class AlignReplay(Transform):
             to_ns=self._to_ns,
             faults=self._faults,
         )
-        return ArrivalReplay(events)
+        return ArrivalReplay(events, own_policies=self._options.own_policies)
 
     def _as_recorded(self) -> ArrivalReplay:
         recorded = next(self._recorded_events(), None)
@@ -95,6 +95,7 @@ class AlignReplay(Transform):
         return ArrivalReplay(
             self._recorded_events(self._from_ns),
             None if config.decides_like(recorded) else config,
+            own_policies=self._options.own_policies,
             partial=self._from_ns is not None or self._to_ns is not None,
         )
 

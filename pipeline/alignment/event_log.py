@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +37,20 @@ class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):
     emit: Emit
     start_ns: int
 
-    def aligner(self) -> Aligner:
-        policies = {stream: parse_policy(entry, f"sync.{stream}") for stream, entry in self.sync.items()}
+    def aligner(self, where: str = "", own: Collection[Mapping[str, Any]] = ()) -> Aligner:
+        """The aligner that it describes.
+
+        Args:
+            where: Begins every error: the file that holds it.
+            own: The sync policies of the user's own config, which alone may name code.
+
+        Raises:
+            ConfigError: A policy does not exist, or names code that the user's own config does not.
+        """
+        try:
+            policies = {name: parse_policy(entry, f"sync.{name}", own=own) for name, entry in self.sync.items()}
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from error
         return Aligner(self.anchor, policies, max_wait_ns=self.max_wait_ns, emit=self.emit, start_ns=self.start_ns)
 
     def decides_like(self, other: AlignerConfig) -> bool:
@@ -168,26 +180,35 @@ class Verification(NamedTuple):
     differences: tuple[str, ...]
 
 
-def verify(path: Path, *, max_differences: int = 10) -> Verification:
-    """Derive every set of a run from what arrived. Raises ConfigError for a file that is no event log."""
-    return verify_events(_read(path), str(path), max_differences=max_differences)
+def verify(path: Path, *, own_policies: Collection[Mapping[str, Any]] = (), max_differences: int = 10) -> Verification:
+    """Derive every set of a run from what arrived; the arguments are those of `verify_events`.
+
+    Raises ConfigError for a file that is no event log.
+    """
+    return verify_events(_read(path), str(path), own_policies=own_policies, max_differences=max_differences)
 
 
 def verify_events(
-    events: Iterator[Event], where: str, *, max_differences: int = 10, incomplete: bool = False
+    events: Iterator[Event],
+    where: str,
+    *,
+    own_policies: Collection[Mapping[str, Any]] = (),
+    max_differences: int = 10,
+    incomplete: bool = False,
 ) -> Verification:
     """The same for events from anywhere. Each AlignerConfig among them is a restart of the aligner.
 
     Args:
         events: In the order of the log.
         where: Names the log in errors.
+        own_policies: The sync policies of the user's own config; a log may name no other code.
         max_differences: Differences that are listed.
         incomplete: The end of the log is missing, so a set without a SetEvent is no difference.
     """
     config = next(events, None)
     if not isinstance(config, AlignerConfig):
         raise ConfigError(f"{where}: not an event log: its first line should hold the configuration of the aligner")
-    aligner = config.aligner()
+    aligner = config.aligner(where, own_policies)
     derived: deque[SetEvent] = deque()
     differences: list[str] = []
     sets = count = 0
@@ -195,7 +216,7 @@ def verify_events(
         count += 1
         if isinstance(event, AlignerConfig):
             derived.clear()  # the aligner stopped before it could send these
-            aligner = event.aligner()
+            aligner = event.aligner(where, own_policies)
         elif isinstance(event, ArrivalEvent):
             derived += map(SetEvent.of, aligner.add(event.frame(), event.arrival_ns))
         elif isinstance(event, FinishEvent):

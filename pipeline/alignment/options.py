@@ -32,7 +32,13 @@ class AlignerOptions:
         if self.max_wait_ms is not None and self.max_wait_ms < 0:
             raise ValueError(f"max_wait_ms: found {self.max_wait_ms}, expected 0 or more, or null")
         for stream, entry in (self.sync or {}).items():
-            parse_policy(entry, f"sync.{stream}")  # so that an error shows now, and not when the first frame arrives
+            # So that an error shows now, and not when the first frame arrives.
+            parse_policy(entry, f"sync.{stream}", own=self.own_policies)
+
+    @property
+    def own_policies(self) -> tuple[Mapping[str, Any], ...]:
+        """The entries of `sync`, which may name code of the user's."""
+        return tuple((self.sync or {}).values())
 
     @property
     def max_wait_ns(self) -> int | None:

@@ -12,7 +12,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -246,13 +246,31 @@ class Interpolate:
 POLICIES: dict[str, type[Any]] = {"nearest": Nearest, "latest": Latest, "window": Window, "interpolate": Interpolate}
 
 
-def parse_policy(entry: Mapping[str, Any], where: str) -> SyncPolicy:
-    """A policy as YAML has it: {policy: window, before_ms: 1000} or {policy: "module:Name", …}. Raises ValueError."""
+def parse_policy(entry: Mapping[str, Any], where: str, *, own: Collection[Mapping[str, Any]] = ()) -> SyncPolicy:
+    """A policy as YAML has it: {policy: window, before_ms: 1000} or {policy: "module:Name", …}.
+
+    Args:
+        entry: Of the user's config, or of a file, which may come from anybody.
+        where: Its place, which begins every error.
+        own: The entries of the user's own config. No other may name code: a class is imported only for one of these.
+
+    Raises:
+        ValueError: There is no such policy, its options do not fit, or it names code and is not one of `own`.
+    """
     options = dict(entry)
     policy = options.pop("policy", None)
     if not isinstance(policy, str):
         raise ValueError(f"{where}: 'policy' is missing. Known: {', '.join(POLICIES)}, or module:Name")
-    kind: Any = find(policy, object, "pipeline", what="sync policy") if ":" in policy else POLICIES.get(policy)
+    kind: Any = POLICIES.get(policy)
+    if kind is None and ":" in policy:
+        if entry not in own:
+            raise ValueError(
+                f"{where}.policy: '{policy}' names code, and code is run only where your own config names it, with the "
+                f"same options: {dict(entry)}"
+            )
+        kind = find(policy, object, "pipeline", what="sync policy")
+        if not all(hasattr(kind, name) for name in ("answer", "lookback_ns", "lookahead_ns")):
+            raise ValueError(f"{where}.policy: '{policy}' is no sync policy: it needs what SyncPolicy describes")
     if kind is None:
         known = f"Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
         raise ValueError(f"{where}.policy: no sync policy called '{policy}'. {known}")

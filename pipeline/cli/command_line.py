@@ -182,6 +182,9 @@ def _add_files(add: Add) -> None:
         "events", type=Path, metavar="REC.mcap", help="a recording, or EVENTS.jsonl, which nodes.align.event_log wrote"
     )
     verify.add_argument("--plot", type=Path, metavar="OUT.svg", help="a picture of a recording's timeline")
+    verify.add_argument(
+        "--config", metavar="CONFIG.yaml", help="your config of that run, if it has sync policies of your own"
+    )
 
     import_ = add("import", "convert other recordings: video, pictures, KITTI, EuRoC, TUM, ROS bags, pcap")
     import_.add_argument("source", type=Path, help="a file or a folder (docs/import.md lists the formats)")

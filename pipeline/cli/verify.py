@@ -2,6 +2,7 @@
 
 Example:
     report(Path("rec.mcap"), plot=Path("timeline.svg"))
+    report_event_log(Path("events.jsonl"), config=Path("mine.yaml"))
 """
 
 from __future__ import annotations
@@ -9,28 +10,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.alignment import event_log
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.installation import COMMAND
 from pipeline.recording.timeline import draw
 from pipeline.recording.verify import Audit
-from pipeline.runtime.config import HEALTH
+from pipeline.runtime.config import HEALTH, load
 from pipeline.runtime.graph import EVENTS
 
 _HEAD = ("stream", "encoding", "frames", "rate", "jitter", "missing", "span", "clock error", "")
 
 
-def report(path: Path, *, plot: Path | None = None) -> None:
+def report(path: Path, *, plot: Path | None = None, config: str | None = None) -> None:
     """Print the audit of a recording.
 
     Args:
         path: The recording.
         plot: Draw its timeline into this SVG file too.
+        config: The user's own config, whose sync policies may be run; a recording may name no other code.
 
     Raises:
         ConfigError: A message is unaccounted for, or the file is broken or not closed.
     """
-    audit = Audit(path)
+    audit = Audit(path, _own_policies(config))
     first_ns, last_ns = audit.span_ns
     print(f"{path}: {(last_ns - first_ns) / NS:.1f} s, {audit.counts.total()} messages, {_origin(audit)}")
     _print_streams(audit)
@@ -62,6 +65,28 @@ def report(path: Path, *, plot: Path | None = None) -> None:
     if not audit.closed:
         raise ConfigError(f"{path}: not closed. Close it with: {COMMAND} record --repair {path}")
     print("  every message is accounted for" + ("" if audit.finished else ", up to where it was cut off"))
+
+
+def report_event_log(path: Path, *, config: str | None = None) -> None:
+    """Print whether every set of an event log follows from what arrived. config: as for `report`.
+
+    Raises:
+        ConfigError: One does not, or the file is no event log.
+    """
+    verdict = event_log.verify(path, own_policies=_own_policies(config))
+    for difference in verdict.differences:
+        print(f"  {difference}")
+    if verdict.differences:
+        raise ConfigError(f"{path}: some of its {verdict.sets} sets do not follow from what arrived")
+    print(f"{path}: all {verdict.sets} sets follow from the {verdict.events - verdict.sets} other events")
+
+
+def _own_policies(config: str | None) -> list[dict[str, Any]]:
+    """The sync policies of the user's config, which alone may name code."""
+    if config is None:
+        return []
+    tables = [node.options.get("sync") for node in load(config).nodes.values()]
+    return [entry for table in tables if isinstance(table, dict) for entry in table.values()]
 
 
 def _print_streams(audit: Audit) -> None:

@@ -33,8 +33,8 @@ class Bound:
     agreement: float
 
 
-# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8 does not give the same answers, only near ones: the face
-# encoder, the one model that passes, differs by 0.11 and keeps 99.6 % of its labels; the others by 0.68 and more.
+# fp16 keeps 11 bits, which 20 layers wear down to 7 or so. INT8 does not give the same answers, only near ones: the
+# face encoder, the one model that passes, differs by 0.11 and keeps 99.6 % of its labels; the others by 0.68 and more.
 BOUNDS = {"fp32": Bound(1e-3, 1.0), "fp16": Bound(2e-2, 0.995), "int8": Bound(0.2, 0.99)}
 
 

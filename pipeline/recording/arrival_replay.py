@@ -12,8 +12,9 @@ Example:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.event_log import (
@@ -39,11 +40,20 @@ class ArrivalReplay:
     Args:
         events: The events of the recorded run, in order.
         config: Build the aligner from this instead of the recorded configuration. None: as recorded.
+        own_policies: The sync policies of the user's own config; the recorded events may name no other code.
         partial: Only a part of the run is replayed: an arrival whose frame does not come is skipped, not missed.
     """
 
-    def __init__(self, events: Iterator[Event], config: AlignerConfig | None = None, *, partial: bool = False) -> None:
+    def __init__(
+        self,
+        events: Iterator[Event],
+        config: AlignerConfig | None = None,
+        *,
+        own_policies: Collection[Mapping[str, Any]] = (),
+        partial: bool = False,
+    ) -> None:
         self._events, self._config, self._partial = events, config, partial
+        self._own_policies = own_policies
         self._last_arrival_ns = 0
         self._aligner: Aligner | None = None
         self._waiting: dict[str, deque[Frame]] = {}
@@ -78,7 +88,7 @@ class ArrivalReplay:
         ready: list[AlignedSet] = []
         while (event := self._next) is not None:
             if isinstance(event, AlignerConfig):
-                self._aligner = (self._config or event).aligner()
+                self._aligner = (self._config or event).aligner("the recording", self._own_policies)
             elif isinstance(event, FinishEvent):
                 now_ns = self._last_arrival_ns if self._partial else event.now_ns
                 at_end = self._aligner.finish(now_ns) if self._aligner else []

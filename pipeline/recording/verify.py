@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,18 @@ class StreamAudit:
 
 
 class Audit:
-    """Reads the whole recording once. Raises ConfigError when it is broken."""
+    """Reads the whole recording once.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: The recording.
+        own_policies: The sync policies of the user's own config; the recording may name no other code.
+
+    Raises:
+        ConfigError: It is broken, or names code.
+    """
+
+    def __init__(self, path: Path, own_policies: Collection[Mapping[str, Any]] = ()) -> None:
+        self.path, self._own_policies = path, own_policies
         self.streams: dict[str, StreamAudit] = {}
         self.predictions: defaultdict[str, list[Prediction]] = defaultdict(list)
         self.sent: dict[str, list[SetEvent]] = {}  # by aligner
@@ -152,7 +160,10 @@ class Audit:
             self.verdicts[align] = event_log.Verification(len(self.sent[align]), len(events), ())
         elif events and isinstance(events[0], AlignerConfig):
             self.verdicts[align] = event_log.verify_events(
-                iter(events), f"{self.path}: {align}{EVENTS}", incomplete=not self.finished
+                iter(events),
+                f"{self.path}: {align}{EVENTS}",
+                own_policies=self._own_policies,
+                incomplete=not self.finished,
             )
 
     def has_all_events(self, align: str) -> bool:
