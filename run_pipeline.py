@@ -5,12 +5,14 @@
     python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
 
 The verbs and their options are declared in pipeline/cli/command_line.py. Exit codes: 0 done, 1 our bug, 2 the user's
-config or input, 3 a device, 4 two things that were compared are not alike.
+config or input, 3 a device, 4 two things that were compared are not alike, 5 a node was given up, or
+nothing was predicted.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -33,7 +35,15 @@ HERE = Path(__file__).resolve().parent
 
 
 def run(args: argparse.Namespace) -> None:
-    _run(args)
+    _, summary = _run(args)
+    _require_complete(summary)
+
+
+def _require_complete(summary: dict[str, Any]) -> None:
+    from pipeline.errors import IncompleteError
+
+    if summary["incomplete"]:
+        raise IncompleteError("; ".join(summary["incomplete"]))
 
 
 def _run(
@@ -97,6 +107,7 @@ def record(args: argparse.Namespace) -> None:
         args, lambda config: with_recorder(config, args.recording, options, args.host), stored=str(args.recording)
     )
     print(finish_recording(args.recording, summary))
+    _require_complete(summary)
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -120,6 +131,7 @@ def replay(args: argparse.Namespace) -> None:
             args, lambda config: replay_config(session, config, speed=args.speed, labels=not args.no_dashboard)
         )
         report(session, config, summary, Path(args.out) if args.out else None)
+    _require_complete(summary)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -341,6 +353,7 @@ def main() -> int:
         )
         return 2
 
+    is_terminal = sys.stdout.isatty()
     try:
         args.function(args)
     except SensoriumError as error:
@@ -348,8 +361,11 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is not an error
+    except OSError as error:
+        # `| head`, or a terminal that was closed: nobody reads on, which is no error.
+        if not (error.errno == errno.EPIPE or (error.errno == errno.EIO and is_terminal and not sys.stdout.isatty())):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

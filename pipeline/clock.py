@@ -35,21 +35,40 @@ class Clock(Protocol):
         ...
 
 
+class _Sleepers:
+    """The threads that sleep until a clock's time, so that nobody takes their silence for a failure."""
+
+    def __init__(self) -> None:
+        self.thread_ids: set[int] = set()
+
+    def __enter__(self) -> None:
+        self.thread_ids.add(threading.get_ident())
+
+    def __exit__(self, *_: object) -> None:
+        self.thread_ids.discard(threading.get_ident())
+
+
 class LiveClock:
     """The host's monotonic clock, which all processes of one host share."""
 
     def __init__(self, start_ns: int | None = None) -> None:
         self.start_ns = time.monotonic_ns() if start_ns is None else start_ns
+        self._sleepers = _Sleepers()
+
+    def is_sleeping(self, thread_id: int) -> bool:
+        """Whether that thread waits in this clock."""
+        return thread_id in self._sleepers.thread_ids
 
     def now_ns(self) -> int:
         return time.monotonic_ns()
 
     def sleep_until(self, when_ns: int, interrupt: threading.Event | None = None) -> bool:
-        while (left_ns := when_ns - time.monotonic_ns()) > 0:
-            if interrupt is None:
-                time.sleep(left_ns / NS)
-            elif interrupt.wait(left_ns / NS):
-                return False
+        with self._sleepers:
+            while (left_ns := when_ns - time.monotonic_ns()) > 0:
+                if interrupt is None:
+                    time.sleep(left_ns / NS)
+                elif interrupt.wait(left_ns / NS):
+                    return False
         return interrupt is None or not interrupt.is_set()
 
 
@@ -84,6 +103,11 @@ class ReplayClock:
         self._at_ns = start_ns  # this clock's time when the host's was _host_ns
         self._host_ns: int | None = None  # None: it stands still
         self._running = threading.Event()
+        self._sleepers = _Sleepers()
+
+    def is_sleeping(self, thread_id: int) -> bool:
+        """Whether that thread waits in this clock."""
+        return thread_id in self._sleepers.thread_ids
 
     def begin(self, host_ns: int) -> None:
         self._host_ns = host_ns
@@ -110,18 +134,20 @@ class ReplayClock:
 
     def wait_while_paused(self, interrupt: threading.Event) -> bool:
         """Returns False when `interrupt` was set meanwhile."""
-        while not self._running.wait(0.05):
-            if interrupt.is_set():
-                return False
+        with self._sleepers:
+            while not self._running.wait(0.05):
+                if interrupt.is_set():
+                    return False
         return True
 
     def sleep_until(self, when_ns: int, interrupt: threading.Event | None = None) -> bool:
-        while (left_ns := when_ns - self.now_ns()) > 0:
-            if interrupt is not None and interrupt.is_set():
-                return False
-            # In short steps: it may be paused meanwhile.
-            wait_s = 0.02 if self._host_ns is None else min(0.1, left_ns / NS / self._speed)
-            (time.sleep if interrupt is None else interrupt.wait)(wait_s)
+        with self._sleepers:
+            while (left_ns := when_ns - self.now_ns()) > 0:
+                if interrupt is not None and interrupt.is_set():
+                    return False
+                # In short steps: it may be paused meanwhile.
+                wait_s = 0.02 if self._host_ns is None else min(0.1, left_ns / NS / self._speed)
+                (time.sleep if interrupt is None else interrupt.wait)(wait_s)
         return interrupt is None or not interrupt.is_set()
 
 

@@ -4,6 +4,7 @@
     ├── ConfigError                2  the user's config, arguments, files or environment
     │   └── AssetError             2  a model or clip that is missing, altered or out of reach
     ├── DiffersError               4  two things that were compared differ
+    ├── IncompleteError            5  the run ended, but a node was given up, or nothing was predicted
     ├── DeviceError                3  a camera, microphone or lidar; `retry` says whether waiting can help
     ├── EngineError                1  a model's engine that its runtime refused, or that failed while it ran
     └── WireError                  1  a malformed message: counted and dropped by readers, never fatal
@@ -39,6 +40,12 @@ class DiffersError(SensoriumError):
     """Two things that were compared differ: no mistake, but a script must be able to detect it."""
 
     exit_code = 4
+
+
+class IncompleteError(SensoriumError):
+    """A run ended in order, but without something that it was for; its summary says what."""
+
+    exit_code = 5
 
 
 class DeviceError(SensoriumError):

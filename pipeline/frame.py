@@ -239,7 +239,18 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="Prediction",
 
 
 NodeState = Literal[
-    "starting", "ready", "running", "silent", "muted", "absent", "restarting", "finished", "stopped", "failed"
+    "starting",
+    "ready",
+    "running",
+    "silent",
+    "muted",
+    "absent",
+    "not answering",  # no sign of life: it is started again if none comes
+    "restarting",
+    "given up",  # it failed more often than `restarts` allows
+    "finished",
+    "stopped",
+    "failed",
 ]
 
 

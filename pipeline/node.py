@@ -38,6 +38,10 @@ def _ignore(*values: object) -> None:
     return None
 
 
+def _alive(within_s: float = 0.0) -> None:
+    return None
+
+
 @dataclass
 class Context:
     """What a node may use while it runs: its name, its clock, its counters and the way to the launcher.
@@ -56,6 +60,8 @@ class Context:
         info: The StreamInfo of an input; None before its source is connected.
         publish_event: Publishes one line of text as the stream `NAME.events`; None when nothing reads it. Only for a
             class with `publishes_events`.
+        alive: A sign of life for the watchdog, which is given at every message anyway: for a node that computes for
+            longer than its `watchdog_s`. `alive(30)`: the next one may take 30 s.
         commands: Messages from the page to this node.
     """
 
@@ -71,6 +77,7 @@ class Context:
     borrow: Callable[[tuple[int, ...], npt.DTypeLike], np.ndarray] = np.empty
     info: Callable[[str], StreamInfo | None] = _ignore
     publish_event: Callable[[bytes], None] | None = None
+    alive: Callable[..., None] = _alive
     commands: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
 

@@ -29,7 +29,8 @@ NODE_KEYS = {
     "process": "The process that it runs in: nodes with the same name share one. Default: a process of its own.",
     "host": "Where it runs, in a config with `hosts`.",
     "shared": "true: programs on other hosts may subscribe to it. Default false.",
-    "restart": "false: it is not started again after it failed. Default true.",
+    "restarts": "how often a minute it may be started again after it failed, then it is given up. Default 5.",
+    "watchdog_s": "without a sign of life for so long (s) it is started again; null: never. Default 10.",
     "optional": "true: the run goes on without it where its device is missing, and tries again. Default false.",
 }
 INPUT_KEYS = {

@@ -86,5 +86,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"  {edge}: {facts['sent']} sent by host '{facts['host']}'; {facts['clock'] or 'not here yet'}")
     for node, count in summary["restarts"].items():
         print(f"  {node}: started again {count} times")
+    for node, reason in summary["given_up"].items():
+        print(f"  {node}: given up: {reason}")
     lost = summary["unaccounted"]
     print(f"  unaccounted: {', '.join(f'{edge}: {n}' for edge, n in lost.items()) if lost else 'none'}")

@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -70,8 +70,21 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "engines": engines(nodes),
         "cpu_s": round(sum({n.pid: n.cpu_s for n in nodes}.values()), 2),
         "restarts": {n.node: n.restarts for n in nodes if n.restarts},
+        "given_up": {n.node: n.note for n in nodes if n.state == "given up"},
+        "incomplete": list(_incomplete(plan, nodes)),
         **({"host": plan.host, "from_other_hosts": remote} if plan.host else {}),
     }
+
+
+def _incomplete(plan: Plan, nodes: Iterable[NodeHealth]) -> Iterator[str]:
+    """What the run was for and did not do: then its exit code is 5."""
+    health = {node.node: node for node in nodes}
+    for node in plan.nodes:
+        if health[node.name].state == "given up" and not node.optional:
+            yield f"node '{node.name}' was given up: {health[node.name].note}"
+    predicting = [node.name for node in plan.nodes if node.predicts]
+    if predicting and not any(health[name].produced for name in predicting):
+        yield f"nothing was predicted: {' and '.join(predicting)} sent nothing"
 
 
 def engines(nodes: Iterable[NodeHealth]) -> dict[str, dict[str, str]]:

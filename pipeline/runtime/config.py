@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError, closest, nearest
 from pipeline.installation import CONFIGS, shipped
 from pipeline.node import Node
 from pipeline.plugins import all_named, check_options, construct, find, renamed_key
+from pipeline.runtime import watchdog
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
 
 TOP_KEYS = {
@@ -33,13 +35,15 @@ RESERVED = {
     "process": "nodes with the same name here run in one process; default: each has its own",
     "host": "where it runs, in a config with hosts",
     "shared": "true: programs on other hosts may subscribe to it; default false",
-    "restart": "false: the run ends when it dies; default true",
-    "optional": "true: the run goes on without its device, which is retried; default false",
+    "restarts": "how often a minute it may be started again after it failed, then it is given up; default 5",
+    "watchdog_s": "without a sign of life for so long (s) it is started again; null: never; default 10",
+    "optional": "true: the run goes on without it: its device is retried, and to give it up is no failure of the run",
 }
 INPUT_KEYS = {
     "from": "the node that sends; or health, the state of all nodes",
     "queue": "how many messages may wait: all (the sender waits), latest, or a number; default 32",
 }
+DEFAULT_RESTARTS = 5
 FIRST_PORT = 7700  # where a host answers clock requests; its streams have the ports above
 HEALTH = "health"  # the launcher's own stream, which any node may read
 
@@ -63,7 +67,8 @@ class NodeConfig:
     process: str = ""
     host: str = ""  # "" in a config without hosts
     shared: bool = False
-    restart: bool = True
+    restarts: int = DEFAULT_RESTARTS
+    watchdog_s: float | None = watchdog.DEFAULT_S
     optional: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # converted to the types of its constructor
 
@@ -197,7 +202,8 @@ def _parse_node(name: Any, node: Any, path: str, hosts: dict[str, tuple[str, int
         node.get("process", ""),
         node.get("host", ""),
         node.get("shared", False),
-        node.get("restart", True),
+        node.get("restarts", DEFAULT_RESTARTS),
+        node.get("watchdog_s", watchdog.DEFAULT_S),
         node.get("optional", False),
         check_options(resolve(use, where), options, where, reserved=RESERVED),
     )
@@ -222,9 +228,15 @@ def _check_reserved(node: dict[Any, Any], where: str, hosts: dict[str, tuple[str
         raise ConfigError(
             f"{where}.host: '{host}' has no address. Give it one at the top: hosts: {{{host}: 192.168.1.20}}"
         )
-    for key in ("shared", "restart", "optional"):
+    for key in ("shared", "optional"):
         if not isinstance(node.get(key, False), bool):
             raise ConfigError(f"{where}.{key}: found {node[key]!r}, expected true or false")
+    restarts = node.get("restarts", DEFAULT_RESTARTS)
+    if type(restarts) is not int or restarts < 0:
+        raise ConfigError(f"{where}.restarts: found {restarts!r}, expected how often a minute, 0 or more")
+    silent_s = node.get("watchdog_s", watchdog.DEFAULT_S)
+    if silent_s is not None and not (type(silent_s) in (int, float) and 1 <= silent_s < math.inf):
+        raise ConfigError(f"{where}.watchdog_s: found {silent_s!r}, expected seconds, 1 or more, or null")
     if node.get("shared") and not hosts:
         raise ConfigError(
             f"{where}.shared: this host has no address. "

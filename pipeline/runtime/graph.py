@@ -11,13 +11,14 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.frame import AlignedSet, Frame, Health
+from pipeline.frame import AlignedSet, Frame, Health, Prediction
 from pipeline.node import Sink, Source
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.run_folder import free_address
@@ -44,9 +45,12 @@ class NodePlan(msgspec.Struct):
     where: str
     options: dict[str, Any]
     optional: bool
-    restart: bool
+    restarts: int
+    watchdog_s: float | None
     is_source: bool
     is_sink: bool
+    is_display: bool
+    predicts: bool
     is_aligner: bool  # it groups frames into sets
     address: str
     inputs: list[EdgePlan]
@@ -64,6 +68,7 @@ class ProcessPlan(msgspec.Struct):
     launcher: int = 0  # the launcher's process id
     start_ns: int = 0  # when the run began; 0: not yet
     restarts: int = 0
+    mark: str = ""  # in the environment of all that it starts (guard.py)
     host: str = ""  # whose keys it uses
     clocks: dict[str, str] = {}  # other hosts whose streams it reads → the addresses of their clocks
     replay: ReplayConfig | None = None
@@ -82,6 +87,26 @@ class Plan(msgspec.Struct):
     @property
     def nodes(self) -> list[NodePlan]:
         return [node for process in self.processes for node in process.nodes]
+
+    def is_useful_without(self, gone: Container[str]) -> bool:
+        """Whether anything is left that predicts, or stores what it reads, with all that it reads from.
+
+        In a graph without such nodes: whether any node is left.
+
+        Args:
+            gone: The nodes that run no more.
+        """
+        by_name = {node.name: node for node in self.nodes}
+
+        def is_fed(node: NodePlan) -> bool:
+            return node.name not in gone and (node.is_source or any(brings(edge) for edge in node.inputs))
+
+        def brings(edge: EdgePlan) -> bool:
+            source = by_name.get(edge.source.removesuffix(EVENTS))
+            return bool(edge.host) or (source is not None and is_fed(source))
+
+        purposes = [node for node in self.nodes if node.predicts or (node.is_sink and not node.is_display)]
+        return any(map(is_fed, purposes or self.nodes))
 
     def streams(self) -> dict[str, str]:
         """Stream → address, for every stream that other programs on this host may read."""
@@ -149,9 +174,12 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             where=node.where,
             options=node.options,
             optional=node.optional,
-            restart=node.restart,
+            restarts=node.restarts,
+            watchdog_s=node.watchdog_s,
             is_source=issubclass(kind, Source),
             is_sink=issubclass(kind, Sink),
+            is_display=kind.is_display,
+            predicts=kind.produces is Prediction,
             is_aligner=Frame in kind.consumes and kind.produces is AlignedSet,
             address=addresses[node.name],
             inputs=[edge_plan(edge) for edge in node.inputs],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ from pipeline.frame import Health, StreamInfo
 from pipeline.runtime.accounting import summarise
 from pipeline.runtime.config import HEALTH, Config
 from pipeline.runtime.graph import EVENTS, Plan, plan_graph
+from pipeline.runtime.guard import Guard
 from pipeline.runtime.managed_process import LIVE, ManagedProcess, ProcessState
 from pipeline.runtime.run_folder import announce, create_run_folder
+from pipeline.runtime.systemd import notify, watchdog_every_s
 from pipeline.transport.clock_exchange import ClockServer
 from pipeline.transport.control import ControlServer
 from pipeline.transport.keys import Keyring
@@ -39,6 +42,8 @@ log = logging.getLogger("launch")
 ACTIVE = (*LIVE, ProcessState.BACKOFF)  # while any process is in one of these states, the run goes on
 POLL_MS = 20
 LAST_MESSAGES_MS = 20  # what a process sent before it ended may still be on its way to the launcher
+LAST_REPORT_S = 1.0  # so long for the report of a process that seems to have ended in order
+OWN_GAP_S = 1.0  # after so long between two rounds of the loop, this process itself was stopped
 HEALTH_EVERY_S = 0.25
 WAITING_EVERY_S = 10.0
 # A run ends within 2 s of Ctrl-C: so long its streams may run dry, then processes get SIGTERM, then they are killed.
@@ -73,6 +78,9 @@ class Launcher:
     ) -> None:
         self._plan, self._folder, self._on_begin = plan, run_folder, on_begin
         self._keyring = _keyring(plan)
+        self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        for process in plan.processes:
+            process.mark = self._mark
         self._control: ControlServer | None = None
         self._health_stream: Publisher | None = None
         self._processes = {p.name: ManagedProcess(p, send=self._send, warm=warm) for p in plan.processes}
@@ -84,6 +92,8 @@ class Launcher:
         self._interrupts = 0  # Ctrl-C: counted by the signal handler, handled by the loop
         self._is_cut = False  # the end did not wait for all that was on its way
         self._muted: set[str] = set()
+        self._given_up: set[str] = set()  # nodes
+        self._guard: Guard | None = None
         self._error: SensoriumError | None = None
 
     def run(self, *, for_s: float | None = None) -> dict[str, Any]:
@@ -97,9 +107,11 @@ class Launcher:
         with _signals(self._interrupt), ExitStack() as sockets:
             try:
                 self._reconcile()  # before the first socket, which starts threads: a process with threads cannot fork
+                self._start_guard(sockets)
                 self._open(sockets)
                 self._loop()
             finally:
+                notify("STOPPING=1")
                 self._kill()
         if self._error is not None:
             raise self._error
@@ -129,11 +141,13 @@ class Launcher:
         assert self._health_stream is not None
         next_health_s = 0.0
         next_waiting_s = time.monotonic() + WAITING_EVERY_S
+        last_s, next_sign_s, sign_every_s = time.monotonic(), 0.0, watchdog_every_s()
         while self._phase is not Phase.KILLING and any(p.state in ACTIVE for p in self._processes.values()):
             self._receive(POLL_MS)
             if (error := failure()) is not None:
                 raise error
             self._handle_interrupts()
+            last_s = self._watch(last_s)
             self._handle_exits()
             self._advance()
             self._reconcile()
@@ -146,6 +160,19 @@ class Launcher:
                 next_health_s = now_s + HEALTH_EVERY_S
                 self._health_stream.send(self.health())
             self._health_stream.service()
+            if sign_every_s is not None and now_s >= next_sign_s:
+                next_sign_s = now_s + sign_every_s
+                notify("WATCHDOG=1")
+
+    def _watch(self, last_s: float) -> float:
+        """End processes that do not answer. last_s: when this was called last; returns when it is."""
+        now_s = time.monotonic()
+        for process in self._processes.values():
+            if now_s - last_s > OWN_GAP_S:  # this process was stopped, and with it all that it could receive
+                process.postpone_watchdog(now_s - last_s)
+            elif self._phase in (Phase.LOADING, Phase.RUNNING):
+                process.end_if_silent()
+        return now_s
 
     def _advance(self) -> None:
         """Enter the next phase when it is time."""
@@ -171,31 +198,50 @@ class Launcher:
             match self._phase, process.state:
                 case Phase.LOADING, ProcessState.NOT_STARTED:
                     process.start(0)
-                case Phase.RUNNING, ProcessState.BACKOFF:
+                case ((Phase.LOADING | Phase.RUNNING), ProcessState.BACKOFF):
                     if process.restart_is_due:
                         process.start(self._start_ns)
+                        self._guard_process(process)
                 case Phase.RUNNING, ProcessState.LOADING:
                     process.report_ended_inputs(self._finished_inputs(process))
                 case Phase.RUNNING, ProcessState.READY:
                     process.begin(self._start_ns, muted=self._muted)
                 case ((Phase.DRAINING | Phase.TERMINATING), ProcessState.BACKOFF):
-                    process.give_up()
+                    process.cancel_restart()
                 case Phase.TERMINATING, (ProcessState.LOADING | ProcessState.READY | ProcessState.RUNNING):
                     process.terminate()
 
     def _begin(self) -> None:
         self._phase, self._start_ns = Phase.RUNNING, time.monotonic_ns() + BEGIN_AHEAD_NS
         self._reconcile()  # the start signal goes out first: on_begin may take its time
+        notify("READY=1", f"STATUS={len(self._plan.nodes)} nodes run")
         self._on_begin()
 
     def _handle_exits(self) -> None:
         for process in self._processes.values():
             if process.has_exited:
                 self._receive(LAST_MESSAGES_MS)
+                give_up_s = time.monotonic() + LAST_REPORT_S
+                while process.ended_without_a_word and time.monotonic() < give_up_s:
+                    self._receive(LAST_MESSAGES_MS)
                 process.handle_exit(restart=self._phase in (Phase.LOADING, Phase.RUNNING))
                 if process.error is not None:
                     self._error = self._error or process.error
                     self.stop()
+                elif process.state is ProcessState.GIVEN_UP:
+                    self._go_on_without(process)
+
+    def _go_on_without(self, given_up: ManagedProcess) -> None:
+        """Readers need not wait for what was given up; the run ends when nothing is left that it is for."""
+        self._given_up.update(given_up.node_names)
+        notify(f"STATUS=given up: {', '.join(sorted(self._given_up))}")
+        for process in self._processes.values():
+            for name in given_up.node_names:
+                if any(edge.source == name for node in process.plan.nodes for edge in node.inputs):
+                    process.request("lost", name)
+        if not self._plan.is_useful_without(self._given_up):
+            log.error("the run ends: nothing is left that predicts, or stores what it reads")
+            self.stop()
 
     def _handle_interrupts(self) -> None:
         while self._interrupts:
@@ -211,6 +257,18 @@ class Launcher:
         return {source for source in sources if source.removesuffix(EVENTS) in finished}
 
     # --- messages -------------------------------------------------------------------------------------------------
+
+    def _start_guard(self, stack: ExitStack) -> None:
+        """After the forks, which would hold its input open and with it hide this process's end from it."""
+        if os.name == "posix":
+            self._guard = Guard(self._mark)
+            stack.callback(self._guard.close)
+            for process in self._processes.values():
+                self._guard_process(process)
+
+    def _guard_process(self, process: ManagedProcess) -> None:
+        if self._guard is not None and process.pid:
+            self._guard.watch(process.pid)
 
     def _open(self, sockets: ExitStack) -> None:
         self._control = ControlServer(self._plan.control)

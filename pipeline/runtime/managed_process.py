@@ -7,29 +7,36 @@ Example:
     process.start(start_ns=0)                     # LOADING
     process.handle_report(report.nodes)           # READY, once all its nodes are
     process.begin(start_ns, muted=())             # RUNNING
+    process.end_if_silent()                       # killed, when it does not answer
     if process.has_exited:
-        process.handle_exit(restart=True)         # BACKOFF, ENDED or FAILED
+        process.handle_exit(restart=True)         # BACKOFF, GIVEN_UP, ENDED or FAILED
 """
 
 from __future__ import annotations
 
 import enum
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
-from pipeline.frame import NodeHealth
+from pipeline.frame import NodeHealth, NodeState
 from pipeline.runtime.accounting import add
 from pipeline.runtime.graph import ProcessPlan
 from pipeline.runtime.spawn import ProcessHandle, describe_exit, spawn
+from pipeline.runtime.watchdog import OPENING
 from pipeline.transport.wire_format import Fault, Request
 
 log = logging.getLogger("launch")
 
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
-HEALTHY_AFTER_S = 30.0  # a process that ran so long begins with the shortest back-off again
+PER_S = 60.0  # `restarts` of a node counts within so long
+FREE_RESTARTS = 3  # so many within PER_S happen at once; then back-offs begin
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 10.0
+REPORTED_AFTER_S = 2.0  # reports come four times a second: after so long without one, a node is "not answering"
 
 
 class ProcessState(enum.Enum):
@@ -41,6 +48,7 @@ class ProcessState(enum.Enum):
     RUNNING = enum.auto()  # it got the start signal
     STOPPING = enum.auto()  # it got SIGTERM and has not ended yet
     BACKOFF = enum.auto()  # it died, and starts again when its back-off has passed
+    GIVEN_UP = enum.auto()  # it died more often than it may be restarted
     ENDED = enum.auto()  # it ended in order, or the run ends without it
     FAILED = enum.auto()  # it died of what a restart cannot mend; see `error`
 
@@ -74,8 +82,9 @@ class ManagedProcess:
         self._send, self._warm, self._start_process, self._monotonic_s = send, warm, start_process, monotonic_s
         self._handle: ProcessHandle | None = None
         self._fault: Fault | None = None
-        self._started_s = self._restart_at_s = 0.0
-        self._backoff_s = FIRST_BACKOFF_S
+        self._restart_at_s = 0.0
+        self._reported_s = 0.0  # the last sign of life
+        self._failures_s: list[float] = []  # when it died, within PER_S
         self._health: dict[str, NodeHealth] = {}
         self._before_restart: dict[str, NodeHealth] = {}  # what all earlier starts counted
         self._ended_inputs: set[str] = set()  # sources it was informed of in this start
@@ -90,9 +99,30 @@ class ManagedProcess:
         return not all(node.is_source or node.is_sink for node in self.plan.nodes)
 
     @property
+    def is_optional(self) -> bool:
+        """Whether the run is complete without it."""
+        return all(node.optional for node in self.plan.nodes)
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether every node has reported that it ended in order."""
+        states = [self._health[name].state for name in self.node_names if name in self._health]
+        return len(states) == len(self.plan.nodes) and all(state in ("finished", "stopped") for state in states)
+
+    @property
     def has_exited(self) -> bool:
         """Whether the process has ended since it was last looked at."""
         return self._handle is not None and self._handle.exit_code is not None
+
+    @property
+    def ended_without_a_word(self) -> bool:
+        """It has ended as in order, but its last report, which says so, is not here yet."""
+        return self._handle is not None and self._handle.exit_code == 0 and not self.has_finished
+
+    @property
+    def pid(self) -> int:
+        """Of the running process; 0: none."""
+        return self._handle.pid if self._handle is not None else 0
 
     @property
     def restart_is_due(self) -> bool:
@@ -100,13 +130,16 @@ class ManagedProcess:
 
     def health(self) -> list[NodeHealth]:
         """The state of its nodes, with what they counted over all restarts."""
-        return [
-            add(self._before_restart.get(name), self._health.get(name, NodeHealth(name, "starting")))
-            for name in self.node_names
-        ]
+        now = [self._health.get(name, NodeHealth(name, "starting")) for name in self.node_names]
+        silent_s = self._silent_s()
+        if self.state in (ProcessState.READY, ProcessState.RUNNING) and silent_s > REPORTED_AFTER_S:
+            note = f"no report for {silent_s:.0f} s"
+            now = [msgspec.structs.replace(node, state="not answering", note=note) for node in now]
+        return [add(self._before_restart.get(node.node), node) for node in now]
 
     def finished_nodes(self) -> set[str]:
-        return {name for name, health in self._health.items() if health.state == "finished"}
+        """The nodes from which nothing more comes."""
+        return {name for name, health in self._health.items() if health.state in ("finished", "given up")}
 
     # --- start and end ------------------------------------------------------------------------------------------------
 
@@ -115,8 +148,8 @@ class ManagedProcess:
         if self.state is ProcessState.BACKOFF:
             self.plan.restarts += 1
         self.plan.start_ns, self.plan.launcher = start_ns, os.getpid()
-        self._health, self._ended_inputs = {}, set()
-        self._started_s = self._monotonic_s()
+        self._health, self._ended_inputs, self._fault = {}, set(), None
+        self._reported_s = self._monotonic_s()
         self._handle = self._start_process(self.plan, warm=self._warm)
         self.state = ProcessState.LOADING
 
@@ -128,9 +161,28 @@ class ManagedProcess:
             if name in self.node_names:
                 self.request("mute", name)
 
-    def give_up(self) -> None:
-        """Do not start it again."""
+    def cancel_restart(self) -> None:
+        """The run ends: do not start it again."""
         self.state = ProcessState.ENDED
+
+    def postpone_watchdog(self, by_s: float) -> None:
+        """The launcher did not run for so long, so it could not see a report."""
+        self._reported_s += by_s
+
+    def end_if_silent(self) -> None:
+        """Kill the process when no report has come for so long that it cannot be expected to answer again.
+
+        A process reports beside its nodes, so it is silent only while something holds the interpreter, or stops it.
+        """
+        limit_s = max(math.inf if node.watchdog_s is None else node.watchdog_s for node in self.plan.nodes)
+        limit_s *= OPENING if self.state is ProcessState.LOADING else 1
+        if self._handle is not None and self._silent_s() > limit_s:
+            reason = f"no report for {self._silent_s():.0f} s: its process is stopped, or something in it holds the "
+            self._fault = Fault(self.node_names[0], f"not answering, {reason}interpreter lock", 1)
+            self._handle.kill()
+
+    def _silent_s(self) -> float:
+        return self._monotonic_s() - self._reported_s
 
     def terminate(self) -> None:
         if self._handle is not None:
@@ -153,8 +205,9 @@ class ManagedProcess:
             self._send(self.plan.name, Request(verb, argument))
 
     def handle_report(self, nodes: Iterable[NodeHealth]) -> None:
-        if self.state is ProcessState.BACKOFF:
+        if self.state in (ProcessState.BACKOFF, ProcessState.GIVEN_UP):
             return  # sent before it died, and counted already
+        self._reported_s = self._monotonic_s()
         self._health.update({node.node: node for node in nodes})
         if self.state in (ProcessState.LOADING, ProcessState.READY):
             waiting = any(node.state in ("starting", "failed") for node in self._health.values())
@@ -176,17 +229,17 @@ class ManagedProcess:
         assert self._handle is not None
         exit_code = self._handle.exit_code or 0
         began, self._handle = self.state is ProcessState.RUNNING, None
-        if exit_code == 0 or not restart:
+        if (exit_code == 0 and self.has_finished) or not restart:
             self.state = ProcessState.ENDED
             return
         fault, self._fault = self._fault, None
         reason = fault.message if fault else f"its process ended with {describe_exit(exit_code)}"
         # What worked once may work again; what fails at its first start, or reports a wrong config or device, will not.
         is_hopeless = not self.plan.restarts and (not began or (fault is not None and fault.exit_code in (2, 3)))
-        if is_hopeless or not all(node.restart for node in self.plan.nodes):
+        if is_hopeless and not self.is_optional:
             self._fail(reason, fault)
         else:
-            self._back_off(reason)
+            self._back_off_or_give_up(reason)
 
     def _fail(self, reason: str, fault: Fault | None) -> None:
         kind = {2: ConfigError, 3: DeviceError}.get(fault.exit_code if fault else 1, SensoriumError)
@@ -194,19 +247,23 @@ class ManagedProcess:
         self.error = kind(reason if names_itself else f"node '{', '.join(self.node_names)}': {reason}")
         self.state = ProcessState.FAILED
 
-    def _back_off(self, reason: str) -> None:
-        now_s = self._monotonic_s()
-        if now_s - self._started_s > HEALTHY_AFTER_S:
-            self._backoff_s = FIRST_BACKOFF_S
-        log.warning(
-            "node '%s' failed: %s. Restarting it in %.1f s.",
-            ", ".join(self.node_names),
-            reason.removesuffix("."),
-            self._backoff_s,
-        )
-        for name, health in self._health.items():
-            self._before_restart[name] = add(self._before_restart.get(name), health)
-            self._health[name] = NodeHealth(name, "restarting", reason, restarts=self.plan.restarts)
-        self._restart_at_s = now_s + self._backoff_s
-        self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
-        self.state = ProcessState.BACKOFF
+    def _back_off_or_give_up(self, reason: str) -> None:
+        now_s, allowed = self._monotonic_s(), min(node.restarts for node in self.plan.nodes)
+        before = [failed_s for failed_s in self._failures_s if now_s - failed_s < PER_S]
+        self._failures_s = [*before, now_s]
+        names, reason = ", ".join(self.node_names), reason.removesuffix(".")
+        if len(before) >= allowed:
+            self.state = ProcessState.GIVEN_UP
+            reason = f"{reason}. It failed {len(before) + 1} times within a minute, {allowed} restarts are allowed"
+            log.error("node '%s' is given up: %s.", names, reason)
+        else:
+            more = len(before) - FREE_RESTARTS
+            backoff_s = 0.0 if more < 0 else min(FIRST_BACKOFF_S * 2**more, MAX_BACKOFF_S)
+            self.state, self._restart_at_s = ProcessState.BACKOFF, now_s + backoff_s
+            when = f"in {backoff_s:.0f} s" if backoff_s else "now"
+            log.warning("node '%s' failed: %s. Restarting it %s.", names, reason, when)
+        state: NodeState = "given up" if self.state is ProcessState.GIVEN_UP else "restarting"
+        for name in self.node_names:
+            if name in self._health:
+                self._before_restart[name] = add(self._before_restart.get(name), self._health[name])
+            self._health[name] = NodeHealth(name, state, reason, restarts=self.plan.restarts)

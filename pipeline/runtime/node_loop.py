@@ -19,6 +19,7 @@ from pipeline.transport.input_queue import Ended, InputQueue
 
 # Back-off between attempts to open a lost device: doubled each time, from half a second up to 8 s.
 FIRST_RETRY_NS, MAX_RETRY_NS = NS // 2, 8 * NS
+OPENING_S = 60.0  # so long a device that came back may take to open
 MAX_WAIT_S = 0.05  # how long a transform waits for a message before `advance` is called
 
 
@@ -74,10 +75,13 @@ def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError
             publish(silence(node.name, until_ns, str(lost)))
             retry_ns = min(2 * retry_ns, MAX_RETRY_NS)
             if clock.sleep_until(until_ns, context.stopping) and lost.retry:
+                context.alive(OPENING_S)
                 lost = _try_open(node)
+                context.alive()
             continue
         try:
             for frame in node.frames(clock):
+                context.alive()
                 if context.muted.is_set():
                     frame = silence(node.name, frame.end_ns, "muted")
                 context.report_state("muted" if context.muted.is_set() else "running", "")
@@ -133,6 +137,7 @@ def _run_transform(node: Transform, queue: InputQueue, send: Callable[[Message],
         wake_ns = node.wake_ns()
         wait_s = MAX_WAIT_S if wake_ns is None else min(MAX_WAIT_S, max(0.0, (wake_ns - context.clock.now_ns()) / NS))
         item, now_ns = queue.take(wait_s, node.ready_for)
+        context.alive()
         if isinstance(item, Arrival):
             context.metrics.received[item.source] += 1
             publish(node.process(item))
@@ -150,6 +155,7 @@ def _run_sink(node: Sink, queue: InputQueue, open_sources: set[str]) -> None:
     context.report_state("running", "")
     while not context.stopping.is_set() and open_sources:
         item, _ = queue.take(0.1)
+        context.alive()
         if isinstance(item, Arrival):
             context.metrics.received[item.source] += 1
             node.consume(item)

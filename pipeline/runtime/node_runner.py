@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.clock import Clock
+from pipeline.clock import Clock, LiveClock, ReplayClock
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import (
     AlignedSet,
@@ -39,6 +39,7 @@ from pipeline.node import Context, Node, Source
 from pipeline.runtime.config import HEALTH, instantiate
 from pipeline.runtime.graph import EVENTS, NodePlan
 from pipeline.runtime.node_loop import run
+from pipeline.runtime.watchdog import Watchdog, stack_of
 from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.credits import INITIAL_CREDITS
 from pipeline.transport.drop_reasons import CLOCK_JUMPED, MALFORMED, OVERWRITTEN
@@ -80,6 +81,7 @@ class NodeRunner:
         self.queue = InputQueue(clock, self.metrics)
         self.subscribers: dict[str, Subscriber] = {}  # source → its stream, of sources in other processes
         self.process_failed = threading.Event()  # set: the process ends because of a failure, and will be restarted
+        self.watchdog = Watchdog(plan.watchdog_s)
         self.state: NodeState = "starting"
         self.note = ""
         self._local: Mapping[str, NodeRunner] = {}
@@ -96,6 +98,7 @@ class NodeRunner:
             request=lambda verb, argument: send_to_launcher(Request(verb, argument)),
             report_state=self._report_state,
             info=self._info_of,
+            alive=self.watchdog.alive,
         )
         for edge in plan.inputs:
             self.queue.open(edge.source, edge.queue)
@@ -155,6 +158,7 @@ class NodeRunner:
             elif isinstance(value, OverwrittenPayload):
                 count_lost(1, OVERWRITTEN)
             elif isinstance(value, End):
+                self._ended_sources.add(source)
                 self.queue.end(source)
 
         receiver.add(subscriber, deliver, lambda: count_lost(1, MALFORMED), lambda: self.queue.take_credits(source))
@@ -162,6 +166,12 @@ class NodeRunner:
     def handle_ended_source(self, source: str) -> None:
         """`source` finished before this node, perhaps restarted, could connect: no End will come from it."""
         if source in self.subscribers and not self.subscribers[source].info and source not in self._ended_sources:
+            self._ended_sources.add(source)
+            self.queue.end(source)
+
+    def handle_lost_source(self, source: str) -> None:
+        """`source` was given up: nothing more comes from it."""
+        if source in self.subscribers and source not in self._ended_sources:
             self._ended_sources.add(source)
             self.queue.end(source)
 
@@ -193,10 +203,13 @@ class NodeRunner:
             if subscriber.clock_client is not None:
                 clock = f"clock {subscriber.clock_client.describe()}" if subscriber.info else "not here yet"
                 facts[f"{source} on {subscriber.clock_client.host}"] = clock
+        state, note = self.state, self.note
+        if self._silent_s and state not in ("finished", "stopped", "failed"):
+            state, note = "not answering", f"no sign of life for {self._silent_s:.0f} s"
         return NodeHealth(
             self.plan.name,
-            self.state,
-            self.note,
+            state,
+            note,
             os.getpid(),
             restarts,
             round(cpu_s, 3),
@@ -207,6 +220,27 @@ class NodeRunner:
             facts,
             dict(metrics.promised),
         )
+
+    @property
+    def _silent_s(self) -> float:
+        """How long the node has not answered; 0 while it does, or waits for the clock."""
+        thread_id, clock = self.thread.ident, self.context.clock
+        if thread_id is None or not self.thread.is_alive():
+            return 0.0
+        if isinstance(clock, LiveClock | ReplayClock) and clock.is_sleeping(thread_id):
+            self.watchdog.alive()
+            return 0.0
+        return self.watchdog.silent_s
+
+    def hung(self) -> Fault | None:
+        """What to report of a node that will not answer any more: nothing in Python can end its thread."""
+        if not self._silent_s or not self.watchdog.is_hung:
+            return None
+        what = "open()" if self.state == "starting" else "its thread"
+        self.context.log.error("hung:\n%s", stack_of(self.thread.ident or 0))
+        message = f"not answering: {what} has given no sign of life for {self.watchdog.silent_s:.0f} s"
+        self.state, self.note = "failed", message
+        return Fault(self.plan.name, message, 1)
 
     def _report_state(self, state: NodeState, note: str) -> None:
         self.state, self.note = state, note
@@ -220,6 +254,7 @@ class NodeRunner:
     def _main(self) -> None:
         node: Node | None = None
         try:
+            self.watchdog.opens()
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where, inputs=self.context.inputs)
             node.context = self.context
             self._open_publishers()
@@ -233,7 +268,7 @@ class NodeRunner:
             self._fail(str(error), error.exit_code)
         except ModuleNotFoundError as error:
             self._fail(str(missing_package(error.name or "?", f"node '{self.plan.name}'")), 2)
-        except Exception as error:  # a bug ends the node, with its traceback in the log; the launcher restarts it
+        except BaseException as error:  # also SystemExit; the traceback is in the log, and the launcher restarts it
             self.context.log.error("%s", traceback.format_exc())
             self._fail(f"{type(error).__name__}: {error}", 1)
         finally:
@@ -260,6 +295,7 @@ class NodeRunner:
             node.open()
             if isinstance(node, Source):
                 self._publisher.info = node.info()
+                self.watchdog.produces(self._publisher.info.rate_hz)
         except DeviceError as error:
             if not self.plan.optional:
                 raise
@@ -271,6 +307,7 @@ class NodeRunner:
         """False: stopped before the start signal came."""
         assert self._publisher is not None
         while not self.context.stopping.is_set():
+            self.watchdog.alive()
             if self.state == "starting" and all(self._is_settled(source) for source in self.subscribers):
                 self.state = "ready"
             if self._started.is_set() and self.state == "ready":
@@ -295,9 +332,10 @@ class NodeRunner:
     def _send(self, message: Message) -> None:
         assert self._publisher is not None
         self.metrics.produced += 1
-        for reader in self._local_readers:
-            reader.queue.put_when_room(self.plan.name, message, self.context.stopping)
-        self._publisher.send(message, stopping=self.context.stopping)
+        with self.watchdog.waiting():  # for readers that let it wait
+            for reader in self._local_readers:
+                reader.queue.put_when_room(self.plan.name, message, self.context.stopping)
+            self._publisher.send(message, stopping=self.context.stopping)
 
     def _send_event(self, text: bytes) -> None:
         assert self._event_publisher is not None

@@ -1,10 +1,10 @@
 """Start a process of the graph: a fork of the launcher where that is safe, else a new interpreter.
 
 Python, numpy, ZeroMQ and the nodes' modules take 0.5 s of CPU to load. A fork shares what the launcher has loaded, but
-it copies only one thread: a lock that another thread holds stays locked for ever, and CUDA and sound servers do not
-survive it. So only a launcher without threads and without such libraries forks: at the start, on Linux. Processes that
-are restarted, and all processes on other systems, begin as `python -m pipeline.runtime.worker` with their plan on
-standard input.
+it copies only one thread: a lock that another thread holds stays locked for ever, and what connects to a device or a
+server in the background does not survive it. So only a launcher with one thread forks: at the start, on Linux.
+Processes that are restarted, and all processes on other systems, begin as `python -m pipeline.runtime.worker` with
+their plan on standard input.
 
 Example:
     process = spawn(plan, warm=True)
@@ -29,12 +29,11 @@ import msgspec
 
 from pipeline.installation import PACKAGE
 from pipeline.runtime.graph import ProcessPlan
+from pipeline.runtime.guard import MARK
 
 log = logging.getLogger("launch")
 
 ROOT = str(PACKAGE.parent)
-# Libraries that start threads, or connect to a device or a server, when they are used or even when they are imported.
-NOT_FORKABLE = ("cuda", "onnxruntime", "pyaudio", "pyrealsense2", "tensorrt", "tensorrt_rtx", "torch")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ def reason_not_to_fork() -> str:
     """Why this process must not be forked; "" when it may be."""
     if sys.platform != "linux":
         return "only Linux's own libraries are known to survive a fork"
-    if loaded := [name for name in NOT_FORKABLE if name in sys.modules]:
-        return f"{', '.join(loaded)} must not be forked"
     threads = len(os.listdir("/proc/self/task"))  # threads of C libraries included
     return f"{threads} threads run" if threads > 1 else ""
 
@@ -107,7 +104,7 @@ def _fork(plan: ProcessPlan) -> ProcessHandle:
         devnull = os.open(os.devnull, os.O_RDONLY)
         os.dup2(devnull, 0)  # the terminal belongs to the launcher
         os.close(devnull)
-        os.environ["PYTHONPATH"] = _python_path()
+        os.environ |= {"PYTHONPATH": _python_path(), MARK: plan.mark}
         if random := sys.modules.get("numpy.random"):
             random.seed()  # without it all forks draw the same numbers
         sys.exit(worker.run_process(plan))
@@ -131,7 +128,7 @@ def _interpreter(plan: ProcessPlan) -> ProcessHandle:
         # -P and PYTHONPATH: our packages, not a folder called `nodes` in the current one.
         [sys.executable, "-P", "-m", "pipeline.runtime.worker"],
         stdin=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": _python_path()},
+        env=os.environ | {"PYTHONPATH": _python_path(), MARK: plan.mark},
         # A process group of its own: a terminal's Ctrl-C reaches the launcher alone, and one kill ends the whole group.
         process_group=0 if os.name == "posix" else None,
     )

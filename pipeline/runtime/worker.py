@@ -39,6 +39,7 @@ POLL_MS, LOADING_POLL_MS = (
     50,
     20,
 )  # also how soon a SIGTERM is noticed; while nodes load, reports are sent at every poll
+OWN_GAP_S = 1.0  # a round of the loop that took longer was not the nodes' doing
 ORPHAN_S = 1.0  # so long nodes have to end by themselves when the launcher is gone
 LINGER_S = 0.6  # longer than any socket lingers
 # A node that computes in Python must not block the receiver thread for the interpreter's default 5 ms: to take one
@@ -100,6 +101,7 @@ def _run(plan: ProcessPlan) -> int:
     failed = False
     orphaned_since_s: float | None = None
     next_report_s = 0.0
+    last_s = time.monotonic()
     while any(runner.thread.is_alive() for runner in runners.values()):
         request = control.receive(POLL_MS if started.is_set() else LOADING_POLL_MS)
         if isinstance(request, Request):
@@ -113,9 +115,17 @@ def _run(plan: ProcessPlan) -> int:
         if not failed and (dead_thread := failure()) is not None:
             outgoing.put(Fault(plan.nodes[0].name, str(dead_thread), dead_thread.exit_code))
         failed = _forward(outgoing, control, runners.values()) or failed
-        if time.monotonic() >= next_report_s:
+        now_s = time.monotonic()
+        if hung := _hung(runners.values(), now_s - last_s):
+            control.send(hung)
             report()
-            next_report_s = time.monotonic() + (REPORT_EVERY_S if started.is_set() else 0)
+            control.close()
+            _flush_sockets()
+            os._exit(1)  # its thread cannot be ended
+        last_s = now_s
+        if now_s >= next_report_s:
+            report()
+            next_report_s = now_s + (REPORT_EVERY_S if started.is_set() else 0)
     failed = _forward(outgoing, control, runners.values()) or failed
     receiver.stop()
     for clock_client in clock_clients.values():
@@ -155,6 +165,14 @@ def _forward(
     return failed
 
 
+def _hung(runners: Iterable[NodeRunner], round_s: float) -> Fault | None:
+    """The first node that does not answer any more. round_s: how long the last round of the loop took."""
+    if round_s > OWN_GAP_S:  # this process was stopped, or the interpreter was held: no node could answer
+        for runner in runners:
+            runner.watchdog.postpone(round_s)
+    return next((hung for runner in runners if (hung := runner.hung()) is not None), None)
+
+
 def _stop(runners: Iterable[NodeRunner]) -> None:
     for runner in runners:
         runner.context.stopping.set()
@@ -183,6 +201,9 @@ def _handle_request(
                 runner.leave_other_hosts()
         case "stop":
             _stop([runners[request.argument]] if request.argument in runners else runners.values())
+        case "lost":
+            for runner in runners.values():
+                runner.handle_lost_source(request.argument)
         case "ended":
             for runner in runners.values():
                 runner.handle_ended_source(request.argument)

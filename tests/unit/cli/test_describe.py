@@ -66,7 +66,7 @@ def test_a_node_is_described_with_what_every_node_and_every_sensor_has(capsys: p
     print_described("camera", Node)
     text = capsys.readouterr().out
     assert "device: int | str = 0" in text and "offset_ms: float | None = null" in text
-    assert all(f"  {key}\n" in text for key in ("optional", "process", "host", "restart"))
+    assert all(f"  {key}\n" in text for key in ("optional", "process", "host", "restarts"))
     assert "\n  inputs\n" not in text  # a source has none
 
 

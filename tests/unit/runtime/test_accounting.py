@@ -12,7 +12,7 @@ from pipeline.transport.drop_reasons import LOST, TOO_SLOW
 
 def node(name: str, *inputs: str, source: bool = False, aligner: bool = False, host: str = "") -> NodePlan:
     edges = [EdgePlan(each, 32, "", host) for each in inputs]
-    return NodePlan(name, "", "", {}, False, True, source, False, aligner, "", edges)
+    return NodePlan(name, "", "", {}, False, 5, 10.0, source, False, False, False, aligner, "", edges)
 
 
 def plan(*nodes: NodePlan, host: str = "") -> Plan:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import ConfigError, DeviceError, SensoriumError
 from pipeline.frame import NodeHealth
 from pipeline.runtime.graph import NodePlan, ProcessPlan
-from pipeline.runtime.managed_process import HEALTHY_AFTER_S, MAX_BACKOFF_S, ManagedProcess, ProcessState
+from pipeline.runtime.managed_process import MAX_BACKOFF_S, PER_S, ManagedProcess, ProcessState
 from pipeline.transport.wire_format import Fault, Request
 
 
@@ -32,13 +32,14 @@ class Double:
         self.killed = True
 
 
-def node(name: str, *, restart: bool = True) -> NodePlan:
-    return NodePlan(name, "infer", "", {}, False, restart, False, False, False, "", [])
+def node(name: str, *, restarts: int = 5, optional: bool = False) -> NodePlan:
+    return NodePlan(name, "infer", "", {}, optional, restarts, 10.0, False, False, False, True, False, "", [])
 
 
-def a_process(*, restart: bool = True) -> tuple[ManagedProcess, Double]:
+def a_process(*, restarts: int = 5, optional: bool = False) -> tuple[ManagedProcess, Double]:
     double = Double()
-    plan = ProcessPlan("align", [node("align", restart=restart), node("mood")])
+    nodes = [node(name, restarts=restarts, optional=optional) for name in ("align", "mood")]
+    plan = ProcessPlan("align", nodes)
     process = ManagedProcess(
         plan,
         send=lambda name, request: double.requests.append(request),
@@ -53,8 +54,8 @@ def report(process: ManagedProcess, align: Any, mood: Any, **counted: int) -> No
     process.handle_report([NodeHealth("align", align, **counted), NodeHealth("mood", mood)])
 
 
-def a_running_process() -> tuple[ManagedProcess, Double]:
-    process, double = a_process()
+def a_running_process(*, restarts: int = 5) -> tuple[ManagedProcess, Double]:
+    process, double = a_process(restarts=restarts)
     report(process, "ready", "ready")
     process.begin(5, muted=())
     return process, double
@@ -94,6 +95,7 @@ def test_death_at_the_first_start_fails_and_death_while_running_backs_off() -> N
 
 def test_end_in_order_is_no_failure_and_while_the_run_ends_no_end_is() -> None:
     process, double = a_running_process()
+    report(process, "finished", "stopped")
     assert ends(process, double, 0) is ProcessState.ENDED
     process, double = a_running_process()
     assert ends(process, double, -9, restart=False) is ProcessState.ENDED
@@ -108,31 +110,83 @@ def test_wrong_config_or_device_fails_with_the_message_of_the_node(exit_code: in
     assert (type(process.error), str(process.error)) == (kind, "nodes.mood: no such model")
 
 
-def test_node_that_must_not_restart_fails_and_is_named() -> None:
-    process, double = a_process(restart=False)
-    report(process, "ready", "ready")
-    process.begin(5, muted=())
+def test_node_that_must_not_restart_is_given_up_at_once() -> None:
+    process, double = a_running_process(restarts=0)
     process.handle_fault(Fault("mood", "ValueError: too much", 1))
-    assert ends(process, double, 1) is ProcessState.FAILED
-    assert str(process.error) == "node 'align, mood': ValueError: too much"
+    assert ends(process, double, 1) is ProcessState.GIVEN_UP
+    assert process.health()[0].note == "ValueError: too much. It failed 1 times within a minute, 0 restarts are allowed"
 
 
-def test_back_off_doubles_up_to_a_limit_and_is_short_again_after_a_healthy_time() -> None:
-    process, double = a_running_process()
+def test_three_failures_are_followed_by_a_restart_at_once_then_by_back_offs_then_it_is_given_up() -> None:
+    process, double = a_running_process(restarts=5)
     waits = []
-    for _ in range(7):
+    while ends(process, double, -9) is ProcessState.BACKOFF:
         died_s = double.now_s
-        ends(process, double, -9)
-        assert not process.restart_is_due
         while not process.restart_is_due:
             double.now_s += 0.25
         waits.append(double.now_s - died_s)
         process.start(5)
-    assert waits == [0.5, 1, 2, 4, 8, MAX_BACKOFF_S, MAX_BACKOFF_S]
-    double.now_s += HEALTHY_AFTER_S + 1
+    assert waits == [0, 0, 0, 1, 2]
+    assert process.state is ProcessState.GIVEN_UP and process.error is None
+    states = {(node.state, node.restarts) for node in process.health()}
+    assert states == {("given up", 5)}
+    assert "6 times within a minute, 5 restarts are allowed" in process.health()[0].note
+    assert process.finished_nodes() == {"align", "mood"}  # nothing more comes from them
+
+
+def test_back_off_has_a_limit_and_failures_of_an_earlier_minute_do_not_count() -> None:
+    process, double = a_running_process(restarts=100)
+    for _ in range(9):
+        ends(process, double, -9)
+        died_s = double.now_s
+        while not process.restart_is_due:
+            double.now_s += 0.25
+        process.start(5)
+    assert double.now_s - died_s == MAX_BACKOFF_S
+    double.now_s += PER_S
     ends(process, double, -9)
-    double.now_s += 0.5
     assert process.restart_is_due
+
+
+def test_optional_node_is_given_up_where_another_would_end_the_run() -> None:
+    process, double = a_process(restarts=1, optional=True)
+    process.handle_fault(Fault("mood", "nothing is plugged in", 3))
+    assert ends(process, double, 1) is ProcessState.BACKOFF
+    process.start(0)
+    assert ends(process, double, 1) is ProcessState.GIVEN_UP and process.is_optional
+
+
+def test_process_that_ends_without_having_finished_has_failed() -> None:
+    process, double = a_running_process()
+    report(process, "running", "running")
+    double.exit_code = 0  # type: ignore[assignment]
+    assert process.ended_without_a_word
+    assert ends(process, double, 0) is ProcessState.BACKOFF
+
+
+def test_process_without_reports_is_not_answering_and_is_killed_in_the_end() -> None:
+    process, double = a_running_process()
+    report(process, "running", "running")
+    double.now_s += 3
+    process.end_if_silent()
+    assert {n.state for n in process.health()} == {"not answering"} and not double.killed
+    process.postpone_watchdog(3)  # the launcher itself did not run
+    assert {n.state for n in process.health()} == {"running"}
+    double.now_s += 11
+    process.end_if_silent()
+    assert double.killed
+    assert ends(process, double, -9) is ProcessState.BACKOFF
+    assert "not answering, no report for 11 s" in process.health()[0].note
+
+
+def test_process_that_loads_may_be_silent_for_longer() -> None:
+    process, double = a_process()
+    double.now_s += 59
+    process.end_if_silent()
+    assert not double.killed
+    double.now_s += 2
+    process.end_if_silent()
+    assert double.killed
 
 
 def test_counters_go_on_over_a_restart_and_late_reports_are_not_counted_twice() -> None:
@@ -163,6 +217,7 @@ def test_terminate_and_kill_reach_the_process_and_nothing_that_has_ended() -> No
     process.kill()
     assert (double.killed, process.state) == (True, ProcessState.ENDED)
     process, double = a_running_process()
+    report(process, "finished", "finished")
     ends(process, double, 0)
     process.terminate()
     process.kill()
