@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,6 @@ import psutil
 from nodes.synthetic import picture_number
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.task import Task
-from pipeline.transport.shared_memory import shared_memory_root
 
 CAMERAS = 4
 SAMPLE_EVERY_S = 2.0
@@ -58,16 +58,18 @@ def config() -> str:
 
 def megabytes(run: psutil.Process) -> tuple[float, float]:
     """(unshared memory of the run's processes, shared memory of the run)."""
-    own = 0
+    own, shared = 0, dict[int, int]()  # shared: by inode, since every reader has the memory open too
     for process in [run, *run.children(recursive=True)]:
         try:
             memory = process.memory_info()
             own += memory.rss - memory.shared
-        except psutil.NoSuchProcess:
+            for path in Path(f"/proc/{process.pid}/fd").iterdir():
+                if os.readlink(path).startswith("/memfd:sensorium-"):
+                    status = path.stat()
+                    shared[status.st_ino] = status.st_blocks * 512
+        except (psutil.NoSuchProcess, OSError):
             continue
-    base = shared_memory_root()
-    shared = sum(path.stat().st_blocks * 512 for path in base.glob(f"{run.pid}-*/*.ring")) if base else 0
-    return own / 1e6, shared / 1e6
+    return own / 1e6, sum(shared.values()) / 1e6
 
 
 def drift_mb_an_hour(times_s: list[float], values_mb: list[float]) -> float:

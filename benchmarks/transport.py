@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,7 +123,7 @@ def copy_ms(payload: str) -> float:
 
 def run(case: Case) -> dict[str, Any]:
     unit_ms = copy_ms(case.payload)
-    with run_folder() as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         addresses = [f"ipc://{folder}/camera{i}.sock" for i in range(case.streams)]
         writers = [_child("send", case, [address]) for address in addresses]
         reader = _child("receive", case, addresses)
@@ -138,25 +137,6 @@ def run(case: Case) -> dict[str, Any]:
         cpu_s = figures.pop("cpu_s") + sum(json.loads(writer.communicate()[0])["cpu_s"] for writer in writers)
     figures["cpu_ms"] = cpu_s * 1e3 / (case.count * case.streams)
     return figures | {"copy_ms": unit_ms}
-
-
-class run_folder:
-    """The folder of a run's sockets, and the one for its shared memory, as the launcher creates them."""
-
-    def __enter__(self) -> Path:
-        from pipeline.transport.shared_memory import shared_memory_root
-
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-"))
-        base = shared_memory_root()
-        assert base is not None, "this benchmark needs /dev/shm"
-        self._shared = base / self._folder.name
-        self._shared.parent.mkdir(mode=0o700, exist_ok=True)  # not parents=True, which would let others read it
-        self._shared.mkdir(mode=0o700)
-        return self._folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder)
-        shutil.rmtree(self._shared)
 
 
 def _child(role: str, case: Case, addresses: list[str]) -> subprocess.Popen[str]:

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from idle_control import figure_of_time
 
-from pipeline.transport.shared_memory import shared_memory_root
-
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
@@ -54,21 +52,6 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="sensorium-test-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def shared_memory(tmp_path: Path) -> Iterator[Path]:
-    """The shared-memory folder of a run in tmp_path, as the launcher creates it."""
-    base = shared_memory_root()
-    if base is None:
-        pytest.skip("no shared memory here: /dev/shm cannot be written to")
-    folder = base / tmp_path.name
-    folder.mkdir(mode=0o700, parents=True)
-    base.chmod(0o700)
-    yield folder
-    left = [path.name for path in folder.iterdir()]
-    shutil.rmtree(folder)
-    assert not left, "a file or a socket was left in shared memory"
 
 
 @pytest.fixture(scope="module")

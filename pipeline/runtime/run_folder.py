@@ -1,7 +1,8 @@
 """Where the runs on this host announce themselves: one folder a run, with its sockets and a graph.json of its streams.
 
 A run folder lies under `runs_folder()`, readable by this user only, and is removed with the run; folders of runs that
-were killed are removed by the next run.
+were killed are removed by the next run. A folder that is not this user's own, or is a link, is neither used nor
+removed: another user could have put it there.
 
 Example:
     with create_run_folder() as folder:
@@ -14,21 +15,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.installation import COMMAND
-from pipeline.transport.shared_memory import shared_memory_root
 
 log = logging.getLogger("launch")
 
 GRAPH = "graph.json"
+# <process id>-<when that process started>-<random>: the number of a process that has ended is used again.
+_RUN = re.compile(r"(\d{1,10})(?:-(\d{1,20}))?-[0-9A-Za-z_]{1,16}", re.ASCII)
 MAX_SOCKET_PATH = 103  # bytes, on macOS; Linux allows 107
 
 
@@ -43,29 +48,21 @@ def runs_folder() -> Path:
 
 @contextmanager
 def create_run_folder() -> Iterator[Path]:
-    """A folder for this run's sockets, and one of the same name for its shared memory; both are removed at the end.
+    """A folder for this run's sockets, removed at the end.
 
-    Raises ConfigError when the folder of all runs belongs to another user or is open to others.
+    Raises ConfigError when the folder of all runs belongs to another user, is a link, or is open to others.
     """
-    bases = [runs_folder()]
-    _create_private(bases[0])
-    if (rings := shared_memory_root()) is not None:
-        try:
-            _create_private(rings)
-            bases.append(rings)
-        except (ConfigError, OSError) as error:
-            log.warning("%s Until then large payloads are copied through sockets.", error)
-    for base in bases:
-        _remove_dead_runs(base)
-    run = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=bases[0]))
-    folders = [base / run.name for base in bases]
+    base = runs_folder()
+    with suppress(FileExistsError):
+        base.mkdir(mode=0o700, parents=True)
+    _check_private(base)
+    _remove_dead_runs(base)
+    run = base / f"{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(2)}"
+    run.mkdir(mode=0o700)
     try:
-        for folder in folders[1:]:
-            folder.mkdir(mode=0o700)
         yield run
     finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove(run)
 
 
 def announce(run_folder: Path, *, config: str, streams: Mapping[str, str]) -> None:
@@ -77,12 +74,19 @@ def announce(run_folder: Path, *, config: str, streams: Mapping[str, str]) -> No
 
 
 def announced_runs() -> list[dict[str, Any]]:
-    """The graph.json of every run on this host whose launcher is alive, newest first."""
+    """The graph.json of every run on this host whose launcher is alive, newest first.
+
+    Raises ConfigError as create_run_folder does: what lies in a folder of somebody else is not believed.
+    """
     graphs = []
-    for path in runs_folder().glob(f"*/{GRAPH}"):
+    if not os.path.lexists(base := runs_folder()):
+        return []
+    _check_private(base)
+    for path in base.glob(f"*/{GRAPH}"):
         try:
             graph, written_s = json.loads(path.read_bytes()), path.stat().st_mtime
-            if is_alive(graph["pid"]):
+            named = _RUN.fullmatch(path.parent.name)
+            if is_alive(graph["pid"], int(named[2] or 0) if named else 0):
                 graphs.append((written_s, graph))
         except FileNotFoundError:
             continue  # that run has just ended
@@ -120,28 +124,69 @@ def free_address(run_folder: Path, node: str, *, portable: bool) -> str:
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this id runs. Always True on Windows, where asking would interrupt it."""
+def is_alive(pid: int, started: int = 0) -> bool:
+    """Whether a process of this id runs. Always True on Windows, where asking would interrupt it.
+
+    started: when it started, as a run folder's name has it, so that another process of the same id is not taken for it.
+    """
     if os.name != "posix":
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return not started or _started(pid) in (0, started)
 
 
 def _remove_dead_runs(base: Path) -> None:
+    """Folders that runs of this user made, and whose launcher has ended."""
     for folder in base.iterdir():
-        pid = folder.name.partition("-")[0]
-        if pid.isdigit() and not is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+        matched = _RUN.fullmatch(folder.name)
+        if matched and not is_alive(int(matched[1]), int(matched[2] or 0)):
+            _remove(folder)
 
 
-def _create_private(base: Path) -> None:
-    """Create `base`, readable by this user only. Raises ConfigError when it belongs to another user."""
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if base.stat().st_mode & 0o077 or (hasattr(os, "getuid") and base.stat().st_uid != os.getuid()):
-        raise ConfigError(f"{base}: must belong to you and be closed to others. Remove it, or: chmod 700 {base}")
+def _remove(folder: Path) -> None:
+    """A folder that belongs to this user, with all that is in it. Links are removed, and not followed."""
+    if _is_own_folder(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own_folder(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and (os.name != "posix" or status.st_uid == os.getuid())
+
+
+def _check_private(base: Path) -> None:
+    """Raises ConfigError for a folder that others could have made, or could write to."""
+    if not _is_own_folder(base):
+        what = "is a link" if base.is_symlink() else "belongs to another user, or is no folder"
+        raise ConfigError(
+            f"{base}: {what}. Who made it could read this run and send it orders. Remove it, or set XDG_RUNTIME_DIR to "
+            "a folder of yours"
+        )
+    if os.name != "posix":
+        return
+    if base.lstat().st_mode & 0o077:
+        raise ConfigError(f"{base}: must be closed to others. Remove it, or: chmod 700 {base}")
+    parent = base.parent.stat()
+    writable = 0o002 if parent.st_gid == os.getgid() else 0o022
+    replaceable = parent.st_mode & writable and not parent.st_mode & stat.S_ISVTX
+    if parent.st_uid not in (0, os.getuid()) or replaceable:
+        raise ConfigError(
+            f"{base.parent}: others can replace the folders in it. Set XDG_RUNTIME_DIR to a folder that is yours alone"
+        )
+
+
+def _started(pid: int) -> int:
+    """When a process started, in the kernel's ticks since the host did; 0 where that is not known."""
+    try:
+        # After the name, which may hold anything: the 22nd field of /proc/PID/stat.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -21,9 +21,19 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 from pathlib import Path
 
 MAX_BYTES = 32 << 10
+
+
+def datagram_folder(address: str) -> Path | None:
+    """Where the subscribers of a stream at this address open their sockets: beside its own; None for TCP addresses."""
+    return (
+        Path(address.removeprefix("ipc://")).parent
+        if address.startswith("ipc://") and sys.platform == "linux"
+        else None
+    )
 
 
 class DatagramSender:
@@ -65,11 +75,16 @@ class DatagramReceiver:
     """A subscriber's end of the fast path."""
 
     def __init__(self, folder: Path) -> None:
-        self.name = f"{os.getpid()}-{secrets.token_hex(4)}.datagrams"
+        """Raises OSError when there is no such folder, or its name is too long for a socket in it."""
+        self.name = f"{secrets.token_hex(6)}.datagrams"
         self._path = folder / self.name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(os.fspath(self._path))
+        try:
+            self._socket.bind(os.fspath(self._path))
+        except OSError:
+            self._socket.close()
+            raise
         self._buffer = memoryview(bytearray(MAX_BYTES))
         self.descriptor = self._socket.fileno()
 

@@ -34,10 +34,10 @@ from pipeline.errors import ConfigError, WireError
 from pipeline.frame import Message, StreamInfo
 from pipeline.transport.compression import compress
 from pipeline.transport.credits import CreditWindow
-from pipeline.transport.datagrams import DatagramSender
+from pipeline.transport.datagrams import DatagramSender, datagram_folder
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import QUEUE_MESSAGES, READABLE, bind, context, receive
-from pipeline.transport.shared_memory import DEFAULT_SPAN_S, SharedMemoryWriter, SlotAddress, folder_for_address
+from pipeline.transport.shared_memory import DEFAULT_SPAN_S, SharedMemoryWriter, SlotAddress, has_shared_memory
 from pipeline.transport.wire_format import (
     INLINE_BYTES,
     Bye,
@@ -105,7 +105,8 @@ class Publisher:
         self._peers: dict[bytes, _Peer] = {}
         self._ended = self._is_full_logged = False
         self._close_s = CLOSE_NETWORK_S if network else CLOSE_S
-        self._folder, self._span_s = folder_for_address(address), span_s
+        self._folder, self._span_s = datagram_folder(address), span_s
+        self._has_shared_memory = has_shared_memory(address)
         self._shared_memory: SharedMemoryWriter | None = None  # created for the first subscriber that asks for it
         self._serviced_s = 0.0
         self._stored: list[np.ndarray] = []  # the payloads in shared memory of the message that is being sent
@@ -221,8 +222,8 @@ class Publisher:
                 self._is_full_logged = True
                 log.warning("'%s' has %d readers: more are not served", self.info.stream, MAX_SUBSCRIBERS)
             return
-        if hello.payloads == "ring" and self._shared_memory is None and self._folder is not None:
-            self._shared_memory = SharedMemoryWriter(self._folder, self.info.stream, self.info.rate_hz, self._span_s)
+        if hello.payloads == "ring" and self._shared_memory is None and self._has_shared_memory:
+            self._shared_memory = SharedMemoryWriter(self.info.stream, self.info.rate_hz, self._span_s)
         self._peers[identity] = _Peer(hello, time.monotonic(), self._seq, self._folder)
         # Compression takes milliseconds, so the subscribers of this host are served first.
         self._peers = dict(sorted(self._peers.items(), key=lambda item: item[1].payloads == "packed"))

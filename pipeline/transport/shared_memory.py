@@ -1,17 +1,21 @@
-"""Large payloads between processes of one host: a shared-memory file of equal slots per stream.
+"""Large payloads between processes of one host: one piece of shared memory, of equal slots, per stream.
 
 A publisher copies a payload into a slot, or lends the slot to the source that fills it; the message over ZeroMQ or the
 datagram fast path holds the slot's address. A subscriber gets a read-only view of the slot, and the slot is not written
-to as long as any subscriber holds that view, or any view of it. Owns the files and the locks; knows nothing of
+to as long as any subscriber holds that view, or any view of it. Owns the memory and the locks; knows nothing of
 messages.
 
 Example:
-    writer = SharedMemoryWriter(folder, "camera", rate_hz=30)      # the publisher
+    writer = SharedMemoryWriter("camera", rate_hz=30)              # the publisher
     image = writer.borrow((1080, 1920, 3), np.uint8)               # to be filled in place …
     address, image = writer.store(image)                           # … so this does not copy; other arrays are copied
-    image = SharedMemoryReader(folder).view(address, (1080, 1920, 3), image.dtype)   # another process, not copied
+    image = SharedMemoryReader().view(address, (1080, 1920, 3), image.dtype)         # another process, not copied
 
-Why no frame is ever torn. Each slot has a generation, and one byte of the file stands for the slot in the kernel's
+Why no picture outlives its run. The memory has no name in any folder (memfd): a reader opens it through its owner's
+descriptor, /proc/PID/fd/N, which the kernel allows to processes of the same user alone. It is freed with the last
+process that has it open, however that one ends, so there is nothing to clean, to find or to replace by a link.
+
+Why no frame is ever torn. Each slot has a generation, and one byte of the memory stands for the slot in the kernel's
 locks.
     write   take the byte's write lock (refused while a reader has it), set the generation to 0, release the lock; fill
             the slot; set a new generation, and send it with the address.
@@ -34,18 +38,20 @@ import logging
 import math
 import mmap
 import os
+import re
+import secrets
+import stat
 import struct
 import sys
 import threading
 import weakref
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-if sys.platform == "linux":  # elsewhere shared_memory_root() is None, and nothing of this is used
+if sys.platform == "linux":  # elsewhere has_shared_memory() is False, and nothing of this is used
     import fcntl
 
 log = logging.getLogger("shared memory")
@@ -56,16 +62,24 @@ MIN_SLOTS, MAX_BYTES = 4, 128 << 20
 DEFAULT_RATE_HZ = 30.0
 SLOT_ALIGN = mmap.PAGESIZE
 
-MAGIC = b"SNSRING1"
-_HEADER = struct.Struct("<8sI4xQ")  # magic, number of slots, bytes per slot; then the generations from byte 64 on
+MAGIC = b"SNSRING2"
+# Magic, number of slots, bytes per slot, the token of its name; then the generations from byte 64 on.
+_HEADER = struct.Struct("<8sI4xQQ")
 _GENERATIONS_AT, _SLOTS_AT = 64, 4096
 _MAX_SLOTS = (_SLOTS_AT - _GENERATIONS_AT) // 8
 
-SHARED_MEMORY = Path("/dev/shm")
+# Process, descriptor and token: the first two find the memory, and the third proves that it still is the same.
+_NAME = re.compile(r"(\d{1,10})/(\d{1,10})/([0-9a-f]{16})", re.ASCII)
+_LABEL = "sensorium-"  # of a memfd, in /proc/PID/fd and /proc/PID/maps; the stream's name follows
+MAX_NEVER_OPENED = 3  # addresses that a reader could not open, and none that it could: it has no access to that process
 
 
 class SlotOverwritten(Exception):
     """The slot holds a later payload, or none: the reader came too late."""
+
+
+class SharedMemoryUnreachable(SlotOverwritten):
+    """This process cannot open the memory of the publisher's: another PID namespace, or other privileges."""
 
 
 class SlotAddress(NamedTuple):
@@ -76,46 +90,29 @@ class SlotAddress(NamedTuple):
     generation: int
 
 
-def shared_memory_root() -> Path | None:
-    """The folder for the shared memory of this user's runs, one folder per run; None where there is none."""
-    if not sys.platform.startswith("linux") or not os.access(SHARED_MEMORY, os.W_OK):
-        return None
-    return SHARED_MEMORY / f"sensorium-{os.getuid()}"
-
-
-def shared_memory_folder(run_folder: Path) -> Path | None:
-    """The shared-memory folder of a run, if it exists and belongs to this user."""
-    root = shared_memory_root()
-    folder = root / run_folder.name if root else None
-    return folder if folder and folder.is_dir() and folder.stat().st_uid == os.getuid() else None
-
-
-def folder_for_address(address: str) -> Path | None:
-    """The shared-memory folder of the run that publishes at this address; None for TCP addresses."""
-    return shared_memory_folder(Path(address.removeprefix("ipc://")).parent) if address.startswith("ipc://") else None
+def has_shared_memory(address: str) -> bool:
+    """Whether payloads of a stream at this address can travel in shared memory: on Linux, and not over TCP."""
+    return address.startswith("ipc://") and hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 
 
 class SharedMemoryWriter:
-    """A publisher's end: the slots of one stream. Creates the file when the first payload shows how large a slot is."""
+    """A publisher's end: the slots of one stream, created when the first payload shows how large a slot is."""
 
-    def __init__(self, folder: Path, stream: str, rate_hz: float | None = None, span_s: float = DEFAULT_SPAN_S) -> None:
+    def __init__(self, stream: str, rate_hz: float | None = None, span_s: float = DEFAULT_SPAN_S) -> None:
         """
         Args:
-            folder: Of the run's shared memory.
-            stream: Names the file.
+            stream: Its name, for people.
             rate_hz: Of the stream. None: DEFAULT_RATE_HZ.
             span_s: How much of the stream, in seconds, has room, up to MAX_BYTES.
         """
-        self._folder, self._stream = folder, stream.replace("/", "-")
+        self._stream = stream
         self._slots = math.ceil((rate_hz or DEFAULT_RATE_HZ) * span_s) + 2
         self._file: _WriterFile | None = None
         self._copied: tuple[tuple[int, ...], np.dtype] | None = None  # shape and type of the last payload, if copied
         self._reserved: np.ndarray | None = None  # the slot for the next copy
-        self._files = 0
         self._generation = 0
         self._max_bytes = MAX_BYTES // MIN_SLOTS  # of one payload; less once the system had no memory for it
         self._lock = threading.RLock()  # a camera borrows in the thread that reads the device
-        self._unlink()  # files of a publisher of this stream that was killed
 
     def borrow(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray | None:
         """A slot to be filled, as a writable array; it stays reserved while the array lives.
@@ -161,13 +158,8 @@ class SharedMemoryWriter:
                 self._reserved = self._file.claim(*self._copied)
 
     def close(self) -> None:
-        """Existing views stay valid; new readers no longer find the file."""
+        """Existing views stay valid; new readers no longer find the memory."""
         self._file = self._reserved = None
-        self._unlink()
-
-    def _unlink(self) -> None:
-        for path in self._folder.glob(f"{self._stream}.*.ring"):
-            path.unlink(missing_ok=True)
 
     def _grow(self, bytes_needed: int) -> None:
         if self._file is not None:
@@ -175,39 +167,39 @@ class SharedMemoryWriter:
         slot_bytes = -(-bytes_needed // SLOT_ALIGN) * SLOT_ALIGN
         slots = max(MIN_SLOTS, min(self._slots, MAX_BYTES // slot_bytes, _MAX_SLOTS))
         self._reserved = None
-        path = self._folder / f"{self._stream}.{os.getpid()}-{self._files}.ring"
-        self._files += 1
         try:
-            self._file = _WriterFile(path, slots, slot_bytes)
-        except OSError as error:  # a container's /dev/shm is often 64 MB
+            self._file = _WriterFile(self._stream, slots, slot_bytes)
+        except OSError as error:  # a container's memory may be limited
             self._max_bytes = self._file.slot_bytes if self._file else 0
             log.warning(
-                "no shared memory for %s (%d MB): %s. Its payloads are sent in the messages.",
-                path,
+                "no shared memory for '%s' (%d MB): %s. Its payloads are sent in the messages.",
+                self._stream,
                 slots * slot_bytes >> 20,
                 error,
             )
 
 
 class _WriterFile:
-    """The slots of one file, as their writer accesses them."""
+    """The slots of one memfd, as their writer accesses them."""
 
-    def __init__(self, path: Path, slots: int, slot_bytes: int) -> None:
-        self.name, self.slot_bytes = path.name, slot_bytes
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def __init__(self, stream: str, slots: int, slot_bytes: int) -> None:
+        self.slot_bytes = slot_bytes
+        descriptor = os.memfd_create(f"{_LABEL}{stream}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            # Reserved now: writing to a page that cannot be allocated would end the process, not raise an error.
+            # Reserved now: writing to a page that cannot be allocated would end the process, not raise an error. And
+            # sealed, because reading beyond the end of one that was cut would end its readers.
             os.posix_fallocate(descriptor, 0, _SLOTS_AT + slots * slot_bytes)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         except OSError:
             os.close(descriptor)
-            path.unlink(missing_ok=True)
             raise
         self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-        self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        # After a larger file took its place this one stays while one of its slots waits for a subscriber with credits.
-        weakref.finalize(self._memory, path.unlink, missing_ok=True)
-        _HEADER.pack_into(self._memory, 0, MAGIC, slots, slot_bytes)
+        # After a larger one took its place this one stays while one of its slots waits for a subscriber with credits.
+        weakref.finalize(self._memory, os.close, descriptor)
+        token = secrets.randbits(64)
+        self.name = f"{os.getpid()}/{descriptor}/{token:016x}"
+        _HEADER.pack_into(self._memory, 0, MAGIC, slots, slot_bytes, token)
         self.generations = _generations(self._memory, slots)
         self._arrays: dict[int, weakref.ref[np.ndarray]] = {}  # by slot, what claim() returned
         self._oldest_first = deque(range(slots))
@@ -241,40 +233,51 @@ class _WriterFile:
 class SharedMemoryReader:
     """A subscriber's end. Each subscriber has its own, because the locks belong to the open file."""
 
-    def __init__(self, folder: Path, *, waited_for: bool = False) -> None:
+    def __init__(self, *, waited_for: bool = False) -> None:
         """waited_for: the publisher waits for this subscriber, so it may hold every slot."""
-        self._folder, self._max_share = folder, 1.0 if waited_for else 0.5
+        self._max_share = 1.0 if waited_for else 0.5
         self._file: _ReaderFile | None = None
+        self._never_opened = 0  # addresses that could not be opened, before the first that could
 
     def view(self, address: SlotAddress, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """The payload, read-only; it stays unchanged while anything refers to it.
 
-        Raises SlotOverwritten, and ValueError for an address that cannot exist.
+        Raises SlotOverwritten, its kind SharedMemoryUnreachable, and ValueError for an address that cannot exist.
         """
         if self._file is None or self._file.name != address.file:
-            self._file = _ReaderFile(self._folder, address.file, self._max_share)
+            try:
+                self._file = _ReaderFile(address.file, self._max_share)
+                self._never_opened = -1
+            except SlotOverwritten as error:
+                self._never_opened += self._never_opened >= 0
+                if self._never_opened == MAX_NEVER_OPENED:
+                    raise SharedMemoryUnreachable from error
+                raise
         return self._file.view(address.slot, address.generation, shape, dtype)
+
+    def forget(self) -> None:
+        """Let the memory of a publisher go that has been replaced; existing views stay valid."""
+        self._file, self._never_opened = None, 0
 
 
 class _ReaderFile:
-    """The slots of one file, as a subscriber accesses them."""
+    """The slots of one memfd, as a subscriber accesses them."""
 
-    def __init__(self, folder: Path, name: str, max_share: float) -> None:
+    def __init__(self, name: str, max_share: float) -> None:
         self.name = name
-        if "/" in name or not name.endswith(".ring"):
-            raise ValueError(f"'{name}' is not the name of a shared-memory file")
-        try:
-            descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError as error:
-            raise SlotOverwritten from error  # its publisher is gone, or has created a larger file
+        descriptor = _open(name)
         self._descriptor = descriptor
         # The locks last until the last view is gone, because the mapping has the file open too.
         weakref.finalize(self, os.close, descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or os.fstat(descriptor).st_size < _SLOTS_AT:
+            raise SlotOverwritten
         # Not populated: that would take the receiver thread 10 ms, and a node that reads a picture loses little time.
         self._memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        magic, slots, self._slot_bytes = _HEADER.unpack_from(self._memory)
-        if magic != MAGIC or slots > _MAX_SLOTS or len(self._memory) < _SLOTS_AT + slots * self._slot_bytes:
-            raise ValueError(f"'{name}' is not a shared-memory file of a stream")
+        magic, slots, self._slot_bytes, token = _HEADER.unpack_from(self._memory)
+        if magic != MAGIC or f"{token:016x}" != name.rpartition("/")[2]:
+            raise SlotOverwritten  # its publisher has created a larger one, or is gone: its number names something else
+        if slots > _MAX_SLOTS or len(self._memory) < _SLOTS_AT + slots * self._slot_bytes:
+            raise ValueError(f"'{name}' is not the shared memory of a stream")
         self._generations = _generations(self._memory, slots)
         self._max_views = int(max_share * slots)
         self._views: dict[int, weakref.ref[np.ndarray]] = {}  # by generation
@@ -298,6 +301,20 @@ class _ReaderFile:
     def _release(self, slot: int, generation: int, _: object) -> None:
         _lock(self._descriptor, fcntl.F_UNLCK, slot)
         self._views.pop(generation, None)
+
+
+def _open(name: str) -> int:
+    """A descriptor, for reading, of what another process of this user shares under this name."""
+    if not (matched := _NAME.fullmatch(name)):
+        raise ValueError(f"'{name:.60}' is not the name of shared memory")
+    path = f"/proc/{int(matched[1])}/fd/{int(matched[2])}"
+    try:
+        # Nothing else is ever opened: opening a device or a pipe may wait, or do something.
+        if not os.readlink(path).startswith(f"/memfd:{_LABEL}"):
+            raise SlotOverwritten
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:  # its publisher is gone, or has created a larger one, or is none of ours to look into
+        raise SlotOverwritten from error
 
 
 def _address(array: np.ndarray) -> int:

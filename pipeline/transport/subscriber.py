@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from functools import cached_property
@@ -25,13 +26,18 @@ import zmq
 from pipeline.errors import WireError
 from pipeline.frame import StreamInfo
 from pipeline.transport.clock_exchange import ClockClient
-from pipeline.transport.datagrams import DatagramReceiver
+from pipeline.transport.datagrams import DatagramReceiver, datagram_folder
 from pipeline.transport.drop_reasons import LOST, MALFORMED, OVERWRITTEN
 from pipeline.transport.keys import Keyring
 from pipeline.transport.network import QUEUE_MESSAGES, READABLE, connect, context, receive
 from pipeline.transport.poller import Poller
 from pipeline.transport.sequence import Sequence
-from pipeline.transport.shared_memory import SharedMemoryReader, SlotOverwritten, folder_for_address
+from pipeline.transport.shared_memory import (
+    SharedMemoryReader,
+    SharedMemoryUnreachable,
+    SlotOverwritten,
+    has_shared_memory,
+)
 from pipeline.transport.wire_format import (
     MAX_NAME,
     MAX_PARTS,
@@ -45,6 +51,8 @@ from pipeline.transport.wire_format import (
     Value,
     Welcome,
 )
+
+log = logging.getLogger("transport")
 
 HELLO_EVERY_S, FIRST_HELLOS_EVERY_S = 0.5, 0.05
 MAX_PART_BYTES = 64 << 20
@@ -84,11 +92,12 @@ class Subscriber:
         self._ended = self._leaving = False
         self._sequence = Sequence()
         self._next_hello_s = 0.0
-        folder = folder_for_address(address)
-        self._datagrams = DatagramReceiver(folder) if folder else None
-        self._codec = Codec(SharedMemoryReader(folder, waited_for=credits is not None).view if folder else None)
+        shared = has_shared_memory(address)
+        self._shared_memory = SharedMemoryReader(waited_for=credits is not None) if shared else None
+        self._codec = Codec(self._shared_memory.view if self._shared_memory else None)
+        self._datagrams = _datagram_receiver(address)
         datagram_socket = self._datagrams.name if self._datagrams else ""
-        self._hello = Hello(reader[:MAX_NAME], credits, payloads or ("ring" if folder else "inline"), datagram_socket)
+        self._hello = Hello(reader[:MAX_NAME], credits, payloads or ("ring" if shared else "inline"), datagram_socket)
         self._socket = context().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 100)
@@ -161,7 +170,9 @@ class Subscriber:
             sequence.malformed()
             self.dropped[MALFORMED] += 1
             raise
-        except SlotOverwritten:
+        except SlotOverwritten as error:
+            if isinstance(error, SharedMemoryUnreachable):
+                self._ask_for_copies()
             session, seq = self._codec.number(parts[0]) or (None, 0)
             if session is None or (is_datagram and session != sequence.session):
                 return None, 0
@@ -172,6 +183,8 @@ class Subscriber:
             return None, 0  # sent by a publisher that has been replaced since
         if isinstance(value, Welcome):
             self.info = value.info
+            if self._shared_memory is not None and envelope.session != sequence.session:
+                self._shared_memory.forget()
             self._next_hello_s = 0.0  # the next Hello confirms this seq, and so opens the datagram fast path
             return None, self._count_lost(sequence.welcome(envelope.session, envelope.seq))
         if isinstance(value, End):
@@ -191,6 +204,16 @@ class Subscriber:
     @cached_property
     def _poller(self) -> Poller[Subscriber]:
         return Poller([self])
+
+    def _ask_for_copies(self) -> None:
+        if self._hello.payloads == "ring":
+            log.warning(
+                "%s: this process cannot open the memory of its publisher, which has another PID namespace or other "
+                "privileges. Payloads are copied into the messages from now on",
+                self._hello.reader,
+            )
+            self._hello = msgspec.structs.replace(self._hello, payloads="inline")
+            self._next_hello_s = 0.0
 
     def _count_lost(self, lost: int) -> int:
         if lost:
@@ -222,3 +245,12 @@ class Subscriber:
             self._socket.send_multipart(self._codec.encode(0, 0, value), zmq.DONTWAIT)
         except zmq.Again:
             pass  # no publisher is connected; the next Hello tries again
+
+
+def _datagram_receiver(address: str) -> DatagramReceiver | None:
+    if (folder := datagram_folder(address)) is None:
+        return None
+    try:
+        return DatagramReceiver(folder)
+    except OSError:  # the folder's name is too long for one more socket: small messages come over ZeroMQ
+        return None

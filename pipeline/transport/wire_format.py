@@ -40,27 +40,34 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_PARTS = 1024  # of one message: the envelope, and an array each
 MAX_BYTES = 512 << 20  # of all its parts together
 MAX_NAME = 255  # characters of a name: of a program, a node, a socket, a verb
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-Nanoseconds = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
-Credits = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]  # more than MAX_CREDITS count as that many
+MAX_NUMBER = 1 << 62
+Nanoseconds = Annotated[int, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="Hello"):
     """Subscriber → publisher, every half second."""
 
-    reader: Name  # the subscriber's name
-    credits: Credits | None = None  # messages that may be on their way before the publisher waits; None: it never waits
+    reader: str  # the subscriber's name
+    credits: int | None = None  # messages that may be on their way before the publisher waits; None: it never waits
     payloads: Payloads = "inline"
-    datagram_socket: Name = ""  # where it accepts small messages while it keeps up (datagrams.py)
-    session: Count = 0  # of the publisher, from its Welcome; 0: none yet
-    expected: Count = 0  # the next seq of that session: all before it was read, or counted as lost
+    datagram_socket: str = ""  # where it accepts small messages while it keeps up (datagrams.py)
+    session: int = 0  # of the publisher, from its Welcome; 0: none yet
+    expected: int = 0  # the next seq of that session: all before it was read, or counted as lost
+
+    def __post_init__(self) -> None:
+        if max(len(self.reader), len(self.datagram_socket)) > MAX_NAME:
+            raise ValueError(f"a name of more than {MAX_NAME} characters")
+        _check_counts(self.credits or 0, self.session, self.expected)
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="Credit"):
     """Subscriber → publisher: `count` more messages may be sent."""
 
-    count: Credits
+    count: int
+
+    def __post_init__(self) -> None:
+        _check_counts(self.count)
 
 
 class Bye(msgspec.Struct, frozen=True, array_like=True, tag="Bye"):
@@ -133,18 +140,30 @@ Value = (
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    session: Count  # of the publisher; another number means that it was restarted
-    seq: Count  # +1 per message of the session; a gap is a loss
+    session: int  # of the publisher; another number means that it was restarted
+    seq: int  # +1 per message of the session; a gap is a loss
     value: Value
+
+    def __post_init__(self) -> None:
+        _check_counts(self.session, self.seq)
 
 
 class _Numbered(msgspec.Struct, frozen=True, array_like=True):
     """An envelope whose value is not decoded."""
 
     version: int
-    session: Count
-    seq: Count
+    session: int
+    seq: int
     value: msgspec.Raw
+
+    def __post_init__(self) -> None:
+        _check_counts(self.session, self.seq)
+
+
+def _check_counts(*numbers: int) -> None:
+    for number in numbers:
+        if not 0 <= number <= MAX_NUMBER:
+            raise ValueError(f"{number} cannot be a count")
 
 
 class Codec:

@@ -16,33 +16,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.runtime.run_folder import create_run_folder
 from pipeline.transport.shared_memory import (
     MAX_BYTES,
     SharedMemoryReader,
+    SharedMemoryUnreachable,
     SharedMemoryWriter,
     SlotAddress,
     SlotOverwritten,
-    shared_memory_folder,
-    shared_memory_root,
+    has_shared_memory,
 )
 
 SHAPE = (100, 1000)
 U8 = np.dtype(np.uint8)
 
 pytestmark = pytest.mark.skipif(
-    shared_memory_root() is None, reason="no shared memory here: /dev/shm cannot be written to"
+    not has_shared_memory("ipc:///any"), reason="no shared memory here: memfd_create is Linux's"
 )
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path  # any file system can hold the slots; only /dev/shm is as fast as memory
-
-
-@pytest.fixture
-def writer(folder: Path) -> Iterator[SharedMemoryWriter]:
-    opened = SharedMemoryWriter(folder, "camera", rate_hz=16)  # 6 slots
+def writer() -> Iterator[SharedMemoryWriter]:
+    opened = SharedMemoryWriter("camera", rate_hz=16)  # 6 slots
     yield opened
     opened.close()
 
@@ -63,6 +57,10 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=here)
 
 
+def mapped_memory() -> list[str]:
+    return [row for row in Path("/proc/self/maps").read_text().splitlines() if "/memfd:sensorium-" in row]
+
+
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
@@ -71,14 +69,14 @@ def line(process: subprocess.Popen[str]) -> str:
 # --- one frame --------------------------------------------------------------------------------------------------------
 
 
-def test_reader_gets_what_was_stored(writer, folder):
+def test_reader_gets_what_was_stored(writer):
     image = np.arange(12, dtype=np.float32).reshape(3, 4)
     address, _ = writer.store(image)
-    assert np.array_equal(SharedMemoryReader(folder).view(address, (3, 4), np.dtype(np.float32)), image)
+    assert np.array_equal(SharedMemoryReader().view(address, (3, 4), np.dtype(np.float32)), image)
 
 
-def test_slot_reserved_in_advance_is_used_for_the_next_copy(writer, folder):
-    reader = SharedMemoryReader(folder)
+def test_slot_reserved_in_advance_is_used_for_the_next_copy(writer):
+    reader = SharedMemoryReader()
     first = put(writer, 1)
     writer.reserve_next()
     second = put(writer, 2)
@@ -86,35 +84,35 @@ def test_slot_reserved_in_advance_is_used_for_the_next_copy(writer, folder):
     assert [int(reader.view(address, SHAPE, U8)[0, 0]) for address in (first, second)] == [1, 2]
 
 
-def test_slot_reserved_in_a_file_that_was_replaced_by_a_larger_one_is_released(writer, folder):
+def test_slot_reserved_in_a_file_that_was_replaced_by_a_larger_one_is_released(writer):
     put(writer, 1)
     writer.reserve_next()
     writer.borrow((1000, 1000), np.uint8)
-    assert SharedMemoryReader(folder).view(put(writer, 2), SHAPE, U8).max() == 2
+    assert SharedMemoryReader().view(put(writer, 2), SHAPE, U8).max() == 2
 
 
-def test_view_cannot_be_written_to(writer, folder):
-    view = SharedMemoryReader(folder).view(put(writer, 1), SHAPE, U8)
+def test_view_cannot_be_written_to(writer):
+    view = SharedMemoryReader().view(put(writer, 1), SHAPE, U8)
     with pytest.raises(ValueError, match="read-only"):
         view[0] = 2
     with pytest.raises(ValueError, match="WRITEABLE"):
         view.setflags(write=True)
 
 
-def test_borrowed_slot_is_stored_without_a_copy(writer, folder):
+def test_borrowed_slot_is_stored_without_a_copy(writer):
     image = writer.borrow(SHAPE, np.uint8)
     image.fill(7)
     address, stored = writer.store(image)
     assert stored is image
-    assert (SharedMemoryReader(folder).view(address, SHAPE, U8) == 7).all()
+    assert (SharedMemoryReader().view(address, SHAPE, U8) == 7).all()
 
 
-def test_part_of_a_borrowed_slot_is_copied_if_it_does_not_begin_there(writer, folder):
+def test_part_of_a_borrowed_slot_is_copied_if_it_does_not_begin_there(writer):
     image = writer.borrow(SHAPE, np.uint8)
     image[:] = np.arange(100, dtype=np.uint8)[:, None]
     address, stored = writer.store(image[1:])
     assert not np.shares_memory(stored, image)
-    assert SharedMemoryReader(folder).view(address, (99, 1000), U8)[0, 0] == 1
+    assert SharedMemoryReader().view(address, (99, 1000), U8)[0, 0] == 1
 
 
 def test_frame_sent_twice_lies_in_two_slots_because_each_is_sent_once(writer):
@@ -127,24 +125,24 @@ def test_frame_sent_twice_lies_in_two_slots_because_each_is_sent_once(writer):
 # --- who holds a slot -------------------------------------------------------------------------------------------------
 
 
-def test_slot_is_not_written_to_while_a_reader_holds_a_view(writer, folder):
-    reader = SharedMemoryReader(folder)
+def test_slot_is_not_written_to_while_a_reader_holds_a_view(writer):
+    reader = SharedMemoryReader()
     held = reader.view(put(writer, 1), SHAPE, U8)
     for number in range(2, 40):
         put(writer, number)
         assert (held == 1).all()
 
 
-def test_view_of_a_view_keeps_the_slot_too(writer, folder):
-    corner = SharedMemoryReader(folder).view(put(writer, 1), SHAPE, U8)[10:20, 10:20].reshape(-1)[::2]
+def test_view_of_a_view_keeps_the_slot_too(writer):
+    corner = SharedMemoryReader().view(put(writer, 1), SHAPE, U8)[10:20, 10:20].reshape(-1)[::2]
     for number in range(2, 20):
         put(writer, number)
     assert (corner == 1).all()
 
 
-def test_slot_is_used_again_when_its_last_view_is_gone(writer, folder):
+def test_slot_is_used_again_when_its_last_view_is_gone(writer):
     address = put(writer, 1)
-    view = SharedMemoryReader(folder).view(address, SHAPE, U8)
+    view = SharedMemoryReader().view(address, SHAPE, U8)
     part = view[5:]
     del view
     assert address.slot not in {put(writer, 2).slot for _ in range(20)}
@@ -152,20 +150,20 @@ def test_slot_is_used_again_when_its_last_view_is_gone(writer, folder):
     assert address.slot in {put(writer, 2).slot for _ in range(20)}
 
 
-def test_overwritten_frame_is_refused(writer, folder):
+def test_overwritten_frame_is_refused(writer):
     address = put(writer, 1)
     for number in range(2, 20):
         put(writer, number)
     with pytest.raises(SlotOverwritten):
-        SharedMemoryReader(folder).view(address, SHAPE, U8)
+        SharedMemoryReader().view(address, SHAPE, U8)
 
 
-def test_frame_is_refused_while_its_slot_is_being_filled(writer, folder):
+def test_frame_is_refused_while_its_slot_is_being_filled(writer):
     address = put(writer, 1)
     borrowed = [writer.borrow(SHAPE, np.uint8) for _ in range(6)]
     assert len(borrowed) == 6
     with pytest.raises(SlotOverwritten):
-        SharedMemoryReader(folder).view(address, SHAPE, U8)
+        SharedMemoryReader().view(address, SHAPE, U8)
 
 
 def test_slot_borrowed_by_a_source_is_free_when_its_array_is_dropped(writer):
@@ -176,17 +174,17 @@ def test_slot_borrowed_by_a_source_is_free_when_its_array_is_dropped(writer):
     assert writer.store(filled(1)) is not None
 
 
-def test_reader_that_holds_half_the_slots_gets_copies_so_that_the_publisher_goes_on(writer, folder):
-    reader = SharedMemoryReader(folder)
+def test_reader_that_holds_half_the_slots_gets_copies_so_that_the_publisher_goes_on(writer):
+    reader = SharedMemoryReader()
     views = [reader.view(put(writer, number), SHAPE, U8) for number in range(50)]
     assert [int(view[0, 0]) for view in views] == list(range(50))
     assert sum(view.base is not None for view in views) == 3
     assert not any(view.flags.writeable for view in views)
 
 
-def test_two_readers_of_one_process_do_not_release_each_others_slots(writer, folder):
+def test_two_readers_of_one_process_do_not_release_each_others_slots(writer):
     address = put(writer, 1)
-    one, other = SharedMemoryReader(folder), SharedMemoryReader(folder)
+    one, other = SharedMemoryReader(), SharedMemoryReader()
     first, second = one.view(address, SHAPE, U8), other.view(address, SHAPE, U8)
     del first
     for number in range(2, 20):
@@ -194,8 +192,8 @@ def test_two_readers_of_one_process_do_not_release_each_others_slots(writer, fol
     assert (second == 1).all()
 
 
-def test_views_outlive_their_reader_and_their_writer(writer, folder):
-    reader = SharedMemoryReader(folder)
+def test_views_outlive_their_reader_and_their_writer(writer):
+    reader = SharedMemoryReader()
     view = reader.view(put(writer, 1), SHAPE, U8)
     del reader
     gc.collect()
@@ -208,14 +206,16 @@ def test_views_outlive_their_reader_and_their_writer(writer, folder):
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
-def test_larger_payload_creates_a_larger_file_and_the_old_one_is_removed(writer, folder):
-    reader = SharedMemoryReader(folder)
-    old = reader.view(put(writer, 1), SHAPE, U8)
+def test_larger_payload_creates_larger_memory_and_the_old_one_is_let_go(writer):
+    reader = SharedMemoryReader()
+    first = put(writer, 1)
+    old = reader.view(first, SHAPE, U8)
     address, _ = writer.store(np.full((500, 1000), 2, np.uint8))
     assert (reader.view(address, (500, 1000), U8) == 2).all()
     assert (old == 1).all()
     gc.collect()
-    assert [path.name for path in folder.glob("*.ring")] == [address.file]
+    with pytest.raises(SlotOverwritten):
+        SharedMemoryReader().view(first, SHAPE, U8)
 
 
 def test_payload_beyond_the_bound_is_not_stored(writer):
@@ -237,22 +237,57 @@ def test_missing_memory_is_logged_once_and_nothing_is_stored(writer, monkeypatch
     "address",
     [
         SlotAddress("../etc/passwd", 0, 1),
-        SlotAddress("passwd", 0, 1),
+        SlotAddress("1/../../etc/passwd", 0, 1),
+        SlotAddress("1/2/3", 0, 1),
+        SlotAddress("", 0, 1),
+        SlotAddress("9" * 30 + "/1/0123456789abcdef", 0, 1),
         SlotAddress("{}", -1, 1),
         SlotAddress("{}", 6, 1),
-        SlotAddress("not.ring", 0, 1),
     ],
 )
-def test_address_that_cannot_exist_is_refused(writer, folder, address):
+def test_address_that_cannot_exist_is_refused(writer, address):
     stored = put(writer, 1)
-    (folder / "not.ring").write_bytes(bytes(8192))
     with pytest.raises(ValueError):
-        SharedMemoryReader(folder).view(address._replace(file=address.file.format(stored.file)), SHAPE, U8)
+        SharedMemoryReader().view(address._replace(file=address.file.format(stored.file)), SHAPE, U8)
 
 
-def test_payload_larger_than_its_slot_is_refused(writer, folder):
+def test_nothing_but_the_memory_of_a_stream_is_opened(writer, tmp_path):
+    """An address that names a file, a pipe or other memory of some process: none is opened, mapped or waited for."""
+    process, descriptor, token = put(writer, 1).file.split("/")
+    pipe = os.pipe()
+    other = os.memfd_create("another program's")
+    with (tmp_path / "file").open("wb") as file:
+        file.write(bytes(8192))
+        for number in (*pipe, other, file.fileno(), 99_999):
+            with pytest.raises(SlotOverwritten):
+                SharedMemoryReader().view(SlotAddress(f"{process}/{number}/{token}", 0, 1), SHAPE, U8)
+    with pytest.raises(SlotOverwritten):  # the number of the descriptor was used again
+        SharedMemoryReader().view(SlotAddress(f"{process}/{descriptor}/{'0' * 16}", 0, 1), SHAPE, U8)
+    for number in (*pipe, other):
+        os.close(number)
+
+
+def test_reader_that_can_open_nothing_of_a_publisher_says_so(writer):
+    reader, name = SharedMemoryReader(), put(writer, 1).file
+    elsewhere = [SlotAddress(f"{2**22 + n}/3/{'a' * 16}", 0, 1) for n in range(1, 4)]  # above the largest pid of Linux
+    for address in elsewhere[:2]:
+        with pytest.raises(SlotOverwritten) as caught:
+            reader.view(address, SHAPE, U8)
+        assert not isinstance(caught.value, SharedMemoryUnreachable)
+    with pytest.raises(SharedMemoryUnreachable):
+        reader.view(elsewhere[2], SHAPE, U8)
+    assert name
+
+
+def test_memory_cannot_be_cut_under_its_readers(writer):
+    process, descriptor, _ = put(writer, 1).file.split("/")
+    with pytest.raises(PermissionError):
+        os.truncate(f"/proc/{process}/fd/{descriptor}", 0)
+
+
+def test_payload_larger_than_its_slot_is_refused(writer):
     with pytest.raises(ValueError, match="cannot hold"):
-        SharedMemoryReader(folder).view(put(writer, 1), (1000, 1000), U8)
+        SharedMemoryReader().view(put(writer, 1), (1000, 1000), U8)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -262,7 +297,7 @@ FLAT_OUT = """
     import numpy as np
     from pathlib import Path
     from pipeline.transport.shared_memory import SharedMemoryWriter
-    writer = SharedMemoryWriter(Path(sys.argv[1]), "camera", rate_hz=16)
+    writer = SharedMemoryWriter("camera", rate_hz=16)
     number = 0
     while True:
         shape = (200, 1000, 3)
@@ -279,8 +314,8 @@ FLAT_OUT = """
 
 
 @pytest.mark.system
-def test_no_frame_is_torn_when_the_publisher_never_waits_and_the_reader_is_slow(folder):
-    writer, reader = child(FLAT_OUT, folder), SharedMemoryReader(folder)
+def test_no_frame_is_torn_when_the_publisher_never_waits_and_the_reader_is_slow():
+    writer, reader = child(FLAT_OUT), SharedMemoryReader()
     shape = (200, 1000, 3)
     intact = late = 0
     held: list[tuple[int, np.ndarray]] = []
@@ -308,7 +343,7 @@ HOLDER = """
     import numpy as np
     from pathlib import Path
     from pipeline.transport.shared_memory import SlotAddress, SharedMemoryReader
-    readers = [SharedMemoryReader(Path(sys.argv[1])) for _ in range(2)]
+    readers = [SharedMemoryReader() for _ in range(2)]
     held = []
     for text in sys.stdin:
         file, slot, generation = text.split()
@@ -319,8 +354,8 @@ HOLDER = """
 
 
 @pytest.mark.system
-def test_slots_of_a_killed_reader_are_used_again(writer, folder):
-    holder = child(HOLDER, folder)
+def test_slots_of_a_killed_reader_are_used_again(writer):
+    holder = child(HOLDER)
     assert holder.stdin is not None
     for number in range(6):
         print(*put(writer, number), file=holder.stdin, flush=True)
@@ -336,7 +371,7 @@ DIES_WRITING = """
     import numpy as np
     from pathlib import Path
     from pipeline.transport.shared_memory import SharedMemoryWriter
-    writer = SharedMemoryWriter(Path(sys.argv[1]), "camera", rate_hz=16)
+    writer = SharedMemoryWriter("camera", rate_hz=16)
     for number in range(6):
         address = writer.store(np.full((100, 1000), number, np.uint8))[0]
         if number in (0, 5):
@@ -348,44 +383,24 @@ DIES_WRITING = """
 
 
 @pytest.mark.system
-def test_publisher_killed_while_writing_leaves_no_torn_frame_and_its_successor_clears_its_file_away(folder):
-    publisher, reader = child(DIES_WRITING, folder), SharedMemoryReader(folder)
+def test_publisher_killed_while_writing_leaves_no_torn_frame_and_no_memory():
+    publisher, reader = child(DIES_WRITING), SharedMemoryReader()
     half_written, whole = (SlotAddress(f, int(s), int(g)) for f, s, g in (line(publisher).split() for _ in range(2)))
     view = reader.view(whole, SHAPE, U8)
     publisher.communicate("go\n")
     with pytest.raises(SlotOverwritten):
         reader.view(half_written, SHAPE, U8)
     assert (view == 5).all()
-    successor = SharedMemoryWriter(folder, "camera", rate_hz=16)
-    address = put(successor, 7)
-    assert (reader.view(address, SHAPE, U8) == 7).all()
-    assert (view == 5).all()
-    assert [path.name for path in folder.iterdir()] == [address.file]
-    successor.close()
-    assert list(folder.iterdir()) == []
+    with pytest.raises(SlotOverwritten):  # a new reader does not find it: it lives as long as the view, and no longer
+        SharedMemoryReader().view(whole, SHAPE, U8)
+    assert len(mapped_memory()) == 1
+    reader.forget()
+    del view, reader
+    gc.collect()
+    assert mapped_memory() == []
 
 
-def test_late_reader_sees_the_newest_frame(writer, folder):
+def test_late_reader_sees_the_newest_frame(writer):
     for number in range(100):
         address = put(writer, number)
-    assert (SharedMemoryReader(folder).view(address, SHAPE, U8) == 99).all()
-
-
-# --- a run's folder ---------------------------------------------------------------------------------------------------
-
-
-def test_shared_memory_of_a_run_is_removed_with_it_and_that_of_a_killed_one_by_the_next():
-    base = shared_memory_root()
-    assert base is not None
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    stale = base / f"{dead.pid}-killed"
-    stale.mkdir(parents=True, mode=0o700)
-    base.chmod(0o700)
-    (stale / "camera.1-0.ring").write_bytes(bytes(100))
-    with create_run_folder() as run_folder:
-        folder = shared_memory_folder(run_folder)
-        assert folder is not None and folder.is_dir()
-        assert not stale.exists()
-    assert not folder.exists()
-    assert not run_folder.exists()
+    assert (SharedMemoryReader().view(address, SHAPE, U8) == 99).all()
