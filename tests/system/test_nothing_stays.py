@@ -24,8 +24,9 @@ NODES = """
 """
 
 
-def in_dev_shm() -> set[Path]:
-    return {path for path in Path("/dev/shm").rglob("*") if "sensorium" in str(path)}
+def in_dev_shm(run: Running) -> list[Path]:
+    """What this run, and no other one of this machine, has there."""
+    return [path for path in Path("/dev/shm").rglob("*") if f"{run.process.pid}-" in str(path)]
 
 
 def shared_by(process: psutil.Process) -> set[int]:
@@ -58,16 +59,15 @@ def camera_of(run: Running) -> psutil.Process:
 
 
 def test_pictures_are_gone_with_the_whole_run(folder: Path) -> None:
-    before = in_dev_shm()
     with running(folder, "run", a_file(folder, NODES), "--no-dashboard") as run:
         inodes = shared_by(camera_of(run))
         assert held_anywhere(inodes)
-        assert in_dev_shm() == before
+        assert in_dev_shm(run) == []
         for process in [psutil.Process(run.process.pid), *run.children()]:
             process.send_signal(signal.SIGKILL)
         run.process.wait()
         wait_for(lambda: not held_anywhere(inodes), "the end of the memory", give_up_s=5)
-        assert in_dev_shm() == before
+        assert in_dev_shm(run) == []
         assert all(path.is_socket() or path.stat().st_size < 4096 for path in run.left_behind() if not path.is_dir())
         (killed,) = (folder / "sensorium").iterdir()
     with running(folder, "run", a_file(folder, NODES), "--no-dashboard") as run:
@@ -76,7 +76,6 @@ def test_pictures_are_gone_with_the_whole_run(folder: Path) -> None:
 
 
 def test_pictures_of_a_killed_camera_are_let_go_when_it_is_back(folder: Path) -> None:
-    before = in_dev_shm()
     with running(folder, "run", a_file(folder, NODES), "--no-dashboard") as run:
         camera = camera_of(run)
         inodes = shared_by(camera)
@@ -84,7 +83,7 @@ def test_pictures_of_a_killed_camera_are_let_go_when_it_is_back(folder: Path) ->
         camera.wait(5)
         assert camera_of(run).pid != camera.pid
         wait_for(lambda: not held_anywhere(inodes), "the end of the memory")
-        assert in_dev_shm() == before
+        assert in_dev_shm(run) == []
         mood = subscribe("mood", address=run.graph()["streams"]["mood"])
         assert next(mood).label
 

@@ -24,10 +24,8 @@ from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import Codec, End, Welcome
 
 
-@pytest.fixture(params=["ipc", "tcp", "shared memory"])
+@pytest.fixture(params=["shared memory", "tcp"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "shared memory":
-        request.getfixturevalue("shared_memory")
     return run_folder.free_address(tmp_path, "camera", portable=request.param == "tcp")
 
 
