@@ -1,4 +1,4 @@
-"""A node that fails is started again, at once at first, then given up; the run says so in words and by its exit code."""
+"""A node that fails is started again, at once at first, then given up; the run says so, also by its exit code."""
 
 from __future__ import annotations
 
