@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import credentials
 from pipeline.cli import command_line
 from pipeline.cli.command_line import CALIBRATED, DEMO, EVALUATED, SCENE_DEMO, TRAINED
 from pipeline.installation import COMMAND, setup_command
@@ -336,7 +336,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    credentials.log_without_them()
     sys.path.append(os.getcwd())  # where a user's own nodes are, named module:Name
     args = parser().parse_args()
     if args.function in (run, record, replay, demo):
@@ -357,7 +357,7 @@ def main() -> int:
     try:
         args.function(args)
     except SensoriumError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {credentials.without_credentials(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

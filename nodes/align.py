@@ -69,7 +69,8 @@ class Align(Transform):
             config = self._options.config(self.context.inputs, now_ns)
             self._aligner = config.aligner(own=self._options.own_policies)
             if self._event_log_path or self.context.publish_event:
-                self._event_log = EventLog(self._event_log_path, config, self.context.publish_event)
+                goes_on = self.context.restarts > 0
+                self._event_log = EventLog(self._event_log_path, config, self.context.publish_event, goes_on=goes_on)
         return self._aligner
 
     def process(self, arrival: Arrival) -> Iterable[Message]:

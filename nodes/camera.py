@@ -26,6 +26,7 @@ import numpy as np
 
 from pipeline import assets
 from pipeline.clock import NS, Clock
+from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.frame import Frame, StreamInfo
 from pipeline.node import Finding, Source
@@ -127,7 +128,7 @@ class Camera(Source):
 
     @property
     def _shown(self) -> str:
-        return usb_path(self.device) if self._is_usb else media.without_password(str(self.device))
+        return usb_path(self.device) if self._is_usb else without_credentials(str(self.device))
 
     def _describe(self, what: str, image: np.ndarray, rate_hz: float | None) -> None:
         height_px, width_px = image.shape[:2]

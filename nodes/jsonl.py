@@ -5,45 +5,43 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Prediction
 from pipeline.node import Arrival, Sink
+from pipeline.private_file import LineFile
 
 
 class Jsonl(Sink):
     """Writes predictions as JSON lines.
 
     Args:
-        path: The file to write. One that exists is replaced.
+        path: The file to write, for this user alone. One that exists is replaced; after a crash of this node it goes on
+            behind the last whole line. One that another run writes is refused.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Prediction,)
 
     def __init__(self, *, path: str) -> None:
         self._path = Path(path)
-        self._file: IO[bytes] | None = None
-        self._whole_bytes = 0  # written, up to the end of the last whole line
+        self._file: LineFile | None = None
         self._is_full = False
 
     def open(self) -> None:
         try:
-            self._file = self._path.open(
-                "wb", buffering=0
-            )  # unbuffered, so that a program that follows the file gets each line at once
+            self._file = LineFile(self._path, goes_on=self.context.restarts > 0)
         except OSError as error:
             raise ConfigError(f"--out {self._path}: cannot be written: {error.strerror}") from error
 
     def consume(self, arrival: Arrival) -> None:
-        assert isinstance(arrival.message, Prediction)
+        assert self._file is not None and isinstance(arrival.message, Prediction)
         line = msgspec.json.encode(arrival.message.record()) + b"\n"
         try:
-            self._write(line)
+            self._file.write(line)
         except OSError as error:
             self.context.metrics.drop(arrival.source, "disk full")
             if not self._is_full:
@@ -55,21 +53,6 @@ class Jsonl(Sink):
             self._is_full = True
         else:
             self._is_full = False
-
-    def _write(self, line: bytes) -> None:
-        """Write the whole line, or raise OSError and write nothing of it."""
-        assert self._file is not None
-        written = 0
-        try:
-            while written < len(line):
-                written += self._file.write(line[written:])
-        except OSError:
-            if written:
-                with suppress(OSError):  # a pipe cannot be cut back
-                    self._file.truncate(self._whole_bytes)
-                    self._file.seek(self._whole_bytes)
-            raise
-        self._whole_bytes += len(line)
 
     def close(self) -> None:
         if self._file is not None:

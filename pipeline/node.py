@@ -62,6 +62,7 @@ class Context:
             class with `publishes_events`.
         alive: A sign of life for the watchdog, which is given at every message anyway: for a node that computes for
             longer than its `watchdog_s`. `alive(30)`: the next one may take 30 s.
+        restarts: How often the node's process was started again in this run: what it writes goes on then.
         commands: Messages from the page to this node.
     """
 
@@ -78,6 +79,7 @@ class Context:
     info: Callable[[str], StreamInfo | None] = _ignore
     publish_event: Callable[[bytes], None] | None = None
     alive: Callable[..., None] = _alive
+    restarts: int = 0
     commands: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
 

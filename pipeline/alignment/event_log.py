@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from pipeline.alignment.sync_policies import parse_policy
 from pipeline.errors import ConfigError
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
 from pipeline.old_names import current_event_line
+from pipeline.private_file import LineFile
+
+log = logging.getLogger("align")
 
 # Of arrivals without a set: one message for each arrival would cost more than the frame that it describes.
 MAX_UNPUBLISHED_BYTES = 8000
@@ -125,16 +129,22 @@ class EventLog:
     """Writes events as lines of JSON, to a file, to `publish`, or to both.
 
     Args:
-        path: The file; None: no file. Raises ConfigError when it cannot be written.
+        path: The file; None: no file. Raises ConfigError when it cannot be written, or another run writes it.
         config: The first event: what the aligner is built from.
         publish: Called with whole lines, several at a time (see `flush`); None: nothing is published.
+        goes_on: The aligner was started again: the file goes on behind its last whole line.
     """
 
     def __init__(
-        self, path: Path | None, config: AlignerConfig, publish: Callable[[bytes], None] | None = None
+        self,
+        path: Path | None,
+        config: AlignerConfig,
+        publish: Callable[[bytes], None] | None = None,
+        *,
+        goes_on: bool = False,
     ) -> None:
         try:
-            self._file = path.open("wb") if path else None
+            self._file = LineFile(path, goes_on=goes_on) if path else None
         except OSError as error:
             raise ConfigError(f"event log {path}: cannot be written: {error.strerror}") from error
         self._encoder = msgspec.json.Encoder()
@@ -167,7 +177,12 @@ class EventLog:
     def _write(self, event: Event) -> None:
         line = self._encoder.encode(event) + b"\n"
         if self._file is not None:
-            self._file.write(line)
+            try:
+                self._file.write(line)
+            except OSError as error:  # sets go on; without these events, none of the events after them can be verified
+                log.error("event log: %s. It ends here; the pipeline goes on.", error.strerror)
+                self.close()
+                self._file = None
         if self._publish is not None:
             self._unpublished += line
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Prediction
+from pipeline.private_file import LineFile
 from pipeline.runtime.config import Config, InputConfig, NodeConfig, resolve
 
 QUEUE_DEPTH = 2000  # a disk may pause for seconds: up to a minute of predictions may wait
@@ -27,7 +28,7 @@ def with_out(config: Config, path: str, host: str) -> Config:
     here = [n.name for n in predicting if n.host == host]
     if not here:  # another host predicts: this one writes the summary only
         try:
-            Path(path).write_text("")
+            LineFile(Path(path)).close()
         except OSError as error:
             raise ConfigError(f"--out {path}: cannot be written: {error.strerror}") from error
         return config

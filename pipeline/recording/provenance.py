@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.credentials import without_credentials
 from pipeline.runtime.config import Config
 
 # Versions that the last digits of a prediction may depend on.
@@ -24,12 +25,12 @@ DEFAULT_RECORDER = "record"  # the recorder's node name in recordings that do no
 
 
 def description(config: Config) -> dict[str, Any]:
-    """What `about` holds of a run: the graph and the machine.
+    """What `about` holds of a run: the graph, without passwords, and the machine.
 
     `run` is a random id that the parts of a recording share.
     """
     nodes = {
-        n.name: {"use": n.use, "inputs": [e.source for e in n.inputs], "options": n.options}
+        n.name: {"use": n.use, "inputs": [e.source for e in n.inputs], "options": without_credentials(n.options)}
         for n in config.nodes.values()
     }
     return {"run": secrets.token_hex(8), "config": config.path, "nodes": nodes, "machine": machine()}

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.alignment.event_log import AlignerConfig
 from pipeline.clock import NS
+from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, Prediction
 from pipeline.node import Sink, Source
@@ -169,7 +170,8 @@ class ReplaySession:
 
 def _deciding(options: dict[str, Any]) -> dict[str, Any]:
     """The options that a node's output depends on, by their names of today."""
-    return {name: value for name, value in current_options(options).items() if name != "event_log"}
+    deciding = {name: value for name, value in current_options(options).items() if name != "event_log"}
+    return dict(without_credentials(deciding))  # as a recording holds them
 
 
 def _missing(reader: Reader, stream: str) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from pipeline.clock import NS
+from pipeline.credentials import without_credentials
 from pipeline.errors import DeviceError, nearest
 from pipeline.frame import ENCODINGS, Arrival, Frame, Message, Prediction, silence
 from pipeline.node import Context, Node, Sink, Source, Transform
@@ -72,7 +73,7 @@ def _run_source(node: Source, send: Callable[[Message], None], lost: DeviceError
             context.report_state("silent" if seq else "absent", f"{lost}{again}")
             # A watermark: no frame can come before the next attempt, so the aligner need not wait for one.
             until_ns = clock.now_ns() + retry_ns
-            publish(silence(node.name, until_ns, str(lost)))
+            publish(silence(node.name, until_ns, without_credentials(str(lost))))
             retry_ns = min(2 * retry_ns, MAX_RETRY_NS)
             if clock.sleep_until(until_ns, context.stopping) and lost.retry:
                 context.alive(OPENING_S)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from pipeline.clock import Clock, LiveClock, ReplayClock
+from pipeline.credentials import without_credentials
 from pipeline.errors import DeviceError, SensoriumError, missing_package
 from pipeline.frame import (
     AlignedSet,
@@ -66,6 +67,7 @@ class NodeRunner:
         send_to_launcher: Sends a Fault or Request; may be called from any thread.
         clock: The clock of the process.
         keyring: The keys of this host, if a stream comes from or goes to another one.
+        restarts: How often the process was started again.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class NodeRunner:
         send_to_launcher: Callable[[Fault | Request], None],
         clock: Clock,
         keyring: Keyring | None,
+        restarts: int = 0,
     ) -> None:
         self.plan, self._keyring = plan, keyring
         self.metrics = Metrics()
@@ -99,6 +102,7 @@ class NodeRunner:
             report_state=self._report_state,
             info=self._info_of,
             alive=self.watchdog.alive,
+            restarts=restarts,
         )
         for edge in plan.inputs:
             self.queue.open(edge.source, edge.queue)
@@ -243,9 +247,10 @@ class NodeRunner:
         return Fault(self.plan.name, message, 1)
 
     def _report_state(self, state: NodeState, note: str) -> None:
-        self.state, self.note = state, note
+        self.state, self.note = state, without_credentials(note)
 
     def _fail(self, message: str, exit_code: int) -> None:
+        message = without_credentials(message)
         self.state, self.note = "failed", message
         self._send_to_launcher(Fault(self.plan.name, message, exit_code))
 

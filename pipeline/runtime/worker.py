@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from pipeline import credentials
 from pipeline.clock import Clock, LiveClock, ReplayClock
 from pipeline.errors import SensoriumError
 from pipeline.runtime.config import HEALTH
@@ -50,7 +51,7 @@ SWITCH_INTERVAL_S = 0.00005
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    credentials.log_without_them()
     return run_process(msgspec.json.decode(sys.stdin.buffer.read(), type=ProcessPlan))
 
 
@@ -74,7 +75,9 @@ def _run(plan: ProcessPlan) -> int:
     receiver = Receiver()
     try:
         keyring = Keyring.for_addresses(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
-        runners = {node.name: NodeRunner(node, started, outgoing.put, clock, keyring) for node in plan.nodes}
+        runners = {
+            node.name: NodeRunner(node, started, outgoing.put, clock, keyring, plan.restarts) for node in plan.nodes
+        }
         clock_clients = {host: ClockClient(host, address, keyring) for host, address in plan.clocks.items()}
         for runner in runners.values():
             runner.connect(runners, receiver, clock_clients)

@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +126,3 @@ def looks_like_file(name: str) -> bool:
     """Whether a person who wrote `name` meant a file and not a device."""
     path = Path(name)
     return name.startswith((assets.PREFIX, "./", "../", "/", "~")) or path.suffix.lower() in SUFFIXES or path.is_file()
-
-
-def without_password(address: str) -> str:
-    """The address without its password, for logs and messages."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", address)

@@ -22,6 +22,7 @@ from mcap.writer import LIBRARY_IDENTIFIER, MCAP0_MAGIC
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
+from pipeline.private_file import opener
 from pipeline.recording.mcap import schemas
 from pipeline.recording.mcap.chunk import ChunkBuilder, Compression
 from pipeline.recording.mcap.file_reader import McapReader
@@ -36,7 +37,7 @@ class McapWriter:
     """One MCAP file being written.
 
     Args:
-        path: The file; FileExistsError when it exists.
+        path: The file, for this user alone; FileExistsError when it exists.
         compression: Of chunks: "none", "lz4" or "zstd".
     """
 
@@ -45,7 +46,7 @@ class McapWriter:
         self._compression = compression
         self._small = ChunkBuilder()
         self._small_since = 0
-        self._stream: IO[bytes] | None = path.open("xb")
+        self._stream: IO[bytes] | None = open(path, "xb", opener=opener)  # noqa: SIM115  # closed by close()
         builder = RecordBuilder()
         Header(PROFILE, LIBRARY_IDENTIFIER).write(builder)
         self._put(MCAP0_MAGIC + builder.end())

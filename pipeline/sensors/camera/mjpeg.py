@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline.clock import Clock, HeaderClock
+from pipeline.credentials import without_credentials
 from pipeline.errors import DeviceError
 from pipeline.sensors.camera.picture import ARRIVAL_ERROR_NS, LOST_AFTER_S, Picture, Pictures, Size, fit
 from pipeline.sensors.camera.usb import import_cv2
-from pipeline.sensors.media import without_password
 
 MAX_PART_BYTES = 64 << 20  # no picture is that large: the stream has lost its framing
 MAX_LINE_BYTES = 8192
@@ -38,7 +38,7 @@ def request(address: str, where: str) -> Any:
         urllib.request.HTTPBasicAuthHandler(passwords),
         urllib.request.HTTPDigestAuthHandler(passwords),
     )
-    shown = without_password(address)
+    shown = without_credentials(address)
     try:
         return opener.open(plain, timeout=LOST_AFTER_S)
     except urllib.error.HTTPError as error:
@@ -70,8 +70,8 @@ def mjpeg_pictures(response: Any, address: str, within: Size, clock: Clock, wher
                 stamped = header_clock.stamp(headers.get("x-timestamp"), arrival_ns)
                 yield Picture(image, *(stamped or (arrival_ns, ARRIVAL_ERROR_NS)))
         except (OSError, ValueError) as error:
-            raise DeviceError(f"{where}: {without_password(address)} broke off: {error}.", retry=True) from error
-    raise DeviceError(f"{where}: {without_password(address)} closed the connection.", retry=True)
+            raise DeviceError(f"{where}: {without_credentials(address)} broke off: {error}.", retry=True) from error
+    raise DeviceError(f"{where}: {without_credentials(address)} closed the connection.", retry=True)
 
 
 def _is_same_host(response: Any) -> bool:

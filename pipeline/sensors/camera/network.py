@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clock import NS, Clock, PtsClock
+from pipeline.credentials import without_credentials
 from pipeline.errors import ConfigError, DeviceError, missing_package
 from pipeline.sensors import media
 from pipeline.sensors.camera.mjpeg import mjpeg_pictures, request
@@ -42,7 +43,7 @@ def _stream_pictures(address: str, within: Size, clock: Clock, where: str, borro
     except ImportError as error:
         raise missing_package("av", where) from error
 
-    shown = media.without_password(address)
+    shown = without_credentials(address)
     with _open_stream(av, address, where) as container:
         if not container.streams.video:
             raise DeviceError(f"{where}: {shown} has no picture in it.")
@@ -86,5 +87,5 @@ def _open_stream(av: Any, address: str, where: str) -> Any:
     try:
         return av.open(address, options=options, timeout=(OPEN_TIMEOUT_S, LOST_AFTER_S))
     except (av.error.FFmpegError, OSError) as error:
-        shown = media.without_password(address)
+        shown = without_credentials(address)
         raise DeviceError(f"{where}: {shown} cannot be opened: {media.reason(error)}.", retry=True) from error
