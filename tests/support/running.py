@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,13 @@ def finished(folder: Path, *arguments: str, timeout_s: float = 60, **more: str) 
 
 
 class Running:
-    """One run in the background."""
+    """One run in the background. inside: a command that starts it, in a namespace or with limits."""
 
-    def __init__(self, folder: Path, *arguments: str, **more: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, inside: Sequence[str] = (), **more: str) -> None:
         self.folder = folder
         self._out, self._err = (folder / "stdout").open("w+"), (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*inside, *COMMAND, *arguments],
             cwd=folder,
             env=environment(folder, **more),
             stdout=self._out,
