@@ -18,10 +18,20 @@ import cv2
 import numpy as np
 
 from calibration.pose import Floats
+from pipeline.array_files import load_npy
 from pipeline.errors import ConfigError
+from pipeline.files import read_bytes
+from pipeline.picture_files import decode_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 CLOUDS = (".bin", ".pcd", ".npy", ".csv", ".txt", ".xyz")
+# TYPE and SIZE of a PCD file → numpy's.
+PCD_TYPES = {f"{kind}{size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)} | {
+    "F4": "<f4",
+    "F8": "<f8",
+}
+MAX_COUNT = 1024  # numbers of a field in a point: a descriptor has some hundred
+MAX_BYTES = 1 << 30  # of a cloud
 FIX = "A capture is a folder with a picture and a cloud per moment, named alike: images/3.png and clouds/3.pcd"
 
 
@@ -39,9 +49,7 @@ def read_points(path: Path) -> Floats:
         raise ConfigError(
             f"{path}: this is not a point cloud file that can be read. Known suffixes: {', '.join(CLOUDS)}"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Name a file of the capture") from error
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError) as error:  # a text that is no table, a header that does not match
         raise ConfigError(f"{path}: cannot be read as a point cloud: {error}") from error
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] < 3:
@@ -55,25 +63,29 @@ def read_points(path: Path) -> Floats:
 
 def _read_bin(path: Path) -> np.ndarray:
     """KITTI: float32 x y z reflectance."""
-    size = path.stat().st_size
-    if size % 16:
-        raise ValueError(f"{size} bytes are not rows of four float32, x y z reflectance")
-    return np.fromfile(path, np.float32).reshape(-1, 4)
+    data = read_bytes(path, most=MAX_BYTES)
+    if len(data) % 16:
+        raise ValueError(f"{len(data)} bytes are not rows of four float32, x y z reflectance")
+    return np.frombuffer(data, np.float32).reshape(-1, 4)
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    return np.asarray(np.load(path, allow_pickle=False))
+    return load_npy(path)
 
 
 def _read_text(path: Path) -> np.ndarray:
-    lines = [re.split(r"[,;\s]+", line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    lines = [re.split(r"[,;\s]+", line.strip()) for line in _text(path).splitlines() if line.strip()]
     rows = [line[:3] for line in lines if re.match(r"^[-+.\d]", line[0])]  # the first lines may name the columns
     return np.array(rows, np.float64)
 
 
+def _text(path: Path) -> str:
+    return read_bytes(path, most=MAX_BYTES).decode()
+
+
 def _read_pcd(path: Path) -> np.ndarray:
     """PCD 0.7, ascii or binary (pointclouds.org); x, y, z are identified by name."""
-    data = path.read_bytes()
+    data = read_bytes(path, most=MAX_BYTES)
     head, _, rest = data.partition(b"DATA ")
     kind, _, body = rest.partition(b"\n")
     words = {line.split()[0]: line.split()[1:] for line in head.decode("ascii", "replace").splitlines() if line.split()}
@@ -82,19 +94,19 @@ def _read_pcd(path: Path) -> np.ndarray:
         counts, n = words.get("COUNT", ["1"] * len(fields)), int(words["POINTS"][0])
     except KeyError as error:
         raise ValueError(f"its header has no {error}") from None
+    if not 0 <= n <= len(body):
+        raise ValueError(f"its header says {n} points, and {len(body)} bytes follow")
     if kind.strip() == b"ascii":
         rows = np.array([line.split() for line in body.decode().splitlines()], np.float64)
         first = np.cumsum([0, *map(int, counts)])
         return rows[:, [first[fields.index(axis)] for axis in "xyz"]]
     if kind.strip() != b"binary":
         raise ValueError(f"DATA {kind.decode().strip()} is not known. Save it as binary or ascii")
-    numpy_type = {"F": "f", "I": "i", "U": "u"}
-    dtype = np.dtype(
-        [
-            (f"{f}{i}", f"<{numpy_type[t]}{s}", (int(c),))
-            for i, (f, s, t, c) in enumerate(zip(fields, sizes, types, counts, strict=True))
-        ]
-    )
+    columns = list(zip(fields, sizes, types, map(int, counts), strict=True))
+    for name, size, kind_, count in columns:
+        if kind_ + size not in PCD_TYPES or not 1 <= count <= MAX_COUNT:
+            raise ValueError(f"its field {name} has {count} numbers of type {kind_} and {size} bytes")
+    dtype = np.dtype([(f"{f}{i}", PCD_TYPES[t + s], (c,)) for i, (f, s, t, c) in enumerate(columns)])
     packed = np.frombuffer(body, dtype, n)
     return np.column_stack([packed[f"{axis}{fields.index(axis)}"][:, 0] for axis in "xyz"])
 
@@ -118,14 +130,14 @@ def is_depth_picture(path: Path) -> bool:
 
 def read_depth_m(path: Path) -> Floats:
     """(h, w) metres, 0 where there is none."""
-    depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    depth = decode_picture(read_bytes(path, most=MAX_BYTES), cv2.IMREAD_UNCHANGED)
     if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
         raise ConfigError(f"{path}: not a 16-bit grey picture, the format of depth in millimetres")
     return depth / 1000.0
 
 
 def read_picture(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = decode_picture(read_bytes(path, most=MAX_BYTES), cv2.IMREAD_COLOR)
     if image is None:
         raise ConfigError(f"{path}: cannot be decoded as a picture. Is the file truncated?")
     return image

@@ -21,6 +21,7 @@ from calibration.clouds import is_depth_picture, pairs_in, read_depth_m, read_pi
 from calibration.pose import Floats
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
+from pipeline.picture_files import decode_picture
 from pipeline.rig.rig import Rig
 
 TOGETHER_MS = 60.0  # a cloud and a picture farther apart are of different moments
@@ -69,7 +70,7 @@ def picture_of(frame: Frame) -> np.ndarray | None:
     """(h, w, 3) BGR; None if it is not a picture, or cannot be decoded."""
     if frame.encoding == "bgr8":
         return frame.data
-    return cv2.imdecode(frame.data, cv2.IMREAD_COLOR) if frame.encoding == "jpeg" else None
+    return decode_picture(frame.data, cv2.IMREAD_COLOR) if frame.encoding == "jpeg" else None
 
 
 def points_of(frame: Frame, rig: Rig, sensor: str) -> Floats | None:

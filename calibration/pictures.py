@@ -17,10 +17,13 @@ import cv2
 import numpy as np
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.files import read_bytes
 from pipeline.frame import Frame
+from pipeline.picture_files import decode_picture
 from pipeline.sensors import media
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+MAX_FILE_BYTES = 1 << 30
 LOOK_EVERY_NS = 250_000_000  # a board that is moved by hand is somewhere else after a quarter of a second
 
 
@@ -77,12 +80,12 @@ def files(source: str) -> list[Path]:
 
 def _of_file(path: Path) -> Picture:
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        return Picture(path.name, None, path, f"cannot be read: {error.strerror}")
+        data = np.frombuffer(read_bytes(path, most=MAX_FILE_BYTES), np.uint8)
+    except ConfigError as error:
+        return Picture(path.name, None, path, str(error).partition(": ")[2])
     # As the sensor recorded it: a phone that was rotated between two pictures is still one camera.
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-    gray = cv2.imdecode(data, flags) if data.size else None
+    gray = decode_picture(data, flags)
     if gray is None:
         return Picture(path.name, None, path, "cannot be decoded: truncated, or not a picture")
     return Picture(path.name, gray, path)
@@ -123,7 +126,7 @@ def _of_recording(path: Path, stream: str | None) -> Iterator[Picture]:
             next_ns = log_ns + LOOK_EVERY_NS
             name = f"{path.name} at {(log_ns - start_ns) / 1e9:.2f} s"
             if message.encoding == "jpeg":
-                gray = cv2.imdecode(message.data, cv2.IMREAD_GRAYSCALE)
+                gray = decode_picture(message.data, cv2.IMREAD_GRAYSCALE)
                 yield Picture(name, gray, None, "" if gray is not None else "cannot be decoded")
             else:
                 yield Picture(name, cv2.cvtColor(message.data, cv2.COLOR_BGR2GRAY))

@@ -16,7 +16,12 @@ Importing this package loads nothing: every name is loaded when it is first used
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
+
+# OpenCV reads it once, when it is imported. A picture of 134 million pixels, more than any camera's, takes 400 MB;
+# OpenCV by itself accepts eight times as many, and a file of a kilobyte may claim them.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 
 if TYPE_CHECKING:
     from pipeline.alignment.sync_policies import WAIT, Answer, Match, NoMatch, SyncPolicy

@@ -15,15 +15,22 @@ A message says where, what the value is, and what to do. Late or dropped frames 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from pipeline.installation import setup_command
 
+MAX_MESSAGE = 4000  # characters: a message may quote what a file holds
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class SensoriumError(Exception):
-    """The base of all of them."""
+    """The base of all of them. A message that quotes a file can be printed: see `printable`."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(SensoriumError):
@@ -69,6 +76,17 @@ class EngineError(SensoriumError):
 
 class WireError(SensoriumError):
     """A malformed message: readers count it and drop it."""
+
+
+def printable(text: str, most: int = MAX_MESSAGE) -> str:
+    """Text of others, fit for a terminal and a log: no control characters, which a terminal would follow, no halves of
+    UTF-16 pairs, which cannot be written, and the middle left out where it is longer than `most` characters."""
+    if len(text) > 2 * most:  # before it is written out: it may be megabytes
+        text = f"{text[:most]} … {text[-most:]}"
+    plain = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text).encode("utf-8", "backslashreplace").decode()
+    if len(plain) <= most:
+        return plain
+    return f"{plain[: most // 2 - 2]} … {plain[2 - most // 2 :]}"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

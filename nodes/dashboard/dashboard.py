@@ -44,6 +44,7 @@ from pipeline.errors import ConfigError
 from pipeline.frame import POINTS, Frame, Health, Prediction, StreamInfo
 from pipeline.installation import COMMAND
 from pipeline.node import Arrival, Sink
+from pipeline.picture_files import decode_picture
 
 if TYPE_CHECKING:
     from pipeline.web.scene_view import SceneView
@@ -371,7 +372,7 @@ def picture_message(head: PictureHead, image: np.ndarray, max_px: int) -> bytes 
     import cv2
 
     if image.ndim == 1:
-        decoded = cv2.imdecode(image, cv2.IMREAD_COLOR)
+        decoded = decode_picture(image, cv2.IMREAD_COLOR)
         if decoded is None:
             return None  # the task reports it, in a receipt
         height_px, width_px = decoded.shape[:2]

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.inference.bring_up import at_once, in_background
 from pipeline.inference.engine import BuiltEngine, Engine, Samples, Shape, Shapes
 from pipeline.inference.manifest import PRECISIONS, Manifest, with_precision
+from pipeline.inference.onnx_file import OnnxFile
 from pipeline.installation import COMMAND
 from pipeline.plugins import all_named, find
 
@@ -52,6 +53,7 @@ def load(
     """
     log = log or logging.getLogger("engine")
     path = _of_precision(model_path, precision)
+    OnnxFile.read(path)  # refuses a file that names others
     shapes: Shapes = () if warm_up is None else [warm_up] if isinstance(warm_up, Mapping) else warm_up
     chosen = _best(log) if backend == "auto" else _usable(backend)
     if issubclass(chosen, BuiltEngine):

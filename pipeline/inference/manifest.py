@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.inference.onnx_file import OnnxFile
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_KEY = "sensorium.manifest"
+MAX_TEMPERATURE = 1e6
 
 
 @dataclass(frozen=True)
@@ -112,17 +115,15 @@ class Manifest:
     @classmethod
     def _parse(cls, path: Path, stored: str) -> Manifest:
         try:
-            values: dict[str, Any] = json.loads(stored)
-            optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
-            values = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.name not in optional}
-            for side in ("inputs", "outputs"):
-                values[side] = tuple(
-                    TensorInfo(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in values[side]
-                )
-            values["labels"] = tuple(values["labels"])
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: its manifest cannot be read ({error!r}). Export it again.") from error
+            manifest = msgspec.json.decode(stored, type=cls)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ConfigError(f"{path}: its manifest cannot be read ({error}). Export it again.") from error
+        if not 0 < manifest.temperature < MAX_TEMPERATURE:
+            raise ConfigError(
+                f"{path}: its manifest has a temperature of {manifest.temperature:g}, expected more than 0 and less "
+                f"than {MAX_TEMPERATURE:g}. Export it again."
+            )
+        return manifest
 
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -154,4 +155,7 @@ def _load(path: Path) -> onnx.ModelProto:
 
     import onnx
 
-    return onnx.load(str(path))
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # DecodeError, of whichever protobuf is installed
+        raise ConfigError(f"{path}: not an ONNX file, or damaged: {error}. Fetch it again.") from error

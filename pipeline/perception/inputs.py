@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frame import AlignedSet, Frame
+from pipeline.picture_files import decode_picture
 
 Image = npt.NDArray[np.uint8]
 
@@ -44,7 +45,7 @@ def picture(frame: Frame) -> tuple[Image | None, str]:
     """The picture of a "bgr8" or "jpeg" frame, (h, w, 3) BGR; or None and why it cannot be used."""
     image: Any = frame.data
     if frame.encoding == "jpeg":
-        image = cv2.imdecode(image, cv2.IMREAD_COLOR) if image.size else None
+        image = decode_picture(image, cv2.IMREAD_COLOR)
         if image is None:
             return None, "picture is torn: its JPEG cannot be decoded"
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 16:

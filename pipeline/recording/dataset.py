@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +25,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.array_files import load_npz
 from pipeline.errors import ConfigError
+from pipeline.files import read_text
 from pipeline.installation import COMMAND
 
 FORMAT, VERSION = "sensorium-aligned", 1
 UNLABELLED = -1
+MAX_DESCRIPTION_BYTES = 1 << 20
 Kind = Literal["embedding", "probs", "series"]
 OWN_ARRAYS = ("label", "group", "capture_ns")
 
@@ -143,12 +145,13 @@ def save(folder: Path, rows: Rows) -> None:
 def load(folder: Path) -> Rows:
     """Read a folder back. Raises ConfigError that names the file and what is wrong with it."""
     path = folder / "dataset.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         fix = f"Export one with: {COMMAND} export REC.mcap FOLDER --dataset"
-        raise ConfigError(f"{folder}: not a data set: it has no dataset.json. {fix}") from error
-    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: not a data set: it has no dataset.json. {fix}")
+    text = read_text(path, most=MAX_DESCRIPTION_BYTES)
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}. Export the data set again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ConfigError(
@@ -159,7 +162,7 @@ def load(folder: Path) -> Rows:
         raise ConfigError(
             f"{path}: its version is {description.get('version')}, this Sensorium reads {VERSION}. Export it again"
         )
-    arrays = _arrays(folder / "rows.npz")
+    arrays = load_npz(folder / "rows.npz")
     try:
         labels = tuple(str(label) for label in description["labels"])
         modalities = {
@@ -180,16 +183,6 @@ def load(folder: Path) -> Rows:
             f"rows.npz has {len(rows)} of {stored_dims}. Export the data set again"
         )
     return rows
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: it is missing. Export the data set again") from error
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}. Export the data set again") from error
 
 
 def _check(name: str, array: Any, shape: tuple[int, ...], kind: str) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.frame import Frame
+from pipeline.picture_files import decode_picture
 
 VIDEO_HZ = 90_000  # ticks a second of an MP4: every usual frame rate is a whole number of ticks
 GAP_NS = 2_000_000  # a shorter pause in sound is jitter of its time stamps
@@ -87,7 +88,7 @@ class VideoFile:
 
     def write(self, frame: Frame) -> list[Any]:
         image: npt.NDArray[Any] | None = (
-            frame.data if frame.encoding == "bgr8" else cv2.imdecode(frame.data, cv2.IMREAD_COLOR)
+            frame.data if frame.encoding == "bgr8" else decode_picture(frame.data, cv2.IMREAD_COLOR)
         )
         if image is None:
             raise ValueError("a JPEG that cannot be decoded")

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import FOREVER_NS, Frame
+from pipeline.picture_files import decode_picture
 
 UNITS_NS = {"us": 1_000, "ms": 1_000_000, "s": NS, "min": 60 * NS}
 NAMES = ("delay", "offset", "drift", "drop", "noise", "cut", "seed")
@@ -234,7 +235,7 @@ def noisy(data: npt.NDArray[Any], encoding: str, snr_db: float, random: np.rando
     if encoding == "jpeg":
         import cv2
 
-        image: npt.NDArray[Any] | None = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image: npt.NDArray[Any] | None = decode_picture(data, cv2.IMREAD_COLOR)
         if image is None:
             return data
         encoded = cv2.imencode(".jpg", noisy(image, "bgr8", snr_db, random), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[

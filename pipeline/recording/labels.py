@@ -32,6 +32,7 @@ import numpy as np
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
+from pipeline.files import read_text
 from pipeline.frame import FOREVER_NS, Frame, StreamInfo
 from pipeline.installation import COMMAND
 from pipeline.recording.reader import Reader
@@ -39,6 +40,7 @@ from pipeline.recording.writer import Writer
 
 STREAM = "label"
 PICTURES = ("bgr8", "jpeg")
+MAX_BYTES = 16 << 20  # of a CSV: a million intervals
 EXPECTED = "expected start_s,end_s,label, such as 0.0,7.5,sad"
 PAGE_LABELS = StreamInfo(STREAM, "label", description="from the page's number keys")
 
@@ -117,10 +119,11 @@ def read_csv(path: Path) -> list[Interval]:
 
     Raises ConfigError with the line that is not one.
     """
+    text = read_text(path, most=MAX_BYTES)
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), skipinitialspace=True, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+        rows = list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise ConfigError(f"{path}: cannot be read as CSV: {error}") from error
     intervals = []
     for number, row in enumerate(rows, 1):
         cells = [cell.strip() for cell in row]

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline.bounded_yaml import MAX_BYTES, load
 from pipeline.errors import ConfigError, nearest
+from pipeline.files import read_text
 
 
 class Table:
@@ -118,21 +120,18 @@ def described(value: Any) -> str:
 
 def read_yaml(path: Path, *, kind: str, missing_hint: str = "") -> Table:
     """The table that a YAML file holds. kind: the expected content, for errors: "a rig"."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
+    if not path.exists():
         beside = (
             [p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".txt")]
             if path.parent.is_dir()
             else []
         )
-        raise ConfigError(f"{path}: there is no such file.{nearest(path.name, beside) or missing_hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as {kind}: {error}") from error
+        raise ConfigError(f"{path}: there is no such file.{nearest(path.name, beside) or missing_hint}")
+    text = read_text(path, most=MAX_BYTES)
     try:
         # OpenCV writes a directive of its own first line, and tags for its matrices; ROS writes plain YAML.
-        tree = yaml.safe_load(text.replace("%YAML:1.0", "%YAML 1.1", 1) if text.startswith("%YAML:1.0") else text)
-    except yaml.YAMLError as error:
+        tree = load(text.replace("%YAML:1.0", "%YAML 1.1", 1) if text.startswith("%YAML:1.0") else text, name=path.name)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: the file holds {described(tree)}, expected {kind}")

@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
+from pipeline.bounded_yaml import BoundedLoader, load
 
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, where YAML would silently take the last."""
+
+class _Loader(BoundedLoader):
+    """A loader that refuses a key given twice, where YAML would silently take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = set()
@@ -31,9 +33,4 @@ class _Loader(yaml.SafeLoader):
 
 def parse(text: str, *, name: str = "<text>") -> Any:
     """name: of the file, for the error's line."""
-    try:
-        loader = _Loader(text)
-        loader.name = name
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    return load(text, name=name, loader=_Loader)

@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.errors import WireError
 from pipeline.frame import AlignedSet, Encoding, Frame, Message
+from pipeline.picture_files import decode_picture
 
 JPEG_QUALITY = 90  # faces a few dozen pixels wide must not blur
 ZLIB_LEVEL = 1  # a higher level takes twice the time for 3 % (measured on real sweeps)
@@ -88,7 +89,7 @@ def _image_file(kind: str, image: np.ndarray) -> np.ndarray:
 def _depth(data: np.ndarray) -> np.ndarray:
     import cv2
 
-    image: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    image: np.ndarray | None = decode_picture(data, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 2:
         raise WireError("a depth image is not a 16-bit PNG")
     return image

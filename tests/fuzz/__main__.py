@@ -9,8 +9,9 @@
     --table FILE       writes the table there too, as Markdown
     --list             the targets
 
-Each target runs in a process of its own, with a limit of memory; one that dies or stands still is a failure, and the input
-that it had is kept. Inputs that failed are written to .cache/fuzz/, the shortest of each kind. Exit code 1: there are any.
+Each target runs in a process of its own, with a limit of memory; one that dies or stands still is a failure, and the
+input that it had is kept. Inputs that failed are written to .cache/fuzz/, the shortest of each kind. Exit code 1: there
+are any.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Result:
     accepted: int = 0
     refused: int = 0
     messages: int = 0
+    skipped: str = ""
     seconds: float = 0.0
     slowest_s: float = 0.0
     failures: list[dict[str, str]] = field(default_factory=list)  # kind, trace, count, file
@@ -66,7 +68,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # a worker: the file where it notes its input
     options = parser.parse_args()
-    chosen = [t for t in TARGETS.values() if not options.target or any(t.name.startswith(n) for n in options.target)]
+    chosen = [t for t in TARGETS.values() if not options.target or any(map(t.is_called, options.target))]
     if not chosen:
         parser.error(f"no target {', '.join(options.target)}. Targets: {', '.join(TARGETS)}")
     if options.list:
@@ -168,7 +170,7 @@ def one_worker(group: Sequence[Target], counts: dict[str, int], seed: int) -> tu
         record.truncate(RECORD_BYTES)
         command = [sys.executable, "-m", "tests.fuzz", "--work", record.name, "--seed", str(seed)]
         command += ["--inputs", str(sum(counts[t.name] for t in group))]
-        command += [word for t in group for word in ("--target", t.name)]
+        command += [word for t in group for word in ("--target", f"{t.name}.")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -196,13 +198,16 @@ def one_worker(group: Sequence[Target], counts: dict[str, int], seed: int) -> tu
 
 
 def report(results: Sequence[Result], table: Path | None) -> int:
-    head = f"{'target':<18} {'inputs':>9} {'accepted':>9} {'refused':>9} {'messages':>8} {'failures':>8} {'inputs/s':>9} {'slowest':>8}"
-    print(head)
+    columns = ("inputs", "accepted", "refused", "messages", "failures", "inputs/s", "slowest")
+    print("{:<18} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}".format("target", *columns))
     for r in results:
         print(
             f"{r.target:<18} {r.inputs:>9,} {r.accepted:>9,} {r.refused:>9,} {r.messages:>8,} {len(r.failures):>8} "
             f"{r.inputs / max(r.seconds, 1e-9):>9,.0f} {r.slowest_s:>6.2f} s"
         )
+    for r in results:
+        if r.skipped:
+            print(f"{r.target}: skipped: no package {r.skipped} here")
     total = [sum(getattr(r, name) for r in results) for name in ("inputs", "accepted", "refused", "messages")]
     failed = sum(len(r.failures) for r in results)
     print("{:<18} {:>9,} {:>9,} {:>9,} {:>8,} {:>8}".format("all", *total, failed))

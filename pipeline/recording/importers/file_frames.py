@@ -19,9 +19,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import files
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame
+from pipeline.picture_files import decode_picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_FILE_BYTES = 1 << 30  # of a picture, a sweep or a table
@@ -43,12 +45,7 @@ def text_frame(stream: str, capture_ns: int, text: str | bytes, encoding: Encodi
 
 def read_bytes(path: Path) -> bytes:
     """A file's content. Raises ConfigError for one that cannot be read, or is larger than MAX_FILE_BYTES."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size >> 20} MiB, expected at most {MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return files.read_bytes(path, most=MAX_FILE_BYTES)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -74,7 +71,7 @@ def picture_frame(stream: str, capture_ns: int, path: Path, *, depth_per_mm: flo
         ConfigError: The file is missing, or cannot be decoded.
     """
     raw = np.frombuffer(read_bytes(path), np.uint8)
-    image: npt.NDArray[Any] | None = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED) if raw.size else None
+    image: npt.NDArray[Any] | None = decode_picture(raw, cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ConfigError(f"{path}: a picture that cannot be decoded: it is damaged or cut off. Copy it again")
     if raw[:2].tobytes() == b"\xff\xd8":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.files import open_regular
 from pipeline.recording.importers.file_frames import pictures_in
 from pipeline.recording.importers.source import ImportSource
 from pipeline.sensors.media import SUFFIXES as MEDIA_SUFFIXES
@@ -42,11 +43,8 @@ def open_source(source: Path, *, raw: bool = False) -> ImportSource:
 def _open_file(source: Path, raw: bool) -> ImportSource | None:
     from pipeline.recording.importers import foxglove_file, pcap, ros, video
 
-    try:
-        with source.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise ConfigError(f"import: {source} cannot be read: {error.strerror}") from error
+    with open_regular(source) as file:
+        head = file.read(16)
     suffix = source.suffix.lower()
     if head.startswith(b"#ROSBAG") or suffix == ".bag":
         return ros.open_ros(source)

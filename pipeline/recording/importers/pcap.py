@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
+from pipeline.files import open_regular
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.importers.file_frames import read_bytes, text_frame
 from pipeline.recording.importers.source import ImportSource, numbered
@@ -59,10 +60,7 @@ def open_pcap(path: Path) -> ImportSource:
 
 def datagrams(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, Datagram]]:
     """(capture time, datagram) of every UDP packet. Raises as open_pcap does; other packets are counted in left_out."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    file = open_regular(path)
     try:
         header = file.read(24)
         if header[:4] == PCAPNG:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Encoding, Frame
+from pipeline.picture_files import decode_picture
 from pipeline.recording.importers.file_frames import as_picture
 
 # Types of drivers' packages that rosbags lacks, for bags from before 2023, which hold no definitions.
@@ -134,11 +135,11 @@ def compressed_image(message: Any, topic: Topic, log_ns: int) -> Iterator[Frame]
     if "compressedDepth" in format:
         data = data[12:]  # a header of the image transport stands before the PNG
     if data[:2].tobytes() == b"\xff\xd8":
-        if cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8) is None:
+        if decode_picture(data, cv2.IMREAD_REDUCED_GRAYSCALE_8) is None:
             raise ConfigError("JPEG pictures that are damaged")
         yield _frame(topic, message, log_ns, "jpeg", data.copy())
         return
-    decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    decoded = decode_picture(data, cv2.IMREAD_UNCHANGED)
     if decoded is None:
         raise ConfigError(f"compressed pictures of format '{format[:40]}', which is not supported")
     yield _frame(topic, message, log_ns, *as_picture(decoded, depth_per_mm=1.0, where=topic.stream))

@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
+from pipeline.picture_files import decode_picture
 from pipeline.recording.importers.source import ImportSource, numbered
 from pipeline.sensors import media
 from pipeline.sensors.camera.picture import to_bgr
@@ -108,7 +109,7 @@ def _jpegs(file: media.OpenFile, left_out: Counter[str]) -> Iterator[Frame]:
         raw = np.frombuffer(bytes(packet), np.uint8)
         if not raw.size:
             continue  # the end of the file
-        if raw[:2].tobytes() != b"\xff\xd8" or cv2.imdecode(raw, cv2.IMREAD_COLOR) is None:
+        if raw[:2].tobytes() != b"\xff\xd8" or decode_picture(raw, cv2.IMREAD_COLOR) is None:
             left_out["undecodable"] += 1
             continue
         time_ns = next_ns if packet.pts is None else media.pts_ns(packet) - origin_ns  # type: ignore[operator]

@@ -35,6 +35,7 @@ from mcap.records import (
 from mcap.writer import MCAP0_MAGIC
 
 from pipeline.errors import ConfigError
+from pipeline.files import open_regular
 from pipeline.installation import COMMAND
 from pipeline.recording.mcap.chunk import HEAD_BYTES, MAX_BYTES, chunk_index_of, messages_of
 from pipeline.recording.mcap.index import RECORD, Index
@@ -68,10 +69,7 @@ class McapReader:
 
     def __init__(self, path: Path, *, unclosed: bool) -> None:
         self.path = path
-        try:
-            self._stream = path.open("rb")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        self._stream = open_regular(path)
         try:
             self._open(unclosed)
         except BaseException:

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.clock import Clock, HeaderClock
 from pipeline.credentials import without_credentials
 from pipeline.errors import DeviceError
+from pipeline.picture_files import decode_picture
 from pipeline.sensors.camera.picture import ARRIVAL_ERROR_NS, LOST_AFTER_S, Picture, Pictures, Size, fit
 from pipeline.sensors.camera.usb import import_cv2
 
@@ -60,7 +61,7 @@ def mjpeg_pictures(response: Any, address: str, within: Size, clock: Clock, wher
                 if body is None:
                     arrival_ns = clock.now_ns()  # the part begins here: its length must not count as delay
                     continue
-                image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
+                image = decode_picture(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
                 if image is None:
                     yield "undecodable"
                     continue

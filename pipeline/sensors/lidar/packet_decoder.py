@@ -148,9 +148,12 @@ def recognise(packet: bytes, metadata: str = "") -> str:
 def is_ouster(metadata: str) -> bool:
     try:
         tree = json.loads(metadata)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return isinstance(tree, dict) and any("beam" in key for key in (*tree, *tree.get("beam_intrinsics", ())))
+    if not isinstance(tree, dict):
+        return False
+    inner = tree.get("beam_intrinsics")
+    return any("beam" in key for key in (*tree, *(inner if isinstance(inner, dict) else ())))
 
 
 def points_array(

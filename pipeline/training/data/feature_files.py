@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.array_files import load_npz
 from pipeline.errors import ConfigError, missing_package
 from pipeline.recording.dataset import Modality, Rows
 
@@ -264,8 +266,7 @@ def _opened(path: Path) -> Any:
     """The content of a .npz or .pkl file. Raises ConfigError."""
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
+            return load_npz(path)
         if path.suffix in (".pkl", ".pickle"):
             return _NumbersAndText(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except (
@@ -276,6 +277,11 @@ def _opened(path: Path) -> Any:
         ImportError,
         AttributeError,
         TypeError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+        struct.error,
         pickle.UnpicklingError,
     ) as error:
         raise ConfigError(

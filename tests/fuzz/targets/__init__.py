@@ -1,5 +1,5 @@
 """What is fuzzed, a file a part of the program. Importing this package registers all of it."""
 
-from tests.fuzz.targets import recordings, settings, transport
+from tests.fuzz.targets import imports, models, recordings, sensors, settings, transport
 
-__all__ = ["recordings", "settings", "transport"]
+__all__ = ["imports", "models", "recordings", "sensors", "settings", "transport"]

@@ -16,7 +16,7 @@ from pipeline.runtime.yaml_text import parse
 from tests.fuzz.harness import ROOT, Reader, target
 
 
-def _file(folder: Path, name: str, read: Callable[[Path], object], samples: list[bytes], **more: Any) -> Reader:
+def file_reader(folder: Path, name: str, read: Callable[[Path], object], samples: list[bytes], **more: Any) -> Reader:
     path = folder / name
 
     def read_bytes(data: bytes) -> object:
@@ -32,7 +32,7 @@ def _as_yaml(tree: object) -> bytes:
 
 def _yaml_file(folder: Path, name: str, read: Callable[[Path], object], samples: list[bytes]) -> Reader:
     trees = [yaml.safe_load(sample.replace(b"%YAML:1.0\n---\n", b"")) for sample in samples]
-    return _file(folder, name, read, samples, trees=trees, encode=_as_yaml)
+    return file_reader(folder, name, read, samples, trees=trees, encode=_as_yaml)
 
 
 @target("yaml", weight=20)
@@ -58,7 +58,7 @@ intrinsics:
   camera: {model: radtan, width_px: 640, height_px: 480, fx_px: 535.4, fy_px: 535.7, cx_px: 342.6, cy_px: 234.6,
            distortion: [-0.28, 0.07, 0.001, 0.0, 0.1], sigma: [0.4, 0.4, 0.6, 0.7, 0.003, 0.02, 0.0002, 0.0002, 0.03]}
 poses:
-  - {target: base, source: lidar, translation_m: [1.2, 0, 1.6], roll_pitch_yaw_deg: [0, 2, 0], sigma_deg: 0.5, sigma_m: 0.01}
+  - {target: base, source: lidar, translation_m: [1.2, 0, 1.6], roll_pitch_yaw_deg: [0, 2, 0], sigma_deg: 1, sigma_m: 1}
   - {target: lidar, source: camera, translation_m: [0, 0, 0.1], quaternion_xyzw: [0, 0, 0, 1]}
 time_offsets:
   microphone: {reference: camera, offset_ms: -21.5, sigma_ms: 1.4}
@@ -120,11 +120,11 @@ def kalibr(folder: Path) -> Reader:
 def kitti_calib(folder: Path) -> Reader:
     """KITTI's calibration files."""
     read = lambda path: rig_formats.read_kitti(path, size=(1242, 375))  # noqa: E731
-    return _file(folder, "000007.txt", read, [KITTI])
+    return file_reader(folder, "000007.txt", read, [KITTI])
 
 
 @target("labels", weight=60)
 def label_intervals(folder: Path) -> Reader:
     """Intervals of labels (CSV)."""
     sample = b"start_s,end_s,label\n0.0,2.5,sad\n3.0,4.0,happy\n9.5,,calm\n"
-    return _file(folder, "x.csv", labels.read_csv, [sample, b'seconds,label\n1,sad\n2,"a, b"\n'])
+    return file_reader(folder, "x.csv", labels.read_csv, [sample, b'seconds,label\n1,sad\n2,"a, b"\n'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -11,8 +12,10 @@ import msgpack
 import numpy as np
 import wires
 
-from pipeline.errors import WireError
-from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, StreamInfo
+from nodes.dashboard.dashboard import Dashboard
+from pipeline.errors import ConfigError, WireError
+from pipeline.frame import AlignedSet, Arrival, Frame, Health, NodeHealth, StreamInfo
+from pipeline.testing import NodeHarness
 from pipeline.transport.compression import compress, decompress
 from pipeline.transport.datagrams import MAX_BYTES, DatagramReceiver
 from pipeline.transport.wire_format import Bye, Codec, Credit, End, Fault, Hello, Report, Welcome
@@ -133,3 +136,25 @@ def compression(folder: Path) -> Reader:
     compressed.append(compress(Frame("lidar", 4, 9, "points_xyzit_f32", np.ones((8, 5), np.float32))))
     samples = [bytes(codec.encode(1, 1, frame)[0]) for frame in compressed]
     return Reader(samples, read, [msgpack.unpackb(sample) for sample in samples], msgpack.packb)
+
+
+@target("page", weight=60)
+def page(folder: Path) -> Reader:
+    """Orders of a browser (JSON)."""
+    node = Dashboard(port=0)
+    harness = NodeHarness(node)
+    node.consume(Arrival("camera", _frames()[0], 10**9))
+
+    def read(data: bytes) -> object:
+        reply = node._handle_request(data.decode("utf-8", "replace"))
+        if reply is None:
+            return "done"
+        answer = json.loads(reply)
+        assert len(reply) < 8000, "a reply of more than 8000 characters"
+        if answer["type"] == "refused":
+            raise ConfigError(answer["reason"])
+        return answer
+
+    trees: list[Any] = [{"do": "mute", "source": "camera"}, {"do": "stop"}]
+    assert harness
+    return Reader([json.dumps(tree).encode() for tree in trees], read, trees, lambda tree: json.dumps(tree).encode())

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError
+from pipeline.files import read_text
 from pipeline.sensors.lidar.packet_decoder import points_array
 from pipeline.sensors.lidar.rotating import Head, Rotating
 
@@ -29,6 +30,7 @@ _UNIT_AT, _MODE_AT, _DATE_AT, _US_AT = 9, 1062, 1065, 1071
 _SINGLE = (0x33, 0x37, 0x38)  # first, strongest, last; all others send two blocks of each moment
 _BLOCK_NS, _LAST_BLOCK_NS = 50_000, 5_632  # from block to block; from the packet's own time to its last block
 _LASER_S, _FIRST_LASER_S = 1.512e-6, 0.28e-6
+MAX_ANGLES_BYTES = 1 << 20
 _TURN_IN_PACKET = 2000  # 0.01°: at 20 turns a second 8 blocks of one return span 2.9°
 
 
@@ -133,10 +135,11 @@ class Hesai(Rotating):
 
 def _angles(path: Path, where: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """(elevation, azimuth) in degrees, by laser."""
+    text = read_text(path, most=MAX_ANGLES_BYTES)
     try:
-        rows = [row for row in csv.reader(path.read_text().splitlines()) if row and row[0].strip().isdecimal()]
+        rows = [row for row in csv.reader(text.splitlines()) if row and row[0].strip().isdecimal()]
         angles = np.array([[float(row[1]), float(row[2])] for row in sorted(rows, key=lambda row: int(row[0]))])
-    except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise ConfigError(
             f"{where}: calibration {path}: cannot be read: {error}. Expected lines of: Laser id,Elevation,Azimuth"
         ) from error

@@ -6,6 +6,7 @@ A packet has a few columns of a frame, each with its number and the sensor's tim
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, DeviceError, missing_package
+from pipeline.files import read_text
 from pipeline.sensors.lidar.packet_decoder import (
     LATE,
     LOST,
@@ -31,6 +33,10 @@ NEAR_FRAMES = 8  # a frame number farther from the newest than this needs a seco
 SILENCE_NS = NS // 2  # likewise for the sensor's time
 MAX_NS = 1 << 62  # a later time is invalid
 HTTP_TIMEOUT_S = 5
+MAX_METADATA_BYTES = 1 << 20
+MAX_SIZE = (
+    1 << 14
+)  # of each size in the metadata: the SDK allocates what it says, and a sensor has at most 4096 columns
 GET_METADATA = (
     "Save it once, from a host that reaches the sensor: "
     "curl http://SENSOR/api/v1/sensor/metadata > metadata.json, and set options: {metadata: metadata.json}; "
@@ -56,20 +62,20 @@ class OusterPackets(PacketDecoder):
         self.sdk: Any = ouster.sdk.core
         if self._metadata is not None:
             try:
-                self.take_metadata(Path(self._metadata).read_text())
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(
-                    f"{self.where}: metadata {self._metadata}: cannot be read: {error}. {GET_METADATA}"
-                ) from error
+                text = read_text(Path(self._metadata), most=MAX_METADATA_BYTES)
+            except ConfigError as error:
+                raise ConfigError(f"{self.where}: metadata {error}. {GET_METADATA}") from error
+            self.take_metadata(text)
         elif self._address is not None:
             self.take_metadata(self._request(self._address))
 
     def take_metadata(self, text: str) -> None:
         named = " ".join(filter(None, ("metadata", self._metadata, self._address)))
         try:
+            _check_sizes(json.loads(text))
             self.sensor = self.sdk.SensorInfo(text)
             self.format = self.sdk.PacketFormat(self.sensor)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
             raise ConfigError(f"{self.where}: {named}: not an Ouster's: {_short(error)}. {GET_METADATA}") from error
 
     def describe(self) -> str:
@@ -87,13 +93,26 @@ class OusterPackets(PacketDecoder):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # sensors are in the local network
         try:
             with opener.open(f"http://{address}/api/v1/sensor/metadata", timeout=HTTP_TIMEOUT_S) as answer:
-                return str(answer.read().decode())
+                return str(answer.read(MAX_METADATA_BYTES).decode())
         except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: no address, no text
             why = getattr(error, "reason", error)
             fix = "Is it on, and is that its address?"
             raise DeviceError(
                 f"{self.where}: the sensor at {address} does not send its metadata: {why}. {fix}", retry=True
             ) from error
+
+
+def _check_sizes(tree: object, where: str = "") -> None:
+    """Raises ValueError for a whole number of columns, rows or pixels that no sensor has."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if isinstance(value, int) and any(word in key for word in ("column", "pixel", "row", "beam_count")):
+                if not -MAX_SIZE <= value <= MAX_SIZE:
+                    raise ValueError(f"{where}{key} is {value}, expected at most {MAX_SIZE}")
+            _check_sizes(value, f"{where}{key}.")
+    elif isinstance(tree, list):
+        for value in tree[:MAX_SIZE]:
+            _check_sizes(value, where)
 
 
 def _short(error: Exception) -> str:
