@@ -111,7 +111,7 @@ def test_a_file_that_is_not_a_recording_is_refused_with_the_fix(tmp_path):
     for path, message in (
         (text, "not an MCAP file"),
         (foreign, "no recording of Sensorium"),
-        (missing, "No such file"),
+        (missing, "no such file"),
     ):
         with pytest.raises(ConfigError, match=message):
             Reader(path)
