@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.clock import NS, SampleClock
+from pipeline.runtime.run_folder import keys_between_hosts
 from pipeline.transport.clock_exchange import ClockClient, ClockServer
+from pipeline.transport.keys import Keys
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ, CHUNK = 16000, 320
@@ -57,7 +59,7 @@ def other_host(seconds: float, *, relayed: bool) -> dict[str, float]:
     if relayed:
         serving.append(serve("--relay", str(relay_port), str(port)))
     began_s = time.monotonic()
-    client = ClockClient("other", f"tcp://127.0.0.1:{relay_port if relayed else port}", None)
+    client = ClockClient("other", f"tcp://127.0.0.1:{relay_port if relayed else port}", _keys())
     client.start()
     known_s = 0.0
     rows: list[tuple[float, int, int]] = []
@@ -130,6 +132,11 @@ def relay(port: int, to_port: int) -> None:
             threading.Thread(target=forward, args=(a, b), daemon=True).start()
 
 
+def _keys() -> Keys | None:
+    """What hosts on one machine share."""
+    return keys_between_hosts("", ["tcp://127.0.0.1"])
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -144,7 +151,7 @@ def main() -> None:
     arguments.add_argument("--relay", type=int, nargs=2, help=argparse.SUPPRESS)
     args = arguments.parse_args()
     if args.serve:
-        server = ClockServer(f"tcp://127.0.0.1:{args.serve}", None)
+        server = ClockServer(f"tcp://127.0.0.1:{args.serve}", _keys())
         print("here", flush=True)
         server.run()
     elif args.relay:

@@ -23,6 +23,7 @@ from pipeline.node import Sink, Source
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.run_folder import free_address
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
+from pipeline.transport.keys import RunKeys
 
 RECORDER_DEPTH = 1000  # an input with so deep a queue, such as a recorder's, is not meant to lose anything
 EVENTS = ".events"  # "align.events" in `inputs`: the decisions of that node, as text (no node's name contains a '.')
@@ -70,6 +71,7 @@ class ProcessPlan(msgspec.Struct):
     restarts: int = 0
     mark: str = ""  # in the environment of all that it starts (guard.py)
     host: str = ""  # whose keys it uses
+    run_keys: RunKeys | None = None  # of the sockets of this run, if they are TCP
     clocks: dict[str, str] = {}  # other hosts whose streams it reads → the addresses of their clocks
     replay: ReplayConfig | None = None
 
@@ -83,6 +85,7 @@ class Plan(msgspec.Struct):
     health: str  # address
     host: str = ""
     clock: str = ""  # where this host answers clock requests; "" when no other host reads from it
+    run_keys: RunKeys | None = None  # of the sockets of this run, if they are TCP
 
     @property
     def nodes(self) -> list[NodePlan]:
@@ -107,6 +110,12 @@ class Plan(msgspec.Struct):
 
         purposes = [node for node in self.nodes if node.predicts or (node.is_sink and not node.is_display)]
         return any(map(is_fed, purposes or self.nodes))
+
+    def use(self, run_keys: RunKeys) -> None:
+        """Every socket of this run, of each of its processes, has these keys."""
+        self.run_keys = run_keys
+        for process in self.processes:
+            process.run_keys = run_keys
 
     def streams(self) -> dict[str, str]:
         """Stream → address, for every stream that other programs on this host may read."""

@@ -28,11 +28,12 @@ from pipeline.runtime.config import HEALTH, Config
 from pipeline.runtime.graph import EVENTS, Plan, plan_graph
 from pipeline.runtime.guard import Guard
 from pipeline.runtime.managed_process import LIVE, ManagedProcess, ProcessState
-from pipeline.runtime.run_folder import announce, create_run_folder
+from pipeline.runtime.run_folder import announce, create_run_folder, keys_between_hosts
 from pipeline.runtime.systemd import notify, watchdog_every_s
 from pipeline.transport.clock_exchange import ClockServer
 from pipeline.transport.control import ControlServer
-from pipeline.transport.keys import Keyring
+from pipeline.transport.keys import Keys, RunKeys
+from pipeline.transport.network import new_keys
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.service_thread import failure
 from pipeline.transport.wire_format import Fault, Report, Request
@@ -271,9 +272,9 @@ class Launcher:
             self._guard.watch(process.pid)
 
     def _open(self, sockets: ExitStack) -> None:
-        self._control = ControlServer(self._plan.control)
+        self._control = ControlServer(self._plan.control, self._plan.run_keys)
         sockets.callback(self._control.close)
-        self._health_stream = Publisher(self._plan.health, StreamInfo(HEALTH, ""))
+        self._health_stream = Publisher(self._plan.health, StreamInfo(HEALTH, ""), run_keys=self._plan.run_keys)
         sockets.callback(self._health_stream.close, ended=True)
         announce(self._folder, config=self._plan.config, streams=self._plan.streams())
         if self._plan.clock:
@@ -345,14 +346,16 @@ def launch(
     """
     with create_run_folder() as folder:
         plan = plan_graph(config, folder, host)
+        if config.portable:
+            plan.use(RunKeys.create(folder, *new_keys()))
         warm = warm and not config.portable
         return Launcher(plan, folder, warm=warm, on_begin=lambda: on_begin(plan)).run(for_s=for_s)
 
 
-def _keyring(plan: Plan) -> Keyring | None:
+def _keyring(plan: Plan) -> Keys | None:
     """This host's keys, if a stream leaves or enters it. ConfigError, before anything starts, for a missing key."""
     others = {name: address for process in plan.processes for name, address in process.clocks.items()}
-    keyring = Keyring.for_addresses(plan.host, [plan.clock, *others.values()])
+    keyring = keys_between_hosts(plan.host, [plan.clock, *others.values()])
     if keyring is not None:
         for name in others:
             keyring.public_of(name)

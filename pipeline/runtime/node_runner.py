@@ -45,7 +45,7 @@ from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.credits import INITIAL_CREDITS
 from pipeline.transport.drop_reasons import CLOCK_JUMPED, MALFORMED, OVERWRITTEN
 from pipeline.transport.input_queue import InputQueue
-from pipeline.transport.keys import Keyring
+from pipeline.transport.keys import Keys
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.receiver import Receiver
 from pipeline.transport.shared_memory import DEFAULT_SPAN_S
@@ -67,6 +67,7 @@ class NodeRunner:
         send_to_launcher: Sends a Fault or Request; may be called from any thread.
         clock: The clock of the process.
         keyring: The keys of this host, if a stream comes from or goes to another one.
+        run_keys: Those of the run, if its own addresses are TCP.
         restarts: How often the process was started again.
     """
 
@@ -76,10 +77,11 @@ class NodeRunner:
         started: threading.Event,
         send_to_launcher: Callable[[Fault | Request], None],
         clock: Clock,
-        keyring: Keyring | None,
+        keyring: Keys | None,
+        run_keys: Keys | None = None,
         restarts: int = 0,
     ) -> None:
-        self.plan, self._keyring = plan, keyring
+        self.plan, self._keyring, self._run_keys = plan, keyring, run_keys
         self.metrics = Metrics()
         self.queue = InputQueue(clock, self.metrics)
         self.subscribers: dict[str, Subscriber] = {}  # source → its stream, of sources in other processes
@@ -136,7 +138,7 @@ class NodeRunner:
                 credits=INITIAL_CREDITS if edge.queue == "all" else None,
                 payloads=payloads,
                 clock_client=clock_client,
-                keyring=self._keyring,
+                keys=self._keyring if clock_client else self._run_keys,
             )
             self.subscribers[edge.source] = subscriber
             self._receive_from(edge.source, subscriber, receiver)
@@ -285,12 +287,13 @@ class NodeRunner:
             StreamInfo(self.plan.name, ""),
             network=self.plan.network,
             keyring=self._keyring,
+            run_keys=self._run_keys,
             span_s=RECORDED_SPAN_S if self.plan.recorded else DEFAULT_SPAN_S,
         )
         self.context.borrow = self._publisher.borrow
         if self.plan.events:
             info = StreamInfo(self.plan.name + EVENTS, "text_utf8")
-            self._event_publisher = Publisher(self.plan.events, info, queue=EVENT_QUEUE)
+            self._event_publisher = Publisher(self.plan.events, info, queue=EVENT_QUEUE, run_keys=self._run_keys)
             self.context.publish_event = self._send_event
 
     def _open_node(self, node: Node) -> DeviceError | None:

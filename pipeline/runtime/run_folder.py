@@ -21,13 +21,15 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.installation import COMMAND
+from pipeline.transport.keys import RUN_KEYS, Keyring, Keys, RunKeys
+from pipeline.transport.network import new_keys
 
 log = logging.getLogger("launch")
 
@@ -108,6 +110,31 @@ def find_stream(node: str) -> str:
     if not known:
         raise ConfigError(f"no Sensorium pipeline runs on this host. Start one with: {COMMAND}")
     raise ConfigError(f"no running node is called '{node}'. Running: {', '.join(sorted(known))}.{nearest(node, known)}")
+
+
+def keys_at(address: str) -> RunKeys | None:
+    """The keys of the run on this host that has a stream at this address; None when its address needs none."""
+    if not address.startswith("tcp://"):
+        return None
+    for path in runs_folder().glob(f"*/{GRAPH}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if address in json.loads(path.read_bytes())["streams"].values():
+                return RunKeys.load(path.parent)
+    return None
+
+
+def keys_between_hosts(host: str, addresses: Iterable[str]) -> Keys | None:
+    """The keys for addresses of a config's hosts: this host's own, or, where all of them are on the loopback, a pair
+    that all runs of this user share. None for no address."""
+    if not (addresses := [address for address in addresses if address]):
+        return None
+    if (keyring := Keyring.for_addresses(host, addresses)) is not None:
+        return keyring
+    base = runs_folder()
+    with suppress(FileExistsError):
+        base.mkdir(mode=0o700, parents=True)
+    _check_private(base)
+    return RunKeys.load(base) if (base / RUN_KEYS).exists() else RunKeys.create(base, *new_keys())
 
 
 def free_address(run_folder: Path, node: str, *, portable: bool) -> str:

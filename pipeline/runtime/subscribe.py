@@ -24,11 +24,11 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from pipeline.clock import LiveClock
 from pipeline.errors import ConfigError, WireError
 from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction, StreamInfo, left_ns, moved
-from pipeline.runtime.run_folder import announced_addresses, find_stream
+from pipeline.runtime.run_folder import announced_addresses, find_stream, keys_at, keys_between_hosts
 from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.compression import decompress
 from pipeline.transport.drop_reasons import CLOCK_JUMPED, MALFORMED
-from pipeline.transport.keys import Keyring, leaves_host
+from pipeline.transport.keys import leaves_host
 from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import End
 
@@ -201,7 +201,8 @@ def subscribe(
     reader = f"{node}<-{os.getpid()}-{secrets.token_hex(3)}"
     if config is not None:
         return Subscription(node, _on_other_host(config, node, host, reader), message_type, announced=False)
-    subscriber = Subscriber(address or _wait_for_stream(node, wait_s), reader)
+    stream_address = address or _wait_for_stream(node, wait_s)
+    subscriber = Subscriber(stream_address, reader, keys=keys_at(stream_address))
     return Subscription(node, subscriber, message_type, announced=address is None)
 
 
@@ -227,8 +228,8 @@ def _on_other_host(config: str | Path, node: str, host: str, reader: str) -> Sub
             f"'{node}' is read from {address}, which needs the keys of one of the config's hosts. "
             f"Name it: subscribe('{node}', config=…, host='laptop')"
         )
-    keyring = Keyring.for_addresses(host, [address, clock_address])
-    clock_client = ClockClient(publishing_host, clock_address, keyring)
-    subscriber = Subscriber(address, reader, payloads="packed", clock_client=clock_client, keyring=keyring)
+    keys = keys_between_hosts(host, [address, clock_address])
+    clock_client = ClockClient(publishing_host, clock_address, keys)
+    subscriber = Subscriber(address, reader, payloads="packed", clock_client=clock_client, keys=keys)
     clock_client.start()
     return subscriber

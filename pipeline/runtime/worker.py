@@ -27,9 +27,9 @@ from pipeline.errors import SensoriumError
 from pipeline.runtime.config import HEALTH
 from pipeline.runtime.graph import ProcessPlan
 from pipeline.runtime.node_runner import NodeRunner
+from pipeline.runtime.run_folder import keys_between_hosts
 from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.control import ControlClient
-from pipeline.transport.keys import Keyring
 from pipeline.transport.network import context
 from pipeline.transport.receiver import Receiver
 from pipeline.transport.service_thread import failure
@@ -71,12 +71,13 @@ def _run(plan: ProcessPlan) -> int:
     clock = ReplayClock(plan.replay.start_ns, plan.replay.speed) if plan.replay else LiveClock(plan.start_ns)
     started = threading.Event()
     outgoing: queue.SimpleQueue[Fault | Request] = queue.SimpleQueue()
-    control = ControlClient(plan.control, plan.name)
+    control = ControlClient(plan.control, plan.name, plan.run_keys)
     receiver = Receiver()
     try:
-        keyring = Keyring.for_addresses(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
+        keyring = keys_between_hosts(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
         runners = {
-            node.name: NodeRunner(node, started, outgoing.put, clock, keyring, plan.restarts) for node in plan.nodes
+            node.name: NodeRunner(node, started, outgoing.put, clock, keyring, plan.run_keys, plan.restarts)
+            for node in plan.nodes
         }
         clock_clients = {host: ClockClient(host, address, keyring) for host, address in plan.clocks.items()}
         for runner in runners.values():

@@ -17,7 +17,7 @@ import zmq
 from pipeline.clock import NS, Clock, LiveClock
 from pipeline.errors import ConfigError, WireError
 from pipeline.transport.host_clock import HostClock
-from pipeline.transport.keys import Keyring
+from pipeline.transport.keys import Keys
 from pipeline.transport.network import bind, connect, context, receive
 from pipeline.transport.service_thread import ServiceThread
 from pipeline.transport.wire_format import Codec, Ping, Pong
@@ -36,7 +36,7 @@ MAX_PING_BYTES = 4096  # a ping is 30 bytes, but the CURVE handshake takes 500
 class ClockServer(ServiceThread):
     """Answers pings with this host's time. In a thread of its own: a late answer widens every client's error bound."""
 
-    def __init__(self, address: str, keyring: Keyring | None, clock: Clock | None = None) -> None:
+    def __init__(self, address: str, keys: Keys | None, clock: Clock | None = None) -> None:
         """Raises ConfigError when the address cannot be opened."""
         super().__init__(name="clock server", daemon=True)
         self._clock = clock or LiveClock()
@@ -46,7 +46,7 @@ class ClockServer(ServiceThread):
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PING_BYTES)
         try:
-            bind(self._socket, address, keyring)
+            bind(self._socket, address, keys)
         except zmq.ZMQError as error:
             self._socket.close()
             raise ConfigError(
@@ -77,7 +77,7 @@ class ClockServer(ServiceThread):
 class ClockClient(ServiceThread):
     """Maintains `clock`, the HostClock of `host`, from the answers to its pings."""
 
-    def __init__(self, host: str, address: str, keyring: Keyring | None, clock: Clock | None = None) -> None:
+    def __init__(self, host: str, address: str, keys: Keys | None, clock: Clock | None = None) -> None:
         """Raises ConfigError as network.connect does."""
         super().__init__(name=f"clock of {host}", daemon=True)
         self.host, self.clock = host, HostClock()
@@ -91,8 +91,8 @@ class ClockClient(ServiceThread):
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._rejections = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-        self._own_name = keyring.name if keyring else ""
-        connect(self._socket, address, keyring, host)
+        self._own_name = getattr(keys, "name", "")
+        connect(self._socket, address, keys, host)
 
     def serve(self) -> None:
         answered_ns = self._own_clock.now_ns()

@@ -18,7 +18,8 @@ from collections import deque
 import zmq
 
 from pipeline.errors import ConfigError, WireError
-from pipeline.transport.network import context, receive
+from pipeline.transport.keys import Keys
+from pipeline.transport.network import bind, connect, context, receive
 from pipeline.transport.wire_format import Codec, Fault, Report, Request, Value
 
 QUEUE_MESSAGES = 64  # in the socket, each way: old reports are of no use
@@ -31,7 +32,8 @@ CLOSE_S = 0.5  # so long a closing client tries to send what waits
 class ControlServer:
     """The launcher's end."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: Keys | None = None) -> None:
+        """keys: of the run; required for TCP addresses. Raises ConfigError when the address cannot be opened."""
         self._codec = Codec()
         self._socket = context().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted process takes its name over
@@ -39,7 +41,7 @@ class ControlServer:
         self._socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         try:
-            self._socket.bind(address)
+            bind(self._socket, address, keys)
         except zmq.ZMQError as error:
             self._socket.close()
             raise ConfigError(f"the launcher cannot listen at {address}: {error}") from error
@@ -76,7 +78,8 @@ class ControlServer:
 class ControlClient:
     """The end of one node process. Belongs to one thread."""
 
-    def __init__(self, address: str, process: str) -> None:
+    def __init__(self, address: str, process: str, keys: Keys | None = None) -> None:
+        """keys: as for ControlServer."""
         self._codec = Codec()
         self._unsent: deque[Value] = deque(maxlen=MAX_UNSENT)
         self._unsent_report: Report | None = None
@@ -86,7 +89,7 @@ class ControlClient:
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # the launcher binds only after it has started its processes
-        self._socket.connect(address)
+        connect(self._socket, address, keys)
 
     def send(self, value: Report | Fault | Request) -> None:
         """Never waits, and never fails: what does not fit is sent by a later call of send, receive or close."""

@@ -35,7 +35,7 @@ from pipeline.frame import Message, StreamInfo
 from pipeline.transport.compression import compress
 from pipeline.transport.credits import CreditWindow
 from pipeline.transport.datagrams import DatagramSender, datagram_folder
-from pipeline.transport.keys import Keyring
+from pipeline.transport.keys import Keys
 from pipeline.transport.network import QUEUE_MESSAGES, READABLE, bind, context, receive
 from pipeline.transport.shared_memory import DEFAULT_SPAN_S, SharedMemoryWriter, SlotAddress, has_shared_memory
 from pipeline.transport.wire_format import (
@@ -84,7 +84,8 @@ class Publisher:
         info: StreamInfo,
         *,
         network: str = "",
-        keyring: Keyring | None = None,
+        keyring: Keys | None = None,
+        run_keys: Keys | None = None,
         queue: int = QUEUE_MESSAGES,
         span_s: float = DEFAULT_SPAN_S,
     ) -> None:
@@ -94,7 +95,8 @@ class Publisher:
             address: Where subscribers of this host connect.
             info: Sent in each Welcome; may be replaced until the first subscriber connects.
             network: A second address, for other hosts. Empty: none.
-            keyring: This host's keys; required if `network` is not a loopback address.
+            keyring: This host's keys; required for `network`.
+            run_keys: Those of the run; required for a TCP `address`.
             queue: Messages that ZeroMQ holds for each subscriber before it drops new ones.
             span_s: How much of the stream, in seconds, has room in shared memory.
         """
@@ -117,9 +119,10 @@ class Publisher:
         self._socket.setsockopt(zmq.SNDTIMEO, WAIT_FOR_ROOM_MS)
         self._socket.setsockopt(zmq.LINGER, 300)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscribers send only small messages
-        for own_address in filter(None, (address, network)):  # the local one first: see network.bind
+        for own_address, keys in ((address, run_keys), (network, keyring)):  # the local one first: see network.bind
             try:
-                bind(self._socket, own_address, keyring)
+                if own_address:
+                    bind(self._socket, own_address, keys)
             except zmq.ZMQError as error:
                 self._socket.close()
                 raise ConfigError(

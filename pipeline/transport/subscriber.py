@@ -28,7 +28,7 @@ from pipeline.frame import StreamInfo
 from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.datagrams import DatagramReceiver, datagram_folder
 from pipeline.transport.drop_reasons import LOST, MALFORMED, OVERWRITTEN
-from pipeline.transport.keys import Keyring
+from pipeline.transport.keys import Keys
 from pipeline.transport.network import QUEUE_MESSAGES, READABLE, connect, context, receive
 from pipeline.transport.poller import Poller
 from pipeline.transport.sequence import Sequence
@@ -73,7 +73,7 @@ class Subscriber:
         credits: int | None = None,
         payloads: Payloads | None = None,
         clock_client: ClockClient | None = None,
-        keyring: Keyring | None = None,
+        keys: Keys | None = None,
     ) -> None:
         """Raises ConfigError as network.connect does.
 
@@ -84,7 +84,7 @@ class Subscriber:
                 this subscriber misses is counted.
             payloads: How large arrays travel. None: through shared memory where both ends see it, else in the message.
             clock_client: The clock of the publisher's host, if that is another one.
-            keyring: This host's keys; required for addresses beyond the loopback.
+            keys: This host's; or, on the loopback, those of the run. Required for TCP addresses.
         """
         self.info: StreamInfo | None = None  # of the stream, as its publisher describes it; None before its welcome
         self.dropped: Counter[str] = Counter()  # messages of the stream that were missed so far, by reason
@@ -104,7 +104,7 @@ class Subscriber:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        connect(self._socket, address, keyring, clock_client.host if clock_client else "")
+        connect(self._socket, address, keys, clock_client.host if clock_client else "")
 
     @property
     def descriptors(self) -> list[int]:

@@ -13,11 +13,13 @@ import zmq
 
 from pipeline.errors import WireError
 from pipeline.frame import Frame, Prediction, Receipt, StreamInfo, Subject
-from pipeline.transport.network import context
+from pipeline.transport.keys import RunKeys
+from pipeline.transport.network import context, new_keys
 from pipeline.transport.publisher import Publisher
 from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import End
 
+KEYS = RunKeys(*new_keys())  # of the run that a test stands for
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
 RECEIPT = Receipt("camera", "nearest", (7, 8), 40, -3, 12, 1, "why")
 PREDICTION = Prediction(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import pytest
+import zmq
 from running import Running, a_file, finished, last_line, running, wait_for
 
 from pipeline.frame import NodeHealth
@@ -26,7 +30,10 @@ MOOD = """
 
 def health_until(run: Running, true: Callable[[dict[str, NodeHealth]], Any]) -> dict[str, NodeHealth]:
     """The health of the run, as any program can read it, once it is as asked."""
-    for health in subscribe("health", address=run.graph()["streams"]["health"]):
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("XDG_RUNTIME_DIR", str(run.folder))  # where the keys of a portable run are
+        reports = subscribe("health", address=run.graph()["streams"]["health"])
+    for health in reports:
         nodes = {node.node: node for node in health.nodes}
         if true(nodes):
             return nodes
@@ -291,6 +298,39 @@ def test_portable_path_uses_neither_socket_files_nor_shared_memory(folder: Path)
         assert [p.name for p in run.left_behind() if p.is_socket()] == []
         mapped = {m.path for child in run.children() for m in child.memory_maps()}
         assert not any(path.startswith("/dev/shm") for path in mapped)
+
+
+def test_portable_run_serves_programs_of_its_user_and_nobody_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every port of the run, those of its streams and the one for orders, from a raw socket without its keys."""
+    with running(folder, "run", a_file(folder, MOOD, portable=True)) as run:
+        health_until(run, flowing)
+        ports = [
+            connection.laddr.port
+            for process in [psutil.Process(run.process.pid), *run.children()]
+            for connection in getattr(process, "net_connections", process.connections)("tcp")  # psutil 6's name for it
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        addresses = run.graph()["streams"].values()
+        assert {int(address.rpartition(":")[2]) for address in addresses} < set(ports), "and the port for orders"
+        outsiders = [zmq.Context.instance().socket(zmq.DEALER) for _ in ports]
+        for outsider, port in zip(outsiders, ports, strict=True):
+            outsider.connect(f"tcp://127.0.0.1:{port}")
+            outsider.send(msgspec.msgpack.encode([1, 0, 0, ["Hello", "another user", None]]))
+            outsider.send(msgspec.msgpack.encode([1, 0, 0, ["Request", "stop", ""]]))
+        time.sleep(1.0)
+        assert not any(outsider.poll(0) for outsider in outsiders)
+        assert run.process.poll() is None
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+        assert next(subscribe("mood")).label
+        (keys,) = (folder / "sensorium").glob("*/keys.json")
+        assert keys.stat().st_mode & 0o777 == 0o600
+        secret = json.loads(keys.read_text())["secret"]
+        commands = [" ".join(process.cmdline()) for process in run.children()]
+        assert secret not in run.err + run.out + str(commands)
+        for outsider in outsiders:
+            outsider.close(linger=0)
 
 
 def test_source_that_can_wait_loses_nothing_to_a_slow_reader(folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 from running import wait_for
+from wires import KEYS
 
 from pipeline.clock import NS, LiveClock
 from pipeline.transport import clock_exchange, network
@@ -82,14 +83,14 @@ class Relay(threading.Thread):
 def server(free_port: int) -> Iterator[tuple[OtherClock, int]]:
     """Another host that answers clock requests: (its clock, its port)."""
     clock = OtherClock(ppm=40)
-    answering = ClockServer(f"tcp://127.0.0.1:{free_port}", None, clock)
+    answering = ClockServer(f"tcp://127.0.0.1:{free_port}", KEYS, clock)
     answering.start()
     yield clock, free_port
     answering.stop()
 
 
 def started(address: str) -> ClockClient:
-    client = ClockClient("front", address, None)
+    client = ClockClient("front", address, KEYS)
     client.start()
     until_s = time.monotonic() + 5
     while not client.clock.ready:
@@ -173,7 +174,7 @@ def test_silence_of_the_other_host_is_logged_and_widens_the_bound(
 def test_garbage_sent_to_the_clock_server_changes_nothing(server: tuple[OtherClock, int]) -> None:
     other, port = server
     unknown_sender = network.context().socket(zmq.DEALER)
-    unknown_sender.connect(f"tcp://127.0.0.1:{port}")
+    network.connect(unknown_sender, f"tcp://127.0.0.1:{port}", KEYS)
     for parts in (
         [b""],
         [b"\x00" * 100],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.transport import keys
-from pipeline.transport.keys import Keyring, leaves_host, write_new
+from pipeline.transport.keys import Keyring, RunKeys, leaves_host, write_new
 from pipeline.transport.network import new_keys
 
 
@@ -122,3 +123,75 @@ def test_folder_can_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_only_the_loopback_needs_no_key(address: str, leaves: bool) -> None:
     assert leaves_host(address) is leaves
+
+
+# --- who could have written the files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_allowed_key_that_others_can_write_to_is_refused_with_the_fix(folder: Path, mode: int) -> None:
+    front, brain = keyring_of(folder, "front"), new_keys()[0]
+    allowed = folder / "allowed" / "brain.public"
+    allowed.write_text(f"sensorium-public {brain} brain\n")
+    allowed.chmod(0o644)
+    assert front.name_of(brain) == "brain"
+    allowed.chmod(mode)
+    assert front.name_of(brain) is None
+    for refused in (lambda: front.public_of("brain"), lambda: Keyring.load("front", folder)):
+        with pytest.raises(ConfigError, match="brain.public: others can write to it.*chmod 600"):
+            refused()
+
+
+def test_nobody_may_connect_once_others_can_write_to_the_folder(folder: Path) -> None:
+    front, brain = keyring_of(folder, "front"), new_keys()[0]
+    (folder / "allowed" / "brain.public").write_text(f"sensorium-public {brain} brain\n")
+    (folder / "allowed" / "brain.public").chmod(0o644)
+    (folder / "allowed").chmod(0o777)
+    assert front.name_of(brain) is None
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="giving a file to another user needs root")
+def test_allowed_key_of_another_user_is_refused_with_the_fix(folder: Path) -> None:
+    front, brain = keyring_of(folder, "front"), new_keys()[0]
+    allowed = folder / "allowed" / "brain.public"
+    allowed.write_text(f"sensorium-public {brain} brain\n")
+    os.chown(allowed, 1, 1)
+    assert front.name_of(brain) is None
+    with pytest.raises(ConfigError, match="belongs to another user. Make it yours: sudo chown"):
+        Keyring.load("front", folder)
+
+
+def test_file_that_would_wait_or_never_end_is_refused(folder: Path) -> None:
+    front = keyring_of(folder, "front")
+    os.mkfifo(folder / "allowed" / "pipe.public", 0o600)
+    (folder / "allowed" / "zero.public").symlink_to("/dev/zero")
+    assert front.name_of(new_keys()[0]) is None
+    with pytest.raises(ConfigError, match="it is no file"):
+        front.public_of("pipe")
+
+
+# --- a run's own ------------------------------------------------------------------------------------------------------
+
+
+def test_keys_of_a_run_are_for_its_user_alone(tmp_path: Path) -> None:
+    created = RunKeys.create(tmp_path, *new_keys())
+    assert RunKeys.load(tmp_path) == created
+    assert (tmp_path / "keys.json").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+    assert created.secret not in repr(created)
+    assert created.name_of(created.public) and created.name_of(new_keys()[0]) is None
+    (tmp_path / "keys.json").chmod(0o644)
+    with pytest.raises(ConfigError, match="others can read it.*chmod 600"):
+        RunKeys.load(tmp_path)
+
+
+def test_keys_that_are_there_already_are_shared(tmp_path: Path) -> None:
+    assert RunKeys.create(tmp_path, *new_keys()) == RunKeys.create(tmp_path, *new_keys())
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"public": 1}', "[" * 5000, "x" * 10_000])
+def test_file_that_holds_no_keys_of_a_run_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys.json").write_text(text)
+    (tmp_path / "keys.json").chmod(0o600)
+    with pytest.raises(ConfigError, match="keys.json"):
+        RunKeys.load(tmp_path)

@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 import zmq
 from running import wait_for
+from wires import KEYS
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame, StreamInfo
-from pipeline.transport import clock_exchange, network
+from pipeline.transport import clock_exchange, control, network, service_thread
 from pipeline.transport.clock_exchange import ClockClient, ClockServer
+from pipeline.transport.control import ControlClient, ControlServer
 from pipeline.transport.keys import Keyring, write_new
 from pipeline.transport.network import new_keys
 from pipeline.transport.publisher import Publisher
+from pipeline.transport.service_thread import failure
 from pipeline.transport.subscriber import Subscriber
-from pipeline.transport.wire_format import Codec, Hello
+from pipeline.transport.wire_format import Codec, Hello, Request
 
 pytestmark = pytest.mark.system
 MS = 1_000_000
@@ -32,7 +35,7 @@ MS = 1_000_000
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> str:
     """A free address that counts as one of the network."""
-    monkeypatch.setattr(network, "leaves_host", lambda address: "127.0.0.2" in address)
+    monkeypatch.setattr(network, "leaves_host", lambda address: "127.0.0.2" in address)  # for the texts of errors
     with socket.socket() as probe:
         probe.bind(("127.0.0.2", 0))
         return f"tcp://127.0.0.2:{probe.getsockname()[1]}"
@@ -100,18 +103,90 @@ def test_intruder_gets_nothing_and_the_allowed_reader_is_served(
     publisher.close(ended=False)
 
 
-def test_own_host_is_served_without_encryption_beside_the_network(
-    outside: str, keyrings: Callable[..., Keyring], free_port: int
+def test_own_host_is_served_without_keys_by_a_socket_file_beside_the_network(
+    outside: str, keyrings: Callable[..., Keyring], tmp_path: Path
 ) -> None:
-    inside = f"tcp://127.0.0.1:{free_port}"
+    inside = f"ipc://{tmp_path}/camera.sock"
     publisher = Publisher(inside, StreamInfo("camera", "label"), network=outside, keyring=keyrings("front"))
     assert first_parts(publisher, raw(inside), seconds=10.0)
     publisher.close(ended=False)
 
 
+def test_own_host_and_the_network_have_different_keys(
+    outside: str, keyrings: Callable[..., Keyring], free_port: int
+) -> None:
+    inside, front, brain = f"tcp://127.0.0.1:{free_port}", keyrings("front", allows=("brain",)), keyrings("brain")
+    publisher = Publisher(inside, StreamInfo("camera", "label"), network=outside, keyring=front, run_keys=KEYS)
+    run, host = (KEYS.public, KEYS.secret), (brain.public, brain.secret)
+    exchanged = (raw(inside, server_key=front.public, keys=host), raw(outside, server_key=KEYS.public, keys=run))
+    assert first_parts(publisher, *exchanged) == []
+    assert first_parts(publisher, raw(inside, server_key=KEYS.public, keys=host)) == []
+    assert first_parts(publisher, raw(outside, server_key=front.public, keys=run)) == []
+    assert first_parts(publisher, raw(inside, server_key=KEYS.public, keys=run), seconds=10.0)
+    assert first_parts(publisher, raw(outside, server_key=front.public, keys=host), seconds=10.0)
+    publisher.close(ended=False)
+
+
+def test_other_user_of_this_machine_gets_nothing_and_cannot_send_orders(
+    free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any user can connect to the loopback; without the keys in the run's folder it is of no use."""
+    address, own = f"tcp://127.0.0.1:{free_port}", new_keys()
+    server = ControlServer(address, KEYS)
+    intruders = [
+        raw(address),
+        raw(address, server_key=KEYS.public, keys=own),
+        raw(address, server_key=own[0], keys=own),
+    ]
+    for intruder in intruders:
+        intruder.send_multipart(Codec().encode(0, 0, Request("stop")))
+    client = ControlClient(address, "align", KEYS)
+    client.send(Request("label", "mine"))
+    received = wait_for(lambda: server.receive(100), "the order of the run's own process")
+    assert received + server.receive(300) == [Request("label", "mine")]
+    assert "rejected a connection with an unknown key" in caplog.text
+    assert KEYS.secret not in caplog.text + repr(KEYS)
+    for intruder in intruders:
+        intruder.close(linger=0)
+    client.close()
+    server.close()
+
+
+def test_nothing_opens_on_the_loopback_without_keys(free_port: int) -> None:
+    address = f"tcp://127.0.0.1:{free_port}"
+    opening: tuple[Callable[[], object], ...] = (
+        lambda: Publisher(address, StreamInfo("camera", "label")),
+        lambda: Subscriber(address, "reader"),
+        lambda: ControlServer(address),
+        lambda: ControlClient(address, "align"),
+        lambda: ClockServer(address, None),
+        lambda: ClockClient("front", address, None),
+    )
+    for open_socket in opening:
+        with pytest.raises(ConfigError, match="can be reached by other users of this machine"):
+            open_socket()
+
+
+def test_error_in_the_check_of_a_key_ends_the_process_and_not_only_the_thread(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_thread, "_failures", [])
+    monkeypatch.setattr(network, "_authenticator", None)
+    own_context = zmq.Context()  # the authenticator of the tests' usual one goes on
+    for module in (network, control):
+        monkeypatch.setattr(module, "context", lambda: own_context)
+    monkeypatch.setattr(network._KeyCheck, "callback", lambda *_: 1 / 0)
+    server = ControlServer(f"tcp://127.0.0.1:{free_port}", KEYS)
+    client = ControlClient(f"tcp://127.0.0.1:{free_port}", "align", KEYS)
+    client.send(Request("label", "x"))
+    assert "the thread 'authenticator' failed: ZeroDivisionError" in str(wait_for(failure, "the failure"))
+    client.close()
+    server.close()
+
+
 def test_nothing_opens_on_the_network_without_a_key(outside: str, free_port: int) -> None:
     with pytest.raises(ConfigError, match="keys new NAME"):
-        Publisher(f"tcp://127.0.0.1:{free_port}", StreamInfo("camera", "label"), network=outside)
+        Publisher(f"tcp://127.0.0.1:{free_port}", StreamInfo("camera", "label"), network=outside, run_keys=KEYS)
     with pytest.raises(ConfigError, match="keys new NAME"):
         Subscriber(outside, "reader")
     with pytest.raises(ConfigError, match="keys new NAME"):

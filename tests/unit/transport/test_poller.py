@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wires import KEYS
 
 from pipeline.frame import Frame, StreamInfo
 from pipeline.runtime import run_folder
@@ -23,8 +24,10 @@ def test_every_stream_is_received_with_either_poll(
     if not has_poll:
         monkeypatch.delattr(select, "poll")
     addresses = {name: run_folder.free_address(tmp_path, name, portable=True) for name in ("left", "right")}
-    publishers = [Publisher(address, StreamInfo(name, "series_f32")) for name, address in addresses.items()]
-    connections = [Subscriber(address, f"reader of {name}") for name, address in addresses.items()]
+    publishers = [
+        Publisher(address, StreamInfo(name, "series_f32"), run_keys=KEYS) for name, address in addresses.items()
+    ]
+    connections = [Subscriber(address, f"reader of {name}", keys=KEYS) for name, address in addresses.items()]
     poller = Poller(connections)
     received: set[str] = set()
     give_up_s = time.monotonic() + 10

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from wires import INFO, Reader, a_socket, message, number
+from wires import INFO, KEYS, Reader, a_socket, message, number
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
 from pipeline.runtime import run_folder
+from pipeline.transport import network
 from pipeline.transport import publisher as publisher_module
 from pipeline.transport.credits import INITIAL_CREDITS
 from pipeline.transport.network import QUEUE_MESSAGES
@@ -34,7 +35,7 @@ def connect(address: str) -> Iterator[Callable[..., Reader]]:
     readers: list[Reader] = []
 
     def make(**options: Any) -> Reader:
-        readers.append(Reader(Subscriber(address, f"reader {len(readers)}", **options)))
+        readers.append(Reader(Subscriber(address, f"reader {len(readers)}", keys=KEYS, **options)))
         return readers[-1]
 
     yield make
@@ -47,21 +48,21 @@ def publisher_as_soon_as_it_is_free(address: str) -> Publisher:
     end_s = time.monotonic() + 5
     while True:
         try:
-            return Publisher(address, INFO)
+            return Publisher(address, INFO, run_keys=KEYS)
         except ConfigError:
             assert time.monotonic() < end_s
             time.sleep(0.01)
 
 
 def test_reader_learns_what_the_stream_is(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     reader.join(publisher)
     publisher.close(ended=True)
     assert reader.connection.info == INFO
 
 
 def test_late_reader_gets_everything_from_its_welcome_on(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     for seq in range(5):
         publisher.send(number(seq))
     reader.join(publisher)
@@ -75,7 +76,7 @@ def test_late_reader_gets_everything_from_its_welcome_on(address: str, connect: 
 def test_reader_may_be_there_before_the_publisher(address: str, connect: Callable[..., Reader]) -> None:
     reader = connect()
     reader.connection.keep_alive()
-    publisher = Publisher(address, INFO)
+    publisher = Publisher(address, INFO, run_keys=KEYS)
     reader.join(publisher)
     publisher.send(number(0))
     publisher.close(ended=True)
@@ -84,7 +85,7 @@ def test_reader_may_be_there_before_the_publisher(address: str, connect: Callabl
 
 
 def test_every_reader_gets_every_message(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, first, second = Publisher(address, INFO), connect(), connect()
+    publisher, first, second = Publisher(address, INFO, run_keys=KEYS), connect(), connect()
     first.join(publisher)
     second.join(publisher)
     for seq in range(10):
@@ -96,7 +97,7 @@ def test_every_reader_gets_every_message(address: str, connect: Callable[..., Re
 
 
 def test_slow_reader_counts_its_gap_to_the_message(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     reader.join(publisher)
     large = np.zeros(200_000, np.uint8)  # too large for the kernel's own buffers to hold them all
     for seq in range(20 * QUEUE_MESSAGES):
@@ -111,7 +112,7 @@ def test_slow_reader_counts_its_gap_to_the_message(address: str, connect: Callab
 
 
 def test_slow_reader_does_not_hold_up_the_publisher(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, quick, slow = Publisher(address, INFO), connect(), connect()
+    publisher, quick, slow = Publisher(address, INFO, run_keys=KEYS), connect(), connect()
     quick.join(publisher)
     slow.join(publisher)
     for seq in range(10 * QUEUE_MESSAGES):
@@ -122,7 +123,7 @@ def test_slow_reader_does_not_hold_up_the_publisher(address: str, connect: Calla
 
 
 def test_reader_that_grants_credits_loses_nothing(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect(credits=INITIAL_CREDITS)
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect(credits=INITIAL_CREDITS)
     reader.join(publisher)
 
     def send_all() -> None:
@@ -143,7 +144,7 @@ def test_reader_that_grants_credits_loses_nothing(address: str, connect: Callabl
 
 
 def test_publisher_stops_waiting_for_credits_when_it_is_stopped(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader, stopping = Publisher(address, INFO), connect(credits=1), threading.Event()
+    publisher, reader, stopping = Publisher(address, INFO, run_keys=KEYS), connect(credits=1), threading.Event()
     reader.join(publisher)
     sending = threading.Thread(target=lambda: [publisher.send(number(seq), stopping=stopping) for seq in range(5)])
     sending.start()
@@ -159,7 +160,7 @@ def test_publisher_does_not_wait_for_a_reader_that_died(
     address: str, connect: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher_module, "FORGET_SUBSCRIBER_S", 0.3)
-    publisher, reader = Publisher(address, INFO), connect(credits=1)
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect(credits=1)
     reader.join(publisher)
     for seq in range(3):  # the reader says nothing more
         publisher.send(number(seq))
@@ -167,7 +168,7 @@ def test_publisher_does_not_wait_for_a_reader_that_died(
 
 
 def test_reader_notices_a_restarted_publisher_and_reads_on(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     reader.join(publisher)
     publisher.send(number(0))
     reader.read(lambda: reader.seqs == [0])
@@ -182,7 +183,7 @@ def test_reader_notices_a_restarted_publisher_and_reads_on(address: str, connect
 
 
 def test_end_reaches_a_reader_whose_queue_is_full(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     reader.join(publisher)
     for seq in range(20 * QUEUE_MESSAGES):
         publisher.send(Frame("camera", seq, seq, "series_f32", np.zeros(200_000, np.uint8)))
@@ -194,9 +195,9 @@ def test_end_reaches_a_reader_whose_queue_is_full(address: str, connect: Callabl
 
 def test_address_that_is_taken_is_an_error_with_the_stream(tmp_path: Path) -> None:
     address = run_folder.free_address(tmp_path, "camera", portable=True)
-    first = Publisher(address, INFO)
+    first = Publisher(address, INFO, run_keys=KEYS)
     with pytest.raises(ConfigError, match="stream 'camera': cannot publish at tcp://.*Is it taken"):
-        Publisher(address, INFO)
+        Publisher(address, INFO, run_keys=KEYS)
     first.close(ended=True)
 
 
@@ -204,9 +205,9 @@ def test_address_that_is_taken_is_an_error_with_the_stream(tmp_path: Path) -> No
 
 
 def test_publisher_ignores_messages_that_are_not_a_valid_hello(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     unknown_sender = a_socket(zmq.DEALER)
-    unknown_sender.connect(address)
+    network.connect(unknown_sender, address, KEYS)
     for parts in (
         [b""],
         [b"GET / HTTP/1.1"],
@@ -227,7 +228,7 @@ def test_publisher_ignores_messages_that_are_not_a_valid_hello(address: str, con
 def test_reader_counts_a_malformed_message_once_and_reads_on(address: str, connect: Callable[..., Reader]) -> None:
     reader = connect()
     impostor = a_socket(zmq.ROUTER)
-    impostor.bind(address)
+    network.bind(impostor, address, KEYS)
     reader.connection.keep_alive()
     identity, _ = impostor.recv_multipart()
     codec = Codec()
@@ -245,7 +246,7 @@ def test_reader_counts_a_malformed_message_once_and_reads_on(address: str, conne
 
 
 def test_subscriber_that_missed_nothing_has_no_counts(address: str, connect: Callable[..., Reader]) -> None:
-    publisher, reader = Publisher(address, INFO), connect()
+    publisher, reader = Publisher(address, INFO, run_keys=KEYS), connect()
     reader.join(publisher)
     publisher.send(number(0))
     publisher.close(ended=True)
@@ -256,7 +257,7 @@ def test_subscriber_that_missed_nothing_has_no_counts(address: str, connect: Cal
 def test_subscriber_counts_what_it_missed_by_reason(address: str, connect: Callable[..., Reader]) -> None:
     reader = connect()
     impostor = a_socket(zmq.ROUTER)
-    impostor.bind(address)
+    network.bind(impostor, address, KEYS)
     reader.connection.keep_alive()
     identity, _ = impostor.recv_multipart()
     codec = Codec()

