@@ -22,6 +22,7 @@ import msgspec
 from pipeline.alignment.aligner import Aligner, Emit
 from pipeline.alignment.sync_policies import parse_policy
 from pipeline.errors import ConfigError
+from pipeline.files import open_regular
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
 from pipeline.old_names import current_event_line
 from pipeline.private_file import LineFile
@@ -30,6 +31,7 @@ log = logging.getLogger("align")
 
 # Of arrivals without a set: one message for each arrival would cost more than the frame that it describes.
 MAX_UNPUBLISHED_BYTES = 8000
+MAX_LINE_BYTES = 1 << 20  # of a file: an event has some hundred bytes
 
 
 class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):
@@ -256,13 +258,11 @@ def parse_events(lines: Iterable[bytes], where: str) -> Iterator[Event]:
     for number, line in enumerate(lines, 1):
         try:
             yield decoder.decode(current_event_line(line))
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ConfigError(f"{where}:{number}: not a line of an event log: {error}") from error
 
 
 def _read(path: Path) -> Iterator[Event]:
-    try:
-        with path.open("rb") as file:
-            yield from parse_events(file, str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_regular(path) as file:
+        # A line without an end is cut, so that it is refused, not held in memory.
+        yield from parse_events(iter(lambda: file.readline(MAX_LINE_BYTES), b""), str(path))

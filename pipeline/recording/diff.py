@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError, DiffersError
+from pipeline.files import read_text
 
 Record = dict[str, Any]
 _SPEED_FIELDS = ("timing_ms",)
+MAX_BYTES = 1 << 30  # of a file of predictions: a day of them
 DIFFERENT = 2.0  # more than any difference of two probabilities
 
 
@@ -53,11 +55,7 @@ def read_predictions(path: Path) -> list[Record]:
 
     Raises ConfigError with the line that is not one.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise ConfigError(f"{path}: cannot be read: {why}") from error
+    lines = read_text(path, most=MAX_BYTES).splitlines()
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -65,7 +63,7 @@ def read_predictions(path: Path) -> list[Record]:
             if "summary" not in record:
                 _ = record["task"], record["capture_ns"], record["label"], record["receipts"]
                 records.append(record)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             problem = f"it has no {error}" if isinstance(error, LookupError) else f"no JSON object ({error})"
             cut = (
                 ". The file ends in the middle of this line: remove it"

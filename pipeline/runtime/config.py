@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, closest, nearest
+from pipeline.files import read_text
 from pipeline.installation import CONFIGS, shipped
 from pipeline.node import Node
 from pipeline.plugins import all_named, check_options, construct, find, renamed_key
@@ -103,17 +104,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: The file cannot be read, or something in it is wrong: with the place, what was found and the fix.
     """
     path = shipped(path, CONFIGS)
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise _no_such_file(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it holds no text"
-        raise ConfigError(
-            f"{path}: cannot be read: {reason}. A config is a YAML file, such as configs/emotion-live.yaml"
-        ) from error
+    from pipeline.bounded_yaml import MAX_BYTES
     from pipeline.runtime import yaml_text
 
+    if not path.exists():
+        raise _no_such_file(path)
+    try:
+        text = read_text(path, most=MAX_BYTES)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. A config is a YAML file, such as configs/emotion-live.yaml") from error
     try:
         tree = yaml_text.parse(text, name=str(path))
     except ValueError as error:

@@ -46,8 +46,10 @@ def _open_file(source: Path, raw: bool) -> ImportSource | None:
     with open_regular(source) as file:
         head = file.read(16)
     suffix = source.suffix.lower()
-    if head.startswith(b"#ROSBAG") or suffix == ".bag":
+    if head.startswith(b"#ROSBAG"):
         return ros.open_ros(source)
+    if suffix == ".bag":
+        raise ConfigError(f"import: {source} cannot be read as a ROS bag: it does not begin like one. Copy it again")
     if head.startswith(b"SQLite format 3") or suffix == ".db3":
         return ros.open_ros(source)
     if head[:8] == MCAP_MAGIC or suffix == ".mcap":

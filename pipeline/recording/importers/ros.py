@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.bounded_yaml import MAX_BYTES, load
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, missing_package
+from pipeline.files import read_text
 from pipeline.frame import Frame, StreamInfo
 from pipeline.recording.importers.mcap_topics import topics_of
+from pipeline.recording.importers.ros_bounds import bound_rosbags
 from pipeline.recording.importers.ros_messages import DRIVER_TYPES, PCM, Topic, converter
 from pipeline.recording.importers.source import ImportSource, numbered, stream_name
 
@@ -36,7 +39,7 @@ def open_ros(path: Path) -> ImportSource:
     Raises ConfigError with rosbags' reason when it cannot be read.
     """
     try:
-        import rosbags.rosbag1  # noqa: F401
+        bound_rosbags()
     except ModuleNotFoundError as error:
         raise missing_package("rosbags", f"import {path}") from error
     opened = ImportSource("ROS bag", {}, iter(()))
@@ -95,12 +98,24 @@ def _frames(path: Path, opened: ImportSource) -> Iterator[Frame | None]:
 def _reader(path: Path, stack: contextlib.ExitStack) -> tuple[Any, bool]:
     from rosbags import rosbag1, rosbag2
 
+    if (described := path / "metadata.yaml").is_file():
+        _check_metadata(described)
     if path.suffix == ".bag":
         return stack.enter_context(rosbag1.Reader(path)), False
     # rosbags opens a bag's file without its metadata.yaml from 0.11 on.
     if not path.is_dir() and path.suffix not in rosbag2.Reader.STORAGE_PLUGINS:
         path = _with_metadata(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
     return stack.enter_context(rosbag2.Reader(path)), True
+
+
+def _check_metadata(path: Path) -> None:
+    """Raises ValueError or ConfigError for a description without bounds, or of files that lie elsewhere."""
+    tree = load(read_text(path, most=MAX_BYTES), name=path.name)
+    about = tree.get("rosbag2_bagfile_information") if isinstance(tree, dict) else None
+    files = about.get("relative_file_paths") if isinstance(about, dict) else None
+    for name in files if isinstance(files, list) else ():
+        if not (path.parent / str(name)).resolve().is_relative_to(path.parent.resolve()):
+            raise ConfigError(f"{path}: its file '{name}' lies outside of the bag's folder. Correct the path")
 
 
 def _with_metadata(path: Path, folder: Path) -> Path:

@@ -18,12 +18,11 @@ import zstandard
 from mcap.data_stream import RecordBuilder
 from mcap.opcode import Opcode
 from mcap.records import Chunk, ChunkIndex, MessageIndex
-from mcap.stream_reader import get_chunk_data_stream
 
+from pipeline.recording.decompression import decompressed
 from pipeline.recording.mcap.index import RECORD
 
 Compression = Literal["none", "lz4", "zstd"]
-MAX_BYTES = 1 << 30  # a larger size in a file is taken for damage
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _HEAD = struct.Struct("<QQQI")  # first and last log time, size and CRC of the uncompressed content
 HEAD_BYTES = _HEAD.size + 4 + 16 + 8  # of a chunk after its record header: all that chunk_index_of() reads
@@ -108,13 +107,13 @@ def chunk_index_of(head: bytes, *, at: int, length: int) -> ChunkIndex:
 def messages_of(chunk: Chunk, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
     """(log time, channel, data) in the chunk's order.
 
-    Raises ValueError, and what lz4 and zstandard raise, when it is broken.
+    Raises ValueError, and struct.error, when it is broken.
     """
     if chunk.uncompressed_size != entry.uncompressed_size or chunk.compression not in ("", "lz4", "zstd"):
         raise ValueError("its size or compression differs from the index")
-    content = get_chunk_data_stream(chunk, validate_crc=True)[0].read(chunk.uncompressed_size)
-    if len(content) != chunk.uncompressed_size:
-        raise ValueError("its content is shorter than its size")
+    content = decompressed(chunk.data, chunk.compression, size=chunk.uncompressed_size)
+    if chunk.uncompressed_crc and zlib.crc32(content) != chunk.uncompressed_crc:
+        raise ValueError("its checksum does not match")
     at, messages = 0, []
     while at < len(content):
         opcode, length = RECORD.unpack_from(content, at)

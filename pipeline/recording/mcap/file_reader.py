@@ -37,7 +37,8 @@ from mcap.writer import MCAP0_MAGIC
 from pipeline.errors import ConfigError
 from pipeline.files import open_regular
 from pipeline.installation import COMMAND
-from pipeline.recording.mcap.chunk import HEAD_BYTES, MAX_BYTES, chunk_index_of, messages_of
+from pipeline.recording.decompression import MAX_BYTES
+from pipeline.recording.mcap.chunk import HEAD_BYTES, chunk_index_of, messages_of
 from pipeline.recording.mcap.index import RECORD, Index
 
 _FOOTER_BYTES = 9 + 20 + len(MCAP0_MAGIC)
@@ -113,6 +114,8 @@ class McapReader:
         try:
             if not 0 < length <= self.size - offset:
                 raise ValueError("it lies outside the file")
+            if length > MAX_BYTES:
+                raise ValueError(f"its size is {length} bytes, expected at most {MAX_BYTES}")
             stream = ReadDataStream(BytesIO(self._at(offset, length)))
             _, size = RECORD.unpack(stream.read(RECORD.size))
             if size != length - RECORD.size:
@@ -130,7 +133,10 @@ class McapReader:
                 f"{self.path}: an MCAP file without an index, so no recording of Sensorium. "
                 f"Import it with: {COMMAND} import"
             )
-        raw = self._at(footer.summary_start, footer_at - footer.summary_start)
+        length = footer_at - footer.summary_start
+        if length > MAX_BYTES:
+            raise self.broken("its index", f"its size is {length} bytes, expected at most {MAX_BYTES}")
+        raw = self._at(footer.summary_start, length)
         if footer.summary_crc and zlib.crc32(self._at(footer_at, 25), zlib.crc32(raw)) != footer.summary_crc:
             raise self.broken("its index", "the checksum does not match")
         try:
@@ -204,12 +210,10 @@ class McapReader:
 
     def _chunk_messages(self, entry: ChunkIndex, channels: Set[int]) -> list[tuple[int, int, bytes]]:
         where = f"the chunk at byte {entry.chunk_start_offset}"
-        if entry.uncompressed_size > MAX_BYTES:
-            raise self.broken(where, f"its size is {entry.uncompressed_size} bytes, expected at most {MAX_BYTES}")
         chunk = self._record(Chunk, entry.chunk_start_offset, entry.chunk_length)
         try:
             return messages_of(chunk, entry, channels)
-        except Exception as error:  # of lz4, zstandard, struct: each has its own
+        except (ValueError, struct.error) as error:
             raise self.broken(where, error) from error
 
     def attachments(self) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ def test_a_damaged_chunk_is_reported_and_never_read_as_data(tmp_path):
     path.write_bytes(raw)
     with (
         Reader(path) as reader,
-        pytest.raises(ConfigError, match=r"a\.mcap: broken: the chunk at byte \d+ cannot be read: crc"),
+        pytest.raises(ConfigError, match=r"a\.mcap: broken: the chunk at byte \d+ cannot be read: its checksum"),
     ):
         list(reader.messages())
 
