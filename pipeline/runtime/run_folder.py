@@ -83,7 +83,7 @@ def announced_runs() -> list[dict[str, Any]]:
     graphs = []
     if not os.path.lexists(base := runs_folder()):
         return []
-    _check_private(base)
+    _check_private(base, 0o022)  # that others can read the addresses makes none of them wrong
     for path in base.glob(f"*/{GRAPH}"):
         try:
             graph, written_s = json.loads(path.read_bytes()), path.stat().st_mtime
@@ -189,8 +189,8 @@ def _is_own_folder(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and (os.name != "posix" or status.st_uid == os.getuid())
 
 
-def _check_private(base: Path) -> None:
-    """Raises ConfigError for a folder that others could have made, or could write to."""
+def _check_private(base: Path, closed: int = 0o077) -> None:
+    """Raises ConfigError for a folder that others could have made, or whose mode has one of the bits of `closed`."""
     if not _is_own_folder(base):
         what = "is a link" if base.is_symlink() else "belongs to another user, or is no folder"
         raise ConfigError(
@@ -199,7 +199,7 @@ def _check_private(base: Path) -> None:
         )
     if os.name != "posix":
         return
-    if base.lstat().st_mode & 0o077:
+    if base.lstat().st_mode & closed:
         raise ConfigError(f"{base}: must be closed to others. Remove it, or: chmod 700 {base}")
     parent = base.parent.stat()
     writable = 0o002 if parent.st_gid == os.getgid() else 0o022

@@ -148,7 +148,7 @@ class Keyring:
             paths = sorted(self.allowed.glob("*.public"))
             _check_permissions(self.allowed, self.allowed.stat(), 0o022, "700", "write to")
         except (OSError, ConfigError):
-            return None  # nobody can be told apart any more
+            return None  # whoever may write there could have allowed anyone
         for path in paths:
             try:
                 if _read(path, PUBLIC) == public:
