@@ -62,7 +62,7 @@ def read_text(path: Path, *, most: int) -> str:
     try:
         return read_bytes(path, most=most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file: {error}. Save it as UTF-8") from error
+        raise ConfigError(f"{path}: cannot be read: it holds no text ({error}). Save it as UTF-8") from error
 
 
 def _beside(path: Path) -> str:

@@ -318,7 +318,9 @@ class Dashboard(Sink):
         if request.do in ("pause", "resume", "label"):
             return self._handle_recording_request(request, health)
         if request.do != "stop" and request.source not in sources:
-            return as_json("refused", {"reason": f"no source '{request.source}'. Here: {', '.join(sorted(sources))}"})
+            return as_json(
+                "refused", {"reason": f"no source '{request.source[:100]}'. Here: {', '.join(sorted(sources))}"}
+            )
         self.context.log.info("requested from the page: %s %s", request.do, request.source)
         self.context.request(request.do, request.source if request.do != "stop" else "")
         return None

@@ -50,10 +50,7 @@ def read_bytes(path: Path) -> bytes:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without comments and empty lines. Raises ConfigError for a file that is not text."""
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file: {error}") from error
+    lines = files.read_text(path, most=MAX_FILE_BYTES).splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 

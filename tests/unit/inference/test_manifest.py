@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,13 +80,25 @@ def test_a_missing_file_and_a_file_of_another_kind_have_different_errors(tmp_pat
         Manifest.read(tmp_path / "text.onnx")
 
 
-@pytest.mark.parametrize("stored", ["{", "[]", '{"name": "x"}'])
+WHOLE = json.dumps(asdict(MANIFEST))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *("{", "[]", '{"name": "x"}', "3.5", "[" * 100_000),
+        WHOLE.replace('"temperature": ', '"temperature": -'),
+        WHOLE.replace('"labels": [', '"labels": [1, '),
+        WHOLE.replace('"shape": [', '"shape": [0.5, '),
+        WHOLE.replace('"sha256": "', '"sha256": 7, "x": "'),
+    ],
+)
 def test_a_broken_manifest_is_a_config_error(tmp_path: Path, stored: str) -> None:
     write_model(tmp_path / "m.onnx")
     model = onnx.load(str(tmp_path / "m.onnx"))
     onnx.helper.set_model_props(model, {METADATA_KEY: stored})
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"m\.onnx: its manifest (cannot be read|has a temperature of -)"):
         Manifest.read(tmp_path / "m.onnx")
 
 
