@@ -64,7 +64,8 @@ class Lidar(Source):
             device: null: the network; or the path of a .pcap.
             port: The UDP port that its packets are sent to (1 to 65535). null: the sensor's usual one.
             bind: Listen on this address only. Default: on all.
-            source: Accept packets from this address only, where several sensors send to one port. Empty: from any.
+            source: Accept packets from this address only, where several sensors send to one port. Empty: from the first
+                that sends what the decoder can read, until the sensor is lost. Those of others are counted.
             realtime: false delivers a capture's sweeps as fast as the receivers read.
             loop: Start a capture again at its end.
             offset_ms: Added to every capture time (ms), for a constant delay measured by `calibrate time`. null: as the
@@ -216,9 +217,13 @@ class Lidar(Source):
         while not self._decoder.understood:  # a readable packet confirms the sensor and its model
             if self.context.stopping.is_set():
                 return
-            for packet, arrival_ns in self._take(receiver):
+            for packet, arrival_ns, sender in self._take(receiver):
                 sizes.add(len(packet))
                 self._decoder.take(packet, arrival_ns)
+                if self._decoder.understood:
+                    receiver.accept_only(sender)
+                    self.context.metrics.facts["packets from"] = sender
+                    break
             if clock.now_ns() > until_ns:
                 raise DeviceError(f"{self._where}: {self._silent(OPEN_TIMEOUT_S, sizes)}", retry=True)
 
@@ -232,7 +237,7 @@ class Lidar(Source):
         fix = "Is it on, and is this host's address the destination of its packets? See them with: sudo tcpdump -n udp"
         return f"no packet came to UDP port {self._port} for {waited_s:.0f} s. {fix}"
 
-    def _take(self, receiver: Receiver) -> list[tuple[bytes, int]]:
+    def _take(self, receiver: Receiver) -> list[tuple[bytes, int, str]]:
         try:
             return receiver.take(POLL_S)
         except OSError as error:
@@ -248,7 +253,7 @@ class Lidar(Source):
         decoder.take_lost()
         understood, last_packet_ns, sizes = decoder.understood, clock.now_ns(), set[int]()
         while not self.context.stopping.is_set():
-            for packet, arrival_ns in self._take(receiver):
+            for packet, arrival_ns, _ in self._take(receiver):
                 sizes.add(len(packet))
                 for sweep in decoder.take(packet, arrival_ns):
                     self._count(decoder.take_lost())

@@ -73,6 +73,8 @@ class Udp(Sink):
             ) from error
         self._socket = socket.socket(family, kind, protocol)
         self._socket.setblocking(False)
+        # Anyone may send to the port that the system chose for it. Nothing is read, so as little as possible is held.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         if not _is_here(self._host):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         self.context.metrics.facts["sends to"] = f"{self._host}:{self._port}, not encrypted"

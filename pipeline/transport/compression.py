@@ -25,6 +25,7 @@ from pipeline.frame import AlignedSet, Encoding, Frame, Message
 from pipeline.picture_files import decode_picture
 
 JPEG_QUALITY = 90  # faces a few dozen pixels wide must not blur
+MAX_POINTS_BYTES = 256 << 20  # of one frame: ten times the largest sweep
 ZLIB_LEVEL = 1  # a higher level takes twice the time for 3 % (measured on real sweeps)
 
 
@@ -101,8 +102,12 @@ def _bytes_by_weight(points: np.ndarray) -> np.ndarray:
 
 
 def _points(data: np.ndarray, columns: int) -> np.ndarray:
+    inflating = zlib.decompressobj()
     try:
-        by_weight = np.frombuffer(zlib.decompress(data.data), np.uint8).reshape(columns, 4, -1)
+        raw = inflating.decompress(data.data, MAX_POINTS_BYTES)
+        if not inflating.eof:  # a small message can announce gigabytes
+            raise ValueError(f"cut short, or more than {MAX_POINTS_BYTES >> 20} MiB")
+        by_weight = np.frombuffer(raw, np.uint8).reshape(columns, 4, -1)
     except (zlib.error, ValueError) as error:
         raise WireError(f"points cannot be decompressed: {error}") from error
     return np.ascontiguousarray(by_weight.transpose(2, 0, 1)).view(np.float32).reshape(-1, columns)

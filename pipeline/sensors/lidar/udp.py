@@ -3,9 +3,13 @@ that a process that reads late does not make them late; elsewhere they are times
 
 Example:
     with Receiver(2368, clock=clock, where="lidar 'roof'") as receiver:
-        for packet, arrival_ns in receiver.take(0.25): ...
+        for packet, arrival_ns, sender in receiver.take(0.25): ...
+        receiver.accept_only(sender)
 
 A thread only reads, so that decoding a sweep does not lose packets. Every lost packet is counted.
+
+Anyone who reaches the port can send to it. So packets are accepted from one sender: the configured one, or the first
+whose packets the decoder could read, which `accept_only` names. Those of all others are counted, and not kept.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from pipeline.errors import DeviceError
 
 BUFFER_BYTES = 4 << 20  # requested from the kernel: a third of a second of the sensor with the highest rate
 MAX_QUEUE = 20_000  # packets between the thread and the run: three seconds of that sensor
+MAX_QUEUE_BYTES = 64 << 20  # of their packets together
 MAX_BYTES = 65_535
 POLL_S = 0.25  # how often the thread checks whether it should stop
 OFFSET_EVERY_NS = NS  # the kernel's timestamps are in UTC, which may be set during a run
@@ -33,11 +38,12 @@ _TIMESPEC, _COUNT = struct.Struct("@ll"), struct.Struct("@I")
 
 NOT_READ = "packets lost in the kernel: its receive buffer was full"
 OVERLOAD = "packets lost: overload"
+OTHER_SENDER = "packets of other senders"
 
 
 class Receiver:
     """One UDP port. bind: the address of the interface to listen on. source: only packets from this address; "": from
-    any.
+    any, until `accept_only`.
 
     Raises DeviceError where it cannot listen.
     """
@@ -45,7 +51,8 @@ class Receiver:
     def __init__(self, port: int, *, clock: Clock, where: str, bind: str = "0.0.0.0", source: str = "") -> None:
         self._clock, self._source = clock, source
         self._offset_ns, self._offset_at_ns = 0, -OFFSET_EVERY_NS
-        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._waiting: deque[tuple[bytes, int, str]] = deque()
+        self._waiting_bytes = 0
         self._lost: Counter[str] = Counter()
         self._kernel_lost = 0
         self._changed = threading.Condition()
@@ -57,15 +64,27 @@ class Receiver:
         self._thread = threading.Thread(target=self._run, name=f"udp {self.port}", daemon=True)
         self._thread.start()
 
-    def take(self, timeout_s: float) -> list[tuple[bytes, int]]:
-        """(packet, arrival_ns) of all packets since the last call; waits for the first. Raises OSError when the port
-        fails."""
+    def accept_only(self, sender: str) -> None:
+        """From now on, and of what waits, only packets from this address."""
+        with self._changed:
+            self._source = sender
+            own = [item for item in self._waiting if item[2] == sender]
+            self._lost[OTHER_SENDER] += len(self._waiting) - len(own)
+            self._waiting = deque(own)
+            self._waiting_bytes = sum(len(packet) for packet, _, _ in own)
+
+    def take(self, timeout_s: float) -> list[tuple[bytes, int, str]]:
+        """(packet, arrival_ns, the sender's address) of all packets since the last call; waits for the first.
+
+        Raises OSError when the port fails.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._error, timeout_s)
             if self._error is not None and not self._waiting:
                 raise self._error
             taken = list(self._waiting)
             self._waiting.clear()
+            self._waiting_bytes = 0
         return taken
 
     def take_lost(self) -> Counter[str]:
@@ -77,6 +96,7 @@ class Receiver:
         """Drop everything read so far: it is from before the run."""
         with self._changed:
             self._waiting.clear()
+            self._waiting_bytes = 0
             self._lost.clear()
 
     def close(self) -> None:
@@ -108,11 +128,13 @@ class Receiver:
                     self._lost[NOT_READ] += (kernel_lost - self._kernel_lost) & 0xFFFF_FFFF
                     self._kernel_lost = kernel_lost
                 if self._source and sender != self._source:
+                    self._lost[OTHER_SENDER] += 1
                     continue
-                if len(self._waiting) == MAX_QUEUE:
-                    self._waiting.popleft()
+                self._waiting_bytes += len(packet)
+                while len(self._waiting) >= MAX_QUEUE or (self._waiting and self._waiting_bytes > MAX_QUEUE_BYTES):
+                    self._waiting_bytes -= len(self._waiting.popleft()[0])
                     self._lost[OVERLOAD] += 1
-                self._waiting.append((packet, arrival_ns))
+                self._waiting.append((packet, arrival_ns, sender))
                 self._changed.notify()
 
     def _parse_ancillary(self, ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int | None]:

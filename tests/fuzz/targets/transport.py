@@ -18,7 +18,8 @@ from pipeline.frame import AlignedSet, Arrival, Frame, Health, NodeHealth, Strea
 from pipeline.testing import NodeHarness
 from pipeline.transport.compression import compress, decompress
 from pipeline.transport.datagrams import MAX_BYTES, DatagramReceiver
-from pipeline.transport.wire_format import Bye, Codec, Credit, End, Fault, Hello, Report, Welcome
+from pipeline.transport.host_clock import HostClock
+from pipeline.transport.wire_format import Bye, Codec, Credit, End, Fault, Hello, Pong, Report, Welcome
 from tests.fuzz.harness import Reader, target
 
 INFO = StreamInfo("camera", "bgr8", 30.0, 3, "front", "a test")
@@ -135,6 +136,28 @@ def compression(folder: Path) -> Reader:
     compressed = [compress(frame) for frame in _frames()[1:3]]
     compressed.append(compress(Frame("lidar", 4, 9, "points_xyzit_f32", np.ones((8, 5), np.float32))))
     samples = [bytes(codec.encode(1, 1, frame)[0]) for frame in compressed]
+    return Reader(samples, read, [msgpack.unpackb(sample) for sample in samples], msgpack.packb)
+
+
+@target("clock", weight=40)
+def clock(folder: Path) -> Reader:
+    """Answers of another host's clock: whatever it says, times stay numbers."""
+    codec = Codec()
+    host = HostClock()
+
+    def read(data: bytes) -> object:
+        value = codec.decode([data]).value
+        if not isinstance(value, Pong):
+            raise WireError("not an answer")
+        host.exchange(value.sent_ns, value.received_ns, value.answered_ns, value.sent_ns + 10**5)
+        if host.known:
+            local_ns, error_ns = host.to_local(value.answered_ns)
+            assert isinstance(local_ns, int) and error_ns >= 0, "a bound on an error is negative"
+            host.admits(value.answered_ns, value.sent_ns)
+        return value
+
+    values = [Pong(at, at + 10**9 + 20, at + 10**9 + 30) for at in (10**9, 2 * 10**9, 2 * 10**9 + 10**6)]
+    samples = [bytes(codec.encode(0, 0, value)[0]) for value in values]
     return Reader(samples, read, [msgpack.unpackb(sample) for sample in samples], msgpack.packb)
 
 

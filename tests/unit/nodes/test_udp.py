@@ -69,6 +69,20 @@ def test_each_prediction_is_one_datagram_of_the_published_object(receiving: sock
     assert records[0]["surroundings"]["free_space"]["rows"][0] == "." * 20
 
 
+def test_nothing_comes_in(receiving: socket.socket) -> None:
+    """Anyone can send to the port that the system chose: as little is held as it allows, and nothing is read."""
+    node = Udp(address=address(receiving))
+    with NodeHarness(node, inputs=["scene"]) as harness:
+        harness.send("scene", scene())
+        assert node._socket is not None
+        assert node._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < 8192
+        _, sender = receiving.recvfrom(65536)
+        for _ in range(100):
+            receiving.sendto(bytes(1000), ("127.0.0.1", sender[1]))
+        harness.send("scene", scene(capture_ns=8))
+        assert received(receiving)["capture_ns"] == 8
+
+
 def test_grid_is_left_out_unless_asked_for(receiving: socket.socket) -> None:
     with NodeHarness(Udp(address=address(receiving)), inputs=["scene"]) as harness:
         harness.send("scene", scene(cells=400))  # 160,000 letters

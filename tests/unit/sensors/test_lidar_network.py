@@ -24,7 +24,7 @@ from pipeline.errors import DeviceError
 from pipeline.frame import Frame
 from pipeline.node import Context
 from pipeline.recording.reader import Reader
-from pipeline.sensors.lidar.udp import NOT_READ, Receiver
+from pipeline.sensors.lidar.udp import NOT_READ, OTHER_SENDER, OVERLOAD, Receiver
 
 pytestmark = pytest.mark.system
 pytest.importorskip("velodyne_decoder", reason="needs the extra lidar: scripts/setup lidar")
@@ -192,6 +192,61 @@ def test_only_the_sensor_that_was_named_is_listened_to(udp_port):
         sending(udp_port, endless(1)),
     ):
         assert receiver.take(0.3) == []
+        assert receiver.take_lost()[OTHER_SENDER] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 on its loopback")
+def test_packets_of_another_sender_are_counted_and_are_in_no_sweep(udp_port):
+    """Another program sends what looks like packets of the sensor, as fast as it does."""
+    node = Lidar(sensor="velodyne", port=udp_port)
+    forged, ended = endless(1)[0][0], threading.Event()
+
+    def forge() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(("127.0.0.3", 0))
+            while not ended.wait(0.001):
+                sender.sendto(forged, ("127.0.0.1", udp_port))
+
+    with sending(udp_port, endless(20)), opened(node) as frames:
+        assert node.context.metrics.facts["packets from"] == "127.0.0.1"
+        threading.Thread(target=forge, daemon=True).start()
+        sweeps = list(islice(frames, 4))
+        ended.set()
+    assert all(len(sweep.data) == 900 * 32 for sweep in sweeps[1:])
+    assert node.context.metrics.dropped()["roof"][OTHER_SENDER] > 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 on its loopback")
+def test_sender_of_what_is_no_packet_of_the_sensor_does_not_keep_the_sensor_out(udp_port):
+    node = Lidar(sensor="velodyne", port=udp_port)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
+        first.bind(("127.0.0.3", 0))
+        sensor = sending(udp_port, endless(20))
+
+        def send() -> None:
+            for _ in range(100):
+                first.sendto(b"no packet", ("127.0.0.1", udp_port))
+                time.sleep(0.01)
+
+        rubbish = threading.Thread(target=send)
+        rubbish.start()
+        with sensor, opened(node) as frames:
+            assert next(frames).encoding == "points_xyzit_f32"
+            assert node.context.metrics.facts["packets from"] == "127.0.0.1"
+        rubbish.join()
+
+
+def test_what_waits_is_bounded_in_bytes(udp_port, monkeypatch):
+    monkeypatch.setattr("pipeline.sensors.lidar.udp.MAX_QUEUE_BYTES", 100_000)
+    with (
+        Receiver(udp_port, clock=LiveClock(), where="lidar") as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        for _ in range(20):
+            sender.sendto(bytes(30_000), ("127.0.0.1", udp_port))
+            time.sleep(0.01)
+        assert len(receiver.take(0.3)) == 3
+        assert receiver.take_lost()[OVERLOAD] == 17
 
 
 @pytest.mark.paced

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 import numpy as np
 import pytest
@@ -67,3 +69,13 @@ def test_frames_of_a_set_are_compressed_and_decompressed() -> None:
 def test_data_that_cannot_be_decompressed_is_malformed(encoding: str, data: bytes) -> None:
     with pytest.raises(WireError):
         decompress(Frame("x", 0, 0, encoding, np.frombuffer(data, np.uint8)))
+
+
+def test_points_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.transport.compression.MAX_POINTS_BYTES", 1 << 20)
+    bomb = np.frombuffer(zlib.compress(bytes(64 << 20)), np.uint8)
+    assert bomb.nbytes < 100_000
+    with pytest.raises(WireError, match="more than 1 MiB"):
+        decompress(Frame("lidar", 0, 0, "points_zlib", bomb))
+    fits = np.frombuffer(zlib.compress(bytes(1 << 20)), np.uint8)
+    assert decompress(Frame("lidar", 0, 0, "points_zlib", fits)).data.nbytes == 1 << 20
