@@ -49,7 +49,8 @@ class Record(Sink):
     """Writes its inputs to a recording.
 
     Args:
-        path: The file to write. One that exists is refused.
+        path: The file to write, for this user alone. One that exists is refused; after a crash of this node another
+            part of the recording is begun (out.001.mcap, …).
         jpeg: The inputs whose pictures are stored as JPEG: a tenth of the size, and a replay is then not identical.
             Default none: pictures are stored as captured.
         features_only: Store no pictures, sound or points, whatever the inputs send. Default false.
@@ -98,6 +99,7 @@ class Record(Sink):
             compression=self._compression,
             split_bytes=self._split_bytes,
             split_ns=self._split_ns,
+            goes_on=self.context.restarts > 0,
         )
         for path in self._rigs:
             self._store_rig(self._writer, path)

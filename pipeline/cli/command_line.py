@@ -140,7 +140,9 @@ def _add_runs(add: Add) -> None:
     record.add_argument(
         "--split", type=_split, default=(None, None), metavar="1GB|10m", help="start a new file after this size or time"
     )
-    record.add_argument("--repair", type=Path, metavar="FILE.mcap", help="close a file whose writer was killed")
+    record.add_argument(
+        "--repair", type=Path, metavar="FILE.mcap", help="write a closed copy of a file whose writer was killed"
+    )
 
     _running(replay := add("replay", "run a config on a recording in place of its sources"))
     replay.add_argument("config", help="a YAML file; the recording's streams take its sources' place by name")

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Prediction
 from pipeline.installation import COMMAND
 from pipeline.node import Source
-from pipeline.recording.part import part_path, refuse_existing, repair
+from pipeline.recording.part import close_unclosed, part_path, refuse_existing, repair
 from pipeline.recording.provenance import DEFAULT_RECORDER, description, dropped_by_recorder
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import QUEUE_MESSAGES, Writer
@@ -144,8 +144,13 @@ def _rig_files(config: Config) -> list[str]:
 
 
 def finish_recording(path: Path, summary: dict[str, Any]) -> str:
-    """Store the run's summary in the recording, for `verify`. Returns a report of what was recorded, for people."""
+    """Store the run's summary in the recording, for `verify`. Returns a report of what was recorded, for people.
+
+    Where the recorder was killed in the run and went on in another part, the part before it is closed here.
+    """
     try:
+        for part in _parts(path) if summary.get("restarts") else ():
+            close_unclosed(part)
         with Writer.resumed(path) as writer:
             writer.note("summary", summary)
     except (ConfigError, OSError) as error:
@@ -157,19 +162,29 @@ def finish_recording(path: Path, summary: dict[str, Any]) -> str:
         files = f"{reader.path}" if not part_path(path, 1).exists() else f"{reader.path} and the parts after it"
         size = f"{files}: {reader.size_bytes / 1e6:.1f} MB, {(last_ns - first_ns) / NS:.1f} s"
         missing = ", ".join(f"{count} of {stream}" for stream, count in dropped.items()) or "none"
-        unclosed = "" if reader.closed else f"\n  Not closed. Close it with: {COMMAND} record --repair {path}"
+        unclosed = (
+            "" if reader.closed else f"\n  Not closed. Write a closed copy with: {COMMAND} record --repair {path}"
+        )
         return f"  {size}\n  recorded: {streams}\n  dropped by the recorder: {missing}{unclosed}"
 
 
 def repair_recording(path: Path) -> str:
-    """Close a recording, and all its parts, whose writer was killed. Returns a line a file, for people."""
-    lines, part = [], 0
-    while part == 0 or part_path(path, part).exists():
-        messages, torn_bytes = repair(part_path(path, part))
-        torn = f", {torn_bytes} torn bytes cut off" if torn_bytes else ""
-        lines.append(
-            f"{part_path(path, part)}: closed with {messages} messages{torn}. "
-            f"See what is missing: {COMMAND} verify {path}"
-        )
-        part += 1
+    """Write a closed copy, NAME.repaired.mcap, of a recording and all its parts, whose writer was killed.
+
+    Returns a line a file, for people.
+    """
+    copy, lines = path.with_name(f"{path.stem}.repaired{path.suffix}"), []
+    for number, part in enumerate(_parts(path)):
+        out = part_path(copy, number)
+        messages, torn_bytes = repair(part, out)
+        torn = f", without {torn_bytes} torn bytes at the end" if torn_bytes else ""
+        lines.append(f"{out}: closed, with {messages} messages{torn}; {part} is as it was.")
+    lines.append(f"See what is missing: {COMMAND} verify {copy}")
     return "\n".join(lines)
+
+
+def _parts(path: Path) -> Iterator[Path]:
+    number = 0
+    while number == 0 or part_path(path, number).exists():
+        yield part_path(path, number)
+        number += 1

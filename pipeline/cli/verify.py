@@ -63,7 +63,7 @@ def report(path: Path, *, plot: Path | None = None, config: str | None = None) -
     if audit.faults:
         raise ConfigError(f"{path}: not every message is accounted for: {len(audit.faults)} faults, above")
     if not audit.closed:
-        raise ConfigError(f"{path}: not closed. Close it with: {COMMAND} record --repair {path}")
+        raise ConfigError(f"{path}: not closed. Write a closed copy with: {COMMAND} record --repair {path}")
     print("  every message is accounted for" + ("" if audit.finished else ", up to where it was cut off"))
 
 

@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import msgspec
 from pipeline.errors import ConfigError
 from pipeline.frame import Message, StreamInfo
 from pipeline.installation import COMMAND
+from pipeline.private_file import opener
 from pipeline.recording.mcap.decode import decode
 from pipeline.recording.mcap.file_reader import McapReader
 
 VERSION = "1"  # of what a recording's metadata and messages mean
+COPIED_BYTES = 8 << 20  # at a time
 METADATA = "sensorium"  # the MCAP metadata record that makes a file a recording; notes are "sensorium.NAME"
 
 
@@ -87,8 +90,8 @@ class Part(McapReader):
             raise self.broken(f"a message of '{self.stream_of[channel]}'", error) from error
 
 
-def repair(path: Path) -> tuple[int, int]:
-    """Close a file whose writer was killed.
+def close_unclosed(path: Path) -> tuple[int, int]:
+    """Close a file whose writer was killed, in place: for what this run has just written.
 
     Returns (messages in it, bytes cut off); (n, 0) when it was closed already.
     """
@@ -97,3 +100,21 @@ def repair(path: Path) -> tuple[int, int]:
     if not part.closed:
         part.repair()
     return sum(part.index.counts[channel] for channel in part.stream_of), part.torn_bytes
+
+
+def repair(path: Path, out: Path) -> tuple[int, int]:
+    """Write a closed copy of a file whose writer was killed; the file itself stays as it is.
+
+    Returns (messages in the copy, torn bytes that it lacks).
+
+    Raises:
+        ConfigError: The file is not a recording, or the copy exists already or cannot be written.
+    """
+    refuse_existing(out)
+    Part(path, unclosed=True).close()  # before a copy of something else is made
+    try:
+        with path.open("rb") as source, open(out, "xb", opener=opener) as copy:
+            shutil.copyfileobj(source, copy, COPIED_BYTES)
+        return close_unclosed(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error

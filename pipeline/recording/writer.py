@@ -13,7 +13,7 @@ Example:
 
 A large message (a picture) has a chunk of its own, so that a reader of the sound need not read pictures; small
 messages are written out at least every second. So a file whose writer was killed lacks at most its last second:
-`Reader(path, unclosed=True)` reads it and `repair(path)` (part.py) closes it.
+`Reader(path, unclosed=True)` reads it and `repair(path, out)` (part.py) writes a closed copy.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Writer:
         compression: Of chunks: "none", "lz4" or "zstd". Default "lz4": fast enough for live video on one core.
         split_bytes: Begin another file after this many bytes (> 0). None: never.
         split_ns: Begin another file after this much log time (ns, > 0). None: never.
+        goes_on: The writer was started again: begin another file after those that it had written.
 
     Raises:
         ConfigError: The file exists already, or cannot be created. `write` and `close` raise OSError when the disk is
@@ -63,8 +64,11 @@ class Writer:
         compression: Compression = "lz4",
         split_bytes: int | None = None,
         split_ns: int | None = None,
+        goes_on: bool = False,
     ) -> None:
         self._start(Path(path), about, compression, split_bytes, split_ns)
+        while goes_on and part_path(self.path, self.parts).exists():
+            self.parts += 1
         self._file = self._begin()
 
     def _start(

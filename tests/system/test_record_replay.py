@@ -161,8 +161,8 @@ def test_a_killed_recording_says_what_is_missing_is_closed_and_replays_as_far_as
     output = run(folder, "verify", "rec.mcap", code=2)
     assert "the writer was killed" in output and "missing: everything after" in output and "record --repair" in output
     assert "closed" in run(folder, "record", "--repair", "rec.mcap")
-    assert "accounted for, up to where it was cut off" in run(folder, "verify", "rec.mcap")
-    output = run(folder, "replay", "graph.yaml", "rec.mcap", "--speed", "0", "--out", "again.jsonl")
+    assert "accounted for, up to where it was cut off" in run(folder, "verify", "rec.repaired.mcap")
+    output = run(folder, "replay", "graph.yaml", "rec.repaired.mcap", "--speed", "0", "--out", "again.jsonl")
     assert "identical to the recorded run: every prediction" in output
 
 

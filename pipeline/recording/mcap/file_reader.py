@@ -52,9 +52,7 @@ _KNOWN = {
     Opcode.CHUNK,
     *_DEFINITIONS,
 }
-NOT_CLOSED = (
-    f"the file was not closed: its writer was killed, or the disk was full. Close it with: {COMMAND} record --repair"
-)
+NOT_CLOSED = f"the file was not closed: its writer was killed, or the disk was full. Write a closed copy with: {COMMAND} record --repair"
 
 
 class McapReader:

@@ -77,13 +77,30 @@ def test_repair_closes_a_file_cut_off_anywhere_with_every_whole_chunk(tmp_path, 
     path.write_bytes(whole[:-cut])
     with pytest.raises(ConfigError, match="not closed"):
         Reader(path)
-    messages, _ = repair(path)
-    with Reader(path) as reader:
+    broken = path.read_bytes()
+    copy = tmp_path / "copy.mcap"
+    messages, _ = repair(path, copy)
+    assert path.read_bytes() == broken and copy.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigError, match="exists already"):
+        repair(path, copy)
+    with Reader(copy) as reader:
         assert reader.counts.total() == messages
         assert [m.message.seq for m in reader.messages(["camera"])] == list(range(reader.counts["camera"]))
         assert reader.counts["camera"] >= 20 - 1 - cut // 120_000
-    with path.open("rb") as file:  # other programs can read the index again
+    with copy.open("rb") as file:  # other programs can read the index again
         assert make_reader(file).get_summary().statistics.message_count == messages
+
+
+def test_a_writer_that_was_started_again_goes_on_in_another_part(tmp_path):
+    path = tmp_path / "a.mcap"
+    about = {"run": "1"}
+    for goes_on in (False, True, True):
+        with Writer(path, about=about, goes_on=goes_on) as writer:
+            writer.stream(StreamInfo("camera", "bgr8", 30.0))
+            writer.write("camera", pictures(1)[0][1])
+    with Reader(path) as reader:
+        assert reader.counts["camera"] == 3
+    assert {part.stat().st_mode & 0o777 for part in tmp_path.iterdir()} == {0o600} and len([*tmp_path.iterdir()]) == 3
 
 
 def test_a_damaged_chunk_is_reported_and_never_read_as_data(tmp_path):
