@@ -110,10 +110,8 @@ class Align(Transform):
         return self._send(ready)
 
     def _send(self, ready: list[AlignedSet]) -> list[AlignedSet]:
-        """Count what was dropped, log the sets, and stamp them with the time at which they leave."""
-        counts = self.aligner.take_counts()
-        for (stream, reason), count in counts.items():
-            self.context.metrics.drop(stream, reason, count)
+        """Count what became of the frames, log the sets, and stamp them with the time at which they leave."""
+        self.context.metrics.add_outcomes(self.aligner.take_counts())
         if self._event_log:
             for aligned in ready:
                 self._event_log.add_set(aligned)

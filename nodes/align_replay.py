@@ -6,7 +6,6 @@ Example:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,7 +103,5 @@ class AlignReplay(Transform):
 
     def _send(self, ready: list[AlignedSet]) -> list[AlignedSet]:
         """Sets keep the sent_ns of the recorded run, as far as the data has it."""
-        counts, self._replay.counts = self._replay.counts, Counter()
-        for (stream, reason), count in counts.items():
-            self.context.metrics.drop(stream, reason, count)
+        self.context.metrics.add_outcomes(self._replay.take_counts())
         return ready

@@ -269,6 +269,10 @@ class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
     latency_ms: dict[str, dict[str, float]] = {}  # name → p50, p95, p99
     facts: dict[str, str] = {}  # "engine face-expression": "onnxruntime 1.27, 1 thread"
     promised: dict[str, int] = {}  # by source in another process: messages sent since the connection, by their seq
+    before: dict[str, int] = {}  # by source in another process: messages sent before the connection, by their seq
+    events: int = 0  # texts sent as the stream NAME.events
+    used: dict[str, int] = {}  # of an aligner, by source: frames that are in a set
+    not_wanted: dict[str, int] = {}  # of an aligner, by source: frames that no set wanted
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
+USED, NOT_WANTED = "used", "not wanted"  # what becomes of a frame in an aligner, if it is not dropped
+
 
 class Latency:
     """Histogram of durations in steps of 1 %, from 1 µs up: percentiles of a whole run in a few kilobytes of memory."""
@@ -47,11 +49,24 @@ class Metrics:
         # By source in another process: how many messages it sent to this node, by their seq, received or not.
         self.promised: Counter[str] = Counter()
         self._dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        # Of an aligner, by source: frames that are in a set, and those that no set wanted.
+        self.used: Counter[str] = Counter()
+        self.not_wanted: Counter[str] = Counter()
         self._latencies: dict[str, Latency] = {}
         self.facts: dict[str, str] = {}  # for people: which engine, which device
 
     def drop(self, source: str, reason: str, count: int = 1) -> None:
         self._dropped[source][reason] += count
+
+    def add_outcomes(self, counts: Counter[tuple[str, str]]) -> None:
+        """What became of frames, as Aligner.take_counts returns it."""
+        for (source, outcome), count in counts.items():
+            if outcome == USED:
+                self.used[source] += count
+            elif outcome == NOT_WANTED:
+                self.not_wanted[source] += count
+            else:
+                self.drop(source, outcome, count)
 
     def latency(self, name: str) -> Latency:
         return self._latencies.setdefault(name, Latency())

@@ -29,6 +29,7 @@ from pipeline.alignment.stream_buffer import StreamBuffer
 from pipeline.alignment.sync_policies import MS, Match, SyncPolicy, Wait
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
+from pipeline.metrics import NOT_WANTED, USED
 
 # Shorter pauses happen on a busy laptop, and an anchor frame that arrives after a stand-in tick took its place is lost.
 SILENT_AFTER_NS = NS // 2
@@ -98,8 +99,7 @@ class Aligner:
         ready = self.advance(arrival_ns) if arrival_ns > self._due_ns else []
         buffer = self._buffers.get(frame.stream)
         if buffer is not None:
-            if reason := buffer.add(frame, arrival_ns):
-                self._counts[frame.stream, reason] += 1
+            buffer.add(frame, arrival_ns)
             if self._proves_ticks:
                 self._prove_ticks(buffer.reached_ns)
                 if self._blocker is None:
@@ -143,11 +143,27 @@ class Aligner:
         ready = self.advance(now_ns)
         while self._pending:
             ready.append(self._complete(self._pending.popleft(), now_ns))
+        for buffer in self._in_order:
+            buffer.finish()
         return ready
 
     def take_counts(self) -> Counter[tuple[str, str]]:
-        """(stream, why a frame of it was dropped or late) → how often, since the last call."""
+        """(stream, what became of its frames) → how many, since the last call.
+
+        Every frame that was added ends in exactly one of: USED in a set, NOT_WANTED by any, or dropped with a reason.
+        Watermarks are used; frames that may still be used are counted once they are.
+        """
         counts, self._counts = self._counts, Counter()
+        for buffer in self._in_order:
+            if buffer.used:
+                counts[buffer.stream, USED] += buffer.used
+            if buffer.not_wanted:
+                counts[buffer.stream, NOT_WANTED] += buffer.not_wanted
+            if buffer.dropped:
+                for reason, count in buffer.dropped.items():
+                    counts[buffer.stream, reason] += count
+                buffer.dropped.clear()
+            buffer.used = buffer.not_wanted = 0
         return counts
 
     def has_room(self, stream: str) -> bool:
@@ -165,6 +181,8 @@ class Aligner:
 
     def _add_anchor(self, frame: Frame, arrival_ns: int) -> None:
         if frame.encoding == "none":
+            if frame.seq >= 0:  # below 0: this node's own, which nobody sent
+                self._counts[self.anchor, USED] += 1
             self._ticks.anchor_is_silent(frame.reason, frame.capture_ns)
             if self.max_wait_ns is None:
                 self._prove_ticks(self._ticks.silent_until_ns)
@@ -188,9 +206,9 @@ class Aligner:
         self._pending.append(pending)
         self._due_ns = min(self._due_ns, pending.deadline_ns)
         if len(self._pending) > self._max_pending:
-            self._pending.popleft()
+            dropped = self._pending.popleft()
             self._blocker = None
-            self._counts[self.anchor or "tick", TOO_MANY_PENDING] += 1
+            self._counts[self.anchor if dropped.frame is not None else "tick", TOO_MANY_PENDING] += 1
 
     # --- answers --------------------------------------------------------------------------------------------------
 
@@ -222,6 +240,7 @@ class Aligner:
         missing: list[str] = []
         if frame is not None:
             frames[anchor] = (frame,)
+            self._counts[anchor, USED] += 1
             receipts.append(_receipt(anchor, Match((frame,), "exact"), anchor_ns, now_ns))
         elif anchor:
             receipts.append(Receipt(anchor, "silent", reason=pending.reason))
@@ -231,6 +250,7 @@ class Aligner:
                 answer = buffer.final_answer(anchor_ns, pending.arrival_ns, now=self._emit_now)
             if isinstance(answer, Match):
                 frames[buffer.stream] = answer.frames
+                buffer.mark_used(answer.used or answer.frames)
                 receipts.append(_receipt(buffer.stream, answer, anchor_ns, now_ns))
             else:
                 receipts.append(answer)

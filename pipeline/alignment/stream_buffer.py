@@ -11,7 +11,8 @@ Example:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ STOPPED_AFTER_NS = NS  # a stream from which nothing arrived for this long is no
 INTERVALS = 64
 FIRST_INTERVALS = 8
 
-# Why a frame was dropped, or what was unusual about it, as summaries and recordings hold it.
+# Why a frame is in no set although one might have wanted it, as summaries and recordings hold it.
 LATE, BUFFER_FULL, DUPLICATE = "late", "buffer full", "duplicate"
 BACK_IN_TIME = "timestamp before the last one"
 EARLIER_THAN_PREDICTED = "earlier than its rate predicts"
@@ -70,19 +71,26 @@ class StreamBuffer:
         self._block_length = FIRST_INTERVALS
         self._last_capture_ns = -FOREVER_NS
         self._last_arrival_ns = start_ns
+        # What became of the frames that are no longer here; each is in exactly one of the three.
+        self.used = self.not_wanted = 0
+        self.dropped: Counter[str] = Counter()  # by reason
+        self._used_ns: set[int] = set()  # capture times of buffered frames that are in a set
+        self._unusual: dict[int, str] = {}  # capture time of a buffered frame → why it may have missed its sets
 
-    def add(self, frame: Frame, arrival_ns: int) -> str:
-        """Returns why the frame was dropped or what was unusual about it; "" otherwise."""
+    def add(self, frame: Frame, arrival_ns: int) -> None:
+        """Buffer a frame, or take note of a watermark."""
         capture_ns = frame.capture_ns
         if frame.encoding == "none":
             self._last_arrival_ns = arrival_ns
+            self.used += frame.seq >= 0  # below 0: the aligner's own, which nobody sent
             if capture_ns > self.complete_before_ns:
                 self._silences.append(_Silence(self.complete_before_ns, capture_ns, frame.reason or "nothing happened"))
                 self._mark_complete(capture_ns)
-            return ""
+            return
         interval_ns = capture_ns - self._last_capture_ns
         if interval_ns <= 0:
-            return DUPLICATE if frame.seq <= self.frames[-1].seq else BACK_IN_TIME
+            self.dropped[DUPLICATE if frame.seq <= self.frames[-1].seq else BACK_IN_TIME] += 1
+            return
         # Hot path, runs for every frame: attribute look-ups are hoisted, helpers inlined.
         if self._live:
             intervals_ns = self._intervals_ns
@@ -99,11 +107,10 @@ class StreamBuffer:
         frames = self.frames
         frames.append(frame)
         if len(frames) > self._max_frames:
-            frames.popleft()
-            return BUFFER_FULL
-        if capture_ns <= self._answered_until_ns:
-            return LATE if capture_ns <= self._late_until_ns else EARLIER_THAN_PREDICTED
-        return ""
+            self._unusual.setdefault(frames[0].capture_ns, BUFFER_FULL)
+            self._count_out(frames.popleft().capture_ns)
+        elif capture_ns <= self._answered_until_ns:
+            self._unusual[capture_ns] = LATE if capture_ns <= self._late_until_ns else EARLIER_THAN_PREDICTED
 
     def answer(self, anchor_ns: int, arrival_ns: int) -> Match | Receipt | Wait:
         """anchor_ns, arrival_ns: when the anchor was captured and when it arrived."""
@@ -150,10 +157,34 @@ class StreamBuffer:
         frames = self.frames
         horizon_ns = anchor_ns - self.policy.lookback_ns
         while len(frames) > 1 and frames[1].capture_ns <= horizon_ns:
-            frames.popleft()
+            self._count_out(frames.popleft().capture_ns)
         silences = self._silences
         while silences and silences[0].until_ns < anchor_ns:
             silences.popleft()
+
+    def mark_used(self, frames: Sequence[Frame]) -> None:
+        """These frames are in a set."""
+        used_ns = self._used_ns
+        for frame in reversed(frames):
+            if frame.capture_ns in used_ns:
+                return  # and so are those before it, since the frames of a set follow each other
+            used_ns.add(frame.capture_ns)
+
+    def finish(self) -> None:
+        """No more sets will be sent."""
+        while self.frames:
+            self._count_out(self.frames.popleft().capture_ns)
+
+    def _count_out(self, capture_ns: int) -> None:
+        """A frame leaves the buffer: it was used, or had a reason to miss its sets, or no set wanted it."""
+        if capture_ns in self._used_ns:
+            self._used_ns.discard(capture_ns)
+            self._unusual.pop(capture_ns, None)
+            self.used += 1
+        elif self._unusual and (reason := self._unusual.pop(capture_ns, "")):
+            self.dropped[reason] += 1
+        else:
+            self.not_wanted += 1
 
     def _answer_early(self, anchor_ns: int, arrival_ns: int) -> Answer | Receipt:
         idle_ns = arrival_ns - self._last_arrival_ns

@@ -75,6 +75,13 @@ class ArrivalReplay:
         self._ended.add(stream)
         return self._advance()
 
+    def take_counts(self) -> Counter[tuple[str, str]]:
+        """(stream, what became of its frames) → how many, since the last call: as Aligner.take_counts, and `counts`."""
+        counts, self.counts = self.counts, Counter()
+        if self._aligner is not None:
+            counts += self._aligner.take_counts()
+        return counts
+
     def finish(self) -> list[AlignedSet]:
         """Every stream has ended. Sets that were pending at the end of the run are sent only if that run sent them."""
         ready = self._advance()

@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,10 @@ import msgspec
 from pipeline.clock import NS
 from pipeline.frame import NodeHealth
 from pipeline.runtime.graph import EVENTS, Plan
-from pipeline.transport.drop_reasons import EDGE_REASONS
+from pipeline.transport.drop_reasons import DIED, EDGE_REASONS, ON_ITS_WAY
+from pipeline.transport.network import QUEUE_MESSAGES
+
+QUEUED = 2 * QUEUE_MESSAGES + 1  # messages of one edge that the queues of both its ends hold at most
 
 
 def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bool = False) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         plan: What ran on this host.
         nodes: The counters of every node over the whole run.
         ran_ns: How long it ran (ns).
-        cut: The end did not wait for what was on its way, so that missing messages are explained by it.
+        cut: The end did not wait for what was on its way, which explains as many messages as the queues hold.
     """
     health = _with_evidence_of_readers(plan, {n.node: n for n in nodes})
     nodes = tuple(health.values())
@@ -37,23 +41,23 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
     for node in plan.nodes:
         for edge in node.inputs:
             reader = health[node.name]
+            sender = health.get(edge.source.removesuffix(EVENTS))
             if edge.host:  # the sender's counters are on another host: what was sent is known from seq
-                sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
+                sent = reader.promised.get(edge.source, 0)
                 clock = reader.facts.get(f"{edge.source} on {edge.host}", "")
                 remote[f"{edge.source} → {node.name}"] = {"host": edge.host, "sent": sent, "clock": clock}
-            elif edge.source.endswith(EVENTS):  # events have a seq of their own, which no counter of the node holds
-                sent, restarted = reader.promised.get(edge.source, 0), bool(reader.restarts)
-            elif edge.source in health:
-                sent, restarted = health[edge.source].produced, bool(health[edge.source].restarts or reader.restarts)
-            else:
+            elif sender is None:
                 continue
+            else:
+                sent = sender.events if edge.source.endswith(EVENTS) else sender.produced
             missing = sent - _accounted_for(reader, edge.source)
-            # A process that was killed, or cut short, reports no counts of what it still held.
-            reason = "lost with a process that died" if restarted else "on its way at the end"
-            if missing and (cut or restarted):
+            reason, explained = _explained(sender, reader, cut=cut)
+            if 0 < missing <= explained:
                 dropped.setdefault(node.name, {}).setdefault(edge.source, {})[reason] = missing
             elif missing:
                 unaccounted[f"{edge.source} → {node.name}"] = missing
+        if node.is_aligner:
+            unaccounted |= _without_outcome(health[node.name], cut=cut)
     plans = {node.name: node for node in plan.nodes}
     predicting = [n for n in nodes if "total" in n.latency_ms]
     return {
@@ -63,6 +67,7 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "frames_in": {n.node: n.produced for n in nodes if plans[n.node].is_source},
         "dropped": dropped,
         "sets": sum(n.produced for n in nodes if plans[n.node].is_aligner),
+        "frames": {n.node: _outcomes(n) for n in nodes if plans[n.node].is_aligner},
         "predictions": sum(n.produced for n in predicting),
         "unaccounted": unaccounted,
         "latency_ms": predicting[0].latency_ms["total"] if predicting else {},
@@ -76,6 +81,10 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
     }
 
 
+def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
+
+
 def _incomplete(plan: Plan, nodes: Iterable[NodeHealth]) -> Iterator[str]:
     """What the run was for and did not do: then its exit code is 5."""
     health = {node.node: node for node in nodes}
@@ -85,6 +94,18 @@ def _incomplete(plan: Plan, nodes: Iterable[NodeHealth]) -> Iterator[str]:
     predicting = [node.name for node in plan.nodes if node.predicts]
     if predicting and not any(health[name].produced for name in predicting):
         yield f"nothing was predicted: {' and '.join(predicting)} sent nothing"
+
+
+def _outcomes(aligner: NodeHealth) -> dict[str, dict[str, int]]:
+    """Source → what became of its frames in the aligner: used in a set, wanted by none, dropped (see "dropped")."""
+    return {
+        source: {
+            "used": aligner.used.get(source, 0),
+            "not_wanted": aligner.not_wanted.get(source, 0),
+            "dropped": sum(aligner.dropped.get(source, {}).values()),
+        }
+        for source in aligner.received
+    }
 
 
 def engines(nodes: Iterable[NodeHealth]) -> dict[str, dict[str, str]]:
@@ -101,17 +122,54 @@ def add(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
     for source, reasons in now.dropped.items():
         for reason, count in reasons.items():
             dropped.setdefault(source, {})[reason] = dropped.get(source, {}).get(reason, 0) + count
-    received = {s: before.received.get(s, 0) + now.received.get(s, 0) for s in {**before.received, **now.received}}
+    for source, sent in now.before.items():
+        # Sent before this process connected, and not reported by the one before it: it died with that one.
+        if (died := sent - _accounted_for(before, source)) > 0:
+            dropped.setdefault(source, {})[DIED] = dropped.get(source, {}).get(DIED, 0) + died
     return msgspec.structs.replace(
         now,
         produced=before.produced + now.produced,
-        received=received,
+        received=_sum(before.received, now.received),
         dropped=dropped,
         cpu_s=round(before.cpu_s + now.cpu_s, 3),
         latency_ms=now.latency_ms or before.latency_ms,
         facts=now.facts or before.facts,
-        promised={s: before.promised.get(s, 0) + now.promised.get(s, 0) for s in {**before.promised, **now.promised}},
+        promised=_sum(before.promised, now.promised),
+        before=now.before | before.before,
+        events=before.events + now.events,
+        used=_sum(before.used, now.used),
+        not_wanted=_sum(before.not_wanted, now.not_wanted),
     )
+
+
+def _explained(sender: NodeHealth | None, reader: NodeHealth, *, cut: bool) -> tuple[str, float]:
+    """(why messages may be missing at the end, at most how many): what a process that was killed could not report.
+
+    What a reader lost when it was killed and started again is counted already (`add`), so a larger number is an error.
+    """
+    if reader.state in ("given up", "restarting", "starting", "not answering"):
+        return DIED, math.inf  # its last report is old, and nothing that was sent since reached it
+    if sender is not None and sender.restarts:
+        # What it had sent and its queues still held when it died; of a reader that died too nothing more is known.
+        return DIED, math.inf if reader.restarts else sender.restarts * QUEUED
+    if not cut:
+        return "", 0
+    return ON_ITS_WAY, QUEUED if reader.state in ("finished", "stopped") else math.inf  # else it was killed at the end
+
+
+def _without_outcome(aligner: NodeHealth, *, cut: bool) -> dict[str, int]:
+    """Frames that an aligner received, and that were neither used, nor not wanted, nor dropped: there must be none.
+
+    A process that died reports no outcome of what it still held.
+    """
+    if cut or aligner.restarts or aligner.state not in ("finished", "stopped"):
+        return {}
+    balances = {}
+    for source, received in aligner.received.items():
+        dropped = aligner.dropped.get(source, {})
+        after = sum(count for reason, count in dropped.items() if reason not in EDGE_REASONS)
+        balances[source] = received - aligner.used.get(source, 0) - aligner.not_wanted.get(source, 0) - after
+    return {f"{source} in {aligner.node}": left for source, left in balances.items() if left}
 
 
 def _with_evidence_of_readers(plan: Plan, health: dict[str, NodeHealth]) -> dict[str, NodeHealth]:

@@ -225,6 +225,10 @@ class NodeRunner:
             metrics.latencies_ms(),
             facts,
             dict(metrics.promised),
+            {name: s.first_seq for name, s in self.subscribers.items() if s.first_seq is not None},
+            self._event_count,
+            dict(metrics.used),
+            dict(metrics.not_wanted),
         )
 
     @property

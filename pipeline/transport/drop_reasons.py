@@ -13,4 +13,7 @@ TOO_SLOW = "reader too slow"  # queue: n, and n newer ones were waiting
 UNREAD = "not read before the end"  # still waiting when the node ended
 CLOCK_JUMPED = "the clock of its host jumped"  # its time cannot be converted to this host's
 
-EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD, CLOCK_JUMPED)
+DIED = "lost with a process that died"  # at most: what it did after its last report is not known
+ON_ITS_WAY = "on its way at the end"  # the end did not wait for it
+
+EDGE_REASONS = (LOST, OVERWRITTEN, MALFORMED, REPLACED, TOO_SLOW, UNREAD, CLOCK_JUMPED, DIED, ON_ITS_WAY)

@@ -88,6 +88,7 @@ class Subscriber:
         """
         self.info: StreamInfo | None = None  # of the stream, as its publisher describes it; None before its welcome
         self.dropped: Counter[str] = Counter()  # messages of the stream that were missed so far, by reason
+        self.first_seq: int | None = None  # how many messages the publisher had sent before the connection
         self.address, self.clock_client = address, clock_client
         self._ended = self._leaving = False
         self._sequence = Sequence()
@@ -183,6 +184,8 @@ class Subscriber:
             return None, 0  # sent by a publisher that has been replaced since
         if isinstance(value, Welcome):
             self.info = value.info
+            if self.first_seq is None:
+                self.first_seq = envelope.seq
             if self._shared_memory is not None and envelope.session != sequence.session:
                 self._shared_memory.forget()
             self._next_hello_s = 0.0  # the next Hello confirms this seq, and so opens the datagram fast path
