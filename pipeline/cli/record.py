@@ -158,7 +158,9 @@ def finish_recording(path: Path, summary: dict[str, Any]) -> str:
     with Reader(path, unclosed=True) as reader:
         first_ns, last_ns = reader.span_ns
         streams = ", ".join(f"{stream} {count}" for stream, count in reader.counts.items())
-        dropped = {s: n for s, n in dropped_by_recorder(reader.about, reader.notes).items() if s != HEALTH}
+        dropped = {
+            s: n for s, n in dropped_by_recorder(reader.about, reader.notes, reader.counts).items() if s != HEALTH
+        }
         files = f"{reader.path}" if not part_path(path, 1).exists() else f"{reader.path} and the parts after it"
         size = f"{files}: {reader.size_bytes / 1e6:.1f} MB, {(last_ns - first_ns) / NS:.1f} s"
         missing = ", ".join(f"{count} of {stream}" for stream, count in dropped.items()) or "none"

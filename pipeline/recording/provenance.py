@@ -4,7 +4,7 @@ A replay compares `graph` and `machine` with its own, to say why predictions may
 
 Example:
     about = description(config)                               # for Writer(about=…)
-    dropped_by_recorder(reader.about, reader.notes)           # {"camera": 3}
+    dropped_by_recorder(reader.about, reader.notes, reader.counts)           # {"camera": 3}
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pipeline.credentials import without_credentials
 from pipeline.runtime.config import Config
+from pipeline.transport.drop_reasons import EDGE_REASONS
 
 # Versions that the last digits of a prediction may depend on.
 PACKAGES = ("numpy", "onnxruntime", "opencv-python-headless")
@@ -47,17 +49,30 @@ def machine() -> dict[str, str]:
     return versions
 
 
-def dropped_by_recorder(about: dict[str, Any], notes: dict[str, list[Any]]) -> dict[str, int]:
+def dropped_by_recorder(
+    about: dict[str, Any], notes: dict[str, list[Any]], counts: Mapping[str, int]
+) -> dict[str, int]:
     """Stream → messages that were sent to the recorder and are not in the file.
 
     As the run's summary counted them, or, where the run did not end in order, as the recorder last wrote.
+
+    Args:
+        about: Of the recording.
+        notes: Of the recording.
+        counts: The messages in its files, by stream. A recorder that was killed had received more than it had written.
     """
-    if notes.get("summary"):
-        recorder = about.get("recorder", DEFAULT_RECORDER)
-        dropped = notes["summary"][-1].get("dropped", {}).get(recorder, {})
-    else:
-        dropped = {stream: reasons for note in notes.get("finished", []) for stream, reasons in note["dropped"].items()}
-    return {stream: sum(reasons.values()) for stream, reasons in dropped.items()}
+    if not notes.get("summary"):
+        finished = {stream: d for note in notes.get("finished", []) for stream, d in note["dropped"].items()}
+        return {stream: sum(reasons.values()) for stream, reasons in finished.items()}
+    summary, recorder = notes["summary"][-1], about.get("recorder", DEFAULT_RECORDER)
+    reasons = summary.get("dropped", {}).get(recorder, {})
+    dropped = {stream: sum(of_stream.values()) for stream, of_stream in reasons.items()}
+    if summary.get("restarts", {}).get(recorder):
+        for stream, received in summary.get("received", {}).get(recorder, {}).items():
+            own = sum(count for reason, count in reasons.get(stream, {}).items() if reason not in EDGE_REASONS)
+            unwritten = received - own - counts.get(stream, 0)
+            dropped[stream] = dropped.get(stream, 0) + max(0, unwritten)
+    return dropped
 
 
 def _cpu() -> str:

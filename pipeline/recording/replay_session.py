@@ -110,7 +110,7 @@ class ReplaySession:
 
     def _lost(self, stream: str) -> int:
         """Messages of a stream that the recorder dropped, as far as it could count them."""
-        return dropped_by_recorder(self.about, self.notes).get(stream, 0)
+        return dropped_by_recorder(self.about, self.notes, self.counts).get(stream, 0)
 
     def _changed(self, config: Config) -> list[str]:
         """Nodes between sources and sinks that are not as they were."""

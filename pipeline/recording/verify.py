@@ -193,7 +193,7 @@ class Audit:
 
     def dropped_by_the_recorder(self, stream: str) -> int:
         if self.notes.get("finished") or self.notes.get("summary"):
-            return dropped_by_recorder(self.about, self.notes).get(stream, 0)
+            return dropped_by_recorder(self.about, self.notes, self.counts).get(stream, 0)
         recorders = [h for h in (self._health.nodes if self._health else ()) if "recording" in h.facts]
         return sum(sum(h.dropped.get(stream, {}).values()) for h in recorders)
 

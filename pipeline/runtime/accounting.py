@@ -65,6 +65,7 @@ def summarise(plan: Plan, nodes: tuple[NodeHealth, ...], ran_ns: int, *, cut: bo
         "config": plan.config,
         "seconds": round(ran_ns / NS, 2),
         "frames_in": {n.node: n.produced for n in nodes if plans[n.node].is_source},
+        "received": {n.node: dict(n.received) for n in nodes if n.received},
         "dropped": dropped,
         "sets": sum(n.produced for n in nodes if plans[n.node].is_aligner),
         "frames": {n.node: _outcomes(n) for n in nodes if plans[n.node].is_aligner},

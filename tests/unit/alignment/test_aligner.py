@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.sync_policies import MS, Latest, Nearest, Window
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, silence
+from pipeline.metrics import NOT_WANTED, USED
 
 SECOND = 1000  # in ms, as all times in these tests
 
@@ -36,6 +38,10 @@ def content(sets: Iterable[AlignedSet]) -> list[tuple]:
         (s.anchor_ns, s.missing, tuple((r.stream, r.state, r.seq, r.span_ns, r.skew_ns, r.reason) for r in s.receipts))
         for s in sets
     ]
+
+
+def dropped(align: Aligner) -> dict[tuple[str, str], int]:
+    return {key: count for key, count in align.take_counts().items() if key[1] not in (USED, NOT_WANTED)}
 
 
 # --- live: a deadline -------------------------------------------------------------------------------------------------
@@ -75,7 +81,8 @@ def test_frame_that_comes_after_its_set_was_sent_is_counted_late():
     add(align, frame("lidar", 0, -100), at_ms=-80)
     add(align, frame("camera", 0, 0), at_ms=5)
     add(align, frame("lidar", 1, 0), at_ms=100)
-    assert align.take_counts() == {("lidar", "late"): 1}
+    align.finish(200 * MS)
+    assert align.take_counts() == {("camera", USED): 1, ("lidar", NOT_WANTED): 1, ("lidar", "late"): 1}
 
 
 def test_stream_without_a_frame_is_absent():
@@ -137,7 +144,7 @@ def test_the_anchor_coming_back_ends_the_ticks_and_nothing_goes_back_in_time():
     anchors = [s.anchor_ns for s in sets]
     assert anchors == sorted(set(anchors))
     assert anchors[-1] == 1050 * MS
-    assert align.take_counts() == {("camera", "late: its set was already sent"): 1}
+    assert align.take_counts() == {("camera", USED): 6, ("camera", "late: its set was already sent"): 1}
 
 
 def test_finished_anchor_starts_no_ticks():
@@ -188,7 +195,7 @@ def test_duplicates_and_frames_that_go_back_in_time_are_counted_and_change_nothi
     add(align, frame("camera", 0, 1), at_ms=3)
     [aligned] = add(align, frame("imu", 2, 30), at_ms=31)
     assert aligned.frames["imu"][0].seq == 0
-    assert align.take_counts() == {("imu", "duplicate"): 1, ("imu", "timestamp before the last one"): 1}
+    assert dropped(align) == {("imu", "duplicate"): 1, ("imu", "timestamp before the last one"): 1}
 
 
 def test_source_that_was_restarted_counts_from_zero_and_is_read_on():
@@ -197,7 +204,7 @@ def test_source_that_was_restarted_counts_from_zero_and_is_read_on():
     add(align, frame("imu", 0, 500), at_ms=500)
     [aligned] = add(align, frame("camera", 0, 500), at_ms=501)
     assert aligned.frames["imu"][0].capture_ns == 500 * MS
-    assert not align.take_counts()
+    assert align.take_counts() == {("camera", USED): 1, ("imu", NOT_WANTED): 1}
 
 
 def test_pending_anchors_are_bounded_and_dropped_ones_are_counted():
@@ -311,6 +318,12 @@ def test_anchors_come_out_in_order_each_once_and_with_a_receipt_for_every_stream
     sets += align.finish((at_ms + 1000) * MS)
     anchors = [s.anchor_ns for s in sets]
     assert anchors == sorted(set(anchors))
+    in_order = interleave(streams, order)[: len(gaps_ms)]
+    added = Counter(item.stream for item in in_order if item.seq >= 0)  # not the aligner's own watermarks
+    outcomes: Counter[str] = Counter()
+    for (stream, _), count in align.take_counts().items():
+        outcomes[stream] += count
+    assert outcomes == added, "every frame ends in exactly one of: used, not wanted, dropped with a reason"
     for aligned in sets:
         assert [r.stream for r in aligned.receipts] == ["camera", "microphone", "imu"]
         assert {r.stream for r in aligned.receipts if r.present} == set(aligned.frames)
@@ -365,8 +378,10 @@ def test_rate_that_doubles_breaks_at_most_one_answer_and_is_counted():
     add_all(align, "lidar", range(-2000, 1, 100))
     add(align, frame("camera", 0, 40), at_ms=41)
     add(align, frame("lidar", 99, 50), at_ms=51)  # 40 was answered with 0, and 50 is nearer
-    assert align.take_counts() == {("lidar", "earlier than its rate predicts"): 1}
     assert add(align, frame("camera", 1, 90), at_ms=91) == []  # from now on 50 ms is what the stream can do
+    add(align, frame("lidar", 100, 90), at_ms=92)
+    align.finish(200 * MS)
+    assert dropped(align) == {("lidar", "earlier than its rate predicts"): 1}
 
 
 def test_dropped_frames_do_not_shorten_the_learned_interval():

@@ -18,6 +18,7 @@ from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.frame import (
     Frame,
+    StreamInfo,
 )
 from pipeline.recording.mcap.file_reader import McapReader
 from pipeline.recording.part import part_path, repair
