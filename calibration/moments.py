@@ -20,7 +20,7 @@ import numpy as np
 from calibration.clouds import is_depth_picture, pairs_in, read_depth_m, read_picture, read_points
 from calibration.pose import Floats
 from pipeline.errors import ConfigError
-from pipeline.frame import Frame
+from pipeline.frame import Frame, misfit
 from pipeline.picture_files import decode_picture
 from pipeline.rig.rig import Rig
 
@@ -91,7 +91,7 @@ def _recorded(path: Path, rig: Rig, camera: str, sensor: str) -> Iterator[Moment
             if name not in reader.streams:
                 raise ConfigError(f"{path}: no stream '{name}'. Streams here: {', '.join(reader.streams) or 'none'}")
         for stream, frame, _ in reader.messages([camera, sensor]):
-            if not isinstance(frame, Frame) or frame.encoding == "none":
+            if not isinstance(frame, Frame) or frame.encoding == "none" or misfit(frame):
                 continue
             (pictures if stream == camera else clouds).append(frame)
             while clouds and pictures and pictures[-1].capture_ns >= clouds[0].capture_ns:

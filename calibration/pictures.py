@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.files import read_bytes
-from pipeline.frame import Frame
+from pipeline.frame import Frame, misfit
 from pipeline.picture_files import decode_picture
 from pipeline.sensors import media
 
@@ -121,7 +121,7 @@ def _of_recording(path: Path, stream: str | None) -> Iterator[Picture]:
             )
         start_ns, next_ns = reader.span_ns[0], 0
         for _, message, log_ns in reader.messages([stream]):
-            if not isinstance(message, Frame) or log_ns < next_ns or not message.data.size:
+            if not isinstance(message, Frame) or log_ns < next_ns or not message.data.size or misfit(message):
                 continue
             next_ns = log_ns + LOOK_EVERY_NS
             name = f"{path.name} at {(log_ns - start_ns) / 1e9:.2f} s"

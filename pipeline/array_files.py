@@ -55,6 +55,8 @@ def load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
                 for member in members:
                     with archive.open(member) as stored:
                         arrays[member.filename.removesuffix(".npy")] = _array(stored, member.file_size)  # type: ignore[arg-type]
+                        if stored.read(1):  # the checksum is compared at the end
+                            raise ValueError(f"{member.filename} holds more than its header says")
                 return arrays
         except _DAMAGED as error:
             raise _broken(path, error) from error

@@ -103,6 +103,29 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag="Frame", eq=False,
         return self.capture_ns + self.duration_ns
 
 
+# Encoding → the type of its numbers, how many dimensions, and the last one's size (0: any).
+_LAYOUTS = {
+    "bgr8": ("|u1", (3, 2), (3, 0)),
+    "pcm_f32": ("<f4", (1,), (0,)),
+    "depth_u16_mm": ("<u2", (2,), (0,)),
+    "points_xyzi_f32": ("<f4", (2,), (4,)),
+    "points_xyzit_f32": ("<f4", (2,), (5,)),
+    "imu_f64": ("<f8", (1,), (6,)),
+    "series_f32": ("<f4", (1,), (0,)),
+}
+
+
+def misfit(frame: Frame) -> str:
+    """Why `data` is not what the encoding says, as in a recording of others; "" where it is."""
+    dtype, dimensions, last = _LAYOUTS.get(frame.encoding, ("|u1", (1,), (0,)))
+    shape = frame.data.shape
+    fits = any(len(shape) == n and size in (0, shape[-1]) for n, size in zip(dimensions, last, strict=True))
+    is_picture = frame.encoding in ("bgr8", "depth_u16_mm")
+    if frame.data.dtype.str == dtype and fits and (frame.data.size or not is_picture):
+        return ""
+    return f"data of {frame.data.dtype} {shape}, which is no {frame.encoding}"
+
+
 def silence(stream: str, until_ns: int, reason: str) -> Frame:
     """A watermark: nothing happened on `stream` until `until_ns`."""
     return Frame(stream, -1, until_ns, "none", reason=reason)

@@ -40,7 +40,7 @@ import msgspec
 import numpy as np
 
 from pipeline.clock import NS
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.frame import POINTS, Frame, Health, Prediction, StreamInfo
 from pipeline.installation import COMMAND
 from pipeline.node import Arrival, Sink
@@ -311,8 +311,8 @@ class Dashboard(Sink):
     def _handle_request(self, text: str) -> str | None:
         try:
             request = msgspec.json.decode(text, type=Request)
-        except msgspec.DecodeError as error:
-            return as_json("refused", {"reason": str(error)})
+        except (msgspec.DecodeError, RecursionError) as error:
+            return as_json("refused", {"reason": printable(str(error), 300)})
         health = self._last.get("Health")
         sources = {*self._streams, *(node.node for node in (health.nodes if isinstance(health, Health) else ()))}
         if request.do in ("pause", "resume", "label"):

@@ -18,7 +18,7 @@ from typing import IO, Any
 import msgspec
 
 from pipeline.errors import ConfigError
-from pipeline.frame import AlignedSet, Frame, Message, Prediction
+from pipeline.frame import AlignedSet, Frame, Message, Prediction, misfit
 from pipeline.recording.export_formats import StreamFile, columns, stream_file
 from pipeline.recording.reader import Reader
 
@@ -74,6 +74,9 @@ class _Export:
             self.left_out[f"{stream}: a moment at which nothing happened"] += 1
             return
         key = (stream, message.encoding)
+        if problem := misfit(message):
+            self.left_out[f"{stream}: {problem}"] += 1
+            return
         if key not in self._files:
             self._open(key, message)
         try:

@@ -76,6 +76,10 @@ def columns(frame: Frame) -> list[str]:
             return ["file"]
 
 
+MAX_PAUSE_S = 12 * 3600  # between two frames of a file: more is damage, and silence would fill the disk
+MAX_SOUND_HZ = 1_000_000
+
+
 class VideoFile:
     """MP4 (H.264), each picture at its own capture time. A picture of another size is scaled to the first one's."""
 
@@ -105,6 +109,8 @@ class VideoFile:
         image = image[: size[1], : size[0]] if fits else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
         at = max(self._last + 1, round((frame.capture_ns - self._zero_ns) * VIDEO_HZ / NS))
+        if at - max(self._last, 0) > MAX_PAUSE_S * VIDEO_HZ:
+            raise ValueError(f"pictures that come more than {MAX_PAUSE_S // 3600} h after the one before")
         picture.pts, picture.time_base, self._last = at, Fraction(1, VIDEO_HZ), at
         self._container.mux(self._stream.encode(picture))
         return [f"{at / VIDEO_HZ:.6f}"]
@@ -127,10 +133,14 @@ class WavFile:
 
     def write(self, frame: Frame) -> list[Any]:
         rate_hz = round(len(frame.data) * NS / frame.duration_ns) if frame.duration_ns else 0
+        if rate_hz > MAX_SOUND_HZ:
+            raise ValueError(f"sound at {rate_hz} Hz")
         self._rate_hz = self._rate_hz or rate_hz
         if not rate_hz or abs(rate_hz - self._rate_hz) > 0.01 * self._rate_hz:
             raise ValueError(f"sound at {rate_hz} Hz in a stream of {self._rate_hz} Hz")
         at = round((frame.capture_ns - self._zero_ns) * self._rate_hz / NS)
+        if at - self._samples > MAX_PAUSE_S * self._rate_hz:
+            raise ValueError(f"sound that comes more than {MAX_PAUSE_S // 3600} h after the one before")
         if at - self._samples > GAP_NS * self._rate_hz // NS:
             self._silence(at - self._samples)
         began = self._samples

@@ -19,6 +19,7 @@ from pipeline.recording.importers.file_frames import (
     read_lines,
     series_frame,
     text_frame,
+    whole_ns,
 )
 from pipeline.recording.importers.source import ImportSource, Item, from_items, rate_hz
 
@@ -64,7 +65,7 @@ def _row(line: str, *, where: str) -> tuple[int, str]:
     first, _, rest = line.partition(",")
     if not first.strip().isdecimal() or not rest.strip():
         raise ConfigError(f"{where}: found '{line[:40]}', expected nanoseconds, a comma, and a file name or numbers")
-    return int(first), rest.strip()
+    return whole_ns(first.strip(), where=where), rest.strip()
 
 
 def _imu(stream: str, at_ns: int, line: str, *, where: str) -> Frame:

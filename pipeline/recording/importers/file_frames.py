@@ -163,5 +163,12 @@ def time_ns(text: str, *, where: str) -> int:
         for digits, unit in ((14, 1_000_000), (17, 1_000)):  # 13 digits: ms, 16: µs, 19: ns, from 2001 to 2286
             if len(text) < digits:
                 return int(text) * unit
-        return int(text)
+        return whole_ns(text, where=where)
     return seconds_ns(text, where=where)
+
+
+def whole_ns(text: str, *, where: str) -> int:
+    """Digits as nanoseconds. Raises ConfigError for other text, and for a time that is never reached."""
+    if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) > MAX_TIME_S * NS:
+        raise ConfigError(f"{where}: found '{text[:40]}', expected a time in nanoseconds, at most {MAX_TIME_S * NS}")
+    return int(text)

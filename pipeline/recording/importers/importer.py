@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.frame import Frame, StreamInfo
+from pipeline.frame import FOREVER_NS, Frame, StreamInfo
 from pipeline.recording.importers.formats import open_source
 from pipeline.recording.importers.lidar_streams import LidarPackets, LidarStreams
 from pipeline.recording.importers.source import ImportSource
@@ -95,6 +95,9 @@ def _write(writer: Writer, frames: Iterator[Frame], opened: ImportSource, names:
     """Returns the encoding of each stream."""
     encodings: dict[str, str] = {}
     for frame in frames:
+        if not all(0 <= at <= FOREVER_NS for at in (abs(frame.capture_ns), abs(frame.publish_ns), frame.duration_ns)):
+            opened.left_out[frame.stream]["frames of a time that is never reached"] += 1
+            continue
         if frame.stream not in encodings:
             info = opened.infos[names.theirs(frame.stream)]
             # The first frame decides the encoding: a topic of pictures may hold PNG, depth or JPEG.

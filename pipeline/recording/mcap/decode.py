@@ -6,12 +6,13 @@ Example:
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from pipeline.frame import AlignedSet, Frame, Health, Message, Prediction
+from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Health, Message, Prediction
 from pipeline.recording.mcap.schemas import AUDIO, CALIBRATION, DTYPES, FRAME, MESSAGE_CLASSES
 
 S16_FULL = 32768.0  # sound in [-1, 1) → 16 bit
@@ -50,6 +51,11 @@ def _decode_frame(kind: str, data: bytes) -> Frame:
         payload = np.frombuffer(message.data, dtype)
     if not head.stream or min(shape, default=0) < 0:
         raise ValueError("the fields of sensorium.Frame are missing or invalid")
+    if not re.fullmatch(r"\w{1,40}", head.encoding):  # export names files by it
+        raise ValueError(f"'{head.encoding[:40]}' is not the name of an encoding")
+    for name in ("capture_ns", "publish_ns", "duration_ns", "clock_error_ns"):
+        if not -FOREVER_NS <= getattr(head, name) <= FOREVER_NS:
+            raise ValueError(f"{name} is {getattr(head, name)}, a time that is never reached")
     return Frame(
         head.stream,
         head.seq,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.alignment.event_log import AlignerConfig, EventLog, verify
 from pipeline.alignment.sync_policies import parse_policy
 from pipeline.errors import ConfigError
 from pipeline.frame import AlignedSet, Frame, Health, NodeHealth, StreamInfo
+from pipeline.recording.export import export_recording
 from pipeline.recording.mcap.decode import decode
 from pipeline.recording.mcap.encode import encode, kind_of
 from pipeline.recording.part import repair
@@ -149,6 +151,48 @@ def messages(folder: Path) -> Reader:
         )
 
     return Reader(samples, read, trees, as_json)
+
+
+@target("export", weight=4)
+def export(folder: Path) -> Reader:
+    """Recordings with any messages in them, exported."""
+    sources = [
+        *(Frame("camera", i, 10**9 + i * 10**8, "bgr8", importing.shade(i)) for i in range(3)),
+        *(Frame("said", i, 10**9 + i * 10**8, "text_utf8", np.frombuffer(b"hi", np.uint8)) for i in range(2)),
+        *(Frame("depth", i, 10**9, "depth_u16_mm", np.ones((4, 4), np.uint16)) for i in range(2)),
+        Frame("lidar", 1, 10**9, "packet", np.arange(40, dtype=np.uint8)),
+        Frame("imu", 1, 10**9, "imu_f64", np.arange(6.0)),
+        *(Frame("mic", i, 10**9 + i * 10**7, "pcm_f32", np.ones(160, np.float32), 10**7) for i in range(2)),
+        *(wires.PREDICTION, AlignedSet("camera", 10**9, {}, (wires.RECEIPT,), ("lidar",), 5, 6)),
+    ]
+    streams = [source.stream if isinstance(source, Frame) else "emotion" for source in sources]
+    path, out = folder / "x.mcap", folder / "out"
+
+    def read(data: bytes) -> object:
+        """data: messages, a length of three bytes before each; with checksums that are right."""
+        path.unlink(missing_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        with Writer(path, about={"run": "1"}) as writer:
+            for stream, source in zip(streams, sources, strict=True):
+                writer.write(stream, source)
+            file, at, number = writer._file, 0, 0
+            channels = list(writer._channels.values())
+            while at < len(data) and number < 40:
+                size = int.from_bytes(data[at + 1 : at + 4], "little") % (1 << 18)
+                file.add(channels[data[at] % len(channels)], number, number, number, data[at + 4 : at + 4 + size])
+                at, number = at + 4 + size, number + 1
+        try:
+            export_recording(path, out, say=lambda line: None)
+        finally:
+            inside = {p.name for p in folder.iterdir()}
+            assert inside <= {"x.mcap", "out"}, f"export wrote outside of its folder: {inside}"
+        return sorted(p.name for p in out.iterdir())
+
+    parts = [encode(source, 0, "x") for source in sources]
+    kinds = list(dict.fromkeys(zip(streams, map(kind_of, sources), strict=True)))  # as the writer numbers its channels
+    places = [kinds.index((stream, kind_of(source))) for stream, source in zip(streams, sources, strict=True)]
+    joined = [bytes([i]) + len(p).to_bytes(3, "little") + p for i, p in zip(places, parts, strict=True)]
+    return Reader([b"".join(joined), *joined], read, names="x.mcap")
 
 
 @target("event-log", weight=40)

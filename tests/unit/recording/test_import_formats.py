@@ -13,6 +13,7 @@ from importing import MS, NS, START_NS, imported, shade
 from pipeline.cli.import_source import import_source
 from pipeline.errors import ConfigError
 from pipeline.recording.importers.file_frames import time_ns
+from pipeline.recording.importers.formats import open_source
 from pipeline.runtime.config import load
 from pipeline.runtime.graph import check_graph
 
@@ -274,3 +275,12 @@ def test_an_unsupported_source_is_refused_with_the_formats(tmp_path, out):
     assert "Formats: media files" in refused(tmp_path / "letter.txt", out)
     assert "Formats: media files" in refused(tmp_path / "empty", out)
     assert "Did you mean 'letter.txt'" in refused(tmp_path / "leter.txt", out)
+
+
+@pytest.mark.parametrize("time", ["9" * 30, "9" * 5000, "18446744073709551616", "٣"])
+def test_a_time_that_is_never_reached_is_refused_with_its_line(tmp_path, time):
+    folder = importing.euroc(tmp_path / "x")
+    table = folder / "mav0/imu0/data.csv"
+    table.write_text(f"{time},0.1,0.2,0.3,9.1,9.2,1\n")
+    with pytest.raises(ConfigError, match=r"imu0/data\.csv:1: found '.*', expected"):
+        list(open_source(folder).frames)

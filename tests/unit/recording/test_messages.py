@@ -30,7 +30,9 @@ from pipeline.frame import (
     Subject,
     silence,
 )
+from pipeline.recording.export import export_recording
 from pipeline.recording.mcap import schemas
+from pipeline.recording.mcap.decode import decode
 from pipeline.recording.mcap.encode import without_payload
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import Writer
@@ -203,3 +205,42 @@ def check_foxglove(message, topic: str) -> None:
         assert [f.name for f in message.fields][:3] == ["x", "y", "z"]
     else:
         assert (len(message.K), len(message.R), len(message.P)) == (9, 9, 12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoding": "x/../../evil"}, "is not the name of an encoding"),
+        ({"capture_ns": (1 << 62) + 1}, "capture_ns is 4611686018427387905, a time that is never reached"),
+        ({"shape": [-1]}, "missing or invalid"),
+        ({"shape": [3, 1 << 40]}, "cannot reshape"),
+        ({"dtype": "|O"}, "O"),
+    ],
+)
+def test_a_message_of_others_is_refused_not_followed(fields: dict[str, object], message: str) -> None:
+    head = {"stream": "a", "encoding": "series_f32", "dtype": "<f4", "shape": [1], "exact": bytes(4)}
+    data = schemas.MESSAGE_CLASSES[schemas.FRAME](**{**head, **fields}).SerializeToString()
+    with pytest.raises(ValueError, match=message):
+        decode(schemas.FRAME, data)
+
+
+def test_an_export_of_frames_that_are_not_what_they_say_lists_them(tmp_path: Path) -> None:
+    """A recording of others: the shape, the rate and the times in it are bounded; nothing is written elsewhere."""
+    picture = np.zeros((16, 16, 3), np.uint8)
+    frames = [
+        Frame("camera", 0, NS, "bgr8", picture),
+        Frame("camera", 1, 2 * NS, "bgr8", np.zeros(7, np.uint8)),
+        Frame("camera", 2, 10**6 * NS, "bgr8", picture),
+        Frame("sound", 0, NS, "pcm_f32", np.zeros(160, np.float32), 10**7),
+        Frame("sound", 1, 10**8 * NS, "pcm_f32", np.zeros(160, np.float32), 10**7),
+        Frame("fast", 0, NS, "pcm_f32", np.zeros(160, np.float32), 1000),
+    ]
+    with Writer(tmp_path / "a.mcap", about={"run": "1"}) as writer:
+        for frame in frames:
+            writer.write(frame.stream, frame)
+    lines: list[str] = []
+    export_recording(tmp_path / "a.mcap", tmp_path / "out", say=lines.append)
+    assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) < 100_000
+    listed = "".join(line for line in lines if "not exported" in line)
+    assert listed.count("not exported") == 4 and listed.count("more than 12 h after the one before") == 2
+    assert "data of uint8 (7,), which is no bgr8" in listed and "sound at 160000000 Hz" in listed
