@@ -29,6 +29,7 @@ from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.compression import decompress
 from pipeline.transport.drop_reasons import CLOCK_JUMPED, MALFORMED
 from pipeline.transport.keys import leaves_host
+from pipeline.transport.service_thread import failure
 from pipeline.transport.subscriber import Subscriber
 from pipeline.transport.wire_format import End
 
@@ -65,6 +66,8 @@ class Subscription(Iterator[M], Generic[M]):
 
     def __next__(self) -> M:
         while not self._closed:
+            if self._subscriber.clock_client is not None and (error := failure()) is not None:
+                raise error  # without that clock no message can be dated, so that none would ever come
             self._subscriber.keep_alive()
             if not self._subscriber.wait(POLL_MS):
                 if self._run_is_gone():

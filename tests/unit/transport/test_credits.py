@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.transport.credits import CreditWindow
+from pipeline.transport.credits import MAX_CREDITS, CreditWindow
 
 
 def payload() -> list[np.ndarray]:
@@ -54,3 +54,13 @@ def test_array_lives_exactly_as_long_as_its_message_is_untaken() -> None:
     assert alive() is not None
     window.grant(1)
     assert alive() is None
+
+
+def test_credits_are_bounded_however_many_are_granted() -> None:
+    window = CreditWindow(2**31)
+    assert window.available == MAX_CREDITS
+    window.grant(2**31)
+    assert window.available == MAX_CREDITS
+    for _ in range(MAX_CREDITS):
+        window.spend([])
+    assert window.available == 0

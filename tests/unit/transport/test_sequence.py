@@ -58,3 +58,11 @@ def test_repeated_number_is_no_negative_loss() -> None:
     sequence = Sequence()
     sequence.welcome(7, 5)
     assert sequence.received(7, 3) == 0
+
+
+def test_no_welcome_makes_a_negative_number_of_missed_messages() -> None:
+    sequence = Sequence()
+    sequence.welcome(1, 5)
+    sequence.received(1, 20)
+    assert sequence.welcome(1, 3) == 0
+    assert sequence.received(1, 2) == 0
