@@ -26,7 +26,11 @@ class SimulatedFrame(NamedTuple):
 
 def delivered(source: Source, clock: Clock, simulated: Iterable[SimulatedFrame], *, realtime: bool) -> Iterator[Frame]:
     """What `source.frames` yields. realtime: wait for each frame's time; otherwise as fast as readers take them."""
+    began_ns = clock.now_ns()
     for frame, delay_ns, lost in simulated:
+        if realtime and source.context.restarts and frame.end_ns + delay_ns < began_ns:
+            source.dropped(1, "missed while restarting")
+            continue
         if realtime and not clock.sleep_until(frame.end_ns + delay_ns, source.context.stopping):
             return
         if source.context.stopping.is_set():
