@@ -201,6 +201,8 @@ class Subscriber:
     def close(self) -> None:
         self._post(Bye())
         self._socket.close()
+        if self._shared_memory is not None:
+            self._shared_memory.forget()
         if self._datagrams is not None:
             self._datagrams.close()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,9 @@ from wires import INFO, Reader, number
 
 from pipeline.frame import Frame
 from pipeline.runtime import run_folder
+from pipeline.transport import shared_memory
 from pipeline.transport.publisher import Publisher
+from pipeline.transport.shared_memory import SlotOverwritten
 from pipeline.transport.subscriber import OverwrittenPayload, Subscriber
 from pipeline.transport.wire_format import VERSION, Codec, Hello, Value
 
@@ -155,6 +160,42 @@ def test_when_every_slot_is_held_the_payload_travels_in_the_message(line: Callab
     received = here.pass_on(picture(0))
     assert not in_shared_memory(received.data)
     assert np.array_equal(received.data, picture(0).data)
+
+
+def test_reader_that_cannot_open_the_memory_gets_copies_after_one_warning(
+    line: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in another PID namespace: the first pictures are counted, and all that follow come in the messages."""
+
+    def elsewhere(name: str) -> int:
+        raise SlotOverwritten
+
+    monkeypatch.setattr(shared_memory, "_open", elsewhere)
+    here = line()
+    values = []
+    for seq in range(10):
+        here.publisher.send(picture(seq))
+        values.append(here.receive())
+        here.connection.keep_alive()
+        wait_for(lambda: here.publisher.service(20) or not here.publisher._socket.poll(20), "its Hello to be read")
+    assert [isinstance(value, OverwrittenPayload) for value in values] == [True] * 3 + [False] * 7
+    assert all(np.array_equal(value.data, picture(0).data) for value in values if isinstance(value, Frame))
+    assert here.connection.dropped == {"overwritten in shared memory": 3}
+    assert caplog.text.count("cannot open the memory of its publisher") == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="becoming another user needs root")
+def test_another_user_cannot_open_the_memory(line: Callable[..., Pair]) -> None:
+    here = line()
+    received = here.pass_on(picture(0))
+    assert in_shared_memory(received.data) and here.publisher._shared_memory is not None
+    name = here.publisher._shared_memory._file.name
+    process, descriptor, _ = name.split("/")
+    code = (
+        f"import os; os.setgid(65534); os.setuid(65534); print(open('/proc/{process}/fd/{descriptor}', 'rb').read(8))"
+    )
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "SNSRING" not in tried.stdout and "PermissionError" in tried.stderr
 
 
 def test_larger_pictures_from_one_frame_to_the_next_lose_nothing(line: Callable[..., Pair]) -> None:
