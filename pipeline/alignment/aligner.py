@@ -33,6 +33,7 @@ from pipeline.metrics import NOT_WANTED, USED
 
 # Shorter pauses happen on a busy laptop, and an anchor frame that arrives after a stand-in tick took its place is lost.
 SILENT_AFTER_NS = NS // 2
+MAX_BEHIND_NS = 5 * NS  # a stream that comes back with a longer delay than this has stamps of another clock
 DEFAULT_PERIOD_NS = NS // 10  # of stand-in ticks for an anchor stream whose rate is not known yet
 PERIOD_INTERVALS = 8  # number of anchor intervals used for each period estimate
 HISTORY_DEPTH = 64  # frames of one stream, or anchors, that may be buffered before a sender with flow control waits
@@ -189,6 +190,8 @@ class Aligner:
             return
         if frame.capture_ns <= self._last_anchor_ns:
             self._counts[self.anchor, SET_ALREADY_SENT] += 1
+            if self.max_wait_ns is not None:  # proof mode knows no arrivals
+                self._ticks.anchor_is_behind(self._last_anchor_ns - frame.capture_ns, arrival_ns)
             return
         self._ticks.anchor_arrived(frame.capture_ns, arrival_ns)
         deadline_ns = FOREVER_NS if self.max_wait_ns is None else arrival_ns + self.max_wait_ns
@@ -283,6 +286,7 @@ class _Ticks:
         self.free_running = free_running
         self.period_ns = period_ns
         self._reason = ""
+        self._is_returning = False  # it waits for the anchor stream, see anchor_is_behind
         self.silent_until_ns = 0
         self._captures: list[int] = []
         self._silent_after_ns = max(SILENT_AFTER_NS, 5 * period_ns)
@@ -295,8 +299,20 @@ class _Ticks:
             self.period_ns = max(MS, round(median(b - a for a, b in pairwise(self._captures))))
             self._silent_after_ns = max(SILENT_AFTER_NS, 5 * self.period_ns)
             del self._captures[:-1]
-        self._reason = ""
+        self._reason, self._is_returning = "", False
         self.anchor_ns, self.arrival_ns = capture_ns + self._silent_after_ns, arrival_ns + self._silent_after_ns
+
+    def anchor_is_behind(self, by_ns: int, arrival_ns: int) -> None:
+        """A frame arrived whose place a stand-in has taken: the stream is back. Stand-ins wait until it has caught up.
+
+        Went they on, each of its frames might come too late for ever: a tick is always a little ahead of a stream that
+        comes back in the same phase, or with a longer delay.
+        """
+        if not self._is_returning and by_ns <= MAX_BEHIND_NS:
+            self._is_returning = True
+            wait_ns = max(0, arrival_ns + by_ns + self._silent_after_ns - self.arrival_ns)
+            self.anchor_ns += wait_ns
+            self.arrival_ns += wait_ns
 
     def anchor_is_silent(self, reason: str, until_ns: int) -> None:
         """The anchor stream declared silence until `until_ns`. FOREVER_NS: it has ended, and so do the sets."""
