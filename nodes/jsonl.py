@@ -50,8 +50,11 @@ class Jsonl(Sink):
                     self._path,
                     error.strerror,
                 )
+                self.context.report_state("silent", f"--out {self._path}: {error.strerror}")
             self._is_full = True
         else:
+            if self._is_full:
+                self.context.report_state("running", "")
             self._is_full = False
 
     def close(self) -> None:

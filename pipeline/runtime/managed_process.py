@@ -36,6 +36,7 @@ log = logging.getLogger("launch")
 PER_S = 60.0  # `restarts` of a node counts within so long
 FREE_RESTARTS = 3  # so many within PER_S happen at once; then back-offs begin
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 10.0
+START_AGAIN_S = 1.0  # where the system has no room for a process
 REPORTED_AFTER_S = 2.0  # reports come four times a second: after so long without one, a node is "not answering"
 
 
@@ -144,14 +145,33 @@ class ManagedProcess:
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def start(self, start_ns: int) -> None:
-        """start_ns: when the run began, 0 before it."""
-        if self.state is ProcessState.BACKOFF:
-            self.plan.restarts += 1
+        """start_ns: when the run began, 0 before it.
+
+        Raises SensoriumError when the system has no room for the process at its first start; later ones are repeated.
+        """
+        is_restart = self.state is ProcessState.BACKOFF
+        self.plan.restarts += is_restart
         self.plan.start_ns, self.plan.launcher = start_ns, os.getpid()
+        try:
+            self._handle = self._start_process(self.plan, warm=self._warm)
+        except OSError as error:  # no descriptor, process or memory is left
+            self.plan.restarts -= is_restart
+            self._repeat_start(f"its process cannot be started: {error.strerror}", is_restart=is_restart)
+            return
         self._health, self._ended_inputs, self._fault = {}, set(), None
         self._reported_s = self._monotonic_s()
-        self._handle = self._start_process(self.plan, warm=self._warm)
         self.state = ProcessState.LOADING
+
+    def _repeat_start(self, reason: str, *, is_restart: bool) -> None:
+        """That the system has no room says nothing about the node: it is not counted against its restarts."""
+        names = ", ".join(self.node_names)
+        if not is_restart:
+            raise SensoriumError(f"node '{names}': {reason}. Raise the limits of this user (ulimit -a), or free memory")
+        if any(self._health[name].note != reason for name in self.node_names):
+            log.error("node '%s': %s. Trying again every %.0f s.", names, reason, START_AGAIN_S)
+        for name in self.node_names:
+            self._health[name] = NodeHealth(name, "restarting", reason, restarts=self.plan.restarts)
+        self._restart_at_s = self._monotonic_s() + START_AGAIN_S
 
     def begin(self, start_ns: int, *, muted: Iterable[str]) -> None:
         """Send the start signal. muted: nodes that are silenced from the first frame on."""

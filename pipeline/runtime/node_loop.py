@@ -18,8 +18,9 @@ from pipeline.frame import ENCODINGS, Arrival, Frame, Message, Prediction, silen
 from pipeline.node import Context, Node, Sink, Source, Transform
 from pipeline.transport.input_queue import Ended, InputQueue
 
-# Back-off between attempts to open a lost device: doubled each time, from half a second up to 8 s.
-FIRST_RETRY_NS, MAX_RETRY_NS = NS // 2, 8 * NS
+# Between attempts to open a lost device: half a second at first, then a second, so that one that is plugged in again is
+# there within two.
+FIRST_RETRY_NS, MAX_RETRY_NS = NS // 2, NS
 OPENING_S = 60.0  # so long a device that came back may take to open
 MAX_WAIT_S = 0.05  # how long a transform waits for a message before `advance` is called
 

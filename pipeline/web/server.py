@@ -294,6 +294,8 @@ class PageServer:
         return guarded
 
     async def _serve_browser(self, browser: WebSocket) -> None:
+        from starlette.websockets import WebSocketDisconnect
+
         client = Client(browser.query_params.get("pictures", "1"))
         await browser.accept()
         for kind, text in self._on_connect():
@@ -308,7 +310,7 @@ class PageServer:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():
                 await asyncio.wait_for(browser.close(1001, "stopped"), GRACE_S / 2)
-        except (RuntimeError, TimeoutError):
+        except (RuntimeError, TimeoutError, WebSocketDisconnect):
             pass  # it has disconnected, or does not read
         finally:
             self._clients.discard(client)

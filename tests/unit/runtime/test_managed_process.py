@@ -18,10 +18,12 @@ class Double:
 
     def __init__(self) -> None:
         self.now_s, self.exit_code, self.starts, self.pid = 100.0, None, 0, 1
-        self.killed = self.terminated = False
+        self.killed = self.terminated = self.no_room = False
         self.requests: list[Request] = []
 
     def start(self, plan: ProcessPlan, *, warm: bool) -> Any:
+        if self.no_room:
+            raise OSError(24, "Too many open files")
         self.exit_code, self.starts = None, self.starts + 1
         return self
 
@@ -222,3 +224,27 @@ def test_terminate_and_kill_reach_the_process_and_nothing_that_has_ended() -> No
     process.terminate()
     process.kill()
     assert (double.terminated, double.killed, process.state) == (False, False, ProcessState.ENDED)
+
+
+def test_restart_for_which_the_system_has_no_room_is_repeated_and_not_counted() -> None:
+    process, double = a_running_process(restarts=1)
+    double.exit_code, double.no_room = -9, True
+    process.handle_exit(restart=True)
+    for _ in range(10):
+        assert process.restart_is_due
+        process.start(5)
+        assert (process.state, process.restart_is_due) == (ProcessState.BACKOFF, False)
+        assert process.health()[0].note == "its process cannot be started: Too many open files"
+        double.now_s += 1
+    double.no_room = False
+    process.start(5)
+    assert (process.state, process.plan.restarts, double.starts) == (ProcessState.LOADING, 1, 2)
+
+
+def test_first_start_for_which_the_system_has_no_room_ends_the_run() -> None:
+    double = Double()
+    double.no_room = True
+    plan = ProcessPlan("align", [node("align")])
+    process = ManagedProcess(plan, send=lambda name, request: None, start_process=double.start)
+    with pytest.raises(SensoriumError, match="node 'align': its process cannot be started: Too many open files"):
+        process.start(0)
