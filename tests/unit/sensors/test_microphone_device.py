@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sound_server
+from sound_server import RATE_HZ, SoundServer
 
 from nodes.microphone import Microphone, list_devices
 from nodes.synthetic import chirp
@@ -24,7 +23,6 @@ from pipeline.node import Context
 from pipeline.sensors import audio
 
 MS = 1_000_000
-RATE_HZ = 16000
 
 
 class FakeCard:
@@ -203,81 +201,20 @@ def test_stopping_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began_s < 0.6
 
 
-class Pulse:
-    """A private PulseAudio whose only microphone is a pipe that a paced thread fills: silence, or what `play` was
-    given.
-    """
-
-    BLOCK = 160  # samples: 10 ms
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        socket, pipe = folder / "native", folder / "vmic.fifo"
-        self.log = (folder / "log").open("w")
-        self.server = subprocess.Popen(
-            [
-                *("pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--disallow-exit"),
-                *("-L", f"module-native-protocol-unix auth-anonymous=1 socket={socket}"),
-                *("-L", f"module-pipe-source source_name=vmic file={pipe} format=s16le rate={RATE_HZ} channels=1"),
-            ],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
-        deadline_s = time.monotonic() + 10
-        while subprocess.run(["pactl", "set-default-source", "vmic"], capture_output=True).returncode:
-            assert time.monotonic() < deadline_s, (folder / "log").read_text()
-            time.sleep(0.1)
-        self._pipe = os.open(pipe, os.O_WRONLY)
-        self._queued = np.zeros(0, "<i2")
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self.played_ns: int | None = None  # when the clip's first sample was spoken
-        self._thread = threading.Thread(target=self._feed)
-        self._thread.start()
-
-    def play(self, samples: np.ndarray) -> None:
-        with self._lock:
-            self._queued = (samples * 32767).astype("<i2")
-            self.played_ns = None
-
-    def _feed(self) -> None:
-        began_ns, block = time.monotonic_ns(), 0
-        while not self._stopping.is_set():
-            block += 1
-            due_ns = began_ns + block * self.BLOCK * NS // RATE_HZ  # a block exists once its last sample was spoken
-            time.sleep(max(0, due_ns - time.monotonic_ns()) / NS)
-            with self._lock:
-                if len(self._queued) and self.played_ns is None:
-                    self.played_ns = due_ns - self.BLOCK * NS // RATE_HZ
-                spoken, self._queued = self._queued[: self.BLOCK], self._queued[self.BLOCK :]
-            os.write(self._pipe, np.pad(spoken, (0, self.BLOCK - len(spoken))).tobytes())
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-        os.close(self._pipe)
-        self.server.terminate()
-        self.server.wait(10)
-        self.log.close()
-
-
 @pytest.fixture
-def pulse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
-    for program in ("pulseaudio", "pactl"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: apt-get install pulseaudio pulseaudio-utils libasound2-plugins")
-    pytest.importorskip("pyaudio", reason="PyAudio is not installed: scripts/setup mic")
-    monkeypatch.setenv("PULSE_SERVER", f"unix:{tmp_path}/native")
-    for name in ("HOME", "XDG_RUNTIME_DIR", "PULSE_RUNTIME_PATH"):
-        monkeypatch.setenv(name, str(tmp_path))
-    server = Pulse(tmp_path)
+def sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
+    if missing := sound_server.why_not():
+        pytest.skip(missing)
+    for name, value in sound_server.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    server = SoundServer(tmp_path)
     yield server
     server.stop()
 
 
 @pytest.mark.system
 @pytest.mark.paced
-def test_clip_played_into_a_microphone_is_captured_at_its_time(pulse: Pulse) -> None:
+def test_clip_played_into_a_microphone_is_captured_at_its_time(sound: SoundServer) -> None:
     clip = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
     microphone = Microphone()
     microphone.context = Context("microphone", clock=LiveClock())
@@ -287,7 +224,7 @@ def test_clip_played_into_a_microphone_is_captured_at_its_time(pulse: Pulse) -> 
         for frame in microphone.frames(microphone.context.clock):
             frames.append(frame)
             if len(frames) == 125:  # 2.5 s: the clock has settled
-                pulse.play(clip)
+                sound.play(clip)
             if len(frames) == 225:
                 break
     finally:
@@ -297,8 +234,8 @@ def test_clip_played_into_a_microphone_is_captured_at_its_time(pulse: Pulse) -> 
     assert np.corrcoef(sound[at : at + len(clip)], clip)[0, 1] >= 0.99
     frame = frames[at // 320]
     detected_ns = frame.capture_ns + (at % 320) * NS // RATE_HZ
-    assert pulse.played_ns is not None
-    error_ns = detected_ns - pulse.played_ns
+    assert sound.played_ns is not None
+    error_ns = detected_ns - sound.played_ns
     print(f"clip found {error_ns / MS:+.2f} ms off, stated bound {frame.clock_error_ns / MS:.2f} ms")
     assert abs(error_ns) <= 40 * MS
     assert {len(f.data) for f in frames} == {320}
@@ -308,13 +245,13 @@ def test_clip_played_into_a_microphone_is_captured_at_its_time(pulse: Pulse) -> 
 
 @pytest.mark.system
 @pytest.mark.paced
-def test_sound_server_that_dies_is_lost_within_seconds(pulse: Pulse) -> None:
+def test_sound_server_that_dies_is_lost_within_seconds(sound: SoundServer) -> None:
     microphone = Microphone()
     microphone.context = Context("microphone", clock=LiveClock())
     microphone.open()
     source = microphone.frames(microphone.context.clock)
     next(source)
-    pulse._stopping.set()  # nobody speaks any more: the source stalls, like a device that was pulled
+    sound.unplug()
     began_s = time.monotonic()
     with pytest.raises(DeviceError, match="stopped sending") as caught:
         for _ in source:
