@@ -139,6 +139,18 @@ class Aligner:
             return None
         return 1 + min(self._pending[0].deadline_ns if self._pending else FOREVER_NS, self._ticks.arrival_ns)
 
+    def ticks_until(self, arrival_ns: int, frame: Frame | None = None) -> int:
+        """How many anchors without a frame `add`, `advance` or `finish` would make: each takes time and memory."""
+        ticks = self._ticks
+        if self.max_wait_ns is not None:
+            return max(0, arrival_ns - ticks.arrival_ns) // ticks.period_ns
+        if frame is None or frame.capture_ns >= FOREVER_NS or not (ticks.free_running or frame.stream == self.anchor):
+            return 0
+        return max(0, frame.end_ns - ticks.anchor_ns) // ticks.period_ns if self._proves(frame) else 0
+
+    def _proves(self, frame: Frame) -> bool:
+        return self._ticks.free_running or frame.encoding == "none"
+
     def finish(self, now_ns: int) -> list[AlignedSet]:
         """No more frames will arrive: every pending set is sent with the matches there are."""
         ready = self.advance(now_ns)

@@ -21,6 +21,7 @@ import msgspec
 
 from pipeline.alignment.aligner import Aligner, Emit
 from pipeline.alignment.sync_policies import parse_policy
+from pipeline.clock import NS
 from pipeline.errors import ConfigError
 from pipeline.files import open_regular
 from pipeline.frame import FOREVER_NS, AlignedSet, Encoding, Frame, Receipt
@@ -32,6 +33,23 @@ log = logging.getLogger("align")
 # Of arrivals without a set: one message for each arrival would cost more than the frame that it describes.
 MAX_UNPUBLISHED_BYTES = 8000
 MAX_LINE_BYTES = 1 << 20  # of a file: an event has some hundred bytes
+
+
+MAX_RATE_HZ = 10_000.0
+MAX_WAIT_NS = 24 * 3600 * NS
+# Sets without a frame of the anchor that one log may ask for: so many at once, as after a night in which the computer
+# slept, and so many more for each of its events.
+MAX_TICKS, TICKS_AN_EVENT = 200_000, 100
+
+
+def check_anchor(anchor: str | float, max_wait_ns: int | None, start_ns: int = 0) -> None:
+    """Raises ValueError for a rate, a wait or a start that no run has."""
+    if not isinstance(anchor, str) and not 1 / MAX_RATE_HZ <= anchor <= MAX_RATE_HZ:
+        raise ValueError(f"anchor_rate_hz: found {anchor:g}, expected {1 / MAX_RATE_HZ:g} to {MAX_RATE_HZ:g}")
+    if max_wait_ns is not None and not 0 <= max_wait_ns <= MAX_WAIT_NS:
+        raise ValueError(f"max_wait_ms: found {max_wait_ns / 1e6:g}, expected 0 to {MAX_WAIT_NS / 1e6:g}, or null")
+    if not -FOREVER_NS < start_ns < FOREVER_NS:
+        raise ValueError(f"start_ns: found {start_ns}, a time that is never reached")
 
 
 class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):
@@ -54,8 +72,9 @@ class AlignerConfig(msgspec.Struct, frozen=True, array_like=True, tag="config"):
             ConfigError: A policy does not exist, or names code that the user's own config does not.
         """
         try:
+            check_anchor(self.anchor, self.max_wait_ns, self.start_ns)
             policies = {name: parse_policy(entry, f"sync.{name}", own=own) for name, entry in self.sync.items()}
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise ConfigError(f"{where}: {error}" if where else str(error)) from error
         return Aligner(self.anchor, policies, max_wait_ns=self.max_wait_ns, emit=self.emit, start_ns=self.start_ns)
 
@@ -226,6 +245,7 @@ def verify_events(
     if not isinstance(config, AlignerConfig):
         raise ConfigError(f"{where}: not an event log: its first line should hold the configuration of the aligner")
     aligner = config.aligner(where, own_policies)
+    budget = _Budget(where)
     derived: deque[SetEvent] = deque()
     differences: list[str] = []
     sets = count = 0
@@ -235,13 +255,19 @@ def verify_events(
             derived.clear()  # the aligner stopped before it could send these
             aligner = event.aligner(where, own_policies)
         elif isinstance(event, ArrivalEvent):
-            derived += map(SetEvent.of, aligner.add(event.frame(), event.arrival_ns))
+            frame = event.frame()
+            budget.check(count, event.arrival_ns, frame.capture_ns, frame.end_ns)
+            budget.spend(count, aligner.ticks_until(event.arrival_ns, frame))
+            derived += map(SetEvent.of, aligner.add(frame, event.arrival_ns))
         elif isinstance(event, FinishEvent):
+            budget.check(count, event.now_ns)
+            budget.spend(count, aligner.ticks_until(event.now_ns))
             derived += map(SetEvent.of, aligner.finish(event.now_ns))
         elif isinstance(event, SetEvent):
             sets += 1
             # A set that was sent at its deadline, before the next arrival.
             while not derived and (wake_ns := aligner.wake_ns() or FOREVER_NS) < FOREVER_NS:
+                budget.spend(count, 1)
                 derived += map(SetEvent.of, aligner.advance(wake_ns))
             if not derived:
                 differences.append(f"set at {event.anchor_ns}: was sent, but cannot be derived")
@@ -250,6 +276,26 @@ def verify_events(
     if not incomplete:
         differences += [f"set at {event.anchor_ns}: derived, but was not sent" for event in derived]
     return Verification(sets, count, tuple(differences[:max_differences]))
+
+
+class _Budget:
+    """What deriving a log may cost: times that are never reached, and gaps of years, are refused with the event."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self._spent = where, 0
+
+    def check(self, number: int, *times_ns: int) -> None:
+        for time_ns in times_ns:
+            if not -FOREVER_NS <= time_ns <= 2 * FOREVER_NS - 1:
+                raise ConfigError(f"{self._where}: event {number}: a time of {time_ns} ns, which is never reached")
+
+    def spend(self, number: int, ticks: int) -> None:
+        self._spent += ticks
+        if self._spent > MAX_TICKS + TICKS_AN_EVENT * number:
+            raise ConfigError(
+                f"{self._where}: event {number} lies so far after the one before that {self._spent:,} sets would have "
+                "to be derived. Was the log written by one run, and is it whole?"
+            )
 
 
 def parse_events(lines: Iterable[bytes], where: str) -> Iterator[Event]:

@@ -7,12 +7,13 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.alignment.aligner import Emit
-from pipeline.alignment.event_log import AlignerConfig
+from pipeline.alignment.event_log import AlignerConfig, check_anchor
 from pipeline.alignment.sync_policies import MS, parse_policy
 
 
@@ -29,8 +30,9 @@ class AlignerOptions:
     def __post_init__(self) -> None:
         if (self.anchor is None) == (self.anchor_rate_hz is None):
             raise ValueError("give either anchor (an input's name) or anchor_rate_hz")
-        if self.max_wait_ms is not None and self.max_wait_ms < 0:
+        if self.max_wait_ms is not None and not 0 <= self.max_wait_ms < math.inf:
             raise ValueError(f"max_wait_ms: found {self.max_wait_ms}, expected 0 or more, or null")
+        check_anchor(self.anchor or self.anchor_rate_hz or 0.0, self.max_wait_ns)
         for stream, entry in (self.sync or {}).items():
             # So that an error shows now, and not when the first frame arrives.
             parse_policy(entry, f"sync.{stream}", own=self.own_policies)

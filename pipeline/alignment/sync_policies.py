@@ -87,6 +87,9 @@ def neighbours(frames: Sequence[Frame], when_ns: int) -> tuple[Frame | None, Fra
     return None, after
 
 
+MAX_MS = 86_400_000.0  # of every option that is a time
+
+
 @dataclass(frozen=True)
 class Nearest:
     """The frame nearest in time to the anchor, before or after it.
@@ -275,4 +278,8 @@ def parse_policy(entry: Mapping[str, Any], where: str, *, own: Collection[Mappin
         known = f"Known: {', '.join(POLICIES)}.{nearest(policy, POLICIES)}"
         raise ValueError(f"{where}.policy: no sync policy called '{policy}'. {known}")
     sync_policy: SyncPolicy = kind(**check_options(kind, options, where))
+    for name in options if policy in POLICIES else ():
+        value = getattr(sync_policy, name)
+        if isinstance(value, float) and not (0 if name != "before_ms" else -MAX_MS) <= value <= MAX_MS:
+            raise ValueError(f"{where}.{name}: found {value:g}, expected 0 to {MAX_MS:g} ms (a day)")
     return sync_policy

@@ -39,7 +39,7 @@ from tests.fuzz.harness import TARGETS, Target, limit_memory, run  # noqa: E402
 
 FAILED = ROOT / ".cache" / "fuzz"
 MEMORY_BYTES = 1 << 30  # that a target may allocate on top of its own start
-STALLED_S = 90.0  # without a new input
+STALLED_S, STARTING_S = 90.0, 600.0  # without a new input; before the first
 RECORD_BYTES = 4 << 20  # of the file in which a worker notes its input
 
 
@@ -185,7 +185,7 @@ def one_worker(group: Sequence[Target], counts: dict[str, int], seed: int) -> tu
                     now = record.read(8)
                     if now != last:
                         last, changed_s = now, time.monotonic()
-                    elif time.monotonic() - changed_s > STALLED_S:
+                    elif time.monotonic() - changed_s > (STALLED_S if any(now) else STARTING_S):
                         why = f"it stood still for {STALLED_S:g} s"
                         process.kill()
                         process.wait()

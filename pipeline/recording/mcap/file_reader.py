@@ -52,7 +52,10 @@ _KNOWN = {
     Opcode.CHUNK,
     *_DEFINITIONS,
 }
-NOT_CLOSED = f"the file was not closed: its writer was killed, or the disk was full. Write a closed copy with: {COMMAND} record --repair"
+NOT_CLOSED = (
+    "the file was not closed: its writer was killed, or the disk was full. "
+    f"Write a closed copy with: {COMMAND} record --repair"
+)
 
 
 class McapReader:

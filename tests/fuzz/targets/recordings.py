@@ -108,13 +108,14 @@ def recording(folder: Path) -> Reader:
 def torn_recording(folder: Path) -> Reader:
     """Recordings that were not closed, and their repair."""
     whole = [_write(folder / f"{c}.mcap", compression=c) for c in ("lz4", "none")]
-    true, path = _contents(whole[0]), folder / "x.mcap"
+    true, path, copy = _contents(whole[0]), folder / "x.mcap", folder / "copy-of-x.mcap"
 
     def read(data: bytes) -> object:
         path.write_bytes(data)
         _compared(path, true, unclosed=True)
-        repair(path)
-        return _compared(path, true)
+        copy.unlink(missing_ok=True)
+        repair(path, copy)
+        return _compared(copy if copy.exists() else path, true)
 
     raw = [p.read_bytes() for p in whole]
     return Reader([part[: len(part) * k // 10] for part in raw for k in (5, 7, 9)] + raw, read, names="x.mcap")

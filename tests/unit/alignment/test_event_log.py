@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from nodes.align import Align
 from pipeline.alignment.event_log import verify
+from pipeline.alignment.options import AlignerOptions
 from pipeline.alignment.sync_policies import MS
 from pipeline.errors import ConfigError
 from pipeline.frame import Frame
@@ -108,3 +110,54 @@ def test_event_log_that_cannot_be_written_names_the_place(tmp_path):
     with pytest.raises(ConfigError, match="no-such-folder"), NodeHarness(node, inputs=["camera", *SYNC]) as harness:
         harness.wait_until(1)
         harness.send("imu", Frame("imu", 0, 0, "series_f32"))
+
+
+# --- logs of others ---------------------------------------------------------------------------------------------------
+
+CONFIG = '["config", {anchor}, {{"imu": {imu}}}, {wait}, "ready", {start}]\n'
+PLAIN = {"anchor": "10.0", "imu": '{"policy": "nearest"}', "wait": "10000000", "start": "0"}
+ARRIVAL = '["arrival", "imu", 0, {capture}, {duration}, 0, "series_f32", "", {arrival}]\n'
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"anchor": "0.0"}, "anchor_rate_hz: found 0, expected 0.0001 to 10000"),
+        ({"anchor": "-1.0"}, "anchor_rate_hz: found -1"),
+        ({"anchor": "1e308"}, "anchor_rate_hz: found 1e[+]308"),
+        ({"wait": "-5"}, "max_wait_ms: found"),
+        ({"wait": "9000000000000000000"}, "max_wait_ms: found 9e[+]12"),
+        ({"start": "9000000000000000000"}, "start_ns: found 9000000000000000000"),
+        ({"imu": '{"policy": "window", "before_ms": 1e300}'}, "sync.imu.before_ms: found 1e[+]300"),
+        ({"imu": '{"policy": "nearest", "within_ms": -1.0}'}, "sync.imu.within_ms: found -1"),
+        ({"imu": '{"policy": "nearest", "wihtin_ms": 1.0}'}, "sync.imu: unknown key 'wihtin_ms'"),
+    ],
+)
+def test_a_log_whose_aligner_could_not_have_run_is_refused(tmp_path, changed, message):
+    path = tmp_path / "events.jsonl"
+    path.write_text(CONFIG.format(**{**PLAIN, **changed}))
+    with pytest.raises(ConfigError, match=rf"events\.jsonl: {message}"):
+        verify(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (ARRIVAL.format(capture=0, duration=0, arrival=10**18), "event 1 lies so far after the one before"),
+        (ARRIVAL.format(capture=0, duration=0, arrival=1 << 63), "not a line|event 1: a time of 9223372036854775808"),
+        ('["finish", 1000000000000000000]\n', "event 1 lies so far after"),
+        ("[" * 10_000 + "\n", "2: not a line of an event log"),
+        ("x" * (3 << 20), "2: not a line of an event log"),
+    ],
+)
+def test_a_log_with_a_time_that_is_never_reached_is_refused_at_once(tmp_path, lines, message):
+    path = tmp_path / "events.jsonl"
+    path.write_text(CONFIG.format(**PLAIN) + lines)
+    with pytest.raises(ConfigError, match=rf"events\.jsonl.*{message}"):
+        verify(path)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, 0.0, 1e308])
+def test_check_refuses_an_anchor_rate_that_a_run_would_choke_on(rate):
+    with pytest.raises(ValueError, match=r"anchor_rate_hz: found|either anchor"):
+        AlignerOptions(anchor_rate_hz=rate)
