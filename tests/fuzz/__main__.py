@@ -181,8 +181,7 @@ def one_worker(group: Sequence[Target], counts: dict[str, int], seed: int) -> tu
                 printed = reading.submit(process.stdout.readlines)
                 while process.poll() is None:
                     time.sleep(0.1)
-                    record.seek(0)
-                    now = record.read(8)
+                    now = os.pread(record.fileno(), 8, 0)  # not through a buffer, which would never change
                     if now != last:
                         last, changed_s = now, time.monotonic()
                     elif time.monotonic() - changed_s > (STALLED_S if any(now) else STARTING_S):

@@ -138,7 +138,7 @@ def seconds_ns(text: str, *, where: str) -> int:
         if not value.is_finite() or abs(value) > MAX_TIME_S:
             raise InvalidOperation
         return int(value * NS)
-    except InvalidOperation:
+    except ArithmeticError:  # of decimal: no number, or one with an exponent without end
         raise ConfigError(f"{where}: found '{text[:40]}', expected a time in seconds") from None
 
 

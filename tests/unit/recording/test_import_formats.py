@@ -284,3 +284,9 @@ def test_a_time_that_is_never_reached_is_refused_with_its_line(tmp_path, time):
     table.write_text(f"{time},0.1,0.2,0.3,9.1,9.2,1\n")
     with pytest.raises(ConfigError, match=r"imu0/data\.csv:1: found '.*', expected"):
         list(open_source(folder).frames)
+
+
+@pytest.mark.parametrize("time", ["9e99999999999999999", "1e400", "nan", "-inf", "9" * 5000, "10000-13-40", ""])
+def test_seconds_that_are_never_reached_are_refused(time):
+    with pytest.raises(ConfigError, match=r"times\.txt:3: found '.*', expected a time"):
+        time_ns(time, where="times.txt:3")
