@@ -6,7 +6,7 @@
     --jobs N           processes side by side. Default: one a core
     --one-process      all targets in one process, for the tests: they are imported once
     --input FILE       reads this one file with the target and shows what happens
-    --table FILE       writes the table there too, as Markdown
+    --table FILE       puts the table there too, as Markdown: in a page, between its two lines <!-- fuzz -->
     --list             the targets
 
 Each target runs in a process of its own, with a limit of memory; one that dies or stands still is a failure, and the
@@ -40,6 +40,7 @@ from tests.fuzz.harness import TARGETS, Target, limit_memory, run  # noqa: E402
 FAILED = ROOT / ".cache" / "fuzz"
 MEMORY_BYTES = 1 << 30  # that a target may allocate on top of its own start
 STALLED_S, STARTING_S = 90.0, 600.0  # without a new input; before the first
+MARK = "<!-- fuzz -->"
 RECORD_BYTES = 4 << 20  # of the file in which a worker notes its input
 
 
@@ -214,7 +215,9 @@ def report(results: Sequence[Result], table: Path | None) -> int:
         for failure in r.failures:
             print(f"\n{r.target}: {failure['kind']} ({failure['count']} times); {failure['file']}\n{failure['trace']}")
     if table is not None:
-        table.write_text(markdown(results, total, failed), encoding="utf-8")
+        page = table.read_text(encoding="utf-8").split(MARK) if table.exists() else []
+        text = markdown(results, total, failed)
+        table.write_text(MARK.join([page[0], f"\n{text}", page[2]]) if len(page) == 3 else text, encoding="utf-8")
     return 1 if failed else 0
 
 
