@@ -83,6 +83,7 @@ class ManagedProcess:
         self._send, self._warm, self._start_process, self._monotonic_s = send, warm, start_process, monotonic_s
         self._handle: ProcessHandle | None = None
         self._fault: Fault | None = None
+        self._why = ""  # it failed the last time, for the page while it starts again
         self._restart_at_s = 0.0
         self._reported_s = 0.0  # the last sign of life
         self._failures_s: list[float] = []  # when it died, within PER_S
@@ -131,7 +132,8 @@ class ManagedProcess:
 
     def health(self) -> list[NodeHealth]:
         """The state of its nodes, with what they counted over all restarts."""
-        now = [self._health.get(name, NodeHealth(name, "starting")) for name in self.node_names]
+        starting = [NodeHealth(name, "starting", self._why, restarts=self.plan.restarts) for name in self.node_names]
+        now = [self._health.get(node.node, node) for node in starting]
         silent_s = self._silent_s()
         if self.state in (ProcessState.READY, ProcessState.RUNNING) and silent_s > REPORTED_AFTER_S:
             note = f"no report for {silent_s:.0f} s"
@@ -272,6 +274,7 @@ class ManagedProcess:
         before = [failed_s for failed_s in self._failures_s if now_s - failed_s < PER_S]
         self._failures_s = [*before, now_s]
         names, reason = ", ".join(self.node_names), reason.removesuffix(".")
+        self._why = reason
         if len(before) >= allowed:
             self.state = ProcessState.GIVEN_UP
             reason = f"{reason}. It failed {len(before) + 1} times within a minute, {allowed} restarts are allowed"

@@ -1,6 +1,8 @@
-"""An anchor stream that was silent is heard again, whatever the moment and the delay at which it comes back."""
+"""An anchor stream that was silent is used again, whatever the moment and the delay at which it comes back."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +15,7 @@ SILENT_FROM_MS, BACK_AT_MS, END_MS = 2000, 4000, 9000
 
 
 def run(*, phase_ms: float, delay_ms: float) -> tuple[list[AlignedSet], Aligner]:
-    """A camera at 20 Hz that is silent for two seconds and comes back with another phase and delay; `other` is steady."""
+    """A camera at 20 Hz that is silent for two seconds and comes back otherwise; `other` is steady."""
     aligner = Aligner("camera", {"other": Latest()}, max_wait_ns=60 * MS)
     arrivals = [(t + 1.0, Frame("other", t // 10, t * MS, "series_f32")) for t in range(0, END_MS, 10)]
     for seq, t in enumerate(range(0, SILENT_FROM_MS, PERIOD_MS)):
@@ -36,7 +38,7 @@ def test_anchor_that_comes_back_is_used_once_it_has_caught_up(phase_ms: float, d
     assert whole_ms[0] <= BACK_AT_MS + delay_ms + 2 * PERIOD_MS
     after = [s for s in sets if s.anchor_ns / MS >= whole_ms[0]]
     assert not any(s.missing for s in after)
-    assert all(b.anchor_ns > a.anchor_ns for a, b in zip(sets, sets[1:], strict=False))
+    assert all(b.anchor_ns > a.anchor_ns for a, b in pairwise(sets))
     refused = aligner.take_counts()["camera", SET_ALREADY_SENT]
     assert refused <= delay_ms / PERIOD_MS + 2
 
