@@ -25,6 +25,7 @@ from pipeline.recording.mcap.file_reader import McapReader
 
 VERSION = "1"  # of what a recording's metadata and messages mean
 COPIED_BYTES = 8 << 20  # at a time
+MAX_NAME = 200  # characters of a stream's name
 METADATA = "sensorium"  # the MCAP metadata record that makes a file a recording; notes are "sensorium.NAME"
 
 
@@ -80,6 +81,11 @@ class Part(McapReader):
             self.stream_of = {c.id: c.metadata["stream"] for c in of_streams}
             self.infos = [msgspec.json.decode(c.metadata["info"], type=StreamInfo) for c in of_streams]
             self.kind_of = {c.id: self.index.schemas[c.schema_id].name for c in channels}
+            for name in self.stream_of.values():
+                if (
+                    not 0 < len(name) <= MAX_NAME or not name.isprintable()
+                ):  # names are printed, and files are called by them
+                    raise ValueError(f"the name of a stream is {name!r:.60}")
         except (msgspec.MsgspecError, LookupError, ValueError, TypeError) as error:
             raise self.broken("its description", error) from error
 

@@ -17,6 +17,7 @@ from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
 from pipeline.clock import NS
+from pipeline.errors import ConfigError
 from pipeline.frame import (
     FOREVER_NS,
     AlignedSet,
@@ -244,3 +245,11 @@ def test_an_export_of_frames_that_are_not_what_they_say_lists_them(tmp_path: Pat
     listed = "".join(line for line in lines if "not exported" in line)
     assert listed.count("not exported") == 4 and listed.count("more than 12 h after the one before") == 2
     assert "data of uint8 (7,), which is no bgr8" in listed and "sound at 160000000 Hz" in listed
+
+
+@pytest.mark.parametrize("name", ["", "cam\x1b[2Jera", "a\nb", "x" * 5000])
+def test_a_stream_whose_name_cannot_be_printed_is_refused(tmp_path: Path, name: str) -> None:
+    with Writer(tmp_path / "a.mcap", about={"run": "1"}) as writer:
+        writer.write(name, Frame(name or "a", 0, NS, "series_f32", np.zeros(1, np.float32)))
+    with pytest.raises(ConfigError, match=r"a\.mcap: broken: its description.*the name of a stream"):
+        Reader(tmp_path / "a.mcap")
