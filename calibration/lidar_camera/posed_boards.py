@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from calibration.lidar_camera.chi_square import CHANCE_1_IN_10000, usual_misfit
 from calibration.pose import Floats, fit_points, inverse, moved
 from calibration.verdict import Check, Level, Verdict, judge
 from pipeline.errors import ConfigError
+from pipeline.files import read_text
 from pipeline.rig.transforms import apply, cross, rotation_to_vector
 
+MAX_BYTES = 64 << 20  # of a file of poses
 ROWS = 19
 MIN_BOARDS, GOOD_BOARDS = 4, 8
 SIZE_TOLERANCE = 0.15  # relative difference allowed between a side measured by the lidar and by the camera
@@ -58,9 +61,10 @@ class PosedExtrinsics:
 
 
 def read_poses(path: Path) -> list[PosedBoard]:
+    text = read_text(path, most=MAX_BYTES)
     try:
-        rows = np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
-    except (OSError, ValueError) as error:
+        rows = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64, ndmin=2)
+    except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as rows of three numbers: {error}") from error
     if rows.shape[1] != 3 or len(rows) % ROWS or not len(rows):
         raise ConfigError(

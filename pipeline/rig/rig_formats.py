@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bounded_yaml import MAX_BYTES
 from pipeline.errors import ConfigError, nearest
+from pipeline.files import read_text
 from pipeline.rig.intrinsics import MODELS, Intrinsics
 from pipeline.rig.rig import Pose, Rig, TimeOffset
 from pipeline.rig.transforms import rigid
@@ -269,12 +271,7 @@ def write_kitti(rig: Rig, path: str | Path, *, lidar: str = "lidar") -> None:
 
 
 def _kitti_lines(path: Path) -> dict[str, list[str]]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as KITTI's calibration: {getattr(error, 'strerror', error)}"
-        ) from error
+    text = read_text(path, most=MAX_BYTES)
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line and not line.startswith("#"))
     return {key.strip(): values.split() for key, _, values in pairs}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from pipeline.clock import NS
 from pipeline.errors import ConfigError, missing_package, nearest
+from pipeline.files import open_regular
 from pipeline.sensors.lidar.packet_decoder import points_array
 from pipeline.sensors.lidar.rotating import Head, Rotating
 
@@ -84,6 +86,7 @@ class Velodyne(Rotating):
         package = self._package
         calibration = None
         if self._calibration is not None:
+            open_regular(Path(self._calibration)).close()  # no pipe
             try:
                 calibration = package.Calibration.read(self._calibration)
             except Exception as error:  # whatever the file leads the library to
