@@ -56,7 +56,7 @@ def _run(
         change: Applied to the config after `--set`, before `--out` and the like.
         stored: The file in which the run is recorded; "": none.
     """
-    from pipeline.cli.out_option import add_summary, with_out
+    from pipeline.cli.out_option import add_summary, with_metrics, with_out
     from pipeline.cli.terminal import print_notice, print_page, print_summary
     from pipeline.runtime.config import load, without
     from pipeline.runtime.launcher import launch
@@ -67,13 +67,20 @@ def _run(
         config = without(config, "dashboard")
     if args.out:
         config = with_out(config, args.out, args.host)
+    if args.metrics is not None:
+        config = with_metrics(config, args.metrics, args.host)
     if args.auto_time:
         from pipeline.cli.auto_time import with_auto_time
 
         config = with_auto_time(config, args.host)
     print_notice(config, stored)
     summary = launch(
-        config, host=args.host, for_s=args.for_s, warm=True, on_begin=lambda plan: print_page(plan, open_it=args.open)
+        config,
+        host=args.host,
+        name=args.name,
+        for_s=args.for_s,
+        warm=True,
+        on_begin=lambda plan: print_page(plan, open_it=args.open),
     )
     print_summary(summary)
     if args.out:
@@ -132,6 +139,20 @@ def replay(args: argparse.Namespace) -> None:
         )
         report(session, config, summary, Path(args.out) if args.out else None)
     _require_complete(summary)
+
+
+def runs(args: argparse.Namespace) -> None:
+    """What runs on this host, as this user."""
+    import time
+
+    from pipeline.runtime.run_folder import announced_runs
+
+    for run in announced_runs():
+        began = time.strftime("%H:%M:%S", time.localtime(run.get("began_s", 0)))
+        print(f"  {run['name']:<20} since {began}  pid {run['pid']}  {run['config']}")
+        print(f"  {'':<20} {', '.join(run['streams'])}")
+        for node, address in run["pages"].items():
+            print(f"  {'':<20} {node}: {address}")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -314,6 +335,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "replay": replay,
     "diff": diff,
     "check": check,
+    "runs": runs,
     "verify": verify,
     "import": import_,
     "label": label,

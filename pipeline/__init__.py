@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         DeviceError,
         DiffersError,
         EngineError,
+        IncompleteError,
         SensoriumError,
         WireError,
     )
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     )
     from pipeline.inference.engine import Engine
     from pipeline.node import Context, Finding, Node, Sink, Source, Transform
+    from pipeline.runtime.run_folder import page_address
     from pipeline.runtime.subscribe import Subscription, subscribe
     from pipeline.scene_state import FreeSpace, Obstacle, PathClearance, SceneState, Sector, Sound
     from pipeline.sensors.lidar.packet_decoder import PacketDecoder, Sweep
@@ -76,6 +78,7 @@ __all__ = [
     "Frame",
     "FreeSpace",
     "Health",
+    "IncompleteError",
     "LiveClock",
     "ManualClock",
     "Match",
@@ -105,6 +108,7 @@ __all__ = [
     "Task",
     "Transform",
     "WireError",
+    "page_address",
     "silence",
     "subscribe",
 ]
@@ -119,6 +123,7 @@ _MODULES = {
         "DeviceError",
         "DiffersError",
         "EngineError",
+        "IncompleteError",
         "SensoriumError",
         "WireError",
     ),
@@ -139,6 +144,7 @@ _MODULES = {
     ),
     "pipeline.inference.engine": ("Engine",),
     "pipeline.node": ("Context", "Finding", "Node", "Sink", "Source", "Transform"),
+    "pipeline.runtime.run_folder": ("page_address",),
     "pipeline.runtime.subscribe": ("Subscription", "subscribe"),
     "pipeline.scene_state": ("FreeSpace", "Obstacle", "PathClearance", "SceneState", "Sector", "Sound"),
     "pipeline.sensors.lidar.packet_decoder": ("PacketDecoder", "Sweep"),

@@ -295,7 +295,7 @@ class NodeHealth(msgspec.Struct, frozen=True, array_like=True):
     before: dict[str, int] = {}  # by source in another process: messages sent before the connection, by their seq
     events: int = 0  # texts sent as the stream NAME.events
     used: dict[str, int] = {}  # of an aligner, by source: frames that are in a set
-    not_wanted: dict[str, int] = {}  # of an aligner, by source: frames that no set wanted
+    unused: dict[str, int] = {}  # of an aligner, by source: frames that no set wanted
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
@@ -303,6 +303,7 @@ class Health(msgspec.Struct, frozen=True, array_like=True, tag="Health"):
 
     publish_ns: int  # when it was sent
     nodes: tuple[NodeHealth, ...]  # all nodes of the run
+    run: str = ""  # the name of the run
 
 
 Message = Frame | AlignedSet | Prediction | Health

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
-USED, NOT_WANTED = "used", "not wanted"  # what becomes of a frame in an aligner, if it is not dropped
+USED, UNUSED = "used", "not wanted"  # what becomes of a frame in an aligner, if it is not dropped
 
 
 class Latency:
@@ -51,7 +51,7 @@ class Metrics:
         self._dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         # Of an aligner, by source: frames that are in a set, and those that no set wanted.
         self.used: Counter[str] = Counter()
-        self.not_wanted: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
         self._latencies: dict[str, Latency] = {}
         self.facts: dict[str, str] = {}  # for people: which engine, which device
 
@@ -63,8 +63,8 @@ class Metrics:
         for (source, outcome), count in counts.items():
             if outcome == USED:
                 self.used[source] += count
-            elif outcome == NOT_WANTED:
-                self.not_wanted[source] += count
+            elif outcome == UNUSED:
+                self.unused[source] += count
             else:
                 self.drop(source, outcome, count)
 

@@ -62,6 +62,7 @@ class Context:
             class with `publishes_events`.
         alive: A sign of life for the watchdog, which is given at every message anyway: for a node that computes for
             longer than its `watchdog_s`. `alive(30)`: the next one may take 30 s.
+        publish_page: Stores the address of the node's page, with its token, in the run's folder.
         restarts: How often the node's process was started again in this run: what it writes goes on then.
         commands: Messages from the page to this node.
     """
@@ -80,6 +81,7 @@ class Context:
     publish_event: Callable[[bytes], None] | None = None
     alive: Callable[..., None] = _alive
     restarts: int = 0
+    publish_page: Callable[[str], None] = _ignore
     commands: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
 
@@ -97,6 +99,7 @@ class Node:
     consumes: ClassVar[tuple[type, ...]] = ()  # the message types it accepts; edges of the graph are checked by it
     produces: ClassVar[type | None] = None  # the message type it sends; None: nothing
     publishes_events: ClassVar[bool] = False  # it publishes its decisions as text, as the stream `NAME.events`
+    serves_page: ClassVar[bool] = False  # it has an option `token`; where none is set, one is made for each run
     is_display: ClassVar[bool] = False  # it shows the run to a person: left out where nobody watches
     _context: Context | None = None
 

@@ -6,7 +6,7 @@ never waits for a browser: what a slow one cannot take is replaced (pictures, st
 
 Your own program gets the predictions as JSON from the WebSocket /ws, one object a message:
 
-    async with websockets.connect("ws://127.0.0.1:8080/ws?pictures=0") as page:
+    async with websockets.connect(pipeline.page_address("ws") + "&pictures=0") as page:
         async for text in page:
             message = json.loads(text)      # {"type": "prediction", "label": "happy", ...}: Prediction.record()
 
@@ -26,7 +26,8 @@ a page that is hidden, or cannot keep up, costs nothing.
 Client to server, text: {"do": "mute", "source": "camera"}, {"do": "unmute", "source": "camera"}, {"do": "stop"}; while
 it replays {"do": "pause"}, {"do": "resume"}; while it records or replays {"do": "label", "label": "happy", "at_ns": …}
 ("" ends one).
-Where a token is set, add it to the address: /ws?pictures=0&token=...
+The address needs the run's token, /ws?pictures=0&token=…, as `pipeline.page_address()` returns it; orders are answered
+with "refused" when a browser sends more than ten a second. Beside the page, /healthz (no token) and /metrics.
 """
 
 from __future__ import annotations
@@ -147,8 +148,9 @@ class Dashboard(Sink):
     Args:
         port: TCP port of the page; 0 takes any free one. Default 8080.
         address: Address to listen at. Anything but this machine itself (127.0.0.1, ::1, localhost) needs a token.
-        token: At least 8 characters, required of the page (?token=..., then stored in a cookie) and of the WebSocket.
-            null: none is required.
+        token: At least 8 characters, required of the page (?token=..., then stored in a cookie), of the WebSocket and
+            of /metrics. null: one is made for each run; it is in the address that the run prints, and in the run's
+            folder. "none": none is required, on this machine only.
         max_rate_hz: Most pictures a second sent to a browser. Default 15: enough to look live at half a camera's cost.
         width_px: Largest width of these pictures (px, at least 16). None is encoded while no browser is connected.
         rig: A rig file, by which points are drawn on the picture, and from above in the base frame.
@@ -158,6 +160,7 @@ class Dashboard(Sink):
 
     consumes: ClassVar[tuple[type, ...]] = (Frame, Prediction, Health)
     is_display: ClassVar[bool] = True
+    serves_page: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -171,17 +174,11 @@ class Dashboard(Sink):
         camera: str = "",
         points: Sequence[str] | None = None,
     ) -> None:
-        from pipeline.web.server import is_loopback
+        from pipeline.web.access import check_access
 
         if not 0 <= port <= 65535:
             raise ConfigError(f"port: there is no port {port}. Choose one from 1024 to 65535.")
-        if token is not None and len(token) < 8:
-            raise ConfigError("token: too short to protect the page. Choose at least 8 characters.")
-        if token is None and not is_loopback(address):
-            raise ConfigError(
-                f"address: '{address}' shows camera and microphone to the network. "
-                "Set a token too (token: at least 8 characters), or keep address: 127.0.0.1"
-            )
+        check_access(address, token)
         if max_rate_hz <= 0 or width_px < 16:
             raise ConfigError("max_rate_hz must be above 0, width_px at least 16.")
         self.port, self.address, self.token, self.width_px = port, address, token, width_px
@@ -209,6 +206,7 @@ class Dashboard(Sink):
         import cv2  # noqa: F401  # the first import takes a quarter of a second: not at the first picture
 
         from pipeline.rig.rig_file import load_rig
+        from pipeline.web.access import token_in_use
         from pipeline.web.scene_view import SceneView
         from pipeline.web.server import PageServer
 
@@ -217,15 +215,17 @@ class Dashboard(Sink):
             page_text(),
             host=self.address,
             port=self.port,
-            token=self.token,
+            token=token_in_use(self.token, self.context.log),
             on_connect=self._first_messages,
             on_message=self._handle_request,
+            health=self._newest_health,
             option=f"nodes.{self.name}",
             log=self.context.log,
         )
         server.start()
         self._server = server
         self.context.metrics.facts["page"] = self.url
+        self.context.publish_page(server.address())
         self.context.log.debug("page at %s", self.url)  # the command line prints it for the user
 
     def consume(self, arrival: Arrival) -> None:
@@ -299,6 +299,10 @@ class Dashboard(Sink):
         rig = self._scene.rig if self._scene else None
         return sensor if rig and sensor in rig.frames else stream
 
+    def _newest_health(self) -> Health | None:
+        health = self._last.get("Health")
+        return health if isinstance(health, Health) else None
+
     def _first_messages(self) -> list[tuple[str, str]]:
         messages = [("hello", as_json("hello", {"node": self.name, "note": NOTE}))]
         for message in list(self._last.values()):
@@ -331,7 +335,11 @@ class Dashboard(Sink):
         if request.do == "label":
             if not facts & {"recording", "replays"}:
                 return as_json("refused", {"reason": "nothing is recorded or replayed, so there is nothing to label"})
-            at_ns = self.context.clock.now_ns() if request.at_ns is None else request.at_ns
+            clock = self.context.clock
+            now_ns = clock.now_ns()
+            at_ns = now_ns if request.at_ns is None else request.at_ns
+            if not clock.start_ns <= at_ns <= now_ns:
+                return as_json("refused", {"reason": f"at_ns: {at_ns} lies outside of this run"})
             self.context.request("label", msgspec.json.encode({"label": request.label[:100], "at_ns": at_ns}).decode())
         elif "replays" not in facts:
             return as_json("refused", {"reason": f"live sensors cannot {request.do}"})

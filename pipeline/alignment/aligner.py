@@ -29,7 +29,7 @@ from pipeline.alignment.stream_buffer import StreamBuffer
 from pipeline.alignment.sync_policies import MS, Match, SyncPolicy, Wait
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Receipt
-from pipeline.metrics import NOT_WANTED, USED
+from pipeline.metrics import UNUSED, USED
 
 # Shorter pauses happen on a busy laptop, and an anchor frame that arrives after a stand-in tick took its place is lost.
 SILENT_AFTER_NS = NS // 2
@@ -163,20 +163,20 @@ class Aligner:
     def take_counts(self) -> Counter[tuple[str, str]]:
         """(stream, what became of its frames) → how many, since the last call.
 
-        Every frame that was added ends in exactly one of: USED in a set, NOT_WANTED by any, or dropped with a reason.
+        Every frame that was added ends in exactly one of: USED in a set, UNUSED by any, or dropped with a reason.
         Watermarks are used; frames that may still be used are counted once they are.
         """
         counts, self._counts = self._counts, Counter()
         for buffer in self._in_order:
             if buffer.used:
                 counts[buffer.stream, USED] += buffer.used
-            if buffer.not_wanted:
-                counts[buffer.stream, NOT_WANTED] += buffer.not_wanted
+            if buffer.unused:
+                counts[buffer.stream, UNUSED] += buffer.unused
             if buffer.dropped:
                 for reason, count in buffer.dropped.items():
                     counts[buffer.stream, reason] += count
                 buffer.dropped.clear()
-            buffer.used = buffer.not_wanted = 0
+            buffer.used = buffer.unused = 0
         return counts
 
     def has_room(self, stream: str) -> bool:

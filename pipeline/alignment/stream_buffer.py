@@ -72,7 +72,7 @@ class StreamBuffer:
         self._last_capture_ns = -FOREVER_NS
         self._last_arrival_ns = start_ns
         # What became of the frames that are no longer here; each is in exactly one of the three.
-        self.used = self.not_wanted = 0
+        self.used = self.unused = 0
         self.dropped: Counter[str] = Counter()  # by reason
         self._used_ns: set[int] = set()  # capture times of buffered frames that are in a set
         self._unusual: dict[int, str] = {}  # capture time of a buffered frame → why it may have missed its sets
@@ -184,7 +184,7 @@ class StreamBuffer:
         elif self._unusual and (reason := self._unusual.pop(capture_ns, "")):
             self.dropped[reason] += 1
         else:
-            self.not_wanted += 1
+            self.unused += 1
 
     def _answer_early(self, anchor_ns: int, arrival_ns: int) -> Answer | Receipt:
         idle_ns = arrival_ns - self._last_arrival_ns

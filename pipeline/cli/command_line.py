@@ -105,6 +105,8 @@ def _running(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--out", metavar="P.jsonl", help="write one JSON object per prediction, the summary last")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
     verb.add_argument("--host", default="", metavar="NAME", help="which host of the config this machine is")
+    verb.add_argument("--name", default="", help="what programs call this run (default: the config's name)")
+    verb.add_argument("--metrics", type=int, metavar="PORT", help="serve /healthz and /metrics there, without a page")
     verb.add_argument("--no-dashboard", action="store_true", help="without the dashboard node")
     verb.add_argument("--open", action="store_true", help="open the dashboard in the browser")
     verb.add_argument(
@@ -222,6 +224,7 @@ def _add_files(add: Add) -> None:
 
 
 def _add_here(add: Add) -> None:
+    add("runs", "what runs on this host, with the addresses of its pages")
     keys = add("keys", "create the key pair of this host: new NAME")
     keys.add_argument("action", choices=("new",), help="create a pair, and print the next step")
     keys.add_argument("name", help="of this host, as in `hosts:` of the config")

@@ -1,4 +1,4 @@
-"""`run CONFIG --out P.jsonl`: adds a node that writes the predictions; the run's summary is the last line.
+"""`run CONFIG --out P.jsonl --metrics PORT`: what these options add to a config; the summary is the last line of --out.
 
 Example:
     config = with_out(config, "p.jsonl", host="")
@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.frame import Prediction
 from pipeline.private_file import LineFile
-from pipeline.runtime.config import Config, InputConfig, NodeConfig, resolve
+from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, resolve
 
 QUEUE_DEPTH = 2000  # a disk may pause for seconds: up to a minute of predictions may wait
 
@@ -37,6 +37,15 @@ def with_out(config: Config, path: str, host: str) -> Config:
     console = next((n.process or n.name for n in config.nodes.values() if n.use == "console" and n.host == host), "")
     out = NodeConfig(name, "jsonl", f"--out {path}", inputs, process=console, host=host, options={"path": path})
     return dataclasses.replace(config, nodes={**config.nodes, name: out})
+
+
+def with_metrics(config: Config, port: int, host: str) -> Config:
+    """The config with a node that serves /healthz and /metrics at this port."""
+    name = "metrics" if "metrics" not in config.nodes else "--metrics"
+    node = NodeConfig(
+        name, "metrics", f"--metrics {port}", (InputConfig(HEALTH, None),), host=host, options={"port": port}
+    )
+    return dataclasses.replace(config, nodes={**config.nodes, name: node})
 
 
 def add_summary(path: str, summary: dict[str, Any]) -> None:

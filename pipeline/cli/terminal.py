@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.assets import cache_folder
 from pipeline.runtime.config import Config
 from pipeline.runtime.graph import Plan
+from pipeline.web.access import NO_TOKEN
 
 SCENE_TASKS = ("scene", "place", "obstacles", "objects", "sounds")
 
@@ -50,8 +51,10 @@ def print_page(plan: Plan, *, open_it: bool) -> None:
     for node in plan.nodes:
         if node.use == "dashboard":
             token = node.options.get("token")
-            url = f"http://{node.options.get('address', '127.0.0.1')}:{node.options.get('port', 8080)}/"
-            print(f"  Page: {url}{f'?token={token}' if token else ''}   (Ctrl-C ends the run)", flush=True)
+            host = node.options.get("address", "127.0.0.1")
+            url = f"http://{f'[{host}]' if ':' in host else host}:{node.options.get('port', 8080)}/"
+            url += f"?token={token}" if token != NO_TOKEN else ""
+            print(f"  Page: {url}   (Ctrl-C ends the run)", flush=True)
             if open_it:
                 import webbrowser
 

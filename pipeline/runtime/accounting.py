@@ -102,7 +102,7 @@ def _outcomes(aligner: NodeHealth) -> dict[str, dict[str, int]]:
     return {
         source: {
             "used": aligner.used.get(source, 0),
-            "not_wanted": aligner.not_wanted.get(source, 0),
+            "unused": aligner.unused.get(source, 0),
             "dropped": sum(aligner.dropped.get(source, {}).values()),
         }
         for source in aligner.received
@@ -139,7 +139,7 @@ def add(before: NodeHealth | None, now: NodeHealth) -> NodeHealth:
         before=now.before | before.before,
         events=before.events + now.events,
         used=_sum(before.used, now.used),
-        not_wanted=_sum(before.not_wanted, now.not_wanted),
+        unused=_sum(before.unused, now.unused),
     )
 
 
@@ -169,7 +169,7 @@ def _without_outcome(aligner: NodeHealth, *, cut: bool) -> dict[str, int]:
     for source, received in aligner.received.items():
         dropped = aligner.dropped.get(source, {})
         after = sum(count for reason, count in dropped.items() if reason not in EDGE_REASONS)
-        balances[source] = received - aligner.used.get(source, 0) - aligner.not_wanted.get(source, 0) - after
+        balances[source] = received - aligner.used.get(source, 0) - aligner.unused.get(source, 0) - after
     return {f"{source} in {aligner.node}": left for source, left in balances.items() if left}
 
 

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import msgspec
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.frame import AlignedSet, Frame, Health, Prediction
-from pipeline.node import Sink, Source
+from pipeline.node import Node, Sink, Source
 from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, ReplayConfig, resolve
 from pipeline.runtime.run_folder import free_address
 from pipeline.transport.input_queue import DEFAULT_QUEUE_DEPTH, QueueDepth
@@ -69,6 +70,7 @@ class ProcessPlan(msgspec.Struct):
     launcher: int = 0  # the launcher's process id
     start_ns: int = 0  # when the run began; 0: not yet
     restarts: int = 0
+    folder: str = ""  # the run's
     mark: str = ""  # in the environment of all that it starts (guard.py)
     host: str = ""  # whose keys it uses
     run_keys: RunKeys | None = None  # of the sockets of this run, if they are TCP
@@ -85,6 +87,7 @@ class Plan(msgspec.Struct):
     health: str  # address
     host: str = ""
     clock: str = ""  # where this host answers clock requests; "" when no other host reads from it
+    name: str = ""  # what people call the run
     run_keys: RunKeys | None = None  # of the sockets of this run, if they are TCP
 
     @property
@@ -140,13 +143,14 @@ def check_graph(config: Config) -> None:
     _check_cycles(config)
 
 
-def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
+def plan_graph(config: Config, run_folder: Path, host: str = "", name: str = "") -> Plan:
     """The plan of one host.
 
     Args:
         config: The graph; checked here.
         run_folder: Where its sockets will lie.
         host: Which of config.hosts this is; "" for a config without hosts.
+        name: Of the run. "": its config's.
 
     Raises:
         ConfigError: As check_graph, and for a host that the config does not have.
@@ -181,7 +185,7 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             name=node.name,
             use=node.use,
             where=node.where,
-            options=node.options,
+            options=_with_token(kind, node.options),
             optional=node.optional,
             restarts=node.restarts,
             watchdog_s=node.watchdog_s,
@@ -197,7 +201,8 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
             recorded=node.name in recorded,
         )
         group = node.process or node.name
-        process = processes.setdefault(group, ProcessPlan(group, [], host=host, replay=config.replay))
+        plan_of_group = ProcessPlan(group, [], host=host, replay=config.replay, folder=str(run_folder))
+        process = processes.setdefault(group, plan_of_group)
         process.nodes.append(plan)
         process.clocks |= {edge.host: clocks[edge.host] for edge in plan.inputs if edge.host}
     control = address("/control")
@@ -211,7 +216,14 @@ def plan_graph(config: Config, run_folder: Path, host: str = "") -> Plan:
         addresses[HEALTH],
         host,
         clocks[host] if serves_others else "",
+        name or Path(config.path).stem,
     )
+
+
+def _with_token(kind: type[Node], options: dict[str, Any]) -> dict[str, Any]:
+    """A page whose token the config does not choose gets one of its own in each run."""
+    made = kind.serves_page and options.get("token") is None
+    return {**options, "token": secrets.token_urlsafe(18)} if made else options
 
 
 def _check_host(config: Config, host: str) -> None:

@@ -79,6 +79,7 @@ class Launcher:
     ) -> None:
         self._plan, self._folder, self._on_begin = plan, run_folder, on_begin
         self._keyring = _keyring(plan)
+        self.name = plan.name
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         for process in plan.processes:
             process.mark = self._mark
@@ -134,7 +135,7 @@ class Launcher:
 
     def health(self) -> Health:
         nodes = [node for process in self._processes.values() for node in process.health()]
-        return Health(time.monotonic_ns(), tuple(nodes))
+        return Health(time.monotonic_ns(), tuple(nodes), self.name)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -276,7 +277,7 @@ class Launcher:
         sockets.callback(self._control.close)
         self._health_stream = Publisher(self._plan.health, StreamInfo(HEALTH, ""), run_keys=self._plan.run_keys)
         sockets.callback(self._health_stream.close, ended=True)
-        announce(self._folder, config=self._plan.config, streams=self._plan.streams())
+        self.name = announce(self._folder, name=self._plan.name, config=self._plan.config, streams=self._plan.streams())
         if self._plan.clock:
             clock = ClockServer(self._plan.clock, self._keyring)
             clock.start()
@@ -326,6 +327,7 @@ def launch(
     config: Config,
     *,
     host: str = "",
+    name: str = "",
     for_s: float | None = None,
     warm: bool = False,
     on_begin: Callable[[Plan], None] = lambda plan: None,
@@ -336,6 +338,7 @@ def launch(
         config: From config.load.
         host: For a config with hosts: which one this is; its nodes run here. Runs on the other hosts are started there,
             and their streams may come and go.
+        name: Of the run, by which programs find it where several run here. "": its config's.
         for_s: How long to run (s). None: to the end of its sources.
         warm: This process may be forked, see Launcher.
         on_begin: Called with the plan when frames start to flow.
@@ -345,7 +348,7 @@ def launch(
         KeyboardInterrupt: Interrupted before anything flowed.
     """
     with create_run_folder() as folder:
-        plan = plan_graph(config, folder, host)
+        plan = plan_graph(config, folder, host, name)
         if config.portable:
             plan.use(RunKeys.create(folder, *new_keys()))
         warm = warm and not config.portable

@@ -17,6 +17,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from pipeline.node import Context, Node, Source
 from pipeline.runtime.config import HEALTH, instantiate
 from pipeline.runtime.graph import EVENTS, NodePlan
 from pipeline.runtime.node_loop import run
+from pipeline.runtime.run_folder import announce_page
 from pipeline.runtime.watchdog import Watchdog, stack_of
 from pipeline.transport.clock_exchange import ClockClient
 from pipeline.transport.credits import INITIAL_CREDITS
@@ -69,6 +71,7 @@ class NodeRunner:
         keyring: The keys of this host, if a stream comes from or goes to another one.
         run_keys: Those of the run, if its own addresses are TCP.
         restarts: How often the process was started again.
+        folder: The run's, in which the addresses of pages are.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class NodeRunner:
         keyring: Keys | None,
         run_keys: Keys | None = None,
         restarts: int = 0,
+        folder: str = "",
     ) -> None:
         self.plan, self._keyring, self._run_keys = plan, keyring, run_keys
         self.metrics = Metrics()
@@ -105,6 +109,7 @@ class NodeRunner:
             info=self._info_of,
             alive=self.watchdog.alive,
             restarts=restarts,
+            publish_page=lambda address: announce_page(Path(folder), plan.name, address) if folder else None,
         )
         for edge in plan.inputs:
             self.queue.open(edge.source, edge.queue)
@@ -228,7 +233,7 @@ class NodeRunner:
             {name: s.first_seq for name, s in self.subscribers.items() if s.first_seq is not None},
             self._event_count,
             dict(metrics.used),
-            dict(metrics.not_wanted),
+            dict(metrics.unused),
         )
 
     @property

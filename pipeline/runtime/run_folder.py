@@ -6,7 +6,7 @@ removed: another user could have put it there.
 
 Example:
     with create_run_folder() as folder:
-        announce(folder, config="configs/emotion-live.yaml", streams={"emotion": "ipc://…/emotion.sock"})
+        announce(folder, name="door", config="configs/emotion-live.yaml", streams={"emotion": "ipc://…/emotion.sock"})
     find_stream("emotion")                     # "ipc:///run/user/1000/sensorium/…/emotion.sock", in any other program
 """
 
@@ -25,15 +25,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.installation import COMMAND
+from pipeline.private_file import opener
 from pipeline.transport.keys import RUN_KEYS, Keyring, Keys, RunKeys
 from pipeline.transport.network import new_keys
 
 log = logging.getLogger("launch")
 
 GRAPH = "graph.json"
+PAGE = ".page"  # ends the names of files that hold the address of a node's page
 # <process id>-<when that process started>-<random>: the number of a process that has ended is used again.
 _RUN = re.compile(r"(\d{1,10})(?:-(\d{1,20}))?-[0-9A-Za-z_]{1,16}", re.ASCII)
 MAX_SOCKET_PATH = 103  # bytes, on macOS; Linux allows 107
@@ -67,16 +70,42 @@ def create_run_folder() -> Iterator[Path]:
         _remove(run)
 
 
-def announce(run_folder: Path, *, config: str, streams: Mapping[str, str]) -> None:
-    """Write graph.json, by which other programs find the streams. streams: node → address."""
-    text = json.dumps({"pid": os.getpid(), "config": config, "streams": streams})
-    part = run_folder / "graph.part"
-    part.write_text(text)
-    part.replace(run_folder / GRAPH)  # a rename is atomic: no reader meets half a file
+def announce(run_folder: Path, *, name: str, config: str, streams: Mapping[str, str]) -> str:
+    """Write graph.json, by which other programs find the run and its streams.
+
+    Args:
+        run_folder: Of this run.
+        name: What people call the run.
+        config: The path of its config.
+        streams: Node → address.
+
+    Returns:
+        The run's name: with a number behind it, where another run of that name is alive.
+    """
+    taken = {run["name"] for run in announced_runs()}
+    number, unique = 1, name
+    while unique in taken:
+        number += 1
+        unique = f"{name}-{number}"
+    graph = {"name": unique, "pid": os.getpid(), "config": config, "streams": streams}
+    _write(run_folder / GRAPH, json.dumps(graph))
+    return unique
+
+
+def announce_page(run_folder: Path, node: str, address: str) -> None:
+    """Store where the page of a node is, with its token."""
+    _write(run_folder / f"{node.replace('/', '+')}{PAGE}", address)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "w", opener=opener) as file:
+        file.write(text)
+    part.replace(path)  # a rename is atomic: no reader meets half a file
 
 
 def announced_runs() -> list[dict[str, Any]]:
-    """The graph.json of every run on this host whose launcher is alive, newest first.
+    """The graph.json of every run on this host whose launcher is alive, newest first, with its `pages` (node → address) and `began_s` (UTC).
 
     Raises ConfigError as create_run_folder does: what lies in a folder of somebody else is not believed.
     """
@@ -89,7 +118,8 @@ def announced_runs() -> list[dict[str, Any]]:
             graph, written_s = json.loads(path.read_bytes()), path.stat().st_mtime
             named = _RUN.fullmatch(path.parent.name)
             if is_alive(graph["pid"], int(named[2] or 0) if named else 0):
-                graphs.append((written_s, graph))
+                pages = {p.name.removesuffix(PAGE): p.read_text() for p in path.parent.glob(f"*{PAGE}")}
+                graphs.append((written_s, {"name": "", **graph, "pages": pages, "began_s": written_s}))
         except FileNotFoundError:
             continue  # that run has just ended
     return [graph for _, graph in sorted(graphs, key=lambda pair: pair[0], reverse=True)]
@@ -100,16 +130,56 @@ def announced_addresses() -> set[str]:
     return {address for graph in announced_runs() for address in graph["streams"].values()}
 
 
-def find_stream(node: str) -> str:
-    """The address of the stream of `node`, in the newest run that has one. Raises ConfigError that lists what runs."""
-    graphs = announced_runs()
-    for graph in graphs:
-        if node in graph["streams"]:
-            return str(graph["streams"][node])
-    known = {name for graph in graphs for name in graph["streams"]}
-    if not known:
-        raise ConfigError(f"no Sensorium pipeline runs on this host. Start one with: {COMMAND}")
+def find_stream(node: str, run: str | None = None) -> str:
+    """The address of the stream of `node`.
+
+    Args:
+        node: Its name in the config.
+        run: The run's name. None: whichever has such a node, if there is only one.
+
+    Raises:
+        ConfigError: No such run, no such node, or several runs have it; the error lists what runs.
+    """
+    runs = _runs(run)
+    having = [graph for graph in runs if node in graph["streams"]]
+    if len(having) > 1:
+        names = ", ".join(graph["name"] for graph in having)
+        raise ConfigError(f"'{node}' is a node of several runs: {names}. Say which: run='{having[0]['name']}'")
+    if having:
+        return str(having[0]["streams"][node])
+    known = {name for graph in runs for name in graph["streams"]}
     raise ConfigError(f"no running node is called '{node}'. Running: {', '.join(sorted(known))}.{nearest(node, known)}")
+
+
+def page_address(path: str = "", *, run: str | None = None) -> str:
+    """Where the page of a run on this host is, with its token: for programs of the user who started the run.
+
+    Args:
+        path: Of the page: "" itself; "ws" its WebSocket, then with ws:// in front; "metrics".
+        run: The run's name. None: whichever has a page, if there is only one.
+
+    Raises:
+        ConfigError: No such run, no run with a page, or several; the error lists them.
+    """
+    pages = [(graph["name"], address) for graph in _runs(run) for address in graph["pages"].values()]
+    if len(pages) != 1:
+        names = ", ".join(name for name, _ in pages)
+        problem = f"several runs have a page: {names}. Say which: run=NAME" if pages else "no run here has a page"
+        raise ConfigError(problem)
+    parts = urlsplit(pages[0][1])
+    scheme = "ws" if path == "ws" else parts.scheme
+    return str(urlunsplit(parts._replace(scheme=scheme, path=f"/{path}")))
+
+
+def _runs(name: str | None) -> list[dict[str, Any]]:
+    runs = announced_runs()
+    if not runs:
+        raise ConfigError(f"no Sensorium pipeline runs on this host. Start one with: {COMMAND}")
+    chosen = [graph for graph in runs if name in (None, graph["name"])]
+    if not chosen:
+        names = [graph["name"] for graph in runs]
+        raise ConfigError(f"no run is called '{name}'. Running: {', '.join(names)}.{nearest(str(name), names)}")
+    return chosen
 
 
 def keys_at(address: str) -> RunKeys | None:

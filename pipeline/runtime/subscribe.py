@@ -141,6 +141,7 @@ class Subscription(Iterator[M], Generic[M]):
 def subscribe(  # type: ignore[overload-overlap]  # a variable that holds "health" is typed as any other node's name
     node: Literal["health"],
     *,
+    run: str | None = None,
     address: str | None = None,
     config: str | Path | None = None,
     host: str = "",
@@ -152,6 +153,7 @@ def subscribe(  # type: ignore[overload-overlap]  # a variable that holds "healt
 def subscribe(
     node: str,
     *,
+    run: str | None = None,
     address: str | None = None,
     config: str | Path | None = None,
     host: str = "",
@@ -164,6 +166,7 @@ def subscribe(
     node: str,
     message_type: type[M],
     *,
+    run: str | None = None,
     address: str | None = None,
     config: str | Path | None = None,
     host: str = "",
@@ -175,6 +178,7 @@ def subscribe(
     node: str,
     message_type: type[Any] | None = None,
     *,
+    run: str | None = None,
     address: str | None = None,
     config: str | Path | None = None,
     host: str = "",
@@ -188,7 +192,8 @@ def subscribe(
         node: A node's name in the config, such as "emotion" or "camera"; or "health", the state of all nodes.
         message_type: What the node sends: Prediction, Frame, AlignedSet or Health. Without it any message is passed on,
             and type checkers expect predictions (of "health": Health).
-        address: The stream's address, where it is known. Default: that of the newest run on this host with such a node.
+        run: The name of the run, where several on this host have such a node: `run --name`, else its config's.
+        address: The stream's address, where it is known. Default: that of the run on this host with such a node.
         config: The config of a pipeline on another host, in which the node is `shared: true`. Times are then converted
             to this host's clock, and clock errors include the uncertainty of that conversion.
         host: With config: the name of the host whose keys this program uses.
@@ -204,16 +209,16 @@ def subscribe(
     reader = f"{node}<-{os.getpid()}-{secrets.token_hex(3)}"
     if config is not None:
         return Subscription(node, _on_other_host(config, node, host, reader), message_type, announced=False)
-    stream_address = address or _wait_for_stream(node, wait_s)
+    stream_address = address or _wait_for_stream(node, run, wait_s)
     subscriber = Subscriber(stream_address, reader, keys=keys_at(stream_address))
     return Subscription(node, subscriber, message_type, announced=address is None)
 
 
-def _wait_for_stream(node: str, wait_s: float) -> str:
+def _wait_for_stream(node: str, run: str | None, wait_s: float) -> str:
     give_up_s = time.monotonic() + wait_s
     while True:
         try:
-            return find_stream(node)
+            return find_stream(node, run)
         except ConfigError:
             if time.monotonic() >= give_up_s:
                 raise

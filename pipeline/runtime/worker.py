@@ -76,7 +76,9 @@ def _run(plan: ProcessPlan) -> int:
     try:
         keyring = keys_between_hosts(plan.host, [*(node.network for node in plan.nodes), *plan.clocks.values()])
         runners = {
-            node.name: NodeRunner(node, started, outgoing.put, clock, keyring, plan.run_keys, plan.restarts)
+            node.name: NodeRunner(
+                node, started, outgoing.put, clock, keyring, plan.run_keys, plan.restarts, plan.folder
+            )
             for node in plan.nodes
         }
         clock_clients = {host: ClockClient(host, address, keyring) for host, address in plan.clocks.items()}

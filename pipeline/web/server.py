@@ -16,18 +16,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hmac
-import ipaddress
 import json
 import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, missing_package
+from pipeline.frame import Health
+from pipeline.web import prometheus
+from pipeline.web.access import RateLimit, refusal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -42,6 +42,13 @@ MAX_IN_FLIGHT = 2  # pictures on the way to a paced browser: two hide the round 
 CHANNELS = ("picture", "points")
 ACKNOWLEDGEMENTS = {"next": "picture", "next points": "points"}  # a paced browser's text → the channel it frees
 GRACE_S = 0.15  # for browsers to receive the close frame; then their connections are cut
+
+MAX_CLIENTS = 32  # WebSockets
+MAX_CONNECTIONS = 128  # with those that have asked for nothing yet; beyond, the oldest of these is closed
+HEADER_S = 5  # so long a connection may take for its request, or be idle between two
+ORDERS_PER_S, ORDERS_AT_ONCE = 10.0, 20  # of one browser: people press buttons, programs may be wrong
+STOP = '"stop"'
+TOO_MANY_ORDERS = json.dumps({"type": "refused", "reason": f"too many orders: at most {ORDERS_PER_S:.0f} a second"})
 
 HEADERS = {
     # One self-contained page: anything else that a browser might be made to load is refused, as is framing it.
@@ -59,6 +66,7 @@ class Client:
     """One browser and its queue: bounded, so that a slow browser costs only itself."""
 
     def __init__(self, pictures: str) -> None:
+        self.orders = RateLimit(ORDERS_PER_S, ORDERS_AT_ONCE)
         self._pictures = pictures  # "0": none, "paced": as many as it acknowledges, else: as they arrive
         self._in_flight = dict.fromkeys(CHANNELS, 0)  # sent to a paced browser and not yet acknowledged
         self._queue: deque[str] = deque()
@@ -98,39 +106,42 @@ class Client:
                     await browser.send_bytes(message)
 
 
+def bounded_protocol() -> type[asyncio.Protocol]:
+    """uvicorn's protocol, whose connections must ask for something soon, and of which there are not too many.
+
+    uvicorn itself has no limit for connections that never send a whole request: each would hold a descriptor.
+    """
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Bounded(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(HEADER_S, self.close_if_idle)
+            if len(self.connections) > MAX_CONNECTIONS:
+                idle = [c for c in self.connections if isinstance(c, Bounded) and c.asks_for_nothing and c is not self]
+                if idle:
+                    min(idle, key=lambda connection: connection.number).transport.abort()
+            self.number = Bounded.made = Bounded.made + 1
+
+        made = 0
+
+        @property
+        def asks_for_nothing(self) -> bool:
+            return self.cycle is None
+
+        def close_if_idle(self) -> None:
+            if self.asks_for_nothing and self in self.connections:  # a WebSocket has another protocol by now
+                self.transport.abort()
+
+    return Bounded
+
+
 def channel_of(kind: str) -> str:
     return kind.partition(" ")[0]
 
 
-def is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def refusal(headers: Mapping[str, str], *, presented: str, token: str | None) -> tuple[int, str] | None:
-    """Why a request is refused, as HTTP status and reason; None accepts it. presented: the token it came with.
-
-    A page of another site can make a browser call us by our address (Origin shows it) or by a name of its own that
-    resolves to 127.0.0.1 (DNS rebinding: Host shows it). The second cannot get around a token, since a browser stores
-    that for our name; so with a token any name is accepted, and a reverse proxy works.
-    """
-    host = headers.get("host", "")
-    try:
-        name, site = urlsplit(f"//{host}").hostname or "", urlsplit(headers.get("origin", f"//{host}")).netloc
-    except ValueError:
-        return 400, "The Host or Origin header is no address."
-    if token is None and not is_loopback(name):
-        return 421, f"This page answers only as 127.0.0.1 or localhost, not as '{name}'."
-    if site != host:
-        return 403, f"A page of another site ({headers.get('origin')}) has no access."
-    if token is not None and not hmac.compare_digest(presented.encode(), token.encode()):
-        return 401, "This page needs its token: open its address with ?token=... as the configuration sets it."
-    return None
-
-
 class PageServer:
-    """Serves one HTML page at / and its WebSocket at /ws.
+    """Serves one HTML page at / and its WebSocket at /ws, and the run's health at /healthz and /metrics.
 
     Args:
         html: The page.
@@ -140,6 +151,7 @@ class PageServer:
         on_connect: Returns the messages for a browser that has just connected, (kind, text) each. Runs in the server's
             thread.
         on_message: Gets a browser's text, returns the reply or None. Runs in the server's thread.
+        health: Returns the newest health of the run, for /healthz and /metrics.
         option: Names the settings in errors: "nodes.dashboard".
         log: Where failed connections are logged.
     """
@@ -151,13 +163,15 @@ class PageServer:
         host: str,
         port: int,
         token: str | None,
-        on_connect: Callable[[], Iterable[tuple[str, str]]],
-        on_message: Callable[[str], str | None],
+        on_connect: Callable[[], Iterable[tuple[str, str]]] = tuple,
+        on_message: Callable[[str], str | None] = lambda text: None,
+        health: Callable[[], Health | None] = lambda: None,
         option: str = "page",
         log: logging.Logger | None = None,
     ) -> None:
         self.html, self.host, self.port, self.token, self.option = html, host, port, token, option
-        self._on_connect, self._on_message, self._log = on_connect, on_message, log or logging.getLogger(__name__)
+        self._on_connect, self._on_message, self._health = on_connect, on_message, health
+        self._log = log or logging.getLogger(__name__)
         # From the caller's thread to the server's. Appending and replacing one value need no lock.
         self._texts: deque[tuple[str, str, History]] = deque(maxlen=MAX_QUEUED)
         self._pictures: dict[str, Callable[[], bytes | None]] = {}
@@ -174,6 +188,10 @@ class PageServer:
         """Where the page is, after start(); without the token."""
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    def address(self, path: str = "") -> str:
+        """Where the page, or that path, is for a program of this user: with the token."""
+        return f"{self.url}{path}" + (f"?token={self.token}" if self.token is not None else "")
 
     @property
     def wants_picture(self) -> bool:
@@ -252,6 +270,8 @@ class PageServer:
             log_level="warning",
             access_log=False,
             lifespan="off",
+            http=bounded_protocol(),
+            timeout_keep_alive=HEADER_S,
             ws="websockets-sansio",
             ws_max_size=MAX_REQUEST_BYTES,
             ws_per_message_deflate=False,  # JPEG does not get smaller, and here latency matters more than bytes
@@ -269,22 +289,36 @@ class PageServer:
 
     def _application(self) -> ASGIApp:
         from starlette.requests import HTTPConnection
-        from starlette.responses import HTMLResponse, PlainTextResponse
+        from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
         from starlette.routing import Route, Router, WebSocketRoute
 
         cookie = f"sensorium_{self.port}"  # browsers share cookies between ports
 
         async def page(request: Request) -> Response:
+            if not self.html:
+                return PlainTextResponse("No page here. See /healthz and /metrics.\n", 404, HEADERS)
             response = HTMLResponse(self.html, headers=HEADERS)
             if self.token is not None:
                 response.set_cookie(cookie, self.token, httponly=True, samesite="strict")
             return response
 
-        application = Router([Route("/", page), WebSocketRoute("/ws", self._serve_browser)])
+        async def healthz(request: Request) -> Response:
+            trouble = prometheus.trouble(self._health())
+            return JSONResponse({"ok": not trouble, "trouble": trouble}, 503 if trouble else 200, HEADERS)
+
+        async def metrics(request: Request) -> Response:
+            text = prometheus.exposition(self._health())
+            return PlainTextResponse(text, headers=HEADERS, media_type=prometheus.CONTENT_TYPE)
+
+        routes = [Route("/", page), Route("/healthz", healthz), Route("/metrics", metrics)]
+        application = Router([*routes, WebSocketRoute("/ws", self._serve_browser)])
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             request = HTTPConnection(scope)
-            presented = request.query_params.get("token") or request.cookies.get(cookie, "")
+            bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+            presented = request.query_params.get("token") or request.cookies.get(cookie) or bearer
+            if scope["path"] == "/healthz":
+                presented = self.token or ""  # whoever watches over a run may ask whether it is well, and no more
             if refused := refusal(request.headers, presented=presented, token=self.token):
                 status, reason = refused
                 await PlainTextResponse(reason + "\n", status, HEADERS)(scope, receive, send)
@@ -298,6 +332,8 @@ class PageServer:
 
         client = Client(browser.query_params.get("pictures", "1"))
         await browser.accept()
+        if len(self._clients) >= MAX_CLIENTS:
+            return await browser.close(1013, "too many pages are open")
         for kind, text in self._on_connect():
             client.put(kind, text, "newest")
         self._clients.add(client)
@@ -327,6 +363,8 @@ class PageServer:
             if text in ACKNOWLEDGEMENTS:
                 client.acknowledge(ACKNOWLEDGEMENTS[text])
                 self._update_demand()
+            elif not (client.orders.allows() or STOP in text):  # a run can always be stopped
+                client.put("answer", TOO_MANY_ORDERS, "newest")
             elif (reply := self._on_message(text)) is not None:
                 client.put("answer", reply, "newest")
 

@@ -267,18 +267,18 @@ class Disk:
     """A file on a disk that has room for `room` bytes."""
 
     def __init__(self, room: int) -> None:
-        self.room, self.held = room, b""
+        self.room, self.content = room, b""
 
     def write(self, data: bytes) -> int:
         if not self.room:
             raise OSError(28, "No space left on device")
-        taken = data[: self.room]
-        self.room -= len(taken)
-        self.held += taken
-        return len(taken)
+        written = data[: self.room]
+        self.room -= len(written)
+        self.content += written
+        return len(written)
 
     def truncate(self, size: int) -> None:
-        self.held = self.held[:size]
+        self.content = self.content[:size]
 
     def seek(self, size: int) -> None: ...
 
@@ -289,13 +289,13 @@ def test_out_holds_whole_lines_only_when_the_disk_is_full_for_a_while(tmp_path):
     node = Jsonl(path=str(tmp_path / "p.jsonl"))
     prediction = Prediction("mood", 0, ("a",), np.ones(1, np.float32), "a", "m")
     with NodeHarness(node, inputs=["mood"]) as harness:
-        node._file.close()
-        node._file = disk = Disk(0)
+        node._file._file.close()
+        node._file._file = disk = Disk(0)
         length = len(msgspec.json.encode(prediction.record())) + 1
         disk.room = 2 * length + length // 2
         for _ in range(4):
             harness.send("mood", prediction)
         disk.room = length
         harness.send("mood", prediction)
-    assert len(disk.held.splitlines()) == 3 and len(disk.held) == 3 * length
+    assert len(disk.content.splitlines()) == 3 and len(disk.content) == 3 * length
     assert node.context.metrics.dropped() == {"mood": {"disk full": 2}}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.sync_policies import MS, Latest, Nearest, Window
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, silence
-from pipeline.metrics import NOT_WANTED, USED
+from pipeline.metrics import UNUSED, USED
 
 SECOND = 1000  # in ms, as all times in these tests
 
@@ -41,7 +41,7 @@ def content(sets: Iterable[AlignedSet]) -> list[tuple]:
 
 
 def dropped(align: Aligner) -> dict[tuple[str, str], int]:
-    return {key: count for key, count in align.take_counts().items() if key[1] not in (USED, NOT_WANTED)}
+    return {key: count for key, count in align.take_counts().items() if key[1] not in (USED, UNUSED)}
 
 
 # --- live: a deadline -------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_frame_that_comes_after_its_set_was_sent_is_counted_late():
     add(align, frame("camera", 0, 0), at_ms=5)
     add(align, frame("lidar", 1, 0), at_ms=100)
     align.finish(200 * MS)
-    assert align.take_counts() == {("camera", USED): 1, ("lidar", NOT_WANTED): 1, ("lidar", "late"): 1}
+    assert align.take_counts() == {("camera", USED): 1, ("lidar", UNUSED): 1, ("lidar", "late"): 1}
 
 
 def test_stream_without_a_frame_is_absent():
@@ -204,7 +204,7 @@ def test_source_that_was_restarted_counts_from_zero_and_is_read_on():
     add(align, frame("imu", 0, 500), at_ms=500)
     [aligned] = add(align, frame("camera", 0, 500), at_ms=501)
     assert aligned.frames["imu"][0].capture_ns == 500 * MS
-    assert align.take_counts() == {("camera", USED): 1, ("imu", NOT_WANTED): 1}
+    assert align.take_counts() == {("camera", USED): 1, ("imu", UNUSED): 1}
 
 
 def test_pending_anchors_are_bounded_and_dropped_ones_are_counted():

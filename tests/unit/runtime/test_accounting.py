@@ -42,9 +42,9 @@ def test_received_and_dropped_messages_reconcile_with_what_was_sent() -> None:
 
 def test_what_a_node_drops_after_it_received_it_is_not_counted_twice() -> None:
     align = {"received": {"camera": 10}, "dropped": {"camera": {"late": 3}}, "used": {"camera": 5}}
-    result = summary({"produced": 10}, align | {"not_wanted": {"camera": 2}})
+    result = summary({"produced": 10}, align | {"unused": {"camera": 2}})
     assert result["unaccounted"] == {}
-    assert result["frames"] == {"align": {"camera": {"used": 5, "not_wanted": 2, "dropped": 3}}}
+    assert result["frames"] == {"align": {"camera": {"used": 5, "unused": 2, "dropped": 3}}}
 
 
 def test_missing_messages_are_unaccounted_for() -> None:
@@ -55,10 +55,10 @@ def test_more_than_was_sent_is_as_wrong_as_less() -> None:
     assert summary({"produced": 10}, {"received": {"camera": 11}})["unaccounted"] == {"camera → align": -1}
 
 
-@pytest.mark.parametrize(("used", "not_wanted"), [(6, 0), (7, 1), (0, 0)])
-def test_frames_that_an_aligner_cannot_account_for_are_named(used: int, not_wanted: int) -> None:
-    align = {"received": {"camera": 7}, "used": {"camera": used}, "not_wanted": {"camera": not_wanted}}
-    assert summary({"produced": 7}, align)["unaccounted"] == {"camera in align": 7 - used - not_wanted}
+@pytest.mark.parametrize(("used", "unused"), [(6, 0), (7, 1), (0, 0)])
+def test_frames_that_an_aligner_cannot_account_for_are_named(used: int, unused: int) -> None:
+    align = {"received": {"camera": 7}, "used": {"camera": used}, "unused": {"camera": unused}}
+    assert summary({"produced": 7}, align)["unaccounted"] == {"camera in align": 7 - used - unused}
 
 
 def test_what_was_on_its_way_at_an_end_that_did_not_wait_is_what_the_queues_hold_and_no_more() -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.runtime.run_folder import announce, announced_addresses, create_run_folder, find_stream, runs_folder
+from pipeline.runtime.run_folder import (
+    announce,
+    announce_page,
+    announced_addresses,
+    create_run_folder,
+    find_stream,
+    page_address,
+    runs_folder,
+)
 
 DEAD_PID = 2**22 + 1  # above the largest that Linux gives
 
@@ -21,9 +29,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return runs_folder()
 
 
-def a_run(runs: Path, name: str, streams: dict[str, str], pid: int | None = None) -> None:
-    (runs / name).mkdir(parents=True)
-    (runs / name / "graph.json").write_text(json.dumps({"pid": pid or os.getpid(), "config": "", "streams": streams}))
+def a_run(runs: Path, folder: str, streams: dict[str, str], pid: int | None = None, name: str = "mine") -> None:
+    (runs / folder).mkdir(parents=True)
+    graph = {"name": name, "pid": pid or os.getpid(), "config": "", "streams": streams}
+    (runs / folder / "graph.json").write_text(json.dumps(graph))
 
 
 def test_without_a_run_the_error_names_the_command_that_starts_one(runs: Path) -> None:
@@ -39,11 +48,30 @@ def test_unknown_stream_names_the_nearest(runs: Path) -> None:
         find_stream("emotoin")
 
 
-def test_newest_run_comes_first(runs: Path) -> None:
-    a_run(runs, "1-a", {"emotion": "ipc:///old"})
-    a_run(runs, "2-b", {"emotion": "ipc:///new"})
-    os.utime(runs / "1-a" / "graph.json", (1, 1))
-    assert find_stream("emotion") == "ipc:///new"
+def test_two_runs_with_the_same_node_are_not_guessed_but_named(runs: Path) -> None:
+    a_run(runs, "1-a", {"emotion": "ipc:///one"}, name="door")
+    a_run(runs, "2-b", {"emotion": "ipc:///two", "camera": "ipc:///camera"}, name="hall")
+    with pytest.raises(ConfigError, match="'emotion' is a node of several runs: (door, hall|hall, door).*run='"):
+        find_stream("emotion")
+    assert find_stream("emotion", "door") == "ipc:///one"
+    assert find_stream("camera") == "ipc:///camera"
+    with pytest.raises(ConfigError, match="no run is called 'dor'.*Did you mean 'door'"):
+        find_stream("emotion", "dor")
+
+
+def test_page_is_found_with_its_token_and_several_are_not_guessed(runs: Path) -> None:
+    a_run(runs, "1-a", {}, name="door")
+    with pytest.raises(ConfigError, match="no run here has a page"):
+        page_address()
+    announce_page(runs / "1-a", "dashboard", "http://127.0.0.1:8080/?token=secret")
+    assert page_address("metrics") == "http://127.0.0.1:8080/metrics?token=secret"
+    assert page_address("ws") == "ws://127.0.0.1:8080/ws?token=secret"
+    assert (runs / "1-a" / "dashboard.page").stat().st_mode & 0o777 == 0o600
+    a_run(runs, "2-b", {}, name="hall")
+    announce_page(runs / "2-b", "dashboard", "http://127.0.0.1:8081/")
+    with pytest.raises(ConfigError, match="several runs have a page"):
+        page_address()
+    assert page_address(run="hall") == "http://127.0.0.1:8081/"
 
 
 def test_run_that_was_killed_is_ignored(runs: Path) -> None:
@@ -54,8 +82,10 @@ def test_run_that_was_killed_is_ignored(runs: Path) -> None:
 
 def test_announced_streams_can_be_read_until_the_run_ends(runs: Path) -> None:
     with create_run_folder() as folder:
-        announce(folder, config="mine.yaml", streams={"emotion": "ipc:///a"})
+        assert announce(folder, name="mine", config="mine.yaml", streams={"emotion": "ipc:///a"}) == "mine"
         assert (find_stream("emotion"), announced_addresses()) == ("ipc:///a", {"ipc:///a"})
+        with create_run_folder() as second:
+            assert announce(second, name="mine", config="mine.yaml", streams={}) == "mine-2"
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists() and announced_addresses() == set()
 
