@@ -222,8 +222,9 @@ def plan_graph(config: Config, run_folder: Path, host: str = "", name: str = "")
 
 def _with_token(kind: type[Node], options: dict[str, Any]) -> dict[str, Any]:
     """A page whose token the config does not choose gets one of its own in each run."""
-    made = kind.serves_page and options.get("token") is None
-    return {**options, "token": secrets.token_urlsafe(18)} if made else options
+    if kind.serves_page and options.get("token") is None:
+        return {**options, "token": secrets.token_urlsafe(18)}
+    return options
 
 
 def _check_host(config: Config, host: str) -> None:

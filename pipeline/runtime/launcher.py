@@ -94,7 +94,7 @@ class Launcher:
         self._interrupts = 0  # Ctrl-C: counted by the signal handler, handled by the loop
         self._is_cut = False  # the end did not wait for all that was on its way
         self._muted: set[str] = set()
-        self._given_up: set[str] = set()  # nodes
+        self._abandoned: set[str] = set()  # nodes
         self._guard: Guard | None = None
         self._error: SensoriumError | None = None
 
@@ -230,18 +230,19 @@ class Launcher:
                 if process.error is not None:
                     self._error = self._error or process.error
                     self.stop()
-                elif process.state is ProcessState.GIVEN_UP:
+                elif process.state is ProcessState.ABANDONED:
                     self._go_on_without(process)
 
-    def _go_on_without(self, given_up: ManagedProcess) -> None:
+    def _go_on_without(self, process: ManagedProcess) -> None:
         """Readers need not wait for what was given up; the run ends when nothing is left that it is for."""
-        self._given_up.update(given_up.node_names)
-        notify(f"STATUS=given up: {', '.join(sorted(self._given_up))}")
-        for process in self._processes.values():
-            for name in given_up.node_names:
-                if any(edge.source == name for node in process.plan.nodes for edge in node.inputs):
-                    process.request("lost", name)
-        if not self._plan.is_useful_without(self._given_up):
+        names = process.node_names
+        self._abandoned.update(names)
+        notify(f"STATUS=given up: {', '.join(sorted(self._abandoned))}")
+        for reader in self._processes.values():
+            for name in names:
+                if any(edge.source == name for node in reader.plan.nodes for edge in node.inputs):
+                    reader.request("lost", name)
+        if not self._plan.is_useful_without(self._abandoned):
             log.error("the run ends: nothing is left that predicts, or stores what it reads")
             self.stop()
 

@@ -9,7 +9,7 @@ Example:
     process.begin(start_ns, muted=())             # RUNNING
     process.end_if_silent()                       # killed, when it does not answer
     if process.has_exited:
-        process.handle_exit(restart=True)         # BACKOFF, GIVEN_UP, ENDED or FAILED
+        process.handle_exit(restart=True)         # BACKOFF, ABANDONED, ENDED or FAILED
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ProcessState(enum.Enum):
     RUNNING = enum.auto()  # it got the start signal
     STOPPING = enum.auto()  # it got SIGTERM and has not ended yet
     BACKOFF = enum.auto()  # it died, and starts again when its back-off has passed
-    GIVEN_UP = enum.auto()  # it died more often than it may be restarted
+    ABANDONED = enum.auto()  # it died more often than it may be restarted
     ENDED = enum.auto()  # it ended in order, or the run ends without it
     FAILED = enum.auto()  # it died of what a restart cannot mend; see `error`
 
@@ -227,7 +227,7 @@ class ManagedProcess:
             self._send(self.plan.name, Request(verb, argument))
 
     def handle_report(self, nodes: Iterable[NodeHealth]) -> None:
-        if self.state in (ProcessState.BACKOFF, ProcessState.GIVEN_UP):
+        if self.state in (ProcessState.BACKOFF, ProcessState.ABANDONED):
             return  # sent before it died, and counted already
         self._reported_s = self._monotonic_s()
         self._health.update({node.node: node for node in nodes})
@@ -276,7 +276,7 @@ class ManagedProcess:
         names, reason = ", ".join(self.node_names), reason.removesuffix(".")
         self._why = reason
         if len(before) >= allowed:
-            self.state = ProcessState.GIVEN_UP
+            self.state = ProcessState.ABANDONED
             reason = f"{reason}. It failed {len(before) + 1} times within a minute, {allowed} restarts are allowed"
             log.error("node '%s' is given up: %s.", names, reason)
         else:
@@ -285,7 +285,7 @@ class ManagedProcess:
             self.state, self._restart_at_s = ProcessState.BACKOFF, now_s + backoff_s
             when = f"in {backoff_s:.0f} s" if backoff_s else "now"
             log.warning("node '%s' failed: %s. Restarting it %s.", names, reason, when)
-        state: NodeState = "given up" if self.state is ProcessState.GIVEN_UP else "restarting"
+        state: NodeState = "given up" if self.state is ProcessState.ABANDONED else "restarting"
         for name in self.node_names:
             if name in self._health:
                 self._before_restart[name] = add(self._before_restart.get(name), self._health[name])

@@ -105,7 +105,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def announced_runs() -> list[dict[str, Any]]:
-    """The graph.json of every run on this host whose launcher is alive, newest first, with its `pages` (node → address) and `began_s` (UTC).
+    """The graph.json of every run on this host whose launcher is alive, newest first.
+
+    With them `pages` (node → address) and `began_s` (UTC).
 
     Raises ConfigError as create_run_folder does: what lies in a folder of somebody else is not believed.
     """

@@ -121,9 +121,9 @@ def bounded_protocol() -> type[asyncio.Protocol]:
                 idle = [c for c in self.connections if isinstance(c, Bounded) and c.asks_for_nothing and c is not self]
                 if idle:
                     min(idle, key=lambda connection: connection.number).transport.abort()
-            self.number = Bounded.made = Bounded.made + 1
+            self.number = Bounded.count = Bounded.count + 1
 
-        made = 0
+        count = 0
 
         @property
         def asks_for_nothing(self) -> bool:

@@ -137,7 +137,7 @@ def test_a_stopped_launcher_goes_on_as_if_nothing_had_been(folder: Path) -> None
     assert summary["restarts"] == {} and summary["unaccounted"] == {}
 
 
-def test_systemd_is_told_that_the_run_is_ready_lives_and_stops(folder: Path) -> None:
+def test_systemd_is_notified_that_the_run_is_ready_lives_and_stops(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
         systemd.settimeout(20)

@@ -115,11 +115,11 @@ def test_wrong_config_or_device_fails_with_the_message_of_the_node(exit_code: in
 def test_node_that_must_not_restart_is_given_up_at_once() -> None:
     process, double = a_running_process(restarts=0)
     process.handle_fault(Fault("mood", "ValueError: too much", 1))
-    assert ends(process, double, 1) is ProcessState.GIVEN_UP
+    assert ends(process, double, 1) is ProcessState.ABANDONED
     assert process.health()[0].note == "ValueError: too much. It failed 1 times within a minute, 0 restarts are allowed"
 
 
-def test_three_failures_are_followed_by_a_restart_at_once_then_by_back_offs_then_it_is_given_up() -> None:
+def test_three_failures_are_followed_by_a_restart_at_once_then_by_back_offs_then_it_is_abandoned() -> None:
     process, double = a_running_process(restarts=5)
     waits = []
     while ends(process, double, -9) is ProcessState.BACKOFF:
@@ -129,7 +129,7 @@ def test_three_failures_are_followed_by_a_restart_at_once_then_by_back_offs_then
         waits.append(double.now_s - died_s)
         process.start(5)
     assert waits == [0, 0, 0, 1, 2]
-    assert process.state is ProcessState.GIVEN_UP and process.error is None
+    assert process.state is ProcessState.ABANDONED and process.error is None
     states = {(node.state, node.restarts) for node in process.health()}
     assert states == {("given up", 5)}
     assert "6 times within a minute, 5 restarts are allowed" in process.health()[0].note
@@ -155,7 +155,7 @@ def test_optional_node_is_given_up_where_another_would_end_the_run() -> None:
     process.handle_fault(Fault("mood", "nothing is plugged in", 3))
     assert ends(process, double, 1) is ProcessState.BACKOFF
     process.start(0)
-    assert ends(process, double, 1) is ProcessState.GIVEN_UP and process.is_optional
+    assert ends(process, double, 1) is ProcessState.ABANDONED and process.is_optional
 
 
 def test_process_that_ends_without_having_finished_has_failed() -> None:

@@ -59,7 +59,7 @@ def test_two_runs_with_the_same_node_are_not_guessed_but_named(runs: Path) -> No
         find_stream("emotion", "dor")
 
 
-def test_page_is_found_with_its_token_and_several_are_not_guessed(runs: Path) -> None:
+def test_page_of_a_run_has_its_token_and_several_are_not_guessed(runs: Path) -> None:
     a_run(runs, "1-a", {}, name="door")
     with pytest.raises(ConfigError, match="no run here has a page"):
         page_address()
@@ -132,7 +132,7 @@ def test_folder_that_others_could_replace_is_refused(runs: Path, tmp_path: Path)
         assert folder.is_dir()
 
 
-def test_only_folders_that_a_run_made_are_removed(runs: Path, tmp_path: Path) -> None:
+def test_only_folders_of_runs_are_removed(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     (runs / f"{DEAD_PID}-link").symlink_to(tmp_path / "precious")
