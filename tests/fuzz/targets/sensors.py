@@ -45,7 +45,7 @@ def _decoder(decoder: Callable[[], PacketDecoder], packets: list[bytes], size: i
     return Reader(joined, read)
 
 
-def _made(sensor: str, metadata: str = "", **options: Any) -> Callable[[], PacketDecoder]:
+def _example_of(sensor: str, metadata: str = "", **options: Any) -> Callable[[], PacketDecoder]:
     def build() -> PacketDecoder:
         decoder = make(sensor, options, where="lidar")
         decoder.open()
@@ -62,13 +62,13 @@ def velodyne(folder: Path) -> Reader:
     import velodyne_decoder
 
     assert velodyne_decoder
-    return _decoder(_made("velodyne"), lidars.vlp16(40)[0], 1206)
+    return _decoder(_example_of("velodyne"), lidars.vlp16(40)[0], 1206)
 
 
 @target("hesai", weight=60)
 def hesai(folder: Path) -> Reader:
     """Hesai's packets."""
-    return _decoder(_made("hesai"), lidars.xt32(40)[0], 1080)
+    return _decoder(_example_of("hesai"), lidars.xt32(40)[0], 1080)
 
 
 @target("ouster", weight=10)
@@ -78,7 +78,7 @@ def ouster(folder: Path) -> Reader:
 
     assert ouster.sdk.core
     metadata, packets, _ = lidars.ouster(1)
-    return _decoder(_made("ouster", metadata), packets, len(packets[0]))
+    return _decoder(_example_of("ouster", metadata), packets, len(packets[0]))
 
 
 @target("ouster-metadata", weight=10)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from test_aligner import add, aligner, dropped, frame, states
 
+from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.sync_policies import MS, Nearest
+from pipeline.frame import AlignedSet
 
 
 def add_all(align: Aligner, stream: str, times_ms: Sequence[float], *, delay_ms: float = 1) -> list[AlignedSet]:
