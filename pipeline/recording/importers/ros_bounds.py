@@ -20,17 +20,22 @@ def bound_rosbags() -> None:
     rosbag1 = importlib.import_module("rosbags.rosbag1.reader")
     mcap = importlib.import_module("rosbags.rosbag2.storage_mcap")
     rosbag2 = importlib.import_module("rosbags.rosbag2.reader")
-    for name, compression in (("bz2_decompress", "bz2"), ("lz4_decompress", "lz4")):
+    for name, compression in (("bz2_decompress", "bz2"), ("lz4_decompress", "lz4")):  # rosbags 0.9
         if hasattr(rosbag1, name):
             setattr(rosbag1, name, _whole(compression))
+    for table in (
+        value for value in vars(rosbag1).values() if isinstance(value, dict) and {"bz2", "lz4"} <= value.keys()
+    ):
+        table |= {compression: _whole(compression) for compression in ("bz2", "lz4")}  # 0.11
     read_bytes = getattr(rosbag1, "read_bytes", None)
     if read_bytes is not None and not hasattr(read_bytes, "is_bounded"):
         rosbag1.read_bytes = _bounded_read(read_bytes)  # type: ignore[attr-defined]
     for compression in ("lz4", "zstd"):
         if compression in getattr(mcap, "DECOMPRESSORS", {}):
             mcap.DECOMPRESSORS[compression] = _announced(compression)
-    if hasattr(rosbag2, "zstandard"):
-        setattr(rosbag2, "zstandard", _Zstandard)  # noqa: B010  # mypy does not know it as an attribute
+    for name in ("zstandard", "zstd"):  # 0.9, 0.11
+        if hasattr(rosbag2, name):
+            setattr(rosbag2, name, _Zstandard(getattr(rosbag2, name)))
 
 
 def _whole(compression: str) -> Any:
@@ -53,7 +58,19 @@ def _bounded_read(read_bytes: Any) -> Any:
 
 
 class _Zstandard:
-    """What rosbags uses of the package zstandard: the messages and files of a compressed ROS 2 bag."""
+    """In place of the package for zstd: the messages and files of a compressed ROS 2 bag. All else is the package's."""
+
+    def __init__(self, package: Any) -> None:
+        self._package = package.package() if isinstance(package, _Zstandard) else package
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._package, name)
+
+    def package(self) -> Any:
+        return self._package
+
+    def decompress(self, data: bytes) -> bytes:
+        return decompressed(data, "zstd")
 
     class ZstdDecompressor:
         def decompress(self, data: bytes) -> bytes:

@@ -290,3 +290,24 @@ def test_a_time_that_is_never_reached_is_refused_with_its_line(tmp_path, time):
 def test_seconds_that_are_never_reached_are_refused(time):
     with pytest.raises(ConfigError, match=r"times\.txt:3: found '.*', expected a time"):
         time_ns(time, where="times.txt:3")
+
+
+@pytest.mark.parametrize("compression", ["bz2", "lz4"])
+def test_a_chunk_of_a_bag_is_decompressed_within_bounds(tmp_path, compression, monkeypatch):
+    """rosbags itself would fill memory with what a small chunk stands for."""
+    from rosbags.rosbag1 import Writer
+
+    from pipeline.recording import decompression
+
+    store = importing.ros_store(ros1=True)
+    with_zeros = tmp_path / "x.bag"
+    writer = Writer(with_zeros)
+    writer.set_compression(Writer.CompressionFormat[compression.upper()])
+    with writer:
+        text = store.types["std_msgs/msg/String"](data="0" * 4_000_000)
+        connection = writer.add_connection("/text", "std_msgs/msg/String", typestore=store)
+        writer.write(connection, START_NS, bytes(store.serialize_ros1(text, "std_msgs/msg/String")))
+    assert [len(frame.data) for frame in open_source(with_zeros).frames] == [4_000_000]
+    monkeypatch.setattr(decompression, "MAX_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match=r"x\.bag: cannot be read as a ROS bag: it holds more bytes than the 1048576"):
+        list(open_source(with_zeros).frames)
