@@ -51,7 +51,7 @@ BANNED_NAMES = {
     "pick": "sync",
 }
 # Other people's names, the field's, and keys of file formats that must stay readable.
-ALLOWED_NAMES = re.compile(r"NotFound|not_found|(last|first)_seen|^made_(by|from)$|^connection_made$")
+ALLOWED_NAMES = re.compile(r"NotFound|given_up|not_found|(last|first)_seen|^made_(by|from)$|^connection_made$")
 # In what people read. The word, and what to write.
 BANNED_IN_TEXT = {
     r"told|heard": "reported, received, detected: a program does not tell or hear",
