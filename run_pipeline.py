@@ -47,15 +47,15 @@ def _require_complete(summary: dict[str, Any]) -> None:
 
 
 def _run(
-    args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config, *, stored: str = ""
+    args: argparse.Namespace, change: Callable[[Config], Config] = lambda config: config
 ) -> tuple[Config, dict[str, Any]]:
     """Run the config of the command line; returns it as it was loaded, and the summary.
 
     Args:
         args: The parsed command line.
         change: Applied to the config after `--set`, before `--out` and the like.
-        stored: The file in which the run is recorded; "": none.
     """
+    from pipeline.cli.consent import require_consent, with_consent
     from pipeline.cli.out_option import add_summary, with_metrics, with_out
     from pipeline.cli.terminal import print_notice, print_page, print_summary
     from pipeline.runtime.config import load, without
@@ -73,7 +73,9 @@ def _run(
         from pipeline.cli.auto_time import with_auto_time
 
         config = with_auto_time(config, args.host)
-    print_notice(config, stored)
+    config = with_consent(config, args.consent)
+    require_consent(config)
+    print_notice(config)
     summary = launch(
         config,
         host=args.host,
@@ -110,9 +112,7 @@ def record(args: argparse.Namespace) -> None:
     if args.recording is None:
         raise ConfigError(f"record: into which file? {COMMAND} record CONFIG OUT.mcap")
     options = RecordOptions(args.streams, args.jpeg, args.consent, args.features_only, args.compression, *args.split)
-    _, summary = _run(
-        args, lambda config: with_recorder(config, args.recording, options, args.host), stored=str(args.recording)
-    )
+    _, summary = _run(args, lambda config: with_recorder(config, args.recording, options, args.host))
     print(finish_recording(args.recording, summary))
     _require_complete(summary)
 
@@ -166,6 +166,7 @@ def diff(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Everything that can be verified without opening a device or binding a socket."""
+    from pipeline.cli.consent import require_consent, stored_files
     from pipeline.runtime.config import instantiate, load
     from pipeline.runtime.graph import check_graph
 
@@ -178,6 +179,9 @@ def check(args: argparse.Namespace) -> None:
         optional = "  optional" if node.optional else ""
         optional += f"  on {node.host}" if node.host else ""
         print(f"  {node.name:<12} {node.use:<12} {'← ' + inputs if inputs else ''}{optional}")
+    require_consent(config)
+    for name, stored in stored_files(config):
+        print(f"  {name} stores {stored.what} in {stored.path}")
     print(f"{config.path}: {len(config.nodes)} nodes, no errors. Nothing was opened: `doctor` looks at the devices.")
 
 

@@ -17,7 +17,7 @@ from pipeline.alignment.aligner import Aligner, Emit
 from pipeline.alignment.event_log import EventLog
 from pipeline.alignment.options import AlignerOptions
 from pipeline.frame import FOREVER_NS, AlignedSet, Frame, Message, silence
-from pipeline.node import Arrival, Transform
+from pipeline.node import Arrival, Stored, Transform
 
 
 class Align(Transform):
@@ -58,6 +58,10 @@ class Align(Transform):
 
     def named_inputs(self) -> Iterable[tuple[str, str]]:
         return self._options.named_inputs()
+
+    def stored(self) -> Stored | None:
+        path = self._event_log_path
+        return None if path is None else Stored(str(path), "times of frames, without their data")
 
     @property
     def aligner(self) -> Aligner:

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.frame import Prediction
-from pipeline.node import Arrival, Sink
+from pipeline.node import Arrival, Sink, Stored
 from pipeline.private_file import LineFile
 
 
@@ -22,14 +22,18 @@ class Jsonl(Sink):
     Args:
         path: The file to write, for this user alone. One that exists is replaced; after a crash of this node it goes on
             behind the last whole line. One that another run writes is refused.
+        consent: Who agreed to be in it, and to what: needed where predictions of people hold embeddings. Default none.
     """
 
     consumes: ClassVar[tuple[type, ...]] = (Prediction,)
 
-    def __init__(self, *, path: str) -> None:
-        self._path = Path(path)
+    def __init__(self, *, path: str, consent: str = "") -> None:
+        self._path, self._consent = Path(path), consent
         self._file: LineFile | None = None
         self._is_full = False
+
+    def stored(self) -> Stored:
+        return Stored(str(self._path), "predictions", (Prediction,), True, self._consent)
 
     def open(self) -> None:
         try:

@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.clock import NS, utc_offset_ns
 from pipeline.frame import Frame, Health, Message, Prediction
 from pipeline.installation import COMMAND
-from pipeline.node import Arrival, Sink
+from pipeline.node import Arrival, Sink, Stored
 from pipeline.recording.labels import PAGE_LABELS, STREAM, page_labels
 from pipeline.recording.mcap.chunk import Compression
 from pipeline.recording.writer import Writer
@@ -59,6 +59,8 @@ class Record(Sink):
         split_mb: Begin another file (out.001.mcap, …) after this size (MB, > 0). Default null: never.
         split_s: Begin another file after this time (s, > 0). Default null: never.
         rigs: Rig files to store whole, with their lenses as calibrations. `record` fills it with the graph's files.
+        consent: Who agreed to be recorded, and to what: needed where people are seen or heard; it is in the file.
+            Default none.
         about: How the recording came to be, as JSON. `record` fills it with the graph and the machine.
     """
 
@@ -72,6 +74,7 @@ class Record(Sink):
         split_mb: float | None = None,
         split_s: float | None = None,
         rigs: list[str] | None = None,
+        consent: str = "",
         about: dict[str, Any] | None = None,
     ) -> None:
         if (split_mb is not None and split_mb <= 0) or (split_s is not None and split_s <= 0):
@@ -81,6 +84,7 @@ class Record(Sink):
         self._split_bytes = None if split_mb is None else round(split_mb * 1e6)
         self._split_ns = None if split_s is None else round(split_s * NS)
         self._rigs, self._about = [Path(rig) for rig in rigs or ()], about or {}
+        self._consent = consent
         self._writer: Writer | None = None
         self._described: set[str] = set()
         self._engines: dict[str, dict[str, str]] = {}
@@ -90,9 +94,16 @@ class Record(Sink):
     def named_inputs(self) -> Iterable[tuple[str, str]]:
         return (("jpeg", stream) for stream in self._jpeg)
 
+    def stored(self) -> Stored:
+        of = (Prediction,) if self._features_only else (Frame, Prediction)
+        what = "predictions and embeddings" if self._features_only else "all that it reads"
+        return Stored(str(self._path), what, of, True, self._consent)
+
     def open(self) -> None:
         offset_ns, error_ns = utc_offset_ns(self.context.clock)
         about = {"made_by": "record", "utc_offset_ns": offset_ns, "utc_error_ns": error_ns, **self._about}
+        if self._consent:
+            about["consent"] = self._consent
         self._writer = Writer(
             self._path,
             about=about,

@@ -93,6 +93,16 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
+class Stored(NamedTuple):
+    """What a node leaves behind in a file."""
+
+    path: str
+    what: str  # for people: "predictions"
+    of: tuple[type, ...] = ()  # the messages that it stores with their data; (): times alone
+    takes_consent: bool = False  # it has an option `consent`
+    consent: str = ""  # who agreed to what
+
+
 class Node:
     """Common to all nodes. The class attributes say what a node is, so that no other code needs to know it by name."""
 
@@ -135,6 +145,10 @@ class Node:
     def named_inputs(self) -> Iterable[tuple[str, str]]:
         """(option, the input that it names), for each option that names one."""
         return ()
+
+    def stored(self) -> Stored | None:
+        """What it leaves behind in a file, by its options; None: nothing."""
+        return None
 
     def check_inputs(self, inputs: Sequence[str]) -> None:
         """Raises ConfigError for an option that names an input which is none of these; opens nothing."""

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.html")
 PART = re.compile(r"<!-- (\w+\.html) -->")  # a placeholder in the page for the file's text
 PICTURE_ENCODINGS = ("bgr8", "jpeg")
-NOTE = "Labels are expressions, not feelings. Nothing is stored."
+NOTE = "Labels are expressions, not feelings."
 STREAMS_EVERY_NS = NS // 15  # the lowest rate at which a level meter looks live
 POINTS_EVERY_NS = NS // 10
 FLOOR_DB = -96.0  # the quietest 16-bit sample

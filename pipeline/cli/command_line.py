@@ -105,6 +105,7 @@ def _running(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--out", metavar="P.jsonl", help="write one JSON object per prediction, the summary last")
     verb.add_argument("--set", action="append", default=[], metavar="nodes.camera.device=1", help="change the config")
     verb.add_argument("--host", default="", metavar="NAME", help="which host of the config this machine is")
+    verb.add_argument("--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what")
     verb.add_argument("--name", default="", help="what programs call this run (default: the config's name)")
     verb.add_argument("--metrics", type=int, metavar="PORT", help="serve /healthz and /metrics there, without a page")
     verb.add_argument("--no-dashboard", action="store_true", help="without the dashboard node")
@@ -126,9 +127,6 @@ def _add_runs(add: Add) -> None:
     _running(record := add("record", "run a config and record all its messages in a file"))
     record.add_argument("config", nargs="?", default=LIVE, help="a YAML file (default: emotion-live.yaml)")
     record.add_argument("recording", nargs="?", type=Path, metavar="OUT.mcap", help="the file to write")
-    record.add_argument(
-        "--consent", default="", metavar="NOTE", help="who agreed to be recorded, and to what; stored in the file"
-    )
     record.add_argument("--features-only", action="store_true", help="embeddings and predictions; no picture, no sound")
     record.add_argument(
         "--streams", type=_names, default=(), metavar="camera,emotion", help="only these (default: all)"

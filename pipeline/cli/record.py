@@ -1,4 +1,4 @@
-"""The verb `record`: a config with a recorder node, the consent that it needs, and the report at the end of the run.
+"""The verb `record`: a config with a recorder node, and the report at the end of the run.
 
 Example:
     options = RecordOptions(consent="Ada agreed")
@@ -24,7 +24,7 @@ from pipeline.recording.provenance import DEFAULT_RECORDER, description, dropped
 from pipeline.recording.reader import Reader
 from pipeline.recording.writer import QUEUE_MESSAGES, Writer
 from pipeline.rig.rig_file import locate_rig
-from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, instantiate, resolve
+from pipeline.runtime.config import HEALTH, Config, InputConfig, NodeConfig, resolve
 from pipeline.runtime.graph import EVENTS
 
 
@@ -35,7 +35,7 @@ class RecordOptions:
     Args:
         streams: The streams to record. Empty: all.
         jpeg: The streams whose pictures are recorded as JPEG: a tenth of the size, and a replay is then not identical.
-        consent: Who agreed to what, in words. Required when a live camera or microphone is recorded.
+        consent: Who agreed to what, in words (consent.py).
         features_only: Record embeddings and predictions; no picture, sound or points.
         compression: Of the file's chunks: none, lz4 or zstd. Default lz4: fast enough for live video on one core.
         split_mb: Begin another file after this size (MB). null: never.
@@ -54,7 +54,7 @@ class RecordOptions:
 def with_recorder(config: Config, path: Path, options: RecordOptions, host: str = "") -> Config:
     """`config` with a recorder node added, which writes `path`.
 
-    Raises ConfigError when consent is missing, a stream is unknown, the config records already, or the file exists.
+    Raises ConfigError when a stream is unknown, the config records already, or the file exists.
     """
     refuse_existing(path)
     recorder = resolve("record", f"record {path}")
@@ -68,11 +68,8 @@ def with_recorder(config: Config, path: Path, options: RecordOptions, host: str 
     if options.features_only:
         config = _with_embeddings(config)
         streams = [name for name in streams if name not in config.nodes or not _is_source(config, name)]
-    _require_consent(config, streams, options)
     name = DEFAULT_RECORDER if DEFAULT_RECORDER not in config.nodes else f"{DEFAULT_RECORDER}-out"
     about = description(config) | {"recorder": name, "kept_as": dict.fromkeys(options.jpeg, "JPEG")}
-    if options.consent:
-        about["consent"] = options.consent
     node_options = {
         "path": str(path.absolute()),
         "jpeg": list(options.jpeg),
@@ -81,6 +78,7 @@ def with_recorder(config: Config, path: Path, options: RecordOptions, host: str 
         "split_mb": options.split_mb,
         "split_s": options.split_s,
         "rigs": _rig_files(config),
+        "consent": options.consent,
         "about": about,
     }
     inputs = tuple(InputConfig(stream, QUEUE_MESSAGES) for stream in streams)
@@ -116,21 +114,6 @@ def _with_embeddings(config: Config) -> Config:
             node = dataclasses.replace(node, options={**node.options, "options": options})
         nodes[node.name] = node
     return dataclasses.replace(config, nodes=nodes)
-
-
-def _require_consent(config: Config, streams: list[str], options: RecordOptions) -> None:
-    if options.consent:
-        return
-    for name in streams:
-        if name in config.nodes and _is_source(config, name):
-            node = config.nodes[name]
-            source = instantiate(node.use, node.options, where=node.where)
-            if isinstance(source, Source) and source.is_live:
-                raise ConfigError(
-                    f"record: '{name}' records the people in front of it. Ask for their consent and state it: "
-                    '--consent "Ada and Bo agreed, for the demo, until May" (it is stored in the file). '
-                    "Or record no picture and no sound: --features-only"
-                )
 
 
 def _rig_files(config: Config) -> list[str]:

@@ -1,7 +1,7 @@
 """What a run prints: the notice for the people in view, the address of the page, and the summary at the end.
 
 Example:
-    print_notice(config, stored="me.mcap")
+    print_notice(config)
     summary = launch(config, on_begin=lambda plan: print_page(plan, open_it=False))
     print_summary(summary)
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.assets import cache_folder
+from pipeline.cli.consent import stored_files
 from pipeline.runtime.config import Config
 from pipeline.runtime.graph import Plan
 from pipeline.web.access import NO_TOKEN
@@ -24,20 +25,16 @@ NOTICE = """\
 """
 
 
-def print_notice(config: Config, stored: str) -> None:
-    """stored: the file in which the run is recorded; "": none."""
+def print_notice(config: Config) -> None:
+    """What the run is not for, and what it stores."""
+    files = [f"{stored.what} in {stored.path}" for _, stored in stored_files(config)]
+    storing = f"Stored: {'; '.join(files)}." if files else "Nothing is stored."
     if any(node.options.get("task") in SCENE_TASKS for node in config.nodes.values()):
-        print(
-            f"  A prototype, not a safety function. {f'Recording into {stored}.' if stored else 'Nothing is stored.'}",
-            flush=True,
-        )
-        return
-    if stored:
-        print(f"  Recording into {stored}. Expressions, not feelings; tell the people in view.", flush=True)
+        print(f"  A prototype, not a safety function. {storing}", flush=True)
         return
     marker = cache_folder().parent / "notice-was-shown"
-    if marker.exists():
-        print("  Expressions, not feelings; tell the people in view. Nothing is stored.", flush=True)
+    if files or marker.exists():
+        print(f"  Expressions, not feelings; tell the people in view. {storing}", flush=True)
         return
     print(NOTICE, flush=True)
     try:

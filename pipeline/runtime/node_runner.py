@@ -273,6 +273,8 @@ class NodeRunner:
             self.watchdog.opens()
             node = instantiate(self.plan.use, self.plan.options, where=self.plan.where, inputs=self.context.inputs)
             node.context = self.context
+            if (stored := node.stored()) is not None:
+                self.metrics.facts["stores"] = without_credentials(f"{stored.what} in {stored.path}")
             self._open_publishers()
             lost = self._open_node(node)
             if self._wait_for_start():

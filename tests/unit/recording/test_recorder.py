@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from nodes.dashboard import Dashboard
 from nodes.labels import Labels
 from nodes.record import Record
 from pipeline.cli.record import RecordOptions, with_recorder
-from pipeline.clock import NS
+from pipeline.clock import NS, ManualClock
 from pipeline.frame import Frame, Health, NodeHealth
 from pipeline.node import Context
 from pipeline.recording.labels import Labels as RecordedLabels
@@ -90,7 +91,9 @@ def test_labels_set_during_a_replay_are_added_to_the_recording(tmp_path):
 def page(facts: dict[str, str]) -> tuple[Dashboard, list[tuple[str, str]]]:
     requests: list[tuple[str, str]] = []
     node = Dashboard()
-    node.context = Context("dashboard", request=lambda verb, argument: requests.append((verb, argument)))
+    clock = ManualClock(5)
+    clock.advance(10)
+    node.context = Context("dashboard", clock, request=lambda verb, argument: requests.append((verb, argument)))
     node._last["Health"] = Health(1, (NodeHealth("some", "running", facts=facts),))
     return node, requests
 
@@ -100,6 +103,13 @@ def test_the_page_may_pause_a_replay_and_label_what_is_recorded_or_replayed():
     for order in ({"do": "pause"}, {"do": "resume"}, {"do": "label", "label": "happy", "at_ns": 7}):
         assert node._handle_request(json.dumps(order)) is None
     assert requests == [("pause", ""), ("resume", ""), ("label", '{"label":"happy","at_ns":7}')]
+
+
+@pytest.mark.parametrize("at_ns", [4, 16, -(2**62), 2**62, 2**80])
+def test_a_label_lies_within_the_run(at_ns: int):
+    node, requests = page({"recording": "a.mcap"})
+    assert '"refused"' in str(node._handle_request(json.dumps({"do": "label", "label": "happy", "at_ns": at_ns})))
+    assert requests == []
 
 
 def test_the_page_may_neither_pause_a_live_run_nor_label_what_is_not_recorded():
