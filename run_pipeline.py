@@ -142,17 +142,9 @@ def replay(args: argparse.Namespace) -> None:
 
 
 def runs(args: argparse.Namespace) -> None:
-    """What runs on this host, as this user."""
-    import time
+    from pipeline.cli.terminal import print_runs
 
-    from pipeline.runtime.run_folder import announced_runs
-
-    for run in announced_runs():
-        began = time.strftime("%H:%M:%S", time.localtime(run.get("began_s", 0)))
-        print(f"  {run['name']:<20} since {began}  pid {run['pid']}  {run['config']}")
-        print(f"  {'':<20} {', '.join(run['streams'])}")
-        for node, address in run["pages"].items():
-            print(f"  {'':<20} {node}: {address}")
+    print_runs()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Record(Sink):
         split_mb: Begin another file (out.001.mcap, …) after this size (MB, > 0). Default null: never.
         split_s: Begin another file after this time (s, > 0). Default null: never.
         rigs: Rig files to store whole, with their lenses as calibrations. `record` fills it with the graph's files.
-        consent: Who agreed to be recorded, and to what: needed where people are seen or heard; it is in the file.
+        consent: Who agreed to be recorded, and to what; it is in the file. Needed for a live camera or microphone.
             Default none.
         about: How the recording came to be, as JSON. `record` fills it with the graph and the machine.
     """

@@ -8,12 +8,14 @@ Example:
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from pipeline.assets import cache_folder
 from pipeline.cli.consent import stored_files
 from pipeline.runtime.config import Config
 from pipeline.runtime.graph import Plan
+from pipeline.runtime.run_folder import announced_runs
 from pipeline.web.access import NO_TOKEN
 
 SCENE_TASKS = ("scene", "place", "obstacles", "objects", "sounds")
@@ -90,3 +92,13 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"  {node}: given up: {reason}")
     lost = summary["unaccounted"]
     print(f"  unaccounted: {', '.join(f'{edge}: {n}' for edge, n in lost.items()) if lost else 'none'}")
+
+
+def print_runs() -> None:
+    """What runs on this host, as this user, with the addresses of its pages."""
+    for run in announced_runs():
+        began = time.strftime("%H:%M:%S", time.localtime(run["began_s"]))
+        print(f"  {run['name']:<20} since {began}  pid {run['pid']}  {run['config']}")
+        print(f"  {'':<20} {', '.join(run['streams'])}")
+        for node, address in run["pages"].items():
+            print(f"  {'':<20} {node}: {address}")

@@ -71,7 +71,7 @@ def test_a_recorder_in_a_graph_needs_consent_as_the_verb_does_and_an_event_log_n
 
 
 @pytest.mark.parametrize("task", ["emotion", "scene"])
-def test_nothing_is_stored_is_said_only_when_it_is_true(task, capsys, tmp_path, monkeypatch):
+def test_notice_denies_storage_only_where_nothing_is_stored(task, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     nodes = LIVE | {"emotion": {"use": "infer", "inputs": ["align"], "task": task}}
     config = parse({"nodes": nodes}, "graph.yaml")
