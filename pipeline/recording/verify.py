@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline.alignment import event_log
@@ -258,11 +259,11 @@ class Audit:
 
 
 def _from_set(of_prediction: tuple[Receipt, ...], of_set: tuple[Receipt, ...]) -> bool:
-    """Whether receipts are the set's. A task may mark an input as unusable ("bad"); it passes on everything else."""
+    """Whether receipts are the set's, in every field. A task may mark an input as unusable ("bad"), with its reason."""
     if len(of_prediction) != len(of_set):
         return False
     return all(
-        p.stream == s.stream and p.seq == s.seq and p.skew_ns == s.skew_ns and (p.state == s.state or p.state == "bad")
+        p == s or (p.state == "bad" and msgspec.structs.replace(p, state=s.state, reason=s.reason) == s)
         for p, s in zip(of_prediction, of_set, strict=True)
     )
 

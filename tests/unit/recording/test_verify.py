@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -88,6 +89,42 @@ def test_a_missing_prediction_is_an_error(tmp_path):
     assert whole.faults == ()
     whole.predictions["memory"].pop()
     assert list(whole._faults()) == ["memory: 1 sets of 'align' have no prediction, and were not counted as dropped"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stream": "lidar"},
+        {"state": "late"},
+        {"seq": (99,)},
+        {"span_ns": 5},
+        {"skew_ns": 1},
+        {"age_ns": 10**12},
+        {"clock_error_ns": 1},
+        {"reason": "at the deadline"},
+        {"state": "bad", "reason": "dark", "skew_ns": 1},
+    ],
+    ids=str,
+)
+def test_a_receipt_that_was_falsified_in_any_field_is_found(tmp_path, changed):
+    path = tmp_path / "a.mcap"
+    recorded_run(path)
+    audit = Audit(path)
+    first = audit.predictions["memory"][0]
+    falsified = tuple(msgspec.structs.replace(receipt, **changed) for receipt in first.receipts)
+    audit.predictions["memory"][0] = msgspec.structs.replace(first, receipts=falsified)
+    [fault] = audit._faults()
+    assert fault.startswith("memory: the receipts of 1 predictions differ from their set's (the first at 0)")
+
+
+def test_a_task_may_mark_an_input_as_bad_and_say_why(tmp_path):
+    path = tmp_path / "a.mcap"
+    recorded_run(path)
+    audit = Audit(path)
+    first = audit.predictions["memory"][0]
+    bad = tuple(msgspec.structs.replace(receipt, state="bad", reason="dark") for receipt in first.receipts)
+    audit.predictions["memory"][0] = msgspec.structs.replace(first, receipts=bad)
+    assert list(audit._faults()) == []
 
 
 def test_a_replay_says_why_its_predictions_may_differ(tmp_path):
