@@ -14,7 +14,7 @@ import msgspec
 from pipeline.clock import NS
 from pipeline.credentials import without_credentials
 from pipeline.errors import DeviceError, nearest
-from pipeline.frame import ENCODINGS, Arrival, Frame, Message, Prediction, silence
+from pipeline.frame import ENCODINGS, Arrival, Frame, Message, Prediction, misfit, silence
 from pipeline.node import Context, Node, Sink, Source, Transform
 from pipeline.transport.input_queue import Ended, InputQueue
 
@@ -115,6 +115,8 @@ def _check(frame: object, node: Source) -> None:
             raise TypeError(
                 f"{where}: {name} is {value!r} ({type(value).__name__}), expected whole nanoseconds: int(…)"
             )
+    if wrong := misfit(frame):
+        raise ValueError(f"{where}: {wrong}")
 
 
 def _try_open(node: Source) -> DeviceError | None:
