@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+MARK = "<!-- faults -->"
 HEAD = (
     "| fault | recovery p50 | p95 | detected after | lost | the page says | the summary says |\n"
     "|---|---|---|---|---|---|---|"
@@ -50,4 +51,9 @@ def without_paths(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(table([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))
+    text = table([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()])
+    if len(sys.argv) > 2:
+        before, _, after = Path(sys.argv[2]).read_text().split(MARK)
+        Path(sys.argv[2]).write_text(f"{before}{MARK}\n\n{text}\n\n{MARK}{after}")
+    else:
+        print(text)

@@ -54,7 +54,6 @@ def test_disk_full_for_a_while(folder: Path, free_port: int, small_disk: Path, r
         fault.recovered_ns = wait_for(
             lambda: time.monotonic_ns() if len(run.out.read_bytes()) > before + 100 else None, "lines again"
         )
-        assert fault.recovery_s < 2
         run.recovered(fault, "record")
         summary = run.finish(fault)
     assert summary["dropped"]["out"]["task"]["disk full"] > 10
