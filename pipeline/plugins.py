@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import sys
 import traceback
@@ -43,6 +44,9 @@ RENAMED = {
     "grid_x_m": "x_m",
     "grid_y_m": "y_m",
 }
+
+# The largest number of a unit, the end of an option's name, that any node could work with.
+MOST = {"_px": 65_536, "rate_hz": 1_000_000}
 
 # What a program lists and describes by name: what it is → its package.
 LISTED = {"node": "nodes", "task": "pipeline.tasks"}
@@ -141,6 +145,16 @@ class CheckedOptions(dict[str, Any]):
     kind: type | None = None
 
 
+def _bound_exceeded(key: str, value: object) -> str:
+    """What a number should be that no node could work with, by the unit in its option's name; "" where it may."""
+    if not isinstance(value, int | float):
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    limit = next((most for unit, most in MOST.items() if key.endswith(unit)), None)
+    return f"at most {limit:,}" if limit is not None and value > limit else ""
+
+
 def check_options(
     kind: type, options: Mapping[str, Any], where: str, *, reserved: Iterable[str] = ()
 ) -> CheckedOptions:
@@ -172,6 +186,8 @@ def check_options(
         except (msgspec.ValidationError, TypeError):
             expected = inspect.formatannotation(hints.get(key, Any)).replace("typing.", "")
             raise ConfigError(f"{where}.{key}: found {value!r}, expected {expected}") from None
+        if bound := _bound_exceeded(key, value):
+            raise ConfigError(f"{where}.{key}: found {value!r}, expected {bound}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise ConfigError(f"{where}: '{name}' is missing. {kind.__name__} needs it")

@@ -169,7 +169,7 @@ class FaultRun:
 
     def flows(self) -> None:
         """Wait until whole sets are predicted, shown and written."""
-        wait_for(lambda: self._whole_after(time.monotonic_ns() - NS // 2), f"whole predictions; {self.run.err}")
+        wait_for(lambda: self._whole_after(time.monotonic_ns() - NS), f"whole predictions; {self.run.err}")
         wait_for(lambda: self.page.all, "the page")
         wait_for(lambda: all(n.state == "running" for n in self.nodes().values()), "all nodes")
         time.sleep(0.3)

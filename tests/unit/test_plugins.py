@@ -73,3 +73,20 @@ def test_options_that_do_not_fit_are_refused_with_the_fix(options: dict[str, Any
 
 def test_a_renamed_key_names_a_word_that_is_in_use() -> None:
     assert set(plugins.RENAMED) & set(plugins.RENAMED.values()) == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width_px": 2_000_000}, "width_px: found 2000000, expected at most 65,536"),
+        ({"height_px": 10**30}, "height_px: found 1"),
+        ({"rate_hz": 1e308}, r"rate_hz: found 1e\+308, expected at most 1,000,000"),
+        ({"rate_hz": float("nan")}, "rate_hz: found nan, expected a finite number"),
+        ({"rate_hz": float("-inf")}, "rate_hz: found -inf, expected a finite number"),
+    ],
+)
+def test_a_number_that_no_node_could_work_with_is_refused(options: dict[str, Any], message: str) -> None:
+    from nodes.synthetic import Synthetic
+
+    with pytest.raises(ConfigError, match=message):
+        check_options(Synthetic, options, "nodes.camera")

@@ -50,7 +50,7 @@ def run(cable: Cable, folder: Path, free_port: int) -> Iterator[FaultRun]:
             yield run
     finally:
         cable.front.power_off()
-        front.wait()
+        print(front.communicate()[0])  # shown where a test fails
 
 
 def test_fifth_of_all_packets_lost(cable: Cable, run: FaultRun, repeat: int) -> None:
