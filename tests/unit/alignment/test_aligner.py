@@ -187,6 +187,13 @@ def test_anchor_after_one_that_had_to_go_without_a_stream_is_answered_at_once():
     assert aligned.frames["lidar"][0].seq == 0
 
 
+def test_an_anchor_that_comes_twice_starts_one_set_and_is_counted():
+    align = aligner(max_wait_ms=0)
+    sets = [s for seq in (0, 1) for s in add(align, frame("camera", seq, 10), at_ms=11 + seq)] + align.finish(99 * MS)
+    assert len(sets) == 1
+    assert dropped(align) == {("camera", "late: its set was already sent"): 1}
+
+
 def test_duplicates_and_frames_that_go_back_in_time_are_counted_and_change_nothing():
     align = aligner(max_wait_ms=None, imu=Nearest(20))
     add(align, frame("imu", 0, 0), at_ms=0)

@@ -84,6 +84,20 @@ def test_set_that_was_altered_is_named(log):
     assert len(verify(log).differences) == 1
 
 
+@pytest.mark.parametrize(("field", "value"), [(0, "lidar"), (1, "late"), (2, [99]), (4, 12345), (6, 7), (7, "altered")])
+def test_receipt_that_was_altered_in_any_field_but_its_age_is_named(log, field, value):
+    alter(log, "set", lambda lines, i: lines[i][3][0].__setitem__(field, value))
+    assert len(verify(log).differences) == 1
+
+
+def test_last_set_that_was_removed_is_noticed(log):
+    lines = log.read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if line.startswith('["set"'))
+    log.write_text("\n".join(lines[:last] + lines[last + 1 :]) + "\n")
+    [difference] = verify(log).differences
+    assert "derived, but was not sent" in difference
+
+
 def test_arrival_that_was_removed_is_noticed(log):
     alter(
         log,

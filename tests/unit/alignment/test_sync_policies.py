@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -103,6 +104,22 @@ def test_window_with_a_lost_chunk_is_partial_and_names_the_missing_time():
 def test_window_allows_for_seams_of_a_fitted_clock():
     chunks = at(0, 20.05, 40.02, lasting_ms=20)
     assert ask(Window(before_ms=60), chunks, 60).state == "exact"
+
+
+@pytest.mark.parametrize("lost_ms", [2, 9])
+def test_window_reports_lost_sound_of_milliseconds_within_it_and_at_its_end(lost_ms: int):
+    first, second = at(0, 20 + lost_ms, lasting_ms=20)
+    within = ask(Window(before_ms=40 + lost_ms), [first, second], 40 + lost_ms)
+    at_the_end = ask(Window(before_ms=20 + lost_ms), [first], 20 + lost_ms)
+    for answer in (within, at_the_end):
+        assert isinstance(answer, Match)
+        assert answer.state == "partial" and answer.reason.startswith(f"{lost_ms} of ")
+
+
+def test_window_with_chunks_inside_each_other_reports_what_is_missing_once():
+    whole, inner, after = at(0, 10, 60, lasting_ms=40)
+    answer = ask(Window(before_ms=100), [whole, msgspec.structs.replace(inner, duration_ns=10 * MS), after], 100)
+    assert isinstance(answer, Match) and "20 of 100 ms" in answer.reason, answer
 
 
 def test_window_of_instants_holds_both_of_its_ends():
