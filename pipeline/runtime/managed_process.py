@@ -198,9 +198,10 @@ class ManagedProcess:
         """
         limit_s = max(math.inf if node.watchdog_s is None else node.watchdog_s for node in self.plan.nodes)
         limit_s *= OPENING if self.state is ProcessState.LOADING else 1
-        if self._handle is not None and self._silent_s() > limit_s:
-            reason = f"no report for {self._silent_s():.0f} s: its process is stopped, or something in it holds the "
-            self._fault = Fault(self.node_names[0], f"not answering, {reason}interpreter lock", 1)
+        silent_s = self._silent_s()
+        if self._handle is not None and silent_s > limit_s:
+            reason = f"no report for {silent_s:.0f} s: its process is stopped, or something in it holds the "
+            self._fault = Fault(self.node_names[0], f"not answering, {reason}interpreter lock", 1, silent_s)
             self._handle.kill()
 
     def _silent_s(self) -> float:
@@ -257,11 +258,14 @@ class ManagedProcess:
         fault, self._fault = self._fault, None
         reason = fault.message if fault else f"its process ended with {describe_exit(exit_code)}"
         # What worked once may work again; what fails at its first start, or reports a wrong config or device, will not.
-        is_hopeless = not self.plan.restarts and (not began or (fault is not None and fault.exit_code in (2, 3)))
+        # A device or a disk that hangs at the start may be there the next time.
+        silent_s = fault.silent_s if fault else 0.0
+        fails_at_start = not began and not silent_s
+        is_hopeless = not self.plan.restarts and (fails_at_start or (fault is not None and fault.exit_code in (2, 3)))
         if is_hopeless and not self.is_optional:
             self._fail(reason, fault)
         else:
-            self._back_off_or_give_up(reason)
+            self._back_off_or_give_up(reason, silent_s)
 
     def _fail(self, reason: str, fault: Fault | None) -> None:
         kind = {2: ConfigError, 3: DeviceError}.get(fault.exit_code if fault else 1, SensoriumError)
@@ -269,9 +273,11 @@ class ManagedProcess:
         self.error = kind(reason if names_itself else f"node '{', '.join(self.node_names)}': {reason}")
         self.state = ProcessState.FAILED
 
-    def _back_off_or_give_up(self, reason: str) -> None:
+    def _back_off_or_give_up(self, reason: str, silent_s: float) -> None:
         now_s, allowed = self._monotonic_s(), min(node.restarts for node in self.plan.nodes)
-        before = [failed_s for failed_s in self._failures_s if now_s - failed_s < PER_S]
+        # The minute is one in which it answered: else what always hangs would be started again for ever.
+        earlier = [failed_s + silent_s for failed_s in self._failures_s]
+        before = [failed_s for failed_s in earlier if now_s - failed_s < PER_S]
         self._failures_s = [*before, now_s]
         names, reason = ", ".join(self.node_names), reason.removesuffix(".")
         self._why = reason

@@ -253,9 +253,10 @@ class NodeRunner:
             return None
         what = "open()" if self.state == "starting" else "its thread"
         self.context.log.error("hung:\n%s", stack_of(self.thread.ident or 0))
-        message = f"not answering: {what} has given no sign of life for {self.watchdog.silent_s:.0f} s"
+        silent_s = self.watchdog.silent_s
+        message = f"not answering: {what} has given no sign of life for {silent_s:.0f} s"
         self.state, self.note = "failed", message
-        return Fault(self.plan.name, message, 1)
+        return Fault(self.plan.name, message, 1, silent_s)
 
     def _report_state(self, state: NodeState, note: str) -> None:
         self.state, self.note = state, without_credentials(note)

@@ -92,11 +92,12 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, tag="Fault"):
-    """Node process → launcher: a node failed for good. `exit_code` as in errors.py."""
+    """Node process → launcher: a node failed for good. `exit_code` as in errors.py; `silent_s`: it did not answer."""
 
     node: Name
     message: str
     exit_code: int
+    silent_s: float = 0.0
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="Request"):

@@ -74,10 +74,14 @@ def test_interpreter_that_is_held_for_a_moment_is_waited_for_and_for_ever_is_not
         assert "holds the interpreter lock" in run.err
 
 
-def test_open_that_hangs_ends_the_run_with_the_name_of_the_node(folder: Path) -> None:
-    done = finished(folder, "run", graph(folder, "opens", more=", watchdog_s: 1"))
-    assert done.returncode == 1
-    assert "node 'b': not answering: open() has given no sign of life for" in done.stderr
+def test_open_that_hangs_is_tried_again_then_given_up_and_the_rest_runs(folder: Path) -> None:
+    fails = graph(folder, "opens", more=", watchdog_s: 1, restarts: 1")
+    done = finished(folder, "run", fails, "--for", "2s", "--out", "p.jsonl")
+    summary = last_line(folder / "p.jsonl")
+    assert done.returncode == 5, done.stderr
+    assert "node 'b' failed: not answering: open() has given no sign of life for" in done.stderr
+    assert summary["restarts"] == {"b": 1} and list(summary["given_up"]) == ["b"]
+    assert summary["predictions"] > 10 and summary["unaccounted"] == {}
 
 
 def test_first_three_crashes_are_followed_by_a_restart_at_once(folder: Path) -> None:

@@ -150,6 +150,23 @@ def test_back_off_has_a_limit_and_failures_of_an_earlier_minute_do_not_count() -
     assert process.restart_is_due
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_process_that_always_hangs_is_given_up_however_long_each_silence_is(began: bool) -> None:
+    process, double = a_process(restarts=5)
+    for _ in range(6):
+        if began:
+            report(process, "ready", "ready")
+            process.begin(5, muted=())
+        double.now_s += 61
+        process.end_if_silent()
+        assert double.killed and ends(process, double, -9) is not ProcessState.FAILED
+        double.now_s += MAX_BACKOFF_S
+        if process.restart_is_due:
+            process.start(5)
+    assert process.state is ProcessState.ABANDONED
+    assert "not answering, no report for 61 s" in process.health()[0].note
+
+
 def test_optional_node_is_given_up_where_another_would_end_the_run() -> None:
     process, double = a_process(restarts=1, optional=True)
     process.handle_fault(Fault("mood", "nothing is plugged in", 3))
