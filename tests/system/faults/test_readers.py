@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
-from fault_runs import REPEATS, TOKEN, fault_run
-from running import finished
+from fault_runs import RECOVERY_S, REPEATS, TOKEN, Row, fault_run, lost, write_row
+from running import finished, last_line
+from websockets.sync.client import connect
 
 pytestmark = [pytest.mark.system, pytest.mark.paced, pytest.mark.parametrize("repeat", range(REPEATS))]
 
@@ -62,3 +65,23 @@ def test_two_runs_at_once(folder: Path, free_port: int, repeat: int) -> None:
         run.recovered(fault)
         fault.page.append("nothing")
         run.finish(fault, says=lambda summary: f"the second: exit code 2, {second.stderr.strip()}")
+
+
+def test_page_that_sends_thousands_of_orders_can_still_stop_the_run(folder: Path, free_port: int, repeat: int) -> None:
+    orders = [json.dumps({"do": verb, "source": "sound"}) for verb in ("mute", "unmute")] * 1000
+    with fault_run(folder, free_port) as run:
+        address = f"ws://127.0.0.1:{free_port}/ws?pictures=0&token={TOKEN}"
+        with connect(address, compression=None, close_timeout=0.1) as page:
+            for order in orders:
+                page.send(order)
+            time.sleep(0.5)  # orders are limited in rate: a person's next one comes later
+            page.send(json.dumps({"do": "stop"}))
+            stopped_s = time.monotonic()
+            assert run.run.wait(20) == 0, run.run.err
+            recovery_s = time.monotonic() - stopped_s
+        summary = last_line(run.out)
+    assert summary["unaccounted"] == {} and summary["restarts"] == {}
+    write_row(
+        Row("2,000 orders of a page, then Stop", recovery_s, None, lost(summary), "too many orders", "exit code 0")
+    )
+    assert recovery_s <= RECOVERY_S
