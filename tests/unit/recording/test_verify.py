@@ -106,7 +106,7 @@ def test_a_missing_prediction_is_an_error(tmp_path):
     ],
     ids=str,
 )
-def test_a_receipt_that_was_falsified_in_any_field_is_found(tmp_path, changed):
+def test_a_receipt_that_was_falsified_in_any_field_is_detected(tmp_path, changed):
     path = tmp_path / "a.mcap"
     recorded_run(path)
     audit = Audit(path)
