@@ -36,7 +36,7 @@ log = logging.getLogger("launch")
 PER_S = 60.0  # `restarts` of a node counts within so long
 FREE_RESTARTS = 3  # so many within PER_S happen at once; then back-offs begin
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 10.0
-START_AGAIN_S = 1.0  # where the system has no room for a process
+START_AGAIN_S = 0.5  # where the system has no room for a process
 REPORTED_AFTER_S = 2.0  # reports come four times a second: after so long without one, a node is "not answering"
 
 
@@ -170,7 +170,7 @@ class ManagedProcess:
         if not is_restart:
             raise SensoriumError(f"node '{names}': {reason}. Raise the limits of this user (ulimit -a), or free memory")
         if any(self._health[name].note != reason for name in self.node_names):
-            log.error("node '%s': %s. Trying again every %.0f s.", names, reason, START_AGAIN_S)
+            log.error("node '%s': %s. Trying again every %.1f s.", names, reason, START_AGAIN_S)
         for name in self.node_names:
             self._health[name] = NodeHealth(name, "restarting", reason, restarts=self.plan.restarts)
         self._restart_at_s = self._monotonic_s() + START_AGAIN_S

@@ -41,7 +41,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     repeats = max(map(len, by_fault.values()), default=0)
-    return "\n".join([*lines, "", f"{sum(map(len, by_fault.values()))} faults, each up to {repeats} times."])
+    return "\n".join([*lines, "", f"{len(by_fault)} faults, each up to {repeats} times."])
 
 
 def without_paths(text: str) -> str:
