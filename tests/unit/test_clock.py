@@ -87,6 +87,22 @@ def test_sample_clock_follows_a_rate_that_wanders() -> None:
     assert np.std(error_ns[1500:]) <= 60_000
 
 
+def test_stated_bound_grows_with_the_jitter_of_the_least_delays() -> None:
+    """A driver that is late by up to 3 ms for seconds at a time: no reading shows the true line."""
+    random = np.random.default_rng(0)
+    clock = SampleClock(RATE_HZ)
+    errors_ns, bounds_ns = [], []
+    for k in range(3000):
+        if k % 100 == 0:
+            late_ns = round(random.uniform(0, 3 * MS))
+        end_ns = START_NS + (k + 1) * CHUNK * NS // RATE_HZ
+        capture_ns = clock.stamp_chunk(k * CHUNK, CHUNK, end_ns + late_ns)
+        errors_ns.append(abs(capture_ns - (end_ns - CHUNK * NS // RATE_HZ)))
+        bounds_ns.append(clock.error_ns)
+    late = np.array(errors_ns[1500:]) > np.array(bounds_ns[1500:])
+    assert np.median(bounds_ns[1500:]) > 1 * MS and late.mean() <= 0.01
+
+
 @pytest.mark.parametrize("jitter", JITTERS)
 def test_stated_bound_holds_from_the_first_chunk_on(jitter: Jitter) -> None:
     for seed in range(8):

@@ -78,6 +78,13 @@ def test_labels_that_a_rounding_decides_are_not_counted() -> None:
     assert (result.sure, result.refusal) == (0, "")
 
 
+def test_the_margin_is_that_of_the_calibrated_probabilities() -> None:
+    near = [{"x": np.tile(np.array([[1.5, 1.0, -9]], np.float32), (256, 1))}]
+    flipped = Scores(flipped=256)
+    assert compare(flipped, Scores(), near, precision="fp16", temperature=1.0).sure == 256
+    assert compare(flipped, Scores(), near, precision="fp16", temperature=20.0).sure == 0
+
+
 def test_too_few_samples_prove_nothing() -> None:
     assert "only 255 samples" in compare(Scores(), Scores(), sure(255), precision="fp32").refusal
 

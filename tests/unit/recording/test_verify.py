@@ -72,6 +72,14 @@ def test_one_missing_picture_is_an_error_that_names_its_number(tmp_path, capsys)
     assert "camera: 1 of 1 missing messages are unaccounted for (#4" in capsys.readouterr().out
 
 
+def test_a_message_that_is_in_the_file_twice_is_an_error(tmp_path):
+    path = tmp_path / "a.mcap"
+    recorded_run(path)
+    audit = Audit(path)
+    audit.streams["camera"].add(picture(9))
+    assert "camera: 1 messages are in it twice" in list(audit._faults())
+
+
 def test_last_events_that_the_recorder_dropped_are_no_fault(tmp_path, capsys):
     recorded_run(tmp_path / "a.mcap", events_dropped=4)
     audit_report(tmp_path / "a.mcap")

@@ -197,3 +197,15 @@ def test_sets_and_predictions_carry_the_error_in_every_receipt() -> None:
     assert prediction.capture_ns == 15 * NS
     assert [r.clock_error_ns for r in prediction.receipts] == [110 * US, 100 * US]
     assert left_ns(moved(Health(20 * NS, ()), five_seconds_ago)) == 15 * NS
+
+
+def test_the_bound_holds_while_no_ping_is_answered_and_the_drift_itself_moves_a_little() -> None:
+    network = Network(ppm=20.0, there_ms=0.01, back_ms=0.01, jitter_ms=0.002)
+    for error_ns, bound_ns in network.run(120):
+        assert abs(error_ns) <= bound_ns
+    last_ns = network.now_ns
+    for silent_s in range(1, 31):
+        warmer_ns = round(silent_s * NS * 0.8e-6)  # the other clock runs 0.8 ppm faster from now on
+        now_ns = last_ns + silent_s * NS
+        local_ns, bound_ns = network.clock.to_local(network.remote(now_ns) + warmer_ns)
+        assert abs(local_ns - now_ns) <= bound_ns
