@@ -2,7 +2,7 @@
 
 Example:
     for name, stored in stored_files(config): print(f"{name}: {stored.what} in {stored.path}")
-    require_consent(config, "Ada agreed, for the demo, until May")         # ConfigError where nobody was asked
+    require_consent(with_consent(config, "Ada agreed"))         # ConfigError where nobody was asked
 """
 
 from __future__ import annotations

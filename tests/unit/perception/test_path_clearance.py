@@ -56,22 +56,22 @@ def test_without_fresh_evidence_all_along_it_is_unknown_with_a_reason(views, tex
 
 def hiding(rows: np.ndarray | slice, columns: np.ndarray | slice) -> View:
     """A view in which these cells are not known."""
-    seen = view()
-    assert seen.grid is not None
-    cells = seen.grid.cells.copy()
+    plain = view()
+    assert plain.grid is not None
+    cells = plain.grid.cells.copy()
     cells[rows, columns] = UNKNOWN
-    return seen._replace(grid=FreeSpace(cells, 0.4, (-20.0, -20.0)))
+    return plain._replace(grid=FreeSpace(cells, 0.4, (-20.0, -20.0)))
 
 
 @pytest.mark.parametrize(("known_m", "state"), [(2.0, "clear"), (1.6, "clear"), (0.8, "unknown"), (0.4, "unknown")])
-def test_most_of_the_width_must_be_seen(known_m: float, state: str):
+def test_most_of_the_width_must_be_visible(known_m: float, state: str):
     """Of the corridor, which is 2 m wide, a strip along its right side."""
     y_m = -20.0 + (np.arange(100) + 0.5) * 0.4
     assert decide(CORRIDOR, NS, [hiding(slice(None), y_m > -1.0 + known_m)]).state == state
 
 
 @pytest.mark.parametrize(("gap_m", "state"), [(1.2, "clear"), (2.4, "unknown"), (3.6, "unknown")])
-def test_a_stretch_that_is_not_seen_is_short(gap_m: float, state: str):
+def test_a_stretch_that_is_not_visible_is_short(gap_m: float, state: str):
     first = round((10 + 20) / 0.4)
     assert decide(CORRIDOR, NS, [hiding(slice(first, first + round(gap_m / 0.4)), slice(None))]).state == state
 
