@@ -117,17 +117,16 @@ def bounded_protocol() -> type[asyncio.Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self.loop.call_later(HEADER_S, self.close_if_idle)
-            if len(self.connections) > MAX_CONNECTIONS:
-                idle = [c for c in self.connections if isinstance(c, Bounded) and c.asks_for_nothing and c is not self]
-                if idle:
-                    min(idle, key=lambda connection: connection.number).transport.abort()
             self.number = Bounded.count = Bounded.count + 1
+            idle = [c for c in self.connections if isinstance(c, Bounded) and c.asks_for_nothing]
+            if len(self.connections) > MAX_CONNECTIONS and idle:
+                min(idle, key=lambda connection: connection.number).transport.abort()
 
         count = 0
 
         @property
         def asks_for_nothing(self) -> bool:
-            return self.cycle is None
+            return self.cycle is None and not self.transport.is_closing()
 
         def close_if_idle(self) -> None:
             if self.asks_for_nothing and self in self.connections:  # a WebSocket has another protocol by now
