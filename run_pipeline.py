@@ -1,6 +1,6 @@
 """Sensorium's command line: one function per verb, heavy imports inside the verb.
 
-    python run_pipeline.py                     webcam + microphone → emotion, page at http://127.0.0.1:8080
+    python run_pipeline.py                     webcam + microphone → emotion; it prints the page's address
     python run_pipeline.py demo                the same on a packaged clip; --scene: what is around, on a rendered drive
     python run_pipeline.py run CONFIG --for 10s --out predictions.jsonl --set nodes.camera.device=1
 

@@ -1,4 +1,4 @@
-"""The web page: picture, expressions or scene, receipts and the state of every node, at http://127.0.0.1:8080.
+"""The web page: picture, expressions or scene, receipts and the state of every node.
 
 Owns the messages to and from the page; pipeline/web/server.py serves it. Knows nothing of how predictions are made, and
 never waits for a browser: what a slow one cannot take is replaced (pictures, state) or dropped and counted
