@@ -13,7 +13,7 @@ Your own program gets the predictions as JSON from the WebSocket /ws, one object
 Server to client, text, distinguished by "type":
     hello        once: {"node", "note"}
     prediction   the fields of Prediction.record()
-    health       {"publish_ns", "nodes": [the fields of frame.NodeHealth, ...]}
+    health       {"publish_ns", "run", "nodes": [the fields of frame.NodeHealth, ...]}
     streams      up to 15 times a second: {"now_ns", "streams": {name: the fields of StreamView, ...}}
     missed       {"count"}: predictions that this client was too slow for
     refused      {"reason"}: the request cannot be carried out
@@ -360,7 +360,8 @@ def as_json(kind: str, fields: dict[str, Any]) -> str:
 
 def plain(health: Health) -> dict[str, Any]:
     """By field name: the wire's arrays are for programs that know the request."""
-    return {"publish_ns": health.publish_ns, "nodes": [msgspec.structs.asdict(node) for node in health.nodes]}
+    nodes = [msgspec.structs.asdict(node) for node in health.nodes]
+    return {"publish_ns": health.publish_ns, "run": health.run, "nodes": nodes}
 
 
 def shrunk(image: np.ndarray, max_px: int) -> np.ndarray:

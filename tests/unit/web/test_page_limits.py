@@ -96,7 +96,7 @@ def test_metrics_are_served_without_a_page_too() -> None:
         node.close()
 
 
-def test_token_that_is_turned_off_is_said_and_stays_on_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+def test_token_that_is_turned_off_is_logged_and_stays_on_this_machine(caplog: pytest.LogCaptureFixture) -> None:
     node = Dashboard(port=0, token="none")
     node.context = Context("dashboard")
     node.open()
