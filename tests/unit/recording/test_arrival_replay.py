@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import msgspec
 import numpy as np
 
 from pipeline.alignment.event_log import AlignerConfig, ArrivalEvent, FinishEvent
@@ -49,6 +50,26 @@ def test_frames_that_the_recorded_aligner_did_not_receive_are_passed_over_and_co
     sets = [s for seq in range(4) for s in replay.add(picture(seq))] + replay.ended("camera") + replay.finish()
     assert [s.anchor_ns for s in sets] == [0, 80 * MS]
     assert dict(replay.counts) == {("camera", NOT_RECEIVED): 2}
+
+
+def test_a_replay_counts_what_becomes_of_frames_as_the_live_aligner_does():
+    """Two pictures at one time, and one that goes back: all of them arrived, and the live aligner dropped two."""
+    again = msgspec.structs.replace(picture(1), seq=2)
+    back = msgspec.structs.replace(picture(0), seq=3)
+    frames = [picture(0), picture(1), again, back]
+    live = aligner_config().aligner()
+    for frame, arrival in zip(frames, arrivals(*frames), strict=True):
+        live.add(frame, max(arrival.arrival_ns, 40 * MS + MS))
+    live.finish(NS)
+    at_ns = 40 * MS + MS
+    recorded = [msgspec.structs.replace(arrival, arrival_ns=at_ns) for arrival in arrivals(*frames)]
+    replay = ArrivalReplay(iter([aligner_config(), *recorded, FinishEvent(NS)]))
+    for frame in frames:
+        replay.add(frame)
+    replay.ended("camera")
+    replay.finish()
+    counts = replay.take_counts()
+    assert counts == live.take_counts() and counts.total() == len(frames)
 
 
 def test_a_frame_that_is_not_in_the_recording_keeps_its_place_without_its_payload():
