@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ import msgspec
 import numpy as np
 
 from pipeline.alignment import event_log
-from pipeline.alignment.event_log import AlignerConfig, ArrivalEvent, SetEvent
+from pipeline.alignment.event_log import AlignerConfig, ArrivalEvent, Event, SetEvent
 from pipeline.clock import NS
 from pipeline.frame import FOREVER_NS, Frame, Health, Prediction, Receipt
 from pipeline.recording.arrival_replay import events_of
 from pipeline.recording.provenance import dropped_by_recorder
 from pipeline.recording.reader import Reader
+from pipeline.runtime.accounting import QUEUED
 from pipeline.runtime.graph import EVENTS
 from pipeline.transport.drop_reasons import EDGE_REASONS
 
@@ -45,6 +46,9 @@ class StreamAudit:
     duplicates: int = 0
     backwards: int = 0  # timestamps not after the one before
     restarts: int = 0
+    before_reconnection: int = (
+        0  # messages that its node had sent, started again, when the recorder was connected again
+    )
     clock_error_ns: int = 0
 
     def add(self, frame: Frame) -> None:
@@ -54,6 +58,7 @@ class StreamAudit:
             return
         if frame.seq < last:  # its node restarted
             self.restarts += 1
+            self.before_reconnection += frame.seq
             last = -1
         if frame.seq > last + 1:
             self.missing.append((last + 1, frame.seq - last - 1, frame.capture_ns))
@@ -110,6 +115,7 @@ class Audit:
         self.sent: dict[str, list[SetEvent]] = {}  # by aligner
         self.arrivals: dict[str, Counter[tuple[str, int, int]]] = {}  # by aligner: (stream, seq, capture)
         self.verdicts: dict[str, event_log.Verification] = {}
+        self._last_before_restart: dict[str, set[int]] = {}  # by aligner: anchors of sets that may have died with it
         self._health: Health | None = None
         with Reader(path, unclosed=True) as reader:
             self.closed, self.torn_bytes = reader.closed, reader.torn_bytes
@@ -157,6 +163,7 @@ class Audit:
             (e.stream, e.seq, e.capture_ns) for e in events if isinstance(e, ArrivalEvent) and e.seq >= 0
         )
         self.sent[align] = [e for e in events if isinstance(e, SetEvent)]
+        self._last_before_restart[align] = set(_last_before_restarts(events))
         if not self.has_all_events(align):
             self.verdicts[align] = event_log.Verification(len(self.sent[align]), len(events), ())
         elif events and isinstance(events[0], AlignerConfig):
@@ -205,6 +212,8 @@ class Audit:
             missing = self.countable_gaps(stream)
             if self.from_live_run and (lost := sum(count for _, count, _ in missing)):
                 explained = self.dropped_by_the_recorder(name) + self._dropped(name, name).total()
+                if self.summary.get("restarts", {}).get(name.removesuffix(EVENTS)):
+                    explained += stream.before_reconnection
                 if lost > explained:
                     where = ", ".join(
                         f"#{seq}" + (f"–{seq + n - 1}" if n > 1 else "") for seq, n, _ in missing[:MAX_LISTED]
@@ -252,10 +261,22 @@ class Audit:
         if altered:
             first = f"the first at {altered[0]}"
             yield f"{node}: the receipts of {len(altered)} predictions differ from their set's ({first})"
-        left = len(sets) - (len(predictions) - len(unknown)) - self.dropped_by_the_recorder(node)
+        died = self._last_before_restart[align] - {p.capture_ns for p in predictions}
+        left = len(sets) - (len(predictions) - len(unknown)) - self.dropped_by_the_recorder(node) - len(died)
         dropped = self._dropped(node, align)
         if whole and self.summary and left > sum(dropped[reason] for reason in EDGE_REASONS):
             yield f"{node}: {left} sets of '{align}' have no prediction, and were not counted as dropped"
+
+
+def _last_before_restarts(events: Sequence[Event]) -> Iterator[int]:
+    """The anchors of the sets that an aligner had logged last when it was killed: its queues may have held them."""
+    anchors: list[int] = []
+    for event in events:
+        if isinstance(event, SetEvent):
+            anchors.append(event.anchor_ns)
+        elif isinstance(event, AlignerConfig):
+            yield from anchors[-QUEUED:]
+            anchors.clear()
 
 
 def _from_set(of_prediction: tuple[Receipt, ...], of_set: tuple[Receipt, ...]) -> bool:

@@ -175,12 +175,18 @@ def _without_outcome(aligner: NodeHealth, *, cut: bool) -> dict[str, int]:
 
 def _with_evidence_of_readers(plan: Plan, health: dict[str, NodeHealth]) -> dict[str, NodeHealth]:
     """A sender that was killed could not report its last messages: it sent at least what its readers account for."""
-    produced = {name: node.produced for name, node in health.items()}
+    with_evidence = dict(health)
     for node in plan.nodes:
         for edge in node.inputs:
-            if edge.source in health and health[edge.source].restarts:
-                produced[edge.source] = max(produced[edge.source], _accounted_for(health[node.name], edge.source))
-    return {name: msgspec.structs.replace(node, produced=produced[name]) for name, node in health.items()}
+            sender = with_evidence.get(name := edge.source.removesuffix(EVENTS))
+            if sender is not None and sender.restarts:
+                accounted = _accounted_for(health[node.name], edge.source)
+                if edge.source == name:
+                    sender = msgspec.structs.replace(sender, produced=max(sender.produced, accounted))
+                else:
+                    sender = msgspec.structs.replace(sender, events=max(sender.events, accounted))
+                with_evidence[name] = sender
+    return with_evidence
 
 
 def _accounted_for(reader: NodeHealth, source: str) -> int:

@@ -23,6 +23,7 @@ import pytest
 import websockets.sync.client
 from running import Running, a_file, finished, running, wait_for
 
+import pipeline
 from pipeline import frame, scene_state
 from pipeline.frame import Prediction
 from pipeline.transport import wire_format
@@ -109,8 +110,11 @@ def test_program_without_our_package_is_fifteen_lines() -> None:
     assert len([line for line in example(1).splitlines() if line.strip()]) <= 16
 
 
-def test_page_sends_predictions_as_json(run: Running, port: int) -> None:
-    address = f"ws://127.0.0.1:{port}/ws?pictures=0"
+def test_page_sends_predictions_as_json(run: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run.folder))
+    address = pipeline.page_address("ws") + "&pictures=0"
+    with pytest.raises(websockets.exceptions.InvalidStatus, match="401"):
+        websockets.sync.client.connect(address.partition("?")[0])
     with websockets.sync.client.connect(address) as browser:
         message = (json.loads(text) for text in browser if isinstance(text, str))
         prediction = next(message for message in message if message["type"] == "prediction")

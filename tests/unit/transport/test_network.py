@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ def raw(address: str, *, server_key: str = "", keys: tuple[str, str] | None = No
         reader.setsockopt_string(zmq.CURVE_PUBLICKEY, keys[0])
         reader.setsockopt_string(zmq.CURVE_SECRETKEY, keys[1])
     reader.connect(address)
-    reader.send_multipart(Codec().encode(0, 0, Hello("unknown")))
+    with suppress(zmq.Again):  # it is rejected already: ZeroMQ has given the connection up, and would wait for ever
+        reader.send_multipart(Codec().encode(0, 0, Hello("unknown")), zmq.DONTWAIT)
     return reader
 
 
