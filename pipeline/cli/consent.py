@@ -54,6 +54,8 @@ def _people_in(config: Config, node: NodeConfig, stored: Stored) -> Iterator[str
             continue
         if Frame in stored.of and _is_live_source(sender):
             yield f"what '{sender.name}' captures"
+        elif Frame in stored.of and resolve(sender.use, sender.where).produces is Frame and _sees_live(config, sender):
+            yield f"what '{sender.name}' makes of what a live sensor captures"
         embeds = (sender.options.get("options") or {}).get("embeddings")
         if Prediction in stored.of and embeds and _sees_live(config, sender):
             yield f"embeddings, by which a person may be recognised, from '{sender.name}'"

@@ -70,6 +70,13 @@ def test_a_recorder_in_a_graph_needs_consent_as_the_verb_does_and_an_event_log_n
     }
 
 
+def test_frames_derived_from_those_of_a_live_sensor_need_consent_too(tmp_path):
+    record = {"use": "record", "path": str(tmp_path / "a.mcap"), "inputs": ["turned"]}
+    nodes = LIVE | {"turned": {"use": "deskew", "inputs": ["camera", "microphone"]}, "rec": record}
+    with pytest.raises(ConfigError, match="it stores what 'turned' makes of what a live sensor captures"):
+        require_consent(parse({"nodes": nodes}, "graph.yaml"))
+
+
 @pytest.mark.parametrize("task", ["emotion", "scene"])
 def test_notice_denies_storage_only_where_nothing_is_stored(task, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
