@@ -131,7 +131,7 @@ def save(folder: Path, rows: Rows) -> None:
         "made_by": rows.made_by,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what the recording holds
         (folder / "dataset.json").unlink(missing_ok=True)
         with (folder / "rows.npz").open("wb") as file:
             np.savez(file, **arrays)

@@ -41,7 +41,7 @@ def export_recording(recording: Path, folder: Path, *, say: Callable[[str], None
         raise ConfigError(f"{folder}: it exists already and is not empty. Name another folder")
     with Reader(recording) as reader:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what the recording holds
             with _Export(reader, folder) as export:
                 for stream, message, _ in reader.messages():
                     export.write(stream, message)

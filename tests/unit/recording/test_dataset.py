@@ -30,6 +30,11 @@ def test_a_data_set_comes_back_as_it_was_saved(tmp_path):
     assert back.modalities["face"].dim == 4 and back.modalities["voice"].kind == "probs"
 
 
+def test_a_data_set_is_for_its_user_alone(tmp_path):
+    dataset.save(tmp_path / "set", rows())
+    assert (tmp_path / "set").stat().st_mode & 0o077 == 0
+
+
 def test_rows_of_two_recordings_are_concatenated_with_their_groups():
     both = dataset.concatenate([rows(2, group="anna"), rows(3, group="ben")])
     assert (

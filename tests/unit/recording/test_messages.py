@@ -241,6 +241,7 @@ def test_an_export_of_frames_that_are_not_what_they_say_lists_them(tmp_path: Pat
             writer.write(frame.stream, frame)
     lines: list[str] = []
     export_recording(tmp_path / "a.mcap", tmp_path / "out", say=lines.append)
+    assert (tmp_path / "out").stat().st_mode & 0o077 == 0
     assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) < 100_000
     listed = "".join(line for line in lines if "not exported" in line)
     assert listed.count("not exported") == 4 and listed.count("more than 12 h after the one before") == 2
