@@ -96,19 +96,20 @@ class ClockClient(ServiceThread):
 
     def serve(self) -> None:
         answered_ns = self._own_clock.now_ns()
-        jumps, silence_logged = 0, False
+        jumps, logged = 0, ""
         while not self._stopping.is_set():
             if all(self._ping() for _ in range(PINGS_IN_A_ROW)):
-                answered_ns, silence_logged = self._own_clock.now_ns(), False
-            elif self._own_clock.now_ns() - answered_ns > NO_ANSWER_S * NS and not silence_logged:
-                silence_logged = True
+                answered_ns, logged = self._own_clock.now_ns(), ""
+            elif self._own_clock.now_ns() - answered_ns > NO_ANSWER_S * NS:
                 rejected = bool(self._rejections.poll(0))
                 fix = (
                     f": it rejects this host's key. Put {self._own_name}.public into the allowed/ folder of its keys"
                     if rejected
                     else ""
                 )
-                log.warning("host '%s' does not answer%s", self.host, fix)
+                if (text := f"host '{self.host}' does not answer{fix}") != logged:  # that it rejects may show later
+                    logged = text
+                    log.warning("%s", text)
             if self.clock.jumps > jumps and self.clock.known:
                 jumps = self.clock.jumps
                 log.warning(
