@@ -229,9 +229,9 @@ def test_clip_played_into_a_microphone_is_captured_at_its_time(sound: SoundServe
                 break
     finally:
         microphone.close()
-    sound = np.concatenate([f.data for f in frames])
-    at = int(np.correlate(sound, clip, "valid").argmax())
-    assert np.corrcoef(sound[at : at + len(clip)], clip)[0, 1] >= 0.99
+    recorded = np.concatenate([f.data for f in frames])
+    at = int(np.correlate(recorded, clip, "valid").argmax())
+    assert np.corrcoef(recorded[at : at + len(clip)], clip)[0, 1] >= 0.99
     frame = frames[at // 320]
     detected_ns = frame.capture_ns + (at % 320) * NS // RATE_HZ
     assert sound.played_ns is not None
