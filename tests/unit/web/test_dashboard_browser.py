@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from browsing import Show, coloured, says
+from running import wait_for
 
 from nodes.dashboard import Dashboard
 from pipeline.frame import Frame, Health, NodeHealth, NodeState, Prediction, Receipt, Subject, silence
@@ -172,6 +173,7 @@ def test_mute_and_stop_are_asked_of_the_launcher_also_from_the_keyboard(page: An
     page.focus("#stop")
     page.keyboard.press("Enter")
     says(page, "#stop", "Stopping")
+    wait_for(lambda: len(performance.asked) == 3, "the page's orders")  # its words change before they arrive
     assert performance.asked == [("mute", "camera"), ("mute", "microphone"), ("stop", "")]
     performance.nodes["camera"] = ("muted", "")
     says(page, "#sensor-camera", "Unmute")
